@@ -1,0 +1,54 @@
+"""Datasets: the only code that knows a dataset's folder layout. To add one, write a file and a line in DATASETS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from rvos_cache.seams import resolve
+from rvos_cache.types import Expression, GroundTruth, Video
+
+DATASETS = {
+    "mevis": "rvos_cache.datasets.mevis:Mevis",
+}
+
+
+class Dataset(Protocol):
+    """One split of one dataset. Making it reads the expressions, never frames or masks."""
+
+    name: str
+    root: Path
+    split: str
+
+    def __init__(self, root: Path, split: str) -> None:
+        """Raises InputError when the split is not there or its files cannot be read."""
+
+    @staticmethod
+    def splits(root: Path) -> list[str]:
+        """The splits found under `root`, in the dataset's own order."""
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the split shows its ground truth."""
+
+    def video_ids(self) -> tuple[str, ...]:
+        """The videos of the split in file order."""
+
+    def video(self, video_id: str) -> Video:
+        """Raises InputError when the video is not listed or its frames are missing."""
+
+    def expressions(self, video_id: str) -> tuple[Expression, ...]:
+        """All expressions of the video in file order."""
+
+    def ground_truth(self, video_id: str) -> GroundTruth | None:
+        """None exactly when the split hides its answers. Raises InputError for a damaged annotation."""
+
+    def check(self) -> Iterator[str]:
+        """Every fault of the split, one line each, naming its file; reads everything."""
+
+
+def open_dataset(name: str, root: Path, split: str) -> Dataset:
+    """The dataset `name` (a name in DATASETS or "package.module:Class")."""
+    dataset: Dataset = resolve(DATASETS, name, "dataset")(Path(root), split)
+    return dataset

@@ -1,0 +1,1 @@
+"""Stage two: train light selection modules from the caches, select tracks, merge, evaluate, show."""
