@@ -1,0 +1,45 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+DATASET ?= mevis
+ROOT ?= data/$(DATASET)
+TRACKER ?= flow
+ENCODER ?= hashed
+JOBS ?= 2
+# One thread per process: two threads on two busy cores are slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: env demo extract test lint types bench clean
+
+env: .venv/installed
+
+# constraints.lock pins every package, torch too (a CPU build where no CUDA is wanted).
+.venv/installed: pyproject.toml constraints.lock
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.lock torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.lock -e '.[dev]'
+	touch $@
+
+demo: env
+	$(BIN)/python -m pipelines.sola_shapes --out out/demo
+
+extract: env
+	$(BIN)/rvos-cache extract-all --dataset $(DATASET) --root $(ROOT) --tracker $(TRACKER) --encoder $(ENCODER) --jobs $(JOBS) $(if $(SPLIT),--split $(SPLIT))
+
+test: env
+	$(BIN)/pytest -n 2
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: env
+	$(BIN)/mypy
+
+bench: env
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf out .venv

@@ -1,0 +1,244 @@
+"""`rvos-select`: train, predict, merge, evaluate, oracle, submit, report, ask. Heavy imports happen in the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rvos_cache.errors import InputError, run_command
+
+PATH = click.Path(path_type=Path)
+CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=True, help="Tracks cache; may repeat.")
+TEXTS = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat. Default: beside the tracks.")
+ROOT = click.option("--root", type=PATH, help="Where the dataset lies; overrides the hint in the card.")
+VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
+LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos of the split.")
+ALLOW_MISSING = click.option("--allow-missing", is_flag=True, help="Score absent predictions 0 and list them.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def cli() -> None:
+    """Train light selection modules from caches, select tracks, merge them, evaluate and show."""
+
+
+@cli.command()
+@CACHES
+@TEXTS
+@click.option("--valid-cache", "valid_caches", type=PATH, multiple=True, help="Validation tracks; may repeat.")
+@click.option("--valid-text", "valid_texts", type=PATH, multiple=True, help="Validation words; may repeat.")
+@click.option("--selector", help="sola, mean-cosine, or your own package.module:Class.  [default: sola]")
+@click.option("--config", type=PATH, help="TOML file with settings.")
+@click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting, e.g. optim.lr=1e-4; may repeat.")
+@click.option("--out", type=PATH, help="The run's folder.  [default: out/runs/<selector>]")
+@click.option("--resume", is_flag=True, help="Go on where this run was interrupted.")
+def train(
+    caches: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    valid_caches: tuple[Path, ...],
+    valid_texts: tuple[Path, ...],
+    selector: str | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+) -> None:
+    """Train a selection module from caches."""
+    from rvos_cache.settings import build, merge, parse_overrides, read_toml
+    from rvos_select import train as step
+    from rvos_select.caches import find_text
+
+    values: dict[str, Any] = read_toml(config) if config else {}
+    values = merge(values, parse_overrides(overrides))
+    if selector:
+        values["selector"] = selector
+    settings = build(step.TrainSettings, values, str(config) if config else "train settings")
+    run = out or Path("out/runs") / settings.selector.rpartition(":")[2]
+    step.train(
+        settings,
+        list(caches),
+        list(texts) or [find_text(cache) for cache in caches],
+        list(valid_caches),
+        list(valid_texts) or [find_text(cache) for cache in valid_caches],
+        run,
+        resume,
+    )
+    click.echo(f"run: {run}")
+
+
+@cli.command()
+@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@CACHES
+@TEXTS
+@click.option("--out", type=PATH, required=True, help="Selections to write (.zarr).")
+def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: Path) -> None:
+    """Score every candidate track of every expression."""
+    from rvos_select import predict as step
+    from rvos_select.caches import find_text
+
+    step.predict(run, list(caches), list(texts) or [find_text(cache) for cache in caches], out)
+    click.echo(f"selections: {out}")
+
+
+@cli.command()
+@click.option("--selections", type=PATH, required=True)
+@CACHES
+@click.option("--out", type=PATH, required=True, help="Folder for <video>/<expression>/<frame>.png.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Select scores strictly above.  [default: the selector's]")
+@click.option("--top1", is_flag=True, help="Select the best candidate instead.")
+def merge(selections: Path, caches: tuple[Path, ...], out: Path, threshold: float | None, top1: bool) -> None:
+    """OR the selected tracks and write mask PNGs."""
+    if top1 and threshold is not None:
+        raise click.UsageError("--threshold and --top1 exclude each other")
+    from rvos_select import merge as step
+
+    step.merge(selections, list(caches), out, threshold=threshold, top1=top1)
+    click.echo(f"masks: {out}")
+
+
+@cli.command()
+@click.option("--dataset", help="Default: the cache's.")
+@ROOT
+@click.option("--split", help="Default: the cache's.")
+@click.option("--predictions", type=PATH, help="Folder of mask PNGs.")
+@click.option("--selections", type=PATH, help="Selections instead of PNGs.")
+@click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks cache of the selections; may repeat.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="With --selections.  [default: the selector's]")
+@click.option("--top1", is_flag=True, help="With --selections.")
+@VIDEOS
+@LIMIT
+@ALLOW_MISSING
+@click.option("--json", "json_path", type=PATH, help="Write the scores here.")
+def evaluate(
+    dataset: str | None,
+    root: Path | None,
+    split: str | None,
+    predictions: Path | None,
+    selections: Path | None,
+    caches: tuple[Path, ...],
+    threshold: float | None,
+    top1: bool,
+    videos: tuple[str, ...],
+    limit: int | None,
+    allow_missing: bool,
+    json_path: Path | None,
+) -> None:
+    """J, F and J&F of predictions, exactly as MeViS and DAVIS define them."""
+    from rvos_select import evaluate as step
+
+    if (predictions is None) == (selections is None):
+        raise click.UsageError("give --predictions PNGS, or --selections S.zarr with --cache C.zarr")
+    scope: dict[str, Any] = {"videos": videos, "limit": limit, "allow_missing": allow_missing}
+    if predictions is not None:
+        if dataset is None or root is None or split is None:
+            raise click.UsageError("--predictions needs --dataset, --root and --split")
+        scores = step.evaluate_pngs(dataset, root, split, predictions, **scope)
+    else:
+        if not caches:
+            raise click.UsageError("--selections needs --cache")
+        assert selections is not None
+        scores = step.evaluate_selections(
+            selections, list(caches), dataset=dataset, root=root, split=split, threshold=threshold, top1=top1, **scope
+        )
+    show_scores({"prediction": scores}, json_path, scores)
+
+
+@cli.command()
+@CACHES
+@click.option("--dataset", help="Default: the cache's own ground truth.")
+@ROOT
+@click.option("--split")
+@VIDEOS
+@LIMIT
+@ALLOW_MISSING
+@click.option("--json", "json_path", type=PATH, help="Write the scores here.")
+def oracle(
+    caches: tuple[Path, ...],
+    dataset: str | None,
+    root: Path | None,
+    split: str | None,
+    videos: tuple[str, ...],
+    limit: int | None,
+    allow_missing: bool,
+    json_path: Path | None,
+) -> None:
+    """The score of perfect labels: each target's best candidate by mean IoU, OR-ed (not the maximum over subsets)."""
+    from rvos_select import oracle as step
+
+    scores = step.oracle(
+        list(caches), dataset=dataset, root=root, split=split, videos=videos, limit=limit, allow_missing=allow_missing
+    )
+    show_scores({"oracle": scores}, json_path, scores)
+
+
+@cli.command()
+@click.option("--predictions", type=PATH, required=True, help="Folder of mask PNGs.")
+@click.option("--dataset", required=True)
+@ROOT
+@click.option("--split", default="valid", show_default=True)
+@click.option("--out", type=PATH, required=True, help="The zip to upload.")
+def submit(predictions: Path, dataset: str, root: Path | None, split: str, out: Path) -> None:
+    """Check the masks and pack them as the benchmark's server takes them."""
+    from rvos_select import submit as step
+
+    step.submit(predictions, dataset, out, root=root, split=split)
+    click.echo(f"submission: {out}")
+
+
+@cli.command()
+@click.option("--run", type=PATH, required=True)
+@click.option("--selections", type=PATH)
+@click.option("--cache", "caches", type=PATH, multiple=True)
+@ROOT
+@click.option("--out", type=PATH, required=True, help="Folder of the page.")
+def report(run: Path, selections: Path | None, caches: tuple[Path, ...], root: Path | None, out: Path) -> None:
+    """A page with curves, scores and pictures; opens from disk."""
+    if (selections is None) != (not caches):
+        raise click.UsageError("--selections and --cache go together")
+    from rvos_select.report import report as step
+
+    click.echo(f"page: {step(run, selections, list(caches), out, root=root)}")
+
+
+@cli.command()
+@click.argument("video", type=PATH)
+@click.argument("sentence")
+@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option("--out", type=PATH, required=True, help="Folder for masks/ and overlay.mp4.")
+@click.option("--threshold", type=click.FloatRange(0, 1))
+@click.option("--top1", is_flag=True, help="Always answer with the best track.")
+def ask(video: Path, sentence: str, run: Path, out: Path, threshold: float | None, top1: bool) -> None:
+    """Segment what SENTENCE names in VIDEO, an mp4 or a folder of frames."""
+    from rvos_select import ask as step
+
+    answer = step.ask(video, sentence, run, out, threshold=threshold, top1=top1)
+    click.echo(f"{answer.selected} of {answer.tracks} tracks selected; best score {answer.best_score:.2f}")
+    click.echo(f"masks: {answer.masks}\noverlay: {answer.overlay}")
+
+
+def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, scores: Mapping[str, Any]) -> None:
+    """Print a table in percent and write the JSON in fractions of 1."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "J&F", "J", "F", "expressions")
+    for name, row in rows.items():
+        cells = [f"{100 * row[key]:.1f}" for key in ("jf", "j", "f")]
+        table.add_row(name, *cells, str(len(row["expressions"])))
+    Console().print(table)
+    missing = scores.get("missing") or []
+    if missing:
+        click.echo(f"{len(missing)} missing predictions were scored 0: {', '.join(missing[:5])}", err=True)
+    if json_path is not None:
+        if json_path.parent.is_file():
+            raise InputError(f"{json_path}: its folder is a file; choose another path")
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    """The `rvos-select` program."""
+    run_command(cli)
