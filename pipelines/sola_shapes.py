@@ -1,0 +1,112 @@
+"""SOLA on moving shapes: every step of the two stages on one page, on a CPU, in minutes.
+
+`make demo` runs this page. Data, caches, runs and the report lie under --out; a step that is done is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rvos_cache.cli import run_command
+from rvos_cache.extract import extract_all
+from rvos_cache.settings import build, merge, read_toml
+from rvos_cache.shapes import write_shapes
+from rvos_select.cli import show_scores
+from rvos_select.evaluate import evaluate_pngs, evaluate_selections
+from rvos_select.merge import merge as merge_masks
+from rvos_select.oracle import oracle
+from rvos_select.predict import predict, select_all
+from rvos_select.report import report
+from rvos_select.train import TrainSettings, train
+
+VIDEOS, SEED = 400, 7
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
+@click.option("--videos", default=VIDEOS, show_default=True, help="One fifth of them is held out.")
+@click.option("--jobs", default=2, show_default=True, help="Processes that extract.")
+def demo(out: Path, videos: int, jobs: int) -> None:
+    """From frames to merged masks, with SOLA's selector, the mean-cosine baseline, all tracks and the oracle."""
+    clock = Clock(out / "seconds.json")
+    root, caches = out / "data", out / "cache"
+    tracks = {split: caches / split / "flow.zarr" for split in ("train", "valid_u")}
+    texts = {split: caches / split / "text-hashed.zarr" for split in ("train", "valid_u")}
+
+    with clock("shapes"):
+        clock.once(root, lambda: write_shapes(root, videos, SEED))
+    with clock("extract"):
+        extract_all("mevis", root, tracker="flow", encoder="hashed", out=caches, jobs=jobs)
+
+    base = read_toml(Path(__file__).with_suffix(".toml"))
+    runs = {"sola": out / "runs/sola", "mean_cosine": out / "runs/mean_cosine"}
+    for name, run in runs.items():
+        with clock(f"train {name}"):
+            values = merge(base, {"selector": name.replace("_", "-")})
+            if name != "sola":
+                values = {k: v for k, v in values.items() if k != "config"}
+            settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
+            valid = ([tracks["valid_u"]], [texts["valid_u"]])
+            train(settings, [tracks["train"]], [texts["train"]], *valid, run, resume=run.exists())
+
+    selections = {name: out / f"selections/{name}.zarr" for name in (*runs, "all_tracks")}
+    with clock("predict"):
+        for name, run in runs.items():
+            predict(run, [tracks["valid_u"]], [texts["valid_u"]], selections[name])
+        select_all([tracks["valid_u"]], [texts["valid_u"]], selections["all_tracks"])
+    with clock("merge"):
+        merge_masks(selections["sola"], [tracks["valid_u"]], out / "masks")
+    with clock("evaluate"):
+        scores = {"sola": evaluate_pngs("mevis", root, "valid_u", out / "masks")}
+        for name in ("mean_cosine", "all_tracks"):
+            scores[name] = evaluate_selections(selections[name], [tracks["valid_u"]], root=root)
+        scores["oracle"] = oracle([tracks["valid_u"]])
+
+    with clock("report"):
+        page = report(runs["sola"], selections["sola"], [tracks["valid_u"]], out / "report", root=root, rows=scores)
+
+    metrics: dict[str, Any] = {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()}
+    metrics["motion_only"] = {name: scores[name]["kinds"]["motion"]["jf"] for name in runs}
+    metrics["motion_only_expressions"] = scores["sola"]["kinds"]["motion"]["count"]
+    metrics["seconds"] = clock.seconds
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    show_scores(scores, None, scores["sola"])
+    motion = ", ".join(f"{name} {100 * jf:.1f}" for name, jf in metrics["motion_only"].items())
+    click.echo(f"J&F on the {metrics['motion_only_expressions']} expressions that only motion tells apart: {motion}")
+    click.echo(f"{sum(clock.seconds.values()):.0f} s of work; metrics: {out / 'metrics.json'}; page: {page}")
+
+
+class Clock:
+    """Seconds of each step, kept over runs: a step that was done before keeps the time it took then."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        click.echo(f"== {step}")
+        start = time.perf_counter()
+        yield
+        spent = round(time.perf_counter() - start, 1)
+        self.seconds[step] = max(spent, self.seconds.get(step, 0.0))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.seconds), "utf-8")
+
+    def once(self, folder: Path, step: Callable[[], object]) -> None:
+        """Run `step` unless it finished before; the generator writes its folder whole."""
+        marker = folder / ".complete"
+        if not marker.exists():
+            step()
+            marker.touch()
+
+
+if __name__ == "__main__":
+    run_command(demo)
