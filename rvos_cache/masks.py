@@ -203,7 +203,7 @@ class RleMasks:
         if k == 0 or t == 0:
             return np.zeros((k, t), np.int32)
         flat = [rle for i in range(k) for rle in self.row(i)]
-        return np.asarray(coco.area(flat), np.int64).astype(np.int32).reshape(k, t)
+        return _areas(flat).astype(np.int32).reshape(k, t)
 
     def boxes(self) -> NDArray[np.float64]:
         """Boxes (x, y, width, height) in pixels, float64 (K, T, 4); zeros where a mask is empty."""
@@ -223,6 +223,12 @@ class RleMasks:
     __hash__ = None  # type: ignore[assignment]
 
 
+def _areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
+    """Pixels of each mask. In pieces: with NumPy 2 pycocotools' `area` overflows on lists of more than 255 masks."""
+    pieces = [np.asarray(coco.area(list(rles[i : i + 255])), np.int64) for i in range(0, len(rles), 255)]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+
+
 def intersections(a: list[Rle], b: list[Rle]) -> NDArray[np.int64]:
     """Shared pixels of every mask of `a` with every mask of `b` in one frame, int64 (len(a), len(b)).
 
@@ -232,5 +238,5 @@ def intersections(a: list[Rle], b: list[Rle]) -> NDArray[np.int64]:
     if not a or not b:
         return np.zeros((len(a), len(b)), np.int64)
     iou = np.asarray(coco.iou(a, b, [0] * len(b)), np.float64).reshape(len(a), len(b))
-    total = np.asarray(coco.area(a), np.float64)[:, None] + np.asarray(coco.area(b), np.float64)[None, :]
+    total = (_areas(a)[:, None] + _areas(b)[None, :]).astype(np.float64)
     return np.rint(np.nan_to_num(iou) * total / (1 + np.nan_to_num(iou))).astype(np.int64)
