@@ -1,0 +1,94 @@
+"""A track's measurements over its whole life: gaps bridged, background motion taken off, differences over lags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.trackers.flow.motion import Motion, apply
+from rvos_cache.trackers.flow.shape import GREYS, HUES, PROFILE, MaskStats
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Life:
+    """One track. visible bool (T,); first, last: its first and last visible frames; screen, world (T, 2) x y: centres on
+    screen and with the background held still (both equal in frame `first`); box (T, 4); area (T,); shape (T, 14);
+    theta (T,) radians; profile (T, 16); colour (T, 9); histogram (T, 16); flow (T, 6). Working pixels."""
+
+    size: tuple[int, int]
+    visible: NDArray[np.bool_]
+    first: int
+    last: int
+    screen: Array
+    world: Array
+    box: Array
+    area: Array
+    shape: Array
+    theta: Array
+    profile: Array
+    colour: Array
+    histogram: Array
+    flow: Array
+
+    @property
+    def diagonal(self) -> float:
+        """Of the frame, in working pixels."""
+        return float(np.hypot(*self.size))
+
+
+def paths(stats: Sequence[MaskStats | None], motion: Motion) -> Life:
+    """The life of one track from its T measurements (None where it is hidden)."""
+    t = len(stats)
+    visible = np.array([s is not None for s in stats], bool)
+    shown = [s for s in stats if s is not None]
+    if not shown:
+        zero = [np.zeros((t, k)) for k in (2, 2, 4)]
+        rest = [np.zeros((t, k)) for k in (14, PROFILE, 9, HUES + GREYS, 6)]
+        return Life(motion.size, visible, 0, t - 1, *zero, np.ones(t), rest[0], np.zeros(t), *rest[1:])
+    at = np.nonzero(visible)[0]
+    first, last = int(at[0]), int(at[-1])
+    # Index of the measurement that each frame keeps: the last visible one, before the first visible one that.
+    held = np.maximum(np.searchsorted(at, np.arange(t), side="right") - 1, 0)
+    centre = np.stack([s.centre for s in shown])
+    screen = np.stack([np.interp(np.arange(t), at, centre[:, k]) for k in (0, 1)], 1)
+    corners = np.stack([s.box for s in shown])
+    box = corners[held] + np.tile(screen - centre[held], 2)
+    world = steady(screen, motion, first)
+
+    def column(name: str) -> Array:
+        return np.stack([np.asarray(getattr(s, name), float) for s in shown])[held]
+
+    parts = [column(name) for name in ("area", "shape", "theta", "profile", "colour", "histogram", "flow")]
+    return Life(motion.size, visible, first, last, screen, world, box, *parts)
+
+
+def steady(screen: Array, motion: Motion, first: int) -> Array:
+    """Centres (T, 2) with each step's background motion taken off; equal to the screen's in frame `first`."""
+    steps = np.zeros_like(screen)
+    for t in range(len(screen) - 1):
+        steps[t + 1] = screen[t + 1] - apply(motion.camera[t], screen[t : t + 1])[0]
+    world = np.cumsum(steps, axis=0)
+    return np.asarray(world - world[first] + screen[first], np.float64)
+
+
+def lag(values: Array, k: int, first: int, last: int) -> Array:
+    """Mean change per frame of (T, ...) between t - k//2 and t + ceil(k/2), both cut to [first, last]."""
+    frames = np.arange(len(values))
+    before = np.clip(frames - k // 2, first, last)
+    after = np.clip(frames + (k + 1) // 2, first, last)
+    if k == 1:
+        # The last frame has nothing after it: it takes the step before it.
+        before = np.where((after == before) & (frames == last), np.maximum(last - 1, first), before)
+    span = np.maximum(after - before, 1).reshape(-1, *[1] * (values.ndim - 1))
+    return np.asarray((values[after] - values[before]) / span, np.float64)
+
+
+def unit(v: Array) -> Array:
+    """Directions of (T, 2); their length falls smoothly to 0 below about half a pixel per frame."""
+    speed = np.linalg.norm(v, axis=-1, keepdims=True)
+    return np.asarray(v / np.maximum(speed, 1e-9) * np.tanh((speed / 0.5) ** 2), np.float64)

@@ -1,0 +1,34 @@
+"""Settings of the flow tracker."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rvos_cache.settings import Settings
+
+
+class FlowSettings(Settings):
+    """Every choice of the flow tracker; all of them are part of the cache's card.
+
+    mode: "small" for flat-coloured objects on small frames, "full" for real video, "auto" by the frame's size.
+    """
+
+    mode: Literal["auto", "full", "small"] = "auto"
+    small_pixels: int = Field(200 * 320, ge=1)
+    """auto: frames of at most this many pixels are small."""
+    max_tracks: int = Field(64, ge=1, le=512)
+    small_max_tracks: int = Field(24, ge=1, le=512)
+    work_height: int = Field(240, ge=48)
+    """full: frames are shrunk by a whole-number factor until their shorter side is at most about this."""
+    key_frames: int = Field(4, ge=1)
+    prompts_per_key: int = Field(16, ge=1)
+    covered_iou: float = Field(0.7, gt=0, le=1)
+    """A prompt that an earlier track covers by more than this is skipped."""
+    duplicate_iou: float = Field(0.8, gt=0, le=1)
+    """Of two tracks with a higher mean IoU over their frames only one is kept."""
+    small_key_every: int = Field(5, ge=1)
+    """small: frames between two key frames."""
+    seed: int = 0
+    """Of the random Fourier features of the appearance model."""

@@ -1,0 +1,295 @@
+"""Small frames: flat shapes followed through occlusions by their colour class, outline and motion.
+
+Letters: T frames, h w pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.trackers.flow import flat
+from rvos_cache.trackers.flow.motion import Motion, Reader, apply
+from rvos_cache.trackers.flow.settings import FlowSettings
+
+PAD = 48
+"""Pixels around the frame in which an object that has left may be thought of."""
+LOST = 0.15
+"""Share of the outline that must show for an object to count as visible."""
+FOUND = 0.5
+"""Share that must show for a lost object to be taken up again."""
+
+
+@dataclass(eq=False)
+class SmallTrack:
+    """One object. masks bool (T, h, w); shown float (T,), share of its outline that shows; kind: its colour class."""
+
+    frame: int
+    region: NDArray[np.bool_]
+    kind: int
+    score: float
+    masks: NDArray[np.bool_]
+    shown: NDArray[np.float64]
+
+
+@dataclass(eq=False)
+class State:
+    """Where a track stands in one direction of time: outline uint8 (a, b), its corner and velocity x y in pixels
+    (velocity with the background held still), and for how many frames it has been lost."""
+
+    outline: NDArray[np.uint8]
+    corner: NDArray[np.float64]
+    velocity: NDArray[np.float64]
+    gap: int = 0
+    kernel: NDArray[np.float32] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.set_outline(self.outline)
+
+    def set_outline(self, outline: NDArray[np.uint8]) -> None:
+        """The kernel rewards pixels of the class under the outline and punishes them in a thin ring around it."""
+        self.outline = outline
+        wide = np.pad(outline, 2)
+        ring = cv2.dilate(wide, np.ones((5, 5), np.uint8)) - wide
+        self.kernel = wide.astype(np.float32) - 0.4 * ring.astype(np.float32)
+
+
+class SmallVideo:
+    """One video: its colour classes per frame and the tracks found so far."""
+
+    def __init__(self, read: Reader, frames: int, motion: Motion, settings: FlowSettings) -> None:
+        self.frames, self.motion, self.settings = frames, motion, settings
+        pictures = [read(t) for t in range(frames)]
+        self.size = pictures[0].shape[:2]
+        self.lab = [flat.lab_of(p) for p in pictures]
+        self.keys = key_frames(frames, settings.small_key_every)
+        self.regions = {t: flat.flat_regions(pictures[t], t) for t in self.keys}
+        self.colours = flat.colour_classes([r for found in self.regions.values() for r in found])
+        self.kinds = [flat.classify(lab, self.colours) for lab in self.lab]
+        self.pieces: dict[tuple[int, int], NDArray[np.int32]] = {}
+        self.tracks: list[SmallTrack] = []
+
+    def run(self) -> list[SmallTrack]:
+        """All tracks, best first."""
+        for t in self.keys:
+            fresh = [self._start(r) for r in self.regions[t] if not self._covered(r)]
+            self.tracks += fresh
+            for direction in (1, -1):
+                self._propagate(fresh, t, direction)
+            self.tracks = [k for k in self.tracks if (k.shown > 0).sum() >= min(3, self.frames)]
+        self.tracks = link(self.tracks, self.motion)
+        self.tracks = distinct(self.tracks, self.settings.duplicate_iou)
+        self.tracks.sort(key=lambda k: -(k.score + (k.shown > 0).mean()))
+        return self.tracks[: min(self.settings.small_max_tracks, self.settings.max_tracks)]
+
+    def _covered(self, region: flat.Region) -> bool:
+        for track in self.tracks:
+            mask = track.masks[region.frame]
+            inter = int((mask & region.mask).sum())
+            if inter > 0.5 * region.mask.sum() or (inter and inter > 0.5 * (mask | region.mask).sum()):
+                return True
+        return False
+
+    def _start(self, region: flat.Region) -> SmallTrack:
+        kind = int(np.argmin(np.linalg.norm(self.colours - region.colour, axis=1)))
+        masks = np.zeros((self.frames, *self.size), bool)
+        shown = np.zeros(self.frames)
+        core = region.mask & (self.kinds[region.frame] == kind)
+        start = core if core.sum() > 0.5 * region.mask.sum() else region.mask
+        masks[region.frame] = flat.fill_rim(start, self.lab[region.frame], self.colours[kind])
+        shown[region.frame] = 1
+        return SmallTrack(region.frame, start, kind, region.score, masks, shown)
+
+    def _propagate(self, fresh: list[SmallTrack], start: int, direction: int) -> None:
+        states = []
+        for track in fresh:
+            x, y, w, h = cv2.boundingRect(track.region.astype(np.uint8))
+            outline = track.region[y : y + h, x : x + w].astype(np.uint8)
+            states.append(State(outline, np.array([x, y], float), self._first_velocity(track, start, direction)))
+        t = start + direction
+        while 0 <= t < self.frames:
+            # Tracks that showed most in the frame before choose their pixels first; lost ones last.
+            order = sorted(range(len(fresh)), key=lambda i: (states[i].gap > 0, -fresh[i].shown[t - direction], i))
+            for i in order:
+                self._step(fresh[i], states[i], t, direction)
+            t += direction
+
+    def _first_velocity(self, track: SmallTrack, t: int, direction: int) -> NDArray[np.float64]:
+        """Median flow in the region, the camera's taken off."""
+        if not 0 <= t + direction < self.frames:
+            return np.zeros(2)
+        ys, xs = np.nonzero(track.region)
+        moved = np.median(self.motion.flow(t, direction)[ys, xs].astype(float), axis=0)
+        centre = np.array([[xs.mean(), ys.mean()]])
+        return np.asarray(moved - (apply(self.motion.background(t, direction), centre) - centre)[0], np.float64)
+
+    def _claimed(self, track: SmallTrack, t: int) -> NDArray[np.bool_]:
+        """Pixels of frame t that other tracks of the same colour hold."""
+        out = np.zeros(self.size, bool)
+        for other in self.tracks:
+            if other is not track and other.kind == track.kind:
+                out |= other.masks[t]
+        return out
+
+    def _step(self, track: SmallTrack, state: State, t: int, direction: int) -> None:
+        """One track one frame on."""
+        background = self.motion.background(t - direction, direction)
+        middle = state.corner + np.array(state.outline.shape[::-1]) / 2
+        carried = apply(background, middle[None])[0] - middle
+        guess = state.corner + carried + state.velocity
+        kinds = self.kinds[t]
+        claimed = self._claimed(track, t)
+        value = np.where(kinds == track.kind, 1.0, np.where(kinds >= 0, -0.1, -1.0)).astype(np.float32)
+        value[claimed] = -0.5
+        corner = self._align(state, value, guess)
+        mask, share = self._cut(track, state, kinds, claimed, corner, t)
+        enough = LOST if state.gap == 0 else FOUND
+        if share < enough:
+            state.gap += 1
+            height, width = self.size
+            low = -np.array(state.outline.shape[::-1], float)
+            state.corner = np.clip(guess, low - 8, [width + 8, height + 8])
+            if state.gap > 8:
+                state.velocity = state.velocity * 0.8
+            return
+        track.masks[t] = flat.fill_rim(mask, self.lab[t], self.colours[track.kind]) & ~claimed
+        track.shown[t] = min(share, 1.0)
+        gain = 0.5 if share > 0.8 else 0.2
+        if state.gap == 0:
+            state.velocity += gain * (corner - (state.corner + carried) - state.velocity)
+        state.gap = 0
+        state.corner = corner
+        if share > 0.85:
+            x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+            state.set_outline(mask[y : y + h, x : x + w].astype(np.uint8))
+            before = corner + np.array([w, h]) * 0
+            state.corner = np.array([x, y], float)
+            del before
+
+    def _align(self, state: State, value: NDArray[np.float32], guess: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The corner near `guess` at which the outline fits the frame's class values best."""
+        speed = float(np.abs(state.velocity).max())
+        reach = round(min(4 + speed, 10)) if state.gap == 0 else round(min(5 + 2.5 * state.gap, 36))
+        padded = np.pad(value, PAD)
+        a, b = state.outline.shape
+        x, y = int(round(guess[0])) + PAD - 2, int(round(guess[1])) + PAD - 2
+        y0, x0 = max(0, y - reach), max(0, x - reach)
+        window = padded[y0 : y + a + 4 + reach, x0 : x + b + 4 + reach]
+        if window.shape[0] < a + 4 or window.shape[1] < b + 4:
+            return guess
+        fit = cv2.matchTemplate(window, state.kernel, cv2.TM_CCORR)
+        ys, xs = np.mgrid[0 : fit.shape[0], 0 : fit.shape[1]]
+        away = (ys + y0 - PAD + 2 - guess[1]) ** 2 + (xs + x0 - PAD + 2 - guess[0]) ** 2
+        weight = 0.3 if state.gap == 0 else 0.5
+        fit = fit - weight * state.outline.sum() * away / (reach + 1) ** 2
+        best = np.unravel_index(int(np.argmax(fit)), fit.shape)
+        return np.array([best[1] + x0 - PAD + 2, best[0] + y0 - PAD + 2], float)
+
+    def _cut(
+        self,
+        track: SmallTrack,
+        state: State,
+        kinds: NDArray[np.int8],
+        claimed: NDArray[np.bool_],
+        corner: NDArray[np.float64],
+        t: int,
+    ) -> tuple[NDArray[np.bool_], float]:
+        """The track's pixels bool (h, w) for its outline at `corner`, and the share of the outline they fill."""
+        h, w = self.size
+        a, b = state.outline.shape
+        x, y = int(corner[0]), int(corner[1])
+        placed = np.zeros((h + 2 * PAD, w + 2 * PAD), np.uint8)
+        y0, x0 = np.clip(y + PAD, 0, h + 2 * PAD - 1), np.clip(x + PAD, 0, w + 2 * PAD - 1)
+        part = placed[y0 : y0 + a, x0 : x0 + b]
+        part[:] = state.outline[: part.shape[0], : part.shape[1]]
+        inside = placed[PAD : PAD + h, PAD : PAD + w]
+        near = cv2.dilate(inside, np.ones((5, 5), np.uint8)).astype(bool)
+        mine = (kinds == track.kind) & ~claimed
+        pieces = self._pieces(t, track.kind)
+        area = int(state.outline.sum())
+        out = np.zeros((h, w), bool)
+        for piece in np.unique(pieces[(inside > 0) & mine]):
+            whole = (pieces == piece) & mine
+            size = int(whole.sum())
+            covered = int((whole & near).sum())
+            touches = whole[0].any() or whole[-1].any() or whole[:, 0].any() or whole[:, -1].any()
+            limit = 2.5 if touches else 1.6
+            take = whole if size < limit * area + 12 and covered > (0.3 if touches else 0.5) * size else whole & near
+            if covered >= 5:
+                out |= take
+        return out, float(out.sum()) / max(area, 1)
+
+    def _pieces(self, t: int, kind: int) -> NDArray[np.int32]:
+        """Connected pieces (h, w) of a colour class in frame t, 0 elsewhere."""
+        if (t, kind) not in self.pieces:
+            found = cv2.connectedComponents((self.kinds[t] == kind).astype(np.uint8), connectivity=4)[1]
+            self.pieces[t, kind] = found
+        return self.pieces[t, kind]
+
+
+def key_frames(frames: int, every: int) -> list[int]:
+    """The middle frame first, then ever further from it, both ends last."""
+    middle = frames // 2
+    found = {*range(middle, frames, every), *range(middle, -1, -every), 0, frames - 1}
+    return sorted(found, key=lambda t: (t in (0, frames - 1), abs(t - middle), t)) if frames > 1 else [0]
+
+
+def link(tracks: list[SmallTrack], motion: Motion) -> list[SmallTrack]:
+    """Two tracks of one colour of which one starts where the other's motion leads become one."""
+    tracks = list(tracks)
+    while True:
+        best: tuple[float, int, int] | None = None
+        for i, a in enumerate(tracks):
+            for j, b in enumerate(tracks):
+                if i != j and a.kind == b.kind:
+                    cost = _link_cost(a, b)
+                    if cost is not None and (best is None or cost < best[0]):
+                        best = (cost, i, j)
+        if best is None:
+            return tracks
+        _, i, j = best
+        a, b = tracks[i], tracks[j]
+        a.masks |= b.masks
+        a.shown = np.maximum(a.shown, b.shown)
+        a.score = max(a.score, b.score)
+        del tracks[j]
+
+
+def _link_cost(a: SmallTrack, b: SmallTrack) -> float | None:
+    """How badly `b` continues `a`, below 1; None when it does not start after `a` ends or is of another size."""
+    at, bt = np.nonzero(a.shown > 0)[0], np.nonzero(b.shown > 0)[0]
+    gap = int(bt[0] - at[-1])
+    if not 1 <= gap <= 14:
+        return None
+    size = np.sort(a.masks[at].sum((1, 2)))[len(at) // 2] / max(np.median(b.masks[bt].sum((1, 2))), 1)
+    if not 0.4 < size < 2.5:
+        return None
+    end, start = _centre(a.masks[at[-1]]), _centre(b.masks[bt[0]])
+    back, ahead = at[max(0, len(at) - 5)], bt[min(len(bt) - 1, 4)]
+    v = (end - _centre(a.masks[back])) / max(at[-1] - back, 1)
+    u = (_centre(b.masks[ahead]) - start) / max(ahead - bt[0], 1)
+    miss = np.linalg.norm(start - end - (v + u) / 2 * gap)
+    cost = float(miss / (8 + 1.5 * gap))
+    return cost if cost < 1 else None
+
+
+def _centre(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    ys, xs = np.nonzero(mask)
+    return np.array([xs.mean(), ys.mean()])
+
+
+def distinct(tracks: list[SmallTrack], limit: float) -> list[SmallTrack]:
+    """Of tracks that coincide (mean IoU over frames above `limit`) the longer one."""
+    out: list[SmallTrack] = []
+    for track in sorted(tracks, key=lambda k: -(k.shown > 0).sum()):
+        for other in out:
+            union = (track.masks | other.masks).sum((1, 2))
+            inter = (track.masks & other.masks).sum((1, 2))
+            if (inter / np.maximum(union, 1))[union > 0].mean() > limit:
+                break
+        else:
+            out.append(track)
+    return out

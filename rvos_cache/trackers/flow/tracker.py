@@ -1,0 +1,70 @@
+"""The flow tracker: frames to tracks, presence and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.masks import RleMasks
+from rvos_cache.settings import Settings
+from rvos_cache.trackers.flow import motion as flows
+from rvos_cache.trackers.flow import tokens
+from rvos_cache.trackers.flow.settings import FlowSettings
+from rvos_cache.trackers.flow.small import SmallVideo
+from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
+
+
+class FlowTracker:
+    """Region proposals on key frames, propagated both ways; no weights, no sentences, no ground truth."""
+
+    Settings: type[Settings] = FlowSettings
+    reads_expressions = False
+    wants_ground_truth = False
+    channels = tokens.CHANNELS
+    feature_specs: tuple[FeatureSpec, ...] = ()
+    label_iou = 0.5
+
+    def __init__(self, settings: FlowSettings) -> None:
+        self.settings = settings
+
+    def weight_hashes(self) -> dict[str, str]:
+        """There are no weights."""
+        return {}
+
+    def track(
+        self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None
+    ) -> TrackSet:
+        """All tracks of one video, at most `max_tracks`."""
+        settings = self.settings
+        h, w = video.size
+        small = settings.mode == "small" or (settings.mode == "auto" and h * w <= settings.small_pixels)
+        step = 1 if small else flows.work_step(video.size, settings.work_height)
+        motion = flows.measure(video.read, len(video), step)
+        if small:
+            masks, shown, frames = _small(video, motion, settings)
+        else:
+            from rvos_cache.trackers.flow.full import full_tracks
+
+            masks, shown, frames = full_tracks(video, motion, settings)
+        codes, by_area = tokens.describe(video.read, masks, motion)
+        presence = np.minimum(by_area.astype(np.float32), np.clip(shown, 0.05, 1)).astype(np.float16)
+        presence[masks.area() == 0] = 0
+        n = masks.shape[0]
+        boxes = masks.boxes()[np.arange(n), frames].astype(np.float32).reshape(n, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        prompt = np.full(n, VIDEO, np.int32)
+        return TrackSet(codes, presence, masks, prompt, ("flow",) * n, frames, boxes)
+
+
+def _small(
+    video: Video, motion: flows.Motion, settings: FlowSettings
+) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
+    """Masks (N, T), shares shown (N, T) and prompt frames (N,) of the small mode."""
+    found = SmallVideo(video.read, len(video), motion, settings).run()
+    if not found:
+        return RleMasks.empty(0, len(video), video.size), np.zeros((0, len(video))), np.zeros(0, np.int32)
+    masks = RleMasks.from_dense(np.stack([k.masks for k in found]))
+    return masks, np.stack([k.shown for k in found]), np.array([k.frame for k in found], np.int32)
