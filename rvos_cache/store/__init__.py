@@ -1,0 +1,27 @@
+"""The on-disk format. One cache per (dataset, split, settings): a `.zarr` folder, one Zarr v3 group per video.
+
+    <cache>.zarr/
+      card.json                what this cache is; written once, first, with a digest of itself
+      .staging/                work in progress, swept when its process is dead
+      failures.jsonl           one line per failed video
+      videos/<video>/          published by one rename, so present means complete
+        zarr.json              the group's attributes
+        <array>/...            tokens and labels with crc32c, run-length bytes with zstd and its checksum
+        digests.json           the digest of every file above, written last, with a digest of itself
+
+The arrays of each kind stand at the top of tracks.py, text.py and selections.py.
+"""
+
+from rvos_cache.store.card import Card, canonical, digest, provenance, read_card
+from rvos_cache.store.reader import Cache, VideoFolder
+from rvos_cache.store.selections import SelectionCache, SelectionInfo, SelectionRecord, write_selections
+from rvos_cache.store.text import TextCache, TextRecord, write_text
+from rvos_cache.store.tracks import TrackCache, TrackInfo, TrackRecord, write_tracks
+from rvos_cache.store.verify import content_digest, open_cache, verify
+from rvos_cache.store.writer import CacheWriter
+
+__all__ = [
+    "Cache", "CacheWriter", "Card", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache", "TextRecord",
+    "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "open_cache",
+    "provenance", "read_card", "verify", "write_selections", "write_text", "write_tracks",
+]  # fmt: skip

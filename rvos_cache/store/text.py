@@ -1,0 +1,66 @@
+"""Words of a split's expressions.
+
+Layout of `videos/<video>/`: words f2 [sumL,D] · word_offsets i8 [E+1] · spans i4 [sumL,2] · tags u1 [sumL] (index into
+attribute `tag_names`). Attributes: expressions (id, text, targets) in file order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rvos_cache.store.reader import Cache
+from rvos_cache.store.tracks import expressions_from_json, expressions_to_json
+from rvos_cache.store.writer import CacheWriter
+from rvos_cache.types import Expression, Words
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """One video of a text cache: E expressions and their words."""
+
+    video_id: str
+    expressions: tuple[Expression, ...]
+    words: tuple[Words, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.expressions) != len(self.words):
+            raise ValueError(f"{len(self.expressions)} expressions, {len(self.words)} encoded")
+
+
+def write_text(writer: CacheWriter, record: TextRecord) -> bool:
+    """Publish one video; False when another writer was first."""
+    words, channels = record.words, writer.card.channels
+    lengths = [len(w.vectors) for w in words]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    tag_names = sorted({tag for w in words for tag in w.tags})
+    if len(tag_names) > 256:
+        raise ValueError(f"{len(tag_names)} part-of-speech tags; at most 256 fit")
+    arrays = {
+        "words": np.concatenate([np.zeros((0, channels), np.float16), *(w.vectors.astype(np.float16) for w in words)]),
+        "word_offsets": offsets,
+        "spans": np.concatenate([np.zeros((0, 2), np.int32), *(w.spans for w in words)]),
+        "tags": np.array([tag_names.index(tag) for w in words for tag in w.tags], np.uint8),
+    }
+    attributes = {"video": record.video_id, "expressions": expressions_to_json(record.expressions), "tag_names": tag_names}
+    return writer.publish(record.video_id, arrays, attributes)
+
+
+class TextCache(Cache):
+    """A text cache, open for reading."""
+
+    kind = "text"
+
+    def expressions(self, video_id: str) -> tuple[Expression, ...]:
+        """All expressions of the video in file order."""
+        return expressions_from_json(video_id, self.folder(video_id).attributes["expressions"])
+
+    def words(self, video_id: str) -> tuple[Words, ...]:
+        """The words of each expression, in the same order."""
+        folder = self.folder(video_id)
+        vectors, spans, tags = (folder.array(name) for name in ("words", "spans", "tags"))
+        names, at = folder.attributes["tag_names"], folder.array("word_offsets")
+        return tuple(
+            Words(vectors[a:b], spans[a:b], tuple(names[i] for i in tags[a:b])) for a, b in zip(at[:-1], at[1:])
+        )

@@ -1,0 +1,197 @@
+"""Tracks of a split: tokens, masks, overlap counts and ground truth, one record per video.
+
+Layout of `videos/<video>/` (letters as in rvos_cache.types):
+    tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [bytes] · mask_offsets i8 [N*T+1] (track-major, frame-minor)
+    prompt i4 [N] · prompt_frame i4 [N] · prompt_box f4 [N,4] · origin u1 [N] (index into attribute `origins`)
+    where the split shows its answers: inter i4 [N,A,T] · area i4 [N,T] · gt_area i4 [A,T] · annotated b1 [T] ·
+    gt_rle u1 · gt_offsets i8 [A*T+1]
+    features/<name> as the tracker declares
+Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, origins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.store.reader import Cache, VideoFolder
+from rvos_cache.store.writer import CacheWriter
+from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet
+
+
+@dataclass(frozen=True)
+class TrackRecord:
+    """One video of a tracks cache. ground_truth and overlap are None exactly when the split hides its answers."""
+
+    video_id: str
+    frame_names: tuple[str, ...]
+    size: tuple[int, int]
+    expressions: tuple[Expression, ...]
+    tracks: TrackSet
+    ground_truth: GroundTruth | None
+    overlap: Overlap | None
+
+    def __post_init__(self) -> None:
+        if (self.ground_truth is None) != (self.overlap is None):
+            raise ValueError("ground truth and overlap counts come together or not at all")
+        if self.tracks.masks.shape[1] != len(self.frame_names) or self.tracks.masks.size != self.size:
+            raise ValueError(f"tracks {self.tracks.masks.shape} {self.tracks.masks.size}, video {len(self.frame_names)} {self.size}")
+
+
+@dataclass(frozen=True)
+class TrackInfo:
+    """What is known of a video without reading its large arrays. object_ids: None when the split hides its answers."""
+
+    video_id: str
+    frame_names: tuple[str, ...]
+    size: tuple[int, int]
+    expressions: tuple[Expression, ...]
+    object_ids: tuple[str, ...] | None
+    tracks: int
+    origin: tuple[str, ...]
+    prompt: NDArray[np.int32]
+    prompt_frame: NDArray[np.int32]
+    prompt_box: NDArray[np.float32]
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return len(self.frame_names)
+
+
+def expressions_to_json(expressions: tuple[Expression, ...]) -> list[dict[str, Any]]:
+    """Expressions as the attributes hold them; hidden targets are null."""
+    return [
+        {"id": e.expression_id, "text": e.text, "targets": None if e.targets is None else list(e.targets)}
+        for e in expressions
+    ]
+
+
+def expressions_from_json(video_id: str, stored: list[Mapping[str, Any]]) -> tuple[Expression, ...]:
+    """The inverse of `expressions_to_json`."""
+    return tuple(
+        Expression(video_id, e["id"], e["text"], None if e["targets"] is None else tuple(e["targets"])) for e in stored
+    )
+
+
+def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[str, Any] | None = None) -> bool:
+    """Publish one video; False when another writer was first."""
+    tracks, truth, overlap = record.tracks, record.ground_truth, record.overlap
+    origins = sorted(set(tracks.origin))
+    arrays: dict[str, Any] = {
+        "tokens": tracks.tokens,
+        "presence": tracks.presence,
+        "mask_rle": tracks.masks.rle,
+        "mask_offsets": tracks.masks.offsets,
+        "prompt": tracks.prompt,
+        "prompt_frame": tracks.prompt_frame,
+        "prompt_box": tracks.prompt_box,
+        "origin": np.array([origins.index(o) for o in tracks.origin], np.uint8),
+    }
+    if truth is not None and overlap is not None:
+        arrays |= {"inter": overlap.inter, "area": overlap.area, "gt_area": overlap.gt_area}
+        arrays |= {"annotated": truth.annotated, "gt_rle": truth.masks.rle, "gt_offsets": truth.masks.offsets}
+    by_frame = {spec["name"] for spec in writer.card.feature_specs if spec.get("by_frame")}
+    for name, value in tracks.features.items():
+        whole = isinstance(value, np.ndarray) and name in by_frame
+        arrays[f"features/{name}"] = (value, True) if whole else value
+    attributes = {
+        "video": record.video_id,
+        "size": list(record.size),
+        "frame_names": list(record.frame_names),
+        "tracks": len(tracks.origin),
+        "origins": origins,
+        "object_ids": None if truth is None else list(truth.object_ids),
+        "expressions": expressions_to_json(record.expressions),
+    }
+    return writer.publish(record.video_id, arrays, attributes, provenance)
+
+
+class TrackCache(Cache):
+    """A tracks cache, open for reading."""
+
+    kind = "tracks"
+
+    def info(self, video_id: str) -> TrackInfo:
+        """Names, sizes, expressions and prompts of a video."""
+        folder = self.folder(video_id)
+        at = folder.attributes
+        origins = at["origins"]
+        return TrackInfo(
+            video_id=video_id,
+            frame_names=tuple(at["frame_names"]),
+            size=(at["size"][0], at["size"][1]),
+            expressions=expressions_from_json(video_id, at["expressions"]),
+            object_ids=None if at["object_ids"] is None else tuple(at["object_ids"]),
+            tracks=at["tracks"],
+            origin=tuple(origins[i] for i in folder.array("origin")),
+            prompt=folder.array("prompt"),
+            prompt_frame=folder.array("prompt_frame"),
+            prompt_box=folder.array("prompt_box"),
+        )
+
+    def tokens(self, video_id: str) -> NDArray[Any]:
+        """(N, T, C) in the card's dtype."""
+        tokens = self.folder(video_id).array("tokens")
+        if not np.isfinite(tokens).all():
+            raise InputError(f"{self.path}, video {video_id}: tokens hold NaN or infinite values; extract it again")
+        return tokens
+
+    def presence(self, video_id: str) -> NDArray[np.float16]:
+        """(N, T) probabilities."""
+        return self.folder(video_id).array("presence")
+
+    def masks(self, video_id: str) -> RleMasks:
+        """(N, T) masks."""
+        return self._masks(video_id, "mask", self.folder(video_id).attributes["tracks"])
+
+    def overlap(self, video_id: str) -> Overlap:
+        """Overlap counts. Raises InputError when the split hides its answers."""
+        folder = self._open_answers(video_id)
+        return Overlap(*(folder.array(name) for name in ("inter", "area", "gt_area", "annotated")))
+
+    def ground_truth(self, video_id: str) -> GroundTruth:
+        """The annotated objects. Raises InputError when the split hides its answers."""
+        folder = self._open_answers(video_id)
+        ids = tuple(folder.attributes["object_ids"])
+        return GroundTruth(ids, self._masks(video_id, "gt", len(ids)), folder.array("annotated"))
+
+    def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[Any]:
+        """The extra array `name`, or some frames of it where it is stored by frame."""
+        return self.folder(video_id).array(f"features/{name}", frames)
+
+    def read(self, video_id: str) -> TrackRecord:
+        """Everything of a video."""
+        info, hidden = self.info(video_id), self.folder(video_id).attributes["object_ids"] is None
+        tracks = TrackSet(
+            tokens=self.tokens(video_id),
+            presence=self.presence(video_id),
+            masks=self.masks(video_id),
+            prompt=info.prompt,
+            origin=info.origin,
+            prompt_frame=info.prompt_frame,
+            prompt_box=info.prompt_box,
+            features={spec["name"]: self.feature(video_id, spec["name"]) for spec in self.card.feature_specs},
+        )
+        truth, overlap = (None, None) if hidden else (self.ground_truth(video_id), self.overlap(video_id))
+        return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, truth, overlap)
+
+    def _open_answers(self, video_id: str) -> VideoFolder:
+        folder = self.folder(video_id)
+        if folder.attributes["object_ids"] is None:
+            raise InputError(
+                f"{self.path}, video {video_id}: the split {self.card.split!r} hides its answers; use a split that shows them"
+            )
+        return folder
+
+    def _masks(self, video_id: str, prefix: str, count: int) -> RleMasks:
+        folder = self.folder(video_id)
+        shape = (count, len(folder.attributes["frame_names"]))
+        size = (folder.attributes["size"][0], folder.attributes["size"][1])
+        return RleMasks(folder.array(f"{prefix}_rle"), folder.array(f"{prefix}_offsets"), shape, size)

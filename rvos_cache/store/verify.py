@@ -1,0 +1,84 @@
+"""Whole-cache checks: every file against its digest, and one digest of everything a cache says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rvos_cache.errors import InputError
+from rvos_cache.store.card import canonical, read_card
+from rvos_cache.store.reader import Cache, VideoFolder
+from rvos_cache.store.selections import SelectionCache
+from rvos_cache.store.text import TextCache
+from rvos_cache.store.tracks import TrackCache
+
+KINDS: dict[str, type[Cache]] = {"tracks": TrackCache, "text": TextCache, "selections": SelectionCache}
+
+
+def open_cache(path: Path) -> Cache:
+    """The cache at `path`, of whatever kind its card says."""
+    return KINDS[read_card(Path(path)).kind](path)
+
+
+def content_digest(path: Path) -> str:
+    """A digest over the decoded arrays and attributes of all videos in id order, without provenance.
+
+    It does not depend on the order or number of runs or processes that wrote the cache.
+    """
+    cache, total = open_cache(path), hashlib.blake2b(digest_size=16)
+    for video_id in cache.video_ids():
+        folder = cache.folder(video_id)
+        attributes = {k: v for k, v in folder.attributes.items() if k != "provenance"}
+        total.update(canonical([video_id, attributes]))
+        for name in folder.names():
+            array = folder.array(name)
+            total.update(canonical([name, str(array.dtype), list(array.shape)]))
+            total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def verify(path: Path) -> Iterator[str]:
+    """Every fault of a cache, one line each: a changed, missing or foreign file, or arrays that do not fit together."""
+    path = Path(path)
+    try:
+        cache = open_cache(path)
+        cache.failures()
+    except InputError as error:
+        yield str(error)
+        return
+    for video_id in cache.video_ids():
+        try:
+            folder = VideoFolder(path / "videos" / video_id)
+        except InputError as error:
+            yield str(error)
+            continue
+        faults = list(_faults(folder))
+        yield from faults
+        if not faults:
+            yield from _misfits(cache, video_id)
+
+
+def _faults(folder: VideoFolder) -> Iterator[str]:
+    present = {str(p.relative_to(folder.path)) for p in folder.path.rglob("*") if p.is_file()}
+    for name in sorted(present - folder.files.keys() - {"digests.json"}):
+        yield f"{folder.path / name}: does not belong here; {folder.remedy}"
+    for name in folder.files:
+        try:
+            folder.check(name)
+        except InputError as error:
+            yield str(error)
+
+
+def _misfits(cache: Cache, video_id: str) -> Iterator[str]:
+    try:
+        if isinstance(cache, TrackCache):
+            cache.read(video_id)
+        elif isinstance(cache, TextCache):
+            cache.words(video_id)
+        elif isinstance(cache, SelectionCache):
+            cache.selections(video_id)
+    except (InputError, ValueError) as error:
+        yield f"{cache.path}, video {video_id}: {error}"

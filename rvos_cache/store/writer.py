@@ -1,0 +1,184 @@
+"""Writing a cache: a video is staged in a folder of its own and published by one rename, so present means complete."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from rvos_cache.errors import InputError
+from rvos_cache.store.card import Card, digest, read_card, sealed, write_durably
+
+HOST = socket.gethostname().replace(".", "-")
+
+
+class CacheWriter:
+    """A cache that is being written, by this process and any number of others.
+
+    path: the `.zarr` folder; card: what it must be. Making it writes the card, or checks the one that is there and
+    sweeps staging folders whose process is dead. Raises InputError when another card is there.
+    """
+
+    def __init__(self, path: Path, card: Card) -> None:
+        self.path, self.card = Path(path), card
+        self.staging, self.videos = self.path / ".staging", self.path / "videos"
+        if not (self.path / "card.json").exists():
+            if self.path.exists() and (not self.path.is_dir() or any(p.name != ".staging" for p in self.path.iterdir())):
+                raise InputError(f"{self.path}: exists and is not a cache; choose another path")
+            self._first(card)
+        found = read_card(self.path)
+        different = found.differences(card)
+        if different:
+            name = different[0]
+            raise InputError(
+                f"{self.path}: made with {name} = {found.value(name)!r}, now it is {card.value(name)!r}; "
+                "use another path or the old settings"
+            )
+        self.staging.mkdir(exist_ok=True)
+        self.videos.mkdir(exist_ok=True)
+        self._sweep()
+
+    def _first(self, card: Card) -> None:
+        # Two processes may start together: each writes its card aside, and the link that comes first is the card.
+        self.staging.mkdir(parents=True, exist_ok=True)
+        aside = self.staging / f"card.{uuid.uuid4().hex}"
+        write_durably(aside, sealed(card.model_dump()))
+        try:
+            os.link(aside, self.path / "card.json")
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+        _sync(self.path)
+
+    def done(self) -> set[str]:
+        """Ids of the published videos."""
+        return {p.name for p in self.videos.iterdir() if p.is_dir()}
+
+    def publish(
+        self,
+        video_id: str,
+        arrays: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        provenance: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Write one video and make it visible in one step. False: another writer was first, ours is dropped.
+
+        arrays: name -> array, or an iterator of frames for arrays stored one chunk per frame ("features/<name>" may also
+        be a (array, True) pair for that). Raises OSError when the disk refuses; nothing is visible then.
+        """
+        folder = self.staging / f"{video_id}.{HOST}.{os.getpid()}.{uuid.uuid4().hex}"
+        try:
+            group = zarr.open_group(folder, mode="w-", zarr_format=3)
+            # One write of the attributes: each update would rewrite zarr.json.
+            group.attrs.put({**attributes, "provenance": dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))})
+            for name, value in arrays.items():
+                _write_array(group, name, value)
+            files = {str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+            for name in files:
+                _sync(folder / name)
+            write_durably(folder / "digests.json", sealed({"files": files}))
+            for inner in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
+                _sync(inner)
+            return self._rename(folder, self.videos / video_id)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _rename(self, folder: Path, target: Path) -> bool:
+        try:
+            os.rename(folder, target)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and target.exists():
+                return False
+            raise
+        _sync(self.videos)
+        return True
+
+    def fail(self, video_id: str, message: str) -> None:
+        """Record that `video_id` could not be made. One line, appended in one write: writers do not tear each other's."""
+        line = json.dumps({"video": video_id, "error": " ".join(message.split()), "when": time.strftime("%FT%TZ", time.gmtime())})
+        handle = os.open(self.path / "failures.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode() + b"\n")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _sweep(self) -> None:
+        """Remove the staging folders of this machine's dead processes; those of other machines after a day."""
+        for folder in self.staging.iterdir():
+            parts = folder.name.rsplit(".", 3)
+            if len(parts) != 4:
+                continue
+            try:
+                if parts[1] == HOST:
+                    alive = _alive(int(parts[2]))
+                else:
+                    alive = time.time() - folder.stat().st_mtime < 86_400
+                if not alive:
+                    shutil.rmtree(folder, ignore_errors=True)
+            except (OSError, ValueError):
+                continue
+
+
+def _write_array(group: zarr.Group, name: str, value: Any) -> None:
+    """Whole arrays are one chunk; iterators and (array, True) are one chunk per frame."""
+    by_frame = isinstance(value, tuple)
+    array = value[0] if by_frame else value
+    if not isinstance(array, np.ndarray):
+        array = np.stack(list(_frames(array)))
+        by_frame = True
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"array {name!r} holds NaN or infinite values")
+    chunks = tuple(max(1, d) for d in array.shape)
+    if by_frame:
+        chunks = (1, *chunks[1:])
+    packed = name.endswith(("rle", "offsets"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = group.create_array(
+            name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=chunks,
+            compressors=ZstdCodec(level=3, checksum=True) if packed else Crc32cCodec(),
+            # zarr leaves out chunks of zeros, and then a lost file reads as zeros.
+            config={"write_empty_chunks": True},
+        )
+    if array.size:
+        out[...] = array
+
+
+def _frames(value: Iterable[Any]) -> Iterable[np.ndarray]:
+    for frame in value:
+        yield np.asarray(frame)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
