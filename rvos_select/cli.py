@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from rvos_cache.errors import InputError, run_command
+from rvos_cache.cli import run_command
+from rvos_cache.errors import InputError
 
 PATH = click.Path(path_type=Path)
 CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=True, help="Tracks cache; may repeat.")
-TEXTS = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat. Default: beside the tracks.")
+TEXTS = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat.  [default: beside it]")
 ROOT = click.option("--root", type=PATH, help="Where the dataset lies; overrides the hint in the card.")
 VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
 LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos of the split.")
@@ -87,7 +88,7 @@ def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: P
 @click.option("--selections", type=PATH, required=True)
 @CACHES
 @click.option("--out", type=PATH, required=True, help="Folder for <video>/<expression>/<frame>.png.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Select scores strictly above.  [default: the selector's]")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Select scores above.  [default: the selector's]")
 @click.option("--top1", is_flag=True, help="Select the best candidate instead.")
 def merge(selections: Path, caches: tuple[Path, ...], out: Path, threshold: float | None, top1: bool) -> None:
     """OR the selected tracks and write mask PNGs."""
