@@ -1,0 +1,196 @@
+"""Several caches as one: tracks of the same split join their tracks, caches of other splits join their videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.store import Card, TextCache, TrackCache, TrackInfo, read_card
+from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, Words
+
+
+class TrackSource:
+    """Tracks caches read as one, with TrackCache's getters. Raises InputError when they do not fit together."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        if not paths:
+            raise InputError("no tracks cache given; add --cache C.zarr")
+        self.caches = [TrackCache(path) for path in paths]
+        self.of: dict[str, list[TrackCache]] = {}
+        first = self.caches[0].card
+        for cache in self.caches:
+            if cache.card.channels != first.channels:
+                raise InputError(
+                    f"{cache.path}: tokens of {cache.card.channels} channels, {self.caches[0].path} has {first.channels}; "
+                    "caches that are read together need the same"
+                )
+            for video_id in cache.video_ids():
+                held = self.of.setdefault(video_id, [])
+                if held and (held[0].card.dataset, held[0].card.split) != (cache.card.dataset, cache.card.split):
+                    raise InputError(f"{cache.path}: video {video_id} is also in {held[0].path}, of another split")
+                held.append(cache)
+        for video_id, held in self.of.items():
+            expected = [c for c in self.caches if (c.card.dataset, c.card.split) == (held[0].card.dataset, held[0].card.split)]
+            absent = [c.path for c in expected if c not in held]
+            if absent:
+                raise InputError(f"{absent[0]}: lacks video {video_id} that {held[0].path} has; extract it there too")
+
+    @property
+    def card(self) -> Card:
+        """The first cache's card."""
+        return self.caches[0].card
+
+    @property
+    def cards(self) -> list[Card]:
+        """The card of each cache, in the order given."""
+        return [cache.card for cache in self.caches]
+
+    def video_ids(self) -> tuple[str, ...]:
+        """All videos, sorted."""
+        return tuple(sorted(self.of))
+
+    def failures(self) -> dict[str, str]:
+        """Videos that failed in any cache, with the error."""
+        return {video: error for cache in self.caches for video, error in cache.failures().items()}
+
+    def _held(self, video_id: str) -> list[TrackCache]:
+        try:
+            return self.of[video_id]
+        except KeyError:
+            raise InputError(f"{self.caches[0].path}: no video {video_id}; run the extraction again to add it") from None
+
+    def info(self, video_id: str) -> TrackInfo:
+        """Joined info; prompts are indices into the expressions of the first cache."""
+        infos = [cache.info(video_id) for cache in self._held(video_id)]
+        first = infos[0]
+        if len(infos) == 1:
+            return first
+        for other, cache in zip(infos, self._held(video_id)):
+            if (other.frame_names, other.size) != (first.frame_names, first.size):
+                raise InputError(f"{cache.path}, video {video_id}: other frames than {self._held(video_id)[0].path}")
+        position = {e.expression_id: i for i, e in enumerate(first.expressions)}
+        prompts = []
+        for other, cache in zip(infos, self._held(video_id)):
+            asked = [e.expression_id for e in other.expressions]
+            lost = [asked[p] for p in other.prompt if p != VIDEO and asked[p] not in position]
+            if lost:
+                raise InputError(f"{cache.path}, video {video_id}: tracks of expression {lost[0]}, which others lack")
+            prompts.append(np.array([VIDEO if p == VIDEO else position[asked[p]] for p in other.prompt], np.int32))
+        return TrackInfo(
+            video_id,
+            first.frame_names,
+            first.size,
+            first.expressions,
+            first.object_ids,
+            sum(i.tracks for i in infos),
+            tuple(o for i in infos for o in i.origin),
+            np.concatenate(prompts),
+            np.concatenate([i.prompt_frame for i in infos]),
+            np.concatenate([i.prompt_box for i in infos]),
+        )
+
+    def tokens(self, video_id: str) -> NDArray[np.floating]:
+        """(N, T, C)."""
+        return np.concatenate([cache.tokens(video_id) for cache in self._held(video_id)])
+
+    def presence(self, video_id: str) -> NDArray[np.float16]:
+        """(N, T)."""
+        return np.concatenate([cache.presence(video_id) for cache in self._held(video_id)])
+
+    def masks(self, video_id: str) -> RleMasks:
+        """(N, T)."""
+        return RleMasks.concatenate([cache.masks(video_id) for cache in self._held(video_id)])
+
+    def overlap(self, video_id: str) -> Overlap:
+        """Counts of all tracks. Raises InputError when the split hides its answers."""
+        parts = [cache.overlap(video_id) for cache in self._held(video_id)]
+        first = parts[0]
+        return Overlap(
+            np.concatenate([p.inter for p in parts]), np.concatenate([p.area for p in parts]), first.gt_area, first.annotated
+        )
+
+    def ground_truth(self, video_id: str) -> GroundTruth:
+        """The annotated objects. Raises InputError when the split hides its answers."""
+        return self._held(video_id)[0].ground_truth(video_id)
+
+    def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[np.generic]:
+        """The extra array `name` of the only cache that has it."""
+        having = [c for c in self._held(video_id) if any(s["name"] == name for s in c.card.feature_specs)]
+        if len(having) != 1:
+            raise InputError(f"{self.caches[0].path}, video {video_id}: {len(having)} caches hold feature {name!r}, wanted one")
+        return having[0].feature(video_id, name, frames)
+
+
+class TextSource:
+    """Text caches read as one. Raises InputError when they do not fit together."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        if not paths:
+            raise InputError("no text cache given; add --text T.zarr")
+        self.caches = [TextCache(path) for path in paths]
+        widths = {cache.card.channels for cache in self.caches}
+        if len(widths) > 1:
+            raise InputError(f"{self.caches[1].path}: words of {sorted(widths)} channels; text caches need the same width")
+        self.of: dict[str, TextCache] = {}
+        for cache in self.caches:
+            for video_id in cache.video_ids():
+                if video_id in self.of:
+                    raise InputError(f"{cache.path}: video {video_id} is also in {self.of[video_id].path}; give one of them")
+                self.of[video_id] = cache
+
+    @property
+    def card(self) -> Card:
+        """The first cache's card."""
+        return self.caches[0].card
+
+    @cached_property
+    def videos(self) -> frozenset[str]:
+        """All videos."""
+        return frozenset(self.of)
+
+    def _cache(self, video_id: str) -> TextCache:
+        try:
+            return self.of[video_id]
+        except KeyError:
+            raise InputError(
+                f"{self.caches[0].path}: no words of video {video_id}; run rvos-cache extract-text of its split"
+            ) from None
+
+    def expressions(self, video_id: str) -> tuple[Expression, ...]:
+        """All expressions of the video in file order."""
+        return self._cache(video_id).expressions(video_id)
+
+    def words(self, video_id: str) -> tuple[Words, ...]:
+        """The words of each expression."""
+        return self._cache(video_id).words(video_id)
+
+
+def find_text(tracks: Path) -> Path:
+    """The text cache of the same dataset and split beside a tracks cache. Raises InputError for none or several."""
+    card = read_card(tracks)
+    found = []
+    for path in sorted(Path(tracks).parent.glob("*.zarr")):
+        if (path / "card.json").exists():
+            other = read_card(path)
+            if (other.kind, other.dataset, other.split) == ("text", card.dataset, card.split):
+                found.append(path)
+    if len(found) != 1:
+        what = "none" if not found else ", ".join(map(str, found))
+        raise InputError(f"{tracks}: wanted one text cache of {card.dataset} {card.split} beside it, found {what}; give --text")
+    return found[0]
+
+
+def candidates(info: TrackInfo, expression_id: str) -> NDArray[np.bool_]:
+    """bool (N,): the tracks that the expression may choose, those of the video and those it asked for itself.
+
+    An expression that the tracks cache does not know, added after an extraction that read no sentence, may choose every
+    track of the video.
+    """
+    position = {e.expression_id: i for i, e in enumerate(info.expressions)}
+    return (info.prompt == VIDEO) | (info.prompt == position.get(expression_id, VIDEO))
