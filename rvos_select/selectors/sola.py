@@ -1,0 +1,195 @@
+"""SOLA: selection of tracks by object-language alignment (https://github.com/cvlab-kaist/SOLA).
+
+Its paper and its released code differ in the memory, the score and the losses; `variant` names which is followed. The
+published numbers come from the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from rvos_cache.settings import Settings
+from rvos_select.data import Batch
+from rvos_select.losses import alignment_code, alignment_paper, bce
+from rvos_select.selectors.hub import HubSelector, checked_config, load_strictly
+from rvos_select.selectors.sola_layers import (
+    GROUPS,
+    AlignmentLayer,
+    MotionEncoder,
+    masked_mean,
+    shorter,
+    temporal_code,
+    within,
+)
+
+
+class SolaConfig(Settings):
+    """SOLA's settings; the defaults are the paper's (32,980,480 parameters)."""
+
+    token_channels: int = Field(default=256, ge=1)
+    """C: numbers per token of the track cache."""
+    word_channels: int = Field(default=1024, ge=GROUPS)
+    """D: numbers per word of the text cache, and the width of the alignment layers."""
+    width: int = Field(default=512, ge=GROUPS)
+    """Channels of the first three convolutions."""
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=8, ge=1)
+    negatives: int = Field(default=32, ge=1)
+    """Learned negative tokens."""
+    motion_dropout: float = Field(default=0.2, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    variant: Literal["code", "paper"] = "code"
+    bce_weight: float = Field(default=1.0, ge=0)
+    align_weight: float = Field(default=0.3, ge=0)
+    positive_weight: float | None = Field(default=None, gt=0)
+    """Weight of positives in the BCE; None: the variant's own, 1.5 in the code and 1 in Eq. 6."""
+    align_positive_weight: float = Field(default=1.5, gt=0)
+    """Weight of the positive term of the code's alignment loss; the paper's has none."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> SolaConfig:
+        for name, value, by in (
+            ("word_channels", self.word_channels, GROUPS),
+            ("word_channels", self.word_channels, self.heads),
+            ("width", self.width, GROUPS),
+        ):
+            if value % by:
+                raise ValueError(f"{name} = {value} is not a multiple of {by} (norm groups {GROUPS}, heads {self.heads})")
+        return self
+
+
+class Aligned(NamedTuple):
+    """What scores and losses read: logits (B, N), objects O_a (B, N, D), anchor mean(E) (B, D)."""
+
+    logits: Tensor
+    objects: Tensor
+    anchor: Tensor
+
+
+class Sola(HubSelector):
+    """Scores tracks by their aligned tokens; reads tokens and words only."""
+
+    Config = SolaConfig
+    requires: tuple[str, ...] = ()
+    threshold = 0.5
+
+    def __init__(self, config: SolaConfig | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = c = checked_config(SolaConfig, config)
+        d = c.word_channels
+        self.short_motion_encoder = MotionEncoder(c.token_channels, c.width, d, c.motion_dropout)
+        self.object_lang_align_layers = nn.ModuleList(
+            AlignmentLayer(d, c.heads, c.attention_dropout) for _ in range(c.layers)
+        )
+        self.negative_token = nn.Embedding(c.negatives, d)
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(1, d // 2))
+
+    def load_official(self, state: Mapping[str, Tensor]) -> None:
+        """Load the released checkpoint's tensors in place.
+
+        Raises InputError, with nothing loaded, for a missing or unexpected name or another shape.
+        """
+        load_strictly(self, state, "the released SOLA weights")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, N); 0 outside `batch.track_mask`. Real frames come first in `frame_mask`."""
+        return self.align(batch).logits
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """"loss" = bce_weight · "bce" + align_weight · "align", after the variant. Raises ValueError without a target."""
+        if batch.target is None:
+            raise ValueError("SOLA's loss wants Batch.target; this split hides its answers")
+        c, found = self.config, self.align(batch)
+        target = batch.target.to(found.logits.dtype)
+        counted = batch.word_mask.any(1)
+        positive = c.positive_weight or (1.5 if c.variant == "code" else 1.0)
+        # in float32 whatever the autocast: scores are sums over D
+        with torch.autocast(found.logits.device.type, enabled=False):
+            bce_loss = bce(found.logits, target, batch.track_mask, counted, positive)
+            negatives = self.negative_token.weight
+            given = (found.objects, found.anchor, negatives, target, batch.track_mask, counted)
+            align = alignment_code(*given, c.align_positive_weight) if c.variant == "code" else alignment_paper(*given)
+            return {"loss": c.bce_weight * bce_loss + c.align_weight * align, "bce": bce_loss, "align": align}
+
+    def align(self, batch: Batch) -> Aligned:
+        """Run the module; tracks that no expression may select are left out of the computation."""
+        used = batch.track_mask.any(0)
+        if bool(used.all()) or not bool(used.any()):
+            return self._align(batch.tokens, batch.frame_mask, batch.track_mask, batch.words, batch.word_mask)
+        at = used.nonzero()[:, 0]
+        part = self._align(
+            batch.tokens[:, at], batch.frame_mask, batch.track_mask[:, at], batch.words, batch.word_mask
+        )
+        b, n = batch.track_mask.shape
+        logits = part.logits.new_zeros(b, n).index_copy(1, at, part.logits)
+        objects = part.objects.new_zeros(b, n, part.objects.shape[-1]).index_copy(1, at, part.objects)
+        return Aligned(logits, objects, part.anchor)
+
+    def _align(self, tokens: Tensor, frames: Tensor, tracks: Tensor, words: Tensor, word_mask: Tensor) -> Aligned:
+        """tokens (B or 1, N, T, C), frames (B or 1, T), tracks (B, N), words (B, L, D), word_mask (B, L)."""
+        words = words.to(self.negative_token.weight.dtype)
+        x, reduced = self._encode(tokens, frames)
+        t = x.shape[2]
+        code = temporal_code(self.positional_encoding_gaussian_matrix, t).to(x.dtype)
+        all_tracks = None if bool(tracks.all()) else tracks
+        all_words = None if bool(word_mask.all()) else word_mask
+        negatives = self.negative_token.weight if self.config.variant == "code" else None
+        rows: Tensor | None = None
+        first, first_frames, first_tracks = self.object_lang_align_layers[0], reduced, all_tracks
+        if len(x) < len(tracks):
+            # One video, several expressions: what reads no text is computed once for each set of candidates.
+            sets, rows = torch.unique(tracks, dim=0, return_inverse=True)
+            x = x.expand(len(sets), -1, -1, -1)
+            first_tracks = None if all_tracks is None else sets
+        x = first.look(x, code, first_tracks, first_frames)
+        x = first.read(x, rows, words, negatives, all_words, all_tracks, reduced)
+        for layer in list(self.object_lang_align_layers)[1:]:
+            x = layer.look(x, code, all_tracks, reduced)
+            x = layer.read(x, None, words, negatives, all_words, all_tracks, reduced)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._aggregate(x.float(), reduced, tracks, words.float(), all_words)
+
+    def _encode(self, tokens: Tensor, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+        """tokens (A, N, T, C), frames (A, T) -> (A, N, T′, D) and the mask (A, T′), None where all is real."""
+        a, n, t, c = tokens.shape
+        lengths = None
+        if not bool(frames.all()):
+            if bool((frames[:, 1:] & ~frames[:, :-1]).any()):
+                raise ValueError("Batch.frame_mask: real frames must come first; padding goes behind them")
+            lengths = frames.sum(1)
+        flat = tokens.to(self.negative_token.weight.dtype).reshape(a * n, t, c)
+        x = self.short_motion_encoder(flat, None if lengths is None else lengths.repeat_interleave(n))
+        x = x.reshape(a, n, x.shape[1], -1)
+        if lengths is None:
+            return x, None
+        for _ in range(3):
+            lengths = shorter(lengths, 2)
+        return x, within(lengths, x.shape[2])
+
+    def _aggregate(
+        self, x: Tensor, frames: Tensor | None, tracks: Tensor, words: Tensor, word_mask: Tensor | None
+    ) -> Aligned:
+        """Score and object vector from aligned tokens x (B, N, T′, D): Eqs. 4 and 5, or the released code's form."""
+        anchor = masked_mean(words, word_mask)
+        coded = self.config.variant == "code"
+        # the mean over the memory of O′·Eᵀ is O′ times the memory's mean
+        memory = masked_mean(words, word_mask, [self.negative_token.weight.float()]) if coded else anchor
+        per_frame = torch.einsum("bntd,bd->bnt", x, memory)
+        if frames is None:
+            weights, count = per_frame.softmax(-1), torch.tensor(float(x.shape[2]), device=x.device)
+        else:
+            real = frames[:, None].expand_as(per_frame)
+            # an expression of padding may have no frame at all: a finite filler keeps its softmax a number
+            weights = per_frame.masked_fill(~real, torch.finfo(x.dtype).min).softmax(-1).masked_fill(~real, 0.0)
+            per_frame, count = per_frame.masked_fill(~real, 0.0), frames.sum(1).clamp(min=1)[:, None]
+        objects = torch.einsum("bnt,bntd->bnd", weights, x)
+        if coded:
+            logits = torch.einsum("bnd,bd->bn", objects, memory)
+        else:
+            objects, logits = objects / (count if frames is None else count[..., None]), per_frame.sum(-1) / count
+        return Aligned(logits.masked_fill(~tracks, 0.0), objects, anchor)

@@ -1,0 +1,202 @@
+"""SOLA's layers with masks: padding of tracks, frames and words changes nothing that is real.
+
+Shapes: M tracks of any expression, K tokens of one norm's sample, D channels. True = real in every mask, and a mask is
+None where all is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUPS = 8
+EPSILON = 1e-5
+
+
+class MaskedGroupNorm(nn.Module):
+    """GroupNorm over channels whose statistics run over a sample's real tokens: (S, K, D), mask (S, K) -> (S, K, D).
+
+    Padded tokens come out as zeros. Parameters are those of `nn.GroupNorm(8, D)`.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        s, k, d = x.shape
+        grouped = x.float().reshape(s, k, GROUPS, d // GROUPS)
+        if mask is None:
+            variance, mean = torch.var_mean(grouped, dim=(1, 3), keepdim=True, correction=0)
+            real = None
+        else:
+            real = mask[:, :, None, None]
+            grouped = grouped.masked_fill(~real, 0.0)
+            count = (mask.sum(1) * (d // GROUPS)).clamp(min=1)[:, None, None, None]
+            mean = grouped.sum((1, 3), keepdim=True) / count
+            variance = (grouped - mean).masked_fill(~real, 0.0).square().sum((1, 3), keepdim=True) / count
+        normal = (grouped - mean) * torch.rsqrt(variance + EPSILON)
+        out = torch.addcmul(self.bias, normal.reshape(s, k, d), self.weight)
+        return (out if mask is None else out.masked_fill(~mask[:, :, None], 0.0)).to(x.dtype)
+
+
+class StandardConv1d(nn.Conv1d):
+    """A 1-D convolution along time with weight standardisation: (M, D, T) -> (M, D', T')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(self.weight, dim=(1, 2), keepdim=True)
+        return F.conv1d(x, (self.weight - mean) / (deviation + EPSILON), self.bias, self.stride, self.padding)
+
+
+def shorter(lengths: Tensor, stride: int) -> Tensor:
+    """Real frames after a convolution of this stride whose padding keeps the length: ceil(T / stride)."""
+    return torch.div(lengths + stride - 1, stride, rounding_mode="floor")
+
+
+class MotionEncoder(nn.Sequential):
+    """SOLA's short-term motion encoder: (M, T, C), lengths (M,) or None -> (M, T′, D), T′ = T halved three times, up.
+
+    A Sequential so that its children have the released checkpoint's names: convolution, norm, activation, dropout.
+    """
+
+    def __init__(self, channels: int, width: int, out: int, dropout: float) -> None:
+        shape = [(channels, width, 3, 2), (width, width, 3, 2), (width, width, 3, 2), (width, out, 3, 1), (out, out, 3, 1)]
+        blocks: list[nn.Module] = []
+        for before, after, kernel, stride in shape:
+            blocks += [
+                StandardConv1d(before, after, kernel, stride, padding=1),
+                MaskedGroupNorm(after),
+                nn.LeakyReLU(0.01),
+                nn.Dropout(dropout),
+            ]
+        super().__init__(*blocks, StandardConv1d(out, out, 1))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if lengths is not None:
+            x = x.masked_fill(~within(lengths, x.shape[1])[..., None], 0.0)
+        for layer in self:
+            if isinstance(layer, StandardConv1d):
+                x = layer(x.transpose(1, 2)).transpose(1, 2)
+                if lengths is not None:
+                    lengths = shorter(lengths, layer.stride[0])
+            elif isinstance(layer, MaskedGroupNorm):
+                x = layer(x, None if lengths is None else within(lengths, x.shape[1]))
+            else:
+                x = layer(x)  # both keep zeros zero
+        return x if lengths is None else x.masked_fill(~within(lengths, x.shape[1])[..., None], 0.0)
+
+
+def within(lengths: Tensor, size: int) -> Tensor:
+    """(M,) lengths -> bool (M, size), True before the length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the released checkpoint's projection names."""
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.q_proj = nn.Linear(channels, channels)
+        self.k_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.out_proj = nn.Linear(channels, channels)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Projected q (S, K, D), k and v (S, K′, D), key mask (S, K′) -> (S, K, D). A sample without keys gives numbers."""
+        if mask is not None:
+            # softmax over nothing is NaN: such a sample attends to its padding, and its own tokens are padding too
+            mask = (mask | ~mask.any(1, keepdim=True))[:, None, None]
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        rate = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class AlignmentLayer(nn.Module):
+    """Attention over tracks, over time, and to the memory, each with a residual and a norm."""
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.obj_attn = Attention(channels, heads, dropout)
+        self.motion_attn = Attention(channels, heads, dropout)
+        self.object2lang_attn = Attention(channels, heads, dropout)
+        self.norm = nn.ModuleList(MaskedGroupNorm(channels) for _ in range(3))
+
+    def look(self, x: Tensor, code: Tensor, tracks: Tensor | None, frames: Tensor | None) -> Tensor:
+        """The two attentions that read no text: x (B, N, T′, D), code (T′, D), masks (B, N) and (B, T′) -> x."""
+        b, n, t, d = x.shape
+        both = real_tokens(x, tracks, frames)
+        at = self.obj_attn
+        y = x.transpose(1, 2).reshape(b * t, n, d)
+        mask = None if both is None else both.transpose(1, 2).reshape(b * t, n)
+        y = self.norm[0](y + at.attend(at.q_proj(y), at.k_proj(y), at.v_proj(y), mask), mask)
+        at = self.motion_attn
+        y = y.reshape(b, t, n, d).transpose(1, 2).reshape(b * n, t, d)
+        mask = None if both is None else both.reshape(b * n, t)
+        coded = y + code
+        y = self.norm[1](y + at.attend(at.q_proj(coded), at.k_proj(coded), at.v_proj(y), mask), mask)
+        return y.reshape(b, n, t, d)
+
+    def read(
+        self,
+        x: Tensor,
+        rows: Tensor | None,
+        words: Tensor,
+        negatives: Tensor | None,
+        word_mask: Tensor | None,
+        tracks: Tensor | None,
+        frames: Tensor | None,
+    ) -> Tensor:
+        """Attention to the memory: x (U, N, T′, D) whose row `rows[b]` is expression b's -> (B, N, T′, D).
+
+        words (B, L, D) and negatives (Q, D) or None; word_mask (B, L); tracks (B, N), frames (B, T′).
+        """
+        _, n, t, d = x.shape
+        at = self.object2lang_attn
+        flat = x.reshape(-1, n * t, d)
+        q = at.q_proj(flat)
+        if rows is not None:
+            q, flat = q[rows], flat[rows]
+        k, v, b = at.k_proj(words), at.v_proj(words), len(words)
+        if negatives is not None:
+            # the negatives are the same for every expression: projected once
+            k = torch.cat([k, at.k_proj(negatives).expand(b, -1, -1)], 1)
+            v = torch.cat([v, at.v_proj(negatives).expand(b, -1, -1)], 1)
+            word_mask = None if word_mask is None else F.pad(word_mask, (0, len(negatives)), value=True)
+        both = real_tokens(flat.reshape(b, n, t, d), tracks, frames)
+        mask = None if both is None else both.reshape(b, n * t)
+        y = self.norm[2](flat + at.attend(q, k, v, word_mask), mask)
+        return y.reshape(b, n, t, d)
+
+
+def real_tokens(x: Tensor, tracks: Tensor | None, frames: Tensor | None) -> Tensor | None:
+    """x (B, N, T′, D), tracks (B, N), frames (B or 1, T′) -> bool (B, N, T′), or None where all is real."""
+    if tracks is None and frames is None:
+        return None
+    real = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device)
+    if tracks is not None:
+        real = real & tracks[:, :, None]
+    return real if frames is None else real & frames[:, None]
+
+
+def temporal_code(gaussian: Tensor, length: int) -> Tensor:
+    """Random Fourier features of t/100 for t = 0 … length−1: gaussian (1, D/2) -> (length, D), sines then cosines."""
+    at = torch.arange(length, device=gaussian.device, dtype=torch.float32)[:, None] / 100
+    angle = 2 * torch.pi * (at @ gaussian.float())
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def masked_mean(x: Tensor, mask: Tensor | None, extra: Sequence[Tensor] = ()) -> Tensor:
+    """Mean of x (B, L, D) over real positions and over the rows of every `extra` (Q, D) -> (B, D); none -> zeros."""
+    if mask is None:
+        total, count = x.sum(1), torch.full((len(x), 1), x.shape[1], device=x.device)
+    else:
+        total, count = x.masked_fill(~mask[..., None], 0.0).sum(1), mask.sum(1, keepdim=True)
+    for rows in extra:
+        total, count = total + rows.sum(0), count + len(rows)
+    return total / count.clamp(min=1)
