@@ -28,26 +28,36 @@ class Region:
 
 
 def lab_of(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """CIE Lab (h, w, 3), L 0..100, of an RGB frame."""
-    return np.asarray(cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), np.float32)
+    """CIE Lab (h, w, 3) of an RGB frame, L halved (0..50): light and shade on one object move L most."""
+    smooth = cv2.GaussianBlur(frame, (3, 3), 0.6).astype(np.float32) / 255
+    lab = cv2.cvtColor(smooth, cv2.COLOR_RGB2LAB)
+    lab[..., 0] *= 0.5
+    return np.asarray(lab, np.float32)
 
 
-def flat_regions(frame: NDArray[np.uint8], t: int, keep: int = 24) -> list[Region]:
-    """Regions of even colour that stand out from what lies around them, best first."""
-    h, w = frame.shape[:2]
-    labels = felzenszwalb(frame, scale=60, sigma=0.5, min_size=16, channel_axis=-1)
-    labels = _join(labels, lab_of(frame))
-    lab = lab_of(frame)
+def find_colours(frame: NDArray[np.uint8], lab: NDArray[np.float32], t: int) -> list[Region]:
+    """Regions of even colour that stand out from what lies around them: where the colour classes come from."""
+    h, w = lab.shape[:2]
+    labels = _join(felzenszwalb(frame, scale=60, sigma=0.5, min_size=16, channel_axis=-1), lab)
+    size = np.bincount(labels.ravel())
+    found = []
+    for label in np.nonzero((size >= 24) & (size <= 0.25 * h * w))[0]:
+        found.append(judge(labels == label, lab, t))
+    return [r for r in found if r is not None]
+
+
+def prompts(kinds: NDArray[np.int8], lab: NDArray[np.float32], count: int, t: int) -> list[Region]:
+    """Connected pieces of the colour classes in one frame that look like objects, best first."""
     out = []
-    for label in range(labels.max() + 1):
-        mask = labels == label
-        area = int(mask.sum())
-        if not 20 <= area <= 0.25 * h * w:
-            continue
-        region = _judge(mask, lab, area, t)
-        if region is not None:
-            out.append(region)
-    return sorted(out, key=lambda r: -r.score)[:keep]
+    for kind in range(count):
+        byte = (kinds == kind).astype(np.uint8)
+        pieces, labels, stats, _ = cv2.connectedComponentsWithStats(byte, connectivity=4)
+        for piece in range(1, pieces):
+            if 20 <= stats[piece, cv2.CC_STAT_AREA] <= 0.25 * kinds.size:
+                region = judge(labels == piece, lab, t)
+                if region is not None:
+                    out.append(region)
+    return sorted(out, key=lambda r: -r.score)
 
 
 def _join(labels: NDArray[np.int64], lab: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -75,9 +85,10 @@ def _join(labels: NDArray[np.int64], lab: NDArray[np.float32]) -> NDArray[np.int
     return np.unique([root(i) for i in range(count)], return_inverse=True)[1][labels]
 
 
-def _judge(mask: NDArray[np.bool_], lab: NDArray[np.float32], area: int, t: int) -> Region | None:
+def judge(mask: NDArray[np.bool_], lab: NDArray[np.float32], t: int) -> Region | None:
     """The region when its inside is even, its outline plain and its surround different; else None."""
     h, w = mask.shape
+    area = int(mask.sum())
     byte = mask.astype(np.uint8)
     core = cv2.erode(byte, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=1)
     inside = core.astype(bool) if core.sum() >= 12 else mask
@@ -94,7 +105,7 @@ def _judge(mask: NDArray[np.bool_], lab: NDArray[np.float32], area: int, t: int)
     solid = min(area / (hull + 1), 1.0)
     x, y, bw, bh = cv2.boundingRect(byte)
     sides = (x == 0) + (y == 0) + (x + bw == w) + (y + bh == h)
-    if stand_out < 0.6 or solid < 0.45 or sides > 2 or min(bw, bh) < 4:
+    if stand_out < 0.6 or solid < 0.5 or sides > 2 or min(bw, bh) < 4:
         return None
     thick = float(inside.sum() / area)
     score = stand_out + solid + min(float(np.median(away)) / 40, 1.0) - even / 6 + 0.5 * thick - 0.3 * sides
@@ -112,15 +123,14 @@ def colour_classes(regions: Sequence[Region]) -> NDArray[np.float32]:
 
 def classify(lab: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[np.int8]:
     """Nearest colour class of every pixel (h, w), -1 where none is within the class radius."""
-    best = np.full(lab.shape[:2], CLASS_RADIUS**2, np.float32)
-    out = np.full(lab.shape[:2], -1, np.int8)
-    for k, colour in enumerate(colours):
-        away = lab - colour
-        distance = np.einsum("hwc,hwc->hw", away, away)
-        closer = distance < best
-        best[closer] = distance[closer]
-        out[closer] = k
-    return out
+    if not len(colours):
+        return np.full(lab.shape[:2], -1, np.int8)
+    # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, so that all classes cost one matrix product.
+    flat = lab.reshape(-1, 3)
+    away = (colours**2).sum(1) - 2 * flat @ colours.T
+    best = away.argmin(1)
+    near = away[np.arange(len(flat)), best] + (flat**2).sum(1) < CLASS_RADIUS**2
+    return np.where(near, best, -1).astype(np.int8).reshape(lab.shape[:2])
 
 
 def fill_rim(core: NDArray[np.bool_], lab: NDArray[np.float32], colour: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -66,9 +66,11 @@ class SmallVideo:
         self.size = pictures[0].shape[:2]
         self.lab = [flat.lab_of(p) for p in pictures]
         self.keys = key_frames(frames, settings.small_key_every)
-        self.regions = {t: flat.flat_regions(pictures[t], t) for t in self.keys}
-        self.colours = flat.colour_classes([r for found in self.regions.values() for r in found])
+        spread = sorted({round(i * (frames - 1) / 4) for i in range(5)})
+        self.colours = flat.colour_classes([r for t in spread for r in flat.find_colours(pictures[t], self.lab[t], t)])
         self.kinds = [flat.classify(lab, self.colours) for lab in self.lab]
+        count = len(self.colours)
+        self.regions = {t: flat.prompts(self.kinds[t], self.lab[t], count, t) for t in self.keys}
         self.pieces: dict[tuple[int, int], NDArray[np.int32]] = {}
         self.tracks: list[SmallTrack] = []
 
@@ -144,8 +146,10 @@ class SmallVideo:
         claimed = self._claimed(track, t)
         value = np.where(kinds == track.kind, 1.0, np.where(kinds >= 0, -0.1, -1.0)).astype(np.float32)
         value[claimed] = -0.5
-        corner = self._align(state, value, guess)
-        mask, share = self._cut(track, state, kinds, claimed, corner, t)
+        twins = self._claimed(track, t - direction)
+        crowded = bool(twins.any()) and self._crowded(track, twins, t, direction)
+        corner = self._align(state, value, guess, crowded)
+        mask, share = self._cut(track, state, kinds, claimed, corner, t, crowded)
         enough = LOST if state.gap == 0 else FOUND
         if share < enough:
             state.gap += 1
@@ -157,22 +161,27 @@ class SmallVideo:
             return
         track.masks[t] = flat.fill_rim(mask, self.lab[t], self.colours[track.kind]) & ~claimed
         track.shown[t] = min(share, 1.0)
-        gain = 0.5 if share > 0.8 else 0.2
+        gain = 0.1 if crowded else 0.5 if share > 0.8 else 0.2
         if state.gap == 0:
             state.velocity += gain * (corner - (state.corner + carried) - state.velocity)
         state.gap = 0
         state.corner = corner
-        if share > 0.85:
+        if share > 0.85 and not crowded:
             x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
             state.set_outline(mask[y : y + h, x : x + w].astype(np.uint8))
-            before = corner + np.array([w, h]) * 0
             state.corner = np.array([x, y], float)
-            del before
 
-    def _align(self, state: State, value: NDArray[np.float32], guess: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _crowded(self, track: SmallTrack, twins: NDArray[np.bool_], t: int, direction: int) -> bool:
+        """Whether another track of the same colour was within three pixels of this one a frame ago."""
+        near = cv2.dilate(track.masks[t - direction].astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
+        return bool((near & twins).any())
+
+    def _align(
+        self, state: State, value: NDArray[np.float32], guess: NDArray[np.float64], crowded: bool
+    ) -> NDArray[np.float64]:
         """The corner near `guess` at which the outline fits the frame's class values best."""
         speed = float(np.abs(state.velocity).max())
-        reach = round(min(4 + speed, 10)) if state.gap == 0 else round(min(5 + 2.5 * state.gap, 36))
+        reach = round(min(4 + speed, 10)) if state.gap == 0 else round(min(5 + 2.0 * state.gap, 16))
         padded = np.pad(value, PAD)
         a, b = state.outline.shape
         x, y = int(round(guess[0])) + PAD - 2, int(round(guess[1])) + PAD - 2
@@ -183,7 +192,7 @@ class SmallVideo:
         fit = cv2.matchTemplate(window, state.kernel, cv2.TM_CCORR)
         ys, xs = np.mgrid[0 : fit.shape[0], 0 : fit.shape[1]]
         away = (ys + y0 - PAD + 2 - guess[1]) ** 2 + (xs + x0 - PAD + 2 - guess[0]) ** 2
-        weight = 0.3 if state.gap == 0 else 0.5
+        weight = 1.0 if crowded else 0.3 if state.gap == 0 else 0.5
         fit = fit - weight * state.outline.sum() * away / (reach + 1) ** 2
         best = np.unravel_index(int(np.argmax(fit)), fit.shape)
         return np.array([best[1] + x0 - PAD + 2, best[0] + y0 - PAD + 2], float)
@@ -196,6 +205,7 @@ class SmallVideo:
         claimed: NDArray[np.bool_],
         corner: NDArray[np.float64],
         t: int,
+        crowded: bool,
     ) -> tuple[NDArray[np.bool_], float]:
         """The track's pixels bool (h, w) for its outline at `corner`, and the share of the outline they fill."""
         h, w = self.size
@@ -216,7 +226,7 @@ class SmallVideo:
             size = int(whole.sum())
             covered = int((whole & near).sum())
             touches = whole[0].any() or whole[-1].any() or whole[:, 0].any() or whole[:, -1].any()
-            limit = 2.5 if touches else 1.6
+            limit = 1.1 if crowded else 2.5 if touches else 1.6 if state.gap == 0 else 1.4
             take = whole if size < limit * area + 12 and covered > (0.3 if touches else 0.5) * size else whole & near
             if covered >= 5:
                 out |= take
