@@ -108,9 +108,7 @@ def extract(
 @click.option("--encoder", default="hashed", show_default=True)
 @SET
 @OUT
-def extract_text(
-    dataset: str, root: Path, split: str, encoder: str, overrides: tuple[str, ...], out: Path
-) -> None:
+def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: tuple[str, ...], out: Path) -> None:
     """Write the words of a split's expressions."""
     from rvos_cache.extract import extract_text as step
     from rvos_cache.settings import parse_overrides
@@ -235,7 +233,9 @@ def plan(
         raise InputError(f"{root}: none of the first {sample} videos could be extracted; see rvos-cache check")
     frames = sum(lengths.values())
     click.echo(f"{len(lengths)} videos, {frames} frames")
-    click.echo(f"{held / timed * frames / 1e6:.0f} MB, {seconds / timed * frames / 3600 / jobs:.2f} hours with {jobs} jobs")
+    click.echo(
+        f"{held / timed * frames / 1e6:.0f} MB, {seconds / timed * frames / 3600 / jobs:.2f} hours with {jobs} jobs"
+    )
     click.echo(f"(from {timed} frames of {len(report.done)} videos: {seconds / timed:.3f} s per frame)")
 
 

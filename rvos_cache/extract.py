@@ -66,9 +66,7 @@ def extract_video(
         raise InputError(f"video {video.video_id}: this tracker prompts with ground truth, and the split hides it")
     tracks = tracker.track(video, expressions, given)
     overlap = None if ground_truth is None else count_overlap(tracks.masks, ground_truth)
-    return TrackRecord(
-        video.video_id, video.frame_names, video.size, tuple(expressions), tracks, ground_truth, overlap
-    )
+    return TrackRecord(video.video_id, video.frame_names, video.size, tuple(expressions), tracks, ground_truth, overlap)
 
 
 def chosen_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, shard: str) -> list[str]:
@@ -284,7 +282,12 @@ class Progress:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            self.bar = Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self.bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.count, note="")
             self.bar.start()
         return self
@@ -297,7 +300,12 @@ class Progress:
 
     def advance(self, frames: int, failed: bool) -> None:
         """One more video with so many frames."""
-        self.count, self.fresh, self.frames, self.failed = self.count + 1, self.fresh + 1, self.frames + frames, self.failed + failed
+        self.count, self.fresh, self.frames, self.failed = (
+            self.count + 1,
+            self.fresh + 1,
+            self.frames + frames,
+            self.failed + failed,
+        )
         if self.bar is not None:
             self.bar.update(self.task, completed=self.count, note=self.note())
         elif time.monotonic() - self.spoken >= 60:

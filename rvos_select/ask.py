@@ -9,17 +9,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rvos_cache.frames import VideoWriter, open_video, read_mask_png
 
 from rvos_cache.errors import InputError
 from rvos_cache.extract import extract_video
-from rvos_cache.frames import VideoWriter, open_video, read_mask_png
 from rvos_cache.settings import build
-from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, TrackCache, write_text, write_tracks
+from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, write_text, write_tracks
 from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class
 from rvos_cache.types import Expression, Video
+from rvos_select.checkpoint import run_cards
 from rvos_select.merge import merge
-from rvos_select.predict import predict, run_cards
+from rvos_select.predict import predict
 
 TINT = np.array([255, 96, 32], np.float32)
 FRAMES_PER_SECOND = 12

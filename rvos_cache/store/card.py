@@ -127,7 +127,11 @@ def provenance() -> dict[str, Any]:
     here = Path(__file__).parent
     try:
         said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
         commit = said.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

@@ -81,6 +81,8 @@ class SelectionCache(Cache):
         masks: list[RleMasks | None] = [None] * len(scores)
         if folder.attributes["drawn"]:
             e, q = scores.shape
-            whole = RleMasks(folder.array("mask_rle"), folder.array("mask_offsets"), (e * q, len(info.frame_names)), info.size)
+            whole = RleMasks(
+                folder.array("mask_rle"), folder.array("mask_offsets"), (e * q, len(info.frame_names)), info.size
+            )
             masks = [whole.select(range(i * q, (i + 1) * q)) for i in range(e)]
         return tuple(Selection(*row) for row in zip(info.expression_ids, scores, candidates, masks))

@@ -43,7 +43,11 @@ def write_text(writer: CacheWriter, record: TextRecord) -> bool:
         "spans": np.concatenate([np.zeros((0, 2), np.int32), *(w.spans for w in words)]),
         "tags": np.array([tag_names.index(tag) for w in words for tag in w.tags], np.uint8),
     }
-    attributes = {"video": record.video_id, "expressions": expressions_to_json(record.expressions), "tag_names": tag_names}
+    attributes = {
+        "video": record.video_id,
+        "expressions": expressions_to_json(record.expressions),
+        "tag_names": tag_names,
+    }
     return writer.publish(record.video_id, arrays, attributes)
 
 

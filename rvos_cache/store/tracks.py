@@ -41,7 +41,9 @@ class TrackRecord:
         if (self.ground_truth is None) != (self.overlap is None):
             raise ValueError("ground truth and overlap counts come together or not at all")
         if self.tracks.masks.shape[1] != len(self.frame_names) or self.tracks.masks.size != self.size:
-            raise ValueError(f"tracks {self.tracks.masks.shape} {self.tracks.masks.size}, video {len(self.frame_names)} {self.size}")
+            raise ValueError(
+                f"tracks {self.tracks.masks.shape} {self.tracks.masks.size}, video {len(self.frame_names)} {self.size}"
+            )
 
 
 @dataclass(frozen=True)

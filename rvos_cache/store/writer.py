@@ -35,7 +35,9 @@ class CacheWriter:
         self.path, self.card = Path(path), card
         self.staging, self.videos = self.path / ".staging", self.path / "videos"
         if not (self.path / "card.json").exists():
-            if self.path.exists() and (not self.path.is_dir() or any(p.name != ".staging" for p in self.path.iterdir())):
+            if self.path.exists() and (
+                not self.path.is_dir() or any(p.name != ".staging" for p in self.path.iterdir())
+            ):
                 raise InputError(f"{self.path}: exists and is not a cache; choose another path")
             self._first(card)
         found = read_card(self.path)
@@ -83,10 +85,14 @@ class CacheWriter:
         try:
             group = zarr.open_group(folder, mode="w-", zarr_format=3)
             # One write of the attributes: each update would rewrite zarr.json.
-            group.attrs.put({**attributes, "provenance": dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))})
+            group.attrs.put(
+                {**attributes, "provenance": dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))}
+            )
             for name, value in arrays.items():
                 _write_array(group, name, value)
-            files = {str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+            files = {
+                str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()
+            }
             for name in files:
                 _sync(folder / name)
             write_durably(folder / "digests.json", sealed({"files": files}))
@@ -108,7 +114,9 @@ class CacheWriter:
 
     def fail(self, video_id: str, message: str) -> None:
         """Record that `video_id` could not be made. One line, appended in one write: writers do not tear each other's."""
-        line = json.dumps({"video": video_id, "error": " ".join(message.split()), "when": time.strftime("%FT%TZ", time.gmtime())})
+        line = json.dumps(
+            {"video": video_id, "error": " ".join(message.split()), "when": time.strftime("%FT%TZ", time.gmtime())}
+        )
         handle = os.open(self.path / "failures.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(handle, line.encode() + b"\n")

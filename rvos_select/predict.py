@@ -1,0 +1,118 @@
+"""Score every candidate track of every expression; no decision yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rvos_cache.errors import InputError
+from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, write_selections
+from rvos_cache.types import Selection
+from rvos_select.caches import TextSource, TrackSource, candidates
+from rvos_select.checkpoint import load_selector, run_settings
+from rvos_select.samples import load_video, video_batch
+
+
+def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:
+    """Selections of all expressions of the caches, by the best module of `run`. Running it again does what is left.
+
+    Raises InputError for caches that do not fit the run, ground-truth tracks, or a damaged checkpoint.
+    """
+    source, words = inference_sources(tracks, texts)
+    model = load_selector(Path(run))
+    for what, have, want in (
+        ("tokens", source.card.channels, model.config.token_channels),
+        ("words", words.card.channels, model.config.word_channels),
+    ):
+        if have != want:
+            path = (source if what == "tokens" else words).caches[0].path
+            raise InputError(f"{path}: {what} of {have} channels, {run} was trained with {want}; extract them alike")
+    weights = {"best": _weights_digest(Path(run) / "best/model.safetensors")}
+    card = selections_card(str(run), run_settings(Path(run))["settings"], model.threshold, source, words, weights)
+    writer = CacheWriter(out, card)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    requires = tuple(model.requires)
+    done = writer.done()
+    with torch.inference_mode():
+        for video_id in source.video_ids():
+            if video_id in done or video_id not in words.videos:
+                continue
+            sample = load_video(source, words, video_id, requires=requires)
+            scores = np.zeros(sample.candidates.shape, np.float32)
+            if sample.expressions and sample.tokens.shape[0]:
+                batch = video_batch(sample, None, requires)
+                moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
+                logits = model(type(batch)(**moved)).float()
+                scores = torch.sigmoid(logits).cpu().numpy().astype(np.float32)
+            allowed = sample.candidates.numpy()
+            info = source.info(video_id)
+            said = tuple(
+                Selection(e.expression_id, np.where(allowed[i], scores[i], 0).astype(np.float32), allowed[i])
+                for i, e in enumerate(sample.expressions)
+            )
+            write_selections(writer, SelectionRecord(video_id, info.frame_names, info.size, said))
+    return Path(out)
+
+
+def select_all(tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:
+    """The baseline that selects every candidate of every expression."""
+    source, words = inference_sources(tracks, texts)
+    writer = CacheWriter(out, selections_card("all-tracks", {}, 0.5, source, words, {}))
+    done = writer.done()
+    for video_id in source.video_ids():
+        if video_id in done:
+            continue
+        info = source.info(video_id)
+        allowed = [(e, candidates(info, e.expression_id)) for e in words.expressions(video_id)]
+        said = tuple(Selection(e.expression_id, a.astype(np.float32), a) for e, a in allowed)
+        write_selections(writer, SelectionRecord(video_id, info.frame_names, info.size, said))
+    return Path(out)
+
+
+def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[TrackSource, TextSource]:
+    """Caches to predict from. Raises InputError for ground-truth tracks: they exist for training only."""
+    source, words = TrackSource(tracks), TextSource(texts)
+    for cache in source.caches:
+        if cache.card.training_only:
+            raise InputError(
+                f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found"
+            )
+    return source, words
+
+
+def selections_card(
+    run: str,
+    settings: dict[str, Any],
+    threshold: float,
+    source: TrackSource,
+    words: TextSource,
+    weights: dict[str, str],
+) -> Card:
+    """The card of a selections cache: bound to the run's weights and settings, and to the caches' own cards."""
+    bound = {"settings", "producer", "weights", "dataset", "split"}
+    return Card(
+        kind="selections",
+        dataset=source.card.dataset,
+        split=source.card.split,
+        producer=run,
+        settings=settings,
+        weights=weights,
+        extra={
+            "threshold": threshold,
+            "tracks": [card.model_dump(include=bound) for card in source.cards],
+            "text": [cache.card.model_dump(include=bound) for cache in words.caches],
+        },
+        root=source.card.root,
+        **provenance(),
+    )
+
+
+def _weights_digest(path: Path) -> str:
+    from rvos_cache.store import digest
+
+    return digest(path.read_bytes())

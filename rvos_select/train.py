@@ -1,0 +1,329 @@
+"""Train a selection module from caches: tokens and words in memory, one process, resumable to the very numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rvos_cache.errors import InputError
+from rvos_cache.seams import resolve
+from rvos_cache.settings import Settings, build
+from rvos_cache.store import Card, provenance
+from rvos_select.caches import TextSource, TrackSource, find_text
+from rvos_select.checkpoint import load_state, read_json, replace_folder, save_state, write_json
+from rvos_select.data import Batch
+from rvos_select.samples import VideoSample, batches, load_video
+from rvos_select.selectors import SELECTORS
+from rvos_select.validate import Validator
+
+
+class OptimSettings(Settings):
+    """AdamW and its schedule; the defaults are SOLA's."""
+
+    lr: float = Field(default=5e-6, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
+    patience: int = Field(default=5, ge=0)
+    """plateau: epochs without a lower validation loss before the rate is multiplied by `factor`."""
+    factor: float = Field(default=0.5, gt=0, lt=1)
+    warmup: int = Field(default=0, ge=0)
+    """Steps in which the rate rises from zero."""
+
+
+class TrainSettings(Settings):
+    """One training run; the defaults are SOLA's on MeViS."""
+
+    selector: str = "sola"
+    config: dict[str, Any] = {}
+    """The selector's own settings; C and D are read from the caches."""
+    label_iou: float | None = Field(default=None, gt=0, lt=1)
+    """Mean IoU above which a track is a positive; None: what the tracks' card says (SAM 2: 0.7, flow: 0.5)."""
+    optim: OptimSettings = OptimSettings()
+    epochs: int = Field(default=13, ge=1)
+    batch: Literal["single", "video"] = "single"
+    """single: expressions, each with its own tokens; video: all expressions of a video share everything but the text."""
+    batch_size: int = Field(default=1, ge=1)
+    """Expressions per step with batch = "single"."""
+    seed: int = 0
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 autocast on CUDA, float32 on a CPU."""
+    hold_out: float = Field(default=0.05, ge=0, lt=1)
+    """Share of videos, by hash of their id, held out when no validation cache is given."""
+    valid_expressions: int = Field(default=200, ge=0)
+    """Validation J&F after each epoch is taken over the first so many expressions by hash of their name; 0: all."""
+
+
+@dataclass
+class Sources:
+    """What a run reads: samples to train on and to validate with, and the validation caches for their masks."""
+
+    train: list[VideoSample]
+    valid: list[VideoSample]
+    valid_tracks: TrackSource
+    cards: dict[str, list[dict[str, Any]]]
+    label_iou: float
+    channels: tuple[int, int]
+
+
+def held_out(video_id: str, share: float) -> bool:
+    """Whether a video is held out: its hash is uniform, so the choice is the same on every machine and for any order."""
+    return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big") < share * 2**64
+
+
+def train(
+    settings: TrainSettings,
+    tracks: Sequence[Path],
+    texts: Sequence[Path],
+    valid_tracks: Sequence[Path] = (),
+    valid_texts: Sequence[Path] = (),
+    out: Path = Path("out/runs/sola"),
+    resume: bool = False,
+) -> Path:
+    """Train and return the run's folder: settings.json, metrics.jsonl, tensorboard/, last/ (to resume), best/ (to use).
+
+    Raises InputError for caches that do not fit, hidden answers, an existing run, or a loss that is not a number.
+    """
+    out = Path(out)
+    sources = read_sources(settings, tracks, texts, valid_tracks, valid_texts)
+    model = make_selector(settings, sources.channels)
+    begin_run(settings, sources, out, resume)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run(settings, sources, model.to(device), device, out)
+    return run.train(resume)
+
+
+def read_sources(
+    settings: TrainSettings,
+    tracks: Sequence[Path],
+    texts: Sequence[Path],
+    valid_tracks: Sequence[Path],
+    valid_texts: Sequence[Path],
+) -> Sources:
+    """Everything into memory. Raises InputError when caches do not fit or there is nothing to train or validate on."""
+    source = TrackSource(tracks)
+    words = TextSource(list(texts) or [find_text(path) for path in tracks])
+    label_iou = settings.label_iou or source.card.label_iou
+    if label_iou is None:
+        raise InputError(
+            f"{tracks[0]}: its card gives no label threshold; --set label_iou=0.7 (strictly between 0 and 1)"
+        )
+    requires = tuple(resolve(SELECTORS, settings.selector, "selector").requires)
+    if valid_tracks:
+        other = TrackSource(valid_tracks)
+        other_words = TextSource(list(valid_texts) or [find_text(path) for path in valid_tracks])
+        for name, here, there in (("tokens", source, other), ("words", words, other_words)):
+            if here.card.channels != there.card.channels:  # type: ignore[attr-defined]
+                raise InputError(
+                    f"{name} differ in channels between training and validation caches; extract both alike"
+                )
+        train_ids, valid_ids = list(source.video_ids()), list(other.video_ids())
+    else:
+        other, other_words = source, words
+        valid_ids = [v for v in source.video_ids() if held_out(v, settings.hold_out)]
+        train_ids = [v for v in source.video_ids() if v not in set(valid_ids)]
+    if any(cache.card.training_only for cache in other.caches) and all(c.card.training_only for c in other.caches):
+        raise InputError(f"{other.caches[0].path}: only ground-truth tracks; validate with tracks that a tracker finds")
+    load = {"label_iou": label_iou, "requires": requires}
+    samples = [load_video(source, words, v, **load) for v in train_ids]  # type: ignore[arg-type]
+    held = [load_video(other, other_words, v, **load) for v in valid_ids]  # type: ignore[arg-type]
+    if not any(len(s.expressions) for s in samples):
+        raise InputError(f"{tracks[0]}: no expression to train on; extract more videos")
+    cards = {
+        "tracks": [c.model_dump() for c in source.cards],
+        "text": [c.card.model_dump() for c in words.caches],
+        "valid_tracks": [c.model_dump() for c in other.cards],
+        "valid_text": [c.card.model_dump() for c in other_words.caches],
+    }
+    return Sources(samples, held, other, cards, label_iou, (source.card.channels, words.card.channels))
+
+
+def make_selector(settings: TrainSettings, channels: tuple[int, int]) -> Any:
+    """The untrained selector, its first weights drawn from the seed."""
+    kind = resolve(SELECTORS, settings.selector, "selector")
+    values = {"token_channels": channels[0], "word_channels": channels[1], **settings.config}
+    torch.manual_seed(settings.seed)
+    return kind(build(kind.Config, values, f"selector {settings.selector}"))
+
+
+def begin_run(settings: TrainSettings, sources: Sources, out: Path, resume: bool) -> None:
+    """Write settings.json, or check that the run to resume is this one. Raises InputError otherwise."""
+    record = {"settings": settings.model_dump(mode="json"), "cards": sources.cards, **provenance()}
+    path = out / "settings.json"
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out}: exists and is not a run; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        return
+    if not resume:
+        raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
+    held = read_json(path, "choose another --out")
+    for name, value in record["settings"].items():
+        if held["settings"].get(name) != value and name != "epochs":
+            raise InputError(f"{out}: was started with {name} = {held['settings'].get(name)!r}, now it is {value!r}")
+    for kind, cards in sources.cards.items():
+        mine = [Card.model_validate(card) for card in cards]
+        theirs = [Card.model_validate(card) for card in held["cards"][kind]]
+        if len(mine) != len(theirs) or any(a.differences(b) for a, b in zip(mine, theirs)):
+            raise InputError(f"{out}: was started with other {kind} caches; give the same, or another --out")
+    write_json(path, {**held, "settings": record["settings"]})
+
+
+class Run:
+    """The loop. Every random number of an epoch follows from (seed, epoch), so a resumed epoch is the same epoch."""
+
+    def __init__(
+        self, settings: TrainSettings, sources: Sources, model: nn.Module, device: torch.device, out: Path
+    ) -> None:
+        self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
+        optim = settings.optim
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        self.steps_per_epoch = sum(1 for _ in batches(sources.train, settings.batch, settings.batch_size, None))
+        self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
+        self.requires = tuple(model.requires)  # type: ignore[arg-type]
+        self.validator = Validator(sources.valid, sources.valid_tracks, settings.valid_expressions)
+        self.state: dict[str, Any] = {"epoch": 0, "best_jf": -1.0, "rate": 1.0, "lowest": None, "waited": 0}
+
+    def train(self, resume: bool) -> Path:
+        """All epochs that are left."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if resume and (self.out / "last").exists():
+            self.state = load_state(self.out, self.model, self.optimizer)
+        self._forget_after(self.state["epoch"])
+        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state["epoch"])
+        with EpochBar(self.settings.epochs * self.steps_per_epoch, self.state["epoch"] * self.steps_per_epoch) as bar:
+            for epoch in range(self.state["epoch"], self.settings.epochs):
+                row = self._epoch(epoch, bar)
+                for name, value in row.items():
+                    if isinstance(value, float):
+                        board.add_scalar(name, value, epoch + 1)
+                with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                save_state(self.out, self.model, self.optimizer, self.state)
+        board.close()
+        return self.out
+
+    def _forget_after(self, epoch: int) -> None:
+        # A kill between the line and the checkpoint leaves a line of an epoch that is trained again.
+        path = self.out / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["epoch"] <= epoch]
+            path.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def _epoch(self, epoch: int, bar: EpochBar) -> dict[str, Any]:
+        settings, began = self.settings, time.perf_counter()
+        seed = int.from_bytes(hashlib.sha256(f"{settings.seed}/{epoch}".encode()).digest()[:6], "big")
+        torch.manual_seed(seed)
+        order = torch.Generator().manual_seed(seed)
+        sums: dict[str, float] = {}
+        self.model.train()
+        made = batches(self.sources.train, settings.batch, settings.batch_size, order, self.requires)
+        for step, (batch, name) in enumerate(made):
+            losses = self._step(batch, name, epoch * self.steps_per_epoch + step)
+            for key, value in losses.items():
+                sums[key] = sums.get(key, 0.0) + value
+            bar.advance(f"epoch {epoch + 1}/{settings.epochs} loss {sums['loss'] / (step + 1):.4f}")
+        row: dict[str, Any] = {"epoch": epoch + 1}
+        row |= {f"train/{key}": value / self.steps_per_epoch for key, value in sums.items()}
+        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.sources.valid:
+            row |= self.validator.scores(self.model, self._to_device, self.requires)
+            self._plateau(row["valid/loss"])
+        self.state["epoch"] = epoch + 1
+        jf = row.get("valid/jf", 0.0)
+        if jf >= self.state["best_jf"]:
+            self.state["best_jf"] = jf
+            replace_folder(self.out / "best", lambda folder: self.model.save_pretrained(folder))  # type: ignore[operator]
+        row["seconds"] = round(time.perf_counter() - began, 3)
+        return row
+
+    def _step(self, batch: Batch, name: str, step: int) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            losses: dict[str, Tensor] = self.model.loss(self._to_device(batch))  # type: ignore[operator]
+        if not torch.isfinite(losses["loss"]):
+            raise InputError(f"{name}: the loss is {losses['loss'].item()}; lower --set optim.lr or verify the cache")
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.clip)
+        self.optimizer.step()
+        return {key: value.item() for key, value in losses.items()}
+
+    def _rate(self, step: int) -> float:
+        optim = self.settings.optim
+        rate = optim.lr * min(1.0, (step + 1) / optim.warmup if optim.warmup else 1.0)
+        if optim.schedule == "cosine":
+            return rate * 0.5 * (1 + math.cos(math.pi * step / (self.settings.epochs * self.steps_per_epoch)))
+        return rate * float(self.state["rate"])
+
+    def _plateau(self, loss: float) -> None:
+        """Halve the rate when the validation loss has not fallen for `patience` epochs (SOLA's released schedule)."""
+        optim, state = self.settings.optim, self.state
+        if state["lowest"] is None or loss < state["lowest"]:
+            state["lowest"], state["waited"] = loss, 0
+            return
+        state["waited"] += 1
+        if optim.schedule == "plateau" and state["waited"] > optim.patience:
+            state["rate"], state["waited"] = state["rate"] * optim.factor, 0
+
+    def _to_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        moved = {}
+        for name, value in vars(batch).items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(self.device, non_blocking=True)
+            elif name == "features":
+                moved[name] = {key: feature.to(self.device) for key, feature in value.items()}
+            else:
+                moved[name] = value
+        return Batch(**moved)
+
+
+class EpochBar:
+    """Loss and time left; a line a minute when not on a terminal."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.count, self.fresh = total, done, 0
+        self.start = self.spoken = time.monotonic()
+
+    def __enter__(self) -> EpochBar:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("train", total=self.total, completed=self.count)
+        self.bar.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.bar.stop()
+
+    def advance(self, note: str) -> None:
+        """One step done."""
+        self.count, self.fresh = self.count + 1, self.fresh + 1
+        self.bar.update(self.task, completed=self.count, description=note)
+        if not self.console.is_terminal and time.monotonic() - self.spoken > 60:
+            self.spoken = time.monotonic()
+            left = (self.spoken - self.start) / self.fresh * (self.total - self.count)
+            self.console.print(f"{note}, {left / 60:.1f} minutes to go", highlight=False)

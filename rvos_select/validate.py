@@ -1,0 +1,64 @@
+"""Validation during training: the loss, and J&F of the merged masks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rvos_select.caches import TrackSource
+from rvos_select.data import Batch
+from rvos_select.labels import target_indices
+from rvos_select.metrics import score_masks
+from rvos_select.samples import VideoSample, video_batch
+
+
+class Validator:
+    """Scores a module on held-out videos. The masks of a choice of tracks are scored once and remembered.
+
+    samples: the held-out videos; tracks: their caches; expressions: J&F over the first so many by hash (0: all).
+    """
+
+    def __init__(self, samples: Sequence[VideoSample], tracks: TrackSource, expressions: int) -> None:
+        self.samples, self.tracks = [s for s in samples if s.expressions], tracks
+        keys = sorted(
+            (e.key for s in samples for e in s.expressions), key=lambda k: hashlib.sha256(k.encode()).digest()
+        )
+        self.scored = set(keys[:expressions] if expressions else keys)
+        self.known: dict[tuple[str, bytes, tuple[str, ...]], tuple[float, float]] = {}
+
+    def scores(self, model: Any, to_device: Callable[[Batch], Batch], requires: Sequence[str]) -> dict[str, float]:
+        """valid/<loss name> as means over videos' expressions, and valid/j, valid/f, valid/jf."""
+        model.eval()
+        sums: dict[str, float] = {}
+        count, found = 0, []
+        with torch.inference_mode():
+            for sample in self.samples:
+                batch = to_device(video_batch(sample, None, requires))
+                size = len(sample.expressions)
+                for name, value in model.loss(batch).items():
+                    sums[name] = sums.get(name, 0.0) + value.item() * size
+                count += size
+                chosen = (torch.sigmoid(model(batch).float()) > model.threshold) & batch.track_mask
+                found += self._masks(sample, chosen.cpu().numpy())
+        j, f = (float(np.mean([pair[i] for pair in found])) for i in (0, 1))
+        means = {f"valid/{name}": value / count for name, value in sums.items()}
+        return {**means, "valid/j": j, "valid/f": f, "valid/jf": (j + f) / 2}
+
+    def _masks(self, sample: VideoSample, chosen: np.ndarray) -> list[tuple[float, float]]:
+        out = []
+        masks = truth = None
+        for expression, row in zip(sample.expressions, chosen):
+            if expression.key not in self.scored:
+                continue
+            key = (sample.video_id, np.packbits(row).tobytes(), expression.targets or ())
+            if key not in self.known:
+                if masks is None or truth is None:
+                    masks, truth = self.tracks.masks(sample.video_id), self.tracks.ground_truth(sample.video_id)
+                wanted = truth.masks.union(target_indices(expression, truth.object_ids))
+                self.known[key] = score_masks(masks.union(np.flatnonzero(row)), wanted, truth.annotated)
+            out.append(self.known[key])
+        return out
