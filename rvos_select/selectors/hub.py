@@ -22,12 +22,15 @@ def _to_json(settings: Settings) -> dict[str, Any]:
 
 
 def checked_config(model: type[S], config: S | Mapping[str, Any]) -> S:
-    """`config` itself, or the settings `model` built from the plain values of a config.json (InputError if it cannot)."""
+    """`config` itself, or the settings `model` from the plain values of a config.json (InputError if they are wrong)."""
     return config if isinstance(config, model) else build(model, dict(config), "the selector's config")  # type: ignore[arg-type]
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Copy `state` into `module` in place. Raises InputError, with nothing copied, unless names and shapes are the module's."""
+    """Copy `state` into `module` in place.
+
+    Raises InputError, with nothing copied, unless names and shapes are the module's.
+    """
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
@@ -75,7 +78,7 @@ class HubSelector(nn.Module, PyTorchModelHubMixin, coders={Settings: (_to_json, 
         if Path(model_id).is_dir():
             path = Path(model_id) / WEIGHTS
             if not path.is_file():
-                raise InputError(f"{path}: wanted the selector's weights, there is no such file; give a run's best/ folder")
+                raise InputError(f"{path}: wanted the selector's weights, no such file; give a run's best/ folder")
         else:
             path = Path(
                 hf_hub_download(

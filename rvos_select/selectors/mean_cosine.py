@@ -56,9 +56,10 @@ class MeanCosine(HubSelector):
         return (self.scale * cosine + self.bias).masked_fill(~batch.track_mask, 0.0)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """"loss" and "bce", the same number. Raises ValueError without a target."""
+        """Scalars "loss" and "bce", the same number. Raises ValueError without a target."""
         if batch.target is None:
             raise ValueError("mean-cosine's loss wants Batch.target; this split hides its answers")
         logits = self(batch)
-        value = bce(logits, batch.target.to(logits.dtype), batch.track_mask, batch.word_mask.any(1), self.config.positive_weight)
+        target, counted = batch.target.to(logits.dtype), batch.word_mask.any(1)
+        value = bce(logits, target, batch.track_mask, counted, self.config.positive_weight)
         return {"loss": value, "bce": value}

@@ -59,7 +59,7 @@ class SolaConfig(Settings):
             ("width", self.width, GROUPS),
         ):
             if value % by:
-                raise ValueError(f"{name} = {value} is not a multiple of {by} (norm groups {GROUPS}, heads {self.heads})")
+                raise ValueError(f"{name} = {value} is not a multiple of {by} (norm groups or heads)")
         return self
 
 
@@ -83,10 +83,10 @@ class Sola(HubSelector):
         self.config = c = checked_config(SolaConfig, config)
         d = c.word_channels
         self.short_motion_encoder = MotionEncoder(c.token_channels, c.width, d, c.motion_dropout)
-        self.object_lang_align_layers = nn.ModuleList(
-            AlignmentLayer(d, c.heads, c.attention_dropout) for _ in range(c.layers)
-        )
+        layers = [AlignmentLayer(d, c.heads, c.attention_dropout) for _ in range(c.layers)]
+        self.object_lang_align_layers = nn.ModuleList(layers)
         self.negative_token = nn.Embedding(c.negatives, d)
+        self.positional_encoding_gaussian_matrix: Tensor
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(1, d // 2))
 
     def load_official(self, state: Mapping[str, Tensor]) -> None:
@@ -101,7 +101,7 @@ class Sola(HubSelector):
         return self.align(batch).logits
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """"loss" = bce_weight · "bce" + align_weight · "align", after the variant. Raises ValueError without a target."""
+        """Scalars: "loss" = bce_weight · "bce" + align_weight · "align". Raises ValueError without a target."""
         if batch.target is None:
             raise ValueError("SOLA's loss wants Batch.target; this split hides its answers")
         c, found = self.config, self.align(batch)
@@ -122,9 +122,7 @@ class Sola(HubSelector):
         if bool(used.all()) or not bool(used.any()):
             return self._align(batch.tokens, batch.frame_mask, batch.track_mask, batch.words, batch.word_mask)
         at = used.nonzero()[:, 0]
-        part = self._align(
-            batch.tokens[:, at], batch.frame_mask, batch.track_mask[:, at], batch.words, batch.word_mask
-        )
+        part = self._align(batch.tokens[:, at], batch.frame_mask, batch.track_mask[:, at], batch.words, batch.word_mask)
         b, n = batch.track_mask.shape
         logits = part.logits.new_zeros(b, n).index_copy(1, at, part.logits)
         objects = part.objects.new_zeros(b, n, part.objects.shape[-1]).index_copy(1, at, part.objects)
@@ -140,15 +138,16 @@ class Sola(HubSelector):
         all_words = None if bool(word_mask.all()) else word_mask
         negatives = self.negative_token.weight if self.config.variant == "code" else None
         rows: Tensor | None = None
-        first, first_frames, first_tracks = self.object_lang_align_layers[0], reduced, all_tracks
+        layers = [layer for layer in self.object_lang_align_layers if isinstance(layer, AlignmentLayer)]
+        first_tracks = all_tracks
         if len(x) < len(tracks):
             # One video, several expressions: what reads no text is computed once for each set of candidates.
             sets, rows = torch.unique(tracks, dim=0, return_inverse=True)
             x = x.expand(len(sets), -1, -1, -1)
             first_tracks = None if all_tracks is None else sets
-        x = first.look(x, code, first_tracks, first_frames)
-        x = first.read(x, rows, words, negatives, all_words, all_tracks, reduced)
-        for layer in list(self.object_lang_align_layers)[1:]:
+        x = layers[0].look(x, code, first_tracks, reduced)
+        x = layers[0].read(x, rows, words, negatives, all_words, all_tracks, reduced)
+        for layer in layers[1:]:
             x = layer.look(x, code, all_tracks, reduced)
             x = layer.read(x, None, words, negatives, all_words, all_tracks, reduced)
         with torch.autocast(x.device.type, enabled=False):

@@ -64,7 +64,13 @@ class MotionEncoder(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int, out: int, dropout: float) -> None:
-        shape = [(channels, width, 3, 2), (width, width, 3, 2), (width, width, 3, 2), (width, out, 3, 1), (out, out, 3, 1)]
+        shape = [
+            (channels, width, 3, 2),
+            (width, width, 3, 2),
+            (width, width, 3, 2),
+            (width, out, 3, 1),
+            (out, out, 3, 1),
+        ]
         blocks: list[nn.Module] = []
         for before, after, kernel, stride in shape:
             blocks += [
@@ -107,14 +113,15 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(channels, channels)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Projected q (S, K, D), k and v (S, K′, D), key mask (S, K′) -> (S, K, D). A sample without keys gives numbers."""
+        """Projected q (S, K, D), k and v (S, K′, D), key mask (S, K′) -> (S, K, D); no NaN without keys."""
         if mask is not None:
             # softmax over nothing is NaN: such a sample attends to its padding, and its own tokens are padding too
             mask = (mask | ~mask.any(1, keepdim=True))[:, None, None]
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2) for x in (q, k, v))
         rate = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return projected
 
 
 class AlignmentLayer(nn.Module):
@@ -139,8 +146,8 @@ class AlignmentLayer(nn.Module):
         y = y.reshape(b, t, n, d).transpose(1, 2).reshape(b * n, t, d)
         mask = None if both is None else both.reshape(b * n, t)
         coded = y + code
-        y = self.norm[1](y + at.attend(at.q_proj(coded), at.k_proj(coded), at.v_proj(y), mask), mask)
-        return y.reshape(b, n, t, d)
+        moved: Tensor = self.norm[1](y + at.attend(at.q_proj(coded), at.k_proj(coded), at.v_proj(y), mask), mask)
+        return moved.reshape(b, n, t, d)
 
     def read(
         self,
@@ -170,7 +177,7 @@ class AlignmentLayer(nn.Module):
             word_mask = None if word_mask is None else F.pad(word_mask, (0, len(negatives)), value=True)
         both = real_tokens(flat.reshape(b, n, t, d), tracks, frames)
         mask = None if both is None else both.reshape(b, n * t)
-        y = self.norm[2](flat + at.attend(q, k, v, word_mask), mask)
+        y: Tensor = self.norm[2](flat + at.attend(q, k, v, word_mask), mask)
         return y.reshape(b, n, t, d)
 
 
