@@ -28,7 +28,7 @@ class FlowSettings(Settings):
     """A prompt that an earlier track covers by more than this is skipped."""
     duplicate_iou: float = Field(0.8, gt=0, le=1)
     """Of two tracks with a higher mean IoU over their frames only one is kept."""
-    small_key_every: int = Field(5, ge=1)
+    small_key_every: int = Field(3, ge=1)
     """small: frames between two key frames."""
     seed: int = 0
     """Of the random Fourier features of the appearance model."""

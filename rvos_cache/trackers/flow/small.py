@@ -75,28 +75,35 @@ class SmallVideo:
         self.tracks: list[SmallTrack] = []
 
     def run(self) -> list[SmallTrack]:
-        """All tracks, best first."""
-        for t in self.keys:
-            fresh = [self._start(r) for r in self.regions[t] if not self._covered(r)]
-            self.tracks += fresh
-            for direction in (1, -1):
-                self._propagate(fresh, t, direction)
+        """All tracks, best first.
+
+        Colour by colour, since tracks of different colours do not compete. The key frames that show a colour in the most
+        separate pieces come first, so that two objects of one look are not taken for one where they touch.
+        """
+        for kind in range(len(self.colours)):
+            mine = {t: [r for r in self.regions[t] if self._kind(r) == kind] for t in self.keys}
+            for t in sorted(self.keys, key=lambda t: -len(mine[t])):
+                fresh = [self._start(r, kind) for r in mine[t] if not self._covered(r, kind)]
+                self.tracks += fresh
+                for direction in (1, -1):
+                    self._propagate(fresh, t, direction)
             self.tracks = [k for k in self.tracks if (k.shown > 0).sum() >= min(3, self.frames)]
-        self.tracks = link(self.tracks, self.motion)
-        self.tracks = distinct(self.tracks, self.settings.duplicate_iou)
+        self.tracks = distinct(link(self.tracks), self.settings.duplicate_iou)
         self.tracks.sort(key=lambda k: -(k.score + (k.shown > 0).mean()))
         return self.tracks[: min(self.settings.small_max_tracks, self.settings.max_tracks)]
 
-    def _covered(self, region: flat.Region) -> bool:
-        for track in self.tracks:
-            mask = track.masks[region.frame]
-            inter = int((mask & region.mask).sum())
-            if inter > 0.5 * region.mask.sum() or (inter and inter > 0.5 * (mask | region.mask).sum()):
-                return True
-        return False
+    def _kind(self, region: flat.Region) -> int:
+        return int(np.argmin(np.linalg.norm(self.colours - region.colour, axis=1)))
 
-    def _start(self, region: flat.Region) -> SmallTrack:
-        kind = int(np.argmin(np.linalg.norm(self.colours - region.colour, axis=1)))
+    def _covered(self, region: flat.Region, kind: int) -> bool:
+        """Whether the tracks of its colour already hold half of the region."""
+        held = np.zeros(self.size, bool)
+        for track in self.tracks:
+            if track.kind == kind:
+                held |= track.masks[region.frame]
+        return bool((held & region.mask).sum() > 0.5 * region.mask.sum())
+
+    def _start(self, region: flat.Region, kind: int) -> SmallTrack:
         masks = np.zeros((self.frames, *self.size), bool)
         shown = np.zeros(self.frames)
         core = region.mask & (self.kinds[region.frame] == kind)
@@ -247,7 +254,7 @@ def key_frames(frames: int, every: int) -> list[int]:
     return sorted(found, key=lambda t: (t in (0, frames - 1), abs(t - middle), t)) if frames > 1 else [0]
 
 
-def link(tracks: list[SmallTrack], motion: Motion) -> list[SmallTrack]:
+def link(tracks: list[SmallTrack]) -> list[SmallTrack]:
     """Two tracks of one colour of which one starts where the other's motion leads become one."""
     tracks = list(tracks)
     while True:
