@@ -22,7 +22,7 @@ def _to_json(settings: Settings) -> dict[str, Any]:
 
 
 def checked_config(model: type[S], config: S | Mapping[str, Any]) -> S:
-    """`config` itself, or the settings `model` from the plain values of a config.json (InputError if they are wrong)."""
+    """`config` itself, or the settings `model` from the plain values of a config.json (else InputError)."""
     return config if isinstance(config, model) else build(model, dict(config), "the selector's config")  # type: ignore[arg-type]
 
 

@@ -96,7 +96,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = Sola(SolaConfig()).eval()
     found = measure(model, video(asked.expressions, asked.tracks, asked.frames), asked.repeats)
-    sys.stdout.write(json.dumps(vars(asked) | {name: round(value, 7) for name, value in found.items()}) + "\n")
+    sys.stdout.write(json.dumps(vars(asked) | {name: float(f"{value:.4g}") for name, value in found.items()}) + "\n")
 
 
 if __name__ == "__main__":

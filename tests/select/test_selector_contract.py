@@ -178,3 +178,23 @@ def test_gradient_reaches_every_parameter(model: torch.nn.Module) -> None:
 def test_a_hidden_answer_has_no_loss(model: torch.nn.Module) -> None:
     with pytest.raises(ValueError, match="target"):
         model.loss(replace(batch(), target=None))
+
+
+def test_no_candidate_anywhere_gives_numbers(model: torch.nn.Module) -> None:
+    x = batch(2, shared=True)
+    x.track_mask[:] = False
+    losses = model.loss(x)
+    losses["loss"].backward()
+    assert model(x).tolist() == [[0.0] * 5] * 2
+    assert all(value.item() == 0 for value in losses.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_bfloat16_autocast_stays_near(model: torch.nn.Module) -> None:
+    x = batch(3, shared=True)
+    x.track_mask[1, 2] = False
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, losses = model(x), model.loss(x)
+    exact = model(x)
+    assert found.dtype == losses["loss"].dtype == torch.float32
+    assert (found - exact).norm() < 0.05 * exact.norm()
