@@ -1,0 +1,128 @@
+"""Selected tracks to masks: threshold or top-1 among the candidates, OR, PNGs as the benchmarks take them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError
+from rvos_cache.frames import write_mask_png
+from rvos_cache.masks import RleMasks
+from rvos_cache.store import SelectionCache, content_digest
+from rvos_cache.types import Selection
+from rvos_select.caches import TrackSource
+
+THRESHOLD = 0.5
+"""Where neither the caller nor the selections' card has one (SOLA's, section 4.1)."""
+RECORD = ".merge.json"
+"""What the masks of a folder were made from, so that a later run only goes on with the same."""
+
+
+def chosen(selection: Selection, threshold: float | None = None, top1: bool = False) -> NDArray[np.intp]:
+    """Indices of the selected tracks: candidates with a score above `threshold` (strict), or the best candidate alone.
+
+    Ties of the best go to the lowest index. No candidate: none.
+    """
+    scores = np.where(selection.candidates, selection.scores, -1.0)
+    if top1:
+        return np.array([int(scores.argmax())] if selection.candidates.any() else [], np.intp)
+    return np.flatnonzero(scores > (THRESHOLD if threshold is None else threshold))
+
+
+def merge_masks(
+    selection: Selection, masks: RleMasks, threshold: float | None = None, top1: bool = False
+) -> RleMasks:
+    """The OR of the selected tracks, RleMasks (1, T). masks: (N, T) of the video; not read where the selector drew its own.
+
+    Raises InputError when the selection is of another number of tracks.
+    """
+    source = masks if selection.masks is None else selection.masks
+    if len(selection.scores) != source.shape[0]:
+        raise InputError(
+            f"the selection of expression {selection.expression_id} scores {len(selection.scores)} tracks, the caches hold "
+            f"{source.shape[0]}; give --cache as predict was given it"
+        )
+    return source.union(chosen(selection, threshold, top1))
+
+
+def default_threshold(selections: SelectionCache) -> float:
+    """The selector's own threshold, from the selections' card."""
+    return float(selections.card.extra.get("threshold", THRESHOLD))
+
+
+def check_pair(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:
+    """Raises InputError when the caches hold other frames of the video than the selections were made of."""
+    said, held = selections.info(video_id), tracks.info(video_id)
+    if (said.frame_names, said.size) != (held.frame_names, held.size):
+        raise InputError(
+            f"{selections.path}, video {video_id}: made of {len(said.frame_names)} frames of {said.size}, "
+            f"{tracks.caches[0].path} holds {held.frames} of {held.size}; predict again"
+        )
+
+
+def merge(
+    selections: Path, caches: Sequence[Path], out: Path, threshold: float | None = None, top1: bool = False
+) -> Path:
+    """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
+
+    An expression's folder appears by one rename, so one that is there is complete and a later run goes on after it.
+    Raises InputError when `out` holds masks made from other selections or settings, or cannot be written.
+    """
+    source, said, out = TrackSource(caches), SelectionCache(selections), Path(out)
+    limit = default_threshold(said) if threshold is None else threshold
+    try:
+        _claim(out, {"selections": content_digest(selections), "threshold": None if top1 else limit, "top1": top1})
+        for video_id in said.video_ids():
+            check_pair(said, source, video_id)
+            todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
+            masks = source.masks(video_id) if todo else None
+            for selection in todo:
+                assert masks is not None
+                merged = merge_masks(selection, masks, limit, top1)
+                _write(merged, said.info(video_id).frame_names, out / video_id / selection.expression_id)
+    except OSError as error:
+        raise InputError(f"{error.filename or out}: the masks cannot be written ({error.strerror}); free or change it") from error
+    return out
+
+
+def _claim(out: Path, record: dict[str, object]) -> None:
+    """Bind `out` to what its masks are made from; sweep what an interrupted run left half written."""
+    path = out / RECORD
+    if path.exists():
+        try:
+            held = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            held = None
+        if held != record:
+            raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
+    else:
+        if out.exists() and any(not path.name.startswith(RECORD) for path in out.iterdir()):
+            raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        aside = out / f"{RECORD}.{uuid.uuid4().hex}"
+        aside.write_text(json.dumps(record), "utf-8")
+        aside.replace(path)
+    for left in out.glob("*/.part-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _write(mask: RleMasks, frame_names: Sequence[str], folder: Path) -> None:
+    part = folder.parent / f".part-{folder.name}.{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for t, name in enumerate(frame_names):
+        write_mask_png(part / f"{name}.png", mask.decode(0, t))
+    try:
+        part.rename(folder)
+    except OSError:
+        # Another process wrote the same masks first.
+        shutil.rmtree(part, ignore_errors=True)
+        if not folder.is_dir():
+            raise

@@ -1,0 +1,83 @@
+"""The score of perfect labels: for each target object its best candidate by mean IoU over frames, OR-ed.
+
+Not the maximum over subsets of tracks; an expression without target scores the empty answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.overlap import count_overlap
+from rvos_cache.types import Overlap
+from rvos_select.caches import TrackSource, candidates
+from rvos_select.labels import mean_iou, oracle_tracks
+from rvos_select.metrics.answers import VideoAnswers, of_caches
+from rvos_select.metrics.scores import Scores, score
+
+
+def oracle(
+    caches: Sequence[Path],
+    dataset: str | None = None,
+    root: Path | None = None,
+    split: str | None = None,
+    videos: Sequence[str] = (),
+    limit: int | None = None,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """J, F, J&F of the oracle, and "objects": {"<video>/<object>": its best track's mean IoU over annotated frames}.
+
+    The candidates of an expression are respected; an object's best track is any of its video. Raises InputError for
+    training-only caches and, unless `allow_missing`, for a video that the caches lack (else it scores 0 and is listed).
+    """
+    source = TrackSource(caches)
+    for cache in source.caches:
+        if cache.card.training_only:
+            raise InputError(
+                f"{cache.path}: its tracks were prompted with ground truth, for training only; give a cache of another tracker"
+            )
+    scores, objects = Scores(), {}
+    for video in of_caches(source, dataset, root, split, videos, limit):
+        if video.video_id not in source.of:
+            if not allow_missing:
+                raise InputError(
+                    f"{source.caches[0].path}: no video {video.video_id}; extract it, or give --allow-missing to score it 0"
+                )
+            for expression in video.expressions:
+                scores.add(f"{video.video_id}/{expression.expression_id}", None, video.kind(expression))
+            objects.update({f"{video.video_id}/{name}": 0.0 for name in video.truth.object_ids})
+            continue
+        quality = _quality(source, video)
+        best = quality.max(axis=0) if len(quality) else np.zeros(quality.shape[1])
+        objects.update({f"{video.video_id}/{name}": float(b) for name, b in zip(video.truth.object_ids, best)})
+        _add(scores, source, video, quality)
+    return {**scores.table(), "objects": objects}
+
+
+def _quality(source: TrackSource, video: VideoAnswers) -> NDArray[np.float64]:
+    """Mean IoU (N, A) of each track with each of the video's objects, from the stored counts where they are the same."""
+    info = source.info(video.video_id)
+    if info.object_ids == video.truth.object_ids:
+        overlap: Overlap = source.overlap(video.video_id)
+    else:
+        overlap = count_overlap(source.masks(video.video_id), video.truth)
+    return mean_iou(overlap)
+
+
+def _add(scores: Scores, source: TrackSource, video: VideoAnswers, quality: NDArray[np.float64]) -> None:
+    info, masks = source.info(video.video_id), source.masks(video.video_id)
+    done: dict[tuple[tuple[str, ...], bytes], tuple[float, float]] = {}
+    for expression in video.expressions:
+        allowed = candidates(info, expression.expression_id)
+        truth: RleMasks = video.union(expression)
+        case = (expression.targets or (), allowed.tobytes())
+        if case not in done:
+            picked = oracle_tracks(quality, video.truth.indices(case[0]), allowed)
+            done[case] = score(masks.union(np.flatnonzero(picked)), truth, video.truth.annotated)
+        scores.add(f"{video.video_id}/{expression.expression_id}", done[case], video.kind(expression))
