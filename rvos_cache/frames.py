@@ -56,7 +56,9 @@ def folder_video(folder: Path, video_id: str, frame_names: Sequence[str] | None 
     """A folder of frames as a Video; frame_names: stems in order (default: all images by name). Raises InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder of frames for video {video_id}; copy it from the dataset's archive")
-    names = list(frame_names) if frame_names is not None else sorted(p.stem for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    names = (
+        list(frame_names) if frame_names is not None else sorted(p.stem for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    )
     if not names:
         raise InputError(f"{folder}: no frames ({', '.join(SUFFIXES)}) in this folder; give a folder of frames or an mp4")
     paths = [frame_path(folder, name) for name in names]
@@ -106,7 +108,9 @@ def read_mask_png(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: not a whole PNG ({error}); run rvos-select merge again") from error
     if pixels.shape != tuple(size):
-        raise InputError(f"{path}: the mask is {pixels.shape}, its frame {tuple(size)} (height, width); write it at the frame's size")
+        raise InputError(
+            f"{path}: the mask is {pixels.shape}, its frame {tuple(size)} (height, width); write it at the frame's size"
+        )
     values = np.unique(pixels)
     if not np.isin(values, (0, 1, 255)).all() or {1, 255} <= set(values.tolist()):
         raise InputError(f"{path}: a mask holds 0 and 255, this holds {values[:5].tolist()}; write it again")
@@ -137,9 +141,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.container.mux(self.stream.encode())
         self.container.close()

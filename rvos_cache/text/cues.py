@@ -1,0 +1,107 @@
+"""Cues of a sentence: which words speak of motion and which of looks.
+
+Stored are raw part-of-speech tags; which of them are cues is the reader's choice, with defaults here. The default tagger
+is HanTa (its model is inside the wheel, C5 tags); spaCy (Penn tags) when its model is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError
+from rvos_cache.types import Cue
+
+WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]", re.UNICODE)
+CUES: dict[str, dict[Cue, tuple[str, ...]]] = {
+    "hanta": {"motion": ("VV", "AV0", "AVP"), "static": ("NN", "NP0", "AJ", "PR", "CRD", "ORD")},
+    "spacy": {"motion": ("VB", "RB", "RP"), "static": ("NN", "JJ", "IN", "CD")},
+}
+"""Prefixes of the tags of each tagger (C5 and Penn) that are cues by default."""
+MAX_TAGGED = 200
+"""Words of a sentence that are tagged together; HanTa's lattice is linear in it, and no real sentence is longer."""
+
+
+def cue(tag: str, tagger: Literal["hanta", "spacy"] = "hanta") -> Cue:
+    """The default meaning of a raw tag: motion (verbs, adverbs), static (nouns, adjectives, prepositions), other."""
+    for name, prefixes in CUES[tagger].items():
+        if tag.startswith(prefixes):
+            return name
+    return "other"
+
+
+def split_words(text: str) -> list[tuple[str, int, int]]:
+    """Words and single marks of punctuation with their character range [start, end)."""
+    return [(m.group(), m.start(), m.end()) for m in WORD.finditer(text)]
+
+
+def tag_words(words: list[str], tagger: Literal["hanta", "spacy"] = "hanta") -> list[str]:
+    """One raw part-of-speech tag per word. Raises InputError when spaCy or its model is not installed."""
+    tags: list[str] = []
+    for start in range(0, len(words), MAX_TAGGED):
+        tags += _tagger(tagger)(words[start : start + MAX_TAGGED])
+    return tags
+
+
+def align_tags(text: str, spans: NDArray[np.int32], tagger: Literal["hanta", "spacy"] = "hanta") -> tuple[str, ...]:
+    """The tag of each encoder token: that of the word whose characters it overlaps first; "" for special tokens.
+
+    spans: int32 (L, 2), character ranges of the tokens.
+    """
+    words = split_words(text)
+    tags = tag_words([w for w, _, _ in words], tagger)
+    found, at = [], 0
+    for start, end in spans:
+        if end <= start:
+            found.append("")
+            continue
+        while at + 1 < len(words) and words[at][2] <= start:
+            at += 1
+        overlaps = bool(words) and words[at][1] < end and words[at][2] > start
+        found.append(tags[at] if overlaps else "")
+    return tuple(found)
+
+
+@lru_cache(maxsize=2)
+def _tagger(name: str) -> Callable[[list[str]], list[str]]:
+    if name == "spacy":
+        return _spacy()
+    from HanTa import HanoverTagger
+
+    model: Any = HanoverTagger.HanoverTagger("morphmodel_en.pgz")
+
+    def tag(words: list[str]) -> list[str]:
+        tagged = [str(t) for _, _, t in model.tag_sent(words)]
+        return [_participle(model, word, found) for word, found in zip(words, tagged)]
+
+    return tag
+
+
+def _participle(model: Any, word: str, tag: str) -> str:
+    """HanTa calls some -ing words of motion nouns or adjectives ("dancing", "eating"): its own second choice decides."""
+    if not (word.lower().endswith("ing") and tag.startswith(("NN", "AJ")) and len(word) > 4):
+        return tag
+    guesses = {str(guess[0]) for guess in model.tag_word(word.lower())}
+    return "VVG" if "VVG" in guesses else tag
+
+
+def _spacy() -> Callable[[list[str]], list[str]]:
+    try:
+        import spacy
+
+        model = spacy.load("en_core_web_sm", disable=["parser", "ner", "lemmatizer"])
+    except (ImportError, OSError) as error:
+        raise InputError(
+            "tagger 'spacy' wants the package and its model: pip install spacy; python -m spacy download en_core_web_sm"
+        ) from error
+
+    def tag(words: list[str]) -> list[str]:
+        doc = model(spacy.tokens.Doc(model.vocab, words=words))
+        return [token.tag_ for token in doc]
+
+    return tag

@@ -1,0 +1,77 @@
+"""Word vectors without a download: hashed character n-grams, the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from rvos_cache.settings import Settings
+from rvos_cache.text.cues import align_tags, split_words
+from rvos_cache.types import Words
+
+
+class HashedSettings(Settings):
+    """Settings of the `hashed` encoder."""
+
+    channels: int = Field(default=256, ge=16, multiple_of=8)
+    """D. A quarter codes the position, the rest the word."""
+    seed: int = 0
+    shortest: int = Field(default=3, ge=1)
+    longest: int = Field(default=5, ge=1)
+    """Lengths of the character n-grams; the whole word always counts too."""
+    tagger: Literal["hanta", "spacy"] = "hanta"
+
+
+class HashedEncoder:
+    """Each word: the normalised sum of fixed random vectors of its whole form (weight 1) and its n-grams (sharing 1).
+
+    Words that share letters are near, equal words equal, and any script works. After it come sines and cosines of the
+    word's position. The first token is a sentence mark with the span (0, 0).
+    """
+
+    Settings = HashedSettings
+
+    def __init__(self, settings: HashedSettings) -> None:
+        self.settings = settings
+        self.channels = settings.channels
+        self.position_channels = settings.channels // 4 // 2 * 2
+        self._gram = lru_cache(maxsize=200_000)(self._random)
+        self._word = lru_cache(maxsize=50_000)(self._vector)
+
+    def weight_hashes(self) -> dict[str, str]:
+        """There is no checkpoint."""
+        return {}
+
+    def encode(self, texts: Sequence[str]) -> list[Words]:
+        """One Words per sentence, vectors float16 (L, D), L = words and punctuation marks + 1."""
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> Words:
+        words = split_words(text)
+        vectors = np.stack([self._word("\x02"), *(self._word(word.lower()) for word, _, _ in words)])
+        position = np.arange(len(vectors))[:, None] / 50.0 ** np.linspace(0, 1, self.position_channels // 2)[None]
+        code = np.concatenate([np.sin(position), np.cos(position)], axis=1)
+        spans = np.array([(0, 0), *((start, end) for _, start, end in words)], np.int32)
+        return Words(
+            np.concatenate([vectors, code], axis=1).astype(np.float16), spans, align_tags(text, spans, self.settings.tagger)
+        )
+
+    def _vector(self, word: str) -> NDArray[np.float64]:
+        whole = self._gram(word)
+        edged = f"<{word}>"
+        lengths = range(self.settings.shortest, self.settings.longest + 1)
+        grams = [edged[i : i + n] for n in lengths for i in range(len(edged) - n + 1)][:200]
+        vector = whole + (np.mean([self._gram("#" + g) for g in grams], axis=0) * np.sqrt(len(grams)) if grams else 0.0)
+        # Unit variance per channel: selectors normalise nothing before their first dot product with words.
+        return vector / np.linalg.norm(vector) * np.sqrt(len(vector))
+
+    def _random(self, key: str) -> NDArray[np.float64]:
+        seed = hashlib.blake2b(f"{self.settings.seed}\0{key}".encode(), digest_size=16).digest()
+        generator = np.random.Generator(np.random.PCG64(int.from_bytes(seed, "big")))
+        return generator.standard_normal(self.channels - self.position_channels)

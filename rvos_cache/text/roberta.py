@@ -1,0 +1,88 @@
+"""Any Hugging Face encoder by name or folder, frozen: SOLA reads `sentence-transformers/all-roberta-large-v1`."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from rvos_cache.errors import InputError
+from rvos_cache.settings import Settings
+from rvos_cache.text.cues import align_tags
+from rvos_cache.types import Words
+
+
+class RobertaSettings(Settings):
+    """Settings of the `roberta` encoder."""
+
+    checkpoint: str = "sentence-transformers/all-roberta-large-v1"
+    """A hub name or a folder with tokenizer, config and safetensors weights."""
+    batch_size: int = Field(default=32, ge=1)
+    tagger: Literal["hanta", "spacy"] = "hanta"
+
+
+class RobertaEncoder:
+    """Words are the last hidden state, special tokens included; the sentence is passed as written."""
+
+    Settings = RobertaSettings
+
+    def __init__(self, settings: RobertaSettings) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        self.settings = settings
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(settings.checkpoint, use_fast=True)
+            self.model: Any = AutoModel.from_pretrained(settings.checkpoint, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError, KeyError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"text checkpoint {settings.checkpoint!r} cannot be loaded ({first}); give a hub name or a folder with "
+                "config.json, tokenizer and model.safetensors: --set checkpoint=FOLDER"
+            ) from error
+        if not self.tokenizer.is_fast:
+            raise InputError(f"text checkpoint {settings.checkpoint!r}: its tokenizer gives no character spans; use a fast one")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.eval().requires_grad_(False).to(self.device)
+        self.channels = int(self.model.config.hidden_size)
+        # RoBERTa's positions start behind the padding index, so two of them are not there for tokens.
+        room = int(self.model.config.max_position_embeddings) - 2
+        self.longest = min(room, self.tokenizer.model_max_length)
+
+    def weight_hashes(self) -> dict[str, str]:
+        """Digest of the weights as loaded, so that a name and a folder with the same weights agree."""
+        total = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            total.update(name.encode())
+            total.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+        return {Path(self.settings.checkpoint).name: total.hexdigest()}
+
+    def encode(self, texts: Sequence[str]) -> list[Words]:
+        """One Words per sentence, vectors float16 (L, D). A sentence past the model's length is cut, with a warning."""
+        import torch
+
+        found: list[Words] = []
+        for start in range(0, len(texts), self.settings.batch_size):
+            part = list(texts[start : start + self.settings.batch_size])
+            given = self.tokenizer(
+                part,
+                padding=True,
+                truncation=True,
+                max_length=self.longest,
+                return_offsets_mapping=True,
+                return_tensors="pt",
+            )
+            spans = given.pop("offset_mapping").numpy().astype(np.int32)
+            with torch.inference_mode():
+                hidden = self.model(**given.to(self.device)).last_hidden_state.cpu().numpy()
+            for text, row, where, real in zip(part, hidden, spans, given["attention_mask"].cpu().numpy().astype(bool)):
+                if real.sum() >= self.longest and where[real][:, 1].max() < len(text.rstrip()):
+                    warnings.warn(f"cut to {self.longest} tokens: {text[:60]!r}...", stacklevel=2)
+                tags = align_tags(text, where[real], self.settings.tagger)
+                found.append(Words(row[real].astype(np.float16), where[real], tags))
+        return found
