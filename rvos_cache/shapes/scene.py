@@ -1,0 +1,213 @@
+"""What one video shows: objects with looks, paths and depths, a camera, sometimes a post that hides what passes it.
+
+Letters: T frames, A objects. Every scene has two objects of the very same look that move differently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.shapes.motion import (
+    BEHAVIOURS,
+    CAMERA_X,
+    CAMERA_Y,
+    HEIGHT,
+    WEIGHTS,
+    WIDTH,
+    Path,
+    follow,
+    sample_path,
+    straight,
+)
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 35, 40),
+    "green": (40, 175, 60),
+    "blue": (45, 85, 225),
+    "yellow": (240, 220, 50),
+    "purple": (155, 50, 200),
+    "orange": (245, 135, 25),
+    "white": (245, 245, 245),
+}
+SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
+RADII = {"small": 9.5, "big": 15.0}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Everything that a single frame can tell about an object (an object that grows starts small, one that shrinks big)."""
+
+    colour: str
+    shape: str
+    size: str
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object: its look, its path, its group of chase partners (`leader`: index of the object it follows, or -1)."""
+
+    look: Look
+    path: Path
+    leader: int = -1
+
+    @property
+    def radius(self) -> float:
+        """Pixels from the centre to the outline, at scale 1."""
+        return RADII[self.look.size]
+
+
+@dataclass(frozen=True)
+class Post:
+    """A vertical bar of the scene in front of all objects: centre and width in world pixels."""
+
+    x: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """things: A objects, front first; camera: (T, 2) world position of the screen's origin; post: or None."""
+
+    things: tuple[Thing, ...]
+    camera: NDArray[np.float64]
+    post: Post | None
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return len(self.camera)
+
+    def screen(self, a: int) -> NDArray[np.float64]:
+        """Centre of object a on the screen, (T, 2) x y in pixels."""
+        return self.things[a].path.position - self.camera
+
+
+def _camera(rng: np.random.Generator, frames: int) -> NDArray[np.float64]:
+    """A pan at nearly constant speed, centred on the origin; total at most CAMERA_X by CAMERA_Y pixels."""
+    total = np.array([rng.uniform(3, CAMERA_X) * rng.choice([-1, 1]), rng.uniform(-CAMERA_Y, CAMERA_Y)])
+    u = np.linspace(-0.5, 0.5, frames)[:, None]
+    return total * u
+
+
+def _free(path: Path, radius: float, placed: list[Thing], post: Post | None, behind: bool) -> bool:
+    """Whether an object on `path` and the ones already placed stay visible long enough to be described.
+
+    Discs that overlap by a third count as hidden: at most a quarter of the frames per pair. Only the object that
+    passes `behind` the post, and those that cross it, may be behind it, for at most 45% of the frames.
+    """
+    position = path.position
+    for other in placed:
+        reach = 0.75 * (radius * path.scale + other.radius * other.path.scale)
+        if (np.linalg.norm(position - other.path.position, axis=1) < reach).mean() > 0.25:
+            return False
+    if post is None or behind:
+        return True
+    near = np.abs(position[:, 0] - post.x) < post.width / 2 + 0.6 * radius
+    return not near[0] and not near[-1] and bool(near.mean() <= 0.45)
+
+
+def _place(
+    rng: np.random.Generator, behaviour: str, look: Look, frames: int, placed: list[Thing], post: Post | None
+) -> bool:
+    """Add one object of `behaviour` to `placed` where there is room for it; False when 40 tries found none."""
+    for _ in range(40):
+        path = sample_path(rng, behaviour, RADII[look.size], frames)
+        if _free(path, RADII[look.size], placed, post, False):
+            placed.append(Thing(look, path))
+            return True
+    return False
+
+
+def _passer(rng: np.random.Generator, look: Look, frames: int) -> tuple[Thing, Post]:
+    """An object that goes level behind a post and is wholly hidden by it for five frames or more."""
+    direction = str(rng.choice(["left", "right"]))
+    for _ in range(100):
+        path = Path("go", direction, straight(rng, RADII[look.size], frames, direction), np.ones(frames))
+        x = path.position[:, 0]
+        width = 2 * RADII[look.size] + 6.5 * abs(x[1] - x[0])
+        if np.ptp(x) > width + 2 * RADII[look.size] + 14:
+            break
+    return Thing(look, path), Post(float(x.mean() + rng.uniform(-4, 4)), float(min(width, 46)))
+
+
+def _chasers(rng: np.random.Generator, looks: list[Look], frames: int, placed: list[Thing], post: Post | None) -> bool:
+    """Add a leader and its follower, both level; False when there is no room."""
+    reach = RADII[looks[0].size] + RADII[looks[1].size]
+    for _ in range(40):
+        gap = reach + rng.uniform(5, 10)
+        direction = str(rng.choice(["left", "right"]))
+        leader = sample_path(rng, "go", max(RADII[k.size] for k in looks), frames, direction)
+        chaser = follow(leader, gap)
+        x = chaser.position[:, 0]
+        inside = x.min() > RADII[looks[1].size] + CAMERA_X and x.max() < WIDTH - RADII[looks[1].size] - CAMERA_X
+        fits = all(_free(p, RADII[k.size], placed, post, False) for p, k in ((leader, looks[0]), (chaser, looks[1])))
+        if inside and fits:
+            placed += [Thing(looks[0], leader), Thing(looks[1], chaser, len(placed))]
+            return True
+    return False
+
+
+def _looks(rng: np.random.Generator, count: int) -> list[Look]:
+    """`count` looks of which the first two (sometimes three) are the same; others often share a colour or a shape."""
+    size = str(rng.choice(["small", "big"], p=[0.7, 0.3]))
+    twin = Look(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), size)
+    looks = [twin, twin] + ([twin] if count > 3 and rng.random() < 0.3 else [])
+    while len(looks) < count:
+        colour = twin.colour if rng.random() < 0.25 else str(rng.choice(list(COLOURS)))
+        shape = twin.shape if rng.random() < 0.3 else str(rng.choice(SHAPES))
+        # The size alone never tells two looks apart for certain (a small one may grow), so colour or shape must differ.
+        if all((colour, shape) != (k.colour, k.shape) for k in looks):
+            looks.append(Look(colour, shape, str(rng.choice(["small", "big"], p=[0.65, 0.35]))))
+    return looks
+
+
+def _sized(look: Look, behaviour: str) -> bool:
+    """Growing starts small and shrinking starts big, so that both stay drawable."""
+    return look.size == {"grow": "small", "shrink": "big"}.get(behaviour, look.size)
+
+
+def _behaviour(rng: np.random.Generator, look: Look, placed: list[Thing]) -> str:
+    """A behaviour: of a twin, one that no object of this look has; of others, often one that is already there."""
+    taken = {t.path.behaviour for t in placed if t.look == look}
+    if not taken and placed and rng.random() < 0.35:
+        other = placed[int(rng.integers(len(placed)))].path.behaviour
+        if other in BEHAVIOURS and _sized(look, other):
+            return other
+    while True:
+        behaviour = str(rng.choice(BEHAVIOURS, p=WEIGHTS))
+        # Two twins that both go straight differ in direction or speed, which is what many sentences are about.
+        if _sized(look, behaviour) and (behaviour == "go" or behaviour not in taken):
+            return behaviour
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """One scene: 24–40 frames, 3–6 objects. Layouts that do not fit are drawn again."""
+    while True:
+        frames, count = int(rng.integers(24, 41)), int(rng.integers(3, 7))
+        looks = _looks(rng, count)
+        placed: list[Thing] = []
+        post = None
+        if rng.random() < 0.4:
+            thing, post = _passer(rng, looks[0], frames)
+            placed.append(thing)
+        elif rng.random() < 0.3:
+            partner = int(rng.integers(1, count))
+            if _chasers(rng, [looks[0], looks[partner]], frames, placed, post):
+                looks = [looks[0], looks[partner]] + [k for i, k in enumerate(looks) if i not in (0, partner)]
+        for look in looks[len(placed) :]:
+            behaviour = _behaviour(rng, look, placed)
+            if not _place(rng, behaviour, look, frames, placed, post):
+                break
+        if len(placed) < count:
+            continue
+        order = rng.permutation(count)
+        inverse = np.argsort(order)
+        things = [placed[i] for i in order]
+        things = [Thing(t.look, t.path, int(inverse[t.leader]) if t.leader >= 0 else -1) for t in things]
+        return Scene(tuple(things), _camera(rng, frames), post)
+
+
+SIZE = (HEIGHT, WIDTH)
