@@ -145,8 +145,8 @@ def fill_rim(core: NDArray[np.bool_], lab: NDArray[np.float32], colour: NDArray[
     y0, x0 = max(0, y - 6), max(0, x - 6)
     view = (slice(y0, y + h + 6), slice(x0, x + w + 6))
     crop = cv2.morphologyEx(np.ascontiguousarray(byte[view]), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    near = cv2.dilate(crop, np.ones((3, 3), np.uint8))
-    outside = 1 - cv2.dilate(crop, np.ones((5, 5), np.uint8))
+    near = cv2.dilate(crop, np.ones((5, 5), np.uint8))
+    outside = 1 - cv2.dilate(crop, np.ones((7, 7), np.uint8))
     local = lab[view]
     count = cv2.blur(outside.astype(np.float32), (13, 13))
     around = cv2.blur(local * outside[..., None], (13, 13)) / np.maximum(count, 1e-3)[..., None]

@@ -88,7 +88,7 @@ class SmallVideo:
                 for direction in (1, -1):
                     self._propagate(fresh, t, direction)
             self.tracks = [k for k in self.tracks if (k.shown > 0).sum() >= min(3, self.frames)]
-        self.tracks = distinct(link(self.tracks), self.settings.duplicate_iou)
+        self.tracks = distinct(link(self.tracks, self.motion), self.settings.duplicate_iou)
         self.tracks.sort(key=lambda k: -(k.score + (k.shown > 0).mean()))
         return self.tracks[: min(self.settings.small_max_tracks, self.settings.max_tracks)]
 
@@ -156,24 +156,22 @@ class SmallVideo:
         twins = self._claimed(track, t - direction)
         crowded = bool(twins.any()) and self._crowded(track, twins, t, direction)
         corner = self._align(state, value, guess, crowded)
-        mask, share = self._cut(track, state, kinds, claimed, corner, t, crowded)
+        mask, share, whole = self._cut(track, state, kinds, claimed, corner, t, crowded)
         enough = LOST if state.gap == 0 else FOUND
         if share < enough:
             state.gap += 1
             height, width = self.size
             low = -np.array(state.outline.shape[::-1], float)
             state.corner = np.clip(guess, low - 8, [width + 8, height + 8])
-            if state.gap > 8:
-                state.velocity = state.velocity * 0.8
             return
         track.masks[t] = flat.fill_rim(mask, self.lab[t], self.colours[track.kind]) & ~claimed
         track.shown[t] = min(share, 1.0)
-        gain = 0.1 if crowded else 0.5 if share > 0.8 else 0.2
+        gain = 0.1 if crowded else 0.5 if share > 0.8 else 0.0
         if state.gap == 0:
             state.velocity += gain * (corner - (state.corner + carried) - state.velocity)
         state.gap = 0
         state.corner = corner
-        if share > 0.85 and not crowded:
+        if share > 0.85 and whole and not crowded:
             x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
             state.set_outline(mask[y : y + h, x : x + w].astype(np.uint8))
             state.corner = np.array([x, y], float)
@@ -213,8 +211,9 @@ class SmallVideo:
         corner: NDArray[np.float64],
         t: int,
         crowded: bool,
-    ) -> tuple[NDArray[np.bool_], float]:
-        """The track's pixels bool (h, w) for its outline at `corner`, and the share of the outline they fill."""
+    ) -> tuple[NDArray[np.bool_], float, bool]:
+        """The track's pixels bool (h, w) for its outline at `corner`, the share of the outline they fill, and whether
+        they are whole pieces of the colour: then they may become the next outline."""
         h, w = self.size
         a, b = state.outline.shape
         x, y = int(corner[0]), int(corner[1])
@@ -223,21 +222,25 @@ class SmallVideo:
         part = placed[y0 : y0 + a, x0 : x0 + b]
         part[:] = state.outline[: part.shape[0], : part.shape[1]]
         inside = placed[PAD : PAD + h, PAD : PAD + w]
-        near = cv2.dilate(inside, np.ones((5, 5), np.uint8)).astype(bool)
+        near = cv2.dilate(inside, np.ones((3, 3), np.uint8)).astype(bool)
         mine = (kinds == track.kind) & ~claimed
         pieces = self._pieces(t, track.kind)
         area = int(state.outline.sum())
         out = np.zeros((h, w), bool)
+        clean = True
         for piece in np.unique(pieces[(inside > 0) & mine]):
             whole = (pieces == piece) & mine
             size = int(whole.sum())
             covered = int((whole & near).sum())
+            if covered < 5:
+                continue
             touches = whole[0].any() or whole[-1].any() or whole[:, 0].any() or whole[:, -1].any()
-            limit = 1.1 if crowded else 2.5 if touches else 1.6 if state.gap == 0 else 1.4
-            take = whole if size < limit * area + 12 and covered > (0.3 if touches else 0.5) * size else whole & near
-            if covered >= 5:
-                out |= take
-        return out, float(out.sum()) / max(area, 1)
+            # An object grows slowly, unless it comes into the frame: a much larger piece is two that touch.
+            limit = 1.05 if crowded else 2.0 if touches else 1.15
+            fits = size < limit * area + 6 and covered > (0.3 if touches else 0.5) * size
+            clean &= fits
+            out |= whole if fits else whole & near
+        return out, float(out.sum()) / max(area, 1), clean
 
     def _pieces(self, t: int, kind: int) -> NDArray[np.int32]:
         """Connected pieces (h, w) of a colour class in frame t, 0 elsewhere."""
@@ -254,16 +257,17 @@ def key_frames(frames: int, every: int) -> list[int]:
     return sorted(found, key=lambda t: (t in (0, frames - 1), abs(t - middle), t)) if frames > 1 else [0]
 
 
-def link(tracks: list[SmallTrack]) -> list[SmallTrack]:
-    """Two tracks of one colour of which one starts where the other's motion leads become one."""
+def link(tracks: list[SmallTrack], motion: Motion) -> list[SmallTrack]:
+    """Two tracks of one colour of which one starts where the other's motion leads become one; the best fit first."""
     tracks = list(tracks)
+    ends = [_ends(k, motion) for k in tracks]
     while True:
         best: tuple[float, int, int] | None = None
         for i, a in enumerate(tracks):
             for j, b in enumerate(tracks):
                 if i != j and a.kind == b.kind:
-                    cost = _link_cost(a, b)
-                    if cost is not None and (best is None or cost < best[0]):
+                    cost = _link_cost(ends[i], ends[j])
+                    if cost < 1 and (best is None or cost < best[0]):
                         best = (cost, i, j)
         if best is None:
             return tracks
@@ -272,25 +276,56 @@ def link(tracks: list[SmallTrack]) -> list[SmallTrack]:
         a.masks |= b.masks
         a.shown = np.maximum(a.shown, b.shown)
         a.score = max(a.score, b.score)
-        del tracks[j]
+        ends[i] = _ends(a, motion)
+        del tracks[j], ends[j]
 
 
-def _link_cost(a: SmallTrack, b: SmallTrack) -> float | None:
-    """How badly `b` continues `a`, below 1; None when it does not start after `a` ends or is of another size."""
-    at, bt = np.nonzero(a.shown > 0)[0], np.nonzero(b.shown > 0)[0]
-    gap = int(bt[0] - at[-1])
-    if not 1 <= gap <= 14:
-        return None
-    size = np.sort(a.masks[at].sum((1, 2)))[len(at) // 2] / max(np.median(b.masks[bt].sum((1, 2))), 1)
-    if not 0.4 < size < 2.5:
-        return None
-    end, start = _centre(a.masks[at[-1]]), _centre(b.masks[bt[0]])
-    back, ahead = at[max(0, len(at) - 5)], bt[min(len(bt) - 1, 4)]
-    v = (end - _centre(a.masks[back])) / max(at[-1] - back, 1)
-    u = (_centre(b.masks[ahead]) - start) / max(ahead - bt[0], 1)
-    miss = np.linalg.norm(start - end - (v + u) / 2 * gap)
-    cost = float(miss / (8 + 1.5 * gap))
-    return cost if cost < 1 else None
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """First and last visible frame, centres (2,) and velocities (2,) there with the background held still, and area."""
+
+    first: int
+    last: int
+    start: NDArray[np.float64]
+    stop: NDArray[np.float64]
+    start_move: NDArray[np.float64]
+    stop_move: NDArray[np.float64]
+    area: float
+
+
+def _ends(track: SmallTrack, motion: Motion) -> Ends:
+    """Centre and velocity come from frames in which the object shows well, carried on to its first and last frame."""
+    at = np.nonzero(track.shown > 0)[0]
+    area = track.masks.sum((1, 2))
+    usual = float(np.median(area[at]))
+    good = [int(t) for t in at if area[t] > 0.75 * usual]
+    screen = np.zeros((len(area), 2))
+    for t in good:
+        screen[t] = _centre(track.masks[t])
+    zero = np.zeros((len(area), 2))
+    for t in range(len(area) - 1):
+        # Where the background point at the frame's middle has gone: near enough for an object's own motion.
+        middle = np.array([[motion.size[1] / 2, motion.size[0] / 2]])
+        zero[t + 1] = zero[t] + apply(motion.camera[t], middle)[0] - middle[0]
+    place = screen - zero
+    head, tail = good[:6], good[-6:]
+    start_move = (place[head[-1]] - place[head[0]]) / max(head[-1] - head[0], 1)
+    stop_move = (place[tail[-1]] - place[tail[0]]) / max(tail[-1] - tail[0], 1)
+    first, last = int(at[0]), int(at[-1])
+    start = place[head[0]] - start_move * (head[0] - first)
+    stop = place[tail[-1]] + stop_move * (last - tail[-1])
+    return Ends(first, last, start, stop, start_move, stop_move, usual)
+
+
+def _link_cost(a: Ends, b: Ends) -> float:
+    """How badly `b` continues `a`: the miss against what the gap allows, plus the misfit of sizes; below 1 is good."""
+    gap = b.first - a.last
+    if not 1 <= gap <= 18 or not 0.4 < a.area / b.area < 2.5:
+        return np.inf
+    way = b.start - a.stop
+    moves = (a.stop_move, b.start_move, (a.stop_move + b.start_move) / 2)
+    miss = min(float(np.linalg.norm(way - m * gap)) for m in moves)
+    return miss / (7 + 1.2 * gap) + 0.3 * abs(float(np.log(a.area / b.area)))
 
 
 def _centre(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
