@@ -1,0 +1,214 @@
+"""True statements about a scene, in English. Every claim is three-valued per object: 1 true, 0 false, -1 too close to call.
+
+A claim is only uttered about a group of objects when it is 1 or 0 for each of them, so a sentence has exactly its
+targets. Directions hold on the screen and in the world alike. Letters: A objects, T frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.shapes.motion import DIRECTIONS
+from rvos_cache.shapes.scene import Look, Scene
+
+Claim = NDArray[np.int64]
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+
+PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
+    **{
+        d: ((f"moving {w}", f"moving {w}"), (f"that moves {w}", f"that move {w}"), (f"travelling {w}", f"travelling {w}"))
+        for d, w in (("left", "to the left"), ("right", "to the right"), ("up", "upwards"), ("down", "downwards"))
+    },
+    "still": (("that stays still", "that stay still"), ("that never moves", "that never move"), ("standing still",) * 2),
+    "stop": (("that moves and then stops", "that move and then stop"), ("coming to a halt",) * 2),
+    "start": (("that starts moving later", "that start moving later"), ("that waits before moving", "that wait before moving")),
+    "back": (("that turns back", "that turn back"), ("that reverses its direction", "that reverse their direction")),
+    "corner": (("that turns a corner", "that turn a corner"), ("making a right-angled turn",) * 2),
+    "clockwise": (("circling clockwise",) * 2, ("that moves round in a clockwise circle", "that move round in clockwise circles")),
+    "anticlockwise": (("circling anticlockwise",) * 2, ("going round counterclockwise",) * 2),
+    "grow": (("that grows", "that grow"), ("getting bigger",) * 2),
+    "shrink": (("that shrinks", "that shrink"), ("getting smaller",) * 2),
+    "enter": (("that enters the scene", "that enter the scene"), ("coming into view from outside",) * 2),
+    "leave": (("that leaves the scene", "that leave the scene"), ("moving out of the frame",) * 2),
+    "fast": (("moving quickly",) * 2, ("that moves fast", "that move fast")),
+    "slow": (("moving slowly",) * 2, ("that creeps along", "that creep along")),
+    "chase": (("that follows another one closely", "that follow another one closely"), ("chasing another object",) * 2),
+    "chased": (("being followed by another object",) * 2, ("being chased",) * 2),
+    "behind": (("passing behind the post",) * 2, ("that disappears behind the post and comes back", "that disappear behind the post and come back")),
+    "cross": (("passing another one that goes the opposite way",) * 2, ("crossing paths with another one",) * 2),
+    "fastest": (("that moves fastest", "that move fastest"), ("moving faster than the others",) * 2),
+    "first_in": (("that enters first", "that enter first"),),
+    "last_in": (("that enters last", "that enter last"),),
+    "first_out": (("that leaves first", "that leave first"),),
+    "last_out": (("that leaves last", "that leave last"),),
+}
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """text; targets: object indices; kind: motion (looks cannot tell), static, mixed (looks suffice), none."""
+
+    text: str
+    targets: tuple[int, ...]
+    kind: str
+    claim: str
+
+
+def _directions(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
+    """Net travel between the first and last frame in which the object is seen: 30 pixels or more, nearly straight."""
+    out = {}
+    for name, axis in DIRECTIONS.items():
+        claim = np.full(len(scene.things), -1)
+        for a, thing in enumerate(scene.things):
+            seen = np.flatnonzero(visible[a] > 0.3)
+            if thing.path.behaviour in ("still", "circle"):
+                claim[a] = 0
+            elif len(seen) and thing.path.behaviour not in ("back", "corner", "grow", "shrink"):
+                nets = [p[seen[-1]] - p[seen[0]] for p in (thing.path.position, scene.screen(a))]
+                along = [float(n @ np.array(axis)) for n in nets]
+                aside = [float(abs(n @ np.array(axis[::-1]))) for n in nets]
+                if all(x >= 30 and y <= 0.5 * x for x, y in zip(along, aside)):
+                    claim[a] = 1
+                elif max(along) <= 14:
+                    claim[a] = 0
+        out[name] = claim
+    return out
+
+
+def _ordered(claim: Claim, frame: NDArray[np.float64], first: bool) -> Claim:
+    """1 for the first (last) of the objects with `claim`, when at least two have it, five frames or more apart."""
+    has = np.flatnonzero(claim == 1)
+    out = np.where(claim == -1, -1, 0)
+    if len(has) < 2:
+        return np.full(len(claim), -1)
+    order = has[np.argsort(frame[has])][:: 1 if first else -1]
+    out[order[0]] = 1
+    return out if abs(frame[order[0]] - frame[order[1]]) >= 5 else np.full(len(claim), -1)
+
+
+def claims(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
+    """All claims, (A,) each, of a scene whose objects show the shares `visible` (A, T) of themselves."""
+    things = scene.things
+    kinds = np.array([t.path.behaviour for t in things])
+    out = _directions(scene, visible)
+    for name in ("still", "stop", "start", "back", "corner", "grow", "shrink"):
+        out[name] = (kinds == name).astype(int)
+    out["still"][(kinds == "grow") | (kinds == "shrink")] = -1
+    for name in ("clockwise", "anticlockwise"):
+        out[name] = np.array([int(t.path.behaviour == "circle" and t.path.direction == name) for t in things])
+    for name, edge in (("enter", 0), ("leave", -1)):
+        out[name] = np.where(kinds == name, 1, np.where(visible[:, edge] > 0.4, 0, -1))
+    step = np.array([np.linalg.norm(np.diff(t.path.position, axis=0), axis=1) for t in things])
+    speed = np.array([s[s > 0.05].mean() if (s > 0.05).any() else 0.0 for s in step])
+    out["fast"] = np.where(speed >= 2.9, 1, np.where(speed <= 1.9, 0, -1))
+    out["slow"] = np.where((speed > 0) & (speed <= 1.9), 1, np.where((speed >= 2.9) | (kinds == "still"), 0, -1))
+    leaders = {t.leader for t in things if t.leader >= 0}
+    # Without a chase by design two objects may happen to go the same way, so nothing is said then.
+    pair = np.array([(t.leader >= 0) - 2 * (not leaders) for t in things])
+    alike = (out["left"] == 1).sum() + (out["right"] == 1).sum() > 2
+    out["chase"] = np.full(len(things), -1) if not leaders or alike else np.maximum(pair, 0)
+    out["chased"] = np.full(len(things), -1) if not leaders or alike else np.array([int(a in leaders) for a in range(len(things))])
+    out["behind"] = _behind(scene, visible)
+    out["cross"] = _crossing(scene, out)
+    rank = np.argsort(-speed)
+    fastest = np.zeros(len(things), int)
+    fastest[rank[0]] = 1
+    out["fastest"] = fastest if speed[rank[0]] >= 1.5 * speed[rank[1]] else np.full(len(things), -1)
+    seen = visible > 0.3
+    start, end = seen.argmax(1).astype(float), (seen.shape[1] - seen[:, ::-1].argmax(1)).astype(float)
+    for name, source, frame, first in (("in", "enter", start, True), ("out", "leave", end, True)):
+        out[f"first_{name}"] = _ordered(out[source], frame, first)
+        out[f"last_{name}"] = _ordered(out[source], frame, not first)
+    return out
+
+
+def _behind(scene: Scene, visible: NDArray[np.float64]) -> Claim:
+    """1: hidden for three frames or more while its path leads from one side of the post to the other; 0: never near it."""
+    if scene.post is None:
+        return np.full(len(scene.things), -1)
+    out = []
+    for a, thing in enumerate(scene.things):
+        x, half = thing.path.position[:, 0] - scene.post.x, scene.post.width / 2
+        through = x[0] * x[-1] < 0 and min(abs(x[0]), abs(x[-1])) > half and (visible[a, np.abs(x) < half] < 0.02).sum() >= 3
+        out.append(1 if through else 0 if np.abs(x).min() > half + 0.6 * thing.radius else -1)
+    return np.array(out)
+
+
+def _crossing(scene: Scene, known: dict[str, Claim]) -> Claim:
+    """1 for one pair going level in opposite directions that swap sides at near heights, when no other pair may."""
+    level = [a for a in range(len(scene.things)) if known["left"][a] == 1 or known["right"][a] == 1]
+    if len(level) != 2 or known["left"][level].sum() != 1 or (known["left"] == -1).any():
+        return np.full(len(scene.things), -1)
+    gap = scene.things[level[0]].path.position - scene.things[level[1]].path.position
+    if gap[0, 0] * gap[-1, 0] >= 0 or min(abs(gap[0, 0]), abs(gap[-1, 0])) < 20 or np.abs(gap[:, 1]).max() > 32:
+        return np.full(len(scene.things), -1)
+    return np.array([int(a in level) for a in range(len(scene.things))])
+
+
+def _groups(looks: list[Look]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(singular, plural, objects) of every noun that names some objects by their looks; the first names all."""
+    out = [("object", "objects", tuple(range(len(looks))))]
+    for look in dict.fromkeys(looks):
+        for noun, test in (
+            (look.shape, lambda k, look=look: k.shape == look.shape),
+            (f"{look.colour} object", lambda k, look=look: k.colour == look.colour),
+            (f"{look.colour} {look.shape}", lambda k, look=look: (k.colour, k.shape) == (look.colour, look.shape)),
+        ):
+            entry = (noun, noun + ("es" if noun.endswith("ss") else "s"), tuple(a for a, k in enumerate(looks) if test(k)))
+            if entry not in out:
+                out.append(entry)
+    return out
+
+
+def _say(rng: np.random.Generator, noun: str, plural: str, phrase: tuple[str, str], count: int) -> str:
+    """A noun phrase for `count` targets."""
+    if count > 1:
+        if noun == "object" and rng.random() < 0.4:
+            return f"everything {phrase[0]}"
+        return f"{rng.choice(['the ' + NUMBERS[count], 'all', 'the'])} {plural} {phrase[1]}".strip()
+    if noun == "object":
+        noun = str(rng.choice(["object", "one", "shape", "thing"]))
+    elif noun.endswith(" object") and rng.random() < 0.5:
+        noun = noun.replace("object", "one")
+    return f"the {noun} {phrase[0]}".strip()
+
+
+def _pool(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) -> list[Sentence]:
+    """Every statement that can be made, one wording each."""
+    pool = []
+    known = claims(scene, visible)
+    for noun, plural, group in _groups([t.look for t in scene.things]):
+        if noun != "object":
+            pool.append(Sentence(_say(rng, noun, plural, ("", ""), len(group)), group, "static", "looks"))
+        for name, claim in known.items():
+            values = claim[list(group)]
+            # An order or a greatest is about the whole scene; within a smaller group it would need its own comparison.
+            if (values < 0).any() or (noun != "object" and name.startswith(("first", "last", "fastest"))):
+                continue
+            targets = tuple(a for a in group if claim[a] == 1)
+            kind = "none" if not targets else "motion" if len(targets) < len(group) else "mixed"
+            if kind == "mixed" and noun == "object":
+                continue
+            phrase = PHRASES[name][int(rng.integers(len(PHRASES[name])))]
+            pool.append(Sentence(_say(rng, noun, plural, phrase, len(targets)), targets, kind, name))
+    return pool
+
+
+def sentences(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) -> list[Sentence]:
+    """8–11 different sentences: about six by motion, two by looks, one by both, in half of the videos one about nothing."""
+    pool = _pool(rng, scene, visible)
+    wanted = ["motion"] * int(rng.integers(5, 8)) + ["static"] * 2 + ["mixed"] + ["none"] * int(rng.random() < 0.5)
+    chosen: list[Sentence] = []
+    for i, kind in enumerate(wanted):
+        left = [s for s in pool if s.kind == kind and all(s.text != c.text for c in chosen)]
+        several = [s for s in left if len(s.targets) > 1]
+        if several and (i % 2 == 0 or kind == "static" and rng.random() < 0.5):
+            left = several
+        if left:
+            used = [c.claim for c in chosen]
+            weight = np.array([0.3 ** used.count(s.claim) for s in left])
+            chosen.append(left[int(rng.choice(len(left), p=weight / weight.sum()))])
+    return [chosen[i] for i in rng.permutation(len(chosen))]

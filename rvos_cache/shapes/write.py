@@ -1,0 +1,87 @@
+"""Writes moving shapes as MeViS lays its data out; the same seed gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.shapes.language import Sentence, sentences
+from rvos_cache.shapes.render import render
+from rvos_cache.shapes.scene import Scene, sample_scene
+
+
+def make_video(seed: int, split: int, index: int) -> tuple[Scene, list[Any], Any, list[Sentence]]:
+    """Scene, T frames (H, W, 3) RGB, visible masks (A, T, H, W) and 8 or more sentences of one video."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, index)))
+    while True:
+        scene = sample_scene(rng)
+        frames, masks, visible = render(scene, rng)
+        said = sentences(rng, scene, visible)
+        if len(said) >= 8 and bool(((visible > 0.5).mean(1) > 0.35).all()):
+            return scene, frames, masks, said
+
+
+def _write_split(root: Path, seed: int, split: int, count: int, step: Callable[[], None]) -> None:
+    """One split of `count` videos under `root`."""
+    videos: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
+    for index in range(count):
+        video_id = f"shapes{split}{index:05d}"
+        _, frames, masks, said = make_video(seed, split, index)
+        folder = root / "JPEGImages" / video_id
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [f"{t:05d}" for t in range(len(frames))]
+        for name, frame in zip(names, frames):
+            data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+            (folder / f"{name}.jpg").write_bytes(data.tobytes())
+        # As in MeViS, only objects that some sentence names are annotated.
+        named = sorted({a for s in said for a in s.targets})
+        first = len(annotations)
+        number = {a: first + i for i, a in enumerate(named)}
+        rles = RleMasks.from_dense(masks)
+        empty = ~masks.any((2, 3))
+        for a in named:
+            rows = [None if empty[a, t] else {"size": list(rles.size), "counts": rles.bytes_at(a, t).decode()} for t in range(len(frames))]
+            annotations[str(number[a])] = rows
+        expressions = {
+            str(i): {"exp": s.text, "obj_id": list(s.targets), "anno_id": [number[a] for a in s.targets], "kind": s.kind, "claim": s.claim}
+            for i, s in enumerate(said)
+        }
+        videos[video_id] = {"expressions": expressions, "vid_id": index, "frames": names}
+        step()
+    (root / "mask_dict.json").write_text(json.dumps(annotations))
+    (root / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
+
+
+def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int], None] | None = None) -> None:
+    """Write `videos` videos under `out`: one fifth (at least one) in `valid_u`, the others in `train`.
+
+    progress(done, videos) is called after each. Raises InputError for fewer than two videos, or where `out` holds a
+    larger or other data set already.
+    """
+    if videos < 2 or seed < 0:
+        raise InputError(f"moving shapes: wanted 2 videos or more and a seed of 0 or more, got {videos} and {seed}; raise it")
+    valid = max(1, videos // 5)
+    mark, text = out / "shapes.json", json.dumps({"videos": videos, "seed": seed})
+    other = not mark.exists() and any((out / s).exists() for s in ("train", "valid_u"))
+    if other or (mark.exists() and mark.read_text() != text):
+        raise InputError(f"{out}: it holds other data already; choose an empty folder for moving shapes")
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text(text)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, videos)
+
+    for split, (name, count) in enumerate((("train", videos - valid), ("valid_u", valid))):
+        _write_split(out / name, seed, split, count, step)
