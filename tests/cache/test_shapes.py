@@ -1,0 +1,87 @@
+"""Moving shapes: layout, determinism, the promised fractions, and motion checked again from the masks alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from rvos_cache.errors import InputError
+from rvos_cache.shapes import make_video, write_shapes
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Any]:
+    return [make_video(7, 0, i) for i in range(40)]
+
+
+def test_same_seed_same_bytes_and_layout(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_shapes(tmp_path / name, 5, 3)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    for split, count in (("train", 4), ("valid_u", 1)):
+        root = tmp_path / "a" / split
+        videos = json.loads((root / "meta_expressions.json").read_text())["videos"]
+        masks = json.loads((root / "mask_dict.json").read_text())
+        assert len(videos) == count
+        for video_id, entry in videos.items():
+            assert 24 <= len(entry["frames"]) <= 40
+            for name in entry["frames"]:
+                assert cv2.imread(str(root / "JPEGImages" / video_id / f"{name}.jpg")).shape == (96, 160, 3)
+            for e in entry["expressions"].values():
+                assert len(e["anno_id"]) == len(e["obj_id"])
+                for a in e["anno_id"]:
+                    rows = masks[str(a)]
+                    assert len(rows) == len(entry["frames"])
+                    assert all(r is None or (r["size"] == [96, 160] and coco.area(r) > 0) for r in rows)
+    with pytest.raises(InputError):
+        write_shapes(tmp_path / "a", 6, 3)
+
+
+def test_fractions(made: list[Any]) -> None:
+    said = [s for _, _, _, sentences in made for s in sentences]
+    assert np.mean([s.kind == "motion" for s in said]) >= 0.4
+    assert np.mean([len(s.targets) > 1 for s in said]) >= 0.25
+    assert 0 < np.mean([not s.targets for s in said]) < 0.1
+    assert all((s.kind == "none") == (not s.targets) for s in said)
+
+
+def test_hidden_and_same_look(made: list[Any]) -> None:
+    hidden = []
+    for scene, _, masks, _ in made:
+        looks = [t.look for t in scene.things]
+        assert 3 <= len(looks) <= 6
+        assert len(set(looks)) < len(looks)
+        runs = np.lib.stride_tricks.sliding_window_view(~masks.any((2, 3)), 4, axis=1)
+        hidden.append(runs.all(-1).any())
+        assert (masks.sum(0) <= 1).all()
+    assert np.mean(hidden) >= 1 / 3
+
+
+def test_motion_from_centroids(made: list[Any]) -> None:
+    axes = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+    checked = 0
+    for _, _, masks, sentences in made:
+        for s in sentences:
+            for a in s.targets:
+                area = masks[a].sum((1, 2))
+                seen = np.flatnonzero(area > 0.3 * np.percentile(area, 80))
+                points = np.array([[axis.mean() for axis in np.nonzero(masks[a, t])[::-1]] for t in seen])
+                if s.claim in axes:
+                    assert (points[-1] - points[0]) @ np.array(axes[s.claim]) > 15, s
+                elif s.claim in ("grow", "shrink"):
+                    assert (area[seen[-1]] > area[seen[0]]) == (s.claim == "grow"), s
+                elif s.claim == "enter":
+                    assert not area[:4].any(), s
+                elif s.claim == "leave":
+                    assert not area[-4:].any(), s
+                else:
+                    continue
+                checked += 1
+    assert checked > 60
