@@ -205,7 +205,7 @@ def sentences(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float6
     for i, kind in enumerate(wanted):
         left = [s for s in pool if s.kind == kind and all(s.text != c.text for c in chosen)]
         several = [s for s in left if len(s.targets) > 1]
-        if several and (i % 2 == 0 or kind == "static" and rng.random() < 0.5):
+        if several and (i % 2 == 0 or (kind == "static" and rng.random() < 0.5)):
             left = several
         if left:
             used = [c.claim for c in chosen]

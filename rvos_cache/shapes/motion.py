@@ -107,7 +107,8 @@ def _outside(rng: np.random.Generator, behaviour: str, direction: str, radius: f
     if behaviour == "leave":
         steps, axis = steps[::-1], -axis
     extent, pan = (WIDTH, CAMERA_X) if axis[0] else (HEIGHT, CAMERA_Y)
-    edge = -(radius + pan / 2 + 1) if axis.sum() > 0 else extent + radius + pan / 2 + 1
+    beyond = 1.35 * radius + pan / 2 + 1  # the tips of a star reach 1.3 radii
+    edge = -beyond if axis.sum() > 0 else extent + beyond
     low, high = _bounds(radius)
     path = np.array([_pick(rng, low[0], high[0]), _pick(rng, low[1], high[1])]) * (axis == 0)
     return path + np.abs(axis) * edge + axis * speed * steps[:, None]
