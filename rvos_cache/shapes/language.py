@@ -27,7 +27,10 @@ PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
     "start": (("that starts moving later", "that start moving later"), ("that waits before moving", "that wait before moving")),
     "back": (("that turns back", "that turn back"), ("that reverses its direction", "that reverse their direction")),
     "corner": (("that turns a corner", "that turn a corner"), ("making a right-angled turn",) * 2),
-    "clockwise": (("circling clockwise",) * 2, ("that moves round in a clockwise circle", "that move round in clockwise circles")),
+    "clockwise": (
+        ("circling clockwise",) * 2,
+        ("that moves round in a clockwise circle", "that move round in clockwise circles"),
+    ),
     "anticlockwise": (("circling anticlockwise",) * 2, ("going round counterclockwise",) * 2),
     "grow": (("that grows", "that grow"), ("getting bigger",) * 2),
     "shrink": (("that shrinks", "that shrink"), ("getting smaller",) * 2),
@@ -37,7 +40,10 @@ PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
     "slow": (("moving slowly",) * 2, ("that creeps along", "that creep along")),
     "chase": (("that follows another one closely", "that follow another one closely"), ("chasing another object",) * 2),
     "chased": (("being followed by another object",) * 2, ("being chased",) * 2),
-    "behind": (("passing behind the post",) * 2, ("that disappears behind the post and comes back", "that disappear behind the post and come back")),
+    "behind": (
+        ("passing behind the post",) * 2,
+        ("that disappears behind the post and comes back", "that disappear behind the post and come back"),
+    ),
     "cross": (("passing another one that goes the opposite way",) * 2, ("crossing paths with another one",) * 2),
     "fastest": (("that moves fastest", "that move fastest"), ("moving faster than the others",) * 2),
     "first_in": (("that enters first", "that enter first"),),
@@ -110,7 +116,9 @@ def claims(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
     pair = np.array([(t.leader >= 0) - 2 * (not leaders) for t in things])
     alike = (out["left"] == 1).sum() + (out["right"] == 1).sum() > 2
     out["chase"] = np.full(len(things), -1) if not leaders or alike else np.maximum(pair, 0)
-    out["chased"] = np.full(len(things), -1) if not leaders or alike else np.array([int(a in leaders) for a in range(len(things))])
+    out["chased"] = (
+        np.full(len(things), -1) if not leaders or alike else np.array([int(a in leaders) for a in range(len(things))])
+    )
     out["behind"] = _behind(scene, visible)
     out["cross"] = _crossing(scene, out)
     rank = np.argsort(-speed)

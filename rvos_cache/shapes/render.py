@@ -63,7 +63,9 @@ def _coverage(thing: Thing, centre: NDArray[np.float64], scale: float) -> tuple[
     return slice(y0, y1), slice(x0, x1), share
 
 
-def _shade(thing: Thing, centre: NDArray[np.float64], rows: slice, columns: slice, grain: NDArray[np.float32]) -> NDArray[np.float32]:
+def _shade(
+    thing: Thing, centre: NDArray[np.float64], rows: slice, columns: slice, grain: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Colour (h, w, 3): lit from above left, with grain that moves along with the object."""
     y = (np.arange(rows.start, rows.stop) - centre[1])[:, None] / thing.radius
     x = (np.arange(columns.start, columns.stop) - centre[0])[None] / thing.radius

@@ -109,9 +109,7 @@ def _free(path: Path, radius: float, placed: list[Thing], post: Post | None, beh
     return not near[0] and not near[-1] and bool(near.mean() <= 0.45)
 
 
-def _place(
-    rng: np.random.Generator, behaviour: str, look: Look, frames: int, placed: list[Thing], post: Post | None
-) -> bool:
+def _place(rng: np.random.Generator, behaviour: str, look: Look, frames: int, placed: list[Thing], post: Post | None) -> bool:
     """Add one object of `behaviour` to `placed` where there is room for it; False when 40 tries found none."""
     for _ in range(40):
         path = sample_path(rng, behaviour, RADII[look.size], frames)

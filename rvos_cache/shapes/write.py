@@ -48,10 +48,19 @@ def _write_split(root: Path, seed: int, split: int, count: int, step: Callable[[
         rles = RleMasks.from_dense(masks)
         empty = ~masks.any((2, 3))
         for a in named:
-            rows = [None if empty[a, t] else {"size": list(rles.size), "counts": rles.bytes_at(a, t).decode()} for t in range(len(frames))]
+            rows = [
+                None if empty[a, t] else {"size": list(rles.size), "counts": rles.bytes_at(a, t).decode()}
+                for t in range(len(frames))
+            ]
             annotations[str(number[a])] = rows
         expressions = {
-            str(i): {"exp": s.text, "obj_id": list(s.targets), "anno_id": [number[a] for a in s.targets], "kind": s.kind, "claim": s.claim}
+            str(i): {
+                "exp": s.text,
+                "obj_id": list(s.targets),
+                "anno_id": [number[a] for a in s.targets],
+                "kind": s.kind,
+                "claim": s.claim,
+            }
             for i, s in enumerate(said)
         }
         videos[video_id] = {"expressions": expressions, "vid_id": index, "frames": names}
