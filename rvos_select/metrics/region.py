@@ -29,14 +29,16 @@ def _runs(prediction: RleMasks, truth: RleMasks) -> NDArray[np.float64]:
     """The same without decoding. pycocotools has no rule for an empty union, so it is asked for first."""
     both_empty = (prediction.area()[0] == 0) & (truth.area()[0] == 0)
     out = np.ones(len(both_empty))
-    for t in np.flatnonzero(~both_empty):
+    for t in np.flatnonzero(~both_empty).tolist():
         out[t] = coco.iou([prediction.at(0, t)], [truth.at(0, t)], [0])[0, 0]
     return out
 
 
 def pixels(masks: Masks) -> NDArray[np.bool_]:
     """bool (T, H, W)."""
-    return masks.dense()[0] if isinstance(masks, RleMasks) else np.asarray(masks) != 0
+    if isinstance(masks, RleMasks):
+        return masks.dense()[0]
+    return np.asarray(masks).astype(bool)
 
 
 def check_pair(prediction: Masks, truth: Masks) -> None:

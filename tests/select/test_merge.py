@@ -1,0 +1,79 @@
+"""Which tracks are merged, and what lies on disk after whole, repeated and interrupted runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chain import NAMES, SIZE, truth_masks, write_cache, write_perfect
+
+from rvos_cache.errors import InputError
+from rvos_cache.frames import read_mask_png
+from rvos_cache.masks import RleMasks
+from rvos_cache.types import Selection
+from rvos_select.merge import chosen, merge, merge_masks
+
+
+def selection(scores: list[float], candidates: list[bool] | None = None, masks: RleMasks | None = None) -> Selection:
+    mine = np.array([True] * len(scores) if candidates is None else candidates, bool)
+    return Selection("0", np.array(scores, np.float32), mine, masks)
+
+
+@pytest.mark.parametrize(
+    ("scores", "candidates", "threshold", "top1", "wanted"),
+    [
+        ([0.5, 0.6, 0.4], None, 0.5, False, [1]),  # strict
+        ([0.9, 0.8, 0.7], [False, True, True], 0.5, False, [1, 2]),
+        ([0.9, 0.2, 0.3], [False, True, True], None, True, [2]),
+        ([0.2, 0.2], None, None, True, [0]),
+        ([0.9], [False], None, True, []),
+        ([0.0, 0.1], None, 0.0, False, [1]),
+        ([], None, None, True, []),
+    ],
+)
+def test_chosen(scores: list[float], candidates: list[bool] | None, threshold: float, top1: bool, wanted: list[int]) -> None:
+    assert chosen(selection(scores, candidates), threshold, top1).tolist() == wanted
+
+
+def test_merged_is_the_or_of_pixels() -> None:
+    dense = np.random.default_rng(0).random((4, 3, 9, 11)) > 0.7
+    merged = merge_masks(selection([0.9, 0.1, 0.8, 0.7]), RleMasks.from_dense(dense), 0.5)
+    assert np.array_equal(merged.dense()[0], dense[[0, 2, 3]].any(0))
+    assert not merge_masks(selection([0.1] * 4), RleMasks.from_dense(dense), 0.5).dense().any()
+
+
+def test_drawn_masks_replace_the_tracks() -> None:
+    drawn = RleMasks.from_dense(np.ones((1, 3, 9, 11), bool))
+    assert merge_masks(selection([0.9], masks=drawn), RleMasks.empty(5, 3, (9, 11)), 0.5).dense().all()
+    with pytest.raises(InputError, match="scores 1 tracks, the caches hold 5"):
+        merge_masks(selection([0.9]), RleMasks.empty(5, 3, (9, 11)), 0.5)
+
+
+def test_pngs_of_a_split(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "c.zarr")
+    said = write_perfect(tmp_path / "s.zarr", cache)
+    out = merge(said, [cache], tmp_path / "png")
+    both = truth_masks(2).any(0)
+    for t, name in enumerate(NAMES):
+        assert np.array_equal(read_mask_png(out / "a" / "1" / f"{name}.png", SIZE), both[t])
+        assert not read_mask_png(out / "a" / "2" / f"{name}.png", SIZE).any()
+    first = (out / "a/1/00000.png").stat().st_mtime_ns
+    shutil.rmtree(out / "b" / "0")
+    (out / "b" / ".part-0.1").mkdir()
+    merge(said, [cache], out)
+    assert (out / "a/1/00000.png").stat().st_mtime_ns == first
+    assert sorted(p.name for p in (out / "b").iterdir()) == ["0"]
+    assert len(list((out / "b" / "0").iterdir())) == len(NAMES)
+    with pytest.raises(InputError, match="other selections or settings"):
+        merge(said, [cache], out, threshold=0.7)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "c.zarr")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="not written by merge"):
+        merge(write_perfect(tmp_path / "s.zarr", cache), [cache], tmp_path / "mine")
+    assert (tmp_path / "mine/letter.txt").read_text() == "dear"
