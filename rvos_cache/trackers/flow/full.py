@@ -31,19 +31,23 @@ def full_tracks(
         grey.append(cv2.cvtColor(flows.shrink(video.read(t), step), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255)
     propagator = Propagator(motion, video_inputs(video.read, frames, step), grey, settings.seed)
     masks = np.zeros((0, frames, *motion.size), bool)
-    sure, starts = np.zeros((0, frames)), np.zeros(0, np.int32)
+    sure, starts, ranks = np.zeros((0, frames)), np.zeros(0, np.int32), np.zeros(0)
     for t in key_frames(frames, settings.key_frames):
         move = _residual_move(motion, t, frames)
         frame = flows.shrink(video.read(t), step)
         found = cues(frame, move, flows.residual(motion, t))
         prompts = propose(frame, found, settings.prompts_per_key)
-        fresh = [p for p in prompts if not _covered(p, masks[:, t], settings.covered_iou)]
+        prompts = [(rank, p) for rank, p in prompts if not _covered(p, masks[:, t], settings.covered_iou)]
+        fresh = [p for _, p in prompts]
         if not fresh:
             continue
         more, trust = propagator.run(fresh, t)
         masks, sure = np.concatenate([masks, more]), np.concatenate([sure, trust])
         starts = np.concatenate([starts, np.full(len(fresh), t, np.int32)])
-    kept = distinct(masks, settings.duplicate_iou)[: settings.max_tracks]
+        ranks = np.concatenate([ranks, [rank for rank, _ in prompts]])
+    # A prompt that stood out and a classifier that stayed sure of it both speak for a track.
+    order = np.argsort(-(ranks + 2 * sure.mean(1)), kind="stable") if len(ranks) else np.zeros(0, int)
+    kept = order[distinct(masks[order], settings.duplicate_iou)][: settings.max_tracks]
     return _encode(masks[kept], video.size), sure[kept], starts[kept]
 
 
@@ -53,9 +57,8 @@ def _residual_move(motion: flows.Motion, t: int, frames: int) -> NDArray[np.floa
         return np.zeros((*motion.size, 2), np.float32)
     direction = 1 if t < frames - 1 else -1
     field = motion.flow(t, direction) - flows.camera_field(motion.background(t, direction), motion.size)
-    return np.asarray(cv2.medianBlur(np.ascontiguousarray(direction * field[..., 0]), 5)[..., None] * [1, 0]
-                      + cv2.medianBlur(np.ascontiguousarray(direction * field[..., 1]), 5)[..., None] * [0, 1],
-                      np.float32)  # fmt: skip
+    planes = [cv2.medianBlur(np.ascontiguousarray(direction * field[..., k]), 5) for k in (0, 1)]
+    return np.stack(planes, -1).astype(np.float32)
 
 
 def _covered(prompt: NDArray[np.bool_], masks: NDArray[np.bool_], limit: float) -> bool:
@@ -67,7 +70,8 @@ def _covered(prompt: NDArray[np.bool_], masks: NDArray[np.bool_], limit: float) 
 
 def distinct(masks: NDArray[np.bool_], limit: float) -> list[int]:
     """Indices of (N, T, h, w) without those whose mean IoU over frames with an earlier one is above `limit`."""
-    thin = masks[:, :, ::4, ::4].reshape(*masks.shape[:2], -1).astype(np.float32)
+    thin = masks[:, :, ::4, ::4].astype(np.float32)
+    thin = thin.reshape(*thin.shape[:2], thin.shape[2] * thin.shape[3])
     area = thin.sum(-1)
     kept: list[int] = []
     for i in range(len(masks)):

@@ -40,23 +40,25 @@ def cues(frame: NDArray[np.uint8], move: NDArray[np.float32], speed: NDArray[np.
     return Cues(lab, move, speed, scale)
 
 
-def propose(frame: NDArray[np.uint8], found: Cues, keep: int) -> list[NDArray[np.bool_]]:
-    """At most `keep` masks (h, w), best first, no two with IoU above 0.65."""
+def propose(frame: NDArray[np.uint8], found: Cues, keep: int) -> list[tuple[float, NDArray[np.bool_]]]:
+    """At most `keep` scores and masks (h, w), best first, no two with IoU above 0.65."""
     base = felzenszwalb(frame, scale=30, sigma=0.6, min_size=28, channel_axis=-1)
     masks = _nodes(base, found) + _moving(found)
     scored = sorted(((score(m, found), i) for i, m in enumerate(masks)), reverse=True)
-    return _suppress([masks[i] for _, i in scored], keep)
+    return _suppress([(rank, masks[i]) for rank, i in scored], keep)
 
 
-def _suppress(masks: Sequence[NDArray[np.bool_]], keep: int, limit: float = 0.65) -> list[NDArray[np.bool_]]:
-    chosen: list[NDArray[np.bool_]] = []
+def _suppress(
+    ranked: Sequence[tuple[float, NDArray[np.bool_]]], keep: int, limit: float = 0.65
+) -> list[tuple[float, NDArray[np.bool_]]]:
+    chosen: list[tuple[float, NDArray[np.bool_]]] = []
     small: list[NDArray[np.bool_]] = []
-    for mask in masks:
+    for rank, mask in ranked:
         if len(chosen) == keep:
             break
         thin = mask[::2, ::2]
         if all((thin & s).sum() <= limit * max((thin | s).sum(), 1) for s in small):
-            chosen.append(mask)
+            chosen.append((rank, mask))
             small.append(thin)
     return chosen
 

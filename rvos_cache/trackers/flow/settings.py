@@ -22,8 +22,8 @@ class FlowSettings(Settings):
     small_max_tracks: int = Field(24, ge=1, le=512)
     work_height: int = Field(240, ge=48)
     """full: frames are shrunk by a whole-number factor until their shorter side is at most about this."""
-    key_frames: int = Field(4, ge=1)
-    prompts_per_key: int = Field(16, ge=1)
+    key_frames: int = Field(6, ge=1)
+    prompts_per_key: int = Field(14, ge=1)
     covered_iou: float = Field(0.7, gt=0, le=1)
     """A prompt that an earlier track covers by more than this is skipped."""
     duplicate_iou: float = Field(0.8, gt=0, le=1)

@@ -38,12 +38,14 @@ class SmallTrack:
 @dataclass(eq=False)
 class State:
     """Where a track stands in one direction of time: outline uint8 (a, b), its corner and velocity x y in pixels
-    (velocity with the background held still), and for how many frames it has been lost."""
+    (velocity with the background held still), for how many frames it has been lost,
+    and for how many its area has hardly changed."""
 
     outline: NDArray[np.uint8]
     corner: NDArray[np.float64]
     velocity: NDArray[np.float64]
     gap: int = 0
+    steady: int = 0
     kernel: NDArray[np.float32] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,7 +158,7 @@ class SmallVideo:
         twins = self._claimed(track, t - direction)
         crowded = bool(twins.any()) and self._crowded(track, twins, t, direction)
         corner = self._align(state, value, guess, crowded)
-        mask, share, whole = self._cut(track, state, kinds, claimed, corner, t, crowded)
+        mask, share, whole = self._cut(track, state, kinds, claimed, corner, t, direction, crowded)
         enough = LOST if state.gap == 0 else FOUND
         if share < enough:
             state.gap += 1
@@ -171,6 +173,8 @@ class SmallVideo:
             state.velocity += gain * (corner - (state.corner + carried) - state.velocity)
         state.gap = 0
         state.corner = corner
+        if whole and 0.92 < share < 1.08:
+            state.steady += 1
         if share > 0.85 and whole and not crowded:
             x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
             state.set_outline(mask[y : y + h, x : x + w].astype(np.uint8))
@@ -210,6 +214,7 @@ class SmallVideo:
         claimed: NDArray[np.bool_],
         corner: NDArray[np.float64],
         t: int,
+        direction: int,
         crowded: bool,
     ) -> tuple[NDArray[np.bool_], float, bool]:
         """The track's pixels bool (h, w) for its outline at `corner`, the share of the outline they fill, and whether
@@ -235,12 +240,23 @@ class SmallVideo:
             if covered < 5:
                 continue
             touches = whole[0].any() or whole[-1].any() or whole[:, 0].any() or whole[:, -1].any()
-            # An object grows slowly, unless it comes into the frame: a much larger piece is two that touch.
-            limit = 1.05 if crowded else 2.0 if touches else 1.15
+            # Until its size has been steady for some frames it may be coming out from behind something and grow fast.
+            # Afterwards, or where another piece of the colour was near a frame ago, a much larger piece is two objects.
+            free = touches or state.steady < 4 or size <= 1.15 * area
+            lone = free and not (size > 1.15 * area and self._neighbour(track, whole, t, direction))
+            limit = 1.05 if crowded else 2.2 if lone else 1.15
             fits = size < limit * area + 6 and covered > (0.3 if touches else 0.5) * size
             clean &= fits
             out |= whole if fits else whole & near
         return out, float(out.sum()) / max(area, 1), clean
+
+    def _neighbour(self, track: SmallTrack, piece: NDArray[np.bool_], t: int, direction: int) -> bool:
+        """Whether a frame ago another piece of the colour than the track's own was within four pixels of `piece`."""
+        before = self._pieces(t - direction, track.kind)
+        own = np.unique(before[track.masks[t - direction]])
+        near = cv2.dilate(piece.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
+        found = before[near]
+        return int(((found > 0) & ~np.isin(found, own)).sum()) > 15
 
     def _pieces(self, t: int, kind: int) -> NDArray[np.int32]:
         """Connected pieces (h, w) of a colour class in frame t, 0 elsewhere."""
