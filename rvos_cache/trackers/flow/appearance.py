@@ -72,16 +72,14 @@ class Ridge:
         self._solve()
 
     @staticmethod
-    def _moments(
-        features: NDArray[np.float32], inside: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _moments(features: NDArray[np.float32], inside: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         label = 2 * inside - 1
         sure = np.abs(label)
         plus, minus = sure * (label > 0), sure * (label < 0)
         # Object and surround count alike, whatever their areas; 2000 pixels in all set the scale of the ridge.
         weight = 1000 * (plus / max(float(plus.sum()), 1) + minus / max(float(minus.sum()), 1))
         weighted = features * weight[:, None]
-        return weighted.T @ features, weighted.T @ np.sign(label)
+        return (weighted.T @ features).astype(np.float32), (weighted.T @ np.sign(label)).astype(np.float32)
 
     def _solve(self) -> None:
         gram = (self.first[0] + self.recent[0]) / 2

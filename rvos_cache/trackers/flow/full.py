@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.flow import motion as flows
 from rvos_cache.trackers.flow.appearance import video_inputs
-from rvos_cache.trackers.flow.proposals import cues, propose
 from rvos_cache.trackers.flow.propagate import Propagator
+from rvos_cache.trackers.flow.proposals import cues, propose
 from rvos_cache.trackers.flow.settings import FlowSettings
 from rvos_cache.types import Video
 

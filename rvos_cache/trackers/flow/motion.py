@@ -56,7 +56,7 @@ def shrink(frame: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
 
 def measure(read: Reader, frames: int, step: int, preset: int = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM) -> Motion:
     """Flow of all neighbouring frames by DIS (Kroeger et al., 2016), and the camera's homographies."""
-    solver = cv2.DISOpticalFlow_create(preset)
+    solver = cv2.DISOpticalFlow.create(preset)
     before = cv2.cvtColor(shrink(read(0), step), cv2.COLOR_RGB2GRAY)
     h, w = before.shape
     # DIS works on patches of 8 pixels over a pyramid: frames below that get no flow, and no fault.

@@ -47,9 +47,12 @@ def paths(stats: Sequence[MaskStats | None], motion: Motion) -> Life:
     visible = np.array([s is not None for s in stats], bool)
     shown = [s for s in stats if s is not None]
     if not shown:
-        zero = [np.zeros((t, k)) for k in (2, 2, 4)]
-        rest = [np.zeros((t, k)) for k in (14, PROFILE, 9, HUES + GREYS, 6)]
-        return Life(motion.size, visible, 0, t - 1, *zero, np.ones(t), rest[0], np.zeros(t), *rest[1:])
+        two, four, clock = np.zeros((t, 2)), np.zeros((t, 4)), np.zeros(t)
+        shape, profile, colour = np.zeros((t, 14)), np.zeros((t, PROFILE)), np.zeros((t, 9))
+        bins, flow = np.zeros((t, HUES + GREYS)), np.zeros((t, 6))
+        return Life(
+            motion.size, visible, 0, t - 1, two, two, four, clock + 1, shape, clock, profile, colour, bins, flow
+        )  # fmt: skip
     at = np.nonzero(visible)[0]
     first, last = int(at[0]), int(at[-1])
     # Index of the measurement that each frame keeps: the last visible one, before the first visible one that.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,7 +65,7 @@ class Propagator:
     def open(self, prompt: NDArray[np.bool_], t: int) -> Cursor:
         """A cursor on a prompt, its classifier trained on the prompt and its surround."""
         soft = cv2.GaussianBlur(prompt.astype(np.float32), (0, 0), 0.7)
-        y0, y1, x0, x1 = self._window(*cv2.boundingRect(prompt.astype(np.uint8)), np.zeros(2))
+        y0, y1, x0, x1 = self._window(cv2.boundingRect(prompt.astype(np.uint8)), np.zeros(2))
         stride = self._stride(y0, y1, x0, x1)
         inputs = self.inputs[t][y0:y1:stride, x0:x1:stride].reshape(-1, self.inputs[t].shape[-1])
         inside = prompt[y0:y1:stride, x0:x1:stride].reshape(-1).astype(np.float32)
@@ -80,7 +81,7 @@ class Propagator:
         pick = slice(None, None, max(1, len(ys) // 400))
         moves = there[ys[pick], xs[pick]]
         matrix = similarity(np.stack([xs[pick], ys[pick]], 1).astype(np.float32), moves)
-        y0, y1, x0, x1 = self._window(*cv2.boundingRect(hard), np.median(moves, axis=0))
+        y0, y1, x0, x1 = self._window(cv2.boundingRect(hard), np.median(moves, axis=0))
         if y1 - y0 < 4 or x1 - x0 < 4:
             return self._lose(cursor)
         prior = self._prior(cursor.soft, back, matrix, (y0, y1, x0, x1))
@@ -128,9 +129,7 @@ class Propagator:
         fitted = cv2.warpAffine(soft, moved, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
         return np.asarray((flowed + fitted) / 2, np.float32)
 
-    def _fuse(
-        self, prior: NDArray[np.float32], score: NDArray[np.float32], grey: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def _fuse(self, prior: NDArray[np.float32], score: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.float32]:
         """Soft mask from the prior, the signed distance to its outline and the classifier; follows the picture's edges."""
         hard = (prior > 0.5).astype(np.uint8)
         inner = cv2.distanceTransform(np.pad(hard, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
@@ -142,10 +141,11 @@ class Propagator:
         smooth = guided(grey, probability.astype(np.float32), 4, 2e-3)
         return np.asarray(np.clip((smooth - 0.5) * 1.3 + 0.5, 0, 1), np.float32)
 
-    def _window(self, x: int, y: int, w: int, h: int, move: NDArray[np.float64]) -> tuple[int, int, int, int]:
+    def _window(self, box: Sequence[int], move: NDArray[Any]) -> tuple[int, int, int, int]:
+        x, y, w, h = box
         pad = int(max(12, 0.35 * max(w, h)))
         height, width = self.motion.size
-        dx, dy = int(round(float(move[0]))), int(round(float(move[1])))
+        dx, dy = round(float(move[0])), round(float(move[1]))
         y0, x0 = np.clip(y + dy - pad, 0, height), np.clip(x + dx - pad, 0, width)
         return int(y0), int(np.clip(y + dy + h + pad, 0, height)), int(x0), int(np.clip(x + dx + w + pad, 0, width))
 

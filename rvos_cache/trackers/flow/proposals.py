@@ -183,9 +183,7 @@ def _graph(base: NDArray[np.int64], found: Cues) -> Graph:
         low, high = np.minimum(a[differ], b[differ]), np.maximum(a[differ], b[differ])
         gap = (u - v)[differ]
         # Two pixels apart each border is met twice, so every meeting counts half.
-        steps = 0.5 * np.stack(
-            [np.ones(len(low)), np.linalg.norm(gap[:, :3], axis=1), np.linalg.norm(gap[:, 3:5], axis=1)], 1
-        )
+        steps = 0.5 * np.stack([np.ones(len(low)), np.linalg.norm(gap[:, :3], axis=1), np.linalg.norm(gap[:, 3:5], axis=1)], 1)
         key, inverse = np.unique(low * count + high, return_inverse=True)
         sums = np.stack([np.bincount(inverse, steps[:, k], len(key)) for k in range(3)], 1)
         for pair, total in zip(key.tolist(), sums):
@@ -198,7 +196,7 @@ def _ward(graph: Graph, colour: float, flow: float, found: Cues) -> list[tuple[f
     """Every node of one hierarchy within the area limits: its rank and its base regions."""
     scale = np.array([colour / 8] * 3 + [flow / found.scale] * 2 + [0.0])
     size, touch = list(graph.size), list(graph.touch)
-    means = [m for m in graph.means]
+    means = list(graph.means)
     members: list[tuple[int, ...]] = [(i,) for i in range(len(size))]
     links = [dict(link) for link in graph.links]
     alive = [True] * len(size)

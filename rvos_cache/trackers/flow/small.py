@@ -185,15 +185,13 @@ class SmallVideo:
         near = cv2.dilate(track.masks[t - direction].astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool)
         return bool((near & twins).any())
 
-    def _align(
-        self, state: State, value: NDArray[np.float32], guess: NDArray[np.float64], crowded: bool
-    ) -> NDArray[np.float64]:
+    def _align(self, state: State, value: NDArray[np.float32], guess: NDArray[np.float64], crowded: bool) -> NDArray[np.float64]:
         """The corner near `guess` at which the outline fits the frame's class values best."""
         speed = float(np.abs(state.velocity).max())
         reach = round(min(4 + speed, 10)) if state.gap == 0 else round(min(5 + 2.0 * state.gap, 16))
         padded = np.pad(value, PAD)
         a, b = state.outline.shape
-        x, y = int(round(guess[0])) + PAD - 2, int(round(guess[1])) + PAD - 2
+        x, y = round(float(guess[0])) + PAD - 2, round(float(guess[1])) + PAD - 2
         y0, x0 = max(0, y - reach), max(0, x - reach)
         window = padded[y0 : y + a + 4 + reach, x0 : x + b + 4 + reach]
         if window.shape[0] < a + 4 or window.shape[1] < b + 4:

@@ -13,7 +13,8 @@ never visible has zeros everywhere except for `time`.
 | part         | size | what |
 |---|---|---|
 | visible      | 2  | 1 when the mask has pixels; share of visible frames within 4 frames |
-| time         | 6  | t from -1 to 1; frames since first seen and until last seen, over T; first, last, visible share of T |
+| time         | 6  | t from -1 to 1; frames since first seen and until last seen, over T; first, last, visible |
+|              |    | share of T |
 | position     | 4  | centre x, y on screen; centre x, y on the background, from the track's first frame |
 | box          | 6  | x0 y0 x1 y1; width, height as shares of the frame's |
 | fourier      | 16 | sin and cos of pi 2^k x, then of y, k = 0..3 |
@@ -24,11 +25,15 @@ never visible has zeros everywhere except for `time`.
 | heading      | 10 | unit heading cos, sin: rel. lags 2, 4, 8, then screen lags 4, 8; shrinks to 0 below half a pixel |
 | acceleration | 9  | s of the rel. velocity's change x, y over lags 2, 4, 8; of the speed's change over the same |
 | turning      | 8  | sin and 1-cos of the heading's change over lags 2, 4, 8; signed and absolute turn so far, / 2 pi |
-| growth       | 7  | log area share; log growth over lags 1, 2, 4, 8 (tanh of 4x); since the first frame; against the maximum |
+| growth       | 7  | log area share; log growth over lags 1, 2, 4, 8 (tanh of 4x); since the first frame; against |
+|              |    | the maximum |
 | compass      | 16 | soft eight-way heading times s(speed): right, down-right, down ... rel. lag 4, then screen lag 4 |
-| path         | 13 | displacement so far rel. x, y, length; on screen x, y; still to come rel. x, y; path rel., screen; straightness; net rel. heading cos, sin; turned on the spot |
-| summary      | 14 | whole life: rel. net x, y; first centre x, y; last centre x, y; x and y range (4); max and mean rel. speed; share of still frames; log growth |
-| shape        | 14 | seven Hu moments; log aspect; eccentricity times sin, cos of twice the orientation; eccentricity; solidity; circularity; share of the box |
+| path         | 13 | displacement so far rel. x, y, length; on screen x, y; still to come rel. x, y; path rel., |
+|              |    | screen; straightness; net rel. heading cos, sin; turned on the spot |
+| summary      | 14 | whole life: rel. net x, y; first centre x, y; last centre x, y; x and y range (4); max and |
+|              |    | mean rel. speed; share of still frames; log growth |
+| shape        | 14 | seven Hu moments; log aspect; eccentricity times sin, cos of twice the orientation; |
+|              |    | eccentricity; solidity; circularity; share of the box |
 | spin         | 2  | sin and cos-1 of twice the orientation's change over lag 4, times eccentricity |
 | profile      | 16 | mean outline radius in 16 sectors over that of a disk of the same area, minus 1 |
 | ring         | 8  | magnitudes of the profile's Fourier terms 1..8 (they do not change with orientation) |
@@ -37,8 +42,10 @@ never visible has zeros everywhere except for `time`.
 | flow         | 6  | s of the rel. flow in the mask: mean x, y, std x, y; divergence, curl (tanh of 5x) |
 | camera       | 4  | s of the camera's motion at the centre x, y; camera displacement there so far x, y |
 | border       | 8  | distances of the box to left, top, right, bottom; contact flags of the same |
-| nearest      | 16 | the two nearest other visible tracks, each: dx, dy, distance, rel. velocity x, y, approach speed, log area ratio, Lab distance |
-| crowd        | 9  | mean offset x, y and mean rel. velocity x, y against all others; rank by x, y, area, speed; share of the box that other boxes cover |
+| nearest      | 16 | the two nearest other visible tracks, each: dx, dy, distance, rel. velocity x, y, approach |
+|              |    | speed, log area ratio, Lab distance |
+| crowd        | 9  | mean offset x, y and mean rel. velocity x, y against all others; rank by x, y, area, speed; |
+|              |    | share of the box that other boxes cover |
 | spare        | 5  | 0 |
 """
 
@@ -67,9 +74,7 @@ SLICES = {name: slice(int(end) - size, int(end)) for (name, size), end in zip(PA
 Array = NDArray[np.float64]
 
 
-def describe(
-    read: Reader, masks: RleMasks, motion: Motion | None = None
-) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+def describe(read: Reader, masks: RleMasks, motion: Motion | None = None) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     """Tokens float16 (N, T, 256) and presence float16 (N, T) of any masks (N, T) over the frames that `read` gives.
 
     `motion` is measured from the frames when it is not given. Presence is 0 where a mask is empty, else between 0.5

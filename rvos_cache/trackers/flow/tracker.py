@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,9 +33,7 @@ class FlowTracker:
         """There are no weights."""
         return {}
 
-    def track(
-        self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None
-    ) -> TrackSet:
+    def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
         """All tracks of one video, at most `max_tracks`."""
         settings = self.settings
         h, w = video.size
@@ -59,9 +56,7 @@ class FlowTracker:
         return TrackSet(codes, presence, masks, prompt, ("flow",) * n, frames, boxes)
 
 
-def _small(
-    video: Video, motion: flows.Motion, settings: FlowSettings
-) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
+def _small(video: Video, motion: flows.Motion, settings: FlowSettings) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
     """Masks (N, T), shares shown (N, T) and prompt frames (N,) of the small mode."""
     found = SmallVideo(video.read, len(video), motion, settings).run()
     if not found:

@@ -1,0 +1,300 @@
+"""The flow tracker on drawn videos whose answer is known, and its tokens against hand-computed numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks, from_coco
+from rvos_cache.overlap import count_overlap, iou
+from rvos_cache.settings import build
+from rvos_cache.trackers import tracker_class
+from rvos_cache.trackers.flow import FlowSettings, FlowTracker, tokens
+from rvos_cache.trackers.flow import motion as flows
+from rvos_cache.trackers.flow.appearance import Fourier, Ridge
+from rvos_cache.trackers.flow.paths import lag, unit
+from rvos_cache.trackers.flow.propagate import similarity
+from rvos_cache.types import VIDEO, GroundTruth, TrackSet, Video
+
+H, W = 96, 160
+RED, BLUE = (215, 40, 40), (45, 85, 225)
+
+
+def texture(height: int = H + 40, width: int = W + 80) -> NDArray[np.float32]:
+    """A dull textured ground."""
+    rng = np.random.default_rng(7)
+    ground = np.full((height, width, 3), 110, np.float32)
+    for sigma, strength in ((12, 20), (4, 12), (1.2, 7)):
+        noise = cv2.GaussianBlur(rng.standard_normal((height, width, 3)).astype(np.float32), (0, 0), sigma)
+        ground += noise / noise.std() * strength * np.float32([1, 0.95, 0.9])
+    return ground
+
+
+def draw(
+    boxes: Callable[[int], list[tuple[float, float, float, tuple[int, int, int]]]], frames: int, pan: float = 0.0
+) -> tuple[Video, GroundTruth]:
+    """Squares (centre x, centre y, half side, colour) per frame on a ground that moves `pan` pixels to the left."""
+    ground = texture()
+    pictures, masks = [], np.zeros((len(boxes(0)), frames, H, W), bool)
+    for t in range(frames):
+        move = np.float32([[1, 0, -20 - pan * t], [0, 1, -20]])
+        picture = cv2.warpAffine(ground, move, (W, H))
+        for k, (x, y, r, colour) in enumerate(boxes(t)):
+            x0, x1, y0, y1 = (int(np.clip(v, 0, m)) for v, m in ((x - r, W), (x + r, W), (y - r, H), (y + r, H)))
+            picture[y0:y1, x0:x1] = colour
+            masks[: k + 1, t, y0:y1, x0:x1] = False
+            masks[k, t, y0:y1, x0:x1] = True
+        pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
+    video = Video("drawn", tuple(f"{t:05d}" for t in range(frames)), (H, W), pictures.__getitem__)
+    ids = tuple(str(k) for k in range(len(masks)))
+    return video, GroundTruth(ids, RleMasks.from_dense(masks), np.ones(frames, bool))
+
+
+def track(video: Video, **settings: object) -> TrackSet:
+    return FlowTracker(build(FlowSettings, settings, "test")).track(video, ())
+
+
+def best(found: TrackSet, truth: GroundTruth) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """IoU per object and frame of the object's best track, and that track's index."""
+    values = iou(count_overlap(found.masks, truth))
+    chosen = values.mean(-1).argmax(0)
+    return np.stack([values[k, a] for a, k in enumerate(chosen)]), chosen
+
+
+def test_moving_squares_are_tracked_under_a_panning_camera() -> None:
+    video, truth = draw(lambda t: [(30 + 2 * t, 30, 9, RED), (120 - 2 * t, 70, 11, BLUE)], 20, pan=1.0)
+    found = track(video)
+    values, chosen = best(found, truth)
+    assert values.mean(1).min() > 0.85
+    assert len(set(chosen)) == 2
+    assert found.tokens.shape == (found.masks.shape[0], 20, 256)
+    assert (found.prompt == VIDEO).all()
+    assert set(found.origin) == {"flow"}
+    assert found.masks.shape[0] <= 24
+    right, left = (found.tokens[k, 10, tokens.SLICES["relative"]][4] for k in chosen)
+    # 2 pixels to the right plus 1 of the pan against the ground; 2 to the left minus 1.
+    assert right == pytest.approx(np.tanh(3 / (0.02 * np.hypot(H, W))), abs=0.08)
+    assert left == pytest.approx(np.tanh(-1 / (0.02 * np.hypot(H, W))), abs=0.08)
+
+
+def test_an_object_that_leaves_has_empty_masks_and_no_presence_afterwards() -> None:
+    video, truth = draw(lambda t: [(110 + 4 * t, 40, 9, RED), (40, 70, 10, BLUE)], 26)
+    found = track(video)
+    values, chosen = best(found, truth)
+    assert values.mean(1).min() > 0.85
+    gone = found.masks.area()[chosen[0]] == 0
+    assert gone[16:].all()
+    assert (found.presence[chosen[0]][gone] == 0).all()
+    assert (found.presence[chosen[0]][:8] > 0.5).all()
+    assert (found.tokens[chosen[0], gone, tokens.SLICES["visible"]][:, 0] == 0).all()
+
+
+def test_an_object_hidden_for_six_frames_comes_back_in_the_same_track() -> None:
+    def boxes(t: int) -> list[tuple[float, float, float, tuple[int, int, int]]]:
+        return [(30 + 4 * t, 48, 8, RED), (88, 48, 17, (70, 62, 52))]
+
+    video, truth = draw(boxes, 30)
+    values, _ = best(track(video), truth)
+    hidden = truth.masks.area()[0] == 0
+    assert hidden.sum() >= 4
+    assert values[0].mean() > 0.8
+
+
+def test_two_of_one_look_that_touch_stay_two_tracks() -> None:
+    video, truth = draw(lambda t: [(40 + 2 * t, 40, 9, RED), (110 - 2 * t, 52, 9, RED)], 34)
+    values, chosen = best(track(video), truth)
+    assert len(set(chosen)) == 2
+    assert values.mean(1).min() > 0.7
+
+
+@pytest.mark.parametrize("mode", ["small", "full"])
+def test_same_input_gives_same_output(mode: str) -> None:
+    video, _ = draw(lambda t: [(40 + 2 * t, 40, 9, RED), (110 - t, 60, 9, BLUE)], 6)
+    one, two = track(video, mode=mode), track(video, mode=mode)
+    assert one.masks == two.masks
+    assert np.array_equal(one.tokens, two.tokens)
+    assert np.array_equal(one.presence, two.presence)
+
+
+@pytest.mark.parametrize("mode", ["small", "full"])
+@pytest.mark.parametrize(("frames", "blank"), [(1, False), (1, True), (3, True)])
+def test_short_and_blank_videos_are_legal(mode: str, frames: int, blank: bool) -> None:
+    video, _ = draw(lambda t: [(60, 40, 12, RED)], frames)
+    if blank:
+        grey = np.full((H, W, 3), 120, np.uint8)
+        video = Video("blank", video.frame_names, (H, W), lambda t: grey)
+    found = track(video, mode=mode)
+    n = found.masks.shape[0]
+    assert found.tokens.shape == (n, frames, 256)
+    assert np.isfinite(found.tokens).all()
+    assert blank or n >= 1
+    assert ((found.presence >= 0) & (found.presence <= 1)).all()
+    if blank and mode == "small":
+        assert n == 0
+
+
+def test_tiny_and_odd_frames() -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (3, 11, 13, 3)).astype(np.uint8)
+    video = Video("tiny", ("a", "b", "c"), (11, 13), lambda t: pictures[t])
+    for mode in ("small", "full"):
+        assert track(video, mode=mode).masks.size == (11, 13)
+
+
+def test_full_mode_follows_a_textured_object_and_keeps_its_limits() -> None:
+    rng = np.random.default_rng(3)
+    patch = cv2.GaussianBlur(rng.integers(0, 255, (36, 44, 3)).astype(np.float32), (0, 0), 1.5) * [1.3, 0.6, 0.5] + 40
+    ground = cv2.resize(texture(), (400, 260))
+    pictures, masks = [], np.zeros((1, 8, 240, 320), bool)
+    for t in range(8):
+        picture = ground[10:250, 20:340].copy()
+        picture[100:136, 60 + 5 * t : 104 + 5 * t] = patch
+        masks[0, t, 100:136, 60 + 5 * t : 104 + 5 * t] = True
+        pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
+    video = Video("full", tuple("abcdefgh"), (240, 320), pictures.__getitem__)
+    truth = GroundTruth(("0",), RleMasks.from_dense(masks), np.ones(8, bool))
+    found = track(video, key_frames=1, prompts_per_key=3, max_tracks=3)
+    assert found.masks.shape[0] <= 3
+    assert best(found, truth)[0].mean() > 0.8
+
+
+def test_wrong_settings_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match="max_tracks"):
+        build(FlowSettings, {"max_track": 3}, "--set")
+    assert tracker_class("flow") is FlowTracker
+    assert FlowTracker(FlowSettings()).weight_hashes() == {}
+
+
+def described(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Tokens of masks (N, T, H, W) over still grey frames."""
+    grey = np.full((*masks.shape[2:], 3), 128, np.uint8)
+    found, presence = tokens.describe(lambda t: grey, RleMasks.from_dense(masks))
+    assert ((presence >= 0) & (presence <= 1)).all()
+    return found.astype(float)
+
+
+def test_token_parts_fill_256_channels_in_the_documented_order() -> None:
+    assert sum(tokens.PARTS.values()) == tokens.CHANNELS == 256
+    assert [s.start for s in tokens.SLICES.values()] == [0, *np.cumsum(list(tokens.PARTS.values()))[:-1]]
+    for name, size in tokens.PARTS.items():
+        assert f"| {name:12s} | {size:<2d} |" in (tokens.__doc__ or "")
+
+
+def test_tokens_of_a_translating_square() -> None:
+    masks = np.zeros((1, 12, H, W), bool)
+    for t in range(12):
+        masks[0, t, 40:56, 20 + 3 * t : 36 + 3 * t] = True
+    token = described(masks)[0]
+    d = np.hypot(H, W)
+    speed = np.tanh(3 / (0.02 * d))
+    np.testing.assert_allclose(token[:, tokens.SLICES["velocity"]], [[speed, 0] * 4] * 12, atol=2e-3)
+    np.testing.assert_allclose(token[:, tokens.SLICES["relative"]], [[speed, 0] * 4] * 12, atol=2e-3)
+    # The centre of pixels 20..35 is at 28 of 160 in the first frame, rows 40..55 at 48 of 96.
+    np.testing.assert_allclose(token[0, tokens.SLICES["position"]][:2], [28 / 160 * 2 - 1, 0], atol=2e-3)
+    np.testing.assert_allclose(token[5, tokens.SLICES["position"]][2:], [30 / d, 0], atol=2e-3)
+    np.testing.assert_allclose(token[0, tokens.SLICES["box"]], [-0.75, -1 / 6, -0.55, 1 / 6, 0.1, 1 / 6], atol=2e-3)
+    np.testing.assert_allclose(token[:, tokens.SLICES["growth"]][:, 1:], 0, atol=1e-6)
+    np.testing.assert_allclose(token[:, tokens.SLICES["heading"]], [[1, 0] * 5] * 12, atol=2e-3)
+    compass = token[6, tokens.SLICES["compass"]]
+    np.testing.assert_allclose(compass[:8], speed * np.array([1, 0.5, 0, 0, 0, 0, 0, 0.5]), atol=2e-3)
+    assert token[-1, tokens.SLICES["path"]][2] == pytest.approx(2 * 33 / d, abs=2e-3)
+    assert (token[:, tokens.SLICES["spare"]] == 0).all()
+
+
+def test_tokens_of_growth_hiding_and_neighbours() -> None:
+    masks = np.zeros((3, 9, H, W), bool)
+    for t in range(9):
+        masks[0, t, 40 - t : 50 + t, 40 - t : 50 + t] = True
+        masks[1, t, 70:80, 100:110] = t not in (3, 4)
+    token = described(masks)
+    growth = token[0, 4, tokens.SLICES["growth"]]
+    area = [(10 + 2 * t) ** 2 for t in range(9)]
+    assert growth[4] == pytest.approx(np.tanh(4 * np.log(area[8] / area[0])), abs=2e-3)
+    assert growth[1] == pytest.approx(np.tanh(4 * np.log(area[5] / area[4])), abs=2e-3)
+    assert growth[5] == pytest.approx(np.tanh(np.log(area[4] / area[0])), abs=2e-3)
+    seen = token[1][:, tokens.SLICES["visible"]][:, 0]
+    assert seen.tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 1]
+    position = token[1][:, tokens.SLICES["position"]]
+    np.testing.assert_allclose(position, np.broadcast_to(position[0], position.shape), atol=1e-3)
+    d = np.hypot(H, W)
+    nearest = token[0, 0, tokens.SLICES["nearest"]]
+    np.testing.assert_allclose(nearest[:3], np.array([60, 30, np.hypot(60, 30)]) / d, atol=2e-3)
+    # The third track is never seen: only its clock runs.
+    silent = np.delete(token[2], tokens.SLICES["time"].start, axis=1)
+    assert (silent == 0).all()
+
+
+def test_tokens_do_not_depend_on_the_order_of_tracks() -> None:
+    rng = np.random.default_rng(1)
+    masks = np.zeros((4, 6, H, W), bool)
+    for k in range(4):
+        x, y = rng.integers(10, 70, 2)
+        for t in range(6):
+            masks[k, t, y : y + 12, x + k * t : x + k * t + 15] = True
+    order = [2, 0, 3, 1]
+    np.testing.assert_allclose(described(masks[order]), described(masks)[order], atol=2e-3)
+
+
+def test_lags_and_headings() -> None:
+    values = np.arange(10.0)[:, None] * [[2.0, 0.0]]
+    for k in (1, 2, 4, 8):
+        np.testing.assert_allclose(lag(values, k, 0, 9), np.broadcast_to([2.0, 0.0], (10, 2)))
+    assert np.linalg.norm(unit(np.array([[0.01, 0.0]]))) < 0.01
+    np.testing.assert_allclose(unit(np.array([[0.0, 3.0]])), [[0, 1]], atol=1e-6)
+
+
+def test_camera_is_found_and_residual_is_the_objects_own() -> None:
+    video, truth = draw(lambda t: [(70 + 3 * t, 48, 14, RED)], 4, pan=2.0)
+    motion = flows.measure(video.read, 4, 1)
+    moved = flows.apply(motion.camera[1], np.array([[80.0, 20.0]]))
+    np.testing.assert_allclose(moved, [[78, 20]], atol=0.4)
+    left = flows.residual(motion, 1)
+    # A flat square has flow at its rim only (its own 3 pixels plus the pan's 2), and little in its middle.
+    mask = truth.masks.decode(0, 1)
+    rim = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((5, 5))).astype(bool)
+    assert np.percentile(left[rim], 90) > 3
+    assert np.median(left[~mask]) < 0.6
+
+
+def test_similarity_recovers_rotation_scale_and_shift_despite_outliers() -> None:
+    rng = np.random.default_rng(2)
+    points = rng.uniform(0, 60, (80, 2)).astype(np.float32)
+    true = np.array([[1.03 * np.cos(0.1), -1.03 * np.sin(0.1), 4], [1.03 * np.sin(0.1), 1.03 * np.cos(0.1), -2]])
+    moves = (points @ true[:, :2].T + true[:, 2] - points).astype(np.float32)
+    moves[:12] += rng.uniform(20, 40, (12, 2)).astype(np.float32)
+    np.testing.assert_allclose(similarity(points, moves), true, atol=0.02)
+
+
+def test_ridge_separates_what_it_was_shown_and_keeps_the_prompt() -> None:
+    rng = np.random.default_rng(4)
+    features = Fourier(0)
+    red, green = rng.normal(1, 0.2, (300, 8)).astype(np.float16), rng.normal(-1, 0.2, (900, 8)).astype(np.float16)
+    inputs = features(np.concatenate([red, green]))
+    label = np.r_[np.ones(300), np.zeros(900)].astype(np.float32)
+    model = Ridge(inputs, label)
+    assert ((model.score(inputs) > 0) == (label > 0)).mean() > 0.99
+    for _ in range(60):
+        model.update(inputs, 1 - label)
+    assert ((model.score(inputs) > 0) == (label > 0)).mean() >= 0.5 or np.abs(model.score(inputs)).max() < 0.3
+
+
+def test_a_real_video(real_data: Path) -> None:
+    root = real_data / "mevis-davis" / "valid_u"
+    meta = json.loads((root / "meta_expressions.json").read_text())["videos"]["car-shadow"]
+    names = meta["frames"][:10]
+    frames = [cv2.imread(str(root / "JPEGImages" / "car-shadow" / f"{n}.jpg"))[..., ::-1].copy() for n in names]
+    anno = str(next(iter(meta["expressions"].values()))["anno_id"][0])
+    rle = json.loads((root / "mask_dict.json").read_text())[anno][:10]
+    size = frames[0].shape[:2]
+    truth = GroundTruth((anno,), RleMasks.from_bytes([[from_coco(r, size, "test") for r in rle]], 10, size), np.ones(10, bool))
+    video = Video("car-shadow", tuple(names), size, frames.__getitem__)
+    found = track(video, key_frames=1)
+    assert 1 <= found.masks.shape[0] <= 16
+    assert best(found, truth)[0].mean() > 0.6
