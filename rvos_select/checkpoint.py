@@ -72,6 +72,11 @@ def save_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, st
     replace_folder(run / "last", fill)
 
 
+def has_state(run: Path) -> bool:
+    """Whether there is a checkpoint to resume, also one that a kill left between the two renames."""
+    return (run / "last").exists() or (run / ".last.old").exists()
+
+
 def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put back what `save_state` wrote and return its `state`. Raises InputError when it is missing or damaged."""
     folder = run / "last"
@@ -112,5 +117,6 @@ def load_selector(run: Path) -> Any:
     name = run_settings(run)["settings"]["selector"]
     if not (run / "best").is_dir():
         raise InputError(f"{run}/best: not found; the run has not finished an epoch: train --resume")
+    read_json(run / "best/config.json", "the checkpoint is not whole: train again into another --out")
     model = resolve(SELECTORS, name, "selector").from_pretrained(str(run / "best"))
     return model.eval()

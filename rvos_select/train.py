@@ -21,7 +21,7 @@ from rvos_cache.seams import resolve
 from rvos_cache.settings import Settings, build
 from rvos_cache.store import Card, provenance
 from rvos_select.caches import TextSource, TrackSource, find_text
-from rvos_select.checkpoint import load_state, read_json, replace_folder, save_state, write_json
+from rvos_select.checkpoint import has_state, load_state, read_json, replace_folder, save_state, write_json
 from rvos_select.data import Batch
 from rvos_select.samples import VideoSample, batches, load_video
 from rvos_select.selectors import SELECTORS
@@ -97,9 +97,11 @@ def train(
     Raises InputError for caches that do not fit, hidden answers, an existing run, or a loss that is not a number.
     """
     out = Path(out)
+    if (out / "settings.json").exists() and not resume:
+        raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
     sources = read_sources(settings, tracks, texts, valid_tracks, valid_texts)
     model = make_selector(settings, sources.channels)
-    begin_run(settings, sources, out, resume)
+    begin_run(settings, sources, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Run(settings, sources, model.to(device), device, out)
     return run.train(resume)
@@ -117,18 +119,14 @@ def read_sources(
     words = TextSource(list(texts) or [find_text(path) for path in tracks])
     label_iou = settings.label_iou or source.card.label_iou
     if label_iou is None:
-        raise InputError(
-            f"{tracks[0]}: its card gives no label threshold; --set label_iou=0.7 (strictly between 0 and 1)"
-        )
+        raise InputError(f"{tracks[0]}: its card gives no label threshold; --set label_iou=0.7 (strictly between 0 and 1)")
     requires = tuple(resolve(SELECTORS, settings.selector, "selector").requires)
     if valid_tracks:
         other = TrackSource(valid_tracks)
         other_words = TextSource(list(valid_texts) or [find_text(path) for path in valid_tracks])
         for name, here, there in (("tokens", source, other), ("words", words, other_words)):
             if here.card.channels != there.card.channels:  # type: ignore[attr-defined]
-                raise InputError(
-                    f"{name} differ in channels between training and validation caches; extract both alike"
-                )
+                raise InputError(f"{name} differ in channels between training and validation caches; extract both alike")
         train_ids, valid_ids = list(source.video_ids()), list(other.video_ids())
     else:
         other, other_words = source, words
@@ -158,7 +156,7 @@ def make_selector(settings: TrainSettings, channels: tuple[int, int]) -> Any:
     return kind(build(kind.Config, values, f"selector {settings.selector}"))
 
 
-def begin_run(settings: TrainSettings, sources: Sources, out: Path, resume: bool) -> None:
+def begin_run(settings: TrainSettings, sources: Sources, out: Path) -> None:
     """Write settings.json, or check that the run to resume is this one. Raises InputError otherwise."""
     record = {"settings": settings.model_dump(mode="json"), "cards": sources.cards, **provenance()}
     path = out / "settings.json"
@@ -168,8 +166,6 @@ def begin_run(settings: TrainSettings, sources: Sources, out: Path, resume: bool
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         return
-    if not resume:
-        raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
     held = read_json(path, "choose another --out")
     for name, value in record["settings"].items():
         if held["settings"].get(name) != value and name != "epochs":
@@ -185,9 +181,7 @@ def begin_run(settings: TrainSettings, sources: Sources, out: Path, resume: bool
 class Run:
     """The loop. Every random number of an epoch follows from (seed, epoch), so a resumed epoch is the same epoch."""
 
-    def __init__(
-        self, settings: TrainSettings, sources: Sources, model: nn.Module, device: torch.device, out: Path
-    ) -> None:
+    def __init__(self, settings: TrainSettings, sources: Sources, model: nn.Module, device: torch.device, out: Path) -> None:
         self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
         optim = settings.optim
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
@@ -201,10 +195,10 @@ class Run:
         """All epochs that are left."""
         from torch.utils.tensorboard import SummaryWriter
 
-        if resume and (self.out / "last").exists():
+        if resume and has_state(self.out):
             self.state = load_state(self.out, self.model, self.optimizer)
         self._forget_after(self.state["epoch"])
-        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state["epoch"])
+        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state["epoch"] + 1)
         with EpochBar(self.settings.epochs * self.steps_per_epoch, self.state["epoch"] * self.steps_per_epoch) as bar:
             for epoch in range(self.state["epoch"], self.settings.epochs):
                 row = self._epoch(epoch, bar)
@@ -245,7 +239,7 @@ class Run:
         row["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.sources.valid:
             row |= self.validator.scores(self.model, self._to_device, self.requires)
-            self._plateau(row["valid/loss"])
+            self._plateau(row.get("valid/loss", row["train/loss"]))
         self.state["epoch"] = epoch + 1
         jf = row.get("valid/jf", 0.0)
         if jf >= self.state["best_jf"]:
@@ -263,7 +257,9 @@ class Run:
             raise InputError(f"{name}: the loss is {losses['loss'].item()}; lower --set optim.lr or verify the cache")
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.clip)
+        if not torch.isfinite(norm):
+            raise InputError(f"{name}: the gradient is {norm.item()}; lower --set optim.lr or verify the cache")
         self.optimizer.step()
         return {key: value.item() for key, value in losses.items()}
 

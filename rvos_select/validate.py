@@ -12,7 +12,7 @@ import torch
 from rvos_select.caches import TrackSource
 from rvos_select.data import Batch
 from rvos_select.labels import target_indices
-from rvos_select.metrics import score_masks
+from rvos_select.metrics.scores import score
 from rvos_select.samples import VideoSample, video_batch
 
 
@@ -44,6 +44,8 @@ class Validator:
                 count += size
                 chosen = (torch.sigmoid(model(batch).float()) > model.threshold) & batch.track_mask
                 found += self._masks(sample, chosen.cpu().numpy())
+        if not found:
+            return {f"valid/{name}": value / max(count, 1) for name, value in sums.items()}
         j, f = (float(np.mean([pair[i] for pair in found])) for i in (0, 1))
         means = {f"valid/{name}": value / count for name, value in sums.items()}
         return {**means, "valid/j": j, "valid/f": f, "valid/jf": (j + f) / 2}
@@ -59,6 +61,6 @@ class Validator:
                 if masks is None or truth is None:
                     masks, truth = self.tracks.masks(sample.video_id), self.tracks.ground_truth(sample.video_id)
                 wanted = truth.masks.union(target_indices(expression, truth.object_ids))
-                self.known[key] = score_masks(masks.union(np.flatnonzero(row)), wanted, truth.annotated)
+                self.known[key] = score(masks.union(np.flatnonzero(row)), wanted, truth.annotated)
             out.append(self.known[key])
         return out

@@ -1,0 +1,150 @@
+"""Joined caches, labels, training, resuming and prediction on tiny caches written through the store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.overlap import count_overlap
+from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, TrackRecord, write_text, write_tracks
+from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet, Words
+from rvos_select import train as loop
+from rvos_select.caches import TrackSource, find_text
+from rvos_select.labels import mean_iou, track_targets
+from rvos_select.predict import predict
+from rvos_select.train import TrainSettings, held_out, train
+
+SIZE, FRAMES, TRACKS = (8, 12), 3, 3
+
+
+def write(folder: Path, split: str, videos: list[str], hidden: bool = False, only: bool = False) -> tuple[Path, Path]:
+    """Three tracks that are the three objects; expression k names object k, and one names none."""
+    tracks, text = folder / split / "flow.zarr", folder / split / "text-hashed.zarr"
+    shared = {"dataset": "tiny", "split": split}
+    track_writer = CacheWriter(
+        tracks, Card(kind="tracks", producer="flow", channels=8, label_iou=0.5, training_only=only, **shared)
+    )
+    text_writer = CacheWriter(text, Card(kind="text", producer="hashed", channels=8, **shared))
+    dense = np.zeros((TRACKS, FRAMES, *SIZE), bool)
+    for k in range(TRACKS):
+        dense[k, :, 2:6, 4 * k : 4 * k + 3] = True
+    masks = RleMasks.from_dense(dense)
+    truth = GroundTruth(("a", "b", "c"), masks, np.ones(FRAMES, bool))
+    for number, video in enumerate(videos):
+        noise = np.random.default_rng(number).normal(0, 0.05, (TRACKS, FRAMES, 8))
+        tokens = (noise + np.eye(TRACKS, 8)[:, None]).astype(np.float16)
+        named = [("a",), ("b",), ("c",), ()]
+        said = tuple(Expression(video, str(i), f"number {i}", None if hidden else targets) for i, targets in enumerate(named))
+        zeros = np.zeros(TRACKS, np.int32)
+        found = TrackSet(tokens, np.ones((TRACKS, FRAMES), np.float16), masks, zeros - 1, ("flow",) * TRACKS, zeros,
+                         np.zeros((TRACKS, 4), np.float32))  # fmt: skip
+        answers = (None, None) if hidden else (truth, count_overlap(masks, truth))
+        names = tuple(f"{t:05d}" for t in range(FRAMES))
+        write_tracks(track_writer, TrackRecord(video, names, SIZE, said, found, *answers))
+        words = tuple(Words(np.eye(4, 8)[i : i + 1].astype(np.float16), np.zeros((1, 2), np.int32), ("",)) for i in range(4))
+        write_text(text_writer, TextRecord(video, said, words))
+    return tracks, text
+
+
+@pytest.fixture
+def caches(tmp_path: Path) -> tuple[Path, Path, Path, Path]:
+    return (*write(tmp_path, "train", ["v0", "v1", "v2"]), *write(tmp_path, "valid", ["w0"]))
+
+
+def settings(**values: object) -> TrainSettings:
+    small = {"word_channels": 8, "width": 16, "layers": 1, "heads": 2, "negatives": 2}
+    base = {"config": small, "optim": {"lr": 3e-3}, "epochs": 3, "batch": "video"}
+    return TrainSettings.model_validate({**base, **values})
+
+
+def run(caches: tuple[Path, ...], out: Path, resume: bool = False, **values: object) -> Path:
+    a, b, c, d = caches
+    return train(settings(**values), [a], [b], [c], [d], out, resume)
+
+
+def numbers(path: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_labels_by_hand() -> None:
+    """Track 0 covers half of object 0 in frame 0 and is equal in frame 1: 0.75; frame 2 is not annotated."""
+    inter = np.array([[[2, 4, 0]], [[0, 0, 0]]], np.int32)
+    area, gt = np.array([[2, 4, 9], [1, 1, 1]], np.int32), np.array([[4, 4, 0]], np.int32)
+    quality = mean_iou(Overlap(inter, area, gt, np.array([True, True, False])))
+    assert quality[:, 0].tolist() == [0.75, 0.0]
+    assert track_targets(quality, [0], 0.7).tolist() == [1, 0]
+    assert track_targets(quality, [0], 0.75).tolist() == [0, 0]
+    assert track_targets(quality, [], 0.1).tolist() == [0, 0]
+
+
+def test_held_out_by_hash() -> None:
+    chosen = {v for v in map(str, range(2000)) if held_out(v, 0.05)}
+    assert 60 < len(chosen) < 140
+    assert chosen <= {v for v in map(str, range(2000)) if held_out(v, 0.1)}
+
+
+def test_join_and_find(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    other, _ = write(tmp_path / "again", "train", ["v0", "v1", "v2"])
+    joined = TrackSource([caches[0], other])
+    assert joined.tokens("v1").shape == (2 * TRACKS, FRAMES, 8)
+    assert joined.overlap("v1").inter.shape == (2 * TRACKS, 3, FRAMES)
+    assert TrackSource([caches[0], caches[2]]).video_ids() == ("v0", "v1", "v2", "w0")
+    assert find_text(caches[0]) == caches[1]
+    clash, _ = write(tmp_path / "clash", "other", ["v0"])
+    with pytest.raises(InputError, match="v0"):
+        TrackSource([caches[0], clash])
+
+
+@pytest.mark.parametrize("batch", ["video", "single"])
+def test_resume_gives_the_same_numbers(
+    tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, batch: str
+) -> None:
+    whole = run(caches, tmp_path / "whole", batch=batch)
+    step, calls = loop.Run._step, []
+
+    def interrupted(self: loop.Run, *arguments: object) -> dict[str, float]:
+        calls.append(0)
+        if len(calls) == self.steps_per_epoch + 2:
+            raise KeyboardInterrupt
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(caches, tmp_path / "cut", batch=batch)
+    cut = run(caches, tmp_path / "cut", resume=True, batch=batch)
+    assert len(numbers(whole)) == 3
+    assert numbers(cut) == numbers(whole)
+    for name in ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(InputError, match="--resume"):
+        run(caches, cut, batch=batch)
+    with pytest.raises(InputError, match="seed"):
+        run(caches, cut, resume=True, batch=batch, seed=1)
+
+
+def test_overfits_and_predicts(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    out = run(caches, tmp_path / "run", selector="mean-cosine", config={}, optim={"lr": 0.03}, epochs=40)
+    assert numbers(out)[-1]["valid/jf"] == 1.0
+    chosen = SelectionCache(predict(out, [caches[2]], [caches[3]], tmp_path / "s.zarr")).selections("w0")
+    assert [(s.scores > 0.5).tolist() for s in chosen] == [*np.eye(3, dtype=bool).tolist(), [False] * 3]
+    again = SelectionCache(predict(out, [caches[2]], [caches[3]], tmp_path / "t.zarr")).selections("w0")
+    assert all(np.array_equal(a.scores, b.scores) for a, b in zip(chosen, again))
+    only, text = write(tmp_path / "gt", "train", ["v0"], only=True)
+    with pytest.raises(InputError, match="ground truth"):
+        predict(out, [only], [text], tmp_path / "u.zarr")
+    (out / "best/model.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="safetensors"):
+        predict(out, [caches[2]], [caches[3]], tmp_path / "u.zarr")
+
+
+def test_hidden_answers_are_never_negatives(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    hidden = write(tmp_path / "hidden", "test", ["v9"], hidden=True)
+    with pytest.raises(InputError, match="hides"):
+        run((*hidden, *caches[2:]), tmp_path / "run")
