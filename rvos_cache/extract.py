@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,8 +250,17 @@ def _results(videos: Sequence[str], one: Callable[[str], int], jobs: int) -> Ite
         yield from map(_guarded, videos)
         return
     # fork: a child inherits the opened dataset and tracker instead of reading them again.
-    with multiprocessing.get_context("fork").Pool(min(jobs, len(videos))) as pool:
-        yield from pool.imap_unordered(_guarded, videos, chunksize=1)
+    # An executor, not a Pool: a Pool waits for ever for a process that the system killed for its memory.
+    pool = ProcessPoolExecutor(
+        min(jobs, len(videos)), multiprocessing.get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
+        for future in as_completed([pool.submit(_guarded, v) for v in videos]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise InputError("a process was killed (out of memory?); run the same command again with fewer --jobs") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _guarded(video_id: str) -> tuple[str, int, str | None]:

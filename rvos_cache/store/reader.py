@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.card import Card, digest, read_card, unsealed
+from rvos_cache.store.card import Card, canonical, digest, read_card, unsealed
 
 PLAIN = (json.JSONDecodeError, OSError, KeyError, ValueError, RuntimeError, TypeError)
 
@@ -87,7 +86,9 @@ class Cache:
 
     def video_ids(self) -> tuple[str, ...]:
         """The published videos, sorted."""
-        return tuple(sorted(p.name for p in (self.path / "videos").iterdir() if p.is_dir()))
+        folder = self.path / "videos"
+        # A writer that was killed right after its card leaves no such folder.
+        return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir())) if folder.is_dir() else ()
 
     def failures(self) -> dict[str, str]:
         """Videos that failed and are still not there, with the last error of each."""
@@ -95,10 +96,14 @@ class Cache:
         if not path.exists():
             return {}
         done, found = set(self.video_ids()), {}
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
             try:
-                entry: Mapping[str, str] = json.loads(line)
+                entry: dict[str, str] = json.loads(line)
+                claimed = entry.pop("digest")
+                # The bytes are compared too: JSON can say one thing in several ways.
+                if digest(canonical(entry)) != claimed or json.dumps({**entry, "digest": claimed}).encode() != line:
+                    raise ValueError
                 found[entry["video"]] = entry["error"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{path}, line {number}: not a failure record; remove the line") from error
         return {video: error for video, error in found.items() if video not in done}

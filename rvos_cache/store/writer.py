@@ -19,7 +19,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.card import Card, digest, read_card, sealed, write_durably
+from rvos_cache.store.card import Card, canonical, digest, read_card, sealed, write_durably
 
 HOST = socket.gethostname().replace(".", "-")
 
@@ -35,9 +35,11 @@ class CacheWriter:
         self.path, self.card = Path(path), card
         self.staging, self.videos = self.path / ".staging", self.path / "videos"
         if not (self.path / "card.json").exists():
-            if self.path.exists() and (
+            foreign = self.path.exists() and (
                 not self.path.is_dir() or any(p.name != ".staging" for p in self.path.iterdir())
-            ):
+            )
+            # Asked again: another process may have made the cache since.
+            if foreign and not (self.path / "card.json").exists():
                 raise InputError(f"{self.path}: exists and is not a cache; choose another path")
             self._first(card)
         found = read_card(self.path)
@@ -114,9 +116,8 @@ class CacheWriter:
 
     def fail(self, video_id: str, message: str) -> None:
         """Record that `video_id` could not be made. One line, appended in one write: writers do not tear each other's."""
-        line = json.dumps(
-            {"video": video_id, "error": " ".join(message.split()), "when": time.strftime("%FT%TZ", time.gmtime())}
-        )
+        entry = {"video": video_id, "error": " ".join(message.split()), "when": time.strftime("%FT%TZ", time.gmtime())}
+        line = json.dumps({**entry, "digest": digest(canonical(entry))})
         handle = os.open(self.path / "failures.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(handle, line.encode() + b"\n")
