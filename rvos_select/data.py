@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 
@@ -46,3 +47,12 @@ class Batch:
                 raise ValueError(f"Batch.{name}: {tuple(found)}, wanted {shape}")
         if lead not in (1, b):
             raise ValueError(f"Batch.tokens: leading size {lead} where {b} expressions want {b}, or 1 for shared tokens")
+
+    def to(self, device: torch.device) -> Batch:
+        """This batch on `device`."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        moved = {name: move(value) for name, value in vars(self).items() if name != "features"}
+        return replace(self, **moved, features={name: value.to(device) for name, value in self.features.items()})  # type: ignore[arg-type]

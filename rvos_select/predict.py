@@ -46,8 +46,7 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
             scores = np.zeros(sample.candidates.shape, np.float32)
             if sample.expressions and sample.tokens.shape[0]:
                 batch = video_batch(sample, None, requires)
-                moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
-                logits = model(type(batch)(**moved)).float()
+                logits = model(batch.to(device)).float()
                 scores = torch.sigmoid(logits).cpu().numpy().astype(np.float32)
             allowed = sample.candidates.numpy()
             info = source.info(video_id)

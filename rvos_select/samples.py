@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -131,8 +131,8 @@ def pad_words(words: Sequence[Words]) -> tuple[Tensor, Tensor]:
     return out, mask
 
 
-def _word_parts(words: Sequence[Words], longest: int, requires: Sequence[str]) -> dict[str, Tensor]:
-    parts: dict[str, Tensor] = {}
+def _word_parts(words: Sequence[Words], longest: int, requires: Sequence[str]) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
     if "spans" in requires:
         spans: NDArray[np.int32] = np.zeros((len(words), longest, 2), np.int32)
         for i, w in enumerate(words):

@@ -238,7 +238,7 @@ class Run:
         row |= {f"train/{key}": value / self.steps_per_epoch for key, value in sums.items()}
         row["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.sources.valid:
-            row |= self.validator.scores(self.model, self._to_device, self.requires)
+            row |= self.validator.scores(self.model, self.device, self.requires)
             self._plateau(row.get("valid/loss", row["train/loss"]))
         self.state["epoch"] = epoch + 1
         jf = row.get("valid/jf", 0.0)
@@ -252,11 +252,11 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            losses: dict[str, Tensor] = self.model.loss(self._to_device(batch))  # type: ignore[operator]
+            losses: dict[str, Tensor] = self.model.loss(batch.to(self.device))  # type: ignore[operator]
         if not torch.isfinite(losses["loss"]):
             raise InputError(f"{name}: the loss is {losses['loss'].item()}; lower --set optim.lr or verify the cache")
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.clip)
         if not torch.isfinite(norm):
             raise InputError(f"{name}: the gradient is {norm.item()}; lower --set optim.lr or verify the cache")
@@ -279,19 +279,6 @@ class Run:
         state["waited"] += 1
         if optim.schedule == "plateau" and state["waited"] > optim.patience:
             state["rate"], state["waited"] = state["rate"] * optim.factor, 0
-
-    def _to_device(self, batch: Batch) -> Batch:
-        if self.device.type == "cpu":
-            return batch
-        moved = {}
-        for name, value in vars(batch).items():
-            if isinstance(value, Tensor):
-                moved[name] = value.to(self.device, non_blocking=True)
-            elif name == "features":
-                moved[name] = {key: feature.to(self.device) for key, feature in value.items()}
-            else:
-                moved[name] = value
-        return Batch(**moved)
 
 
 class EpochBar:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from rvos_select.caches import TrackSource
-from rvos_select.data import Batch
 from rvos_select.labels import target_indices
 from rvos_select.metrics.scores import score
 from rvos_select.samples import VideoSample, video_batch
@@ -30,14 +29,14 @@ class Validator:
         self.scored = set(keys[:expressions] if expressions else keys)
         self.known: dict[tuple[str, bytes, tuple[str, ...]], tuple[float, float]] = {}
 
-    def scores(self, model: Any, to_device: Callable[[Batch], Batch], requires: Sequence[str]) -> dict[str, float]:
+    def scores(self, model: Any, device: torch.device, requires: Sequence[str]) -> dict[str, float]:
         """valid/<loss name> as means over videos' expressions, and valid/j, valid/f, valid/jf."""
         model.eval()
         sums: dict[str, float] = {}
         count, found = 0, []
         with torch.inference_mode():
             for sample in self.samples:
-                batch = to_device(video_batch(sample, None, requires))
+                batch = video_batch(sample, None, requires).to(device)
                 size = len(sample.expressions)
                 for name, value in model.loss(batch).items():
                     sums[name] = sums.get(name, 0.0) + value.item() * size

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rvos_cache.seams import resolve
-from rvos_cache.settings import Settings
+from rvos_cache import settings
 from rvos_cache.types import Words
 
 TEXT_ENCODERS = {
@@ -18,10 +18,10 @@ TEXT_ENCODERS = {
 class TextEncoder(Protocol):
     """Sentences to word vectors. Settings: its frozen settings model; channels: D of its words."""
 
-    Settings: type[Settings]
+    Settings: type[settings.Settings]
     channels: int
 
-    def __init__(self, settings: Settings) -> None: ...
+    def __init__(self, settings: Any) -> None: ...
 
     def weight_hashes(self) -> dict[str, str]:
         """Name of each loaded checkpoint -> digest of its weights; empty when there are none."""

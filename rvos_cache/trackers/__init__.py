@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rvos_cache.seams import resolve
-from rvos_cache.settings import Settings
+from rvos_cache import settings
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Video
 
 TRACKERS = {
@@ -21,7 +21,7 @@ class Tracker(Protocol):
     prompts with annotated masks (training only); channels: C of its tokens; feature_specs: the extra arrays it returns.
     """
 
-    Settings: type[Settings]
+    Settings: type[settings.Settings]
     reads_expressions: bool
     wants_ground_truth: bool
     channels: int
@@ -29,7 +29,7 @@ class Tracker(Protocol):
     label_iou: float
     """Mean IoU above which one of its tracks is a positive by default."""
 
-    def __init__(self, settings: Settings) -> None: ...
+    def __init__(self, settings: Any) -> None: ...
 
     def weight_hashes(self) -> dict[str, str]:
         """Name of each loaded checkpoint -> digest of its weights; empty when there are none."""
