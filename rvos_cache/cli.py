@@ -209,9 +209,7 @@ def verify(cache: Path) -> None:
 @SET
 @click.option("--sample", type=click.IntRange(1), default=2, show_default=True, help="Videos to time.")
 @JOBS
-def plan(
-    dataset: str, root: Path, split: str, tracker: str, overrides: tuple[str, ...], sample: int, jobs: int
-) -> None:
+def plan(dataset: str, root: Path, split: str, tracker: str, overrides: tuple[str, ...], sample: int, jobs: int) -> None:
     """Videos, frames, bytes and hours of an extraction, from a timing of a few videos."""
     import tempfile
     import time
@@ -233,9 +231,7 @@ def plan(
         raise InputError(f"{root}: none of the first {sample} videos could be extracted; see rvos-cache check")
     frames = sum(lengths.values())
     click.echo(f"{len(lengths)} videos, {frames} frames")
-    click.echo(
-        f"{held / timed * frames / 1e6:.0f} MB, {seconds / timed * frames / 3600 / jobs:.2f} hours with {jobs} jobs"
-    )
+    click.echo(f"{held / timed * frames / 1e6:.0f} MB, {seconds / timed * frames / 3600 / jobs:.2f} hours with {jobs} jobs")
     click.echo(f"(from {timed} frames of {len(report.done)} videos: {seconds / timed:.3f} s per frame)")
 
 

@@ -195,9 +195,7 @@ def tracks_card(
     source: Dataset, dataset: str, name: str, tracker: Tracker, schema: type[Any], overrides: Mapping[str, Any]
 ) -> Card:
     """The card of a tracks cache."""
-    specs = [
-        {"name": s.name, "dims": list(s.dims), "dtype": s.dtype, "by_frame": s.by_frame} for s in tracker.feature_specs
-    ]
+    specs = [{"name": s.name, "dims": list(s.dims), "dtype": s.dtype, "by_frame": s.by_frame} for s in tracker.feature_specs]
     return Card(
         kind="tracks",
         dataset=dataset,

@@ -123,7 +123,7 @@ class RleMasks:
     @classmethod
     def from_dense(cls, masks: NDArray[Any]) -> RleMasks:
         """From pixels (K, T, H, W), bool or uint8."""
-        k, t, h, w = masks.shape
+        _, t, h, w = masks.shape
         rows = []
         for track in masks:
             # One call per track on a column-major stack is several times faster than one call per frame.

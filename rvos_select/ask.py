@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rvos_cache.frames import VideoWriter, open_video, read_mask_png
 
 from rvos_cache.errors import InputError
 from rvos_cache.extract import extract_video
+from rvos_cache.frames import VideoWriter, open_video, read_mask_png
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, write_text, write_tracks
 from rvos_cache.text import encoder_class
@@ -37,9 +37,7 @@ class Answer:
     best_score: float
 
 
-def ask(
-    source: Path, sentence: str, run: Path, out: Path, threshold: float | None = None, top1: bool = False
-) -> Answer:
+def ask(source: Path, sentence: str, run: Path, out: Path, threshold: float | None = None, top1: bool = False) -> Answer:
     """Segment what `sentence` names in `source`, an mp4 or a folder of frames.
 
     Tracker and text encoder are the ones the run was trained with. The video's tracks are kept under `out`, so a second

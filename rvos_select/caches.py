@@ -36,9 +36,7 @@ class TrackSource:
                     raise InputError(f"{cache.path}: video {video_id} is also in {held[0].path}, of another split")
                 held.append(cache)
         for video_id, held in self.of.items():
-            expected = [
-                c for c in self.caches if (c.card.dataset, c.card.split) == (held[0].card.dataset, held[0].card.split)
-            ]
+            expected = [c for c in self.caches if (c.card.dataset, c.card.split) == (held[0].card.dataset, held[0].card.split)]
             absent = [c.path for c in expected if c not in held]
             if absent:
                 raise InputError(f"{absent[0]}: lacks video {video_id} that {held[0].path} has; extract it there too")
@@ -65,9 +63,7 @@ class TrackSource:
         try:
             return self.of[video_id]
         except KeyError:
-            raise InputError(
-                f"{self.caches[0].path}: no video {video_id}; run the extraction again to add it"
-            ) from None
+            raise InputError(f"{self.caches[0].path}: no video {video_id}; run the extraction again to add it") from None
 
     def info(self, video_id: str) -> TrackInfo:
         """Joined info; prompts are indices into the expressions of the first cache."""
@@ -130,9 +126,7 @@ class TrackSource:
         """The extra array `name` of the only cache that has it."""
         having = [c for c in self._held(video_id) if any(s["name"] == name for s in c.card.feature_specs)]
         if len(having) != 1:
-            raise InputError(
-                f"{self.caches[0].path}, video {video_id}: {len(having)} caches hold feature {name!r}, wanted one"
-            )
+            raise InputError(f"{self.caches[0].path}, video {video_id}: {len(having)} caches hold feature {name!r}, wanted one")
         return having[0].feature(video_id, name, frames)
 
 
@@ -145,16 +139,12 @@ class TextSource:
         self.caches = [TextCache(path) for path in paths]
         widths = {cache.card.channels for cache in self.caches}
         if len(widths) > 1:
-            raise InputError(
-                f"{self.caches[1].path}: words of {sorted(widths)} channels; text caches need the same width"
-            )
+            raise InputError(f"{self.caches[1].path}: words of {sorted(widths)} channels; text caches need the same width")
         self.of: dict[str, TextCache] = {}
         for cache in self.caches:
             for video_id in cache.video_ids():
                 if video_id in self.of:
-                    raise InputError(
-                        f"{cache.path}: video {video_id} is also in {self.of[video_id].path}; give one of them"
-                    )
+                    raise InputError(f"{cache.path}: video {video_id} is also in {self.of[video_id].path}; give one of them")
                 self.of[video_id] = cache
 
     @property
@@ -195,9 +185,7 @@ def find_text(tracks: Path) -> Path:
                 found.append(path)
     if len(found) != 1:
         what = "none" if not found else ", ".join(map(str, found))
-        raise InputError(
-            f"{tracks}: wanted one text cache of {card.dataset} {card.split} beside it, found {what}; give --text"
-        )
+        raise InputError(f"{tracks}: wanted one text cache of {card.dataset} {card.split} beside it, found {what}; give --text")
     return found[0]
 
 

@@ -38,9 +38,7 @@ def track_targets(quality: NDArray[np.float64], targets: Sequence[int], threshol
     return (quality[:, list(targets)].max(axis=1) > threshold).astype(np.float32)
 
 
-def oracle_tracks(
-    quality: NDArray[np.float64], targets: Sequence[int], candidate: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def oracle_tracks(quality: NDArray[np.float64], targets: Sequence[int], candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """bool (N,): for each target object its best candidate by mean IoU. No target or no candidate: none.
 
     The score of perfect labels, not the maximum over subsets of tracks.

@@ -36,9 +36,7 @@ def chosen(selection: Selection, threshold: float | None = None, top1: bool = Fa
     return np.flatnonzero(scores > (THRESHOLD if threshold is None else threshold))
 
 
-def merge_masks(
-    selection: Selection, masks: RleMasks, threshold: float | None = None, top1: bool = False
-) -> RleMasks:
+def merge_masks(selection: Selection, masks: RleMasks, threshold: float | None = None, top1: bool = False) -> RleMasks:
     """The OR of the selected tracks, RleMasks (1, T). masks: (N, T) of the video; not read where the selector drew its own.
 
     Raises InputError when the selection is of another number of tracks.
@@ -67,9 +65,7 @@ def check_pair(selections: SelectionCache, tracks: TrackSource, video_id: str) -
         )
 
 
-def merge(
-    selections: Path, caches: Sequence[Path], out: Path, threshold: float | None = None, top1: bool = False
-) -> Path:
+def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float | None = None, top1: bool = False) -> Path:
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
     An expression's folder appears by one rename, so one that is there is complete and a later run goes on after it.

@@ -78,9 +78,7 @@ def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[Tr
     source, words = TrackSource(tracks), TextSource(texts)
     for cache in source.caches:
         if cache.card.training_only:
-            raise InputError(
-                f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found"
-            )
+            raise InputError(f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found")
     return source, words
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rvos_cache.text.cues import cue
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.text.cues import cue
 from rvos_cache.types import Expression, Words
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.data import Batch
@@ -51,9 +51,7 @@ def load_video(
     known = {e.expression_id for e in expressions}
     asked = {info.expressions[p].expression_id for p in info.prompt if p >= 0}
     if asked - known:
-        raise InputError(
-            f"video {video_id}: the text cache lacks expression {min(asked - known)}; extract its words again"
-        )
+        raise InputError(f"video {video_id}: the text cache lacks expression {min(asked - known)}; extract its words again")
     allowed = [candidates(info, e.expression_id) for e in expressions]
     target = None
     if label_iou is not None:

@@ -23,9 +23,7 @@ class Validator:
 
     def __init__(self, samples: Sequence[VideoSample], tracks: TrackSource, expressions: int) -> None:
         self.samples, self.tracks = [s for s in samples if s.expressions], tracks
-        keys = sorted(
-            (e.key for s in samples for e in s.expressions), key=lambda k: hashlib.sha256(k.encode()).digest()
-        )
+        keys = sorted((e.key for s in samples for e in s.expressions), key=lambda k: hashlib.sha256(k.encode()).digest())
         self.scored = set(keys[:expressions] if expressions else keys)
         self.known: dict[tuple[str, bytes, tuple[str, ...]], tuple[float, float]] = {}
 

@@ -31,9 +31,7 @@ class VideoFolder:
 
     def names(self) -> list[str]:
         """The arrays of the video."""
-        return sorted(
-            n.removesuffix("/zarr.json") for n in self.files if n.endswith("/zarr.json") and self._is_array(n)
-        )
+        return sorted(n.removesuffix("/zarr.json") for n in self.files if n.endswith("/zarr.json") and self._is_array(n))
 
     def _is_array(self, name: str) -> bool:
         return bool(json.loads((self.path / name).read_bytes()).get("node_type") == "array")
@@ -45,11 +43,7 @@ class VideoFolder:
             raise InputError(f"{self.path}: has no array {name!r}; extract again with a tracker that writes it")
         if frames is not None:
             keep = {"zarr.json"} | {f"c/{t}" for t in range(*frames.indices(1 << 30))[: 1 << 20]}
-            own = [
-                f
-                for f in own
-                if f[len(name) + 1 :] == "zarr.json" or "/".join(f[len(name) + 1 :].split("/")[:2]) in keep
-            ]
+            own = [f for f in own if f[len(name) + 1 :] == "zarr.json" or "/".join(f[len(name) + 1 :].split("/")[:2]) in keep]
         for file in own:
             self.check(file)
         try:

@@ -70,9 +70,7 @@ class SelectionCache(Cache):
     def info(self, video_id: str) -> SelectionInfo:
         """Names and sizes of a video."""
         at = self.folder(video_id).attributes
-        return SelectionInfo(
-            video_id, tuple(at["frame_names"]), (at["size"][0], at["size"][1]), tuple(at["expression_ids"])
-        )
+        return SelectionInfo(video_id, tuple(at["frame_names"]), (at["size"][0], at["size"][1]), tuple(at["expression_ids"]))
 
     def selections(self, video_id: str) -> tuple[Selection, ...]:
         """The selection of each expression, in file order."""
@@ -81,8 +79,6 @@ class SelectionCache(Cache):
         masks: list[RleMasks | None] = [None] * len(scores)
         if folder.attributes["drawn"]:
             e, q = scores.shape
-            whole = RleMasks(
-                folder.array("mask_rle"), folder.array("mask_offsets"), (e * q, len(info.frame_names)), info.size
-            )
+            whole = RleMasks(folder.array("mask_rle"), folder.array("mask_offsets"), (e * q, len(info.frame_names)), info.size)
             masks = [whole.select(range(i * q, (i + 1) * q)) for i in range(e)]
         return tuple(Selection(*row) for row in zip(info.expression_ids, scores, candidates, masks))

@@ -65,6 +65,4 @@ class TextCache(Cache):
         folder = self.folder(video_id)
         vectors, spans, tags = (folder.array(name) for name in ("words", "spans", "tags"))
         names, at = folder.attributes["tag_names"], folder.array("word_offsets")
-        return tuple(
-            Words(vectors[a:b], spans[a:b], tuple(names[i] for i in tags[a:b])) for a, b in zip(at[:-1], at[1:])
-        )
+        return tuple(Words(vectors[a:b], spans[a:b], tuple(names[i] for i in tags[a:b])) for a, b in zip(at[:-1], at[1:]))

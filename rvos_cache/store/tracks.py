@@ -70,16 +70,13 @@ class TrackInfo:
 def expressions_to_json(expressions: tuple[Expression, ...]) -> list[dict[str, Any]]:
     """Expressions as the attributes hold them; hidden targets are null."""
     return [
-        {"id": e.expression_id, "text": e.text, "targets": None if e.targets is None else list(e.targets)}
-        for e in expressions
+        {"id": e.expression_id, "text": e.text, "targets": None if e.targets is None else list(e.targets)} for e in expressions
     ]
 
 
 def expressions_from_json(video_id: str, stored: list[Mapping[str, Any]]) -> tuple[Expression, ...]:
     """The inverse of `expressions_to_json`."""
-    return tuple(
-        Expression(video_id, e["id"], e["text"], None if e["targets"] is None else tuple(e["targets"])) for e in stored
-    )
+    return tuple(Expression(video_id, e["id"], e["text"], None if e["targets"] is None else tuple(e["targets"])) for e in stored)
 
 
 def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[str, Any] | None = None) -> bool:

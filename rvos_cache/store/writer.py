@@ -35,9 +35,7 @@ class CacheWriter:
         self.path, self.card = Path(path), card
         self.staging, self.videos = self.path / ".staging", self.path / "videos"
         if not (self.path / "card.json").exists():
-            foreign = self.path.exists() and (
-                not self.path.is_dir() or any(p.name != ".staging" for p in self.path.iterdir())
-            )
+            foreign = self.path.exists() and (not self.path.is_dir() or any(p.name != ".staging" for p in self.path.iterdir()))
             # Asked again: another process may have made the cache since.
             if foreign and not (self.path / "card.json").exists():
                 raise InputError(f"{self.path}: exists and is not a cache; choose another path")
@@ -87,14 +85,10 @@ class CacheWriter:
         try:
             group = zarr.open_group(folder, mode="w-", zarr_format=3)
             # One write of the attributes: each update would rewrite zarr.json.
-            group.attrs.put(
-                {**attributes, "provenance": dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))}
-            )
+            group.attrs.put({**attributes, "provenance": dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))})
             for name, value in arrays.items():
                 _write_array(group, name, value)
-            files = {
-                str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()
-            }
+            files = {str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
             for name in files:
                 _sync(folder / name)
             write_durably(folder / "digests.json", sealed({"files": files}))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rvos_cache.seams import resolve
 from rvos_cache import settings
+from rvos_cache.seams import resolve
 from rvos_cache.types import Words
 
 TEXT_ENCODERS = {

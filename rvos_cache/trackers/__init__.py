@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rvos_cache.seams import resolve
 from rvos_cache import settings
+from rvos_cache.seams import resolve
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Video
 
 TRACKERS = {
@@ -34,9 +34,7 @@ class Tracker(Protocol):
     def weight_hashes(self) -> dict[str, str]:
         """Name of each loaded checkpoint -> digest of its weights; empty when there are none."""
 
-    def track(
-        self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None
-    ) -> TrackSet:
+    def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
         """All tracks of one video. `ground_truth` is given exactly when `wants_ground_truth`."""
 
 

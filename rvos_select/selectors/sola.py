@@ -170,9 +170,7 @@ class Sola(HubSelector):
             lengths = shorter(lengths, 2)
         return x, within(lengths, x.shape[2])
 
-    def _aggregate(
-        self, x: Tensor, frames: Tensor | None, tracks: Tensor, words: Tensor, word_mask: Tensor | None
-    ) -> Aligned:
+    def _aggregate(self, x: Tensor, frames: Tensor | None, tracks: Tensor, words: Tensor, word_mask: Tensor | None) -> Aligned:
         """Score and object vector from aligned tokens x (B, N, T′, D): Eqs. 4 and 5, or the released code's form."""
         anchor = masked_mean(words, word_mask)
         coded = self.config.variant == "code"

@@ -84,8 +84,9 @@ def rows(data: Path, work: Path) -> list[tuple[str, float, float]]:
     for video in VIDEOS:
         names, truth = load(data / "mevis-davis", video)
         _, found = load(data / "davis17-osvos-tracks", video)
-        masks[video], truths[video] = repeated(found), GroundTruth(
-            tuple(map(str, range(truth.shape[0]))), truth, np.ones(len(names), bool)
+        masks[video], truths[video] = (
+            repeated(found),
+            GroundTruth(tuple(map(str, range(truth.shape[0]))), truth, np.ones(len(names), bool)),
         )
         shape = (TRACKS, len(names), CHANNELS)
         kept[video] = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
