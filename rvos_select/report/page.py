@@ -1,0 +1,179 @@
+"""The page: one folder that opens from disk."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.datasets import Dataset, open_dataset
+from rvos_cache.errors import InputError
+from rvos_cache.store import SelectionCache
+from rvos_cache.types import Selection
+from rvos_select.caches import TrackSource
+from rvos_select.checkpoint import run_settings
+from rvos_select.evaluate import evaluate_selections
+from rvos_select.merge import chosen as chosen_tracks
+from rvos_select.merge import default_threshold
+from rvos_select.oracle import oracle as oracle_step
+from rvos_select.report.curves import curves, histogram
+from rvos_select.report.diagnose import Case, choose, diagnose
+from rvos_select.report.pictures import PREDICTION, TRACK, overlay, strip
+
+EACH, SHOWN_FRAMES, TOP_TRACKS = 4, 5, 3
+NAMES = {"sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)"}
+
+
+def report(
+    run: Path,
+    selections: Path | None,
+    caches: Sequence[Path],
+    out: Path,
+    *,
+    root: Path | None = None,
+    rows: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write `<out>/index.html` and its pictures; returns the page's path.
+
+    selections, caches: what to show of a split whose answers are known; without them only the training is shown.
+    rows: name -> {"j", "f", "jf"} for the table; default: the selections and the oracle. Raises InputError.
+    """
+    settings = run_settings(Path(run))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    body = [f"<h1>{escape(str(settings['settings']['selector']))}</h1>", _origin(settings)]
+    results = ""
+    if selections is not None:
+        source, said = TrackSource(caches), SelectionCache(selections)
+        scores = evaluate_selections(selections, caches, root=root)
+        best = oracle_step(caches)
+        rows = rows or {"prediction": scores, "oracle": best}
+        cases = diagnose(scores, best)
+        results = _results(cases) + _cases(cases, source, said, _frames(source, root), out)
+    if rows:
+        body.append(_table(rows))
+    body.append(_training(Path(run)))
+    body.append(results)
+    style = (Path(__file__).with_name("style.css")).read_text("utf-8")
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(str(run))}</title><style>{style}</style></head><body>{''.join(body)}</body></html>"
+    )
+    (out / "index.html").write_text(page, "utf-8")
+    return out / "index.html"
+
+
+def _origin(settings: Mapping[str, Any]) -> str:
+    card = settings["cards"]["tracks"][0]
+    text = settings["cards"]["text"][0]["producer"]
+    said = f"trained on {card['dataset']} {card['split']}: tracks of {card['producer']}, words of {text}"
+    said += f", code {settings['commit'] or '?'}"
+    return f'<p class="note">{escape(said)}</p>'
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    kinds = sorted({kind for row in rows.values() for kind in row.get("kinds", {})})
+    head = "".join(f"<th>{name}</th>" for name in ["J&amp;F", "J", "F", *(f"J&amp;F {escape(kind)}" for kind in kinds)])
+    lines = []
+    for name, row in rows.items():
+        values = [row["jf"], row["j"], row["f"], *(row.get("kinds", {}).get(kind, {}).get("jf") for kind in kinds)]
+        cells = "".join(f"<td>{'–' if v is None else f'{100 * v:.1f}'}</td>" for v in values)
+        lines.append(f"<tr><td>{escape(NAMES.get(name, name))}</td>{cells}</tr>")
+    return f"<h2>Scores, percent</h2><table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+
+
+def _training(run: Path) -> str:
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return ""
+    try:
+        epochs = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON lines ({error}); go on with train --resume, which rewrites it") from error
+
+    def of(name: str) -> list[float]:
+        return [row[name] for row in epochs if name in row]
+
+    loss = curves("Loss", {"training": of("train/loss"), "validation": of("valid/loss")})
+    score = curves("Validation, percent", {"J&F": of("valid/jf"), "J": of("valid/j"), "F": of("valid/f")}, percent=True)
+    return f'<h2>Training</h2><div class="charts">{loss}{score}</div>'
+
+
+def _results(cases: Sequence[Case]) -> str:
+    counts = Counter(case.cause for case in cases)
+    lines = "".join(f"<tr><td>{escape(cause)}</td><td>{count}</td></tr>" for cause, count in counts.most_common())
+    chart = histogram("Expressions by J&F, percent", [case.jf for case in cases])
+    return (
+        f'<h2>Why expressions score what they do</h2><div class="charts">{chart}'
+        f"<figure><figcaption>Cause</figcaption><table>{lines}</table></figure></div>"
+    )
+
+
+def _frames(source: TrackSource, root: Path | None) -> Dataset | None:
+    card = source.card
+    try:
+        return open_dataset(card.dataset, root or Path(card.root), card.split)
+    except InputError:
+        return None
+
+
+def _cases(cases: list[Case], source: TrackSource, said: SelectionCache, frames: Dataset | None, out: Path) -> str:
+    parts = []
+    if frames is None:
+        parts.append('<p class="note">The frames were not found: masks are drawn on grey. Give --root to see them.</p>')
+    threshold = default_threshold(said)
+    for name, picked in choose(cases, EACH).items():
+        parts.append(f"<h2>{name.capitalize()} cases</h2>")
+        parts.append('<p class="note">Orange: the prediction; cyan outline: the ground truth.</p>')
+        parts += [_case(case, source, said, frames, threshold, out) for case in picked]
+    return "".join(parts)
+
+
+def _case(case: Case, source: TrackSource, said: SelectionCache, frames: Dataset | None, threshold: float, out: Path) -> str:
+    info, masks = source.info(case.video_id), source.masks(case.video_id)
+    truth = source.ground_truth(case.video_id)
+    expression = next(e for e in info.expressions if e.expression_id == case.expression_id)
+    selection = next(s for s in said.selections(case.video_id) if s.expression_id == case.expression_id)
+    masks = masks if selection.masks is None else selection.masks
+    picked = chosen_tracks(selection, threshold)
+    union, wanted = masks.union(picked), truth.masks.union(truth.indices(expression.targets or ()))
+    times = [int(t) for t in np.unique(np.linspace(0, info.frames - 1, SHOWN_FRAMES).round())]
+    video = None if frames is None else frames.video(case.video_id)
+    images = [video.read(t) if video else np.full((*info.size, 3), 128, np.uint8) for t in times]
+    folder = out / "pictures" / case.video_id
+    main = folder / f"{case.expression_id}.jpg"
+    strip([overlay(image, union.decode(0, t), PREDICTION, wanted.decode(0, t)) for image, t in zip(images, times)], main)
+    cells = []
+    for rank, k in enumerate(_best(selection)):
+        path = folder / f"{case.expression_id}-{rank}.jpg"
+        strip([overlay(image, masks.decode(k, t), TRACK) for image, t in list(zip(images, times))[::2]], path)
+        mark = ' <span class="chosen">chosen</span>' if k in picked else ""
+        cells.append(
+            f'<div>track {k}, score {selection.scores[k]:.2f}{mark}<img loading="lazy" src="{_link(path, out)}" alt=""></div>'
+        )
+    targets = len(expression.targets or ())
+    facts = (
+        f"{escape(case.key)} · J&amp;F {100 * case.jf:.1f} · perfect labels {100 * case.oracle:.1f} · "
+        f"{targets} targets · {len(picked)} chosen"
+    )
+    return (
+        f"<article><h3>{escape(expression.text)}</h3>"
+        f'<p class="facts">{facts} · <span class="cause">{escape(case.cause)}</span></p>'
+        f'<img loading="lazy" src="{_link(main, out)}" alt="{escape(expression.text)}">'
+        f'<div class="tracks">{"".join(cells)}</div></article>'
+    )
+
+
+def _best(selection: Selection) -> list[int]:
+    order: NDArray[np.intp] = np.argsort(-np.where(selection.candidates, selection.scores, -1.0), kind="stable")
+    return [int(k) for k in order[:TOP_TRACKS] if selection.candidates[k]]
+
+
+def _link(path: Path, out: Path) -> str:
+    return escape(path.relative_to(out).as_posix())
