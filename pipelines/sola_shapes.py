@@ -51,7 +51,8 @@ def demo(out: Path, videos: int, jobs: int) -> None:
         with clock(f"train {name}"):
             values = merge(base, {"selector": name.replace("_", "-")})
             if name != "sola":
-                values = {k: v for k, v in values.items() if k != "config"}
+                # The baseline's own settings; the same labels, epochs and batches, and the rate that suits it best.
+                values = {**values, "config": {}, "optim": {**values["optim"], "lr": 1e-3}}
             settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
             valid = ([tracks["valid_u"]], [texts["valid_u"]])
             train(settings, [tracks["train"]], [texts["train"]], *valid, run, resume=run.exists())

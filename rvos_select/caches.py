@@ -189,6 +189,11 @@ def find_text(tracks: Path) -> Path:
     return found[0]
 
 
+def texts_of(tracks: Sequence[Path], texts: Sequence[Path]) -> list[Path]:
+    """The text caches given, or the one beside each tracks cache, none twice."""
+    return list(texts) or list(dict.fromkeys(find_text(path) for path in tracks))
+
+
 def candidates(info: TrackInfo, expression_id: str) -> NDArray[np.bool_]:
     """bool (N,): the tracks that the expression may choose, those of the video and those it asked for itself.
 

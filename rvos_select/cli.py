@@ -50,7 +50,7 @@ def train(
     """Train a selection module from caches."""
     from rvos_cache.settings import build, merge, parse_overrides, read_toml
     from rvos_select import train as step
-    from rvos_select.caches import find_text
+    from rvos_select.caches import texts_of
 
     values: dict[str, Any] = read_toml(config) if config else {}
     values = merge(values, parse_overrides(overrides))
@@ -61,9 +61,9 @@ def train(
     step.train(
         settings,
         list(caches),
-        list(texts) or [find_text(cache) for cache in caches],
+        texts_of(caches, texts),
         list(valid_caches),
-        list(valid_texts) or [find_text(cache) for cache in valid_caches],
+        texts_of(valid_caches, valid_texts),
         run,
         resume,
     )
@@ -78,9 +78,9 @@ def train(
 def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: Path) -> None:
     """Score every candidate track of every expression."""
     from rvos_select import predict as step
-    from rvos_select.caches import find_text
+    from rvos_select.caches import texts_of
 
-    step.predict(run, list(caches), list(texts) or [find_text(cache) for cache in caches], out)
+    step.predict(run, list(caches), texts_of(caches, texts), out)
     click.echo(f"selections: {out}")
 
 

@@ -13,7 +13,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, write_selections
 from rvos_cache.types import Selection
 from rvos_select.caches import TextSource, TrackSource, candidates
-from rvos_select.checkpoint import load_selector, run_settings
+from rvos_select.checkpoint import load_selector, run_cards, run_settings
 from rvos_select.samples import load_video, video_batch
 
 
@@ -31,6 +31,7 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
         if have != want:
             path = (source if what == "tokens" else words).caches[0].path
             raise InputError(f"{path}: {what} of {have} channels, {run} was trained with {want}; extract them alike")
+    same_words(Path(run), words)
     weights = {"best": _weights_digest(Path(run) / "best/model.safetensors")}
     card = selections_card(str(run), run_settings(Path(run))["settings"], model.threshold, source, words, weights)
     writer = CacheWriter(out, card)
@@ -40,7 +41,7 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
     done = writer.done()
     with torch.inference_mode():
         for video_id in source.video_ids():
-            if video_id in done or video_id not in words.videos:
+            if video_id in done:
                 continue
             sample = load_video(source, words, video_id, requires=requires)
             scores = np.zeros(sample.candidates.shape, np.float32)
@@ -56,6 +57,16 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
             )
             write_selections(writer, SelectionRecord(video_id, info.frame_names, info.size, said))
     return Path(out)
+
+
+def same_words(run: Path, words: TextSource) -> None:
+    """Raises InputError, naming the field, when the words come from another encoder than the run was trained with."""
+    trained = run_cards(run)["text"]
+    for cache in words.caches:
+        for field in ("producer", "settings", "weights"):
+            have, want = getattr(cache.card, field), getattr(trained, field)
+            if have != want:
+                raise InputError(f"{cache.path}: words with {field} {have}, {run} was trained with {want}; extract them alike")
 
 
 def select_all(tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:

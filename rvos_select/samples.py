@@ -169,5 +169,12 @@ def batches(
         yield padded_batch(picked, requires), sample.expressions[row].key
 
 
+def count_batches(samples: Sequence[VideoSample], how: Literal["single", "video"], size: int) -> int:
+    """How many batches `batches` makes."""
+    if how == "video":
+        return sum(bool(s.expressions) for s in samples)
+    return -(-sum(len(s.expressions) for s in samples) // size)
+
+
 def _order(count: int, generator: torch.Generator | None) -> list[int]:
     return list(range(count)) if generator is None else torch.randperm(count, generator=generator).tolist()

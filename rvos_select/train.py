@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +20,10 @@ from rvos_cache.errors import InputError
 from rvos_cache.seams import resolve
 from rvos_cache.settings import Settings, build
 from rvos_cache.store import Card, provenance
-from rvos_select.caches import TextSource, TrackSource, find_text
+from rvos_select.caches import TextSource, TrackSource, texts_of
 from rvos_select.checkpoint import has_state, load_state, read_json, replace_folder, save_state, write_json
 from rvos_select.data import Batch
-from rvos_select.samples import VideoSample, batches, load_video
+from rvos_select.samples import VideoSample, batches, count_batches, load_video
 from rvos_select.selectors import SELECTORS
 from rvos_select.validate import Validator
 
@@ -116,24 +116,29 @@ def read_sources(
 ) -> Sources:
     """Everything into memory. Raises InputError when caches do not fit or there is nothing to train or validate on."""
     source = TrackSource(tracks)
-    words = TextSource(list(texts) or [find_text(path) for path in tracks])
+    words = TextSource(texts_of(tracks, texts))
     label_iou = settings.label_iou or source.card.label_iou
     if label_iou is None:
         raise InputError(f"{tracks[0]}: its card gives no label threshold; --set label_iou=0.7 (strictly between 0 and 1)")
     requires = tuple(resolve(SELECTORS, settings.selector, "selector").requires)
     if valid_tracks:
         other = TrackSource(valid_tracks)
-        other_words = TextSource(list(valid_texts) or [find_text(path) for path in valid_tracks])
+        other_words = TextSource(texts_of(valid_tracks, valid_texts))
         for name, here, there in (("tokens", source, other), ("words", words, other_words)):
             if here.card.channels != there.card.channels:  # type: ignore[attr-defined]
                 raise InputError(f"{name} differ in channels between training and validation caches; extract both alike")
         train_ids, valid_ids = list(source.video_ids()), list(other.video_ids())
     else:
-        other, other_words = source, words
-        valid_ids = [v for v in source.video_ids() if held_out(v, settings.hold_out)]
-        train_ids = [v for v in source.video_ids() if v not in set(valid_ids)]
-    if any(cache.card.training_only for cache in other.caches) and all(c.card.training_only for c in other.caches):
-        raise InputError(f"{other.caches[0].path}: only ground-truth tracks; validate with tracks that a tracker finds")
+        # Ground-truth tracks help to train; a validation that could choose them would flatter.
+        found = [path for path, card in zip(tracks, source.cards) if not card.training_only]
+        if not found:
+            raise InputError(f"{tracks[0]}: only ground-truth tracks; add --valid-cache with tracks that a tracker finds")
+        other, other_words = TrackSource(found), words
+        valid_ids = [v for v in other.video_ids() if held_out(v, settings.hold_out)]
+        train_ids = [v for v in source.video_ids() if not held_out(v, settings.hold_out)]
+    for cache in other.caches:
+        if cache.card.training_only:
+            raise InputError(f"{cache.path}: ground-truth tracks are for training; validate with tracks that were found")
     load = {"label_iou": label_iou, "requires": requires}
     samples = [load_video(source, words, v, **load) for v in train_ids]  # type: ignore[arg-type]
     held = [load_video(other, other_words, v, **load) for v in valid_ids]  # type: ignore[arg-type]
@@ -167,15 +172,24 @@ def begin_run(settings: TrainSettings, sources: Sources, out: Path) -> None:
         write_json(path, record)
         return
     held = read_json(path, "choose another --out")
-    for name, value in record["settings"].items():
-        if held["settings"].get(name) != value and name != "epochs":
-            raise InputError(f"{out}: was started with {name} = {held['settings'].get(name)!r}, now it is {value!r}")
+    now, then = _flat(record["settings"]), _flat(held["settings"])
+    for name in sorted(now.keys() | then.keys()):
+        # More epochs go on; with the cosine schedule they would change the ones already trained.
+        if now.get(name) != then.get(name) and (name != "epochs" or settings.optim.schedule == "cosine"):
+            raise InputError(f"{out}: was started with {name} = {then.get(name)!r}, now it is {now.get(name)!r}")
     for kind, cards in sources.cards.items():
         mine = [Card.model_validate(card) for card in cards]
         theirs = [Card.model_validate(card) for card in held["cards"][kind]]
         if len(mine) != len(theirs) or any(a.differences(b) for a, b in zip(mine, theirs)):
             raise InputError(f"{out}: was started with other {kind} caches; give the same, or another --out")
     write_json(path, {**held, "settings": record["settings"]})
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return out
 
 
 class Run:
@@ -185,7 +199,7 @@ class Run:
         self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
         optim = settings.optim
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
-        self.steps_per_epoch = sum(1 for _ in batches(sources.train, settings.batch, settings.batch_size, None))
+        self.steps_per_epoch = count_batches(sources.train, settings.batch, settings.batch_size)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)  # type: ignore[arg-type]
         self.validator = Validator(sources.valid, sources.valid_tracks, settings.valid_expressions)
