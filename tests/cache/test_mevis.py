@@ -1,0 +1,143 @@
+"""The MeViS adapter: what it reads, and one line that names the file for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from rvos_cache.datasets import open_dataset
+from rvos_cache.datasets.mevis import Mevis
+from rvos_cache.errors import InputError
+
+SIZE = (6, 8)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two videos of three frames; object 7 is a 2x2 square, absent in the last frame."""
+    square = np.zeros(SIZE, np.uint8, order="F")
+    square[1:3, 2:4] = 1
+    rle = coco.encode(square)
+    held = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+    videos: dict[str, Any] = {}
+    for video in ("a", "b"):
+        folder = tmp_path / "valid_u/JPEGImages" / video
+        folder.mkdir(parents=True)
+        for frame in ("00000", "00001", "00002"):
+            Image.fromarray(np.full((*SIZE, 3), 90, np.uint8)).save(folder / f"{frame}.jpg")
+        said = {"0": {"exp": "the square", "anno_id": [7 if video == "a" else 8]}, "1": {"exp": "nothing", "anno_id": []}}
+        videos[video] = {"expressions": said, "frames": ["00000", "00001", "00002"]}
+    (tmp_path / "valid_u/meta_expressions.json").write_text(json.dumps({"videos": videos}))
+    (tmp_path / "valid_u/mask_dict.json").write_text(json.dumps({"7": [held, held, None], "8": [held] * 3}))
+    return tmp_path
+
+
+def test_reads_what_is_there(root: Path) -> None:
+    data = open_dataset("mevis", root, "valid_u")
+    assert data.video_ids() == ("a", "b")
+    assert [e.targets for e in data.expressions("a")] == [("7",), ()]
+    truth = data.ground_truth("a")
+    assert truth is not None
+    assert truth.object_ids == ("7",)
+    assert truth.masks.area().tolist() == [[4, 4, 0]]
+    assert truth.masks.decode(0, 0)[1:3, 2:4].all()
+    assert data.video("b").read(2).shape == (*SIZE, 3)
+    assert list(data.check()) == []
+
+
+def test_a_split_without_masks_hides_its_answers(root: Path) -> None:
+    (root / "valid_u/mask_dict.json").unlink()
+    data = Mevis(root, "valid_u")
+    assert not data.has_answers
+    assert data.ground_truth("a") is None
+    assert [e.targets for e in data.expressions("a")] == [None, None]
+
+
+def edited(root: Path, name: str, change: Callable[[Any], object]) -> None:
+    path = root / "valid_u" / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def meta(root: Path, change: Callable[[Any], object]) -> None:
+    edited(root, "meta_expressions.json", lambda content: change(content["videos"]))
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing frame": (lambda r: (r / "valid_u/JPEGImages/a/00001.jpg").unlink(), "a/00001.jpg"),
+    "truncated frame": (
+        lambda r: (r / "valid_u/JPEGImages/a/00002.jpg").write_bytes((r / "valid_u/JPEGImages/a/00002.jpg").read_bytes()[:-40]),
+        "a/00002.jpg",
+    ),
+    "frame of another size": (
+        lambda r: Image.new("RGB", (5, 5)).save(r / "valid_u/JPEGImages/a/00001.jpg"),
+        "a/00001.jpg",
+    ),
+    "no folder": (lambda r: shutil.rmtree(r / "valid_u/JPEGImages/a"), "JPEGImages/a"),
+    "mask list too short": (lambda r: edited(r, "mask_dict.json", lambda m: m["7"].pop()), "object 7"),
+    "mask of another size": (
+        lambda r: edited(r, "mask_dict.json", lambda m: m["7"][0].update(size=[8, 6])),
+        "frame 00000",
+    ),
+    "damaged runs": (
+        lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].update(counts="zz")),
+        "frame 00001",
+    ),
+    "unknown object": (lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(anno_id=[99])), "object 99"),
+    "empty sentence": (lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(exp="  ")), "expression 0"),
+    "id that leaves the folder": (lambda r: meta(r, lambda v: v.update({"../x": v["a"]})), "'../x'"),
+    "frame that leaves the folder": (lambda r: meta(r, lambda v: v["a"].update(frames=["../../b/00000"])), "'../../b/00000'"),
+    "broken masks": (lambda r: (r / "valid_u/mask_dict.json").write_text('{"7": ['), "mask_dict.json, line 1"),
+}
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_check_names_the_fault(root: Path, fault: str) -> None:
+    damage, named = FAULTS[fault]
+    damage(root)
+    said = list(Mevis(root, "valid_u").check())
+    assert len(said) >= 1
+    assert any(named in line for line in said), said
+    assert all("\n" not in line for line in said)
+
+
+def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
+    path = root / "valid_u/meta_expressions.json"
+    path.write_text(path.read_text().replace('"b": {', '"a": {'))
+    assert any("'a' stands twice" in line for line in Mevis(root, "valid_u").check())
+
+
+def test_one_broken_video_leaves_the_other(root: Path) -> None:
+    meta(root, lambda v: v["a"]["expressions"]["0"].update(exp=""))
+    data = Mevis(root, "valid_u")
+    with pytest.raises(InputError, match="text is empty"):
+        data.expressions("a")
+    assert len(data.expressions("b")) == 2
+
+
+def test_malformed_json_names_its_line(root: Path) -> None:
+    (root / "valid_u/meta_expressions.json").write_text('{"videos":\n oops}')
+    with pytest.raises(InputError, match="meta_expressions.json, line 2"):
+        Mevis(root, "valid_u")
+
+
+def test_real_videos(real_data: Path) -> None:
+    """Counts of the published files, taken from the JSON itself."""
+    root = real_data / "mevis-davis"
+    data = Mevis(root, "valid_u")
+    raw = json.loads((root / "valid_u/meta_expressions.json").read_text())["videos"]
+    assert [len(data.expressions(v)) for v in data.video_ids()] == [len(entry["expressions"]) for entry in raw.values()]
+    masks = json.loads((root / "valid_u/mask_dict.json").read_text())
+    truth = data.ground_truth("dog")
+    assert truth is not None
+    wanted = [0 if m is None else int(coco.area(m)) for m in masks[truth.object_ids[0]]]
+    assert truth.masks.area()[0].tolist() == wanted

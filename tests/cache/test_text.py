@@ -1,0 +1,121 @@
+"""Text encoders: spans that point at the words, vectors that do not depend on the company, tags of published examples."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvos_cache.errors import InputError
+from rvos_cache.settings import build
+from rvos_cache.text.cues import align_tags, cue, split_words
+from rvos_cache.text.hashed import HashedEncoder, HashedSettings
+from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
+
+SENTENCES = ["The dog dancing quickly to the left.", "這隻鳥 飛走了 🐦", "the bird " * 250, "x"]
+
+
+def test_hashed_spans_point_at_the_words() -> None:
+    for text, words in zip(SENTENCES, HashedEncoder(HashedSettings()).encode(SENTENCES)):
+        assert [text[a:b] for a, b in words.spans[1:]] == [w for w, _, _ in split_words(text)]
+        assert words.spans[0].tolist() == [0, 0]
+        assert words.vectors.shape == (len(words.tags), 256)
+
+
+def test_hashed_is_the_same_in_another_process() -> None:
+    code = (
+        "from rvos_cache.text.hashed import *; import hashlib;"
+        "print(hashlib.sha256(HashedEncoder(HashedSettings()).encode(['a red bird'])[0].vectors.tobytes()).hexdigest())"
+    )
+    run = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert run[0] == run[1]
+    assert len(run[0].strip()) == 64
+
+
+def test_hashed_nearness_follows_letters() -> None:
+    encoder = HashedEncoder(HashedSettings())
+    words = ["moving", "moves", "circle", "circles", "turning", "turns", "square", "squares"]
+    vectors = np.stack([encoder.encode([w])[0].vectors[1, :192] for w in words]).astype(float)
+    near = vectors @ vectors.T / 192
+    related = [near[i, i + 1] for i in range(0, 8, 2)]
+    foreign = [near[i, j] for i in range(8) for j in range(8) if i // 2 != j // 2]
+    assert np.mean(related) > np.mean(foreign) + 0.15
+    same = encoder.encode(["bird bird"])[0].vectors
+    assert np.array_equal(same[1][:192], same[2][:192])
+    assert not np.array_equal(same[1], same[2])
+
+
+def test_cues() -> None:
+    text = "The small dog is running quickly to the left"
+    spans = np.array([(a, b) for _, a, b in split_words(text)], np.int32)
+    kinds = dict(zip(text.split(), [cue(tag) for tag in align_tags(text, spans)]))
+    assert {w for w, kind in kinds.items() if kind == "motion"} >= {"running", "quickly"}
+    assert {w for w, kind in kinds.items() if kind == "static"} >= {"small", "dog"}
+    assert kinds["The"] == kinds["is"] == "other"
+
+
+def test_ing_words_that_hanta_calls_nouns_are_motion() -> None:
+    for word in ("dancing", "eating"):
+        text = f"the bird {word} there"
+        spans = np.array([(a, b) for _, a, b in split_words(text)], np.int32)
+        assert cue(align_tags(text, spans)[2]) == "motion"
+
+
+def test_tags_of_subwords_and_special_tokens() -> None:
+    spans = np.array([(0, 0), (0, 2), (2, 3), (4, 11), (0, 0)], np.int32)
+    tags = align_tags("dog quickly", spans)
+    assert tags[0] == tags[4] == ""
+    assert tags[1] == tags[2]
+    assert cue(tags[1]) == "static"
+    assert cue(tags[3]) == "motion"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random RoBERTa with a byte-level tokenizer trained on two sentences."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    folder = tmp_path_factory.mktemp("roberta")
+    trained = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(SENTENCES, vocab_size=400, special_tokens=special)
+    trained.save_model(str(folder))
+    tokenizer = RobertaTokenizerFast.from_pretrained(str(folder), model_max_length=40)
+    tokenizer.save_pretrained(str(folder))
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=48,
+    )  # fmt: skip
+    RobertaModel(config).save_pretrained(str(folder))
+    return folder
+
+
+def test_roberta_words_do_not_depend_on_the_batch(checkpoint: Path) -> None:
+    encoder = RobertaEncoder(build(RobertaSettings, {"checkpoint": str(checkpoint)}, "test"))
+    texts = ["the bird", "The dog dancing quickly to the left."]
+    together = encoder.encode(texts)
+    for text, words in zip(texts, together):
+        alone = encoder.encode([text])[0]
+        assert np.abs(words.vectors.astype(float) - alone.vectors.astype(float)).max() < 2e-3
+        assert words.spans[0].tolist() == [0, 0]
+        assert words.tags[0] == ""
+        assert text[words.spans[1][0] : words.spans[-2][1]] == text
+    assert encoder.channels == 32
+    assert len(next(iter(encoder.weight_hashes().values()))) == 32
+
+
+def test_roberta_says_when_it_cuts(checkpoint: Path) -> None:
+    encoder = RobertaEncoder(build(RobertaSettings, {"checkpoint": str(checkpoint)}, "test"))
+    with pytest.warns(UserWarning, match="cut to 40 tokens"):
+        words = encoder.encode([SENTENCES[2]])[0]
+    assert len(words.tags) == 40
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be loaded") as error:
+        RobertaEncoder(RobertaSettings(checkpoint=str(tmp_path)))
+    assert "\n" not in str(error.value)
