@@ -45,7 +45,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def frame_path(folder: Path, name: str) -> Path:
     """The file of frame `name`, whatever its suffix; the JPEG's path when there is none, for the message."""
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
         path = folder / (name + suffix)
         if path.exists():
             return path

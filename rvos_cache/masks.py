@@ -59,7 +59,7 @@ def run_total(raw: bytes) -> int:
 
     pycocotools writes past its buffers when counts do not match the size, so foreign bytes are checked here first.
     The format is COCO's `rleFrString`: little-endian groups of five bits plus a continuation bit, offset by 48, and
-    from the third run on each count is stored as the difference to the one two before.
+    from the fourth run on each count is stored as the difference to the one two before.
     """
     counts: list[int] = []
     position = 0
@@ -70,7 +70,8 @@ def run_total(raw: bytes) -> int:
                 return -1
             digit = raw[position] - 48
             position += 1
-            if not 0 <= digit < 64:
+            # Seven groups hold any count below 2**31; with more, C's fixed-width shift would read another number than this.
+            if not 0 <= digit < 64 or shift > 30:
                 return -1
             value |= (digit & 0x1F) << shift
             shift += 5

@@ -36,11 +36,14 @@ class Mevis:
             there = ", ".join(self.splits(self.root)) or "none"
             raise InputError(f"{self.file}: not found; splits of {self.root}: {there}; give another --root or --split")
         self.repeated: list[str] = []
+        self.repeated_masks: list[str] = []
         content = _read_json(self.file, self.repeated)
         videos = content.get("videos") if isinstance(content, dict) else None
         if not isinstance(videos, dict):
             raise InputError(f'{self.file}: wanted {{"videos": {{...}}}}; copy the file again from the dataset')
         self.videos: dict[str, Any] = videos
+        entries = (e for v in videos.values() if isinstance(v, dict) for e in (v.get("expressions") or {}).values())
+        self._answers = (self.folder / MASKS).exists() or any(isinstance(e, dict) and "anno_id" in e for e in entries)
 
     @staticmethod
     def splits(root: Path) -> list[str]:
@@ -50,8 +53,8 @@ class Mevis:
 
     @property
     def has_answers(self) -> bool:
-        """Whether the split has masks."""
-        return (self.folder / MASKS).exists()
+        """Whether the split shows its answers: it has masks, or ids that want them (then missing masks are a fault)."""
+        return self._answers
 
     def video_ids(self) -> tuple[str, ...]:
         """The videos in file order."""
@@ -115,14 +118,16 @@ class Mevis:
 
     def check(self) -> Iterator[str]:
         """Every fault, one line each."""
-        for key in self.repeated:
-            yield f"{self.file}: the key {key!r} stands twice in one object; the first is lost: give them different ids"
         if self.has_answers:
             try:
                 _ = self.masks
             except InputError as error:
                 yield str(error)
                 return
+        for file, key in [(self.file, key) for key in self.repeated] + [
+            (self.folder / MASKS, key) for key in self.repeated_masks
+        ]:
+            yield f"{file}: the key {key!r} stands twice in one object; the first is lost: give them different ids"
         for video_id in self.videos:
             yield from self._check_video(video_id)
 
@@ -161,7 +166,7 @@ class Mevis:
     def masks(self) -> dict[str, Any]:
         """mask_dict.json. Raises InputError."""
         path = self.folder / MASKS
-        content = _read_json(path, [])
+        content = _read_json(path, self.repeated_masks)
         if not isinstance(content, dict):
             raise InputError(f"{path}: wanted an object of anno_id: masks; copy the file again")
         return content

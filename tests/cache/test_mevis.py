@@ -55,6 +55,13 @@ def test_reads_what_is_there(root: Path) -> None:
 
 def test_a_split_without_masks_hides_its_answers(root: Path) -> None:
     (root / "valid_u/mask_dict.json").unlink()
+
+    def hide(videos: Any) -> None:
+        for entry in videos.values():
+            for expression in entry["expressions"].values():
+                del expression["anno_id"]
+
+    meta(root, hide)
     data = Mevis(root, "valid_u")
     assert not data.has_answers
     assert data.ground_truth("a") is None
@@ -96,6 +103,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty sentence": (lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(exp="  ")), "expression 0"),
     "id that leaves the folder": (lambda r: meta(r, lambda v: v.update({"../x": v["a"]})), "'../x'"),
     "frame that leaves the folder": (lambda r: meta(r, lambda v: v["a"].update(frames=["../../b/00000"])), "'../../b/00000'"),
+    "masks missing": (lambda r: (r / "valid_u/mask_dict.json").unlink(), "mask_dict.json"),
     "broken masks": (lambda r: (r / "valid_u/mask_dict.json").write_text('{"7": ['), "mask_dict.json, line 1"),
 }
 
