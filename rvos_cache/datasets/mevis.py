@@ -20,6 +20,7 @@ from rvos_cache.masks import RleMasks, from_coco
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 SPLITS = ("train", "valid_u", "valid")
+OPEN = ("train", "valid_u")
 EXPRESSIONS, MASKS, FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
 
 
@@ -42,8 +43,6 @@ class Mevis:
         if not isinstance(videos, dict):
             raise InputError(f'{self.file}: wanted {{"videos": {{...}}}}; copy the file again from the dataset')
         self.videos: dict[str, Any] = videos
-        entries = (e for v in videos.values() if isinstance(v, dict) for e in (v.get("expressions") or {}).values())
-        self._answers = (self.folder / MASKS).exists() or any(isinstance(e, dict) and "anno_id" in e for e in entries)
 
     @staticmethod
     def splits(root: Path) -> list[str]:
@@ -53,8 +52,8 @@ class Mevis:
 
     @property
     def has_answers(self) -> bool:
-        """Whether the split shows its answers: it has masks, or ids that want them (then missing masks are a fault)."""
-        return self._answers
+        """Whether the split shows its answers: MeViS's open splits do (missing masks are a fault there), others by their file."""
+        return self.split in OPEN or (self.folder / MASKS).exists()
 
     def video_ids(self) -> tuple[str, ...]:
         """The videos in file order."""
