@@ -11,21 +11,43 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_cache.shapes.motion import DIRECTIONS
+from rvos_cache.shapes.motion import DIRECTIONS, OPPOSITE
 from rvos_cache.shapes.scene import Look, Scene
 
 Claim = NDArray[np.int64]
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
+TOWARDS = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
+PAIRS = [(first, then) for first in DIRECTIONS for then in DIRECTIONS if first != then]
+
+
+def _two_ways(first: str, then: str) -> tuple[tuple[str, str], ...]:
+    """Wordings of "goes `first` and then `then`"."""
+    back = "back " if then == OPPOSITE[first] else ""
+    return (
+        (
+            f"that goes {TOWARDS[first]} and then {back}{TOWARDS[then]}",
+            f"that go {TOWARDS[first]} and then {back}{TOWARDS[then]}",
+        ),
+        (f"moving first {TOWARDS[first]}, then {back}{TOWARDS[then]}",) * 2,
+    )
+
+
 PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
     **{
         d: ((f"moving {w}", f"moving {w}"), (f"that moves {w}", f"that move {w}"), (f"travelling {w}", f"travelling {w}"))
-        for d, w in (("left", "to the left"), ("right", "to the right"), ("up", "upwards"), ("down", "downwards"))
+        for d, w in TOWARDS.items()
     },
+    **{f"{first} then {then}": _two_ways(first, then) for first, then in PAIRS},
     "still": (("that stays still", "that stay still"), ("that never moves", "that never move"), ("standing still",) * 2),
     "stop": (("that moves and then stops", "that move and then stop"), ("coming to a halt",) * 2),
     "start": (("that starts moving later", "that start moving later"), ("that waits before moving", "that wait before moving")),
     "back": (("that turns back", "that turn back"), ("that reverses its direction", "that reverse their direction")),
+    "pause": (("that pauses on its way", "that pause on their way"), ("stopping for a moment before going on",) * 2),
+    "speedup": (("that speeds up", "that speed up"), ("moving slowly first and then fast",) * 2),
+    "slowdown": (("that slows down", "that slow down"), ("moving fast first and then slowly",) * 2),
+    "swell": (("that grows and then shrinks", "that grow and then shrink"), ("getting bigger and then smaller again",) * 2),
+    "dip": (("that shrinks and then grows", "that shrink and then grow"), ("getting smaller and then bigger again",) * 2),
     "corner": (("that turns a corner", "that turn a corner"), ("making a right-angled turn",) * 2),
     "clockwise": (
         ("circling clockwise",) * 2,
@@ -46,6 +68,10 @@ PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "cross": (("passing another one that goes the opposite way",) * 2, ("crossing paths with another one",) * 2),
     "fastest": (("that moves fastest", "that move fastest"), ("moving faster than the others",) * 2),
+    "first_stop": (("that stops first", "that stop first"), ("coming to a halt before the others",) * 2),
+    "last_stop": (("that stops last", "that stop last"),),
+    "first_start": (("that starts moving first", "that start moving first"),),
+    "last_start": (("that starts moving last", "that start moving last"), ("setting off after the others",) * 2),
     "first_in": (("that enters first", "that enter first"),),
     "last_in": (("that enters last", "that enter last"),),
     "first_out": (("that leaves first", "that leave first"),),
@@ -64,7 +90,10 @@ class Sentence:
 
 
 def _directions(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
-    """Net travel between the first and last frame in which the object is seen: 30 pixels or more, nearly straight."""
+    """Net travel between the first and last frame in which the object is seen: 30 pixels or more, nearly straight.
+
+    An object that goes two ways never goes a third, and whether it "moves to the left" is not said.
+    """
     out = {}
     for name, axis in DIRECTIONS.items():
         claim = np.full(len(scene.things), -1)
@@ -72,7 +101,9 @@ def _directions(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
             seen = np.flatnonzero(visible[a] > 0.3)
             if thing.path.behaviour in ("still", "circle"):
                 claim[a] = 0
-            elif len(seen) and thing.path.behaviour not in ("back", "corner", "grow", "shrink"):
+            elif len(thing.path.legs) > 1:
+                claim[a] = -1 if name in thing.path.legs else 0
+            elif len(seen) and thing.path.legs:
                 nets = [p[seen[-1]] - p[seen[0]] for p in (thing.path.position, scene.screen(a))]
                 along = [float(n @ np.array(axis)) for n in nets]
                 aside = [float(abs(n @ np.array(axis[::-1]))) for n in nets]
@@ -81,6 +112,19 @@ def _directions(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
                 elif max(along) <= 14:
                     claim[a] = 0
         out[name] = claim
+    return out
+
+
+def _two_legged(scene: Scene, clear: NDArray[np.bool_]) -> dict[str, Claim]:
+    """Of the orders of two directions that occur, and of their reverses: who goes so. A circle goes every way."""
+    legs = [t.path.legs for t in scene.things]
+    said = {pair for pair in legs if len(pair) == 2}
+    out = {}
+    for first, then in PAIRS:
+        if (first, then) in said or (then, first) in said:
+            right = [int(pair == (first, then)) for pair in legs]
+            unsure = [t.path.behaviour == "circle" or (len(t.path.legs) == 2 and not c) for t, c in zip(scene.things, clear)]
+            out[f"{first} then {then}"] = np.where(unsure, -1, right)
     return out
 
 
@@ -95,22 +139,45 @@ def _ordered(claim: Claim, frame: NDArray[np.float64], first: bool) -> Claim:
     return out if abs(frame[order[0]] - frame[order[1]]) >= 5 else np.full(len(claim), -1)
 
 
+UNSAID: dict[str, tuple[str, ...]] = {
+    "still": ("grow", "shrink", "swell", "dip"),
+    "stop": ("pause",),
+    "start": ("pause",),
+    "pause": (),
+    "speedup": ("start", "pause"),
+    "slowdown": ("stop", "pause"),
+    "back": (),
+    "corner": (),
+    "grow": ("swell", "dip"),
+    "shrink": ("swell", "dip"),
+    "swell": (),
+    "dip": (),
+}
+"""Claim about one behaviour -> the behaviours of which it is neither clearly true nor clearly false."""
+
+
 def claims(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
     """All claims, (A,) each, of a scene whose objects show the shares `visible` (A, T) of themselves."""
     things = scene.things
     kinds = np.array([t.path.behaviour for t in things])
     out = _directions(scene, visible)
-    for name in ("still", "stop", "start", "back", "corner", "grow", "shrink"):
-        out[name] = (kinds == name).astype(int)
-    out["still"][(kinds == "grow") | (kinds == "shrink")] = -1
+    change = np.array([t.path.change for t in things])
+    clear = np.array([c < 0 or visible[a, max(0, c - 3) : c + 4].mean() > 0.5 for a, c in enumerate(change)])
+    out.update(_two_legged(scene, clear))
+    for name, unsaid in UNSAID.items():
+        claim = (kinds == name).astype(int)
+        claim[np.isin(kinds, unsaid) | ((claim == 1) & ~clear)] = -1
+        out[name] = claim
     for name in ("clockwise", "anticlockwise"):
-        out[name] = np.array([int(t.path.behaviour == "circle" and t.path.direction == name) for t in things])
+        out[name] = np.array([int(t.path.behaviour == "circle" and t.path.legs == (name,)) for t in things])
     for name, edge in (("enter", 0), ("leave", -1)):
         out[name] = np.where(kinds == name, 1, np.where(visible[:, edge] > 0.4, 0, -1))
     step = np.array([np.linalg.norm(np.diff(t.path.position, axis=0), axis=1) for t in things])
-    speed = np.array([s[s > 0.05].mean() if (s > 0.05).any() else 0.0 for s in step])
-    out["fast"] = np.where(speed >= 2.9, 1, np.where(speed <= 1.9, 0, -1))
-    out["slow"] = np.where((speed > 0) & (speed <= 1.9), 1, np.where((speed >= 2.9) | (kinds == "still"), 0, -1))
+    # slowest and fastest pace while it moves: they differ for an object that speeds up or slows down
+    pace = [np.percentile(s[s > 0.05], [15, 85]) if (s > 0.05).any() else np.zeros(2) for s in step]
+    low, high = np.array(pace).T
+    out["fast"] = np.where(low >= 2.9, 1, np.where(high <= 1.9, 0, -1))
+    out["slow"] = np.where((low > 0) & (high <= 1.9), 1, np.where((low >= 2.9) | (kinds == "still"), 0, -1))
     leaders = {t.leader for t in things if t.leader >= 0}
     # Without a chase by design two objects may happen to go the same way, so nothing is said then.
     pair = np.array([(t.leader >= 0) - 2 * (not leaders) for t in things])
@@ -121,15 +188,19 @@ def claims(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
     )
     out["behind"] = _behind(scene, visible)
     out["cross"] = _crossing(scene, out)
-    rank = np.argsort(-speed)
-    fastest = np.zeros(len(things), int)
-    fastest[rank[0]] = 1
-    out["fastest"] = fastest if speed[rank[0]] >= 1.5 * speed[rank[1]] else np.full(len(things), -1)
+    best = int(np.argmax(low))
+    rest = np.delete(high, best)
+    out["fastest"] = (np.arange(len(things)) == best).astype(int) if low[best] >= 1.5 * rest.max() else np.full(len(things), -1)
     seen = visible > 0.3
     start, end = seen.argmax(1).astype(float), (seen.shape[1] - seen[:, ::-1].argmax(1)).astype(float)
-    for name, source, frame, first in (("in", "enter", start, True), ("out", "leave", end, True)):
-        out[f"first_{name}"] = _ordered(out[source], frame, first)
-        out[f"last_{name}"] = _ordered(out[source], frame, not first)
+    for name, source, frame in (
+        ("in", "enter", start),
+        ("out", "leave", end),
+        ("stop", "stop", change),
+        ("start", "start", change),
+    ):
+        out[f"first_{name}"] = _ordered(out[source], frame, True)
+        out[f"last_{name}"] = _ordered(out[source], frame, False)
     return out
 
 
@@ -205,6 +276,17 @@ def _pool(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) 
     return pool
 
 
+def _family(claim: str) -> str:
+    """Claims that differ in nothing but a direction or a rank are of one family."""
+    return (
+        "direction"
+        if claim in DIRECTIONS
+        else "then"
+        if " then " in claim
+        else claim.removeprefix("first_").removeprefix("last_")
+    )
+
+
 def sentences(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) -> list[Sentence]:
     """8–11 different sentences: about six by motion, two by looks, one by both, in half of the videos one about nothing."""
     pool = _pool(rng, scene, visible)
@@ -216,7 +298,11 @@ def sentences(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float6
         if several and (i % 2 == 0 or (kind == "static" and rng.random() < 0.5)):
             left = several
         if left:
-            used = [c.claim for c in chosen]
-            weight = np.array([0.3 ** used.count(s.claim) for s in left])
-            chosen.append(left[int(rng.choice(len(left), p=weight / weight.sum()))])
+            # a family first, so that what can be said in many ways is not said more often
+            families = sorted({_family(s.claim) for s in left})
+            used = [_family(c.claim) for c in chosen]
+            weight = np.array([0.2 ** used.count(f) for f in families])
+            family = families[int(rng.choice(len(families), p=weight / weight.sum()))]
+            left = [s for s in left if _family(s.claim) == family]
+            chosen.append(left[int(rng.integers(len(left)))])
     return [chosen[i] for i in rng.permutation(len(chosen))]

@@ -16,21 +16,45 @@ HEIGHT, WIDTH = 96, 160
 CAMERA_X, CAMERA_Y = 10.0, 4.0
 
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-BEHAVIOURS = ("go", "still", "stop", "start", "back", "corner", "circle", "grow", "shrink", "enter", "leave")
-# Still and straight objects are the ones that most statements are compared with; the rest are about equally frequent.
-WEIGHTS = (0.19, 0.08, 0.11, 0.07, 0.11, 0.06, 0.09, 0.06, 0.06, 0.09, 0.08)
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+
+BEHAVIOURS: dict[str, float] = {
+    "go": 0.14, "still": 0.06, "stop": 0.09, "start": 0.09, "pause": 0.05, "speedup": 0.06, "slowdown": 0.06,
+    "back": 0.08, "corner": 0.10, "circle": 0.09, "grow": 0.05, "shrink": 0.05, "swell": 0.04, "dip": 0.04,
+    "enter": 0.06, "leave": 0.05,
+}  # fmt: skip
+"""Behaviour -> how often it is drawn, relative to the others."""
+
+MIRRORS = {
+    "stop": "start", "start": "stop", "speedup": "slowdown", "slowdown": "speedup", "back": "back", "corner": "corner",
+    "circle": "circle", "grow": "shrink", "shrink": "grow", "swell": "dip", "dip": "swell",
+}  # fmt: skip
+"""Behaviour -> the one that does the same things in the other order: what no single frame and no average can tell."""
 
 Paths = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Path:
-    """The centre of one object: position (T, 2) x y in world pixels, scale (T,) relative to its radius."""
+    """The centre of one object: position (T, 2) x y in world pixels, scale (T,) relative to its radius.
+
+    legs: the directions it goes in, one after the other (a circle: its sense); change: the frame of its event, or -1.
+    """
 
     behaviour: str
-    direction: str
+    legs: tuple[str, ...]
     position: Paths
     scale: Paths
+    change: int = -1
+
+    def mirrored(self) -> tuple[str, tuple[str, ...]] | None:
+        """Behaviour and legs of the path that does the same in the other order; None where there is none."""
+        behaviour = MIRRORS.get(self.behaviour)
+        if behaviour is None:
+            return None
+        if behaviour == "circle":
+            return behaviour, ("anticlockwise" if self.legs == ("clockwise",) else "clockwise",)
+        return behaviour, self.legs[::-1]
 
 
 def _pick(rng: np.random.Generator, low: float, high: float) -> float:
@@ -70,29 +94,36 @@ def _ramp(frames: int, start: float, stop: float) -> Paths:
     return np.clip((u - start) / (stop - start), 0, 1)
 
 
-def _two_legs(rng: np.random.Generator, behaviour: str, direction: str, radius: float, frames: int) -> Paths:
-    """(T, 2) for stop, start, back and corner: the change falls between 40% and 60% of the video."""
-    change = rng.uniform(0.4, 0.6)
-    axis = np.array(DIRECTIONS[direction])
+def _legs(rng: np.random.Generator, behaviour: str, legs: tuple[str, ...], radius: float, frames: int, change: float) -> Paths:
+    """(T, 2) for a path of one or two straight legs with an event after the share `change` of the video."""
+    axis = np.array(DIRECTIONS[legs[0]])
     first, second = _ramp(frames, 0, change)[:, None], _ramp(frames, change, 1)[:, None]
-    if behaviour == "stop":
-        return _along(rng, radius, first * axis * _distance(rng, direction, radius, frames, change))
-    if behaviour == "start":
-        return _along(rng, radius, second * axis * _distance(rng, direction, radius, frames, 1 - change))
-    there = min(_distance(rng, direction, radius, frames, 0.5), 64)
+    if behaviour == "corner":
+        lengths = [rng.uniform(40, 64) if leg in ("left", "right") else rng.uniform(36, 48) for leg in legs]
+        across = np.array(DIRECTIONS[legs[1]])
+        return _along(rng, radius, first * axis * lengths[0] + second * across * lengths[1])
     if behaviour == "back":
-        return _along(rng, radius, (first - second) * axis * there)
-    across = axis[::-1] * rng.choice([-1, 1])
-    return _along(rng, radius, first * axis * there + second * across * rng.uniform(36, 48))
+        return _along(rng, radius, (first - second) * axis * min(_distance(rng, legs[0], radius, frames, 0.5), 64))
+    if behaviour == "stop":
+        return _along(rng, radius, first * axis * _distance(rng, legs[0], radius, frames, change))
+    if behaviour == "start":
+        return _along(rng, radius, second * axis * _distance(rng, legs[0], radius, frames, 1 - change))
+    far = max(_distance(rng, legs[0], radius, frames, 1), 58.0)
+    if behaviour == "pause":
+        return _along(rng, radius, (_ramp(frames, 0, change - 0.16) + _ramp(frames, change + 0.16, 1))[:, None] * axis * far / 2)
+    slow, fast = (first, second) if behaviour == "speedup" else (second, first)
+    # three times as fast in one part as in the other
+    share = change if behaviour == "speedup" else 1 - change
+    slow_far = far * share / (share + 3 * (1 - share))
+    return _along(rng, radius, axis * (slow * slow_far + fast * (far - slow_far)))
 
 
-def _circle(rng: np.random.Generator, radius: float, frames: int) -> tuple[str, Paths]:
+def _circle(rng: np.random.Generator, radius: float, frames: int, sense: str) -> Paths:
     """One whole turn, so that start and end agree. On a screen, where y points down, growing angles go clockwise."""
     reach = rng.uniform(17, 21) if radius < 12 else rng.uniform(16, 18)
-    sign = int(rng.choice([-1, 1]))
+    sign = 1 if sense == "clockwise" else -1
     angle = rng.uniform(0, 2 * np.pi) + sign * np.linspace(0, 2 * np.pi, frames)
-    steps = reach * np.stack([np.cos(angle), np.sin(angle)], 1)
-    return ("clockwise" if sign > 0 else "anticlockwise"), _along(rng, radius, steps)
+    return _along(rng, radius, reach * np.stack([np.cos(angle), np.sin(angle)], 1))
 
 
 def _outside(rng: np.random.Generator, behaviour: str, direction: str, radius: float, frames: int) -> Paths:
@@ -114,32 +145,47 @@ def _outside(rng: np.random.Generator, behaviour: str, direction: str, radius: f
     return path + np.abs(axis) * edge + axis * speed * steps[:, None]
 
 
-def sample_path(rng: np.random.Generator, behaviour: str, radius: float, frames: int, direction: str = "") -> Path:
-    """A path of `behaviour` for an object of `radius` pixels; `direction` is drawn (two thirds level) when not given."""
-    if direction not in DIRECTIONS:
-        direction = str(rng.choice(["left", "right", "up", "down"], p=[0.34, 0.34, 0.16, 0.16]))
+def sample_legs(rng: np.random.Generator, behaviour: str) -> tuple[str, ...]:
+    """Directions (two thirds level) or sense for `behaviour`; a corner goes level and then up or down, or the reverse."""
+    if behaviour == "circle":
+        return (str(rng.choice(["clockwise", "anticlockwise"])),)
+    if behaviour in ("still", "grow", "shrink", "swell", "dip"):
+        return ()
+    if behaviour == "corner":
+        pair = str(rng.choice(["left", "right"])), str(rng.choice(["up", "down"]))
+        return pair if rng.random() < 0.5 else pair[::-1]
+    leg = str(rng.choice(["left", "right", "up", "down"], p=[0.34, 0.34, 0.16, 0.16]))
+    return (leg, OPPOSITE[leg]) if behaviour == "back" else (leg,)
+
+
+def sample_path(
+    rng: np.random.Generator, behaviour: str, radius: float, frames: int, legs: tuple[str, ...] | None = None
+) -> Path:
+    """A path of `behaviour` for an object of `radius` pixels; `legs` are drawn when not given."""
+    legs = sample_legs(rng, behaviour) if legs is None else legs
+    share = rng.uniform(0.35, 0.65)
+    change = round(share * (frames - 1))
     scale = np.ones(frames)
-    zero = np.zeros((frames, 2))
     if behaviour == "go":
-        position = straight(rng, radius, frames, direction)
-    elif behaviour == "circle":
-        direction, position = _circle(rng, radius, frames)
-    elif behaviour in ("enter", "leave"):
-        position = _outside(rng, behaviour, direction, radius, frames)
-    elif behaviour == "grow":
-        scale = np.linspace(1, rng.uniform(1.8, 2.1), frames)
-        position = _along(rng, radius * 2.1, zero)
-    elif behaviour == "shrink":
-        scale = np.linspace(1, rng.uniform(0.45, 0.55), frames)
-        position = _along(rng, radius, zero)
-    elif behaviour == "still":
-        position = _along(rng, radius, zero)
+        return Path(behaviour, legs, straight(rng, radius, frames, legs[0]), scale)
+    if behaviour == "circle":
+        return Path(behaviour, legs, _circle(rng, radius, frames, legs[0]), scale)
+    if behaviour in ("enter", "leave"):
+        return Path(behaviour, legs, _outside(rng, behaviour, legs[0], radius, frames), scale)
+    if legs:
+        return Path(behaviour, legs, _legs(rng, behaviour, legs, radius, frames, share), scale, change)
+    if behaviour in ("grow", "shrink"):
+        last = rng.uniform(1.8, 2.1) if behaviour == "grow" else rng.uniform(0.45, 0.55)
+        scale, change = np.linspace(1, last, frames), -1
+    elif behaviour in ("swell", "dip"):
+        peak = rng.uniform(1.8, 2.1) if behaviour == "swell" else rng.uniform(0.45, 0.55)
+        scale = 1 + (peak - 1) * (_ramp(frames, 0, share) - _ramp(frames, share, 1))
     else:
-        position = _two_legs(rng, behaviour, direction, radius, frames)
-    return Path(behaviour, direction, position, scale)
+        change = -1
+    return Path(behaviour, legs, _along(rng, radius * scale.max(), np.zeros((frames, 2))), scale, change)
 
 
 def follow(leader: Path, gap: float) -> Path:
     """The path of an object that keeps `gap` pixels behind a leader going straight."""
-    back = np.array(DIRECTIONS[leader.direction]) * gap
-    return Path("chase", leader.direction, leader.position - back, leader.scale)
+    back = np.array(DIRECTIONS[leader.legs[0]]) * gap
+    return Path("chase", leader.legs, leader.position - back, leader.scale)

@@ -15,10 +15,10 @@ from rvos_cache.shapes.motion import (
     CAMERA_X,
     CAMERA_Y,
     HEIGHT,
-    WEIGHTS,
     WIDTH,
     Path,
     follow,
+    sample_legs,
     sample_path,
     straight,
 )
@@ -109,10 +109,18 @@ def _free(path: Path, radius: float, placed: list[Thing], post: Post | None, beh
     return not near[0] and not near[-1] and bool(near.mean() <= 0.45)
 
 
-def _place(rng: np.random.Generator, behaviour: str, look: Look, frames: int, placed: list[Thing], post: Post | None) -> bool:
+def _place(
+    rng: np.random.Generator,
+    behaviour: str,
+    legs: tuple[str, ...] | None,
+    look: Look,
+    frames: int,
+    placed: list[Thing],
+    post: Post | None,
+) -> bool:
     """Add one object of `behaviour` to `placed` where there is room for it; False when 40 tries found none."""
     for _ in range(40):
-        path = sample_path(rng, behaviour, RADII[look.size], frames)
+        path = sample_path(rng, behaviour, RADII[look.size], frames, legs)
         if _free(path, RADII[look.size], placed, post, False):
             placed.append(Thing(look, path))
             return True
@@ -123,7 +131,7 @@ def _passer(rng: np.random.Generator, look: Look, frames: int) -> tuple[Thing, P
     """An object that goes level behind a post and is wholly hidden by it for five frames or more."""
     direction = str(rng.choice(["left", "right"]))
     for _ in range(100):
-        path = Path("go", direction, straight(rng, RADII[look.size], frames, direction), np.ones(frames))
+        path = Path("go", (direction,), straight(rng, RADII[look.size], frames, direction), np.ones(frames))
         x = path.position[:, 0]
         width = 2 * RADII[look.size] + 6.5 * abs(x[1] - x[0])
         if np.ptp(x) > width + 2 * RADII[look.size] + 14:
@@ -137,13 +145,27 @@ def _chasers(rng: np.random.Generator, looks: list[Look], frames: int, placed: l
     for _ in range(40):
         gap = reach + rng.uniform(5, 10)
         direction = str(rng.choice(["left", "right"]))
-        leader = sample_path(rng, "go", max(RADII[k.size] for k in looks), frames, direction)
+        leader = sample_path(rng, "go", max(RADII[k.size] for k in looks), frames, (direction,))
         chaser = follow(leader, gap)
         x = chaser.position[:, 0]
         inside = x.min() > RADII[looks[1].size] + CAMERA_X and x.max() < WIDTH - RADII[looks[1].size] - CAMERA_X
         fits = all(_free(p, RADII[k.size], placed, post, False) for p, k in ((leader, looks[0]), (chaser, looks[1])))
         if inside and fits:
             placed += [Thing(looks[0], leader), Thing(looks[1], chaser, len(placed))]
+            return True
+    return False
+
+
+def _crossers(rng: np.random.Generator, looks: list[Look], frames: int, placed: list[Thing], post: Post | None) -> bool:
+    """Add two objects that go level in opposite directions and pass each other; False when there is no room."""
+    for _ in range(60):
+        paths = [sample_path(rng, "go", RADII[k.size], frames, (leg,)) for k, leg in zip(looks, ("left", "right"))]
+        gap = paths[0].position - paths[1].position
+        reach = RADII[looks[0].size] + RADII[looks[1].size]
+        if gap[0, 0] < 22 or gap[-1, 0] > -22 or not 0.5 * reach < abs(gap[0, 1]) < 31:
+            continue
+        if all(_free(path, RADII[look.size], placed, post, False) for path, look in zip(paths, looks)):
+            placed += [Thing(look, path) for path, look in zip(paths, looks)]
             return True
     return False
 
@@ -164,21 +186,32 @@ def _looks(rng: np.random.Generator, count: int) -> list[Look]:
 
 def _sized(look: Look, behaviour: str) -> bool:
     """Growing starts small and shrinking starts big, so that both stay drawable."""
-    return look.size == {"grow": "small", "shrink": "big"}.get(behaviour, look.size)
+    return look.size == {"grow": "small", "swell": "small", "shrink": "big", "dip": "big"}.get(behaviour, look.size)
 
 
-def _behaviour(rng: np.random.Generator, look: Look, placed: list[Thing]) -> str:
-    """A behaviour: of a twin, one that no object of this look has; of others, often one that is already there."""
-    taken = {t.path.behaviour for t in placed if t.look == look}
-    if not taken and placed and rng.random() < 0.35:
-        other = placed[int(rng.integers(len(placed)))].path.behaviour
-        if other in BEHAVIOURS and _sized(look, other):
+def _behaviour(rng: np.random.Generator, look: Look, placed: list[Thing]) -> tuple[str, tuple[str, ...]]:
+    """Behaviour and legs of the next object.
+
+    A twin often does what an object of its look does in the other order, and never the same; any other object often
+    does what another one does already.
+    """
+    twins = [t.path for t in placed if t.look == look]
+    taken = {(t.behaviour, t.legs) for t in twins}
+    if twins and rng.random() < 0.55:
+        other = twins[int(rng.integers(len(twins)))].mirrored()
+        if other is not None and other not in taken and _sized(look, other[0]):
             return other
+    if not twins and placed and rng.random() < 0.35:
+        model = placed[int(rng.integers(len(placed)))].path.behaviour
+        if model in BEHAVIOURS and _sized(look, model):
+            return model, sample_legs(rng, model)
+    names, weights = list(BEHAVIOURS), np.array(list(BEHAVIOURS.values()))
     while True:
-        behaviour = str(rng.choice(BEHAVIOURS, p=WEIGHTS))
-        # Two twins that both go straight differ in direction or speed, which is what many sentences are about.
-        if _sized(look, behaviour) and (behaviour == "go" or behaviour not in taken):
-            return behaviour
+        behaviour = str(rng.choice(names, p=weights / weights.sum()))
+        legs = sample_legs(rng, behaviour)
+        # Two twins that both go straight may differ in speed alone, which is what many sentences are about.
+        if _sized(look, behaviour) and (behaviour == "go" or (behaviour, legs) not in taken):
+            return behaviour, legs
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
@@ -188,16 +221,18 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         looks = _looks(rng, count)
         placed: list[Thing] = []
         post = None
-        if rng.random() < 0.4:
+        plot = rng.random()
+        if plot < 0.42:
             thing, post = _passer(rng, looks[0], frames)
             placed.append(thing)
-        elif rng.random() < 0.3:
+        elif plot < 0.74:
             partner = int(rng.integers(1, count))
-            if _chasers(rng, [looks[0], looks[partner]], frames, placed, post):
+            meet = _chasers if plot < 0.59 else _crossers
+            if meet(rng, [looks[0], looks[partner]], frames, placed, post):
                 looks = [looks[0], looks[partner]] + [k for i, k in enumerate(looks) if i not in (0, partner)]
         for look in looks[len(placed) :]:
-            behaviour = _behaviour(rng, look, placed)
-            if not _place(rng, behaviour, look, frames, placed, post):
+            behaviour, legs = _behaviour(rng, look, placed)
+            if not _place(rng, behaviour, legs, look, frames, placed, post):
                 break
         if len(placed) < count:
             continue
