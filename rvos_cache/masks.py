@@ -180,8 +180,13 @@ class RleMasks:
 
     def select(self, indices: Iterable[int]) -> RleMasks:
         """The masks `indices`, in that order, as RleMasks (K', T)."""
-        rows = [[self.bytes_at(int(k), t) for t in range(self.shape[1])] for k in indices]
-        return RleMasks.from_bytes(rows, self.shape[1], self.size)
+        t = self.shape[1]
+        # A mask's frames lie side by side, so this is one slice per mask. Indexing the range refuses masks beyond the last.
+        bounds = [self.offsets[k * t : (k + 1) * t + 1] for k in (range(self.shape[0])[int(i)] for i in indices)]
+        offsets = np.zeros(len(bounds) * t + 1, np.int64)
+        np.cumsum(np.concatenate([offsets[:0], *map(np.diff, bounds)]), out=offsets[1:])
+        rle = np.concatenate([self.rle[:0], *(self.rle[b[0] : b[-1]] for b in bounds)])
+        return RleMasks(rle, offsets, (len(bounds), t), self.size)
 
     def frames(self, start: int, stop: int) -> RleMasks:
         """The frames start <= t < stop of every mask, as RleMasks (K, stop - start)."""

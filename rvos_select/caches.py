@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -103,9 +103,19 @@ class TrackSource:
         """(N, T)."""
         return np.concatenate([cache.presence(video_id) for cache in self._held(video_id)])
 
-    def masks(self, video_id: str) -> RleMasks:
-        """(N, T)."""
-        return RleMasks.concatenate([cache.masks(video_id) for cache in self._held(video_id)])
+    def masks(self, video_id: str, tracks: Iterable[int] | None = None) -> RleMasks:
+        """(N, T), or the masks of the given tracks alone, in that order. Raises IndexError for a track beyond the last."""
+        caches = self._held(video_id)
+        if tracks is None or len(caches) == 1:
+            held = [cache.masks(video_id, tracks) for cache in caches]
+            return held[0] if len(held) == 1 else RleMasks.concatenate(held)
+        ends = np.cumsum([cache.info(video_id).tracks for cache in caches])
+        wanted = [range(ends[-1])[int(k)] for k in tracks]
+        owners = np.searchsorted(ends, wanted, side="right")
+        # A cache none of whose tracks is wanted is not read, but for the frames and size of a selection of nothing.
+        masks = {o: caches[o].masks(video_id) for o in {0, *map(int, owners)}}
+        parts = [masks[o].select([k - ends[o] + masks[o].shape[0]]) for k, o in zip(wanted, map(int, owners))]
+        return RleMasks.concatenate([masks[0].select(()), *parts])
 
     def overlap(self, video_id: str) -> Overlap:
         """Counts of all tracks. Raises InputError when the split hides its answers."""

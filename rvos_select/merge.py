@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +42,32 @@ def merge_masks(selection: Selection, masks: RleMasks, threshold: float | None =
     Raises InputError when the selection is of another number of tracks.
     """
     source = masks if selection.masks is None else selection.masks
-    if len(selection.scores) != source.shape[0]:
+    _check_width(selection, source.shape[0])
+    return source.union(chosen(selection, threshold, top1))
+
+
+def _check_width(selection: Selection, tracks: int) -> None:
+    if len(selection.scores) != tracks:
         raise InputError(
             f"the selection of expression {selection.expression_id} scores {len(selection.scores)} tracks, the caches hold "
-            f"{source.shape[0]}; give --cache as predict was given it"
+            f"{tracks}; give --cache as predict was given it"
         )
-    return source.union(chosen(selection, threshold, top1))
+
+
+def _merged(
+    todo: Sequence[Selection], source: TrackSource, video_id: str, threshold: float, top1: bool
+) -> Iterator[tuple[Selection, RleMasks]]:
+    """Each selection with its OR, as merge_masks makes it; the masks of tracks that none of them chose are not kept."""
+    tracks, picks = source.info(video_id).tracks, [chosen(s, threshold, top1) for s in todo]
+    for selection in todo:
+        _check_width(selection, tracks if selection.masks is None else selection.masks.shape[0])
+    wanted = np.unique(np.concatenate([np.zeros(0, np.intp), *(p for s, p in zip(todo, picks) if s.masks is None)]))
+    masks = source.masks(video_id, wanted.tolist()) if any(s.masks is None for s in todo) else None
+    for selection, picked in zip(todo, picks):
+        if selection.masks is not None:
+            yield selection, selection.masks.union(picked)
+        elif masks is not None:
+            yield selection, masks.union(np.searchsorted(wanted, picked))
 
 
 def default_threshold(selections: SelectionCache) -> float:
@@ -78,10 +98,7 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float 
         for video_id in said.video_ids():
             check_pair(said, source, video_id)
             todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
-            masks = source.masks(video_id) if todo else None
-            for selection in todo:
-                assert masks is not None
-                merged = merge_masks(selection, masks, limit, top1)
+            for selection, merged in _merged(todo, source, video_id, limit, top1):
                 _write(merged, said.info(video_id).frame_names, out / video_id / selection.expression_id)
     except OSError as error:
         raise InputError(f"{error.filename or out}: the masks cannot be written ({error.strerror}); free or change it") from error

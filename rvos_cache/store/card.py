@@ -65,7 +65,7 @@ class Card(Settings):
         return held.get(key) if key else held
 
 
-def digest(raw: bytes) -> str:
+def digest(raw: bytes | memoryview) -> str:
     """128 bits of BLAKE2b, as hex."""
     return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
