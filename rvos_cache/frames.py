@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.errors import InputError
-from rvos_cache.types import Video
+from rvos_cache.types import FORBIDDEN, Video
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -43,57 +45,117 @@ def image_size(path: Path) -> tuple[int, int]:
         raise InputError(f"{path}: not an image ({error}); copy it again from the dataset's archive") from error
 
 
-def frame_path(folder: Path, name: str) -> Path:
-    """The file of frame `name`, whatever its suffix; the JPEG's path when there is none, for the message."""
-    for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
-        path = folder / (name + suffix)
-        if path.exists():
-            return path
-    return folder / (name + SUFFIXES[0])
+def frame_files(folder: Path) -> dict[str, list[Path]]:
+    """Stem -> the images of that stem, in natural order of the stems ("2" before "10"). Raises InputError: no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no folder of frames; copy it from the dataset's archive")
+    found: dict[str, list[Path]] = {}
+    # What a desktop hides beside the images ("._00000.jpg") is none of them.
+    shown = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    for path in sorted(shown, key=lambda p: (_natural(p.stem), p.name)):
+        found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _natural(stem: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", stem) if part]
 
 
 def folder_video(folder: Path, video_id: str, frame_names: Sequence[str] | None = None) -> Video:
-    """A folder of frames as a Video; frame_names: stems in order (default: all images by name). Raises InputError."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no folder of frames for video {video_id}; copy it from the dataset's archive")
-    names = (
-        list(frame_names) if frame_names is not None else sorted(p.stem for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    )
+    """A folder of frames as a Video; frame_names: stems in order (default: all images in natural order).
+
+    Raises InputError when the first frame is missing or no image, or when two files could be the same frame.
+    """
+    files = frame_files(folder)
+    names = list(files) if frame_names is None else list(frame_names)
     if not names:
         raise InputError(f"{folder}: no frames ({', '.join(SUFFIXES)}) in this folder; give a folder of frames or an mp4")
-    paths = [frame_path(folder, name) for name in names]
-    return Video(video_id, tuple(names), image_size(paths[0]), lambda t: read_image(paths[t]))
+    paths = [files.get(name, [folder / (name + SUFFIXES[0])]) for name in names]
+    twice = next((held for held in paths if len(held) > 1), None)
+    if twice is not None:
+        raise InputError(f"{folder}: frame {twice[0].stem} stands twice, as {' and '.join(p.name for p in twice)}; keep one")
+    return Video(video_id, tuple(names), image_size(paths[0][0]), lambda t: read_image(paths[t][0]))
 
 
-def file_video(path: Path, video_id: str) -> Video:
-    """A video file as a Video; its frames are decoded once and held. Raises InputError when it cannot be decoded."""
-    import av
+class _Film:
+    """The frames of a video file, decoded in order as they are asked for; the latest of them stay in memory.
 
-    try:
-        with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not found; give an mp4 or a folder of frames") from error
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise InputError(f"{path}: cannot be decoded as a video ({error}); give an mp4 or a folder of frames") from error
-    if not frames:
-        raise InputError(f"{path}: holds no frames; give an mp4 or a folder of frames")
-    return Video(video_id, tuple(f"{t:05d}" for t in range(len(frames))), frames[0].shape[:2], lambda t: frames[t])
+    A frame behind the ones that are held is decoded again from the start: codecs seek to nearby frames, not to exact ones.
+    """
+
+    def __init__(self, path: Path, kept: int) -> None:
+        self.path, self.kept, self.bytes = path, kept, 0
+        self.held: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self.coming: Iterator[NDArray[np.uint8]] = self._decode()
+        self.at = 0
+        while self._next() is not None:
+            pass
+        self.count = self.at
+        if not self.count:
+            raise InputError(f"{path}: holds no frames; give an mp4 or a folder of frames")
+
+    def read(self, t: int) -> NDArray[np.uint8]:
+        """Frame t, (H, W, 3) uint8 RGB. Raises InputError."""
+        if t in self.held:
+            return self.held[t]
+        if t < self.at:
+            self.coming, self.at = self._decode(), 0
+        while self.at <= t:
+            if self._next() is None:
+                raise InputError(f"{self.path}: ends at frame {self.at}, it had {self.count}; leave it alone while it is read")
+        return self.held[t]
+
+    def _next(self) -> NDArray[np.uint8] | None:
+        frame = next(self.coming, None)
+        if frame is None:
+            return None
+        if self.at not in self.held:
+            self.held[self.at] = frame
+            self.bytes += frame.nbytes
+        self.held.move_to_end(self.at)
+        while self.bytes > self.kept and len(self.held) > 1:
+            self.bytes -= self.held.popitem(last=False)[1].nbytes
+        self.at += 1
+        return frame
+
+    def _decode(self) -> Iterator[NDArray[np.uint8]]:
+        import av
+
+        try:
+            with av.open(str(self.path)) as container:
+                for frame in container.decode(video=0):
+                    yield frame.to_ndarray(format="rgb24")
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path}: not found; give an mp4 or a folder of frames") from error
+        except (av.FFmpegError, IndexError, OSError) as error:
+            raise InputError(f"{self.path}: cannot be decoded as a video ({error}); give an mp4 or a folder of frames") from error
+
+
+def file_video(path: Path, video_id: str, kept: int = 256 << 20) -> Video:
+    """A video file as a Video; at most `kept` bytes of its frames stay in memory. Raises InputError: cannot be decoded."""
+    film = _Film(path, kept)
+    return Video(video_id, tuple(f"{t:05d}" for t in range(film.count)), film.read(0).shape[:2], film.read)
 
 
 def open_video(path: Path) -> Video:
-    """An mp4 or a folder of frames; the id is its stem. Raises InputError."""
+    """An mp4 or a folder of frames; the id is the name of the folder, or of the file without its suffix. Raises InputError."""
     if not path.exists():
         raise InputError(f"{path}: not found; give an mp4 or a folder of frames")
-    video_id = path.resolve().stem.lstrip(".") or "video"
+    whole = path.resolve()
+    name = whole.name if path.is_dir() else whole.stem
+    # The id names folders of masks: what a file system or a zip elsewhere refuses is replaced.
+    video_id = re.sub(FORBIDDEN, "_", name.lstrip("."))[:35] or "video"
     return folder_video(path, video_id) if path.is_dir() else file_video(path, video_id)
 
 
 def write_mask_png(path: Path, mask: NDArray[np.bool_]) -> None:
     """A mask (H, W) as an 8-bit PNG of 0 and 255, whole or not there."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(mask.astype(np.uint8) * 255).save(aside, format="PNG", compress_level=1)
-    os.replace(aside, path)
+    try:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(aside, format="PNG", compress_level=1)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_mask_png(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -118,13 +180,14 @@ def read_mask_png(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 class VideoWriter:
-    """An mp4 (H.264) written frame by frame; use it in a `with`. size: (H, W); fps: frames per second."""
+    """An mp4 (H.264) written frame by frame, whole or not there; use it in a `with`. size: (H, W); fps: frames per second."""
 
     def __init__(self, path: Path, fps: int, size: tuple[int, int]) -> None:
         import av
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.container: Any = av.open(str(path), "w")
+        self.path, self.aside = path, path.with_name(f".{os.getpid()}.{path.name}")
+        self.container: Any = av.open(str(self.aside), "w", format="mp4")
         self.stream = self.container.add_stream("libx264", rate=fps)
         # H.264 with 4:2:0 colour wants even sides: an odd last row or column is repeated.
         self.pad = (size[0] % 2, size[1] % 2)
@@ -132,7 +195,7 @@ class VideoWriter:
         self.stream.pix_fmt, self.stream.options = "yuv420p", {"crf": "18"}
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        """Add a frame (H, W, 3) uint8 RGB."""
+        """Add a frame (H, W, 3) uint8 RGB. Raises OSError when the disk refuses."""
         import av
 
         whole = np.pad(frame, ((0, self.pad[0]), (0, self.pad[1]), (0, 0)), mode="edge")
@@ -142,6 +205,11 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.container.mux(self.stream.encode())
-        self.container.close()
+        try:
+            if kind is None:
+                self.container.mux(self.stream.encode())
+            self.container.close()
+            if kind is None:
+                os.replace(self.aside, self.path)
+        finally:
+            self.aside.unlink(missing_ok=True)

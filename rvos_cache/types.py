@@ -6,6 +6,7 @@ channels, D word channels, Q a selector's own queries.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,13 +20,22 @@ from rvos_cache.masks import RleMasks
 VIDEO = -1
 """`TrackSet.prompt` of a track that no expression asked for: a candidate of every expression."""
 
+FORBIDDEN = r'[/\\\x00-\x1f:*?"<>|]'
+"""What no id may hold: ids name folders here, in zips, and on file systems elsewhere."""
+
 
 def check_id(identifier: str, where: str) -> str:
     """`identifier` when it can name a folder; InputError when it is empty, hidden or would leave its parent."""
-    bad = not isinstance(identifier, str) or not identifier or identifier.startswith(".") or len(identifier) > 200
-    if bad or any(c in identifier for c in '/\\\0:*?"<>|\n\r\t'):
+    bad = not isinstance(identifier, str) or not identifier or identifier.startswith(".") or not _writable(identifier)
+    # 140 bytes: the store adds host, process and a number to it, and 255 is what file systems take.
+    if bad or re.search(FORBIDDEN, identifier) or len(identifier.encode()) > 140:
         raise InputError(f"{where}: the id {identifier!r} cannot name a folder; rename it (no '/', '..', leading '.')")
     return identifier
+
+
+def _writable(text: str) -> bool:
+    # JSON can hold half of a surrogate pair, which no file and no tokenizer takes.
+    return not re.search(r"[\ud800-\udfff]", text)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,10 @@ class Expression:
         if not self.text.strip():
             raise InputError(
                 f"video {self.video_id}, expression {self.expression_id}: the text is empty; write the sentence or remove it"
+            )
+        if not _writable(self.text):
+            raise InputError(
+                f"video {self.video_id}, expression {self.expression_id}: the text holds half a character; write it again"
             )
 
     @property

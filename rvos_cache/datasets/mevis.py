@@ -7,7 +7,7 @@ mask_dict.json: {anno_id: [COCO RLE or null per frame of its video]}. The split 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import folder_video, frame_path, read_image
+from rvos_cache.frames import folder_video, frame_files, read_image
 from rvos_cache.masks import RleMasks, from_coco
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 SPLITS = ("train", "valid_u", "valid")
 OPEN = ("train", "valid_u")
 EXPRESSIONS, MASKS, FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
+MASK_FAULTS = 20
+"""Faults of masks that `check` names per video; the others are counted."""
 
 
 class Mevis:
@@ -61,37 +63,50 @@ class Mevis:
 
     def video(self, video_id: str) -> Video:
         """Raises InputError when it is not listed, its id cannot name a folder, or its frames are missing."""
-        entry = self._entry(video_id)
-        names = entry.get("frames")
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise InputError(f'{self.file}, video {video_id}: "frames" must be a list of names; copy the file again')
+        return folder_video(self.folder / FRAMES / video_id, video_id, self._frame_names(video_id))
+
+    def _frame_names(self, video_id: str) -> list[str]:
+        where = f"{self.file}, video {video_id}"
+        names = self._entry(video_id).get("frames")
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+            raise InputError(f'{where}: "frames" must be a list of one name or more; copy the file again')
         for name in names:
-            check_id(name, f"{self.file}, video {video_id}, frame")
-        return folder_video(self.folder / FRAMES / video_id, video_id, names)
+            check_id(name, f"{where}, frame")
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{where}: frame {twice} is listed twice; name each frame once")
+        return names
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """In file order. Raises InputError for an empty text, a bad id, or an id that is not annotated."""
-        where = f"{self.file}, video {video_id}"
+        return tuple(self._expression(video_id, key, self.has_answers) for key in self.expression_ids(video_id))
+
+    def expression_ids(self, video_id: str) -> tuple[str, ...]:
+        """The ids in file order, also those of expressions that cannot be read. Raises InputError."""
         listed = self._entry(video_id).get("expressions")
         if not isinstance(listed, dict):
-            raise InputError(f'{where}: "expressions" must be an object of id: {{"exp": ...}}; copy the file again')
-        return tuple(self._expression(video_id, key, entry, where) for key, entry in listed.items())
+            raise InputError(
+                f'{self.file}, video {video_id}: "expressions" must be an object of id: {{"exp": ...}}; copy the file again'
+            )
+        return tuple(listed)
 
-    def _expression(self, video_id: str, key: str, entry: Any, where: str) -> Expression:
+    def _expression(self, video_id: str, key: str, answers: bool) -> Expression:
+        where, entry = f"{self.file}, video {video_id}, expression {key}", self._entry(video_id)["expressions"][key]
         if not isinstance(entry, dict) or not isinstance(entry.get("exp"), str):
-            raise InputError(f'{where}, expression {key}: wanted {{"exp": text}}; copy the file again')
-        if not entry["exp"].strip():
-            raise InputError(f"{where}, expression {key}: the text is empty; write the sentence or remove the expression")
+            raise InputError(f'{where}: wanted {{"exp": text}}; copy the file again')
         targets = None
-        if self.has_answers:
+        if answers:
             ids = entry.get("anno_id")
             if not isinstance(ids, list):
-                raise InputError(f'{where}, expression {key}: "anno_id" must be a list of ids; copy the file again')
+                raise InputError(f'{where}: "anno_id" must be a list of ids; copy the file again')
             targets = tuple(dict.fromkeys(str(i) for i in ids))
             lost = [i for i in targets if i not in self.masks]
             if lost:
-                raise InputError(f"{where}, expression {key}: object {lost[0]} is not in {self.folder / MASKS}; copy both again")
-        return Expression(video_id, key, entry["exp"], targets)
+                raise InputError(f"{where}: object {lost[0]} is not in {self.folder / MASKS}; copy both again")
+        try:
+            return Expression(video_id, key, entry["exp"], targets)
+        except InputError as error:
+            raise InputError(f"{self.file}, {error}") from error
 
     def ground_truth(self, video_id: str) -> GroundTruth | None:
         """The objects that the video's expressions name, by anno_id. None when the split has no masks. Raises InputError."""
@@ -102,13 +117,18 @@ class Mevis:
         ids = tuple(dict.fromkeys(named))
         rows = []
         for object_id in ids:
-            where = f"{self.folder / MASKS}, object {object_id} of video {video_id}"
-            listed = self.masks[object_id]
-            if not isinstance(listed, list) or len(listed) != len(video):
-                found = len(listed) if isinstance(listed, list) else type(listed).__name__
-                raise InputError(f"{where}: {found} masks for {len(video)} frames; copy the file again")
+            listed, where = self._listed(object_id, video_id, len(video))
             rows.append([from_coco(rle, video.size, f"{where}, frame {n}") for rle, n in zip(listed, video.frame_names)])
         return GroundTruth(ids, RleMasks.from_bytes(rows, len(video), video.size), np.ones(len(video), bool))
+
+    def _listed(self, object_id: str, video_id: str, frames: int) -> tuple[list[Any], str]:
+        """The masks of an object, one per frame, and how messages call it. Raises InputError for another number of them."""
+        where = f"{self.folder / MASKS}, object {object_id} of video {video_id}"
+        listed = self.masks[object_id]
+        if not isinstance(listed, list) or len(listed) != frames:
+            found = len(listed) if isinstance(listed, list) else type(listed).__name__
+            raise InputError(f"{where}: {found} masks for {frames} frames; copy the file again")
+        return listed, where
 
     def kind(self, video_id: str, expression_id: str) -> str | None:
         """What the file says the sentence needs ("motion", "static", ...), where it says so."""
@@ -117,49 +137,69 @@ class Mevis:
 
     def check(self) -> Iterator[str]:
         """Every fault, one line each."""
-        if self.has_answers:
+        answers = self.has_answers
+        if answers:
             try:
                 _ = self.masks
             except InputError as error:
                 yield str(error)
-                return
+                answers = False
         for file, key in [(self.file, key) for key in self.repeated] + [
             (self.folder / MASKS, key) for key in self.repeated_masks
         ]:
             yield f"{file}: the key {key!r} stands twice in one object; the first is lost: give them different ids"
         for video_id in self.videos:
-            yield from self._check_video(video_id)
+            yield from self._check_video(video_id, answers)
 
-    def _check_video(self, video_id: str) -> Iterator[str]:
+    def _check_video(self, video_id: str, answers: bool) -> Iterator[str]:
         try:
-            video = self.video(video_id)
+            self._entry(video_id)
         except InputError as error:
             yield str(error)
             return
-        folder = self.folder / FRAMES / video_id
-        for t, name in enumerate(video.frame_names):
-            try:
-                frame = read_image(frame_path(folder, name))
-                if frame.shape[:2] != video.size:
-                    yield f"{frame_path(folder, name)}: {frame.shape[:2]} pixels, the first frame has {video.size}"
-            except InputError as error:
-                yield str(error)
-                if t == 0:
-                    return
-        listed = self._entry(video_id).get("expressions")
-        faults = 0
-        for key, entry in listed.items() if isinstance(listed, dict) else ():
-            try:
-                self._expression(video_id, key, entry, f"{self.file}, video {video_id}")
-            except InputError as error:
-                faults += 1
-                yield str(error)
-        if faults:
-            return
+        named = yield from self._check_expressions(video_id, answers)
         try:
-            self.ground_truth(video_id) if self.has_answers else self.expressions(video_id)
+            names = self._frame_names(video_id)
+            files = frame_files(self.folder / FRAMES / video_id)
         except InputError as error:
             yield str(error)
+            return
+        size = yield from _check_frames(self.folder / FRAMES / video_id, names, files)
+        if size is not None:
+            faults = [fault for name in named for fault in self._mask_faults(name, video_id, names, size)]
+            yield from faults[:MASK_FAULTS]
+            if len(faults) > MASK_FAULTS:
+                yield f"{self.folder / MASKS}, video {video_id}: {len(faults) - MASK_FAULTS} more faults of masks"
+
+    def _check_expressions(self, video_id: str, answers: bool) -> Generator[str, None, list[str]]:
+        """Faults of a video's expressions; returns the objects that they name, faulty expressions too."""
+        named: dict[str, None] = {}
+        try:
+            keys = self.expression_ids(video_id)
+        except InputError as error:
+            yield str(error)
+            keys = ()
+        for key in keys:
+            try:
+                self._expression(video_id, key, answers)
+            except InputError as error:
+                yield str(error)
+            entry = self._entry(video_id)["expressions"][key]
+            ids = entry.get("anno_id") if answers and isinstance(entry, dict) else None
+            named |= dict.fromkeys(str(i) for i in ids if str(i) in self.masks) if isinstance(ids, list) else {}
+        return list(named)
+
+    def _mask_faults(self, object_id: str, video_id: str, names: list[str], size: tuple[int, int]) -> Iterator[str]:
+        try:
+            listed, where = self._listed(object_id, video_id, len(names))
+        except InputError as error:
+            yield str(error)
+            return
+        for rle, name in zip(listed, names):
+            try:
+                from_coco(rle, size, f"{where}, frame {name}")
+            except InputError as error:
+                yield str(error)
 
     @cached_property
     def masks(self) -> dict[str, Any]:
@@ -178,6 +218,27 @@ class Mevis:
         return entry
 
 
+def _check_frames(folder: Path, names: list[str], files: dict[str, list[Path]]) -> Generator[str, None, tuple[int, int] | None]:
+    """Faults of a video's frames; returns the size (H, W) of the first that can be read."""
+    size = None
+    for name in names:
+        held = files.get(name, [folder / f"{name}.jpg"])
+        if len(held) > 1:
+            yield f"{folder}: frame {name} stands twice, as {' and '.join(p.name for p in held)}; keep one"
+        try:
+            found = read_image(held[0]).shape[:2]
+        except InputError as error:
+            yield str(error)
+            continue
+        size = size or found
+        if found != size:
+            yield f"{held[0]}: {found} pixels (height, width), the first frame has {size}; copy it again from the dataset"
+    unlisted = [path.name for name in files.keys() - set(names) for path in files[name]]
+    if unlisted:
+        yield f"{folder}: no list names {len(unlisted)} of its frames, {min(unlisted)} first; list or remove them"
+    return size
+
+
 def _read_json(path: Path, repeated: list[str]) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -189,6 +250,7 @@ def _read_json(path: Path, repeated: list[str]) -> Any:
     try:
         return json.loads(path.read_text("utf-8"), object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}); copy the file again") from error
-    except (OSError, UnicodeDecodeError) as error:
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise InputError(f"{where}: not JSON ({error.msg}); copy the file again") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); copy the file again") from error

@@ -73,6 +73,11 @@ def meta(root: Path, change: Callable[[Any], object]) -> None:
     edited(root, "meta_expressions.json", lambda content: change(content["videos"]))
 
 
+def copy_frame(root: Path, name: str, to: str) -> None:
+    folder = root / "valid_u/JPEGImages/a"
+    shutil.copy(folder / name, folder / to)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing frame": (lambda r: (r / "valid_u/JPEGImages/a/00001.jpg").unlink(), "a/00001.jpg"),
     "truncated frame": (
@@ -98,7 +103,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "id that leaves the folder": (lambda r: meta(r, lambda v: v.update({"../x": v["a"]})), "'../x'"),
     "frame that leaves the folder": (lambda r: meta(r, lambda v: v["a"].update(frames=["../../b/00000"])), "'../../b/00000'"),
     "masks missing": (lambda r: (r / "valid_u/mask_dict.json").unlink(), "mask_dict.json"),
-    "broken masks": (lambda r: (r / "valid_u/mask_dict.json").write_text('{"7": ['), "mask_dict.json, line 1"),
+    "broken masks": (lambda r: (r / "valid_u/mask_dict.json").write_text('{"7": ['), "mask_dict.json, line 1, column 8"),
+    "too deep": (lambda r: (r / "valid_u/mask_dict.json").write_text("[" * 100_000), "mask_dict.json"),
+    "frame no list names": (lambda r: copy_frame(r, "00000.jpg", "00003.jpg"), "no list names 1 of its frames, 00003.jpg first"),
+    "frame listed twice": (lambda r: meta(r, lambda v: v["a"]["frames"].append("00001")), "frame 00001 is listed twice"),
+    "frame as two files": (lambda r: copy_frame(r, "00001.jpg", "00001.png"), "00001.jpg and 00001.png"),
+    "no list of frames": (lambda r: meta(r, lambda v: v["a"].pop("frames")), '"frames" must be'),
+    "no expressions": (lambda r: meta(r, lambda v: v["a"].pop("expressions")), '"expressions" must be'),
+    "half a character": (lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(exp="a \ud83d")), "half a character"),
 }
 
 
@@ -110,6 +122,32 @@ def test_check_names_the_fault(root: Path, fault: str) -> None:
     assert len(said) >= 1
     assert any(named in line for line in said), said
     assert all("\n" not in line for line in said)
+
+
+def test_check_names_all_faults_of_a_video(root: Path) -> None:
+    """A faulty first frame and a faulty expression hide neither other frames nor masks."""
+    for name in ("00000", "00002"):
+        (root / f"valid_u/JPEGImages/a/{name}.jpg").unlink()
+    meta(root, lambda v: v["a"]["expressions"]["0"].update(exp=""))
+    edited(root, "mask_dict.json", lambda m: [m["7"][t].update(counts="zz") for t in (0, 1)])
+    said = list(Mevis(root, "valid_u").check())
+    wanted = ["expression 0: the text is empty", "a/00000.jpg", "a/00002.jpg", "video a, frame 00000", "video a, frame 00001"]
+    assert len(said) == len(wanted)
+    assert all(part in line for part, line in zip(wanted, said)), said
+
+
+def test_check_counts_mask_faults_past_a_number(root: Path) -> None:
+    (root / "valid_u/JPEGImages/b").rename(root / "spare")
+    folder = root / "valid_u/JPEGImages/b"
+    folder.mkdir()
+    names = [f"{t:05d}" for t in range(23)]
+    for name in names:
+        shutil.copy(root / "spare/00000.jpg", folder / f"{name}.jpg")
+    meta(root, lambda v: v["b"].update(frames=names))
+    edited(root, "mask_dict.json", lambda m: m.update({"8": [{"size": [6, 8], "counts": "zz"}] * 23}))
+    said = list(Mevis(root, "valid_u").check())
+    assert len(said) == 21
+    assert said[-1].endswith("video b: 3 more faults of masks")
 
 
 def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
