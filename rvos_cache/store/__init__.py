@@ -17,11 +17,11 @@ from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.selections import SelectionCache, SelectionInfo, SelectionRecord, write_selections
 from rvos_cache.store.text import TextCache, TextRecord, write_text
 from rvos_cache.store.tracks import TrackCache, TrackInfo, TrackRecord, write_tracks
-from rvos_cache.store.verify import content_digest, open_cache, verify
+from rvos_cache.store.verify import content_digest, leftovers, open_cache, verify
 from rvos_cache.store.writer import CacheWriter
 
 __all__ = [
     "Cache", "CacheWriter", "Card", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache", "TextRecord",
-    "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "open_cache",
+    "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "leftovers", "open_cache",
     "provenance", "read_card", "verify", "write_selections", "write_text", "write_tracks",
 ]  # fmt: skip

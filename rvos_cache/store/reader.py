@@ -60,7 +60,7 @@ class VideoFolder:
         if not path.is_dir():
             raise InputError(f"{path}: this video is not in the cache; run the extraction again to add it")
         self.files: dict[str, str] = unsealed(path / "digests.json", self.remedy)["files"]
-        self._passed: dict[str, int] = {}
+        self._passed: dict[str, tuple[int, bytes]] = {}
         self._layouts: dict[str, Layout] = {}
         self.attributes: dict[str, Any] = self._json("zarr.json")["attributes"]
 
@@ -95,13 +95,14 @@ class VideoFolder:
             raw = np.fromfile(path, np.uint8)
         except OSError as error:
             raise InputError(f"{path}: missing or unreadable ({error.strerror}); {self.remedy}") from error
-        crc = google_crc32c.value(raw)
+        # The last four bytes are kept beside, not summed: over a chunk and its own crc32c the sum is the same for all chunks.
+        mark = google_crc32c.value(raw[:-4]), raw[-4:].tobytes()
         passed = self._passed.get(name)
         if passed is None:
             if digest(raw.data) != self.files.get(name):
                 raise InputError(f"{path}: its bytes do not match their digest; {self.remedy}")
-            self._passed[name] = crc
-        elif crc != passed:
+            self._passed[name] = mark
+        elif mark != passed:
             raise InputError(f"{path}: its bytes changed since it was first read; verify the cache, then start again")
         return raw
 
@@ -129,7 +130,8 @@ class VideoFolder:
                 body = np.frombuffer(Zstd().decode(raw), np.uint8)
             else:
                 body = raw[:-4]
-                if int.from_bytes(raw[-4:].tobytes(), "little") != google_crc32c.value(body):
+                crc, stored = self._passed[file]
+                if crc.to_bytes(4, "little") != stored:
                     raise ValueError("crc32c does not match")
             if len(body) != count * layout.dtype.itemsize:
                 raise ValueError(f"{len(body)} bytes for {layout.dtype} {shape}")
@@ -166,7 +168,11 @@ class Cache:
         if not path.exists():
             return {}
         done, found = set(self.video_ids()), {}
-        for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); remove or repair it") from error
+        for number, line in enumerate(raw.removesuffix(b"\n").split(b"\n"), 1):
             try:
                 entry: dict[str, str] = json.loads(line)
                 claimed = entry.pop("digest")

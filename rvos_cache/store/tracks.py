@@ -2,11 +2,12 @@
 
 Layout of `videos/<video>/` (letters as in rvos_cache.types):
     tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [bytes] · mask_offsets i8 [N*T+1] (track-major, frame-minor)
-    prompt i4 [N] · prompt_frame i4 [N] · prompt_box f4 [N,4] · origin u1 [N] (index into attribute `origins`)
+    prompt i4 [N] · origin u1 [N] (index into attribute `origins`)
     where the split shows its answers: inter i4 [N,A,T] · area i4 [N,T] · gt_area i4 [A,T] · annotated b1 [T] ·
     gt_rle u1 · gt_offsets i8 [A*T+1]
     features/<name> as the tracker declares
-Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, origins.
+Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, origins,
+prompt_frame [N] and prompt_box [N][4] (each number as the shortest text of its float32: read back it is the same).
 """
 
 from __future__ import annotations
@@ -89,8 +90,6 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
         "mask_rle": tracks.masks.rle,
         "mask_offsets": tracks.masks.offsets,
         "prompt": tracks.prompt,
-        "prompt_frame": tracks.prompt_frame,
-        "prompt_box": tracks.prompt_box,
         "origin": np.array([origins.index(o) for o in tracks.origin], np.uint8),
     }
     if truth is not None and overlap is not None:
@@ -106,6 +105,8 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
         "frame_names": list(record.frame_names),
         "tracks": len(tracks.origin),
         "origins": origins,
+        "prompt_frame": tracks.prompt_frame.tolist(),
+        "prompt_box": [[float(str(x)) for x in box] for box in tracks.prompt_box.astype(np.float32)],
         "object_ids": None if truth is None else list(truth.object_ids),
         "expressions": expressions_to_json(record.expressions),
     }
@@ -115,8 +116,9 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
 def _finite(values: NDArray[Any]) -> bool:
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
-    # The exponent bits: NumPy's isfinite on float16 takes as long as all the rest of a read.
-    return not ((values.view(np.uint16) & 0x7C00) == 0x7C00).any()
+    # NumPy's isfinite on float16 takes longer than all the rest of a read. As integers, infinities and NaN are the largest:
+    # from 0x7C00 with a sign bit for a sign, from 0xFC00 with it as a digit.
+    return values.view(np.int16).max(initial=0) < 0x7C00 and values.view(np.uint16).max(initial=0) < 0xFC00
 
 
 class TrackCache(Cache):
@@ -129,6 +131,8 @@ class TrackCache(Cache):
         folder = self.folder(video_id)
         at = folder.attributes
         origins = at["origins"]
+        # The first caches held these two as arrays of their own.
+        frame, box = (at[name] if name in at else folder.array(name) for name in ("prompt_frame", "prompt_box"))
         return TrackInfo(
             video_id=video_id,
             frame_names=tuple(at["frame_names"]),
@@ -138,8 +142,8 @@ class TrackCache(Cache):
             tracks=at["tracks"],
             origin=tuple(origins[i] for i in folder.array("origin")),
             prompt=folder.array("prompt"),
-            prompt_frame=folder.array("prompt_frame"),
-            prompt_box=folder.array("prompt_box"),
+            prompt_frame=np.array(frame, np.int32),
+            prompt_box=np.array(box, np.float32).reshape(-1, 4),
         )
 
     def tokens(self, video_id: str) -> NDArray[Any]:

@@ -14,7 +14,10 @@ from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.selections import SelectionCache
 from rvos_cache.store.text import TextCache
 from rvos_cache.store.tracks import TrackCache
+from rvos_cache.store.writer import left_over, staged
 
+TOP = {"card.json": False, "failures.jsonl": False, "videos": True, ".staging": True}
+"""What lies at the top of a cache, and whether it is a folder."""
 KINDS: dict[str, type[Cache]] = {"tracks": TrackCache, "text": TextCache, "selections": SelectionCache}
 
 
@@ -41,7 +44,10 @@ def content_digest(path: Path) -> str:
 
 
 def verify(path: Path) -> Iterator[str]:
-    """Every fault of a cache, one line each: a changed, missing or foreign file, or arrays that do not fit together."""
+    """Every fault of a cache, one line each: a changed, missing or foreign file or folder, or arrays that do not fit together.
+
+    What a dead process left in `.staging` is no fault: see `leftovers`.
+    """
     path = Path(path)
     try:
         cache = open_cache(path)
@@ -49,6 +55,7 @@ def verify(path: Path) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
+    yield from _strays(path)
     for video_id in cache.video_ids():
         try:
             folder = VideoFolder(path / "videos" / video_id)
@@ -61,9 +68,29 @@ def verify(path: Path) -> Iterator[str]:
             yield from _misfits(cache, video_id)
 
 
+def leftovers(path: Path) -> Iterator[str]:
+    """Notes, one line each: what dead processes left in `.staging`. It is never read, and the next extraction sweeps it."""
+    for entry in _inside(Path(path) / ".staging"):
+        if left_over(entry):
+            yield f"{entry}: left by a process that died; the next extraction into this cache removes it"
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _strays(path: Path) -> Iterator[str]:
+    foreign = [entry for entry in _inside(path) if TOP.get(entry.name) != entry.is_dir()]
+    foreign += [entry for entry in _inside(path / "videos") if not entry.is_dir()]
+    foreign += [entry for entry in _inside(path / ".staging") if not staged(entry.name)]
+    for entry in foreign:
+        yield f"{entry}: does not belong here; move it out of the cache"
+
+
 def _faults(folder: VideoFolder) -> Iterator[str]:
-    present = {str(p.relative_to(folder.path)) for p in folder.path.rglob("*") if p.is_file()}
-    for name in sorted(present - folder.files.keys() - {"digests.json"}):
+    present = {str(p.relative_to(folder.path)) for p in folder.path.rglob("*")}
+    belong = {"digests.json", *folder.files, *(str(parent) for name in folder.files for parent in Path(name).parents)}
+    for name in sorted(present - belong):
         yield f"{folder.path / name}: does not belong here; {folder.remedy}"
     for name in folder.files:
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import time
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from rvos_cache.errors import InputError
 from rvos_cache.store.card import Card, canonical, digest, read_card, sealed, write_durably
 
 HOST = socket.gethostname().replace(".", "-")
+STAGED = re.compile(r"(?:.+\.(?P<host>[^.]*)\.(?P<pid>[0-9]{1,9})|card)\.[0-9a-f]{32}", re.DOTALL)
+"""Work in progress: <video or "card">.<host>.<pid>.<uuid>; the first writers left the host and process out for the card."""
 
 
 class CacheWriter:
@@ -55,7 +59,7 @@ class CacheWriter:
     def _first(self, card: Card) -> None:
         # Two processes may start together: each writes its card aside, and the link that comes first is the card.
         self.staging.mkdir(parents=True, exist_ok=True)
-        aside = self.staging / f"card.{uuid.uuid4().hex}"
+        aside = self.staging / _mine("card")
         write_durably(aside, sealed(card.model_dump()))
         try:
             os.link(aside, self.path / "card.json")
@@ -79,9 +83,11 @@ class CacheWriter:
         """Write one video and make it visible in one step. False: another writer was first, ours is dropped.
 
         arrays: name -> array, or an iterator of frames for arrays stored one chunk per frame ("features/<name>" may also
-        be a (array, True) pair for that). Raises OSError when the disk refuses; nothing is visible then.
+        be a (array, True) pair for that). Raises ValueError for NaN, OSError when the disk refuses; nothing is visible then.
         """
-        folder = self.staging / f"{video_id}.{HOST}.{os.getpid()}.{uuid.uuid4().hex}"
+        # Zarr would write NaN as something that is not JSON.
+        canonical(attributes)
+        folder = self.staging / _mine(video_id)
         try:
             group = zarr.open_group(folder, mode="w-", zarr_format=3)
             # One write of the attributes: each update would rewrite zarr.json.
@@ -120,20 +126,36 @@ class CacheWriter:
             os.close(handle)
 
     def _sweep(self) -> None:
-        """Remove the staging folders of this machine's dead processes; those of other machines after a day."""
-        for folder in self.staging.iterdir():
-            parts = folder.name.rsplit(".", 3)
-            if len(parts) != 4:
+        for entry in self.staging.iterdir():
+            if not left_over(entry):
                 continue
-            try:
-                if parts[1] == HOST:
-                    alive = _alive(int(parts[2]))
-                else:
-                    alive = time.time() - folder.stat().st_mtime < 86_400
-                if not alive:
-                    shutil.rmtree(folder, ignore_errors=True)
-            except (OSError, ValueError):
-                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    entry.unlink()
+
+
+def staged(name: str) -> bool:
+    """Whether `name` is one that a writer gives to its work in progress."""
+    return STAGED.fullmatch(name) is not None
+
+
+def left_over(entry: Path) -> bool:
+    """Whether work in progress is of a dead process of this machine, or of another machine and a day old."""
+    found = STAGED.fullmatch(entry.name)
+    if found is None:
+        return False
+    if found["host"] == HOST:
+        return not _alive(int(found["pid"]))
+    try:
+        return time.time() - entry.stat().st_mtime > 86_400
+    except OSError:
+        return False
+
+
+def _mine(name: str) -> str:
+    return f"{name}.{HOST}.{os.getpid()}.{uuid.uuid4().hex}"
 
 
 def _write_array(group: zarr.Group, name: str, value: Any) -> None:

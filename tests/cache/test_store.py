@@ -1,0 +1,310 @@
+"""The store's records there and back, open handles against changing files, selected tracks, strays and leftovers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.overlap import count_overlap
+from rvos_cache.store import (
+    CacheWriter,
+    Card,
+    SelectionCache,
+    SelectionRecord,
+    TextCache,
+    TextRecord,
+    TrackCache,
+    TrackRecord,
+    content_digest,
+    digest,
+    leftovers,
+    verify,
+    write_selections,
+    write_text,
+    write_tracks,
+)
+from rvos_cache.store.tracks import _finite
+from rvos_cache.store.writer import HOST
+from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
+from rvos_select.caches import TrackSource
+
+SIZE = (6, 7)
+FEATURES = [{"name": "map", "dims": ["T", 3], "dtype": "float32", "by_frame": True}]
+
+
+def writer(path: Path, kind: str = "tracks", **more: object) -> CacheWriter:
+    card = {"channels": 4, "feature_specs": FEATURES if kind == "tracks" else [], **more}
+    return CacheWriter(path, Card(kind=kind, dataset="d", split="s", producer="p", **card))  # type: ignore[arg-type]
+
+
+def masks(count: int, frames: int, seed: int = 0) -> RleMasks:
+    if count == 0:
+        return RleMasks.empty(0, frames, SIZE)
+    return RleMasks.from_dense(np.random.default_rng(seed).random((count, frames, *SIZE)) > 0.5)
+
+
+def record(video: str = "v", n: int = 3, a: int = 2, t: int = 4, hidden: bool = False, seed: int = 0) -> TrackRecord:
+    rng, held = np.random.default_rng(seed), masks(n, t, seed)
+    tracks = TrackSet(
+        tokens=rng.standard_normal((n, t, 4)).astype(np.float16),
+        presence=rng.random((n, t)).astype(np.float16),
+        masks=held,
+        prompt=np.arange(n, dtype=np.int32) - 1,
+        origin=("grid", "box", "gt", "flow")[:n],
+        prompt_frame=np.arange(n, dtype=np.int32),
+        prompt_box=(rng.random((n, 4)) * 1e3).astype(np.float32),
+        features={"map": rng.random((t, 3)).astype(np.float32)},
+    )
+    truth = GroundTruth(tuple(map(str, range(a))), masks(a, t, seed + 1), np.arange(t) % 2 == 0)
+    said = (Expression(video, "0", "ein Hund", None if hidden else ("0",)), Expression(video, "1", "犬", None if hidden else ()))
+    names = tuple(f"{i:05d}" for i in range(t))
+    answers = (None, None) if hidden else (truth, count_overlap(held, truth))
+    return TrackRecord(video, names, SIZE, said, tracks, *answers)
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two records hold the same, arrays by dtype, shape and values."""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
+    if isinstance(a, RleMasks) or not hasattr(a, "__dict__"):
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            return len(a) == len(b) and all(map(same, a, b))
+        if isinstance(a, dict) and isinstance(b, dict):
+            return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return bool(a == b)
+    return type(a) is type(b) and all(same(value, vars(b)[name]) for name, value in vars(a).items())
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TrackCache:
+    write_tracks(writer(tmp_path / "c.zarr"), record())
+    return TrackCache(tmp_path / "c.zarr")
+
+
+@pytest.mark.parametrize(
+    ("n", "a", "t", "hidden"),
+    [(3, 2, 4, False), (0, 2, 4, False), (3, 0, 4, False), (3, 2, 1, False), (0, 0, 1, False), (3, 2, 4, True)],
+)
+def test_tracks_there_and_back(tmp_path: Path, n: int, a: int, t: int, hidden: bool) -> None:
+    path, wrote = tmp_path / "c.zarr", record(n=n, a=a, t=t, hidden=hidden)
+    write_tracks(writer(path), wrote)
+    cache = TrackCache(path)
+    assert list(verify(path)) == [] and same(wrote, cache.read("v")) and same(wrote, cache.read("v"))
+    assert cache.tokens("v").flags.writeable
+    # The files are plain Zarr: the library reads the same values.
+    folder = cache.folder("v")
+    for name in folder.names():
+        stored = zarr.open_array(path / "videos/v" / name, mode="r", zarr_format=3)[...]
+        assert same(np.asarray(stored), np.asarray(folder.array(name))), name
+    assert "features/map" in folder.names()
+    for frames in (slice(0, 1), slice(1, 3), slice(None), slice(2, 2), slice(None, None, 2)):
+        assert same(cache.feature("v", "map", frames), wrote.tracks.features["map"][frames])
+    if hidden:
+        with pytest.raises(InputError, match="hides its answers"):
+            cache.overlap("v")
+
+
+def test_text_there_and_back(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "t.zarr"
+    said = tuple(Expression("v", str(i), "a dog " * (i + 1), None if i else ("0", "1")) for i in range(3))
+    words = tuple(
+        Words(rng.standard_normal((n, 4)).astype(np.float16), rng.integers(0, 9, (n, 2)).astype(np.int32), ("", "NN", "VB")[:n])
+        for n in (1, 3, 2)
+    )
+    into = writer(path, "text")
+    assert write_text(into, TextRecord("v", said, words)) and write_text(into, TextRecord("none", (), ()))
+    assert not write_text(into, TextRecord("v", said, words))
+    cache = TextCache(path)
+    assert cache.expressions("v") == said and same(cache.words("v"), words)
+    assert cache.expressions("none") == () and cache.words("none") == () and list(verify(path)) == []
+    with pytest.raises(ValueError, match="encoded"):
+        TextRecord("v", said, words[:1])
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_selections_there_and_back(tmp_path: Path, drawn: bool) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "s.zarr"
+    said = tuple(
+        Selection(str(e), rng.random(3).astype(np.float32), rng.random(3) > 0.5, masks(3, 4, e) if drawn else None)
+        for e in range(2)
+    )
+    names = ("a", "b", "c", "d")
+    into = writer(path, "selections")
+    write_selections(into, SelectionRecord("v", names, SIZE, said))
+    write_selections(into, SelectionRecord("none", names, SIZE, ()))
+    cache = SelectionCache(path)
+    assert same(cache.selections("v"), said) and cache.selections("none") == ()
+    info = cache.info("v")
+    assert (info.frame_names, info.size, info.expression_ids) == (names, SIZE, ("0", "1")) and list(verify(path)) == []
+
+
+def flip(path: Path, at: int = 5) -> bytes:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :])
+    return raw
+
+
+READS = {
+    "tokens/c/0/0/0": lambda c: c.tokens("v"),
+    "presence/c/0/0": lambda c: c.presence("v"),
+    "mask_rle/c/0": lambda c: c.masks("v", [1]),
+    "mask_offsets/c/0": lambda c: c.masks("v"),
+    "gt_rle/c/0": lambda c: c.ground_truth("v"),
+    "inter/c/0/0/0": lambda c: c.overlap("v"),
+    "features/map/c/2/0": lambda c: c.feature("v", "map", slice(2, 3)),
+}
+
+
+@pytest.mark.parametrize("file", READS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_flipped_or_missing_chunk_is_never_read(cache: TrackCache, file: str, when: str) -> None:
+    """Whether the handle has read the file before or not; and reading goes on when the right bytes are back."""
+    path, read = cache.path / "videos/v" / file, READS[file]
+    if when == "after":
+        read(cache)
+    raw = flip(path)
+    for opened in (cache, TrackCache(cache.path)):
+        with pytest.raises(InputError, match=file):
+            read(opened)
+    path.unlink()
+    for opened in (cache, TrackCache(cache.path)):
+        with pytest.raises(InputError, match="missing or unreadable"):
+            read(opened)
+    assert len(list(verify(cache.path))) == 1
+    path.write_bytes(raw)
+    read(cache)
+
+
+def test_every_bit_of_a_file_counts_under_an_open_handle(cache: TrackCache) -> None:
+    cache.presence("v")
+    path = cache.path / "videos/v/presence/c/0/0"
+    raw = path.read_bytes()
+    for bit in range(8 * len(raw)):
+        torn = bytearray(raw)
+        torn[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(torn)
+        with pytest.raises(InputError, match="changed since"):
+            cache.presence("v")
+
+
+def test_a_video_that_was_made_again_is_not_read_by_an_old_handle(cache: TrackCache, tmp_path: Path) -> None:
+    cache.tokens("v")
+    write_tracks(writer(tmp_path / "other.zarr"), record(seed=9))
+    shutil.rmtree(cache.path / "videos/v")
+    (tmp_path / "other.zarr/videos/v").rename(cache.path / "videos/v")
+    for read in (cache.tokens, cache.presence, cache.masks):
+        with pytest.raises(InputError, match=r"its bytes"):
+            read("v")
+    assert same(TrackCache(cache.path).read("v"), record(seed=9))
+
+
+def test_a_chunk_that_was_never_listed_is_no_zeros(cache: TrackCache) -> None:
+    folder = cache.folder("v")
+    del folder.files["tokens/c/0/0/0"]
+    with pytest.raises(InputError, match="not written"):
+        cache.tokens("v")
+
+
+def test_other_layouts_are_refused(tmp_path: Path) -> None:
+    into = writer(tmp_path / "c.zarr")
+    into.publish("v", {"a": np.zeros((4, 4), np.float32)}, {})
+    held, layout = TrackCache(tmp_path / "c.zarr").folder("v"), tmp_path / "c.zarr/videos/v/a/zarr.json"
+    layout.write_text(layout.read_text().replace("crc32c", "gzip"))
+    held.files["a/zarr.json"] = digest(layout.read_bytes())
+    with pytest.raises(InputError, match="not this format's"):
+        held.array("a")
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 7), max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_selecting_masks_is_what_their_bytes_say(count: int, frames: int, wanted: list[int]) -> None:
+    held, picked = masks(count, frames, count), [k % count for k in wanted]
+    rows = [[held.bytes_at(k, t) for t in range(frames)] for k in picked]
+    assert held.select(picked) == RleMasks.from_bytes(rows, frames, SIZE)
+    with pytest.raises(IndexError):
+        held.select([count])
+
+
+def test_selected_tracks_are_those_of_the_whole(tmp_path: Path) -> None:
+    for name, n, seed in (("a", 3, 0), ("b", 0, 1), ("c", 4, 2)):
+        write_tracks(writer(tmp_path / f"{name}.zarr"), record(n=n, seed=seed))
+    for names in ("a", "b", "ac", "abc", "bac"):
+        source = TrackSource([tmp_path / f"{name}.zarr" for name in names])
+        whole, rng = source.masks("v"), np.random.default_rng(3)
+        for size in range(whole.shape[0] + 1):
+            picked = rng.permutation(whole.shape[0])[:size].tolist()
+            part = source.masks("v", picked)
+            assert part == whole.select(picked) and part.union() == whole.union(picked)
+            assert np.array_equal(part.union().dense()[0], whole.dense()[picked].any(0))
+        with pytest.raises(IndexError):
+            source.masks("v", [whole.shape[0]])
+
+
+def test_nan_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    bad = record()
+    bad.tracks.prompt_box[0, 0] = np.nan
+    with pytest.raises(ValueError, match="JSON"):
+        write_tracks(writer(tmp_path / "c.zarr"), bad)
+    bad.tracks.prompt_box[0, 0] = 0
+    bad.tracks.presence[0, 0] = np.inf
+    with pytest.raises(ValueError, match="'presence' holds NaN"):
+        write_tracks(writer(tmp_path / "c.zarr"), bad)
+    assert TrackCache(tmp_path / "c.zarr").video_ids() == () and list((tmp_path / "c.zarr/.staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [
+    "note.txt", "zarr.json", "extra/", "videos/.DS_Store", "videos/v/extra", "videos/v/empty/", "videos/v/tokens/c/0/0/1",
+    ".staging/what",
+])  # fmt: skip
+def test_strays_are_found(cache: TrackCache, name: str) -> None:
+    stray = cache.path / name
+    if name.endswith("/"):
+        stray.mkdir()
+    else:
+        stray.write_text("x")
+    said = list(verify(cache.path))
+    assert len(said) == 1 and said[0].startswith(f"{stray}: does not belong here"), said
+    assert list(leftovers(cache.path)) == []
+
+
+def dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def test_what_dead_processes_left_is_a_note_and_is_swept(cache: TrackCache) -> None:
+    pid, mine, staging = dead_process(), os.getpid(), cache.path / ".staging"
+    before = content_digest(cache.path)
+    dead = [f"v.1.{HOST}.{pid}.{uuid.uuid4().hex}", f"w.elsewhere.{pid}.{uuid.uuid4().hex}"]
+    alive = [f"v.1.{HOST}.{mine}.{uuid.uuid4().hex}", f"w.elsewhere.{mine}.{uuid.uuid4().hex}"]
+    cards = [f"card.{HOST}.{pid}.{uuid.uuid4().hex}", f"card.{uuid.uuid4().hex}"]
+    for name in dead + alive:
+        (staging / name / "tokens").mkdir(parents=True)
+    for name in cards:
+        (staging / name).write_text("{}")
+    for name in (dead[1], cards[1]):
+        os.utime(staging / name, (0, 0))
+    notes = list(leftovers(cache.path))
+    assert list(verify(cache.path)) == [] and {Path(n.split(": ")[0]).name for n in notes} == {*dead, *cards}
+    writer(cache.path)
+    assert {p.name for p in staging.iterdir()} == set(alive) and list(leftovers(cache.path)) == []
+    assert content_digest(cache.path) == before
+
+
+def test_tokens_are_finite_exactly_when_numpy_says_so() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert [_finite(every[i : i + 1]) for i in range(1 << 16)] == np.isfinite(every).tolist()
+    assert _finite(np.zeros((0, 2, 4), np.float16)) and not _finite(np.array([1, np.nan], np.float32))
