@@ -1,4 +1,4 @@
-"""A track's measurements over its whole life: gaps bridged, background motion taken off, differences over lags."""
+"""A track's measurements over its whole life: gaps bridged, background motion taken off."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 class Life:
     """One track. visible bool (T,); first, last: its first and last visible frames; screen, world (T, 2) x y: centres on
     screen and with the background held still (both equal in frame `first`); box (T, 4); area (T,); shape (T, 14);
-    theta (T,) radians; profile (T, 16); colour (T, 9); histogram (T, 16); flow (T, 6). Working pixels."""
+    profile (T, 16); colour (T, 9); histogram (T, 16); flow (T, 6). Working pixels."""
 
     size: tuple[int, int]
     visible: NDArray[np.bool_]
@@ -29,7 +29,6 @@ class Life:
     box: Array
     area: Array
     shape: Array
-    theta: Array
     profile: Array
     colour: Array
     histogram: Array
@@ -47,11 +46,11 @@ def paths(stats: Sequence[MaskStats | None], motion: Motion) -> Life:
     visible = np.array([s is not None for s in stats], bool)
     shown = [s for s in stats if s is not None]
     if not shown:
-        two, four, clock = np.zeros((t, 2)), np.zeros((t, 4)), np.zeros(t)
+        two, four, one = np.zeros((t, 2)), np.zeros((t, 4)), np.ones(t)
         shape, profile, colour = np.zeros((t, 14)), np.zeros((t, PROFILE)), np.zeros((t, 9))
         bins, flow = np.zeros((t, HUES + GREYS)), np.zeros((t, 6))
         return Life(
-            motion.size, visible, 0, t - 1, two, two, four, clock + 1, shape, clock, profile, colour, bins, flow
+            motion.size, visible, 0, t - 1, two, two, four, one, shape, profile, colour, bins, flow
         )  # fmt: skip
     at = np.nonzero(visible)[0]
     first, last = int(at[0]), int(at[-1])
@@ -66,7 +65,7 @@ def paths(stats: Sequence[MaskStats | None], motion: Motion) -> Life:
     def column(name: str) -> Array:
         return np.stack([np.asarray(getattr(s, name), float) for s in shown])[held]
 
-    parts = [column(name) for name in ("area", "shape", "theta", "profile", "colour", "histogram", "flow")]
+    parts = [column(name) for name in ("area", "shape", "profile", "colour", "histogram", "flow")]
     return Life(motion.size, visible, first, last, screen, world, box, *parts)
 
 
@@ -79,19 +78,9 @@ def steady(screen: Array, motion: Motion, first: int) -> Array:
     return np.asarray(world - world[first] + screen[first], np.float64)
 
 
-def lag(values: Array, k: int, first: int, last: int) -> Array:
-    """Mean change per frame of (T, ...) between t - k//2 and t + ceil(k/2), both cut to [first, last]."""
-    frames = np.arange(len(values))
-    before = np.clip(frames - k // 2, first, last)
-    after = np.clip(frames + (k + 1) // 2, first, last)
-    if k == 1:
-        # The last frame has nothing after it: it takes the step before it.
-        before = np.where((after == before) & (frames == last), np.maximum(last - 1, first), before)
-    span = np.maximum(after - before, 1).reshape(-1, *[1] * (values.ndim - 1))
-    return np.asarray((values[after] - values[before]) / span, np.float64)
-
-
-def unit(v: Array) -> Array:
-    """Directions of (T, 2); their length falls smoothly to 0 below about half a pixel per frame."""
-    speed = np.linalg.norm(v, axis=-1, keepdims=True)
-    return np.asarray(v / np.maximum(speed, 1e-9) * np.tanh((speed / 0.5) ** 2), np.float64)
+def velocity(position: Array, first: int, last: int) -> Array:
+    """Pixels per frame (T, 2): central differences of `position` (T, 2) within [first, last], one-sided at its ends; 0
+    where the track stands still outside."""
+    frames = np.arange(len(position))
+    before, after = np.clip(frames - 1, first, last), np.clip(frames + 1, first, last)
+    return np.asarray((position[after] - position[before]) / np.maximum(after - before, 1)[:, None], np.float64)

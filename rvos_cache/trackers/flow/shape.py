@@ -31,7 +31,6 @@ class MaskStats:
     box: NDArray[np.float64]
     area: float
     shape: NDArray[np.float64]
-    theta: float
     profile: NDArray[np.float64]
     colour: NDArray[np.float64]
     histogram: NDArray[np.float64]
@@ -67,7 +66,7 @@ def measure(mask: NDArray[np.uint8], frame: FramePixels) -> MaskStats | None:
     cx, cy = m["m10"] / area, m["m01"] / area
     view = (slice(y, y + h), slice(x, x + w))
     mean, std = cv2.meanStdDev(frame.lab[view], mask=crop)
-    shape, theta, profile = outline(crop, m, area, cx, cy)
+    shape, profile = outline(crop, m, area, cx, cy)
     inside = crop.astype(bool)
     histogram = np.bincount(frame.palette[view][inside], minlength=HUES + GREYS)[: HUES + GREYS] / area
     return MaskStats(
@@ -75,7 +74,6 @@ def measure(mask: NDArray[np.uint8], frame: FramePixels) -> MaskStats | None:
         np.array([x, y, x + w, y + h], float),
         area,
         shape,
-        theta,
         profile,
         np.concatenate([mean[:, 0], std[:, 0] * 4, contrast(frame.lab, mask, (x, y, w, h), mean[:, 0])]),
         histogram,
@@ -111,8 +109,8 @@ def local_flow(field: NDArray[np.float32], crop: NDArray[np.uint8], cx: float, c
 
 def outline(
     crop: NDArray[np.uint8], m: dict[str, float], area: float, cx: float, cy: float
-) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
-    """Shape (14,), orientation in radians, and radial profile (16,) of a mask cropped to its box.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shape (14,) and radial profile (16,) of a mask cropped to its box.
 
     shape: seven Hu moments as sign * log10 / 10, log aspect of the box, sin and cos of twice the orientation times
     eccentricity, eccentricity, solidity, circularity, share of the box.
@@ -140,4 +138,4 @@ def outline(
     profile[count == 0] = radius.mean()
     profile = profile / (np.sqrt(area / np.pi) + 1e-6) - 1
     values = [np.log(w / h), eccentric * np.sin(2 * theta), eccentric * np.cos(2 * theta), eccentric, solid, circular]
-    return np.array([*hu, *values, area / (w * h)]), float(theta), profile
+    return np.array([*hu, *values, area / (w * h)]), profile

@@ -39,14 +39,16 @@ class FlowTracker:
         h, w = video.size
         small = settings.mode == "small" or (settings.mode == "auto" and h * w <= settings.small_pixels)
         step = 1 if small else flows.work_step(video.size, settings.work_height)
-        motion = flows.measure(video.read, len(video), step)
+        # small frames are read three times: decoded once, they take a few MB
+        read = [video.read(t) for t in range(len(video))].__getitem__ if small else video.read
+        motion = flows.measure(read, len(video), step)
         if small:
-            masks, shown, frames = _small(video, motion, settings)
+            masks, shown, frames = _small(read, len(video), motion, settings)
         else:
             from rvos_cache.trackers.flow.full import full_tracks
 
             masks, shown, frames = full_tracks(video, motion, settings)
-        codes, by_area = tokens.describe(video.read, masks, motion)
+        codes, by_area = tokens.describe(read, masks, motion)
         presence = np.minimum(by_area.astype(np.float32), np.clip(shown, 0.05, 1)).astype(np.float16)
         presence[masks.area() == 0] = 0
         n = masks.shape[0]
@@ -56,10 +58,12 @@ class FlowTracker:
         return TrackSet(codes, presence, masks, prompt, ("flow",) * n, frames, boxes)
 
 
-def _small(video: Video, motion: flows.Motion, settings: FlowSettings) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
+def _small(
+    read: flows.Reader, frames: int, motion: flows.Motion, settings: FlowSettings
+) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
     """Masks (N, T), shares shown (N, T) and prompt frames (N,) of the small mode."""
-    found = SmallVideo(video.read, len(video), motion, settings).run()
+    found = SmallVideo(read, frames, motion, settings).run()
     if not found:
-        return RleMasks.empty(0, len(video), video.size), np.zeros((0, len(video))), np.zeros(0, np.int32)
+        return RleMasks.empty(0, frames, motion.size), np.zeros((0, frames)), np.zeros(0, np.int32)
     masks = RleMasks.from_dense(np.stack([k.masks for k in found]))
     return masks, np.stack([k.shown for k in found]), np.array([k.frame for k in found], np.int32)
