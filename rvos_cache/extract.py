@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rvos_cache.datasets import DATASETS, Dataset, open_dataset
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, naming
 from rvos_cache.overlap import count_overlap
 from rvos_cache.seams import resolve
 from rvos_cache.settings import build
@@ -111,9 +111,8 @@ def extract(
     kind = tracker_class(tracker)
     made = kind(build(kind.Settings, overrides or {}, f"tracker {tracker}"))
     card = tracks_card(source, dataset, tracker, made, kind.Settings, overrides or {})
-    writer = CacheWriter(out, card)
 
-    def one(video_id: str) -> int:
+    def one(writer: CacheWriter, video_id: str) -> int:
         began = time.perf_counter()
         video = source.video(video_id)
         truth = source.ground_truth(video_id) if source.has_answers else None
@@ -121,7 +120,7 @@ def extract(
         write_tracks(writer, record, {"host": socket.gethostname(), "seconds": round(time.perf_counter() - began, 3)})
         return len(video)
 
-    return _run(writer, chosen_videos(source, videos, limit, shard), one, jobs, f"{tracker} {split}")
+    return write_videos(out, card, chosen_videos(source, videos, limit, shard), one, f"{tracker} {split}", jobs)
 
 
 def extract_text(
@@ -150,15 +149,14 @@ def extract_text(
         root=str(Path(root)),
         **provenance(),
     )
-    writer = CacheWriter(out, card)
 
-    def one(video_id: str) -> int:
+    def one(writer: CacheWriter, video_id: str) -> int:
         expressions = source.expressions(video_id)
         words = made.encode([e.text for e in expressions])
         write_text(writer, TextRecord(video_id, expressions, tuple(words)))
         return len(expressions)
 
-    return _run(writer, list(source.video_ids()), one, 1, f"{encoder} {split}")
+    return write_videos(out, card, source.video_ids(), one, f"{encoder} {split}")
 
 
 def extract_all(
@@ -221,20 +219,28 @@ def _expressions(dataset: Dataset, video_id: str) -> tuple[Expression, ...]:
         return ()
 
 
-def _run(writer: CacheWriter, videos: Sequence[str], one: Callable[[str], int], jobs: int, title: str) -> ExtractReport:
-    """Every video that is not there yet, in this process or `jobs` forked ones that take turns."""
+def write_videos(
+    out: Path, card: Card, videos: Sequence[str], one: Callable[[CacheWriter, str], int], title: str, jobs: int = 1
+) -> ExtractReport:
+    """Every video that is not in the cache `out` yet, in this process or `jobs` forked ones that take turns.
+
+    one: writes a video and returns its frames; what it raises is recorded in failures.jsonl and stops no other video.
+    Raises InputError when `out` is another cache, OSError when the disk is full or read-only.
+    """
     report = ExtractReport()
-    done = writer.done()
-    report.skipped = [v for v in videos if v in done]
-    left = [v for v in videos if v not in done]
-    with Progress(title, len(videos), len(report.skipped)) as progress:
-        for video_id, frames, error in _results(left, one, jobs):
-            if error is None:
-                report.done.append(video_id)
-            else:
-                report.failed[video_id] = error
-                writer.fail(video_id, error)
-            progress.advance(frames, failed=error is not None)
+    with naming(out):
+        writer = CacheWriter(out, card)
+        done = writer.done()
+        report.skipped = [v for v in videos if v in done]
+        left = [v for v in videos if v not in done]
+        with Progress(title, len(videos), len(report.skipped)) as progress:
+            for video_id, frames, error in _results(left, lambda video_id: one(writer, video_id), jobs):
+                if error is None:
+                    report.done.append(video_id)
+                else:
+                    report.failed[video_id] = error
+                    writer.fail(video_id, error)
+                progress.advance(frames, failed=error is not None)
     return report
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets import open_dataset
+from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png
 from rvos_cache.masks import RleMasks, empty_rle, encode
 from rvos_cache.store import SelectionCache
 from rvos_select.caches import TrackSource
-from rvos_select.merge import check_pair, default_threshold, merge_masks
-from rvos_select.metrics.answers import VideoAnswers, from_dataset, of_caches
+from rvos_select.merge import check_cards, check_pair, default_threshold, merge_masks
+from rvos_select.metrics.answers import VideoAnswers, chosen_videos, from_caches, from_dataset
 from rvos_select.metrics.scores import Scores, score
 
 Row = tuple[str, tuple[float, float] | None, str | None]
@@ -43,9 +45,17 @@ def evaluate_pngs(
     predictions = Path(predictions)
     if not predictions.is_dir():
         raise InputError(f"{predictions}: no such folder of predictions; run rvos-select merge first")
-    answers = from_dataset(open_dataset(dataset, root, split), videos, limit)
-    tasks = ((video.frame_names, video.truth.annotated, *row) for video in answers for row in _rows(video))
-    return _table(_map(_score_pngs, (predictions, allow_missing), tasks, processes))
+    source = open_dataset(dataset, root, split)
+    asked = chosen_videos(source.video_ids(), videos, limit, f"{source.root} {source.split}")
+
+    def tasks() -> Iterator[tuple[Any, ...]]:
+        for video in _answers(asked, source, None, allow_missing):
+            if isinstance(video, VideoAnswers):
+                yield from ((video.frame_names, video.truth.annotated, *row) for row in _rows(video))
+            else:
+                yield from (((), None, key, None, None) for key in video)
+
+    return _table(_map(_score_pngs, (predictions, allow_missing), tasks(), processes))
 
 
 def evaluate_selections(
@@ -61,13 +71,25 @@ def evaluate_selections(
     allow_missing: bool = False,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Scores of selections, merged in memory. threshold None: the selector's default; answers: see `of_caches`."""
+    """Scores of selections, merged in memory. threshold None: the selector's default.
+
+    The answers are the dataset's where `root`, or the hint in the card, leads to it; else, and where the dataset has lost a
+    video since, those that the caches hold. A video that failed in extraction and whose expressions nobody knows counts as
+    one expression, "<video>". Raises like `evaluate_pngs`.
+    """
     source, said = TrackSource(caches), SelectionCache(selections)
+    check_cards(said, source)
+    known = _dataset(source, dataset, root, split)
+    listed = known.video_ids() if known is not None else sorted({*source.video_ids(), *source.failures()})
+    asked = chosen_videos(listed, videos, limit, str(source.caches[0].path))
     limit_score = default_threshold(said) if threshold is None else threshold
     have = set(said.video_ids())
 
     def tasks() -> Iterator[tuple[Any, ...]]:
-        for video in of_caches(source, dataset, root, split, videos, limit):
+        for video in _answers(asked, known, source if root is None else None, allow_missing):
+            if not isinstance(video, VideoAnswers):
+                yield from ((None, key, None, None, None) for key in video)
+                continue
             found = {}
             if video.video_id in have:
                 check_pair(said, source, video.video_id)
@@ -87,6 +109,61 @@ def evaluate_selections(
     return _table(_map(_score_masks, (), tasks(), processes))
 
 
+def _dataset(source: TrackSource, dataset: str | None, root: Path | None, split: str | None) -> Dataset | None:
+    """The dataset of the caches at `root`, or where the hint in their card still leads to it.
+
+    Raises InputError when the caches are of another `dataset` or `split`, or `root` does not hold theirs.
+    """
+    parts = sorted({(card.dataset, card.split) for card in source.cards})
+    for name, given, held in (("dataset", dataset, parts[0][0]), ("split", split, parts[0][1])):
+        if given is not None and (given != held or len(parts) > 1):
+            have = ", ".join(" ".join(part) for part in parts)
+            raise InputError(f"{source.caches[0].path}: holds {have}, not {name} {given}; give the cache of that {name}")
+    if root is not None and len(parts) > 1:
+        raise InputError(f"--root {root}: caches of several splits were given; leave --root out to use their own answers")
+    if root is not None:
+        return open_dataset(parts[0][0], root, parts[0][1])
+    try:
+        return open_dataset(parts[0][0], Path(source.card.root), parts[0][1]) if len(parts) == 1 and source.card.root else None
+    except InputError:
+        return None
+
+
+def _answers(
+    asked: Sequence[str], known: Dataset | None, own: TrackSource | None, allow_missing: bool
+) -> Iterator[VideoAnswers | tuple[str, ...]]:
+    """The answers of each video of `asked`: the dataset's, else the caches' own.
+
+    Where neither has them an InputError, or, with `allow_missing`, the keys of its expressions, which score 0.
+    """
+    for video_id in asked:
+        lost = InputError(f"video {video_id}: it failed in extraction; extract it again, or give --allow-missing to score it 0")
+        found: VideoAnswers | None = None
+        if known is not None:
+            try:
+                found = next(from_dataset(known, [video_id]))
+            except InputError as error:
+                lost = error
+        if found is None and own is not None and video_id in own.of:
+            found = next(from_caches(own, [video_id]))
+        if found is not None:
+            yield found
+        elif allow_missing and (known is None or known.has_answers):
+            yield _keys(known, video_id)
+        else:
+            raise lost
+
+
+def _keys(known: Dataset | None, video_id: str) -> tuple[str, ...]:
+    """The expressions of a video that cannot be read, as "<video>/<expression>"; "<video>" when nobody knows them."""
+    listed = getattr(known, "expression_ids", None)
+    try:
+        ids = () if listed is None else listed(video_id)
+    except InputError:
+        ids = ()
+    return tuple(f"{video_id}/{i}" for i in ids) or (video_id,)
+
+
 def _rows(video: VideoAnswers) -> Iterator[tuple[str, RleMasks, str | None]]:
     """Key, union of the targets and kind of each expression; equal targets share one union."""
     unions: dict[tuple[str, ...], RleMasks] = {}
@@ -100,6 +177,8 @@ def _rows(video: VideoAnswers) -> Iterator[tuple[str, RleMasks, str | None]]:
 def _score_pngs(fixed: tuple[Path, bool], task: tuple[Any, ...]) -> Row:
     predictions, allow_missing = fixed
     frame_names, annotated, key, truth, kind = task
+    if truth is None:
+        return key, None, kind
     folder = predictions / key
     row = [empty_rle(truth.size)] * len(frame_names)
     for t in np.flatnonzero(annotated):
@@ -127,13 +206,27 @@ def _score_masks(fixed: tuple[()], task: tuple[Any, ...]) -> Row:
 def _map(
     step: Callable[[Any, tuple[Any, ...]], Row], fixed: Any, tasks: Iterable[tuple[Any, ...]], processes: int
 ) -> Iterator[Row]:
-    """`step` of every task in order, in this process or several."""
+    """`step` of every task in order, in this process or several; only the tasks of the next moments are held."""
     if processes <= 1:
         yield from map(step, repeat(fixed), tasks)
         return
-    # spawn: forking a process that has loaded torch or zarr threads can hang.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(step, repeat(fixed), list(tasks), chunksize=8)
+    left, pending = iter(tasks), deque[Future[list[Row]]]()
+    # spawn: forking a process that has loaded torch or zarr threads can hang. Ctrl-C is the parent's to handle.
+    with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            while chunk := list(islice(left, 8)):
+                pending.append(pool.submit(_chunk, step, fixed, chunk))
+                if len(pending) > 2 * processes:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _chunk(step: Callable[[Any, tuple[Any, ...]], Row], fixed: Any, tasks: list[tuple[Any, ...]]) -> list[Row]:
+    return [step(fixed, task) for task in tasks]
 
 
 def _table(rows: Iterable[Row]) -> dict[str, Any]:

@@ -85,23 +85,47 @@ def check_pair(selections: SelectionCache, tracks: TrackSource, video_id: str) -
         )
 
 
+def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
+    """Raises InputError, naming the field, when the selections were made of other caches than these, or in another order."""
+    made = selections.card.extra.get("tracks")
+    if made is None:
+        return
+    remedy = "give --cache as predict was given it"
+    if len(made) != len(tracks.caches):
+        raise InputError(f"{selections.path}: made of {len(made)} caches, {len(tracks.caches)} were given; {remedy}")
+    for wanted, cache in zip(made, tracks.caches):
+        for field, value in wanted.items():
+            have = getattr(cache.card, field)
+            if have != value:
+                raise InputError(f"{selections.path}: made of tracks with {field} {value}, {cache.path} has {have}; {remedy}")
+
+
 def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float | None = None, top1: bool = False) -> Path:
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
     An expression's folder appears by one rename, so one that is there is complete and a later run goes on after it.
-    Raises InputError when `out` holds masks made from other selections or settings, or cannot be written.
+    Raises InputError when `out` holds masks made from other selections or settings, or cannot be written, and in the end
+    for videos that are damaged, which stop no other.
     """
     source, said, out = TrackSource(caches), SelectionCache(selections), Path(out)
+    check_cards(said, source)
+    failed: dict[str, InputError] = {}
     limit = default_threshold(said) if threshold is None else threshold
     try:
         _claim(out, {"selections": content_digest(selections), "threshold": None if top1 else limit, "top1": top1})
         for video_id in said.video_ids():
-            check_pair(said, source, video_id)
-            todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
-            for selection, merged in _merged(todo, source, video_id, limit, top1):
-                _write(merged, said.info(video_id).frame_names, out / video_id / selection.expression_id)
+            try:
+                check_pair(said, source, video_id)
+                todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
+                for selection, merged in _merged(todo, source, video_id, limit, top1):
+                    _write(merged, said.info(video_id).frame_names, out / video_id / selection.expression_id)
+            except InputError as error:
+                failed[video_id] = error
     except OSError as error:
         raise InputError(f"{error.filename or out}: the masks cannot be written ({error.strerror}); free or change it") from error
+    if failed:
+        video_id, first = next(iter(failed.items()))
+        raise InputError(f"{out}: {len(failed)} videos have no masks, first {video_id}: {first}; then run the same command again")
     return out
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rvos_cache.errors import InputError
+from rvos_cache.extract import ExtractReport, write_videos
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, write_selections
 from rvos_cache.types import Selection
 from rvos_select.caches import TextSource, TrackSource, candidates
@@ -20,7 +21,8 @@ from rvos_select.samples import load_video, video_batch
 def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:
     """Selections of all expressions of the caches, by the best module of `run`. Running it again does what is left.
 
-    Raises InputError for caches that do not fit the run, ground-truth tracks, or a damaged checkpoint.
+    Raises InputError for caches that do not fit the run, ground-truth tracks, or a damaged checkpoint, and in the end for
+    videos that failed, which are recorded in `<out>/failures.jsonl` and stop no other.
     """
     source, words = inference_sources(tracks, texts)
     model = load_selector(Path(run))
@@ -34,28 +36,41 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
     same_words(Path(run), words)
     weights = {"best": _weights_digest(Path(run) / "best/model.safetensors")}
     card = selections_card(str(run), run_settings(Path(run))["settings"], model.threshold, source, words, weights)
-    writer = CacheWriter(out, card)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     requires = tuple(model.requires)
-    done = writer.done()
+
+    def one(writer: CacheWriter, video_id: str) -> int:
+        sample = load_video(source, words, video_id, requires=requires)
+        scores = np.zeros(sample.candidates.shape, np.float32)
+        if sample.expressions and sample.tokens.shape[0]:
+            logits = model(video_batch(sample, None, requires).to(device)).float()
+            scores = torch.sigmoid(logits).cpu().numpy().astype(np.float32)
+        allowed = sample.candidates.numpy()
+        said = tuple(
+            Selection(e.expression_id, np.where(allowed[i], scores[i], 0).astype(np.float32), allowed[i])
+            for i, e in enumerate(sample.expressions)
+        )
+        return _write(writer, source, video_id, said)
+
     with torch.inference_mode():
-        for video_id in source.video_ids():
-            if video_id in done:
-                continue
-            sample = load_video(source, words, video_id, requires=requires)
-            scores = np.zeros(sample.candidates.shape, np.float32)
-            if sample.expressions and sample.tokens.shape[0]:
-                batch = video_batch(sample, None, requires)
-                logits = model(batch.to(device)).float()
-                scores = torch.sigmoid(logits).cpu().numpy().astype(np.float32)
-            allowed = sample.candidates.numpy()
-            info = source.info(video_id)
-            said = tuple(
-                Selection(e.expression_id, np.where(allowed[i], scores[i], 0).astype(np.float32), allowed[i])
-                for i, e in enumerate(sample.expressions)
-            )
-            write_selections(writer, SelectionRecord(video_id, info.frame_names, info.size, said))
+        return _all(out, write_videos(out, card, source.video_ids(), one, f"predict {card.split}"))
+
+
+def _write(writer: CacheWriter, source: TrackSource, video_id: str, said: tuple[Selection, ...]) -> int:
+    info = source.info(video_id)
+    write_selections(writer, SelectionRecord(video_id, info.frame_names, info.size, said))
+    return info.frames
+
+
+def _all(out: Path, report: ExtractReport) -> Path:
+    """`out` when no video failed. Raises InputError that names the first that did."""
+    if report.failed:
+        video_id, error = next(iter(report.failed.items()))
+        raise InputError(
+            f"{out}: {len(report.failed)} of its videos failed (listed in failures.jsonl), first {video_id}: {error}; "
+            "then run the same command again, it does what is left"
+        )
     return Path(out)
 
 
@@ -72,16 +87,14 @@ def same_words(run: Path, words: TextSource) -> None:
 def select_all(tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:
     """The baseline that selects every candidate of every expression."""
     source, words = inference_sources(tracks, texts)
-    writer = CacheWriter(out, selections_card("all-tracks", {}, 0.5, source, words, {}))
-    done = writer.done()
-    for video_id in source.video_ids():
-        if video_id in done:
-            continue
-        info = source.info(video_id)
-        allowed = [(e, candidates(info, e.expression_id)) for e in words.expressions(video_id)]
+    card = selections_card("all-tracks", {}, 0.5, source, words, {})
+
+    def one(writer: CacheWriter, video_id: str) -> int:
+        allowed = [(e, candidates(source.info(video_id), e.expression_id)) for e in words.expressions(video_id)]
         said = tuple(Selection(e.expression_id, a.astype(np.float32), a) for e, a in allowed)
-        write_selections(writer, SelectionRecord(video_id, info.frame_names, info.size, said))
-    return Path(out)
+        return _write(writer, source, video_id, said)
+
+    return _all(out, write_videos(out, card, source.video_ids(), one, "all tracks"))
 
 
 def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[TrackSource, TextSource]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 from chain import EXPRESSIONS, NAMES, write_cache, write_perfect, write_split
 
 from rvos_cache.errors import InputError
-from rvos_select.evaluate import evaluate_pngs, evaluate_selections
+from rvos_cache.store import CacheWriter
+from rvos_select.caches import TrackSource
+from rvos_select.evaluate import _map, _score_masks, evaluate_pngs, evaluate_selections
 from rvos_select.merge import merge
 from rvos_select.oracle import oracle
 
@@ -82,6 +86,54 @@ def test_a_video_without_selections_or_tracks(split: Path) -> None:
         assert scores["jf"] == 0.75
 
 
+def test_the_caches_answer_where_the_dataset_is_gone(split: Path) -> None:
+    """The hint in the card leads to the dataset, then to one that lost a video's frames, then to a broken one, then nowhere."""
+    cache = write_cache(split / "h.zarr", root=split / "data")
+    said = write_perfect(split / "h-s.zarr", cache)
+    assert "kinds" in evaluate_selections(said, [cache])
+    shutil.rmtree(split / "data/valid_u/JPEGImages/b")
+    with pytest.raises(InputError, match="JPEGImages/b"):
+        evaluate_selections(said, [cache], root=split / "data")
+    lost = evaluate_selections(said, [cache])
+    (split / "data/valid_u/meta_expressions.json").write_text("{")
+    broken = evaluate_selections(said, [cache])
+    shutil.rmtree(split / "data")
+    for scores in (lost, broken, evaluate_selections(said, [cache])):
+        assert scores["jf"] == 1.0
+        assert scores["expressions"].keys() == KEYS
+
+
+def test_a_failed_video_is_a_hole(split: Path) -> None:
+    """Its expressions score 0 each where the dataset knows them, and count as one where nobody does."""
+    cache = write_cache(split / "f.zarr", videos=("b",))
+    CacheWriter(cache, TrackSource([cache]).card).fail("a", "truncated")
+    said = write_perfect(split / "f-s.zarr", cache, videos=("b",))
+    for root in (None, split / "data"):
+        with pytest.raises(InputError, match="--allow-missing"):
+            evaluate_selections(said, [cache], root=root)
+    unknown = evaluate_selections(said, [cache], allow_missing=True)
+    known = evaluate_selections(said, [cache], root=split / "data", allow_missing=True)
+    assert (unknown["missing"], unknown["jf"]) == (["a"], 0.5)
+    assert (known["missing"], known["jf"]) == (["a/0", "a/1", "a/2"], 0.25)
+    assert evaluate_selections(said, [cache], videos=["b"])["jf"] == 1.0
+
+
+def test_a_video_that_cannot_be_read_is_a_hole_too(split: Path) -> None:
+    path = split / "data/valid_u/meta_expressions.json"
+    path.write_text(path.read_text().replace('"thing 2"', '" "'))
+    with pytest.raises(InputError, match="expression 2: the text is empty"):
+        evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
+    scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", allow_missing=True)
+    assert (scores["missing"], scores["jf"]) == (["a/0", "a/1", "a/2"], 0.25)
+
+
+def test_hidden_answers_are_no_hole(split: Path) -> None:
+    (split / "data/valid_u").rename(split / "data/valid")
+    (split / "data/valid/mask_dict.json").unlink()
+    with pytest.raises(InputError, match="hides its answers"):
+        evaluate_pngs("mevis", split / "data", "valid", split / "png", allow_missing=True)
+
+
 def test_settings_of_the_merge_reach_the_scores(split: Path) -> None:
     everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], threshold=0.05)
     nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], threshold=0.95)
@@ -111,3 +163,18 @@ def test_other_splits_and_videos_are_refused(split: Path) -> None:
 def test_processes_change_nothing(split: Path) -> None:
     one, two = (evaluate_pngs("mevis", split / "data", "valid_u", split / "png", processes=n) for n in (1, 2))
     assert one == two
+
+
+def test_processes_read_only_the_next_tasks() -> None:
+    """The first result of two processes is there before a tenth of 1000 tasks has been made."""
+    made = []
+
+    def tasks() -> Iterator[tuple[Any, ...]]:
+        for i in range(1000):
+            made.append(i)
+            yield None, str(i), None, None, None
+
+    rows = _map(_score_masks, (), tasks(), 2)
+    assert next(rows) == ("0", None, None)
+    assert len(made) < 100
+    assert [key for key, _, _ in rows] == [str(i) for i in range(1, 1000)]

@@ -12,6 +12,7 @@ from chain import NAMES, SIZE, truth_masks, write_cache, write_perfect
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.store import CacheWriter, SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.merge import chosen, merge, merge_masks
 
@@ -77,3 +78,33 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not written by merge"):
         merge(write_perfect(tmp_path / "s.zarr", cache), [cache], tmp_path / "mine")
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
+
+
+def test_a_damaged_video_stops_no_other(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "c.zarr")
+    said = write_perfect(tmp_path / "s.zarr", cache)
+    runs = cache / "videos/a/mask_rle/c/0"
+    whole = runs.read_bytes()
+    runs.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=r"1 videos have no masks, first a: .*mask_rle/c/0"):
+        merge(said, [cache], tmp_path / "png")
+    assert (tmp_path / "png/b/0/00002.png").exists()
+    runs.write_bytes(whole)
+    merge(said, [cache], tmp_path / "png")
+    assert (tmp_path / "png/a/2/00002.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [("settings", {"size": 9}, "settings"), ("producer", "other", "producer"), (None, None, "made of 2 caches")],
+)
+def test_selections_of_other_caches_are_refused(tmp_path: Path, field: str | None, value: object, says: str) -> None:
+    cache = write_cache(tmp_path / "c.zarr")
+    bound = SelectionCache(write_perfect(tmp_path / "s.zarr", cache)).card
+    one = {"dataset": "mevis", "split": "valid_u", "producer": "flow", "settings": {}, "weights": {}}
+    made = [one, one] if field is None else [{**one, field: value}]
+    said = tmp_path / "t.zarr"
+    CacheWriter(said, bound.model_copy(update={"extra": {**bound.extra, "tracks": made}}))
+    with pytest.raises(InputError, match=says) as error:
+        merge(said, [cache], tmp_path / "png")
+    assert "give --cache as predict was given it" in str(error.value)
