@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,20 @@ from rvos_select.selectors import SELECTORS
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is whole or not there."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is whole or as it was."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -41,20 +49,43 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{path}: damaged ({error}); {what}") from error
 
 
-def replace_folder(target: Path, fill: Any) -> None:
-    """Make a folder beside `target` with `fill(folder)` and put it in its place."""
+def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder beside `target` with `fill(folder)`, bring it to the disk and put it in its place.
+
+    A kill leaves `target` whole, or `.<name>.old` whole, which `restore_folder` puts back.
+    """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     old = target.with_name(f".{target.name}.old")
     try:
         aside.mkdir(parents=True)
         fill(aside)
+        for path in (*aside.rglob("*"), aside):
+            _to_disk(path)
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             os.rename(target, old)
         os.rename(aside, target)
+        _to_disk(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Undo what a kill inside `replace_folder` left: put an old folder back, remove half-written ones."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+    for path in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -72,16 +103,9 @@ def save_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, st
     replace_folder(run / "last", fill)
 
 
-def has_state(run: Path) -> bool:
-    """Whether there is a checkpoint to resume, also one that a kill left between the two renames."""
-    return (run / "last").exists() or (run / ".last.old").exists()
-
-
 def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put back what `save_state` wrote and return its `state`. Raises InputError when it is missing or damaged."""
     folder = run / "last"
-    if not folder.exists() and (run / ".last.old").exists():
-        os.rename(run / ".last.old", folder)
     state: dict[str, Any] = read_json(folder / "state.json", "nothing to resume; train without --resume")
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -115,6 +139,7 @@ def run_cards(run: Path) -> dict[str, Card]:
 def load_selector(run: Path) -> Any:
     """The best module of a run, in eval mode. Raises InputError when it is missing or damaged."""
     name = run_settings(run)["settings"]["selector"]
+    restore_folder(run / "best")
     if not (run / "best").is_dir():
         raise InputError(f"{run}/best: not found; the run has not finished an epoch: train --resume")
     read_json(run / "best/config.json", "the checkpoint is not whole: train again into another --out")

@@ -21,7 +21,7 @@ from rvos_cache.seams import resolve
 from rvos_cache.settings import Settings, build
 from rvos_cache.store import Card, provenance
 from rvos_select.caches import TextSource, TrackSource, texts_of
-from rvos_select.checkpoint import has_state, load_state, read_json, replace_folder, save_state, write_json
+from rvos_select.checkpoint import load_state, read_json, replace_folder, restore_folder, save_state, write_json, write_text
 from rvos_select.data import Batch
 from rvos_select.samples import VideoSample, batches, count_batches, load_video
 from rvos_select.selectors import SELECTORS
@@ -78,9 +78,14 @@ class Sources:
     channels: tuple[int, int]
 
 
-def held_out(video_id: str, share: float) -> bool:
-    """Whether a video is held out: its hash is uniform, so the choice is the same on every machine and for any order."""
-    return int.from_bytes(hashlib.sha256(video_id.encode()).digest()[:8], "big") < share * 2**64
+def held_out(video_ids: Sequence[str], share: float) -> list[str]:
+    """The videos to hold out: those whose hash, uniform in [0, 1), is below `share`; of two videos or more at least one.
+
+    The choice is the same on every machine and for any order.
+    """
+    place = {v: int.from_bytes(hashlib.sha256(v.encode()).digest()[:8], "big") / 2**64 for v in video_ids}
+    found = [v for v in video_ids if place[v] < share]
+    return found or ([min(place, key=lambda v: place[v])] if share > 0 and len(place) > 1 else [])
 
 
 def train(
@@ -101,7 +106,7 @@ def train(
         raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
     sources = read_sources(settings, tracks, texts, valid_tracks, valid_texts)
     model = make_selector(settings, sources.channels)
-    begin_run(settings, sources, out)
+    begin_run(settings, sources, model.config, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Run(settings, sources, model.to(device), device, out)
     return run.train(resume)
@@ -134,8 +139,8 @@ def read_sources(
         if not found:
             raise InputError(f"{tracks[0]}: only ground-truth tracks; add --valid-cache with tracks that a tracker finds")
         other, other_words = TrackSource(found), words
-        valid_ids = [v for v in other.video_ids() if held_out(v, settings.hold_out)]
-        train_ids = [v for v in source.video_ids() if not held_out(v, settings.hold_out)]
+        valid_ids = held_out(other.video_ids(), settings.hold_out)
+        train_ids = [v for v in source.video_ids() if v not in set(valid_ids)]
     for cache in other.caches:
         if cache.card.training_only:
             raise InputError(f"{cache.path}: ground-truth tracks are for training; validate with tracks that were found")
@@ -161,9 +166,18 @@ def make_selector(settings: TrainSettings, channels: tuple[int, int]) -> Any:
     return kind(build(kind.Config, values, f"selector {settings.selector}"))
 
 
-def begin_run(settings: TrainSettings, sources: Sources, out: Path) -> None:
-    """Write settings.json, or check that the run to resume is this one. Raises InputError otherwise."""
-    record = {"settings": settings.model_dump(mode="json"), "cards": sources.cards, **provenance()}
+def begin_run(settings: TrainSettings, sources: Sources, config: Settings, out: Path) -> None:
+    """Write settings.json, or check that the run to resume is this one. Raises InputError otherwise.
+
+    "resolved" holds what the settings leave to the caches and to defaults: the selector's whole configuration and the
+    label threshold.
+    """
+    record = {
+        "settings": settings.model_dump(mode="json"),
+        "resolved": {"config": config.model_dump(mode="json"), "label_iou": sources.label_iou},
+        "cards": sources.cards,
+        **provenance(),
+    }
     path = out / "settings.json"
     if not path.exists():
         if out.exists() and any(out.iterdir()):
@@ -172,7 +186,7 @@ def begin_run(settings: TrainSettings, sources: Sources, out: Path) -> None:
         write_json(path, record)
         return
     held = read_json(path, "choose another --out")
-    now, then = _flat(record["settings"]), _flat(held["settings"])
+    now, then = ({**_flat(r["settings"]), **_flat(r.get("resolved", {}), "resolved.")} for r in (record, held))
     for name in sorted(now.keys() | then.keys()):
         # More epochs go on; with the cosine schedule they would change the ones already trained.
         if now.get(name) != then.get(name) and (name != "epochs" or settings.optim.schedule == "cosine"):
@@ -198,7 +212,7 @@ class Run:
     def __init__(self, settings: TrainSettings, sources: Sources, model: nn.Module, device: torch.device, out: Path) -> None:
         self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
         optim = settings.optim
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
         self.steps_per_epoch = count_batches(sources.train, settings.batch, settings.batch_size)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)  # type: ignore[arg-type]
@@ -209,7 +223,9 @@ class Run:
         """All epochs that are left."""
         from torch.utils.tensorboard import SummaryWriter
 
-        if resume and has_state(self.out):
+        for name in ("last", "best"):
+            restore_folder(self.out / name)
+        if resume and (self.out / "last").exists():
             self.state = load_state(self.out, self.model, self.optimizer)
         self._forget_after(self.state["epoch"])
         board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state["epoch"] + 1)
@@ -233,7 +249,7 @@ class Run:
         if path.exists():
             lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["epoch"] <= epoch]
-            path.write_text("".join(line + "\n" for line in kept), "utf-8")
+            write_text(path, "".join(line + "\n" for line in kept))
 
     def _epoch(self, epoch: int, bar: EpochBar) -> dict[str, Any]:
         settings, began = self.settings, time.perf_counter()

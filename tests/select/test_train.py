@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
@@ -15,6 +16,7 @@ from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, Trac
 from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet, Words
 from rvos_select import train as loop
 from rvos_select.caches import TrackSource, find_text
+from rvos_select.checkpoint import load_selector
 from rvos_select.labels import mean_iou, track_targets
 from rvos_select.predict import predict
 from rvos_select.train import TrainSettings, held_out, train
@@ -84,9 +86,14 @@ def test_labels_by_hand() -> None:
 
 
 def test_held_out_by_hash() -> None:
-    chosen = {v for v in map(str, range(2000)) if held_out(v, 0.05)}
+    names = [str(i) for i in range(2000)]
+    chosen = held_out(names, 0.05)
     assert 60 < len(chosen) < 140
-    assert chosen <= {v for v in map(str, range(2000)) if held_out(v, 0.1)}
+    assert set(chosen) <= set(held_out(names, 0.1))
+    assert set(held_out(names[::-1], 0.05)) == set(chosen)
+    few = [n for n in names if n not in chosen][:4]
+    assert len(held_out(few, 0.05)) == 1
+    assert held_out(few[:1], 0.05) == held_out(few, 0) == []
 
 
 def test_join_and_find(tmp_path: Path, caches: tuple[Path, ...]) -> None:
@@ -148,3 +155,73 @@ def test_hidden_answers_are_never_negatives(tmp_path: Path, caches: tuple[Path, 
     hidden = write(tmp_path / "hidden", "test", ["v9"], hidden=True)
     with pytest.raises(InputError, match="hides"):
         run((*hidden, *caches[2:]), tmp_path / "run")
+
+
+def rates(path: Path) -> list[float]:
+    return [row["lr"] for row in numbers(path)]
+
+
+def test_schedules(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    """Three steps an epoch; the recorded rate is that of an epoch's last step."""
+    flat = run(caches, tmp_path / "flat", optim={"lr": 1e-3, "schedule": "constant", "warmup": 4})
+    assert rates(flat) == pytest.approx([0.75e-3, 1e-3, 1e-3])
+    wave = run(caches, tmp_path / "wave", optim={"lr": 1e-3, "schedule": "cosine"})
+    assert rates(wave) == pytest.approx([5e-4 * (1 + np.cos(np.pi * step / 9)) for step in (2, 5, 8)])
+    # a rate this large never lowers the loss again after some epochs: each time `patience` more than 0 epochs wait
+    out = run(caches, tmp_path / "plateau", optim={"lr": 1.0, "patience": 0}, epochs=6)
+    losses, expected, rate, lowest = [row["valid/loss"] for row in numbers(out)], [], 1.0, float("inf")
+    for loss in losses:
+        expected.append(rate)
+        rate, lowest = (rate, loss) if loss < lowest else (rate / 2, lowest)
+    assert rates(out) == pytest.approx(expected)
+    assert expected[-1] < 1.0
+
+
+def test_nan_stops_with_the_video_s_name_and_the_state_is_kept(
+    tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run(caches, tmp_path / "run", epochs=1)
+    before = (out / "last/model.safetensors").read_bytes()
+    load = loop.load_video
+
+    def spoiled(*arguments: object, **named: object) -> object:
+        sample = load(*arguments, **named)  # type: ignore[arg-type]
+        if sample.video_id == "v1":
+            sample.tokens[0, 0, 0] = float("nan")
+        return sample
+
+    monkeypatch.setattr(loop, "load_video", spoiled)
+    with pytest.raises(InputError, match="v1.*loss is nan"):
+        run(caches, out, resume=True, epochs=2)
+    assert (out / "last/model.safetensors").read_bytes() == before
+    assert len(numbers(out)) == 1
+
+
+def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    out = run(caches, tmp_path / "run", epochs=2)
+    whole = {name: (out / name / "model.safetensors").read_bytes() for name in ("last", "best")}
+    for name in whole:
+        (out / name).rename(out / f".{name}.old")
+        (out / f".{name}.0123").mkdir()
+    assert load_selector(out).state_dict().keys()
+    run(caches, out, resume=True, epochs=2)
+    assert {name: (out / name / "model.safetensors").read_bytes() for name in whole} == whole
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_the_record_holds_what_the_caches_decided(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    out = run(caches, tmp_path / "run", epochs=1)
+    resolved = json.loads((out / "settings.json").read_text())["resolved"]
+    assert resolved["label_iou"] == 0.5
+    assert resolved["config"]["token_channels"] == 8
+    assert resolved["config"]["motion_dropout"] == 0.2
+    with pytest.raises(InputError, match="layers"):
+        run(caches, out, resume=True, epochs=1, config={**settings().config, "layers": 2})
+
+
+def test_bf16_learns_too(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    out = run(caches, tmp_path / "run", precision="bf16", epochs=4)
+    losses = [row["train/loss"] for row in numbers(out)]
+    assert losses[-1] < losses[0]
+    weights = load_selector(out).state_dict()
+    assert all(value.dtype == torch.float32 for value in weights.values())
