@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rvos_cache.cli import run_command
-from rvos_cache.errors import InputError
+from rvos_cache.errors import naming
 
 PATH = click.Path(path_type=Path)
 CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=True, help="Tracks cache; may repeat.")
@@ -234,10 +234,9 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
     if missing:
         click.echo(f"{len(missing)} missing predictions were scored 0: {', '.join(missing[:5])}", err=True)
     if json_path is not None:
-        if json_path.parent.is_file():
-            raise InputError(f"{json_path}: its folder is a file; choose another path")
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
+        with naming(json_path):
+            json_path.parent.mkdir(parents=True, exist_ok=True)
+            json_path.write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:

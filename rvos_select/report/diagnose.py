@@ -40,9 +40,11 @@ def cause_of(jf: float, oracle: float) -> Cause:
 
 
 def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any]) -> list[Case]:
-    """Every expression of `scores["expressions"]`, worst first."""
-    cases = []
+    """Every expression of `scores["expressions"]` that has a prediction, worst first."""
+    cases, missing = [], set(scores.get("missing", []))
     for key, own in scores["expressions"].items():
+        if key in missing:
+            continue
         video_id, _, expression_id = key.partition("/")
         jf = (own["j"] + own["f"]) / 2
         best = oracle["expressions"][key]

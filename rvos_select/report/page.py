@@ -8,19 +8,21 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.datasets import Dataset, open_dataset
-from rvos_cache.errors import InputError
-from rvos_cache.store import SelectionCache
-from rvos_cache.types import Selection
+from rvos_cache.errors import InputError, naming
+from rvos_cache.store import SelectionCache, TrackInfo
+from rvos_cache.types import Expression, Selection
 from rvos_select.caches import TrackSource
 from rvos_select.checkpoint import run_settings
 from rvos_select.evaluate import evaluate_selections
 from rvos_select.merge import chosen as chosen_tracks
 from rvos_select.merge import default_threshold
+from rvos_select.metrics.scores import Scores
 from rvos_select.oracle import oracle as oracle_step
 from rvos_select.report.curves import curves, histogram
 from rvos_select.report.diagnose import Case, choose, diagnose
@@ -42,23 +44,35 @@ def report(
     """Write `<out>/index.html` and its pictures; returns the page's path.
 
     selections, caches: what to show of a split whose answers are known; without them only the training is shown.
+    Expressions without prediction score 0 and are named; frames that cannot be read are grey.
     rows: name -> {"j", "f", "jf"} for the table; default: the selections and the oracle. Raises InputError.
     """
-    settings = run_settings(Path(run))
-    out = Path(out)
+    with naming(Path(out)):
+        return _report(Path(run), selections, caches, Path(out), root, rows)
+
+
+def _report(
+    run: Path,
+    selections: Path | None,
+    caches: Sequence[Path],
+    out: Path,
+    root: Path | None,
+    rows: Mapping[str, Mapping[str, Any]] | None,
+) -> Path:
+    settings = run_settings(run)
     out.mkdir(parents=True, exist_ok=True)
     body = [f"<h1>{escape(str(settings['settings']['selector']))}</h1>", _origin(settings)]
     results = ""
     if selections is not None:
         source, said = TrackSource(caches), SelectionCache(selections)
-        scores = evaluate_selections(selections, caches, root=root)
-        best = oracle_step(caches)
+        scores = evaluate_selections(selections, caches, root=root, allow_missing=True)
+        best, missing = _oracle(caches, root, scores), scores.get("missing", [])
         rows = rows or {"prediction": scores, "oracle": best}
         cases = diagnose(scores, best)
-        results = _results(cases) + _cases(cases, source, said, _frames(source, root), out)
+        results = _missing(missing) + _results(cases) + _cases(cases, source, said, _frames(source, root), out)
     if rows:
         body.append(_table(rows))
-    body.append(_training(Path(run)))
+    body.append(_training(run))
     body.append(results)
     style = (Path(__file__).with_name("style.css")).read_text("utf-8")
     page = (
@@ -67,6 +81,29 @@ def report(
     )
     (out / "index.html").write_text(page, "utf-8")
     return out / "index.html"
+
+
+def _oracle(caches: Sequence[Path], root: Path | None, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The oracle's scores of the expressions that `scores` holds; those missing there score 0 here too."""
+    missing = set(scores.get("missing", []))
+    if not missing:
+        return oracle_step(caches, root=root)
+    whole = {key.partition("/")[0] for key in scores["expressions"].keys() - missing}
+    if not whole:
+        raise InputError(f"{caches[0]}: there is no prediction of any expression; predict first")
+    found = oracle_step(caches, root=root, videos=sorted(whole))
+    both = Scores()
+    for key in scores["expressions"]:
+        own = None if key in missing else found["expressions"].get(key)
+        both.add(key, own and (own["j"], own["f"]), None)
+    return both.table()
+
+
+def _missing(keys: Sequence[str]) -> str:
+    if not keys:
+        return ""
+    named = ", ".join(keys[:10]) + (" …" if len(keys) > 10 else "")
+    return f'<p class="note">Without prediction, scored 0: {len(keys)} expressions ({escape(named)}).</p>'
 
 
 def _origin(settings: Mapping[str, Any]) -> str:
@@ -138,20 +175,19 @@ def _cases(cases: list[Case], source: TrackSource, said: SelectionCache, frames:
 def _case(case: Case, source: TrackSource, said: SelectionCache, frames: Dataset | None, threshold: float, out: Path) -> str:
     info, masks = source.info(case.video_id), source.masks(case.video_id)
     truth = source.ground_truth(case.video_id)
-    expression = next(e for e in info.expressions if e.expression_id == case.expression_id)
+    expression = _expression(case, info, frames)
     selection = next(s for s in said.selections(case.video_id) if s.expression_id == case.expression_id)
     masks = masks if selection.masks is None else selection.masks
     picked = chosen_tracks(selection, threshold)
     union, wanted = masks.union(picked), truth.masks.union(truth.indices(expression.targets or ()))
     times = [int(t) for t in np.unique(np.linspace(0, info.frames - 1, SHOWN_FRAMES).round())]
-    video = None if frames is None else frames.video(case.video_id)
-    images = [video.read(t) if video else np.full((*info.size, 3), 128, np.uint8) for t in times]
-    folder = out / "pictures" / case.video_id
-    main = folder / f"{case.expression_id}.jpg"
+    images = _images(frames, info, times)
+    folder = out / "pictures" / case.video_id / case.expression_id
+    main = folder / "answer.jpg"
     strip([overlay(image, union.decode(0, t), PREDICTION, wanted.decode(0, t)) for image, t in zip(images, times)], main)
     cells = []
     for rank, k in enumerate(_best(selection)):
-        path = folder / f"{case.expression_id}-{rank}.jpg"
+        path = folder / f"track-{rank}.jpg"
         strip([overlay(image, masks.decode(k, t), TRACK) for image, t in list(zip(images, times))[::2]], path)
         mark = ' <span class="chosen">chosen</span>' if k in picked else ""
         cells.append(
@@ -170,10 +206,33 @@ def _case(case: Case, source: TrackSource, said: SelectionCache, frames: Dataset
     )
 
 
+def _expression(case: Case, info: TrackInfo, frames: Dataset | None) -> Expression:
+    """The case's expression as its dataset says it now, else as the caches do. Raises InputError when neither has it."""
+    try:
+        listed = [*(frames.expressions(case.video_id) if frames else ()), *info.expressions]
+    except InputError:
+        listed = list(info.expressions)
+    found = next((e for e in listed if e.expression_id == case.expression_id), None)
+    if found is None:
+        raise InputError(f"expression {case.key}: neither the caches nor the dataset know its sentence; give --root")
+    return found
+
+
+def _images(frames: Dataset | None, info: TrackInfo, times: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """The frames `times`, (H, W, 3); grey where they cannot be read."""
+    if frames is not None:
+        try:
+            video = frames.video(info.video_id)
+            return [video.read(t) for t in times]
+        except (InputError, IndexError):
+            pass
+    return [np.full((*info.size, 3), 128, np.uint8) for _ in times]
+
+
 def _best(selection: Selection) -> list[int]:
     order: NDArray[np.intp] = np.argsort(-np.where(selection.candidates, selection.scores, -1.0), kind="stable")
     return [int(k) for k in order[:TOP_TRACKS] if selection.candidates[k]]
 
 
 def _link(path: Path, out: Path) -> str:
-    return escape(path.relative_to(out).as_posix())
+    return escape(quote(path.relative_to(out).as_posix()))

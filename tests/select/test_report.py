@@ -1,0 +1,142 @@
+"""The page: what it shows, that it opens from disk, and why it says an expression fell short."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import chain
+import numpy as np
+import pytest
+from chain import write_cache, write_perfect, write_split
+from PIL import Image
+
+from rvos_cache.store import CacheWriter
+from rvos_select.caches import TrackSource
+from rvos_select.report import report
+from rvos_select.report.diagnose import cause_of, choose, diagnose
+
+HOSTILE = '<script>alert("1")</script> & the "dog" <img src=x>'
+
+
+class Page(HTMLParser):
+    """Headings of the articles, sources of the images, every link, tags, and all text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.titles: list[str] = []
+        self.images: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.words = ""
+        self.inside = ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.inside = tag
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.images += [value or "" for name, value in attrs if tag == "img" and name == "src"]
+        if tag == "h3":
+            self.titles.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+        if self.inside == "h3":
+            self.titles[-1] += data
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """data, c.zarr, s.zarr and the record of a run; an id that a link must quote, a sentence that HTML must escape."""
+    monkeypatch.setitem(chain.EXPRESSIONS, "b", {"50% #1": ["3"]})
+    write_split(tmp_path / "data")
+    meta = tmp_path / "data/valid_u/meta_expressions.json"
+    content = json.loads(meta.read_text())
+    content["videos"]["a"]["expressions"]["0"]["exp"] = HOSTILE
+    meta.write_text(json.dumps(content))
+    cache = write_cache(tmp_path / "c.zarr", root=tmp_path / "data")
+    write_perfect(tmp_path / "s.zarr", cache)
+    (tmp_path / "run").mkdir()
+    card = {"dataset": "mevis", "split": "train", "producer": "flow"}
+    record = {"settings": {"selector": "sola"}, "cards": {"tracks": [card], "text": [{"producer": "hashed"}]}, "commit": ""}
+    (tmp_path / "run/settings.json").write_text(json.dumps(record))
+    rows = [{"epoch": e, "train/loss": 1 / e, "valid/loss": 2 / e, "valid/jf": 0.1 * e} for e in (1, 2)]
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def shown(work: Path) -> Page:
+    return Page(report(work / "run", work / "s.zarr", [work / "c.zarr"], work / "page"))
+
+
+def test_every_chosen_expression_is_there_with_its_pictures(work: Path) -> None:
+    page = shown(work)
+    assert sorted(page.titles) == sorted([HOSTILE, "thing 1", "thing 2", "thing 50% #1"])
+    assert "script" not in page.tags
+    assert {"svg", "polyline"} <= page.tags
+    assert len(page.images) == len(set(page.images)) == 4 + 3 + 3 + 3 + 2
+    for link in page.links:
+        assert ":" not in link
+        with Image.open(work / "page" / unquote(link)) as image:
+            image.load()
+    whole, tinted = (np.asarray(Image.open(work / "page/pictures/a" / e / "answer.jpg").convert("RGB")) for e in ("2", "0"))
+    orange = [(image[..., 0].astype(int) - image[..., 2] > 60).mean() for image in (whole, tinted)]
+    assert orange[0] == 0 and orange[1] > 0.02  # where nothing is meant nothing is drawn
+
+
+def test_without_frames_the_masks_are_drawn_on_grey(work: Path) -> None:
+    frame = work / "data/valid_u/JPEGImages/a/00000.jpg"
+    frame.write_bytes(frame.read_bytes()[:-20])
+    assert len(shown(work).titles) == 4
+    with Image.open(work / "page/pictures/a/2/answer.jpg") as image:
+        assert np.abs(np.asarray(image.convert("L"))[:, :50].astype(int) - 128).max() < 5
+    shutil.rmtree(work / "data")
+    assert "Give --root" in shown(work).words
+
+
+def test_expressions_without_prediction_are_named(work: Path) -> None:
+    shutil.rmtree(work / "c.zarr/videos/b")
+    CacheWriter(work / "c.zarr", TrackSource([work / "c.zarr"]).card).fail("b", "truncated")
+    shutil.rmtree(work / "s.zarr/videos/b")
+    page = shown(work)
+    assert "scored 0: 1 expressions (b/50% #1)" in page.words
+    assert sorted(page.titles) == sorted([HOSTILE, "thing 1", "thing 2"])
+    assert page.words.count("75.0") >= 2  # prediction and oracle alike
+
+
+def test_without_selections_only_the_training_is_shown(work: Path) -> None:
+    page = Page(report(work / "run", None, [], work / "page"))
+    assert page.titles == [] and page.images == []
+    assert "Loss" in page.words
+
+
+@pytest.mark.parametrize(
+    ("jf", "best", "cause"),
+    [
+        (0.80, 0.99, "good"),
+        (0.40, 0.90, "wrong selection"),
+        (0.70, 0.80, "poor mask"),
+        (0.30, 0.40, "no good candidate"),
+        (0.00, 0.40, "wrong selection"),
+    ],
+)
+def test_causes_by_hand(jf: float, best: float, cause: str) -> None:
+    assert cause_of(jf, best) == cause
+
+
+def test_diagnosis_is_worst_first_and_chooses_no_case_twice() -> None:
+    scores = {"expressions": {f"v/{i}": {"j": i / 10, "f": i / 10 + 0.04} for i in range(9)}, "missing": ["v/0"]}
+    oracle = {"expressions": {f"v/{i}": {"j": 0.8, "f": 0.8} for i in range(9)}}
+    cases = diagnose(scores, oracle)
+    assert [case.key for case in cases] == [f"v/{i}" for i in range(1, 9)]
+    assert cases[0].jf == pytest.approx(0.12) and cases[0].oracle == 0.8
+    picked = choose(cases, 3)
+    keys = [case.key for part in picked.values() for case in part]
+    assert keys == ["v/1", "v/2", "v/3", "v/4", "v/5", "v/6", "v/8", "v/7"]
