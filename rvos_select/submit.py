@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
@@ -66,10 +66,14 @@ def _entries(predictions: Path, dataset: Dataset, layout: str) -> Iterator[tuple
 def _check(path: Path, size: tuple[int, int]) -> None:
     if not path.is_file():
         raise InputError(f"{path}: the mask is missing, a submission needs every frame of every expression; run merge for it")
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
-    if image is None:
-        raise InputError(f"{path}: not a readable PNG; write it again")
-    if image.ndim != 2 or image.dtype != np.uint8 or image.shape != size:
-        raise InputError(f"{path}: wanted 8-bit grey {size} (height, width), found {image.dtype} {image.shape}; write it again")
+    # Pillow and not OpenCV, which writes lines of its own about a damaged file.
+    try:
+        with Image.open(path) as file:
+            mode, image = file.mode, np.asarray(file)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not a readable PNG ({error}); write it again") from error
+    if mode != "L" or image.shape != size:
+        raise InputError(f"{path}: wanted 8-bit grey {size} (height, width), found {mode} {image.shape}; write it again")
     if not ((image == 0) | (image == 255)).all():
-        raise InputError(f"{path}: wanted values 0 and 255 only, found {int(image[(image > 0) & (image < 255)][0])}")
+        found = int(image[(image > 0) & (image < 255)][0])
+        raise InputError(f"{path}: wanted values 0 and 255 only, found {found}; write it again")
