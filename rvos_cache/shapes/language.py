@@ -81,12 +81,16 @@ PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
 
 @dataclass(frozen=True)
 class Sentence:
-    """text; targets: object indices; kind: motion (looks cannot tell), static, mixed (looks suffice), none."""
+    """text; targets: object indices; kind: motion (looks cannot tell), static, mixed (looks suffice), none.
+
+    rival: among those the noun names, another does what a target does in the other order.
+    """
 
     text: str
     targets: tuple[int, ...]
     kind: str
     claim: str
+    rival: bool = False
 
 
 def _directions(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
@@ -259,6 +263,7 @@ def _pool(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) 
     """Every statement that can be made, one wording each."""
     pool = []
     known = claims(scene, visible)
+    paths = [t.path for t in scene.things]
     for noun, plural, group in _groups([t.look for t in scene.things]):
         if noun != "object":
             pool.append(Sentence(_say(rng, noun, plural, ("", ""), len(group)), group, "static", "looks"))
@@ -272,7 +277,9 @@ def _pool(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) 
             if kind == "mixed" and noun == "object":
                 continue
             phrase = PHRASES[name][int(rng.integers(len(PHRASES[name])))]
-            pool.append(Sentence(_say(rng, noun, plural, phrase, len(targets)), targets, kind, name))
+            others = {(paths[b].behaviour, paths[b].legs) for b in group if b not in targets}
+            rival = any(paths[a].mirrored() in others for a in targets)
+            pool.append(Sentence(_say(rng, noun, plural, phrase, len(targets)), targets, kind, name, rival))
     return pool
 
 
@@ -298,11 +305,13 @@ def sentences(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float6
         if several and (i % 2 == 0 or (kind == "static" and rng.random() < 0.5)):
             left = several
         if left:
-            # a family first, so that what can be said in many ways is not said more often
+            # a family first, so that what can be said in many ways is not said more often; those with a rival gladly
             families = sorted({_family(s.claim) for s in left})
             used = [_family(c.claim) for c in chosen]
-            weight = np.array([0.2 ** used.count(f) for f in families])
+            rivals = {_family(s.claim) for s in left if s.rival}
+            weight = np.array([0.2 ** used.count(f) * (3 if f in rivals else 1) for f in families])
             family = families[int(rng.choice(len(families), p=weight / weight.sum()))]
             left = [s for s in left if _family(s.claim) == family]
+            left = [s for s in left if s.rival] or left
             chosen.append(left[int(rng.integers(len(left)))])
     return [chosen[i] for i in rng.permutation(len(chosen))]

@@ -174,12 +174,13 @@ def sample_path(
         return Path(behaviour, legs, _outside(rng, behaviour, legs[0], radius, frames), scale)
     if legs:
         return Path(behaviour, legs, _legs(rng, behaviour, legs, radius, frames, share), scale, change)
+    small, large = rng.uniform(0.7, 0.76), rng.uniform(1.36, 1.46)
     if behaviour in ("grow", "shrink"):
-        last = rng.uniform(1.8, 2.1) if behaviour == "grow" else rng.uniform(0.45, 0.55)
-        scale, change = np.linspace(1, last, frames), -1
+        first, last = (small, large) if behaviour == "grow" else (large, small)
+        scale, change = np.linspace(first, last, frames), -1
     elif behaviour in ("swell", "dip"):
-        peak = rng.uniform(1.8, 2.1) if behaviour == "swell" else rng.uniform(0.45, 0.55)
-        scale = 1 + (peak - 1) * (_ramp(frames, 0, share) - _ramp(frames, share, 1))
+        ends, middle = (small, large) if behaviour == "swell" else (large, small)
+        scale = ends + (middle - ends) * (_ramp(frames, 0, share) - _ramp(frames, share, 1))
     else:
         change = -1
     return Path(behaviour, legs, _along(rng, radius * scale.max(), np.zeros((frames, 2))), scale, change)

@@ -15,6 +15,7 @@ from rvos_cache.shapes.motion import (
     CAMERA_X,
     CAMERA_Y,
     HEIGHT,
+    MIRRORS,
     WIDTH,
     Path,
     follow,
@@ -38,7 +39,7 @@ RADII = {"small": 9.5, "big": 15.0}
 
 @dataclass(frozen=True)
 class Look:
-    """Everything that a single frame can tell about an object (an object that grows starts small, one that shrinks big)."""
+    """Everything that a single frame can tell about an object ."""
 
     colour: str
     shape: str
@@ -184,11 +185,6 @@ def _looks(rng: np.random.Generator, count: int) -> list[Look]:
     return looks
 
 
-def _sized(look: Look, behaviour: str) -> bool:
-    """Growing starts small and shrinking starts big, so that both stay drawable."""
-    return look.size == {"grow": "small", "swell": "small", "shrink": "big", "dip": "big"}.get(behaviour, look.size)
-
-
 def _behaviour(rng: np.random.Generator, look: Look, placed: list[Thing]) -> tuple[str, tuple[str, ...]]:
     """Behaviour and legs of the next object.
 
@@ -197,20 +193,21 @@ def _behaviour(rng: np.random.Generator, look: Look, placed: list[Thing]) -> tup
     """
     twins = [t.path for t in placed if t.look == look]
     taken = {(t.behaviour, t.legs) for t in twins}
-    if twins and rng.random() < 0.55:
+    if twins and rng.random() < 0.85:
         other = twins[int(rng.integers(len(twins)))].mirrored()
-        if other is not None and other not in taken and _sized(look, other[0]):
+        if other is not None and other not in taken:
             return other
     if not twins and placed and rng.random() < 0.35:
         model = placed[int(rng.integers(len(placed)))].path.behaviour
-        if model in BEHAVIOURS and _sized(look, model):
+        if model in BEHAVIOURS:
             return model, sample_legs(rng, model)
-    names, weights = list(BEHAVIOURS), np.array(list(BEHAVIOURS.values()))
+    names = list(BEHAVIOURS if twins or placed else MIRRORS)
+    weights = np.array([BEHAVIOURS[name] for name in names])
     while True:
         behaviour = str(rng.choice(names, p=weights / weights.sum()))
         legs = sample_legs(rng, behaviour)
         # Two twins that both go straight may differ in speed alone, which is what many sentences are about.
-        if _sized(look, behaviour) and (behaviour == "go" or (behaviour, legs) not in taken):
+        if behaviour == "go" or (behaviour, legs) not in taken:
             return behaviour, legs
 
 
@@ -223,11 +220,13 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         post = None
         plot = rng.random()
         if plot < 0.42:
+            # the one that passes behind the post has a twin, or the twins are two others
+            looks = looks if plot < 0.2 else looks[::-1]
             thing, post = _passer(rng, looks[0], frames)
             placed.append(thing)
-        elif plot < 0.74:
+        elif plot < 0.62:
             partner = int(rng.integers(1, count))
-            meet = _chasers if plot < 0.59 else _crossers
+            meet = _chasers if plot < 0.53 else _crossers
             if meet(rng, [looks[0], looks[partner]], frames, placed, post):
                 looks = [looks[0], looks[partner]] + [k for i, k in enumerate(looks) if i not in (0, partner)]
         for look in looks[len(placed) :]:
