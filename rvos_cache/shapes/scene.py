@@ -211,22 +211,22 @@ def _behaviour(rng: np.random.Generator, look: Look, placed: list[Thing]) -> tup
             return behaviour, legs
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """One scene: 24–40 frames, 3–6 objects. Layouts that do not fit are drawn again."""
+def sample_scene(rng: np.random.Generator, behind: bool) -> Scene:
+    """One scene: 24–40 frames, 3–6 objects, one of them going `behind` a post. Layouts that do not fit are drawn again."""
     while True:
         frames, count = int(rng.integers(24, 41)), int(rng.integers(3, 7))
         looks = _looks(rng, count)
         placed: list[Thing] = []
         post = None
         plot = rng.random()
-        if plot < 0.42:
+        if behind:
             # the one that passes behind the post has a twin, or the twins are two others
-            looks = looks if plot < 0.2 else looks[::-1]
+            looks = looks if plot < 0.25 else looks[::-1]
             thing, post = _passer(rng, looks[0], frames)
             placed.append(thing)
-        elif plot < 0.62:
+        elif plot < 0.4:
             partner = int(rng.integers(1, count))
-            meet = _chasers if plot < 0.53 else _crossers
+            meet = _chasers if plot < 0.22 else _crossers
             if meet(rng, [looks[0], looks[partner]], frames, placed, post):
                 looks = [looks[0], looks[partner]] + [k for i, k in enumerate(looks) if i not in (0, partner)]
         for look in looks[len(placed) :]:

@@ -16,15 +16,23 @@ from rvos_cache.shapes.language import Sentence, sentences
 from rvos_cache.shapes.render import render
 from rvos_cache.shapes.scene import Scene, sample_scene
 
+HIDDEN = 4
+"""Frames in a row in which an object cannot be seen."""
+
 
 def make_video(seed: int, split: int, index: int) -> tuple[Scene, list[Any], Any, list[Sentence]]:
-    """Scene, T frames (H, W, 3) RGB, visible masks (A, T, H, W) and 8 or more sentences of one video."""
+    """Scene, T frames (H, W, 3) RGB, visible masks (A, T, H, W) and 8 or more sentences of one video.
+
+    Two videos of every five (by `index`) hide an object for at least HIDDEN frames, whatever the others happen to do.
+    """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, index)))
+    post = index % 5 in (0, 2)
     while True:
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, post)
         frames, masks, visible = render(scene, rng)
+        gone = np.lib.stride_tricks.sliding_window_view(~masks.any((2, 3)), HIDDEN, axis=1).all(-1).any()
         said = sentences(rng, scene, visible)
-        if len(said) >= 8 and bool(((visible > 0.5).mean(1) > 0.35).all()):
+        if (gone or not post) and len(said) >= 8 and bool(((visible > 0.5).mean(1) > 0.35).all()):
             return scene, frames, masks, said
 
 
@@ -65,8 +73,11 @@ def _write_split(root: Path, seed: int, split: int, count: int, step: Callable[[
         }
         videos[video_id] = {"expressions": expressions, "vid_id": index, "frames": names}
         step()
-    (root / "mask_dict.json").write_text(json.dumps(annotations))
-    (root / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
+    # written last and whole: a split with expressions has all its frames and masks
+    for name, value in (("mask_dict", annotations), ("meta_expressions", {"videos": videos})):
+        aside = root / f".{name}.json"
+        aside.write_text(json.dumps(value))
+        aside.replace(root / f"{name}.json")
 
 
 def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int], None] | None = None) -> None:
