@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def check(dataset: str, root: Path, split: str) -> None:
         faults += 1
     videos = source.video_ids()
     if faults:
-        raise InputError(f"{faults} faults in {root}, split {split}; mend the files named above")
+        raise InputError(f"{root}, split {split}: faults found: {faults}; mend the files named above")
     expressions = sum(len(source.expressions(v)) for v in videos)
     frames = sum(len(source.video(v)) for v in videos)
     truths = (source.ground_truth(v) for v in videos) if source.has_answers else ()
@@ -148,7 +149,7 @@ def extract_all(
 @click.argument("cache", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(cache: Path, as_json: bool) -> None:
-    """What a cache is and holds. `content` is one digest of everything in it."""
+    """What a cache is and holds: videos done, failed and missing (neither), bytes, card, and one digest of the content."""
     from rvos_cache.store import content_digest, open_cache
 
     opened = open_cache(cache)
@@ -156,8 +157,8 @@ def info(cache: Path, as_json: bool) -> None:
     facts: dict[str, Any] = {
         "done": len(done),
         "failed": failed,
-        "missing": missing(opened.card.dataset, opened.card.root, opened.card.split, done),
-        "bytes": sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()),
+        "missing": missing(opened.card.dataset, opened.card.root, opened.card.split, (*done, *failed)),
+        "bytes": sum(map(size_of, cache.rglob("*"))),
         "content": content_digest(cache),
         "card": opened.card.model_dump(),
     }
@@ -176,12 +177,20 @@ def info(cache: Path, as_json: bool) -> None:
     click.echo(f"content {facts['content']}")
 
 
-def missing(dataset: str, root: str, split: str, done: tuple[str, ...]) -> list[str] | None:
-    """Videos of the split that are not in the cache; None when the dataset is not where the card says."""
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 of a folder, and of what another process has just published or swept."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
+
+
+def missing(dataset: str, root: str, split: str, known: tuple[str, ...]) -> list[str] | None:
+    """Videos of the split that the cache does not know; None when the dataset is not where the card says."""
     from rvos_cache.datasets import open_dataset
 
     try:
-        return sorted(set(open_dataset(dataset, Path(root), split).video_ids()) - set(done))
+        return sorted(set(open_dataset(dataset, Path(root), split).video_ids()) - set(known))
     except InputError:
         return None
 
@@ -225,7 +234,7 @@ def plan(dataset: str, root: Path, split: str, tracker: str, overrides: tuple[st
         out = Path(folder) / "plan.zarr"
         report = step(dataset, root, split, tracker, out, limit=sample, overrides=parse_overrides(overrides))
         seconds = time.perf_counter() - began
-        held = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+        held = sum(map(size_of, out.rglob("*")))
     timed = sum(lengths[v] for v in report.done)
     if not timed:
         raise InputError(f"{root}: none of the first {sample} videos could be extracted; see rvos-cache check")
@@ -237,14 +246,17 @@ def plan(dataset: str, root: Path, split: str, tracker: str, overrides: tuple[st
 
 def told(reports: Mapping[str, ExtractReport]) -> None:
     """One line per cache; exit status 1 when any video failed."""
-    failed = 0
+    failed = total = 0
     for where, report in reports.items():
         click.echo(f"{where}: {len(report.done)} done, {len(report.skipped)} were there, {len(report.failed)} failed")
         for video, error in report.failed.items():
             click.echo(f"failed {video}: {error}", err=True)
         failed += len(report.failed)
+        total += len(report.done) + len(report.skipped) + len(report.failed)
     if failed:
-        raise InputError(f"{failed} videos failed (listed in failures.jsonl); mend them and run the same command again")
+        raise InputError(
+            f"{failed} of {total} videos failed (listed in failures.jsonl); mend them and run the same command again"
+        )
 
 
 def run_command(command: Callable[..., object]) -> NoReturn:
@@ -256,6 +268,10 @@ def run_command(command: Callable[..., object]) -> NoReturn:
         sys.exit(error.exit_code)
     except InputError as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # Whoever read the output, `head` for one, has seen enough; nothing must be flushed to it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         what = error.strerror or type(error).__name__

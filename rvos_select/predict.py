@@ -98,11 +98,13 @@ def select_all(tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path
 
 
 def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[TrackSource, TextSource]:
-    """Caches to predict from. Raises InputError for ground-truth tracks: they exist for training only."""
+    """Caches to predict from. Raises InputError for ground-truth tracks, which exist for training only, and foreign words."""
     source, words = TrackSource(tracks), TextSource(texts)
     for cache in source.caches:
         if cache.card.training_only:
             raise InputError(f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found")
+        if cache.video_ids() and words.videos.isdisjoint(cache.video_ids()):
+            raise InputError(f"{cache.path}: none of its videos has words in {words.caches[0].path}; give --text of its split")
     return source, words
 
 
