@@ -1,0 +1,379 @@
+"""What a person can hand in wrong, through the command lines: one line that names the file, status 1, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from rvos_cache import cli as cache_cli
+from rvos_cache.masks import RleMasks
+from rvos_cache.store import TrackCache, content_digest, verify
+from rvos_select import cli as select_cli
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "cache"))
+SIZE = (32, 48)
+SAID = {"0": ("the red square", [0]), "1": ("the blue square moving left", [1]), "2": ("a dog", [])}
+ODD = {"0": ("the red square moves right and " * 84, [0]), "1": ("синий квадрат 蓝色方块 المربع الأزرق", [1])}
+Result = tuple[int, str]
+
+
+@pytest.fixture
+def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs a command line as its program does; status and what it wrote to stderr, progress apart."""
+    return lambda *words: call(monkeypatch, capsys, *words)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str] | None, *words: object) -> Result:
+    verb = str(words[0])
+    main = cache_cli.main if verb in cache_cli.cli.commands else select_cli.main
+    monkeypatch.setattr(sys, "argv", ["rvos", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    lines = capsys.readouterr().err.splitlines() if capsys else []
+    return int(stop.value.code or 0), "\n".join(line for line in lines if " to go" not in line)
+
+
+def write_split(folder: Path, videos: dict[str, tuple[int, bool, dict[str, Any]]]) -> None:
+    """Videos of (frames, whether a red and a blue square move over the grey, {id: (sentence, objects)}) in MeViS's layout."""
+    listed, masks = {}, {}
+    for video, (count, moves, said) in videos.items():
+        (folder / "JPEGImages" / video).mkdir(parents=True)
+        dense = np.zeros((2, count, *SIZE), bool)
+        for t in range(count if moves else 0):
+            dense[0, t, 3:14, 3 + 3 * t : 14 + 3 * t] = dense[1, t, 18:29, 33 - 3 * t : 44 - 3 * t] = True
+        for t in range(count):
+            frame = np.full((*SIZE, 3), 90, np.uint8)
+            frame[dense[0, t]], frame[dense[1, t]] = (220, 40, 40), (40, 60, 220)
+            Image.fromarray(frame).save(folder / "JPEGImages" / video / f"{t:05d}.jpg", quality=95)
+        runs, first = RleMasks.from_dense(dense), len(masks)
+        for a in range(2):
+            row = [{"size": list(SIZE), "counts": runs.bytes_at(a, t).decode()} for t in range(count)]
+            masks[str(first + a)] = [rle if dense[a, t].any() else None for t, rle in enumerate(row)]
+        expressions = {e: {"exp": text, "anno_id": [first + a for a in named]} for e, (text, named) in said.items()}
+        listed[video] = {"frames": [f"{t:05d}" for t in range(count)], "expressions": expressions}
+    (folder / "meta_expressions.json").write_text(json.dumps({"videos": listed}))
+    (folder / "mask_dict.json").write_text(json.dumps(masks))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data, tracks and words of both splits, a trained run, selections and masks. In valid_u the video `empty` cannot be
+    extracted, `flat` has no tracks, `one` has one frame, and `odd` has a sentence of 504 words and one in three scripts."""
+    out = tmp_path_factory.mktemp("made")
+    write_split(out / "data/train", dict.fromkeys(("t0", "t1"), (5, True, SAID)))
+    empty = {**SAID, "3": (" \n ", [0])}
+    odd = {"odd": (5, True, ODD), "one": (1, True, SAID), "flat": (4, False, SAID), "empty": (3, True, empty)}
+    write_split(out / "data/valid_u", odd)
+    with pytest.MonkeyPatch.context() as patch:
+        for split in ("train", "valid_u"):
+            where = ("--dataset", "mevis", "--root", out / "data", "--split", split)
+            code = int(split == "valid_u")
+            assert call(patch, None, "extract", *where, "--out", out / f"{split}.zarr")[0] == code
+            assert call(patch, None, "extract-text", *where, "--out", out / f"{split}-text.zarr")[0] == code
+        train, valid = (("cache", "train"), ("text", "train-text")), (("cache", "valid_u"), ("text", "valid_u-text"))
+        given = [w for option, name in train for w in (f"--{option}", out / f"{name}.zarr")]
+        given += [w for option, name in valid for w in (f"--valid-{option}", out / f"{name}.zarr")]
+        chosen = ("--selector", "mean-cosine", "--set", "epochs=1", "--set", "config.width=8")
+        assert call(patch, None, "train", *given, *chosen, "--out", out / "run") == (0, "")
+        tracks = ("--cache", out / "valid_u.zarr")
+        words = ("--text", out / "valid_u-text.zarr")
+        assert call(patch, None, "predict", "--run", out / "run", *tracks, *words, "--out", out / "s.zarr") == (0, "")
+        assert call(patch, None, "merge", "--selections", out / "s.zarr", *tracks, "--out", out / "png") == (0, "")
+    return out
+
+
+def test_odd_videos_go_through_the_whole_chain(made: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    cache = TrackCache(made / "valid_u.zarr")
+    assert cache.video_ids() == ("flat", "odd", "one")
+    assert (cache.info("flat").tracks, cache.info("one").frames) == (0, 1)
+    assert cache.info("odd").tracks >= 2
+    assert len(cache.info("odd").expressions[0].text.split()) == 504
+    where = ("--dataset", "mevis", "--root", made / "data", "--split", "valid_u")
+    selections = ("--selections", made / "s.zarr", "--cache", made / "valid_u.zarr")
+    tables = {}
+    for name, words in {
+        "png": ("evaluate", *where, "--predictions", made / "png", "--allow-missing"),
+        "selections": ("evaluate", *selections, "--allow-missing"),
+        "oracle": ("oracle", "--cache", made / "valid_u.zarr", "--video", "odd", "--video", "one", "--video", "flat"),
+    }.items():
+        code, said = rvos(*words, "--json", tmp_path / f"{name}.json")
+        assert code == 0, said
+        tables[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert tables["png"] == tables["selections"]
+    assert tables["png"]["missing"] == [f"empty/{i}" for i in range(4)]
+    assert tables["png"]["expressions"].keys() - set(tables["png"]["missing"]) == tables["oracle"]["expressions"].keys()
+    assert tables["oracle"]["expressions"]["flat/2"] == {"j": 1.0, "f": 1.0}
+    assert tables["oracle"]["expressions"]["odd/0"]["j"] > 0.5
+    assert rvos("report", "--run", made / "run", *selections, "--out", tmp_path / "page") == (0, "")
+    page = (tmp_path / "page/index.html").read_text("utf-8")
+    assert "蓝色方块" in page and "empty/3" in page
+    code, told = rvos("evaluate", *where, "--predictions", made / "png")
+    assert code == 1 and "video empty, expression 3: the text is empty" in told and told.count("\n") == 0
+
+
+def test_info_holds_what_a_cache_is(made: Path, rvos: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(pytest.MonkeyPatch(), None, "info", made / "valid_u.zarr", "--json")[0] == 0
+    held = json.loads(capsys.readouterr().out)
+    assert held.keys() == {"done", "failed", "missing", "bytes", "card", "content"}
+    assert (held["done"], held["failed"].keys(), held["missing"]) == (3, {"empty"}, [])
+    assert held["content"] == content_digest(made / "valid_u.zarr")
+    assert held["bytes"] == sum(p.stat().st_size for p in (made / "valid_u.zarr").rglob("*") if p.is_file())
+    assert held["card"]["settings"]["max_tracks"] == 64
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def meta(split: Path, change: Callable[[Any], object]) -> None:
+    edit(split / "meta_expressions.json", lambda content: change(content["videos"]))
+
+
+def said(text: str) -> Callable[[Path], object]:
+    return lambda split: meta(split, lambda v: v["t0"]["expressions"]["1"].update(exp=text))
+
+
+FRAME = "JPEGImages/t0/00002.jpg"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated JPEG": (lambda s: (s / FRAME).write_bytes((s / FRAME).read_bytes()[:-50]), FRAME),
+    "missing frame": (lambda s: (s / FRAME).unlink(), FRAME),
+    "frame of another size": (lambda s: Image.new("RGB", (9, 9)).save(s / FRAME), "00002"),
+    "wrong mask size": (lambda s: edit(s / "mask_dict.json", lambda m: m["0"][2].update(size=[9, 9])), "mask_dict.json"),
+    "empty expression": (said(""), "meta_expressions.json, video t0, expression 1"),
+    "whitespace expression": (said(" \t\n"), "meta_expressions.json, video t0, expression 1"),
+    "video id with ..": (lambda s: meta(s, lambda v: v.update({"../t0": v["t0"]})), "'../t0'"),
+    "video id with /": (lambda s: meta(s, lambda v: v.update({"t0/x": v["t0"]})), "'t0/x'"),
+    "expression id with ..": (
+        lambda s: meta(s, lambda v: v["t0"]["expressions"].update({"..": {"exp": "a", "anno_id": []}})),
+        "'..'",
+    ),
+    "frame name with /": (lambda s: meta(s, lambda v: v["t0"].update(frames=["../t1/00000"])), "'../t1/00000'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", sorted(DAMAGE))
+def test_a_bad_video_is_one_line_and_stops_no_other(made: Path, rvos: Callable[..., Result], tmp_path: Path, fault: str) -> None:
+    damage, named = DAMAGE[fault]
+    shutil.copytree(made / "data/train", tmp_path / "train")
+    damage(tmp_path / "train")
+    words = ("extract", "--dataset", "mevis", "--root", tmp_path, "--split", "train", "--out", tmp_path / "c.zarr")
+    code, told = rvos(*words)
+    lines = told.splitlines()
+    assert code == 1 and len(lines) == 2, told
+    assert lines[0].startswith("failed ") and named in lines[0]
+    assert lines[1].startswith("error: 1 of ") and "run the same command again" in lines[1]
+    assert {p.name for p in (tmp_path / "c.zarr/videos").iterdir()} >= {"t1"}
+    assert {p.name for p in tmp_path.iterdir()} == {"train", "c.zarr"}
+    shutil.rmtree(tmp_path / "train")
+    shutil.copytree(made / "data/train", tmp_path / "train")
+    assert rvos(*words) == (0, "")
+    assert content_digest(tmp_path / "c.zarr") == content_digest(made / "train.zarr")
+
+
+@pytest.mark.parametrize("verb", ["extract", "extract-text", "check"])
+def test_malformed_json_writes_nothing(made: Path, rvos: Callable[..., Result], tmp_path: Path, verb: str) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/meta_expressions.json").write_text('{"videos": {\n "a": }}')
+    out = () if verb == "check" else ("--out", tmp_path / "c.zarr")
+    code, told = rvos(verb, "--dataset", "mevis", "--root", tmp_path, "--split", "train", *out)
+    assert code == 1 and told.startswith("error: ") and told.count("\n") == 0
+    assert "meta_expressions.json, line 2, column 7" in told
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_tokens_that_are_not_numbers(rvos: Callable[..., Result], tmp_path: Path) -> None:
+    given = ("--dataset", "store_fixtures:Tiny", "--root", tmp_path / "4", "--split", "train")
+    tracker = ("--tracker", "store_fixtures:TinyTracker", "--set", "nan=v03")
+    code, told = rvos("extract", *given, *tracker, "--out", tmp_path / "c.zarr")
+    assert code == 1 and "failed v03: ValueError: TrackSet.tokens hold NaN" in told
+    assert TrackCache(tmp_path / "c.zarr").video_ids() == ("v00", "v01", "v02")
+
+
+def damaged_run(made: Path, to: Path, change: Callable[[dict[str, np.ndarray]], object]) -> Path:
+    shutil.copytree(made / "run", to)
+    weights = load_file(to / "best/model.safetensors")
+    change(weights)
+    save_file(weights, to / "best/model.safetensors")
+    return to
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: w.update({"token_map.weight": np.zeros((8, 9), np.float32)}), "best"),
+        (lambda w: w.pop("word_map.weight"), "best"),
+        (lambda w: w.update({"bias": np.array(np.nan, np.float32)}), "s.zarr: 2 of its videos failed"),
+    ],
+)
+def test_a_wrong_checkpoint(
+    made: Path, rvos: Callable[..., Result], tmp_path: Path, change: Callable[[Any], object], says: str
+) -> None:
+    run = damaged_run(made, tmp_path / "run", change)
+    given = ("--cache", made / "valid_u.zarr", "--text", made / "valid_u-text.zarr", "--out", tmp_path / "s.zarr")
+    code, told = rvos("predict", "--run", run, *given)
+    assert code == 1 and told.startswith("error: ") and told.count("\n") == 0
+    assert says in told
+
+
+def test_a_damaged_cache_stops_no_other_video_in_predict(made: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    shutil.copytree(made / "valid_u.zarr", tmp_path / "c.zarr")
+    tokens = tmp_path / "c.zarr/videos/odd/tokens/c/0/0/0"
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:40])
+    words = ("predict", "--run", made / "run", "--cache", tmp_path / "c.zarr", "--text", made / "valid_u-text.zarr")
+    code, told = rvos(*words, "--out", tmp_path / "s.zarr")
+    assert code == 1 and told.count("\n") == 0 and "videos/odd/tokens" in told
+    assert {p.name for p in (tmp_path / "s.zarr/videos").iterdir()} == {"flat", "one"}
+    assert json.loads((tmp_path / "s.zarr/failures.jsonl").read_text())["video"] == "odd"
+    tokens.write_bytes(whole)
+    assert rvos(*words, "--out", tmp_path / "s.zarr") == (0, "")
+    assert content_digest(tmp_path / "s.zarr") == content_digest(made / "s.zarr")
+
+
+VALID, TEXT = ("--cache", "{made}/valid_u.zarr"), ("--text", "{made}/valid_u-text.zarr")
+SPLIT = ("--dataset", "mevis", "--root", "{made}/data", "--split", "train")
+FOREIGN: dict[str, tuple[tuple[str, ...], str]] = {
+    "another split's cache": (("extract", *SPLIT, "--out", "{made}/valid_u.zarr"), "made with split = 'valid_u'"),
+    "other settings": (("extract", *SPLIT, "--set", "max_tracks=3", "--out", "{made}/train.zarr"), "settings.max_tracks"),
+    "another kind": (("predict", "--run", "{made}/run", *TEXT, "--cache", "{made}/s.zarr", "--out", "{new}"), "holds selections"),
+    "another split's words": (
+        ("predict", "--run", "{made}/run", *VALID, "--text", "{made}/train-text.zarr", "--out", "{new}"),
+        "give --text of its split",
+    ),
+    "another split's tracks": (
+        ("merge", "--selections", "{made}/s.zarr", "--cache", "{made}/train.zarr", "--out", "{new}"),
+        "with split valid_u",
+    ),
+    "no run": (("predict", "--run", "{made}/data", *VALID, *TEXT, "--out", "{new}"), "not a training run"),
+    "an empty question": (("ask", "{made}/data/train/JPEGImages/t0", " ", "--run", "{made}/run", "--out", "{new}"), "empty"),
+    "a film that is none": (("ask", "{made}/run/settings.json", "a", "--run", "{made}/run", "--out", "{new}"), "settings.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(FOREIGN))
+def test_what_does_not_belong_together_is_one_line(made: Path, rvos: Callable[..., Result], tmp_path: Path, case: str) -> None:
+    words, says = FOREIGN[case]
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in made.rglob("*") if p.is_file())
+    code, told = rvos(*(w.format(made=made, new=tmp_path / "new") for w in words))
+    assert code == 1 and told.startswith("error: ") and told.count("\n") == 0
+    assert says in told
+    assert not (tmp_path / "new").exists()
+    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in made.rglob("*") if p.is_file())
+
+
+BELOW_A_FILE: dict[str, tuple[str, ...]] = {
+    "extract": ("extract", *SPLIT, "--out", "{out}"),
+    "extract-text": ("extract-text", *SPLIT, "--out", "{out}"),
+    "train": ("train", "--cache", "{made}/train.zarr", "--text", "{made}/train-text.zarr", "--valid-cache", "{made}/train.zarr",
+              "--valid-text", "{made}/train-text.zarr", "--selector", "mean-cosine", "--out", "{out}"),
+    "predict": ("predict", "--run", "{made}/run", *VALID, *TEXT, "--out", "{out}"),
+    "merge": ("merge", "--selections", "{made}/s.zarr", *VALID, "--out", "{out}"),
+    "evaluate": ("evaluate", "--selections", "{made}/s.zarr", *VALID, "--video", "one", "--json", "{out}"),
+    "report": ("report", "--run", "{made}/run", "--out", "{out}"),
+    "ask": ("ask", "{made}/data/train/JPEGImages/t0", "a square", "--run", "{made}/run", "--out", "{out}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", sorted(BELOW_A_FILE))
+def test_a_place_that_cannot_be_written(made: Path, rvos: Callable[..., Result], tmp_path: Path, verb: str) -> None:
+    """Below a regular file, where not even root can write."""
+    (tmp_path / "file").write_text("kept")
+    code, told = rvos(*(w.format(made=made, out=tmp_path / "file/out") for w in BELOW_A_FILE[verb]))
+    assert code == 1 and told.startswith("error: ") and told.count("\n") == 0
+    assert str(tmp_path / "file") in told
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_keeps_what_was_finished(
+    rvos: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """The disk is full once the second video is there: no other is called a failure, and room is all that a re-run needs."""
+    words = ("extract", "--dataset", "store_fixtures:Tiny", "--root", tmp_path / "6", "--split", "train", "--jobs", jobs)
+    words = (*words, "--tracker", "store_fixtures:TinyTracker", "--out")
+    sync, videos = os.fsync, tmp_path / "c.zarr/videos"
+
+    def full(handle: int) -> None:
+        if videos.is_dir() and len(list(videos.iterdir())) >= 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        code, told = rvos(*words, tmp_path / "c.zarr")
+    assert code == 1 and told == f"error: {tmp_path / 'c.zarr'}: No space left on device; make room or choose a writable path"
+    assert not (tmp_path / "c.zarr/failures.jsonl").exists()
+    assert list(verify(tmp_path / "c.zarr")) == []
+    assert 2 <= len(TrackCache(tmp_path / "c.zarr").video_ids()) < 6
+    assert rvos(*words, tmp_path / "c.zarr") == rvos(*words, tmp_path / "w.zarr") == (0, "")
+    assert content_digest(tmp_path / "c.zarr") == content_digest(tmp_path / "w.zarr")
+
+
+def test_a_full_disk_while_masks_are_written(
+    made: Path, rvos: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("merge", "--selections", made / "s.zarr", "--cache", made / "valid_u.zarr", "--out", tmp_path / "png")
+    replace, count = os.replace, [0]
+
+    def full(source: Path, target: Path) -> None:
+        count[0] += 1
+        if count[0] > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        code, told = rvos(*words)
+    assert code == 1 and "No space left" in told and told.count("\n") == 0
+    assert rvos(*words) == (0, "")
+    names = [sorted(str(p.relative_to(at)) for p in at.rglob("*.png")) for at in (tmp_path / "png", made / "png")]
+    assert names[0] == names[1]
+
+
+def test_scores_on_a_full_device(made: Path, rvos: Callable[..., Result]) -> None:
+    given = ("--selections", made / "s.zarr", "--cache", made / "valid_u.zarr", "--video", "one")
+    code, told = rvos("evaluate", *given, "--json", "/dev/full")
+    assert code == 1 and told == "error: /dev/full: No space left on device; make room or choose a writable path"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_leaves_a_resumable_state(rvos: Callable[..., Result], tmp_path: Path, jobs: int) -> None:
+    words = ["extract", "--dataset", "store_fixtures:Tiny", "--root", tmp_path / "12", "--split", "train", "--jobs", jobs]
+    words += ["--tracker", "store_fixtures:TinyTracker", "--out"]
+    out, slow = tmp_path / "c.zarr", ["--set", "wait=0.2"]
+    code = "import sys; sys.argv[0] = 'rvos-cache'; from rvos_cache.cli import main; main()"
+    env = {**os.environ, "PYTHONPATH": f"{HERE / 'cache'}:{HERE.parent}"}
+    # A group of its own, so that all its processes get the signal, as from a terminal.
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, [*words, out, *slow])], env=env, stderr=subprocess.PIPE, start_new_session=True
+    )
+    start = time.monotonic()
+    while not (out / "videos").is_dir() or not any((out / "videos").iterdir()):
+        assert process.poll() is None and time.monotonic() - start < 60
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1].startswith("interrupted; what was finished is kept") and "Traceback" not in told
+    assert list(verify(out)) == [] and not (out / "failures.jsonl").exists()
+    assert 1 <= len(TrackCache(out).video_ids()) < 12
+    assert rvos(*words, out, *slow[:1], "wait=0.2") == (0, "")
+    assert rvos(*words, tmp_path / "w.zarr") == (0, "")
+    assert content_digest(out) == content_digest(tmp_path / "w.zarr")
