@@ -1,0 +1,67 @@
+"""SOLA on MeViS (Table 1 of the paper): every step of the two stages on one page, the paper's numbers beside ours.
+
+`python -m pipelines.sola_mevis --root data/mevis`. A step that is done is not done again; a run that was cut goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rvos_cache.cli import run_command
+from rvos_cache.datasets import open_dataset
+from rvos_cache.extract import extract_all
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_select.cli import show_scores
+from rvos_select.evaluate import evaluate_selections
+from rvos_select.merge import merge as merge_masks
+from rvos_select.oracle import oracle
+from rvos_select.predict import predict
+from rvos_select.report import report
+from rvos_select.submit import submit
+from rvos_select.train import TrainSettings, train
+
+OPEN, HIDDEN = "valid_u", "valid"
+"""MeViS shows the answers of valid_u; the paper's table is scored on valid, by the benchmark's server."""
+
+
+@click.command()
+@click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_mevis"), show_default=True)
+@click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
+@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to sola_mevis.toml.")
+def sola_mevis(root: Path, out: Path, tracker: str, encoder: str, jobs: int, settings: tuple[str, ...]) -> None:
+    """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
+    caches = out / "cache"
+    extract_all("mevis", root, tracker=tracker, encoder=encoder, out=caches, jobs=jobs)
+
+    def tracks(split: str) -> list[Path]:
+        return [caches / split / f"{tracker.rpartition(':')[2]}.zarr"]
+
+    def texts(split: str) -> list[Path]:
+        return [caches / split / f"text-{encoder.rpartition(':')[2]}.zarr"]
+
+    run = out / "run"
+    page = Path(__file__).with_suffix(".toml")
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
+    train(resolved, tracks("train"), texts("train"), tracks(OPEN), texts(OPEN), run, resume=run.exists())
+
+    selections = predict(run, tracks(OPEN), texts(OPEN), out / f"selections/{OPEN}.zarr")
+    ours = evaluate_selections(selections, tracks(OPEN), root=root)
+    scores = {f"ours, {OPEN}": ours, f"oracle, {OPEN}": oracle(tracks(OPEN))}
+    index = report(run, selections, tracks(OPEN), out / "report", root=root, rows=scores)
+    show_scores(scores, out / "metrics.json", ours)
+    published = read_toml(page.parent / "papers/sola.toml")["table_1_mevis_val"]["sola"]
+    click.echo(f"the paper, {HIDDEN}: J&F {published[0]}, J {published[1]}, F {published[2]}; page: {index}")
+
+    if HIDDEN in type(open_dataset("mevis", root, OPEN)).splits(root):
+        selections = predict(run, tracks(HIDDEN), texts(HIDDEN), out / f"selections/{HIDDEN}.zarr")
+        masks = merge_masks(selections, tracks(HIDDEN), out / "masks")
+        click.echo(f"for the benchmark's server: {submit(masks, 'mevis', out / 'mevis_valid.zip', root=root, split=HIDDEN)}")
+
+
+if __name__ == "__main__":
+    run_command(sola_mevis)
