@@ -1,0 +1,133 @@
+"""What extraction, evaluation and submission assume of every dataset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvos_cache.datasets import DATASETS, Dataset, open_dataset
+from rvos_cache.errors import InputError
+from rvos_cache.shapes import write_shapes
+from rvos_cache.types import check_id
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A small copy of a dataset. shown, hidden: splits that show and hide their answers; frames: where the frames lie."""
+
+    root: Path
+    shown: str
+    hidden: str
+    frames: Path
+
+
+def mevis(root: Path) -> Sample:
+    write_shapes(root, 3, 0)
+    shutil.copytree(root / "valid_u", root / "valid")
+    (root / "valid/mask_dict.json").unlink()
+    meta = root / "valid/meta_expressions.json"
+    content = json.loads(meta.read_text())
+    for video in content["videos"].values():
+        video["expressions"] = {i: {"exp": e["exp"]} for i, e in video["expressions"].items()}
+    meta.write_text(json.dumps(content))
+    return Sample(root, "train", "valid", root / "train/JPEGImages")
+
+
+# Dataset -> what writes a small copy of it. Every entry of DATASETS needs one.
+SAMPLES: dict[str, Callable[[Path], Sample]] = {"mevis": mevis}
+
+
+@pytest.fixture(scope="module", params=sorted(DATASETS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def sample(name: str, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    return SAMPLES[name](tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="module")
+def data(name: str, sample: Sample) -> Dataset:
+    return open_dataset(name, sample.root, sample.shown)
+
+
+def test_splits_are_found_and_others_refused(name: str, sample: Sample, data: Dataset) -> None:
+    assert {sample.shown, sample.hidden} <= set(type(data).splits(sample.root))
+    assert (data.root, data.split) == (sample.root, sample.shown)
+    with pytest.raises(InputError) as error:
+        open_dataset(name, sample.root, "nothing-like-it")
+    assert sample.shown in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_sound_split_has_no_fault(data: Dataset) -> None:
+    assert list(data.check()) == []
+
+
+def test_videos_read_alike_every_time(data: Dataset) -> None:
+    ids = data.video_ids()
+    assert isinstance(ids, tuple) and len(ids) >= 2 and len(set(ids)) == len(ids)
+    for video_id in ids:
+        check_id(video_id, "test")
+        video = data.video(video_id)
+        assert video.video_id == video_id
+        assert all(check_id(frame, "test") for frame in video.frame_names)
+        last = len(video) - 1
+        one, first, two = video.read(last), video.read(0), data.video(video_id).read(last)
+        assert one.shape == first.shape == (*video.size, 3) and one.dtype == np.uint8
+        assert np.array_equal(one, two) and not np.array_equal(one, first)
+
+
+def test_expressions_name_objects_that_are_annotated(data: Dataset) -> None:
+    assert data.has_answers
+    seen: list[str] = []
+    for video_id in data.video_ids():
+        said, video, truth = data.expressions(video_id), data.video(video_id), data.ground_truth(video_id)
+        assert truth is not None
+        assert truth.masks.shape[1] == len(video) and truth.masks.size == video.size
+        assert truth.annotated.any()
+        assert (truth.masks.area().sum(1) > 0).all()
+        assert {e.video_id for e in said} == {video_id}
+        assert len({e.expression_id for e in said}) == len(said) > 0
+        for expression in said:
+            assert expression.targets is not None
+            assert truth.masks.union(truth.indices(expression.targets)).shape == (1, len(video))
+        seen += truth.object_ids
+    assert len(set(seen)) == len(seen), "an object id is unique in its split"
+
+
+def test_a_split_that_hides_its_answers(name: str, sample: Sample) -> None:
+    data = open_dataset(name, sample.root, sample.hidden)
+    video_id = data.video_ids()[0]
+    assert not data.has_answers
+    assert data.ground_truth(video_id) is None
+    assert {e.targets for e in data.expressions(video_id)} == {None}
+    assert list(data.check()) == []
+
+
+@pytest.mark.parametrize("lost", ["nothing-like-it", "..", "a/b", ""])
+def test_a_video_that_is_not_listed(data: Dataset, lost: str) -> None:
+    for step in (data.video, data.expressions, data.ground_truth):
+        with pytest.raises(InputError) as error:
+            step(lost)
+        assert repr(lost) in str(error.value)
+
+
+def test_frames_are_not_read_before_they_are_asked_for(name: str, sample: Sample, tmp_path: Path) -> None:
+    """A split is listed and its sentences are read where the frames are not; asking for a frame names its place."""
+    shutil.copytree(sample.root, tmp_path / "copy")
+    frames = tmp_path / "copy" / sample.frames.relative_to(sample.root)
+    shutil.rmtree(frames)
+    data = open_dataset(name, tmp_path / "copy", sample.shown)
+    video_id = data.video_ids()[0]
+    assert data.expressions(video_id)
+    with pytest.raises(InputError) as error:
+        data.video(video_id)
+    assert str(frames) in str(error.value)
+    assert len(list(data.check())) >= len(data.video_ids())
