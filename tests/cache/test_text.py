@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from text_fixtures import tiny_roberta
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
@@ -75,23 +76,7 @@ def test_tags_of_subwords_and_special_tokens() -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random RoBERTa with a byte-level tokenizer trained on two sentences."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
-
-    folder = tmp_path_factory.mktemp("roberta")
-    trained = ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trained.train_from_iterator(SENTENCES, vocab_size=400, special_tokens=special)
-    trained.save_model(str(folder))
-    tokenizer = RobertaTokenizerFast.from_pretrained(str(folder), model_max_length=40)
-    tokenizer.save_pretrained(str(folder))
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=48,
-    )  # fmt: skip
-    RobertaModel(config).save_pretrained(str(folder))
-    return folder
+    return tiny_roberta(tmp_path_factory.mktemp("roberta"), SENTENCES)
 
 
 def test_roberta_words_do_not_depend_on_the_batch(checkpoint: Path) -> None:
