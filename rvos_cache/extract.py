@@ -25,10 +25,13 @@ from rvos_cache.settings import build
 from rvos_cache.store import (
     CacheWriter,
     Card,
+    TextCache,
     TextRecord,
+    TrackCache,
     TrackRecord,
     canonical,
     digest,
+    open_cache,
     provenance,
     write_text,
     write_tracks,
@@ -58,6 +61,27 @@ def expressions_digest(dataset: Dataset) -> str:
         for e in _expressions(dataset, video_id)
     ]
     return digest(canonical(listed))
+
+
+def bound_digest(dataset: Dataset, out: Path) -> str:
+    """The digest of `expressions_digest`, or that of the cache `out` where all it holds is said the same as now.
+
+    So a video whose sentences were mended, or one that is new, joins the cache that it was missing from.
+    Raises InputError for a damaged cache.
+    """
+    now = expressions_digest(dataset)
+    if not (out / "card.json").exists():
+        return now
+    cache = open_cache(out)
+    held = cache.card.expressions_digest
+    if held in (None, now) or not isinstance(cache, (TextCache, TrackCache)):
+        return now
+    listed = set(dataset.video_ids())
+    for video_id in cache.video_ids():
+        stored = cache.expressions(video_id) if isinstance(cache, TextCache) else cache.info(video_id).expressions
+        if video_id not in listed or stored != _expressions(dataset, video_id):
+            return now
+    return held
 
 
 def extract_video(
@@ -110,7 +134,7 @@ def extract(
     source = open_dataset(dataset, root, split)
     kind = tracker_class(tracker)
     made = kind(build(kind.Settings, overrides or {}, f"tracker {tracker}"))
-    card = tracks_card(source, dataset, tracker, made, kind.Settings, overrides or {})
+    card = tracks_card(source, dataset, tracker, made, kind.Settings, overrides or {}, out)
 
     def one(writer: CacheWriter, video_id: str) -> int:
         began = time.perf_counter()
@@ -144,7 +168,7 @@ def extract_text(
         producer=encoder,
         settings=settings.model_dump(mode="json"),
         weights=made.weight_hashes(),
-        expressions_digest=expressions_digest(source),
+        expressions_digest=bound_digest(source, out),
         channels=made.channels,
         root=str(Path(root)),
         **provenance(),
@@ -190,9 +214,9 @@ def extract_all(
 
 
 def tracks_card(
-    source: Dataset, dataset: str, name: str, tracker: Tracker, schema: type[Any], overrides: Mapping[str, Any]
+    source: Dataset, dataset: str, name: str, tracker: Tracker, schema: type[Any], overrides: Mapping[str, Any], out: Path
 ) -> Card:
-    """The card of a tracks cache."""
+    """The card of the tracks cache `out`."""
     specs = [{"name": s.name, "dims": list(s.dims), "dtype": s.dtype, "by_frame": s.by_frame} for s in tracker.feature_specs]
     return Card(
         kind="tracks",
@@ -201,7 +225,7 @@ def tracks_card(
         producer=name,
         settings=build(schema, overrides, f"tracker {name}").model_dump(mode="json"),
         weights=tracker.weight_hashes(),
-        expressions_digest=expressions_digest(source) if tracker.reads_expressions else None,
+        expressions_digest=bound_digest(source, out) if tracker.reads_expressions else None,
         channels=tracker.channels,
         label_iou=tracker.label_iou,
         training_only=tracker.wants_ground_truth,

@@ -187,6 +187,22 @@ def test_a_bad_video_is_one_line_and_stops_no_other(made: Path, rvos: Callable[.
     assert content_digest(tmp_path / "c.zarr") == content_digest(made / "train.zarr")
 
 
+def test_words_of_a_mended_sentence_join_the_others(made: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    """The cache is bound to the split's sentences; one that could not be read when it was made is none of them."""
+    shutil.copytree(made / "data/train", tmp_path / "train")
+    before = (tmp_path / "train/meta_expressions.json").read_bytes()
+    said("")(tmp_path / "train")
+    words = ("extract-text", "--dataset", "mevis", "--root", tmp_path, "--split", "train", "--out", tmp_path / "t.zarr")
+    code, told = rvos(*words)
+    assert code == 1 and "failed t0: " in told
+    (tmp_path / "train/meta_expressions.json").write_bytes(before)
+    assert rvos(*words) == rvos(*words) == (0, "")
+    assert content_digest(tmp_path / "t.zarr") == content_digest(made / "train-text.zarr")
+    said("another sentence")(tmp_path / "train")
+    code, told = rvos(*words)
+    assert code == 1 and "expressions_digest" in told and told.count("\n") == 0
+
+
 @pytest.mark.parametrize("verb", ["extract", "extract-text", "check"])
 def test_malformed_json_writes_nothing(made: Path, rvos: Callable[..., Result], tmp_path: Path, verb: str) -> None:
     (tmp_path / "train").mkdir()
