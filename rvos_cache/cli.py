@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -260,7 +261,8 @@ def told(reports: Mapping[str, ExtractReport]) -> None:
 
 
 def run_command(command: Callable[..., object]) -> NoReturn:
-    """Run a click command line: a fault of the input is one line and status 1, usage 2, Ctrl-C 130."""
+    """Run a click command line: a fault of the input is one line and status 1, usage 2, Ctrl-C 130; a warning is one line."""
+    warnings.showwarning = lambda message, *where: click.echo(f"warning: {' '.join(str(message).split())}", err=True)
     try:
         command(standalone_mode=False)
     except click.ClickException as error:

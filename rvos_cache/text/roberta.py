@@ -34,7 +34,10 @@ class RobertaEncoder:
     def __init__(self, settings: RobertaSettings) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        # Its bar of loaded weights stands among the lines of our own progress.
+        logging.disable_progress_bar()
         self.settings = settings
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(settings.checkpoint, use_fast=True)

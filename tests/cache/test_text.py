@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from text_fixtures import tiny_roberta
 
+from rvos_cache.cli import main
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_cache.text.cues import align_tags, cue, split_words
@@ -98,6 +99,19 @@ def test_roberta_says_when_it_cuts(checkpoint: Path) -> None:
     with pytest.warns(UserWarning, match="cut to 40 tokens"):
         words = encoder.encode([SENTENCES[2]])[0]
     assert len(words.tags) == 40
+
+
+def test_the_command_says_in_one_line_each_what_it_cuts(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--dataset", "store_fixtures:Tiny", "--root", str(tmp_path / "1"), "--split", "train", "--out", str(tmp_path / "t")]
+    given += ["--encoder", "roberta", "--set", f"checkpoint={checkpoint}"]
+    monkeypatch.setattr(sys, "argv", ["rvos-cache", "extract-text", *given])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    lines = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
+    assert stop.value.code == 0 and len(lines) == 1
+    assert lines[0].startswith("warning: cut to 40 tokens: 'собака идёт налево")
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
