@@ -159,15 +159,26 @@ class RleMasks:
 
     def row(self, k: int) -> list[Rle]:
         """The T masks of track k."""
-        return [self.at(k, t) for t in range(self.shape[1])]
+        first = range(self.shape[0])[k] * self.shape[1]
+        return self._listed(slice(first, first + self.shape[1]))
 
     def column(self, t: int) -> list[Rle]:
         """The K masks of frame t."""
-        return [self.at(k, t) for k in range(self.shape[0])]
+        return self._listed(slice(range(self.shape[1])[t], None, self.shape[1]))
+
+    def _listed(self, which: slice) -> list[Rle]:
+        # Offsets as Python's integers and one view of the bytes: with many masks NumPy's scalars cost as much as the runs.
+        size, raw = list(self.size), self.rle.data
+        bounds = zip(self.offsets[:-1][which].tolist(), self.offsets[1:][which].tolist())
+        return [{"size": size, "counts": bytes(raw[a:b])} for a, b in bounds]
 
     def decode(self, k: int, t: int) -> NDArray[np.bool_]:
         """Pixels (H, W) of mask k in frame t."""
-        return np.ascontiguousarray(coco.decode(self.at(k, t))).astype(bool)
+        stored, out = coco.decode(self.at(k, t)).view(bool), np.empty(self.size, bool)
+        # COCO's order is column by column: strips that fit the processor's cache are turned three times as fast as the whole.
+        for x in range(0, self.size[1], 128):
+            out[:, x : x + 128] = stored[:, x : x + 128]
+        return out
 
     def dense(self, indices: Iterable[int] | None = None) -> NDArray[np.bool_]:
         """Pixels (K', T, H, W) of the masks `indices` (default: all). Mind the memory: K'*T*H*W bytes."""
@@ -208,15 +219,14 @@ class RleMasks:
         k, t = self.shape
         if k == 0 or t == 0:
             return np.zeros((k, t), np.int32)
-        flat = [rle for i in range(k) for rle in self.row(i)]
-        return _areas(flat).astype(np.int32).reshape(k, t)
+        return _areas(self._listed(slice(None))).astype(np.int32).reshape(k, t)
 
     def boxes(self) -> NDArray[np.float64]:
         """Boxes (x, y, width, height) in pixels, float64 (K, T, 4); zeros where a mask is empty."""
         k, t = self.shape
         if k == 0 or t == 0:
             return np.zeros((k, t, 4))
-        return np.asarray(coco.toBbox([rle for i in range(k) for rle in self.row(i)])).reshape(k, t, 4)
+        return np.asarray(coco.toBbox(self._listed(slice(None)))).reshape(k, t, 4)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -241,8 +251,13 @@ def intersections(a: list[Rle], b: list[Rle]) -> NDArray[np.int64]:
     From u = |A∩B| / |A∪B| the exact count is rint(u (|A| + |B|) / (1 + u)): u is computed in double precision, so the
     error stays far below half a pixel for any frame that fits in memory.
     """
+    out = np.zeros((len(a), len(b)), np.int64)
     if not a or not b:
-        return np.zeros((len(a), len(b)), np.int64)
-    iou = np.asarray(coco.iou(a, b, [0] * len(b)), np.float64).reshape(len(a), len(b))
-    total = (_areas(a)[:, None] + _areas(b)[None, :]).astype(np.float64)
-    return np.rint(np.nan_to_num(iou) * total / (1 + np.nan_to_num(iou))).astype(np.int64)
+        return out
+    iou = np.nan_to_num(np.asarray(coco.iou(a, b, [0] * len(b)), np.float64).reshape(len(a), len(b)))
+    # Areas of the masks that meet no other are not needed.
+    rows, columns = np.flatnonzero(iou.any(1)), np.flatnonzero(iou.any(0))
+    iou = iou[np.ix_(rows, columns)]
+    total = _areas([a[i] for i in rows])[:, None] + _areas([b[i] for i in columns])[None, :]
+    out[np.ix_(rows, columns)] = np.rint(iou * total / (1 + iou))
+    return out
