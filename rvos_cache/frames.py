@@ -122,7 +122,8 @@ class _Film:
         import av
 
         try:
-            with av.open(str(self.path)) as container:
+            # Absolute: FFmpeg takes what stands before a colon for a protocol.
+            with av.open(str(self.path.absolute())) as container:
                 for frame in container.decode(video=0):
                     yield frame.to_ndarray(format="rgb24")
         except FileNotFoundError as error:
@@ -187,7 +188,7 @@ class VideoWriter:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.aside = path, path.with_name(f".{os.getpid()}.{path.name}")
-        self.container: Any = av.open(str(self.aside), "w", format="mp4")
+        self.container: Any = av.open(str(self.aside.absolute()), "w", format="mp4")
         self.stream = self.container.add_stream("libx264", rate=fps)
         # H.264 with 4:2:0 colour wants even sides: an odd last row or column is repeated.
         self.pad = (size[0] % 2, size[1] % 2)

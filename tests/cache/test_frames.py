@@ -70,10 +70,11 @@ def test_a_film_is_readable_at_its_size(tmp_path: Path, size: tuple[int, int]) -
     assert [level_of(video.read(t)) for t in range(len(video))] == pytest.approx(levels, abs=2)
 
 
-def test_a_film_of_one_frame(tmp_path: Path) -> None:
-    levels = film(tmp_path / "a.mp4", 1)
-    video = open_video(tmp_path / "a.mp4")
-    assert (len(video), video.frame_names, video.video_id) == (1, ("00000",), "a")
+def test_a_film_of_one_frame_with_a_name_like_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    levels = film(Path("a: b?.mp4"), 1)
+    video = open_video(Path("a: b?.mp4"))
+    assert (len(video), video.frame_names, video.video_id) == (1, ("00000",), "a_ b_")
     assert level_of(video.read(0)) == pytest.approx(levels[0], abs=2)
 
 
