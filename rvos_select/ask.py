@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class
 from rvos_cache.types import Expression, Video
 from rvos_select.checkpoint import run_cards
-from rvos_select.merge import merge
+from rvos_select.merge import RECORD, merge
 from rvos_select.predict import predict
 
 TINT = np.array([255, 96, 32], np.float32)
@@ -41,8 +42,8 @@ def ask(source: Path, sentence: str, run: Path, out: Path, threshold: float | No
     """Segment what `sentence` names in `source`, an mp4 or a folder of frames.
 
     Tracker and text encoder are the ones the run was trained with. The video's tracks are kept under `out`, so a second
-    question about the same video only reads the sentence. Raises InputError for a video, run or sentence that cannot be
-    used.
+    question about the same video only reads the sentence; its answer replaces the first. Raises InputError for a video, run
+    or sentence that cannot be used.
     """
     video = open_video(source)
     expression = Expression(video.video_id, "0", sentence, None)
@@ -72,6 +73,9 @@ def ask(source: Path, sentence: str, run: Path, out: Path, threshold: float | No
         write_text(text_writer, TextRecord(video.video_id, (expression,), tuple(encoder.encode([sentence]))))
 
     selections = predict(run, [tracks], [text_path], kept / f"selections-{asked}.zarr")
+    # The answer to an earlier question gives way; what merge has not written stays, and merge says so.
+    if (out / "masks" / RECORD).exists():
+        shutil.rmtree(out / "masks")
     masks = merge(selections, [tracks], out / "masks", threshold=threshold, top1=top1)
     selection = SelectionCache(selections).selections(video.video_id)[0]
     scores = selection.scores[selection.candidates]
