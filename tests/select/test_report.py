@@ -6,7 +6,7 @@ import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import chain
 import numpy as np
@@ -84,7 +84,7 @@ def test_every_chosen_expression_is_there_with_its_pictures(work: Path) -> None:
     assert len(page.images) == len(set(page.images)) == 4 + 3 + 3 + 3 + 2
     for link in page.links:
         assert ":" not in link
-        with Image.open(work / "page" / unquote(link)) as image:
+        with Image.open(work / "page" / unquote(urlsplit(link).path)) as image:
             image.load()
     whole, tinted = (np.asarray(Image.open(work / "page/pictures/a" / e / "answer.jpg").convert("RGB")) for e in ("2", "0"))
     orange = [(image[..., 0].astype(int) - image[..., 2] > 60).mean() for image in (whole, tinted)]
