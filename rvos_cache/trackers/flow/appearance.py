@@ -9,8 +9,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_cache.trackers.flow.motion import Reader, shrink
-
 INPUTS = 8
 FEATURES = 40
 RIDGE = 2.0
@@ -26,11 +24,6 @@ def pixel_inputs(frame: NDArray[np.uint8]) -> NDArray[np.float16]:
         dx, dy = cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)
         texture.append(np.log1p(cv2.GaussianBlur(np.hypot(dx, dy), (0, 0), sigma)))
     return np.concatenate([lab, blurred, np.stack(texture, -1)], -1).astype(np.float16)
-
-
-def video_inputs(read: Reader, frames: int, step: int) -> list[NDArray[np.float16]]:
-    """`pixel_inputs` of every frame at working resolution."""
-    return [pixel_inputs(shrink(read(t), step)) for t in range(frames)]
 
 
 class Fourier:

@@ -42,14 +42,14 @@ class Propagator:
         self.frames = len(inputs)
         self.fourier = Fourier(seed)
 
-    def run(self, prompts: Sequence[NDArray[np.bool_]], start: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Masks bool (K, T, h, w) and confidence (K, T) in [0, 1] of K prompts (h, w) in frame `start`."""
+    def run(self, prompts: Sequence[NDArray[np.bool_]], start: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Masks packed by np.packbits (K, T, h, ceil(w / 8)) and confidence (K, T) in [0, 1] of prompts K x (h, w) in `start`."""
         h, w = self.motion.size
-        masks = np.zeros((len(prompts), self.frames, h, w), bool)
+        masks = np.zeros((len(prompts), self.frames, h, -(-w // 8)), np.uint8)
         sure = np.zeros((len(prompts), self.frames))
         first = [self.open(p, start) for p in prompts]
         for k, prompt in enumerate(prompts):
-            masks[k, start], sure[k, start] = prompt, 1
+            masks[k, start], sure[k, start] = np.packbits(prompt, axis=-1), 1
         for direction in (1, -1):
             cursors = [Cursor(c.soft, c.model.copy()) for c in first]
             t = start
@@ -58,7 +58,7 @@ class Propagator:
                 for k, cursor in enumerate(cursors):
                     if not cursor.lost:
                         sure[k, t + direction] = self.step(cursor, there, back, t + direction)
-                        masks[k, t + direction] = cursor.soft > 0.5
+                        masks[k, t + direction] = np.packbits(cursor.soft > 0.5, axis=-1)
                 t += direction
         return masks, sure
 

@@ -22,10 +22,10 @@ class FlowSettings(Settings):
     small_max_tracks: int = Field(24, ge=1, le=512)
     work_height: int = Field(240, ge=48)
     """full: frames are shrunk by a whole-number factor until their shorter side is at most about this."""
-    key_frames: int = Field(6, ge=1)
+    key_frames: int = Field(8, ge=1)
     prompts_per_key: int = Field(14, ge=1)
-    covered_iou: float = Field(0.7, gt=0, le=1)
-    """A prompt that an earlier track covers by more than this is skipped."""
+    stitch_iou: float = Field(0.3, gt=0, le=1)
+    """full: a track is handed over to a prompt of the next key frame whose track it meets by this IoU on the way."""
     duplicate_iou: float = Field(0.8, gt=0, le=1)
     """Of two tracks with a higher mean IoU over their frames only one is kept."""
     small_key_every: int = Field(3, ge=1)
