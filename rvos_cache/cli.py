@@ -199,13 +199,16 @@ def missing(dataset: str, root: str, split: str, known: tuple[str, ...]) -> list
 @cli.command()
 @click.argument("cache", type=PATH)
 def verify(cache: Path) -> None:
-    """Check every file of a cache; a line per fault and exit status 1."""
+    """Check every file of a cache; a line per fault and exit status 1. What a killed run left behind is a note."""
+    from rvos_cache.store import leftovers
     from rvos_cache.store import verify as step
 
     faults = 0
     for fault in step(cache):
         click.echo(f"fault: {fault}")
         faults += 1
+    for note in leftovers(cache):
+        click.echo(f"note: {note}")
     if faults:
         sys.exit(1)
     click.echo("no fault")

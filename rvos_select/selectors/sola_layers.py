@@ -49,7 +49,12 @@ class StandardConv1d(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         deviation, mean = torch.std_mean(self.weight, dim=(1, 2), keepdim=True)
-        return F.conv1d(x, (self.weight - mean) / (deviation + EPSILON), self.bias, self.stride, self.padding)
+        weight = (self.weight - mean) / (deviation + EPSILON)
+        if x.device.type == "cpu":
+            # bfloat16 on a CPU: oneDNN leaves parts of this weight's gradient unset when few frames are left
+            with torch.autocast("cpu", enabled=False):
+                return F.conv1d(x.float(), weight, self.bias, self.stride, self.padding)
+        return F.conv1d(x, weight, self.bias, self.stride, self.padding)
 
 
 def shorter(lengths: Tensor, stride: int) -> Tensor:

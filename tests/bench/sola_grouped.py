@@ -1,7 +1,7 @@
-"""Training steps of the full SOLA: single expressions against all expressions of a video in one batch.
+"""Training steps of SOLA: single expressions against all expressions of a video in one batch.
 
-Run: OMP_NUM_THREADS=1 python tests/bench/sola_grouped.py [--expressions 14] [--tracks 32] [--frames 64] [--repeats 3]
-Writes one JSON line; times are medians in seconds for all expressions of the video.
+Run: OMP_NUM_THREADS=1 python tests/bench/sola_grouped.py [--repeats 3]
+Writes one JSON line for each module: times are medians in seconds for all expressions of one video, forward and backward.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from rvos_cache.settings import read_toml
 from rvos_select.data import Batch
 from rvos_select.selectors.sola import Sola, SolaConfig
 
 
-def video(expressions: int, tracks: int, frames: int, words: int = 14) -> Batch:
-    """Random tokens in the shapes of one video with as many expressions; leading size 1."""
+def video(expressions: int, tracks: int, frames: int, channels: int, words: int = 14) -> Batch:
+    """Random tokens in the shapes of one video with as many expressions and D `channels`; leading size 1."""
     g = torch.Generator().manual_seed(0)
     real = [torch.ones(a, b, dtype=torch.bool) for a, b in ((1, frames), (expressions, tracks), (expressions, words))]
     tokens = torch.randn(1, tracks, frames, 256, generator=g)
     target = (torch.rand(expressions, tracks, generator=g) < 0.1).float()
-    return Batch(tokens, real[0], real[1], torch.randn(expressions, words, 1024, generator=g), real[2], target)
+    return Batch(tokens, real[0], real[1], torch.randn(expressions, words, channels, generator=g), real[2], target)
 
 
 def singles(x: Batch) -> list[Batch]:
@@ -89,14 +91,21 @@ def measure(model: nn.Module, x: Batch, repeats: int) -> dict[str, float]:
 def main() -> None:
     """Measure in eval mode, where nothing is random, so that the losses can be compared."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("expressions", 14), ("tracks", 32), ("frames", 64), ("repeats", 3)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    asked = parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = Sola(SolaConfig()).eval()
-    found = measure(model, video(asked.expressions, asked.tracks, asked.frames), asked.repeats)
-    sys.stdout.write(json.dumps(vars(asked) | {name: float(f"{value:.4g}") for name, value in found.items()}) + "\n")
+    shapes = Path(__file__).parents[2] / "pipelines/sola_shapes.toml"
+    # The full module on a video like MeViS's, and the demo's module on a video of moving shapes.
+    full = (SolaConfig(), {"expressions": 14, "tracks": 32, "frames": 64})
+    small = (SolaConfig(word_channels=256, **read_toml(shapes)["config"]), {"expressions": 10, "tracks": 8, "frames": 32})
+    for name, (config, sizes) in (("full", full), ("small", small)):
+        torch.manual_seed(0)
+        model = Sola(config).eval()
+        found = measure(model, video(**sizes, channels=config.word_channels), repeats)
+        values = {key: float(f"{value:.4g}") for key, value in found.items()}
+        parameters = sum(p.numel() for p in model.parameters())
+        sys.stdout.write(json.dumps({"module": name, "parameters": parameters, **sizes, **values}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
