@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INPUTS = 8
-FEATURES = 40
+FEATURES = 80
 RIDGE = 2.0
 
 
@@ -27,7 +27,7 @@ def pixel_inputs(frame: NDArray[np.uint8]) -> NDArray[np.float16]:
 
 
 class Fourier:
-    """The feature map, the same for all tracks of a video: a fixed seed, a bandwidth, 40 cosines and a constant."""
+    """The feature map, the same for all tracks of a video: a fixed seed, a bandwidth, 80 cosines and a constant."""
 
     def __init__(self, seed: int, bandwidth: float = 1.3) -> None:
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Real video: soft masks carried from frame to frame by flow, a similarity fit and appearance.
+"""Real video: soft masks carried from frame to frame by a similarity fitted to the flow inside them, and by appearance.
 
 Letters: T frames, h w working pixels.
 """
@@ -54,10 +54,10 @@ class Propagator:
             cursors = [Cursor(c.soft, c.model.copy()) for c in first]
             t = start
             while 0 <= t + direction < self.frames and not all(c.lost for c in cursors):
-                there, back = self.motion.flow(t, direction), self.motion.flow(t + direction, -direction)
+                there = self.motion.flow(t, direction)
                 for k, cursor in enumerate(cursors):
                     if not cursor.lost:
-                        sure[k, t + direction] = self.step(cursor, there, back, t + direction)
+                        sure[k, t + direction] = self.step(cursor, there, t + direction)
                         masks[k, t + direction] = np.packbits(cursor.soft > 0.5, axis=-1)
                 t += direction
         return masks, sure
@@ -71,8 +71,8 @@ class Propagator:
         inside = prompt[y0:y1:stride, x0:x1:stride].reshape(-1).astype(np.float32)
         return Cursor(soft, Ridge(self.fourier(inputs), inside))
 
-    def step(self, cursor: Cursor, there: NDArray[np.float32], back: NDArray[np.float32], t: int) -> float:
-        """Move `cursor` into frame t; `there` is the flow that leads to it, `back` the flow from it. Its confidence."""
+    def step(self, cursor: Cursor, there: NDArray[np.float32], t: int) -> float:
+        """Move `cursor` into frame t; `there` is the flow that leads to it. Its confidence."""
         hard = (cursor.soft > 0.5).astype(np.uint8)
         area = int(hard.sum())
         if area < 12:
@@ -84,7 +84,7 @@ class Propagator:
         y0, y1, x0, x1 = self._window(cv2.boundingRect(hard), np.median(moves, axis=0))
         if y1 - y0 < 4 or x1 - x0 < 4:
             return self._lose(cursor)
-        prior = self._prior(cursor.soft, back, matrix, (y0, y1, x0, x1))
+        prior = _moved(cursor.soft, matrix, (y0, y1, x0, x1))
         if (prior > 0.5).sum() < 8:
             return self._lose(cursor)
         stride = self._stride(y0, y1, x0, x1)
@@ -111,23 +111,6 @@ class Propagator:
         cursor.lost = True
         cursor.soft = np.zeros_like(cursor.soft)
         return 0.0
-
-    def _prior(
-        self,
-        soft: NDArray[np.float32],
-        back: NDArray[np.float32],
-        matrix: NDArray[np.float64],
-        window: tuple[int, int, int, int],
-    ) -> NDArray[np.float32]:
-        """Where the mask should be: the mean of its warp by flow and by the similarity fitted to the flow inside it."""
-        y0, y1, x0, x1 = window
-        xs, ys = np.meshgrid(np.arange(x0, x1, dtype=np.float32), np.arange(y0, y1, dtype=np.float32))
-        field = back[y0:y1, x0:x1]
-        flowed = cv2.remap(soft, xs + field[..., 0], ys + field[..., 1], cv2.INTER_LINEAR)
-        moved = matrix.copy()
-        moved[:, 2] -= [x0, y0]
-        fitted = cv2.warpAffine(soft, moved, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
-        return np.asarray((flowed + fitted) / 2, np.float32)
 
     def _fuse(self, prior: NDArray[np.float32], score: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.float32]:
         """Soft mask from the prior, the signed distance to its outline and the classifier; follows the picture's edges."""
@@ -159,10 +142,18 @@ def _resize(score: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.fl
     return np.asarray(cv2.resize(score, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
+def _moved(soft: NDArray[np.float32], matrix: NDArray[np.float64], window: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """Where the mask should be, inside y0 y1 x0 x1. A warp by the flow itself, even in part, frays at every occlusion."""
+    y0, y1, x0, x1 = window
+    shifted = matrix.copy()
+    shifted[:, 2] -= [x0, y0]
+    return np.asarray(cv2.warpAffine(soft, shifted, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR), np.float32)
+
+
 def similarity(points: NDArray[np.float32], moves: NDArray[np.float32]) -> NDArray[np.float64]:
     """Rotation, scale and shift (2, 3) that best carry points (K, 2) along moves (K, 2); two rounds drop the worst.
 
-    Scale is kept within 0.9 .. 1.1 and turning within 0.2 per frame: more is a fault of the flow.
+    Scale is kept within 0.8 .. 1.2 and turning within 0.2 per frame: more is a fault of the flow.
     """
     keep = np.ones(len(points), bool)
     matrix = np.eye(2, 3)
@@ -175,13 +166,13 @@ def similarity(points: NDArray[np.float32], moves: NDArray[np.float32]) -> NDArr
         if spread > 1:
             c = float((da * db).sum()) / spread
             s = float((da[:, 0] * db[:, 1] - da[:, 1] * db[:, 0]).sum()) / spread
-            size = float(np.clip(np.hypot(c, s), 0.9, 1.1))
+            size = float(np.clip(np.hypot(c, s), 0.8, 1.2))
             turn = float(np.clip(np.arctan2(s, c), -0.2, 0.2))
             c, s = size * np.cos(turn), size * np.sin(turn)
         matrix[:, :2] = [[c, -s], [s, c]]
         matrix[:, 2] = cb - matrix[:, :2] @ ca
         miss = np.linalg.norm(points @ matrix[:, :2].T + matrix[:, 2] - points - moves, axis=1)
-        keep = miss <= max(1.0, 2 * float(np.median(miss)))
+        keep = miss <= max(1.0, 1.4 * float(np.median(miss)))
         if keep.sum() < 4:
             break
     return matrix
