@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, naming
 from rvos_cache.seams import resolve
 from rvos_cache.store import Card
 from rvos_select.selectors import SELECTORS
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """What is written below `path` while training. Raises InputError, naming the file, when the disk refuses."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has an error of its own, and names no file.
+        named, said = (error.filename, error.strerror) if isinstance(error, OSError) else (None, str(error))
+        raise InputError(
+            f"{named or path}: cannot be written ({said or type(error).__name__}); make room, then run the same command with "
+            "--resume: the last whole checkpoint is kept"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is whole or as it was."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(aside, "w", encoding="utf-8") as file:
+        with naming(path), open(aside, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -52,23 +67,27 @@ def read_json(path: Path, what: str) -> Any:
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder beside `target` with `fill(folder)`, bring it to the disk and put it in its place.
 
-    A kill leaves `target` whole, or `.<name>.old` whole, which `restore_folder` puts back.
+    A kill leaves `target` whole, or `.<name>.old` whole, which `restore_folder` puts back. Raises InputError, with `target`
+    as it was, when the disk refuses.
     """
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     old = target.with_name(f".{target.name}.old")
-    try:
-        aside.mkdir(parents=True)
-        fill(aside)
-        for path in (*aside.rglob("*"), aside):
-            _to_disk(path)
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(aside, target)
-        _to_disk(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with storing(target):
+        try:
+            aside.mkdir(parents=True)
+            fill(aside)
+            for path in (*aside.rglob("*"), aside):
+                _to_disk(path)
+            shutil.rmtree(old, ignore_errors=True)
+            if target.exists():
+                os.rename(target, old)
+            os.rename(aside, target)
+            _to_disk(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def restore_folder(target: Path) -> None:

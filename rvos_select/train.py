@@ -6,8 +6,11 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +24,16 @@ from rvos_cache.seams import resolve
 from rvos_cache.settings import Settings, build
 from rvos_cache.store import Card, provenance
 from rvos_select.caches import TextSource, TrackSource, texts_of
-from rvos_select.checkpoint import load_state, read_json, replace_folder, restore_folder, save_state, write_json, write_text
+from rvos_select.checkpoint import (
+    load_state,
+    read_json,
+    replace_folder,
+    restore_folder,
+    save_state,
+    storing,
+    write_json,
+    write_text,
+)
 from rvos_select.data import Batch
 from rvos_select.samples import VideoSample, batches, count_batches, load_video
 from rvos_select.selectors import SELECTORS
@@ -220,27 +232,26 @@ class Run:
         self.state: dict[str, Any] = {"epoch": 0, "best_jf": -1.0, "rate": 1.0, "lowest": None, "waited": 0}
 
     def train(self, resume: bool) -> Path:
-        """All epochs that are left."""
-        from torch.utils.tensorboard import SummaryWriter
-
+        """All epochs that are left. Raises InputError when the disk refuses; the last whole checkpoint is kept then."""
         for name in ("last", "best"):
             restore_folder(self.out / name)
         if resume and (self.out / "last").exists():
             self.state = load_state(self.out, self.model, self.optimizer)
-        self._forget_after(self.state["epoch"])
-        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state["epoch"] + 1)
-        with EpochBar(self.settings.epochs * self.steps_per_epoch, self.state["epoch"] * self.steps_per_epoch) as bar:
-            for epoch in range(self.state["epoch"], self.settings.epochs):
+        with storing(self.out):
+            self._forget_after(self.state["epoch"])
+        done, steps = self.state["epoch"], self.steps_per_epoch
+        with EpochBar(self.settings.epochs * steps, done * steps) as bar, tensorboard(self.out / "tensorboard", done) as board:
+            for epoch in range(done, self.settings.epochs):
                 row = self._epoch(epoch, bar)
-                for name, value in row.items():
-                    if isinstance(value, float):
-                        board.add_scalar(name, value, epoch + 1)
-                with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+                with storing(self.out / "tensorboard"):
+                    for name, value in row.items():
+                        if isinstance(value, float):
+                            board.add_scalar(name, value, epoch + 1)
+                with storing(self.out / "metrics.jsonl"), open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                 save_state(self.out, self.model, self.optimizer, self.state)
-        board.close()
         return self.out
 
     def _forget_after(self, epoch: int) -> None:
@@ -309,6 +320,27 @@ class Run:
         state["waited"] += 1
         if optim.schedule == "plateau" and state["waited"] > optim.patience:
             state["rate"], state["waited"] = state["rate"] * optim.factor, 0
+
+
+@contextmanager
+def tensorboard(folder: Path, epoch: int) -> Iterator[Any]:
+    """A writer of TensorBoard's curves that go on after `epoch`. Raises InputError when the disk refuses."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def hushed(fault: threading.ExceptHookArgs) -> None:
+        # The writer's own thread prints the fault of the disk that it also raises here.
+        if not isinstance(fault.exc_value, OSError):
+            hook(fault)
+
+    hook, threading.excepthook = threading.excepthook, hushed
+    try:
+        with storing(folder):
+            board = SummaryWriter(str(folder), purge_step=epoch + 1)
+        yield board
+        with storing(folder):
+            board.close()
+    finally:
+        threading.excepthook = hook
 
 
 class EpochBar:

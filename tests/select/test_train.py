@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +210,46 @@ def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(tmp_path: Path
     run(caches, out, resume=True, epochs=2)
     assert {name: (out / name / "model.safetensors").read_bytes() for name in whole} == whole
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("refused", ["best", "last", "metrics.jsonl"])
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path, caches: tuple[Path, ...], refused: str) -> None:
+    """No file may grow beyond the size of the weights; beyond that, so that only the optimiser's does not fit; or beyond a
+    line of the record that is long already."""
+    out, whole = run(caches, tmp_path / "run", epochs=1), run(caches, tmp_path / "whole", epochs=2)
+    weights = (out / "last/model.safetensors").stat().st_size
+    size = {"best": weights - 1, "last": weights + 1000, "metrics.jsonl": 9 * weights}[refused]
+    if refused == "metrics.jsonl":
+        (out / "metrics.jsonl").write_text(json.dumps({**numbers(out)[0], "seconds": "9" * size})[: size - 3] + '"}\n')
+    before = {path: path.read_bytes() for path in (out / "last").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(InputError, match=rf"run/{refused}: cannot be written .*File too large.*--resume"):
+            run(caches, out, resume=True, epochs=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path: path.read_bytes() for path in (out / "last").iterdir()} == before
+    assert load_selector(out).state_dict().keys()
+    run(caches, out, resume=True, epochs=2)
+    assert numbers(out) == numbers(whole)
+    for name in ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_under_the_curves_is_one_line(
+    tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard writes in a thread of its own."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    with pytest.raises(InputError, match="run/tensorboard: cannot be written .No space left"):
+        run(caches, tmp_path / "run")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_record_holds_what_the_caches_decided(tmp_path: Path, caches: tuple[Path, ...]) -> None:
