@@ -19,6 +19,7 @@ from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.flow import FlowSettings, FlowTracker, tokens
 from rvos_cache.trackers.flow import motion as flows
 from rvos_cache.trackers.flow.appearance import Fourier, Ridge
+from rvos_cache.trackers.flow.full import distinct, overlaps, stitch
 from rvos_cache.trackers.flow.paths import velocity
 from rvos_cache.trackers.flow.propagate import similarity
 from rvos_cache.types import VIDEO, GroundTruth, TrackSet, Video
@@ -121,15 +122,6 @@ def test_two_of_one_look_that_touch_stay_two_tracks() -> None:
 
 
 @pytest.mark.parametrize("mode", ["small", "full"])
-def test_same_input_gives_same_output(mode: str) -> None:
-    video, _ = draw(lambda t: [(40 + 2 * t, 40, 9, RED), (110 - t, 60, 9, BLUE)], 6)
-    one, two = track(video, mode=mode), track(video, mode=mode)
-    assert one.masks == two.masks
-    assert np.array_equal(one.tokens, two.tokens)
-    assert np.array_equal(one.presence, two.presence)
-
-
-@pytest.mark.parametrize("mode", ["small", "full"])
 @pytest.mark.parametrize(("frames", "blank"), [(1, False), (1, True), (3, True)])
 def test_short_and_blank_videos_are_legal(mode: str, frames: int, blank: bool) -> None:
     video, _ = draw(lambda t: [(60, 40, 12, RED)], frames)
@@ -169,6 +161,40 @@ def test_full_mode_follows_a_textured_object_and_keeps_its_limits() -> None:
     found = track(video, key_frames=1, prompts_per_key=3, max_tracks=3)
     assert found.masks.shape[0] <= 3
     assert best(found, truth)[0].mean() > 0.8
+
+
+@pytest.mark.parametrize("size", [(20, 30), (1, 1), (3, 200), (24, 900), (900, 24)])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_full_mode_takes_frames_of_any_form(size: tuple[int, int], frames: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (frames, *size, 3)).astype(np.uint8)
+    for pictures in (noise, np.zeros_like(noise)):
+        found = track(Video("odd", tuple("ab"[:frames]), size, pictures.__getitem__), mode="full")
+        assert found.masks.size == size
+        assert np.isfinite(found.tokens).all()
+
+
+def blocks(places: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Packed masks (N, T, 6, 8) of a full-height strip from column 6 * place of 60; place -1 is an empty mask."""
+    masks = np.zeros((*places.shape, 6, 60), bool)
+    for k, t in np.argwhere(places >= 0):
+        masks[k, t, :, 6 * places[k, t] : 6 * places[k, t] + 6] = True
+    return np.packbits(masks, axis=-1)
+
+
+def test_tracks_are_stitched_where_they_meet_and_only_there() -> None:
+    # Track 0 (prompt 0) drifts off to 9 after frame 3; track 1 (prompt 5) is at 2 from frame 2 on; track 2 never meets them.
+    places = np.array([[2, 2, 2, 2, 9, 9, 9], [-1, -1, 2, 2, 2, 2, 2], [7, 7, 7, 7, 7, 7, 7]])
+    pairs = overlaps(blocks(places), 60)
+    assert pairs[2, 0, 1] == 1 and pairs[5, 0, 1] == 0 and pairs[0, 1, 1] == 0
+    source = stitch(pairs, np.array([0, 5, 5], np.int32), 0.3)
+    assert places[source[0], np.arange(7)].tolist() == [2] * 7
+    assert source[0, 0] == 0 and source[1, 5] == 1
+    assert places[source[1], np.arange(7)].tolist() == [2] * 7
+    assert source[2].tolist() == [2] * 7
+    # The two stitched tracks are one and the same; the order says which of them stays.
+    shown = places[source, np.arange(7)] >= 0
+    assert distinct(pairs, source, shown, np.array([1, 0, 2]), 0.8, 5).tolist() == [1, 2]
+    assert distinct(pairs, source, shown, np.array([1, 0, 2]), 0.8, 1).tolist() == [1]
 
 
 def test_wrong_settings_are_refused_by_name() -> None:
