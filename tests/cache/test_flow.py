@@ -234,13 +234,16 @@ def test_tokens_of_a_translating_square() -> None:
             np.testing.assert_allclose(at[30:], [1, 0.5, 0, 0, 0, 0, 0, 0.5], atol=2e-3)
     # The centre of pixels 20..35 is at 28 of 160 in the first frame, rows 40..55 at 48 of 96.
     position = token[:, tokens.SLICES["position"]]
-    assert value_of(position[0, :18], -1, 1) == pytest.approx(28 / 160 * 2 - 1, abs=2e-3)
-    assert value_of(position[5, :18], -1, 1) == pytest.approx(43 / 160 * 2 - 1, abs=2e-3)
-    assert value_of(position[0, 18:], -1, 1) == pytest.approx(0, abs=2e-3)
+    assert value_of(position[0, :12], -1, 1) == pytest.approx(28 / 160 * 2 - 1, abs=2e-3)
+    assert value_of(position[5, :12], -1, 1) == pytest.approx(43 / 160 * 2 - 1, abs=2e-3)
+    assert value_of(position[0, 12:], -1, 1) == pytest.approx(0, abs=2e-3)
     size = token[0, tokens.SLICES["size"]]
-    assert value_of(size[:16], -8, -0.5) == pytest.approx(np.log(256 / (H * W)), abs=5e-3)
-    assert value_of(size[16:24], -4, 0) == pytest.approx(np.log(0.1), abs=5e-3)
-    assert value_of(size[24:], -4, 0) == pytest.approx(np.log(1 / 6), abs=5e-3)
+    assert value_of(size[:14], -8, -0.5) == pytest.approx(np.log(256 / (H * W)), abs=5e-3)
+    assert value_of(size[14:22], -4, 0) == pytest.approx(np.log(0.1), abs=5e-3)
+    assert value_of(size[22:], -4, 0) == pytest.approx(np.log(1 / 6), abs=5e-3)
+    form = token[0, tokens.SLICES["shape"]]
+    np.testing.assert_allclose(form[[0, 3]], 0, atol=0.05)
+    assert value_of(form[4:12], 0.4, 1) == value_of(form[20:], 0.4, 1) == 1
 
 
 def test_tokens_of_a_hidden_and_of_a_never_seen_track() -> None:
@@ -249,7 +252,7 @@ def test_tokens_of_a_hidden_and_of_a_never_seen_track() -> None:
         masks[0, t, 70:80, 100 + t : 110 + t] = t not in (3, 4)
     token = described(masks)
     assert token[0][:, tokens.SLICES["visible"]].tolist() == [[v, 1 - v] for v in (1, 1, 1, 0, 0, 1, 1, 1, 1)]
-    x = [value_of(at[:18], -1, 1) for at in token[0][:, tokens.SLICES["position"]]]
+    x = [value_of(at[:12], -1, 1) for at in token[0][:, tokens.SLICES["position"]]]
     np.testing.assert_allclose(np.diff(x), 2 / W, atol=4e-3)
     assert (token[1] == 0).all()
 

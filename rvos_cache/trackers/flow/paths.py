@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True, eq=False)
 class Life:
     """One track. visible bool (T,); first, last: its first and last visible frames; screen, world (T, 2) x y: centres on
-    screen and with the background held still (both equal in frame `first`); box (T, 4); area (T,); shape (T, 14);
+    screen and with the background held still (both equal in frame `first`); box (T, 4); area (T,); shape (T, 7);
     profile (T, 16); colour (T, 9); histogram (T, 16); flow (T, 6). Working pixels."""
 
     size: tuple[int, int]
@@ -47,7 +47,7 @@ def paths(stats: Sequence[MaskStats | None], motion: Motion) -> Life:
     shown = [s for s in stats if s is not None]
     if not shown:
         two, four, one = np.zeros((t, 2)), np.zeros((t, 4)), np.ones(t)
-        shape, profile, colour = np.zeros((t, 14)), np.zeros((t, PROFILE)), np.zeros((t, 9))
+        shape, profile, colour = np.zeros((t, 7)), np.zeros((t, PROFILE)), np.zeros((t, 9))
         bins, flow = np.zeros((t, HUES + GREYS)), np.zeros((t, 6))
         return Life(
             motion.size, visible, 0, t - 1, two, two, four, one, shape, profile, colour, bins, flow

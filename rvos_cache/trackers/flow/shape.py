@@ -110,14 +110,12 @@ def local_flow(field: NDArray[np.float32], crop: NDArray[np.uint8], cx: float, c
 def outline(
     crop: NDArray[np.uint8], m: dict[str, float], area: float, cx: float, cy: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shape (14,) and radial profile (16,) of a mask cropped to its box.
+    """Shape (7,) and radial profile (16,) of a mask cropped to its box.
 
-    shape: seven Hu moments as sign * log10 / 10, log aspect of the box, sin and cos of twice the orientation times
+    shape: log aspect of the box, sin and cos of twice the orientation times
     eccentricity, eccentricity, solidity, circularity, share of the box.
     """
     h, w = crop.shape
-    hu = cv2.HuMoments(m)[:, 0]
-    hu = -np.sign(hu) * np.log10(np.abs(hu) + 1e-10) / 10
     a, b, c = m["mu20"] / area, m["mu11"] / area, m["mu02"] / area
     theta = 0.5 * np.arctan2(2 * b, a - c)
     root = np.hypot((a - c) / 2, b)
@@ -138,4 +136,4 @@ def outline(
     profile[count == 0] = radius.mean()
     profile = profile / (np.sqrt(area / np.pi) + 1e-6) - 1
     values = [np.log(w / h), eccentric * np.sin(2 * theta), eccentric * np.cos(2 * theta), eccentric, solid, circular]
-    return np.array([*hu, *values, area / (w * h)]), profile
+    return np.array([*values, area / (w * h)]), profile

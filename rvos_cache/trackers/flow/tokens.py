@@ -16,14 +16,14 @@ never visible has zeros everywhere.
 | part      | size | what |
 |---|---|---|
 | visible   | 2  | 1 when the mask has pixels; 1 when it has none |
-| position  | 36 | centre: 18 bins of x, 18 of y, from -1 to 1 |
+| position  | 24 | centre: 12 bins of x, 12 of y, from -1 to 1 |
 | velocity  | 38 | against the background (the camera's homography is taken off step by step): 11 bins of s(vx), 11 of s(vy), |
 |           |    | from -0.95 to 0.95; 8 bins of the speed s(|v|) from 0 to 0.95; 8 headings (right, down-right, down ...), |
 |           |    | squared cosines, falling to 0 below half a pixel per frame |
 | screen    | 38 | the same on the screen |
-| size      | 32 | 16 bins of the log area share from -8 to -0.5; 8 bins each of the log width and height shares from -4 to 0 |
-| shape     | 14 | seven Hu moments; log aspect; eccentricity times sin, cos of twice the orientation; eccentricity; solidity; |
-|           |    | circularity; share of the box |
+| size      | 30 | 14 bins of the log area share from -8 to -0.5; 8 bins each of the log width and height shares from -4 to 0 |
+| shape     | 28 | log aspect of the box; eccentricity times sin, cos of twice the orientation; eccentricity; 8 bins each of |
+|           |    | solidity, circularity and share of the box, from 0.4 to 1 |
 | ring      | 8  | magnitudes of the profile's Fourier terms 1..8 (they do not change with orientation) |
 | profile   | 16 | mean outline radius in 16 sectors over that of a disk of the same area, minus 1 |
 | colour    | 36 | 12 bins each of the mean L, a, b from -0.9 to 0.9 |
@@ -46,7 +46,7 @@ from rvos_cache.trackers.flow.paths import Life, paths, velocity
 
 CHANNELS = 256
 PARTS = {
-    "visible": 2, "position": 36, "velocity": 38, "screen": 38, "size": 32, "shape": 14, "ring": 8, "profile": 16,
+    "visible": 2, "position": 24, "velocity": 38, "screen": 38, "size": 30, "shape": 28, "ring": 8, "profile": 16,
     "colour": 36, "palette": 16, "texture": 6, "flow": 6, "border": 8,
 }  # fmt: skip
 _ends = np.cumsum(list(PARTS.values()))
@@ -110,11 +110,11 @@ def token(life: Life) -> Array:
     gaps = np.stack([life.box[:, 0], life.box[:, 1], w - life.box[:, 2], h - life.box[:, 3]], 1)
     parts = {
         "visible": [seen, 1 - seen],
-        "position": [bins(spot[:, k], -1, 1, 18) for k in (0, 1)],
+        "position": [bins(spot[:, k], -1, 1, 12) for k in (0, 1)],
         "velocity": _moves(velocity(life.world, life.first, life.last), d),
         "screen": _moves(velocity(life.screen, life.first, life.last), d),
-        "size": [bins(np.log(life.area / (h * w)), -8, -0.5, 16), *(bins(extent[:, k], -4, 0, 8) for k in (0, 1))],
-        "shape": [life.shape],
+        "size": [bins(np.log(life.area / (h * w)), -8, -0.5, 14), *(bins(extent[:, k], -4, 0, 8) for k in (0, 1))],
+        "shape": [life.shape[:, :4], *(bins(life.shape[:, k], 0.4, 1, 8) for k in (4, 5, 6))],
         "ring": [np.abs(np.fft.rfft(life.profile, axis=1))[:, 1:9] / 2],
         "profile": [np.clip(life.profile, -1, 2)],
         "colour": [bins(life.colour[:, k], -0.9, 0.9, 12) for k in range(3)],
