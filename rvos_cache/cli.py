@@ -151,14 +151,16 @@ def extract_all(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(cache: Path, as_json: bool) -> None:
     """What a cache is and holds: videos done, failed and missing (neither), bytes, card, and one digest of the content."""
+    from rvos_cache.extract import at_hand, failed_videos
     from rvos_cache.store import content_digest, open_cache
 
     opened = open_cache(cache)
-    done, failed = opened.video_ids(), opened.failures()
+    dataset = at_hand(opened.card)
+    done, failed = opened.video_ids(), failed_videos(opened, dataset)
     facts: dict[str, Any] = {
         "done": len(done),
         "failed": failed,
-        "missing": missing(opened.card.dataset, opened.card.root, opened.card.split, (*done, *failed)),
+        "missing": None if dataset is None else sorted(set(dataset.video_ids()) - {*done, *failed}),
         "bytes": sum(map(size_of, cache.rglob("*"))),
         "content": content_digest(cache),
         "card": opened.card.model_dump(),
@@ -184,16 +186,6 @@ def size_of(path: Path) -> int:
         return path.stat().st_size if path.is_file() else 0
     except FileNotFoundError:
         return 0
-
-
-def missing(dataset: str, root: str, split: str, known: tuple[str, ...]) -> list[str] | None:
-    """Videos of the split that the cache does not know; None when the dataset is not where the card says."""
-    from rvos_cache.datasets import open_dataset
-
-    try:
-        return sorted(set(open_dataset(dataset, Path(root), split).video_ids()) - set(known))
-    except InputError:
-        return None
 
 
 @cli.command()

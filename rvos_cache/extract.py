@@ -23,6 +23,7 @@ from rvos_cache.overlap import count_overlap
 from rvos_cache.seams import resolve
 from rvos_cache.settings import build
 from rvos_cache.store import (
+    Cache,
     CacheWriter,
     Card,
     TextCache,
@@ -82,6 +83,24 @@ def bound_digest(dataset: Dataset, out: Path) -> str:
         if video_id not in listed or stored != _expressions(dataset, video_id):
             return now
     return held
+
+
+def at_hand(card: Card) -> Dataset | None:
+    """The dataset that a cache was made of, where the hint in its card still leads to it."""
+    try:
+        return open_dataset(card.dataset, Path(card.root), card.split) if card.root else None
+    except InputError:
+        return None
+
+
+def failed_videos(cache: Cache, dataset: Dataset | None = None) -> dict[str, str]:
+    """Videos of the split that failed and are still not there, with the error. dataset: default, the one at hand.
+
+    A record of a video that has left the split since is none of them.
+    """
+    failed, known = cache.failures(), dataset or at_hand(cache.card)
+    listed = failed.keys() if known is None else set(known.video_ids())
+    return {video_id: error for video_id, error in failed.items() if video_id in listed}
 
 
 def extract_video(

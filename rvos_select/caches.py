@@ -16,13 +16,19 @@ from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, Words
 
 
 class TrackSource:
-    """Tracks caches read as one, with TrackCache's getters. Raises InputError when they do not fit together."""
+    """Tracks caches read as one, with TrackCache's getters. Raises InputError when they do not fit together.
+
+    of: video -> the caches that hold it, one or, where several of its split were given, each of them. holes: video that one
+    of those lacks -> what is wrong and the remedy; its tracks are not read, its answers are.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         if not paths:
             raise InputError("no tracks cache given; add --cache C.zarr")
         self.caches = [TrackCache(path) for path in paths]
         self.of: dict[str, list[TrackCache]] = {}
+        self.holes: dict[str, str] = {}
+        self._partly: dict[str, TrackCache] = {}
         first = self.caches[0].card
         for cache in self.caches:
             if cache.card.channels != first.channels:
@@ -35,11 +41,14 @@ class TrackSource:
                 if held and (held[0].card.dataset, held[0].card.split) != (cache.card.dataset, cache.card.split):
                     raise InputError(f"{cache.path}: video {video_id} is also in {held[0].path}, of another split")
                 held.append(cache)
-        for video_id, held in self.of.items():
+        for video_id, held in list(self.of.items()):
             expected = [c for c in self.caches if (c.card.dataset, c.card.split) == (held[0].card.dataset, held[0].card.split)]
             absent = [c.path for c in expected if c not in held]
             if absent:
-                raise InputError(f"{absent[0]}: lacks video {video_id} that {held[0].path} has; extract it there too")
+                self.holes[video_id] = f"{absent[0]}: lacks video {video_id} that {held[0].path} has; extract it there too"
+                self._partly[video_id] = self.of.pop(video_id)[0]
+        if self.holes and not self.of:
+            raise InputError(next(iter(self.holes.values())))
 
     @property
     def card(self) -> Card:
@@ -52,18 +61,28 @@ class TrackSource:
         return [cache.card for cache in self.caches]
 
     def video_ids(self) -> tuple[str, ...]:
-        """All videos, sorted."""
+        """The videos whose tracks can be read, sorted."""
         return tuple(sorted(self.of))
 
-    def failures(self) -> dict[str, str]:
-        """Videos that failed in any cache, with the error."""
-        return {video: error for cache in self.caches for video, error in cache.failures().items()}
+    def skipped(self) -> str:
+        """One line on the holes, for a command that goes on without them."""
+        return f"{len(self.holes)} videos are left out, because not every cache has them; first {min(self.holes.items())[1]}"
 
     def _held(self, video_id: str) -> list[TrackCache]:
         try:
             return self.of[video_id]
         except KeyError:
-            raise InputError(f"{self.caches[0].path}: no video {video_id}; run the extraction again to add it") from None
+            raise InputError(self.absence(video_id)) from None
+
+    def absence(self, video_id: str) -> str:
+        """Why a video's tracks cannot be read, and the remedy."""
+        unknown = f"{self.caches[0].path}: no video {video_id}; run the extraction again to add it"
+        return self.holes.get(video_id, unknown)
+
+    def answering(self, video_id: str) -> TrackCache | None:
+        """The first cache that holds the video's expressions and ground truth, also where another lacks it."""
+        held = self.of.get(video_id)
+        return held[0] if held else self._partly.get(video_id)
 
     def info(self, video_id: str) -> TrackInfo:
         """Joined info; prompts are indices into the expressions of the first cache."""

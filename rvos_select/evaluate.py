@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets import Dataset, open_dataset
+from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png
 from rvos_cache.masks import RleMasks, empty_rle, encode
 from rvos_cache.store import SelectionCache
 from rvos_select.caches import TrackSource
 from rvos_select.merge import check_cards, check_pair, default_threshold, merge_masks
-from rvos_select.metrics.answers import VideoAnswers, chosen_videos, from_caches, from_dataset
+from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
 from rvos_select.metrics.scores import Scores, score
 
 Row = tuple[str, tuple[float, float] | None, str | None]
@@ -49,7 +49,7 @@ def evaluate_pngs(
     asked = chosen_videos(source.video_ids(), videos, limit, f"{source.root} {source.split}")
 
     def tasks() -> Iterator[tuple[Any, ...]]:
-        for video in _answers(asked, source, None, allow_missing):
+        for video in answers(asked, source, None, allow_missing):
             if isinstance(video, VideoAnswers):
                 yield from ((video.frame_names, video.truth.annotated, *row) for row in _rows(video))
             else:
@@ -79,19 +79,20 @@ def evaluate_selections(
     """
     source, said = TrackSource(caches), SelectionCache(selections)
     check_cards(said, source)
-    known = _dataset(source, dataset, root, split)
-    listed = known.video_ids() if known is not None else sorted({*source.video_ids(), *source.failures()})
-    asked = chosen_videos(listed, videos, limit, str(source.caches[0].path))
+    known = dataset_of(source, dataset, root, split)
+    asked = chosen_videos(listed_videos(source, known), videos, limit, str(source.caches[0].path))
     limit_score = default_threshold(said) if threshold is None else threshold
     have = set(said.video_ids())
 
     def tasks() -> Iterator[tuple[Any, ...]]:
-        for video in _answers(asked, known, source if root is None else None, allow_missing):
+        for video in answers(asked, known, source if root is None else None, allow_missing):
             if not isinstance(video, VideoAnswers):
                 yield from ((None, key, None, None, None) for key in video)
                 continue
             found = {}
-            if video.video_id in have:
+            if video.video_id not in source.of and not allow_missing:
+                raise InputError(f"{source.absence(video.video_id)}, or give --allow-missing to score it 0")
+            if video.video_id in have and video.video_id in source.of:
                 check_pair(said, source, video.video_id)
                 found = {s.expression_id: s for s in said.selections(video.video_id)}
             masks = source.masks(video.video_id) if found else None
@@ -107,61 +108,6 @@ def evaluate_selections(
                 yield video.truth.annotated, key, truth, kind, merged
 
     return _table(_map(_score_masks, (), tasks(), processes))
-
-
-def _dataset(source: TrackSource, dataset: str | None, root: Path | None, split: str | None) -> Dataset | None:
-    """The dataset of the caches at `root`, or where the hint in their card still leads to it.
-
-    Raises InputError when the caches are of another `dataset` or `split`, or `root` does not hold theirs.
-    """
-    parts = sorted({(card.dataset, card.split) for card in source.cards})
-    for name, given, held in (("dataset", dataset, parts[0][0]), ("split", split, parts[0][1])):
-        if given is not None and (given != held or len(parts) > 1):
-            have = ", ".join(" ".join(part) for part in parts)
-            raise InputError(f"{source.caches[0].path}: holds {have}, not {name} {given}; give the cache of that {name}")
-    if root is not None and len(parts) > 1:
-        raise InputError(f"--root {root}: caches of several splits were given; leave --root out to use their own answers")
-    if root is not None:
-        return open_dataset(parts[0][0], root, parts[0][1])
-    try:
-        return open_dataset(parts[0][0], Path(source.card.root), parts[0][1]) if len(parts) == 1 and source.card.root else None
-    except InputError:
-        return None
-
-
-def _answers(
-    asked: Sequence[str], known: Dataset | None, own: TrackSource | None, allow_missing: bool
-) -> Iterator[VideoAnswers | tuple[str, ...]]:
-    """The answers of each video of `asked`: the dataset's, else the caches' own.
-
-    Where neither has them an InputError, or, with `allow_missing`, the keys of its expressions, which score 0.
-    """
-    for video_id in asked:
-        lost = InputError(f"video {video_id}: it failed in extraction; extract it again, or give --allow-missing to score it 0")
-        found: VideoAnswers | None = None
-        if known is not None:
-            try:
-                found = next(from_dataset(known, [video_id]))
-            except InputError as error:
-                lost = error
-        if found is None and own is not None and video_id in own.of:
-            found = next(from_caches(own, [video_id]))
-        if found is not None:
-            yield found
-        elif allow_missing and (known is None or known.has_answers):
-            yield _keys(known, video_id)
-        else:
-            raise lost
-
-
-def _keys(known: Dataset | None, video_id: str) -> tuple[str, ...]:
-    """The expressions of a video that cannot be read, as "<video>/<expression>"; "<video>" when nobody knows them."""
-    listed = getattr(known, "expression_ids", None)
-    try:
-        ids = () if listed is None else listed(video_id)
-    except InputError:
-        ids = ()
-    return tuple(f"{video_id}/{i}" for i in ids) or (video_id,)
 
 
 def _rows(video: VideoAnswers) -> Iterator[tuple[str, RleMasks, str | None]]:

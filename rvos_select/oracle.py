@@ -18,7 +18,7 @@ from rvos_cache.overlap import count_overlap
 from rvos_cache.types import Overlap
 from rvos_select.caches import TrackSource, candidates
 from rvos_select.labels import mean_iou, oracle_tracks
-from rvos_select.metrics.answers import VideoAnswers, of_caches
+from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
 from rvos_select.metrics.scores import Scores, score
 
 
@@ -33,8 +33,9 @@ def oracle(
 ) -> dict[str, Any]:
     """J, F, J&F of the oracle, and "objects": {"<video>/<object>": its best track's mean IoU over annotated frames}.
 
-    The candidates of an expression are respected; an object's best track is any of its video. Raises InputError for
-    training-only caches and, unless `allow_missing`, for a video that the caches lack (else it scores 0 and is listed).
+    The candidates of an expression are respected; an object's best track is any of its video. The answers are the dataset's
+    where `root`, or the hint in the card, leads to it, else those that the caches hold. Raises InputError for training-only
+    caches and, unless `allow_missing`, for a video that the caches lack (else it scores 0 and is listed).
     """
     source = TrackSource(caches)
     for cache in source.caches:
@@ -43,12 +44,16 @@ def oracle(
                 f"{cache.path}: its tracks were prompted with ground truth, for training only; give a cache of another tracker"
             )
     scores, objects = Scores(), {}
-    for video in of_caches(source, dataset, root, split, videos, limit):
+    known = dataset_of(source, dataset, root, split)
+    asked = chosen_videos(listed_videos(source, known), videos, limit, str(source.caches[0].path))
+    for video in answers(asked, known, source if root is None else None, allow_missing):
+        if not isinstance(video, VideoAnswers):
+            for key in video:
+                scores.add(key, None, None)
+            continue
         if video.video_id not in source.of:
             if not allow_missing:
-                raise InputError(
-                    f"{source.caches[0].path}: no video {video.video_id}; extract it, or give --allow-missing to score it 0"
-                )
+                raise InputError(f"{source.absence(video.video_id)}, or give --allow-missing to score it 0")
             for expression in video.expressions:
                 scores.add(f"{video.video_id}/{expression.expression_id}", None, video.kind(expression))
             objects.update({f"{video.video_id}/{name}": 0.0 for name in video.truth.object_ids})
@@ -62,7 +67,12 @@ def oracle(
 
 def _quality(source: TrackSource, video: VideoAnswers) -> NDArray[np.float64]:
     """Mean IoU (N, A) of each track with each of the video's objects, from the stored counts where they are the same."""
-    info = source.info(video.video_id)
+    info, truth = source.info(video.video_id), video.truth.masks
+    if (info.frames, info.size) != (truth.shape[1], truth.size):
+        raise InputError(
+            f"{source.caches[0].path}, video {video.video_id}: holds {info.frames} frames of {info.size}, the ground truth has "
+            f"{truth.shape[1]} of {truth.size}; extract the video again from this dataset"
+        )
     if info.object_ids == video.truth.object_ids:
         overlap: Overlap = source.overlap(video.video_id)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[Tr
             raise InputError(f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found")
         if cache.video_ids() and words.videos.isdisjoint(cache.video_ids()):
             raise InputError(f"{cache.path}: none of its videos has words in {words.caches[0].path}; give --text of its split")
+    if source.holes:
+        warnings.warn(f"selections: {source.skipped()}", stacklevel=2)
     return source, words
 
 

@@ -45,6 +45,8 @@ class OptimSettings(Settings):
 
     lr: float = Field(default=5e-6, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    beta2: float = Field(default=0.999, gt=0, lt=1)
+    """Memory of the squared gradients."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     schedule: Literal["plateau", "cosine", "constant"] = "plateau"
@@ -75,7 +77,9 @@ class TrainSettings(Settings):
     hold_out: float = Field(default=0.05, ge=0, lt=1)
     """Share of videos, by hash of their id, held out when no validation cache is given."""
     valid_expressions: int = Field(default=200, ge=0)
-    """Validation J&F after each epoch is taken over the first so many expressions by hash of their name; 0: all."""
+    """Validation after each epoch is taken over the first so many expressions by hash of their name; 0: all."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of PyTorch; 0: as many as it takes by itself (OMP_NUM_THREADS)."""
 
 
 @dataclass
@@ -121,7 +125,19 @@ def train(
     begin_run(settings, sources, model.config, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Run(settings, sources, model.to(device), device, out)
-    return run.train(resume)
+    with threads(settings.threads):
+        return run.train(resume)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch with `count` CPU threads (0: unchanged), and as it was afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_sources(
@@ -156,6 +172,9 @@ def read_sources(
     for cache in other.caches:
         if cache.card.training_only:
             raise InputError(f"{cache.path}: ground-truth tracks are for training; validate with tracks that were found")
+    for name, read in (("training", source), ("validation", other))[: 2 if valid_tracks else 1]:
+        if read.holes:
+            warnings.warn(f"{name}: {read.skipped()}", stacklevel=2)
     load = {"label_iou": label_iou, "requires": requires}
     samples = [load_video(source, words, v, **load) for v in train_ids]  # type: ignore[arg-type]
     held = [load_video(other, other_words, v, **load) for v in valid_ids]  # type: ignore[arg-type]
@@ -224,7 +243,9 @@ class Run:
     def __init__(self, settings: TrainSettings, sources: Sources, model: nn.Module, device: torch.device, out: Path) -> None:
         self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
         optim = settings.optim
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=optim.lr, betas=(0.9, optim.beta2), weight_decay=optim.weight_decay, fused=True
+        )
         self.steps_per_epoch = count_batches(sources.train, settings.batch, settings.batch_size)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)  # type: ignore[arg-type]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
+from rvos_cache.extract import at_hand, failed_videos
 from rvos_cache.masks import RleMasks
+from rvos_cache.store import TrackCache
 from rvos_cache.types import Expression, GroundTruth
 from rvos_select.caches import TrackSource
 
@@ -39,67 +41,88 @@ def chosen_videos(known: Sequence[str], videos: Sequence[str], limit: int | None
     return tuple(picked[:limit])
 
 
-def from_dataset(dataset: Dataset, videos: Sequence[str] = (), limit: int | None = None) -> Iterator[VideoAnswers]:
-    """The answers of a dataset's split. Raises InputError when the split hides them."""
+def from_dataset(dataset: Dataset, video_id: str) -> VideoAnswers:
+    """The answers that the dataset has. Raises InputError when its split hides them or the video cannot be read."""
     where = f"{dataset.root} {dataset.split}"
     if not dataset.has_answers:
         raise InputError(f"{where}: the split hides its answers; score another split, or submit to the benchmark's server")
     kind = getattr(dataset, "kind", None)
-    for video_id in chosen_videos(dataset.video_ids(), videos, limit, where):
-        truth = dataset.ground_truth(video_id)
-        if truth is None:
-            raise InputError(f"{where}: no ground truth of video {video_id}; the split is damaged")
-        names = dataset.video(video_id).frame_names
-        yield VideoAnswers(
-            video_id,
-            names,
-            dataset.expressions(video_id),
-            truth,
-            lambda e: None if kind is None else kind(e.video_id, e.expression_id),
-        )
+    truth = dataset.ground_truth(video_id)
+    if truth is None:
+        raise InputError(f"{where}: no ground truth of video {video_id}; the split is damaged")
+    return VideoAnswers(
+        video_id,
+        dataset.video(video_id).frame_names,
+        dataset.expressions(video_id),
+        truth,
+        lambda e: None if kind is None else kind(e.video_id, e.expression_id),
+    )
 
 
-def from_caches(source: TrackSource, videos: Sequence[str] = (), limit: int | None = None) -> Iterator[VideoAnswers]:
-    """The answers that the tracks caches hold themselves."""
-    for video_id in chosen_videos(source.video_ids(), videos, limit, str(source.caches[0].path)):
-        info = source.info(video_id)
-        yield VideoAnswers(video_id, info.frame_names, info.expressions, source.ground_truth(video_id), lambda _: None)
+def from_cache(cache: TrackCache, video_id: str) -> VideoAnswers:
+    """The answers that a tracks cache holds itself. Raises InputError when its split hides them."""
+    info = cache.info(video_id)
+    return VideoAnswers(video_id, info.frame_names, info.expressions, cache.ground_truth(video_id), lambda _: None)
 
 
-def of_caches(
-    source: TrackSource,
-    dataset: str | None,
-    root: Path | None,
-    split: str | None,
-    videos: Sequence[str],
-    limit: int | None,
-) -> Iterator[VideoAnswers]:
-    """The answers for tracks caches: of the dataset where `root`, or the hint in the card, leads to it, else their own.
+def dataset_of(source: TrackSource, dataset: str | None, root: Path | None, split: str | None) -> Dataset | None:
+    """The dataset of the caches at `root`, or where the hint in their card still leads to it.
 
-    Only the dataset knows its expression kinds and the videos that no extraction has tried. Raises InputError when
-    `dataset` or `split` is not the caches', or when a `root` that was given does not hold them.
+    Raises InputError when the caches are of another `dataset` or `split`, or `root` does not hold theirs.
     """
     parts = sorted({(card.dataset, card.split) for card in source.cards})
     for name, given, held in (("dataset", dataset, parts[0][0]), ("split", split, parts[0][1])):
         if given is not None and (given != held or len(parts) > 1):
             have = ", ".join(" ".join(part) for part in parts)
             raise InputError(f"{source.caches[0].path}: holds {have}, not {name} {given}; give the cache of that {name}")
-    if len(parts) == 1:
-        hint = root if root is not None else Path(source.card.root) if source.card.root else None
-        if hint is not None and (root is not None or hint.is_dir()):
-            yield from from_dataset(open_dataset(*_order(parts[0], hint)), videos, limit)
-            return
-    elif root is not None:
+    if root is not None and len(parts) > 1:
         raise InputError(f"--root {root}: caches of several splits were given; leave --root out to use their own answers")
-    yield from from_caches(source, videos, limit)
-    if not videos and limit is None:
-        failed = sorted(set(source.failures()) - set(source.video_ids()))
-        if failed:
-            raise InputError(
-                f"{source.caches[0].path}: video {failed[0]} failed in extraction; extract it again, or give --root and "
-                "--allow-missing to score it 0"
-            )
+    if root is not None:
+        return open_dataset(parts[0][0], root, parts[0][1])
+    return at_hand(source.card) if len(parts) == 1 else None
 
 
-def _order(part: tuple[str, str], root: Path) -> tuple[str, Path, str]:
-    return part[0], root, part[1]
+def listed_videos(source: TrackSource, known: Dataset | None) -> tuple[str, ...]:
+    """Every video to score: those of the dataset, else those that the caches hold or failed to hold."""
+    if known is not None:
+        return known.video_ids()
+    found = {*source.of, *source.holes}
+    for cache in source.caches:
+        found |= set(failed_videos(cache))
+    return tuple(sorted(found))
+
+
+def answers(
+    asked: Sequence[str], known: Dataset | None, own: TrackSource | None, allow_missing: bool
+) -> Iterator[VideoAnswers | tuple[str, ...]]:
+    """The answers of each video of `asked`: the dataset's, else the caches' own.
+
+    Where neither has them an InputError, or, with `allow_missing`, the keys of its expressions, which score 0.
+    """
+    for video_id in asked:
+        lost = InputError(f"video {video_id}: it failed in extraction; extract it again, or give --allow-missing to score it 0")
+        found: VideoAnswers | None = None
+        if known is not None:
+            try:
+                found = from_dataset(known, video_id)
+            except InputError as error:
+                lost = error
+        cache = None if own is None else own.answering(video_id)
+        if found is None and cache is not None:
+            found = from_cache(cache, video_id)
+        if found is not None:
+            yield found
+        elif allow_missing and (known is None or known.has_answers):
+            yield _keys(known, video_id)
+        else:
+            raise lost
+
+
+def _keys(known: Dataset | None, video_id: str) -> tuple[str, ...]:
+    """The expressions of a video that cannot be read, as "<video>/<expression>"; "<video>" when nobody knows them."""
+    listed = getattr(known, "expression_ids", None)
+    try:
+        ids = () if listed is None else listed(video_id)
+    except InputError:
+        ids = ()
+    return tuple(f"{video_id}/{i}" for i in ids) or (video_id,)

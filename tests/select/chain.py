@@ -75,16 +75,18 @@ def write_cache(path: Path, root: Path | str = "", training_only: bool = False, 
     return path
 
 
-def write_perfect(path: Path, cache: Path, videos: tuple[str, ...] = ("a", "b"), threshold: float = 0.5) -> Path:
-    """Selections that score exactly the expression's own objects 0.9, the rest 0.1."""
+def write_perfect(
+    path: Path, cache: Path, videos: tuple[str, ...] = ("a", "b"), threshold: float = 0.5, copies: int = 1, producer: str = "run"
+) -> Path:
+    """Selections that score exactly the expression's own objects 0.9, the rest 0.1. copies: caches that are joined."""
     card = Card(
-        kind="selections", dataset="mevis", split="valid_u", producer="run",
+        kind="selections", dataset="mevis", split="valid_u", producer=producer,
         extra={"run": "run", "caches": [str(cache)], "threshold": threshold},
     )  # fmt: skip
     writer = CacheWriter(path, card)
     for video in videos:
         objects = objects_of(video)
-        n = 2 * len(objects) + 1
+        n = copies * (2 * len(objects) + 1)
         said = []
         for e, ids in EXPRESSIONS[video].items():
             scores = np.full(n, 0.1, np.float32)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from chain import EXPRESSIONS, NAMES, write_cache, write_perfect, write_split
 
+from rvos_cache.cli import info
 from rvos_cache.errors import InputError
-from rvos_cache.store import CacheWriter
+from rvos_cache.store import CacheWriter, TrackCache
 from rvos_select.caches import TrackSource
 from rvos_select.evaluate import _map, _score_masks, evaluate_pngs, evaluate_selections
 from rvos_select.merge import merge
@@ -74,7 +77,7 @@ def test_a_missing_frame_is_named_or_scored_zero(split: Path) -> None:
 def test_a_video_without_selections_or_tracks(split: Path) -> None:
     cache = write_cache(split / "part.zarr", videos=("a",))
     said = write_perfect(split / "part-s.zarr", cache, videos=("a",))
-    with pytest.raises(InputError, match="b/0"):
+    with pytest.raises(InputError, match="no video b; .*--allow-missing"):
         evaluate_selections(said, [cache], root=split / "data")
     with pytest.raises(InputError, match="video b"):
         oracle([cache], root=split / "data")
@@ -101,6 +104,77 @@ def test_the_caches_answer_where_the_dataset_is_gone(split: Path) -> None:
     for scores in (lost, broken, evaluate_selections(said, [cache])):
         assert scores["jf"] == 1.0
         assert scores["expressions"].keys() == KEYS
+
+
+def test_the_oracle_needs_the_cache_alone(split: Path) -> None:
+    """The hint in the card leads to the dataset, then to one without a video's frames, to one of which a video cannot be read,
+    to nowhere; a root that is given is believed."""
+    cache, meta = write_cache(split / "h.zarr", root=split / "data"), split / "data/valid_u/meta_expressions.json"
+    assert "kinds" in oracle([cache])
+    shutil.rmtree(split / "data/valid_u/JPEGImages/b")
+    found = [oracle([cache])]
+    with pytest.raises(InputError, match="JPEGImages/b"):
+        oracle([cache], root=split / "data")
+    assert oracle([cache], root=split / "data", allow_missing=True)["missing"] == ["b/0"]
+    meta.write_text(meta.read_text().replace('"thing 2"', '" "'))
+    found += [oracle([cache]), oracle([cache], allow_missing=True)]
+    (split / "data").rename(split / "moved")
+    found.append(oracle([cache]))
+    for scores in found:
+        assert scores["jf"] == 1.0 and "missing" not in scores
+        assert scores["expressions"].keys() == KEYS
+        assert scores["objects"] == {"a/1": 1.0, "a/2": 1.0, "b/3": 1.0}
+
+
+def test_truth_of_other_frames_is_refused(split: Path) -> None:
+    meta, masks = (split / "data/valid_u" / name for name in ("meta_expressions.json", "mask_dict.json"))
+    content, runs = json.loads(meta.read_text()), json.loads(masks.read_text())
+    content["videos"]["b"]["frames"].pop()
+    runs["3"].pop()
+    meta.write_text(json.dumps(content))
+    masks.write_text(json.dumps(runs))
+    with pytest.raises(InputError, match=r"video b: holds 3 frames of \(24, 32\), the ground truth has 2"):
+        oracle([split / "c.zarr"], root=split / "data")
+
+
+@pytest.mark.parametrize("dataset", ["at hand", "gone"])
+def test_a_video_that_one_of_the_joined_caches_lacks_is_a_hole(split: Path, dataset: str) -> None:
+    """Whether the selections hold it, of the time when both caches did, or not."""
+    root = split / "data" if dataset == "at hand" else ""
+    one, two = write_cache(split / "1.zarr", root=root), write_cache(split / "2.zarr", root=root, videos=("b",))
+    CacheWriter(two, TrackCache(two).card).fail("a", "truncated")
+    says = r"2\.zarr: lacks video a that .*1\.zarr has; extract it there too, or give --allow-missing"
+    for held in (("b",), ("a", "b")):
+        said = write_perfect(split / f"{len(held)}-s.zarr", one, videos=held, copies=2)
+        for caches in ([one, two], [two, one]):
+            for step in (partial(evaluate_selections, said, caches), partial(oracle, caches)):
+                with pytest.raises(InputError, match=says):
+                    step()
+                scores = step(allow_missing=True)
+                assert (scores["missing"], scores["jf"]) == (["a/0", "a/1", "a/2"], 0.25)
+                assert step(videos=["b"])["jf"] == 1.0
+
+
+def test_a_failed_video_that_left_the_split_is_no_hole(split: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither where it was renamed, nor where it was published later; where the dataset is gone, only the latter is known."""
+    cache = write_cache(split / "f.zarr", root=split / "data")
+    for video in ("a", "old"):
+        CacheWriter(cache, TrackCache(cache).card).fail(video, "truncated")
+    said = write_perfect(split / "f-s.zarr", cache)
+    other = CacheWriter(split / "o.zarr", TrackCache(cache).card.model_copy(update={"split": "train"})).path
+    assert "missing" not in oracle([cache]) and "missing" not in oracle([cache, other])
+    assert evaluate_selections(said, [cache])["jf"] == 1.0
+
+    def told() -> dict[str, Any]:
+        info.callback(cache, True)  # type: ignore[misc]
+        return json.loads(capsys.readouterr().out)
+
+    assert (told()["failed"], told()["missing"]) == ({}, [])
+    shutil.rmtree(split / "data")
+    assert (told()["failed"], told()["missing"]) == ({"old": "truncated"}, None)
+    assert oracle([cache], allow_missing=True)["missing"] == ["old"]
+    with pytest.raises(InputError, match="video old: it failed in extraction"):
+        oracle([cache])
 
 
 def test_a_failed_video_is_a_hole(split: Path) -> None:

@@ -111,6 +111,24 @@ def test_join_and_find(tmp_path: Path, caches: tuple[Path, ...]) -> None:
         TrackSource([caches[0], clash])
 
 
+def test_a_video_that_one_of_the_joined_caches_lacks_is_left_out_and_said(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    """In training, validation and prediction; none in common is an error."""
+    other, _ = write(tmp_path / "again", "train", ["v0", "v1", "v7"])
+    small = settings(epochs=1)
+    says = r"2 videos are left out, .* first .*again/train/flow.zarr: lacks video v2 that .*train/flow.zarr has; extract it there"
+    with pytest.warns(UserWarning, match=says) as told:
+        out = train(small, [caches[0], other], [caches[1]], [caches[2]], [caches[3]], tmp_path / "run")
+    assert len([w for w in told if "left out" in str(w.message)]) == 1 and "\n" not in str(told[0].message)
+    with pytest.warns(UserWarning, match=f"validation: {says}"):
+        train(small, [caches[2]], [caches[3]], [caches[0], other], [caches[1]], tmp_path / "run2")
+    with pytest.warns(UserWarning, match=says):
+        said = predict(out, [caches[0], other], [caches[1]], tmp_path / "s.zarr")
+    assert SelectionCache(said).video_ids() == ("v0", "v1")
+    shard, _ = write(tmp_path / "shard", "train", ["v8"])
+    with pytest.raises(InputError, match="lacks video v0"):
+        TrackSource([caches[0], shard])
+
+
 @pytest.mark.parametrize("batch", ["video", "single"])
 def test_resume_gives_the_same_numbers(
     tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, batch: str
