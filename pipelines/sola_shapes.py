@@ -26,13 +26,13 @@ from rvos_select.predict import predict, select_all
 from rvos_select.report import report
 from rvos_select.train import TrainSettings, train
 
-VIDEOS, SEED = 400, 7
+VIDEOS, SEED = 640, 7
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 @click.option("--videos", default=VIDEOS, show_default=True, help="One fifth of them is held out.")
-@click.option("--jobs", default=2, show_default=True, help="Processes that extract.")
+@click.option("--jobs", default=2, show_default=True, help="Processes that draw and extract.")
 def demo(out: Path, videos: int, jobs: int) -> None:
     """From frames to merged masks, with SOLA's selector, the mean-cosine baseline, all tracks and the oracle."""
     clock = Clock(out / "seconds.json")
@@ -41,7 +41,7 @@ def demo(out: Path, videos: int, jobs: int) -> None:
     texts = {split: caches / split / "text-hashed.zarr" for split in ("train", "valid_u")}
 
     with clock("shapes"):
-        clock.once(root, lambda: write_shapes(root, videos, SEED))
+        clock.once(root, lambda: write_shapes(root, videos, SEED, jobs=jobs))
     with clock("extract"):
         extract_all("mevis", root, tracker="flow", encoder="hashed", out=caches, jobs=jobs)
 
@@ -52,7 +52,7 @@ def demo(out: Path, videos: int, jobs: int) -> None:
             values = merge(base, {"selector": name.replace("_", "-")})
             if name != "sola":
                 # The baseline's own settings; the same labels, epochs and batches, and the rate that suits it best.
-                values = {**values, "config": {}, "optim": {**values["optim"], "lr": 1e-3}}
+                values = {**values, "config": {}, "optim": {**values["optim"], "lr": 2e-3}}
             settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
             valid = ([tracks["valid_u"]], [texts["valid_u"]])
             train(settings, [tracks["train"]], [texts["train"]], *valid, run, resume=run.exists())

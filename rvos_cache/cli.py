@@ -36,11 +36,13 @@ def cli() -> None:
 @click.option("--out", type=PATH, required=True, help="Folder to write, in MeViS's layout.")
 @click.option("--videos", type=click.IntRange(2), required=True, help="Videos in all; one fifth of them is valid_u.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def shapes(out: Path, videos: int, seed: int) -> None:
+@JOBS
+def shapes(out: Path, videos: int, seed: int, jobs: int) -> None:
     """Make the moving-shapes dataset."""
     from rvos_cache.shapes import write_shapes
 
-    write_shapes(out, videos, seed)
+    with click.progressbar(length=videos, label="shapes", file=sys.stderr) as bar:
+        write_shapes(out, videos, seed, progress=lambda done, total: bar.update(1), jobs=jobs)
     click.echo(f"{videos} videos: {out}")
 
 

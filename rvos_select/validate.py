@@ -18,13 +18,15 @@ from rvos_select.samples import VideoSample, video_batch
 class Validator:
     """Scores a module on held-out videos. The masks of a choice of tracks are scored once and remembered.
 
-    samples: the held-out videos; tracks: their caches; expressions: J&F over the first so many by hash (0: all).
+    samples: the held-out videos; tracks: their caches; expressions: only the first so many by hash (0: all).
     """
 
     def __init__(self, samples: Sequence[VideoSample], tracks: TrackSource, expressions: int) -> None:
-        self.samples, self.tracks = [s for s in samples if s.expressions], tracks
+        self.tracks = tracks
         keys = sorted((e.key for s in samples for e in s.expressions), key=lambda k: hashlib.sha256(k.encode()).digest())
-        self.scored = set(keys[:expressions] if expressions else keys)
+        scored = set(keys[:expressions] if expressions else keys)
+        rows = [(s, [i for i, e in enumerate(s.expressions) if e.key in scored]) for s in samples]
+        self.samples = [(sample, chosen) for sample, chosen in rows if chosen]
         self.known: dict[tuple[str, bytes, tuple[str, ...]], tuple[float, float]] = {}
 
     def scores(self, model: Any, device: torch.device, requires: Sequence[str]) -> dict[str, float]:
@@ -33,26 +35,24 @@ class Validator:
         sums: dict[str, float] = {}
         count, found = 0, []
         with torch.inference_mode():
-            for sample in self.samples:
-                batch = video_batch(sample, None, requires).to(device)
-                size = len(sample.expressions)
+            for sample, rows in self.samples:
+                batch = video_batch(sample, rows, requires).to(device)
+                size = len(rows)
                 for name, value in model.loss(batch).items():
                     sums[name] = sums.get(name, 0.0) + value.item() * size
                 count += size
                 chosen = (torch.sigmoid(model(batch).float()) > model.threshold) & batch.track_mask
-                found += self._masks(sample, chosen.cpu().numpy())
+                found += self._masks(sample, rows, chosen.cpu().numpy())
         if not found:
             return {f"valid/{name}": value / max(count, 1) for name, value in sums.items()}
         j, f = (float(np.mean([pair[i] for pair in found])) for i in (0, 1))
         means = {f"valid/{name}": value / count for name, value in sums.items()}
         return {**means, "valid/j": j, "valid/f": f, "valid/jf": (j + f) / 2}
 
-    def _masks(self, sample: VideoSample, chosen: np.ndarray) -> list[tuple[float, float]]:
+    def _masks(self, sample: VideoSample, rows: Sequence[int], chosen: np.ndarray) -> list[tuple[float, float]]:
         out = []
         masks = truth = None
-        for expression, row in zip(sample.expressions, chosen):
-            if expression.key not in self.scored:
-                continue
+        for expression, row in zip((sample.expressions[i] for i in rows), chosen):
             key = (sample.video_id, np.packbits(row).tobytes(), expression.targets or ())
             if key not in self.known:
                 if masks is None or truth is None:

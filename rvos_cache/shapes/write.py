@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +39,40 @@ def make_video(seed: int, split: int, index: int) -> tuple[Scene, list[Any], Any
             return scene, frames, masks, said
 
 
-def _write_split(root: Path, seed: int, split: int, count: int, step: Callable[[], None]) -> None:
-    """One split of `count` videos under `root`."""
-    videos: dict[str, Any] = {}
+@dataclass(frozen=True)
+class Written:
+    """What the JSON files say of one video: names of its T frames, sentences, and COCO RLE or None per frame of each object
+    that a sentence names (as in MeViS, only these are annotated)."""
+
+    names: list[str]
+    said: list[Sentence]
+    masks: dict[int, list[dict[str, Any] | None]]
+
+
+def _write_video(folder: Path, seed: int, split: int, index: int) -> Written:
+    """One video's frames under `folder`."""
+    _, frames, masks, said = make_video(seed, split, index)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{t:05d}" for t in range(len(frames))]
+    for name, frame in zip(names, frames):
+        data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        (folder / f"{name}.jpg").write_bytes(data.tobytes())
+    rles, empty = RleMasks.from_dense(masks), ~masks.any((2, 3))
+    size = list(rles.size)
+    rows = {
+        a: [None if empty[a, t] else {"size": size, "counts": rles.bytes_at(a, t).decode()} for t in range(len(frames))]
+        for a in sorted({a for s in said for a in s.targets})
+    }
+    return Written(names, said, rows)
+
+
+def _write_json(root: Path, videos: Mapping[str, Written]) -> None:
+    """meta_expressions.json and mask_dict.json of a split; annotations are numbered through the whole split."""
+    entries: dict[str, Any] = {}
     annotations: dict[str, Any] = {}
-    for index in range(count):
-        video_id = f"shapes{split}{index:05d}"
-        _, frames, masks, said = make_video(seed, split, index)
-        folder = root / "JPEGImages" / video_id
-        folder.mkdir(parents=True, exist_ok=True)
-        names = [f"{t:05d}" for t in range(len(frames))]
-        for name, frame in zip(names, frames):
-            data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-            (folder / f"{name}.jpg").write_bytes(data.tobytes())
-        # As in MeViS, only objects that some sentence names are annotated.
-        named = sorted({a for s in said for a in s.targets})
-        first = len(annotations)
-        number = {a: first + i for i, a in enumerate(named)}
-        rles = RleMasks.from_dense(masks)
-        empty = ~masks.any((2, 3))
-        for a in named:
-            rows = [
-                None if empty[a, t] else {"size": list(rles.size), "counts": rles.bytes_at(a, t).decode()}
-                for t in range(len(frames))
-            ]
-            annotations[str(number[a])] = rows
+    for index, (video_id, video) in enumerate(videos.items()):
+        number = {a: len(annotations) + i for i, a in enumerate(video.masks)}
+        annotations |= {str(number[a]): rows for a, rows in video.masks.items()}
         expressions = {
             str(i): {
                 "exp": s.text,
@@ -69,22 +81,21 @@ def _write_split(root: Path, seed: int, split: int, count: int, step: Callable[[
                 "kind": s.kind,
                 "claim": s.claim,
             }
-            for i, s in enumerate(said)
+            for i, s in enumerate(video.said)
         }
-        videos[video_id] = {"expressions": expressions, "vid_id": index, "frames": names}
-        step()
+        entries[video_id] = {"expressions": expressions, "vid_id": index, "frames": video.names}
     # written last and whole: a split with expressions has all its frames and masks
-    for name, value in (("mask_dict", annotations), ("meta_expressions", {"videos": videos})):
+    for name, value in (("mask_dict", annotations), ("meta_expressions", {"videos": entries})):
         aside = root / f".{name}.json"
         aside.write_text(json.dumps(value))
         aside.replace(root / f"{name}.json")
 
 
-def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int], None] | None = None) -> None:
+def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int], None] | None = None, jobs: int = 1) -> None:
     """Write `videos` videos under `out`: one fifth (at least one) in `valid_u`, the others in `train`.
 
-    progress(done, videos) is called after each. Raises InputError for fewer than two videos, or where `out` holds a
-    larger or other data set already.
+    progress(done, videos) is called after each; the bytes do not depend on `jobs`, the number of processes. Raises InputError
+    for fewer than two videos, or where `out` holds a larger or other data set already.
     """
     if videos < 2 or seed < 0:
         raise InputError(f"moving shapes: wanted 2 videos or more and a seed of 0 or more, got {videos} and {seed}; raise it")
@@ -96,12 +107,16 @@ def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int
     out.mkdir(parents=True, exist_ok=True)
     mark.write_text(text)
     done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, videos)
-
-    for split, (name, count) in enumerate((("train", videos - valid), ("valid_u", valid))):
-        _write_split(out / name, seed, split, count, step)
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        for split, (name, count) in enumerate((("train", videos - valid), ("valid_u", valid))):
+            root = out / name
+            names = [f"shapes{split}{index:05d}" for index in range(count)]
+            folders = [root / "JPEGImages" / video_id for video_id in names]
+            each = (pool.map if pool else map)(_write_video, folders, [seed] * count, [split] * count, range(count))
+            written = {}
+            for video_id, video in zip(names, each):
+                written[video_id] = video
+                done += 1
+                if progress is not None:
+                    progress(done, videos)
+            _write_json(root, written)

@@ -21,6 +21,8 @@ class HashedSettings(Settings):
 
     channels: int = Field(default=256, ge=16, multiple_of=8)
     """D. A quarter codes the position, the rest the word."""
+    loudness: float = Field(default=2.0, gt=0)
+    """Size of a word's part per channel; the position's sines and cosines have at most 1."""
     seed: int = 0
     shortest: int = Field(default=3, ge=1)
     longest: int = Field(default=5, ge=1)
@@ -68,8 +70,8 @@ class HashedEncoder:
         lengths = range(self.settings.shortest, self.settings.longest + 1)
         grams = [edged[i : i + n] for n in lengths for i in range(len(edged) - n + 1)][:200]
         vector = whole + (np.mean([self._gram("#" + g) for g in grams], axis=0) * np.sqrt(len(grams)) if grams else 0.0)
-        # Unit variance per channel: selectors normalise nothing before their first dot product with words.
-        return vector / np.linalg.norm(vector) * np.sqrt(len(vector))
+        # one size for all words: selectors normalise nothing before their first dot product with them
+        return vector / np.linalg.norm(vector) * np.sqrt(len(vector)) * self.settings.loudness
 
     def _random(self, key: str) -> NDArray[np.float64]:
         seed = hashlib.blake2b(f"{self.settings.seed}\0{key}".encode(), digest_size=16).digest()

@@ -21,8 +21,8 @@ def made() -> list[Any]:
 
 
 def test_same_seed_same_bytes_and_layout(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_shapes(tmp_path / name, 5, 3)
+    for name, jobs in (("a", 1), ("b", 2)):
+        write_shapes(tmp_path / name, 5, 3, jobs=jobs)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
     for split, count in (("train", 4), ("valid_u", 1)):
