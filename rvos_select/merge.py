@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from rvos_cache.errors import InputError
 from rvos_cache.frames import write_mask_png
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import SelectionCache, content_digest
+from rvos_cache.store import FREE, SelectionCache, canonical, digest, video_digest
 from rvos_cache.types import Selection
 from rvos_select.caches import TrackSource
 
 THRESHOLD = 0.5
 """Where neither the caller nor the selections' card has one (SOLA's, section 4.1)."""
 RECORD = ".merge.json"
-"""What the masks of a folder were made from, so that a later run only goes on with the same."""
+"""What the masks of a folder were made from, so that a later run only goes on with the same: run and settings as a whole,
+and the selections of each video, since predict may add videos that failed before."""
 
 
 def chosen(selection: Selection, threshold: float | None = None, top1: bool = False) -> NDArray[np.intp]:
@@ -111,9 +112,16 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float 
     check_cards(said, source)
     failed: dict[str, InputError] = {}
     limit = default_threshold(said) if threshold is None else threshold
+    digests: dict[str, str] = {}
+    for video_id in said.video_ids():
+        try:
+            digests[video_id] = video_digest(said, video_id)
+        except InputError as error:
+            failed[video_id] = error
     try:
-        _claim(out, {"selections": content_digest(selections), "threshold": None if top1 else limit, "top1": top1})
-        for video_id in said.video_ids():
+        whole = {"selections": digest(canonical(said.card.model_dump(exclude=set(FREE))))}
+        _claim(out, {**whole, "threshold": None if top1 else limit, "top1": top1}, digests)
+        for video_id in digests:
             try:
                 check_pair(said, source, video_id)
                 todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
@@ -129,23 +137,30 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float 
     return out
 
 
-def _claim(out: Path, record: dict[str, object]) -> None:
-    """Bind `out` to what its masks are made from; sweep what an interrupted run left half written."""
+def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> None:
+    """Bind `out` to what its masks are made from; sweep what an interrupted run left half written.
+
+    record: of the run and the settings; digests: video -> of its selections. Raises InputError when `out` is bound to others.
+    """
     path = out / RECORD
+    known: dict[str, str] = {}
     if path.exists():
         try:
             held = json.loads(path.read_text("utf-8"))
-        except ValueError:
+            known = dict(held.pop("videos"))
+        except (ValueError, KeyError, TypeError, AttributeError):
             held = None
-        if held != record:
+        if held != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
             raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
-    else:
-        if out.exists() and any(not path.name.startswith(RECORD) for path in out.iterdir()):
-            raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        aside = out / f"{RECORD}.{uuid.uuid4().hex}"
-        aside.write_text(json.dumps(record), "utf-8")
+    elif out.exists() and any(not path.name.startswith(RECORD) for path in out.iterdir()):
+        raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    aside = out / f"{RECORD}.{uuid.uuid4().hex}"
+    try:
+        aside.write_text(json.dumps({**record, "videos": {**known, **digests}}), "utf-8")
         aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     for left in out.glob("*/.part-*"):
         shutil.rmtree(left, ignore_errors=True)
 

@@ -12,16 +12,16 @@
 The arrays of each kind stand at the top of tracks.py, text.py and selections.py.
 """
 
-from rvos_cache.store.card import Card, canonical, digest, provenance, read_card
+from rvos_cache.store.card import FREE, Card, canonical, digest, provenance, read_card
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.selections import SelectionCache, SelectionInfo, SelectionRecord, write_selections
 from rvos_cache.store.text import TextCache, TextRecord, write_text
 from rvos_cache.store.tracks import TrackCache, TrackInfo, TrackRecord, write_tracks
-from rvos_cache.store.verify import content_digest, leftovers, open_cache, verify
+from rvos_cache.store.verify import content_digest, leftovers, open_cache, verify, video_digest
 from rvos_cache.store.writer import CacheWriter
 
 __all__ = [
-    "Cache", "CacheWriter", "Card", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache", "TextRecord",
+    "FREE", "Cache", "CacheWriter", "Card", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache", "TextRecord",
     "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "leftovers", "open_cache",
-    "provenance", "read_card", "verify", "write_selections", "write_text", "write_tracks",
+    "provenance", "read_card", "verify", "video_digest", "write_selections", "write_text", "write_tracks",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.card import canonical, read_card
+from rvos_cache.store.card import canonical, digest, read_card
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.selections import SelectionCache
 from rvos_cache.store.text import TextCache
@@ -33,14 +33,23 @@ def content_digest(path: Path) -> str:
     """
     cache, total = open_cache(path), hashlib.blake2b(digest_size=16)
     for video_id in cache.video_ids():
-        folder = cache.folder(video_id)
-        attributes = {k: v for k, v in folder.attributes.items() if k != "provenance"}
-        total.update(canonical([video_id, attributes]))
-        for name in folder.names():
-            array = folder.array(name)
-            total.update(canonical([name, str(array.dtype), list(array.shape)]))
-            total.update(np.ascontiguousarray(array).tobytes())
+        for part in _content(cache, video_id):
+            total.update(part)
     return total.hexdigest()
+
+
+def video_digest(cache: Cache, video_id: str) -> str:
+    """`content_digest` of one video alone."""
+    return digest(b"".join(_content(cache, video_id)))
+
+
+def _content(cache: Cache, video_id: str) -> Iterator[bytes]:
+    folder = cache.folder(video_id)
+    yield canonical([video_id, {k: v for k, v in folder.attributes.items() if k != "provenance"}])
+    for name in folder.names():
+        array = folder.array(name)
+        yield canonical([name, str(array.dtype), list(array.shape)])
+        yield np.ascontiguousarray(array).tobytes()
 
 
 def verify(path: Path) -> Iterator[str]:

@@ -12,7 +12,7 @@ from chain import NAMES, SIZE, truth_masks, write_cache, write_perfect
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import CacheWriter, SelectionCache
+from rvos_cache.store import CacheWriter, SelectionCache, SelectionRecord, write_selections
 from rvos_cache.types import Selection
 from rvos_select.merge import chosen, merge, merge_masks
 
@@ -69,6 +69,40 @@ def test_pngs_of_a_split(tmp_path: Path) -> None:
     assert len(list((out / "b" / "0").iterdir())) == len(NAMES)
     with pytest.raises(InputError, match="other selections or settings"):
         merge(said, [cache], out, threshold=0.7)
+
+
+def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:
+    """The masks of the others stay; those of another run, or of other selections by the same, are refused."""
+    cache = write_cache(tmp_path / "c.zarr")
+    out = merge(write_perfect(tmp_path / "s.zarr", cache, videos=("a",)), [cache], tmp_path / "png")
+    first = (out / "a/1/00000.png").stat().st_mtime_ns
+    said = write_perfect(tmp_path / "s.zarr", cache)
+    assert merge(said, [cache], out) == out
+    assert (out / "a/1/00000.png").stat().st_mtime_ns == first and (out / "b/0/00002.png").exists()
+    merge(write_perfect(tmp_path / "part.zarr", cache, videos=("b",)), [cache], out)
+    before = sorted(p.name for p in out.rglob("*"))
+    other = write_perfect(tmp_path / "other.zarr", cache, producer="run2")
+    changed = CacheWriter(tmp_path / "changed.zarr", SelectionCache(said).card)
+    once = tuple(Selection(s.expression_id, s.scores[::-1].copy(), s.candidates) for s in SelectionCache(said).selections("a"))
+    write_selections(changed, SelectionRecord("a", NAMES, SIZE, once))
+    for wrong in (other, changed.path):
+        with pytest.raises(InputError, match="other selections or settings"):
+            merge(wrong, [cache], out)
+    assert sorted(p.name for p in out.rglob("*")) == before
+
+
+def test_damaged_selections_stop_no_other(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "c.zarr")
+    said = write_perfect(tmp_path / "s.zarr", cache)
+    scores = said / "videos/a/scores/c/0/0"
+    whole = scores.read_bytes()
+    scores.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=r"1 videos have no masks, first a: .*scores/c/0/0"):
+        merge(said, [cache], tmp_path / "png")
+    assert (tmp_path / "png/b/0/00002.png").exists() and not (tmp_path / "png/a").exists()
+    scores.write_bytes(whole)
+    merge(said, [cache], tmp_path / "png")
+    assert (tmp_path / "png/a/2/00002.png").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
