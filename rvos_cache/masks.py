@@ -245,8 +245,12 @@ def _areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
 
-def intersections(a: list[Rle], b: list[Rle]) -> NDArray[np.int64]:
+def intersections(
+    a: list[Rle], b: list[Rle], a_area: NDArray[np.integer] | None = None, b_area: NDArray[np.integer] | None = None
+) -> NDArray[np.int64]:
     """Shared pixels of every mask of `a` with every mask of `b` in one frame, int64 (len(a), len(b)).
+
+    a_area (len(a),) and b_area (len(b),) are the masks' pixels, where the caller has counted them already.
 
     From u = |A∩B| / |A∪B| the exact count is rint(u (|A| + |B|) / (1 + u)): u is computed in double precision, so the
     error stays far below half a pixel for any frame that fits in memory.
@@ -258,6 +262,8 @@ def intersections(a: list[Rle], b: list[Rle]) -> NDArray[np.int64]:
     # Areas of the masks that meet no other are not needed.
     rows, columns = np.flatnonzero(iou.any(1)), np.flatnonzero(iou.any(0))
     iou = iou[np.ix_(rows, columns)]
-    total = _areas([a[i] for i in rows])[:, None] + _areas([b[i] for i in columns])[None, :]
+    first = _areas([a[i] for i in rows]) if a_area is None else a_area[rows].astype(np.int64)
+    second = _areas([b[i] for i in columns]) if b_area is None else b_area[columns].astype(np.int64)
+    total = first[:, None] + second[None, :]
     out[np.ix_(rows, columns)] = np.rint(iou * total / (1 + iou))
     return out

@@ -15,10 +15,11 @@ def count_overlap(tracks: RleMasks, truth: GroundTruth) -> Overlap:
     a, truth_frames = truth.masks.shape
     if t != truth_frames or tracks.size != truth.masks.size:
         raise ValueError(f"tracks {t} frames of {tracks.size}, ground truth {truth_frames} of {truth.masks.size}")
-    inter = np.zeros((n, a, t), np.int32)
+    inter, area, gt_area = np.zeros((n, a, t), np.int32), tracks.area(), truth.masks.area()
     for frame in range(t):
-        inter[:, :, frame] = intersections(tracks.column(frame), truth.masks.column(frame))
-    return Overlap(inter, tracks.area(), truth.masks.area(), truth.annotated)
+        here = area[:, frame], gt_area[:, frame]
+        inter[:, :, frame] = intersections(tracks.column(frame), truth.masks.column(frame), *here)
+    return Overlap(inter, area, gt_area, truth.annotated)
 
 
 def iou(overlap: Overlap) -> NDArray[np.float64]:
