@@ -197,6 +197,12 @@ def test_tracks_are_stitched_where_they_meet_and_only_there() -> None:
     assert distinct(pairs, source, shown, np.array([1, 0, 2]), 0.8, 1).tolist() == [1]
 
 
+def test_small_mode_refuses_large_frames() -> None:
+    grey = np.full((480, 854, 3), 128, np.uint8)
+    with pytest.raises(InputError, match="480x854.*mode=full"):
+        track(Video("v", ("0", "1"), (480, 854), lambda t: grey), mode="small")
+
+
 def test_wrong_settings_are_refused_by_name() -> None:
     with pytest.raises(InputError, match="max_tracks"):
         build(FlowSettings, {"max_track": 3}, "--set")

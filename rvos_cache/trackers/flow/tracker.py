@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
 from rvos_cache.trackers.flow import motion as flows
@@ -14,6 +15,10 @@ from rvos_cache.trackers.flow import tokens
 from rvos_cache.trackers.flow.settings import FlowSettings
 from rvos_cache.trackers.flow.small import SmallVideo
 from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
+
+
+LARGEST_SMALL = 400 * 640
+"""Pixels of the largest frame that mode "small" takes."""
 
 
 class FlowTracker:
@@ -38,6 +43,10 @@ class FlowTracker:
         settings = self.settings
         h, w = video.size
         small = settings.mode == "small" or (settings.mode == "auto" and h * w <= settings.small_pixels)
+        if small and h * w > LARGEST_SMALL:
+            raise InputError(
+                f"{video.video_id}: mode=small holds every track's pixels, {h}x{w} is too large for it; --set mode=full"
+            )
         step = 1 if small else flows.work_step(video.size, settings.work_height)
         # small frames are read three times: decoded once, they take a few MB
         read = [video.read(t) for t in range(len(video))].__getitem__ if small else video.read
