@@ -16,7 +16,6 @@ from rvos_cache.trackers.flow.settings import FlowSettings
 from rvos_cache.trackers.flow.small import SmallVideo
 from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
 
-
 LARGEST_SMALL = 400 * 640
 """Pixels of the largest frame that mode "small" takes."""
 
