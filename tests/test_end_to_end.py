@@ -35,7 +35,7 @@ def run(program: str, *words: object, code: int = 0) -> str:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, caches and a trained run; each test reads, none changes it."""
     out = tmp_path_factory.mktemp("work")
-    write_shapes(out / "data", 8, 3)
+    write_shapes(out / "data", 5, 3)
     for split, name in (("train", "train"), ("valid_u", "valid")):
         where = ["--dataset", "mevis", "--root", out / "data", "--split", split]
         run("rvos-cache", "extract", *where, "--tracker", "flow", "--out", out / f"{name}.zarr")

@@ -58,7 +58,7 @@ def test_200_byte_flips_are_found(tmp_path: Path) -> None:
         torn = bytearray(raw)
         torn[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
         path.write_bytes(torn)
-        assert list(verify(out)), path
+        assert next(verify(out), None), path
         path.write_bytes(raw)
     assert list(verify(out)) == []
 
