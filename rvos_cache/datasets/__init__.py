@@ -10,6 +10,7 @@ from rvos_cache.seams import resolve
 from rvos_cache.types import Expression, GroundTruth, Video
 
 DATASETS = {
+    "a2d-sentences": "rvos_cache.datasets.a2d_sentences:A2dSentences",
     "mevis": "rvos_cache.datasets.mevis:Mevis",
 }
 
