@@ -32,7 +32,7 @@ VIDEOS, SEED = 640, 7
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 @click.option("--videos", default=VIDEOS, show_default=True, help="One fifth of them is held out.")
-@click.option("--jobs", default=2, show_default=True, help="Processes that draw and extract.")
+@click.option("--jobs", default=2, show_default=True, help="Processes that draw, extract and score.")
 def demo(out: Path, videos: int, jobs: int) -> None:
     """From frames to merged masks, with SOLA's selector, the mean-cosine baseline, all tracks and the oracle."""
     clock = Clock(out / "seconds.json")
@@ -52,7 +52,7 @@ def demo(out: Path, videos: int, jobs: int) -> None:
             values = merge(base, {"selector": name.replace("_", "-")})
             if name != "sola":
                 # The baseline's own settings; the same labels, epochs and batches, and the rate that suits it best.
-                values = {**values, "config": {}, "optim": {**values["optim"], "lr": 2e-3}}
+                values = {**values, "config": {}, "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
             settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
             valid = ([tracks["valid_u"]], [texts["valid_u"]])
             train(settings, [tracks["train"]], [texts["train"]], *valid, run, resume=run.exists())
@@ -65,9 +65,9 @@ def demo(out: Path, videos: int, jobs: int) -> None:
     with clock("merge"):
         merge_masks(selections["sola"], [tracks["valid_u"]], out / "masks")
     with clock("evaluate"):
-        scores = {"sola": evaluate_pngs("mevis", root, "valid_u", out / "masks")}
+        scores = {"sola": evaluate_pngs("mevis", root, "valid_u", out / "masks", processes=jobs)}
         for name in ("mean_cosine", "all_tracks"):
-            scores[name] = evaluate_selections(selections[name], [tracks["valid_u"]], root=root)
+            scores[name] = evaluate_selections(selections[name], [tracks["valid_u"]], root=root, processes=jobs)
         scores["oracle"] = oracle([tracks["valid_u"]])
 
     with clock("report"):
