@@ -11,6 +11,7 @@ from rvos_cache.types import Expression, GroundTruth, Video
 
 DATASETS = {
     "a2d-sentences": "rvos_cache.datasets.a2d_sentences:A2dSentences",
+    "jhmdb-sentences": "rvos_cache.datasets.jhmdb_sentences:JhmdbSentences",
     "mevis": "rvos_cache.datasets.mevis:Mevis",
 }
 

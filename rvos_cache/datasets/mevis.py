@@ -6,7 +6,6 @@ mask_dict.json: {anno_id: [COCO RLE or null per frame of its video]}. The split 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from rvos_cache.datasets.meta_expressions import check_frames, listed_expressions, listed_frames, read_json, read_videos, twice
 from rvos_cache.errors import InputError
-from rvos_cache.frames import folder_video, frame_files, read_image
+from rvos_cache.frames import folder_video, frame_files
 from rvos_cache.masks import RleMasks, from_coco
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
@@ -40,11 +40,7 @@ class Mevis:
             raise InputError(f"{self.file}: not found; splits of {self.root}: {there}; give another --root or --split")
         self.repeated: list[str] = []
         self.repeated_masks: list[str] = []
-        content = _read_json(self.file, self.repeated)
-        videos = content.get("videos") if isinstance(content, dict) else None
-        if not isinstance(videos, dict):
-            raise InputError(f'{self.file}: wanted {{"videos": {{...}}}}; copy the file again from the dataset')
-        self.videos: dict[str, Any] = videos
+        self.videos = read_videos(self.file, self.repeated)
 
     @staticmethod
     def splits(root: Path) -> list[str]:
@@ -66,16 +62,7 @@ class Mevis:
         return folder_video(self.folder / FRAMES / video_id, video_id, self._frame_names(video_id))
 
     def _frame_names(self, video_id: str) -> list[str]:
-        where = f"{self.file}, video {video_id}"
-        names = self._entry(video_id).get("frames")
-        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            raise InputError(f'{where}: "frames" must be a list of one name or more; copy the file again')
-        for name in names:
-            check_id(name, f"{where}, frame")
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"{where}: frame {twice} is listed twice; name each frame once")
-        return names
+        return listed_frames(self._entry(video_id), f"{self.file}, video {video_id}")
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """In file order. Raises InputError for an empty text, a bad id, or an id that is not annotated."""
@@ -83,12 +70,7 @@ class Mevis:
 
     def expression_ids(self, video_id: str) -> tuple[str, ...]:
         """The ids in file order, also those of expressions that cannot be read. Raises InputError."""
-        listed = self._entry(video_id).get("expressions")
-        if not isinstance(listed, dict):
-            raise InputError(
-                f'{self.file}, video {video_id}: "expressions" must be an object of id: {{"exp": ...}}; copy the file again'
-            )
-        return tuple(listed)
+        return tuple(listed_expressions(self._entry(video_id), f"{self.file}, video {video_id}"))
 
     def _expression(self, video_id: str, key: str, answers: bool) -> Expression:
         where, entry = f"{self.file}, video {video_id}, expression {key}", self._entry(video_id)["expressions"][key]
@@ -147,7 +129,7 @@ class Mevis:
         for file, key in [(self.file, key) for key in self.repeated] + [
             (self.folder / MASKS, key) for key in self.repeated_masks
         ]:
-            yield f"{file}: the key {key!r} stands twice in one object; the first is lost: give them different ids"
+            yield twice(file, key)
         for video_id in self.videos:
             yield from self._check_video(video_id, answers)
 
@@ -164,7 +146,7 @@ class Mevis:
         except InputError as error:
             yield str(error)
             return
-        size = yield from _check_frames(self.folder / FRAMES / video_id, names, files)
+        size = yield from check_frames(self.folder / FRAMES / video_id, names, files)
         if size is not None:
             faults = [fault for name in named for fault in self._mask_faults(name, video_id, names, size)]
             yield from faults[:MASK_FAULTS]
@@ -205,7 +187,7 @@ class Mevis:
     def masks(self) -> dict[str, Any]:
         """mask_dict.json. Raises InputError."""
         path = self.folder / MASKS
-        content = _read_json(path, self.repeated_masks)
+        content = read_json(path, self.repeated_masks)
         if not isinstance(content, dict):
             raise InputError(f"{path}: wanted an object of anno_id: masks; copy the file again")
         return content
@@ -216,41 +198,3 @@ class Mevis:
         if not isinstance(entry, dict):
             raise InputError(f"{self.file}: no video {video_id!r} in this split; rvos-cache check lists them")
         return entry
-
-
-def _check_frames(folder: Path, names: list[str], files: dict[str, list[Path]]) -> Generator[str, None, tuple[int, int] | None]:
-    """Faults of a video's frames; returns the size (H, W) of the first that can be read."""
-    size = None
-    for name in names:
-        held = files.get(name, [folder / f"{name}.jpg"])
-        if len(held) > 1:
-            yield f"{folder}: frame {name} stands twice, as {' and '.join(p.name for p in held)}; keep one"
-        try:
-            found = read_image(held[0]).shape[:2]
-        except InputError as error:
-            yield str(error)
-            continue
-        size = size or found
-        if found != size:
-            yield f"{held[0]}: {found} pixels (height, width), the first frame has {size}; copy it again from the dataset"
-    unlisted = [path.name for name in files.keys() - set(names) for path in files[name]]
-    if unlisted:
-        yield f"{folder}: no list names {len(unlisted)} of its frames, {min(unlisted)} first; list or remove them"
-    return size
-
-
-def _read_json(path: Path, repeated: list[str]) -> Any:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            keys = [key for key, _ in items]
-            repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
-        return found
-
-    try:
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise InputError(f"{where}: not JSON ({error.msg}); copy the file again") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); copy the file again") from error

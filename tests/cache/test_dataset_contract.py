@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_a2d_sentences import write_a2d
+from test_jhmdb_sentences import write_jhmdb
+from test_ref_youtube_vos import write_youtube
 
 from rvos_cache.datasets import DATASETS, Dataset, open_dataset
 from rvos_cache.errors import InputError
@@ -46,10 +48,22 @@ def a2d_sentences(root: Path) -> Sample:
     return Sample(root, "train", None, root / "Release/clips320H")
 
 
+def ref_youtube_vos(root: Path) -> Sample:
+    write_youtube(root)
+    return Sample(root, "train", "valid", root / "train/JPEGImages")
+
+
+def jhmdb_sentences(root: Path) -> Sample:
+    write_jhmdb(root)
+    return Sample(root, "test", None, root / "Rename_Images")
+
+
 # Dataset -> what writes a small copy of it. Every entry of DATASETS needs one.
 SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "a2d-sentences": a2d_sentences,
+    "jhmdb-sentences": jhmdb_sentences,
     "mevis": mevis,
+    "ref-youtube-vos": ref_youtube_vos,
 }
 
 

@@ -1,0 +1,365 @@
+"""The Ref-YouTube-VOS adapter: what it reads, which videos are of which split, and one line for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rvos_cache.datasets import open_dataset
+from rvos_cache.datasets.ref_youtube_vos import RefYoutubeVos, is_held_out
+from rvos_cache.errors import InputError
+
+SIZE = (8, 12)
+NAMES = ("00000", "00005", "00010")
+HELD = next(name for name in map("v{}".format, count()) if is_held_out(name))
+
+
+def write_frames(root: Path, split: str, video: str, names: tuple[str, ...] = NAMES) -> None:
+    """A folder of grey frames, each of its own."""
+    folder = root / split / "JPEGImages" / video
+    folder.mkdir(parents=True)
+    for t, name in enumerate(names):
+        Image.fromarray(np.full((*SIZE, 3), 10 * t + 20, np.uint8)).save(folder / f"{name}.jpg")
+
+
+def numbers(objects: int, t: int) -> np.ndarray:
+    """Object n is a 2x2 square in column 3 n of row t."""
+    pixels = np.zeros(SIZE, np.uint8)
+    for number in range(1, objects + 1):
+        pixels[t : t + 2, 3 * number - 2 : 3 * number] = number
+    return pixels
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels, "P")
+    image.putpalette([*range(256)] * 3)
+    image.save(path)
+
+
+def write_list(root: Path, split: str, videos: Mapping[str, Any], names: tuple[str, ...] = NAMES) -> None:
+    """videos: video -> expressions."""
+    path = root / "meta_expressions" / split / "meta_expressions.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"videos": {v: {"expressions": said, "frames": names} for v, said in videos.items()}}))
+
+
+def write_youtube(root: Path) -> None:
+    """train: two videos; the first has two objects and a frame that is not annotated, the second is held out. valid: two, one of
+    them of test."""
+    said = {"a": {"0": "1", "1": "2", "2": "1"}, HELD: {"0": "1"}}
+    write_list(root, "train", {v: {i: {"exp": f"object {o}", "obj_id": o} for i, o in ids.items()} for v, ids in said.items()})
+    meta: dict[str, Any] = {}
+    for video, objects in (("a", 2), (HELD, 1)):
+        write_frames(root, "train", video)
+        listed = [(t, name) for t, name in enumerate(NAMES) if video != "a" or t != 1]
+        for t, name in listed:
+            write_png(root / "train/Annotations" / video / f"{name}.png", numbers(objects, t))
+        meta[video] = {
+            "objects": {str(n): {"category": "square", "frames": [m for _, m in listed]} for n in range(1, objects + 1)}
+        }
+    (root / "train/meta.json").write_text(json.dumps({"videos": meta}))
+    write_list(root, "valid", {v: {"0": {"exp": "the square"}, "1": {"exp": "it"}} for v in ("c", "d")})
+    write_list(root, "test", {"d": {"0": {"exp": "the square"}}})
+    for video in ("c", "d"):
+        write_frames(root, "valid", video)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_youtube(tmp_path)
+    return tmp_path
+
+
+def test_reads_what_is_there(root: Path) -> None:
+    data = open_dataset("ref-youtube-vos", root, "train")
+    assert RefYoutubeVos.splits(root) == ["train", "valid", "test"]
+    assert data.video_ids() == ("a", HELD)
+    assert [e.targets for e in data.expressions("a")] == [("a-1",), ("a-2",), ("a-1",)]
+    assert [e.text for e in data.expressions("a")] == ["object 1", "object 2", "object 1"]
+    truth = data.ground_truth("a")
+    assert truth is not None
+    assert truth.object_ids == ("a-1", "a-2")
+    assert truth.annotated.tolist() == [True, False, True]
+    assert truth.masks.area().tolist() == [[4, 0, 4]] * 2
+    for k, number in enumerate((1, 2)):
+        assert np.array_equal(truth.masks.decode(k, 2), numbers(2, 2) == number)
+    assert list(data.check()) == []
+
+
+def test_objects_that_no_expression_names_are_left_out(root: Path) -> None:
+    meta(root, lambda v: v["a"]["expressions"].pop("1"))
+    data = RefYoutubeVos(root, "train")
+    truth = data.ground_truth("a")
+    assert truth is not None and truth.object_ids == ("a-1",)
+    assert list(data.check()) == []
+
+
+def test_frames_are_in_order_whatever_the_list(root: Path) -> None:
+    meta(root, lambda v: v["a"]["frames"].reverse())
+    data = RefYoutubeVos(root, "train")
+    assert data.video("a").frame_names == NAMES
+    truth = data.ground_truth("a")
+    assert truth is not None and truth.masks.decode(0, 0)[0, 1]
+
+
+def test_valid_is_what_test_does_not_list(root: Path) -> None:
+    assert RefYoutubeVos(root, "valid").video_ids() == ("c",)
+    assert RefYoutubeVos(root, "test").video_ids() == ("d",)
+    assert RefYoutubeVos(root, "test").video("d").read(0).shape == (*SIZE, 3)
+    assert list(RefYoutubeVos(root, "test").check()) == []
+
+
+def test_the_published_list_of_valid_needs_that_of_test(root: Path) -> None:
+    videos = {f"x{i}": {"0": {"exp": "it"}} for i in range(507)}
+    write_list(root, "valid", videos)
+    write_list(root, "test", {v: videos[v] for v in list(videos)[202:]})
+    assert RefYoutubeVos(root, "valid").video_ids() == tuple(videos)[:202]
+    write_list(root, "test", {v: videos[v] for v in list(videos)[203:]})
+    with pytest.raises(InputError, match=r"valid.meta_expressions.json: wanted 202 videos = 507 - 305 of .*, came 203 of 507"):
+        RefYoutubeVos(root, "valid")
+    (root / "meta_expressions/test/meta_expressions.json").unlink()
+    with pytest.raises(InputError, match="valid/meta_expressions.json: lists 507 videos, those of test too"):
+        RefYoutubeVos(root, "valid")
+    write_list(root, "valid", dict(list(videos.items())[:202]))
+    assert len(RefYoutubeVos(root, "valid").video_ids()) == 202
+
+
+def test_a_list_of_valid_with_nothing_of_its_own(root: Path) -> None:
+    write_list(root, "test", {v: {} for v in ("c", "d")})
+    with pytest.raises(InputError, match="no video of split valid"):
+        RefYoutubeVos(root, "valid")
+
+
+def test_the_parts_of_train(root: Path) -> None:
+    assert RefYoutubeVos(root, "fit").video_ids() == ("a",)
+    held = RefYoutubeVos(root, "held_out")
+    assert held.video_ids() == (HELD,) and held.has_answers
+    assert held.ground_truth(HELD) is not None
+    assert list(held.check()) == []
+    share = sum(is_held_out(f"{i:010x}") for i in range(4000)) / 4000
+    assert 0.04 < share < 0.06
+
+
+def test_released_answers_of_valid(root: Path) -> None:
+    """First frames as YouTube-VOS has them are no answers; annotations that expressions name are."""
+    for t, name in enumerate(NAMES):
+        write_png(root / f"valid/Annotations/c/{name}.png", numbers(1, t))
+    assert not RefYoutubeVos(root, "valid").has_answers
+    meta(root, lambda v: [e.update(obj_id="1") for e in v["c"]["expressions"].values()], "valid")
+    data = RefYoutubeVos(root, "valid")
+    assert data.has_answers
+    truth = data.ground_truth("c")
+    assert truth is not None and truth.masks.area().tolist() == [[4, 4, 4]]
+    assert list(data.check()) == []
+    shutil.rmtree(root / "valid/Annotations")
+    assert not RefYoutubeVos(root, "valid").has_answers
+
+
+def edited(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content["videos"])
+    path.write_text(json.dumps(content))
+
+
+def meta(root: Path, change: Callable[[Any], object], split: str = "train") -> None:
+    edited(root / "meta_expressions" / split / "meta_expressions.json", change)
+
+
+def first(root: Path, change: Callable[[Any], object]) -> None:
+    """Change the first expression of video a."""
+    meta(root, lambda v: change(v["a"]["expressions"]["0"]))
+
+
+def objects(root: Path, change: Callable[[Any], object]) -> None:
+    edited(root / "train/meta.json", change)
+
+
+def annotation(root: Path, name: str = "00000") -> Path:
+    return root / f"train/Annotations/a/{name}.png"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing frame": (lambda r: (r / "train/JPEGImages/a/00005.jpg").unlink(), "a/00005.jpg"),
+    "truncated frame": (lambda r: cut(r / "train/JPEGImages/a/00010.jpg"), "a/00010.jpg"),
+    "frame of another size": (lambda r: Image.new("RGB", (5, 5)).save(r / "train/JPEGImages/a/00005.jpg"), "a/00005.jpg: (5, 5)"),
+    "frame no list names": (lambda r: meta(r, lambda v: v["a"]["frames"].remove("00005")), "its frames, 00005.jpg first"),
+    "video listed but absent": (lambda r: shutil.rmtree(r / "train/JPEGImages/a"), "train/JPEGImages/a: no folder"),
+    "annotations absent": (lambda r: shutil.rmtree(r / "train/Annotations/a"), "train/Annotations/a: no folder"),
+    "all annotations absent": (lambda r: shutil.rmtree(r / "train/Annotations"), "train/Annotations/a: no folder"),
+    "no annotation of a listed frame": (
+        lambda r: ([annotation(r, n).unlink() for n in ("00000", "00010")], (r / "train/meta.json").unlink()),
+        "train/Annotations/a: no listed frame",
+    ),
+    "annotation that meta.json claims": (lambda r: annotation(r, "00010").unlink(), "a/00010.png: the annotation is missing"),
+    "annotation no list names": (
+        lambda r: write_png(annotation(r, "00007"), numbers(2, 0)),
+        "no list names 1 of its annotations, 00007.png first",
+    ),
+    "annotation cut short": (lambda r: cut(annotation(r)), "a/00000.png: not a whole PNG"),
+    "annotation of another size": (lambda r: write_png(annotation(r), numbers(2, 0)[:5]), "a/00000.png: (5, 12) pixels"),
+    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00000.png: wanted a palette PNG"),
+    "annotation with an unknown object": (
+        lambda r: write_png(annotation(r), numbers(2, 0) + np.uint8(3) * (numbers(2, 5) > 0)),
+        "a/00000.png: shows object 3, which",
+    ),
+    "object that is never shown": (
+        lambda r: [write_png(annotation(r, n), numbers(1, 0)) for n in ("00000", "00010")],
+        "expression 1: no PNG in",
+    ),
+    "annotations without an object": (
+        lambda r: [write_png(annotation(r, n), numbers(0, 0)) for n in ("00000", "00010")],
+        "expression 0: no PNG in",
+    ),
+    "object that meta.json lacks": (
+        lambda r: objects(r, lambda v: v["a"]["objects"].pop("2")),
+        "expression 1: object 2 is not in",
+    ),
+    "video that meta.json lacks": (lambda r: objects(r, lambda v: v.pop("a")), "meta.json, video a: wanted"),
+    "bad frames in meta.json": (
+        lambda r: objects(r, lambda v: v["a"]["objects"]["1"].update(frames=1)),
+        "video a, object 1: wanted",
+    ),
+    "bad number in meta.json": (lambda r: objects(r, lambda v: v["a"]["objects"].update({"x": {}})), "came 'x'"),
+    "broken meta.json": (lambda r: (r / "train/meta.json").write_text('{"videos":\n{,'), "meta.json, line 2, column 2"),
+    "no object number": (lambda r: first(r, lambda e: e.pop("obj_id")), "expression 0: wanted an object number"),
+    "object number 0": (lambda r: first(r, lambda e: e.update(obj_id="0")), "expression 0"),
+    "object number 255": (lambda r: first(r, lambda e: e.update(obj_id=255)), "expression 0"),
+    "object number that is none": (lambda r: first(r, lambda e: e.update(obj_id=[1])), "came [1]"),
+    "object number that leaves the folder": (lambda r: first(r, lambda e: e.update(obj_id="../1")), "came '../1'"),
+    "empty sentence": (lambda r: first(r, lambda e: e.update(exp=" ")), "expression 0: the text is empty"),
+    "sentence that is none": (lambda r: first(r, lambda e: e.update(exp=None)), "expression 0: wanted"),
+    "id that leaves the folder": (lambda r: meta(r, lambda v: v.update({"../x": v["a"]})), "'../x'"),
+    "frame that leaves the folder": (lambda r: meta(r, lambda v: v["a"].update(frames=["../../b/0"])), "'../../b/0'"),
+    "frame listed twice": (lambda r: meta(r, lambda v: v["a"]["frames"].append("00005")), "frame 00005 is listed twice"),
+    "no list of frames": (lambda r: meta(r, lambda v: v["a"].pop("frames")), '"frames" must be'),
+    "no expressions": (lambda r: meta(r, lambda v: v["a"].pop("expressions")), '"expressions" must be'),
+    "no entry": (lambda r: meta(r, lambda v: v.update(a=3)), "no video 'a'"),
+}
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_check_names_the_fault(root: Path, fault: str) -> None:
+    damage, named = FAULTS[fault]
+    damage(root)
+    said = list(RefYoutubeVos(root, "train").check())
+    assert any(named in line for line in said), said
+    assert all("\n" not in line and str(root) in line for line in said)
+
+
+@pytest.mark.parametrize("fault", ["annotation of another size", "annotation cut short", "annotations absent"])
+def test_a_damaged_annotation_is_an_error(root: Path, fault: str) -> None:
+    damage, named = FAULTS[fault]
+    damage(root)
+    data = RefYoutubeVos(root, "train")
+    with pytest.raises(InputError) as error:
+        data.ground_truth("a")
+    assert named in str(error.value)
+    assert data.ground_truth(HELD) is not None
+
+
+@pytest.mark.parametrize("fault", ["object that is never shown", "no annotation of a listed frame"])
+def test_answers_that_are_not_there_are_an_error(root: Path, fault: str) -> None:
+    damage, named = FAULTS[fault]
+    damage(root)
+    with pytest.raises(InputError) as error:
+        RefYoutubeVos(root, "train").ground_truth("a")
+    assert named in str(error.value)
+
+
+def test_check_names_all_faults_of_a_video(root: Path) -> None:
+    """A faulty first frame and a faulty expression hide neither other frames nor annotations."""
+    (root / "train/JPEGImages/a/00000.jpg").unlink()
+    first(root, lambda e: e.update(exp=""))
+    cut(annotation(root))
+    write_png(annotation(root, "00010"), numbers(2, 2)[:4])
+    said = list(RefYoutubeVos(root, "train").check())
+    wanted = ["expression 0: the text is empty", "a/00000.jpg", "a/00000.png", "a/00010.png"]
+    assert len(said) == len(wanted)
+    assert all(part in line for part, line in zip(wanted, said)), said
+
+
+def test_check_counts_faults_past_a_number(root: Path) -> None:
+    names = tuple(f"{t:05d}" for t in range(23))
+    shutil.rmtree(root / "train/JPEGImages/a")
+    write_frames(root, "train", "a", names)
+    meta(root, lambda v: v["a"].update(frames=names))
+    for name in names:
+        annotation(root, name).write_bytes(b"none")
+    said = list(RefYoutubeVos(root, "train").check())
+    assert len(said) == 21
+    assert said[-1].endswith("train/Annotations/a: 3 more faults of annotations")
+
+
+def test_grey_and_two_colours_are_palettes_too(root: Path) -> None:
+    Image.fromarray(numbers(2, 0)).save(annotation(root))
+    Image.fromarray(numbers(1, 0) > 0).save(root / f"train/Annotations/{HELD}/00000.png")
+    data = RefYoutubeVos(root, "train")
+    truths = [data.ground_truth(v) for v in data.video_ids()]
+    assert [t is not None and t.masks.area()[:, 0].tolist() for t in truths] == [[4, 4], [4]]
+    assert list(data.check()) == []
+
+
+def test_what_a_desktop_hides_is_no_annotation(root: Path) -> None:
+    annotation(root, "._00000").write_bytes(b"none")
+    assert list(RefYoutubeVos(root, "train").check()) == []
+
+
+def test_folders_reached_by_a_link(root: Path) -> None:
+    (root / "train/JPEGImages").rename(root / "elsewhere")
+    (root / "train/JPEGImages").symlink_to(root / "elsewhere", target_is_directory=True)
+    data = RefYoutubeVos(root, "train")
+    assert list(data.check()) == []
+    assert data.video("a").read(2).shape == (*SIZE, 3)
+
+
+def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
+    path = root / "meta_expressions/train/meta_expressions.json"
+    path.write_text(path.read_text().replace(f'"{HELD}": {{', '"a": {'))
+    assert any("'a' stands twice" in line for line in RefYoutubeVos(root, "train").check())
+
+
+@pytest.mark.parametrize("split", ["..", "train/..", "/", ""])
+def test_a_split_that_leaves_the_root(root: Path, split: str) -> None:
+    with pytest.raises(InputError, match="cannot name a folder"):
+        RefYoutubeVos(root, split)
+
+
+@pytest.mark.parametrize("text", ['{"videos":\n oops}', "[]", '{"videos": []}'])
+def test_a_malformed_list_names_its_file(root: Path, text: str) -> None:
+    (root / "meta_expressions/test/meta_expressions.json").write_text(text)
+    for split in ("valid", "test"):
+        with pytest.raises(InputError, match="test/meta_expressions.json(, line 2, column 2)?: "):
+            RefYoutubeVos(root, split)
+
+
+def test_real_expressions(real_data: Path, tmp_path: Path) -> None:
+    """The published list of valid, with a list of test made of any 305 of its videos (the published one is not here)."""
+    shutil.copytree(real_data / "ref-youtube-vos", tmp_path / "data")
+    root = tmp_path / "data"
+    with pytest.raises(InputError, match="lists 507 videos"):
+        RefYoutubeVos(root, "valid")
+    (root / "meta_expressions").chmod(0o755)
+    raw = json.loads((root / "meta_expressions/valid/meta_expressions.json").read_text())["videos"]
+    test = {v: raw[v] for v in list(raw)[::2] + list(raw)[1:102:2]}
+    (root / "meta_expressions/test").mkdir()
+    (root / "meta_expressions/test/meta_expressions.json").write_text(json.dumps({"videos": test}))
+    parts = [RefYoutubeVos(root, split) for split in ("valid", "test")]
+    assert [len(part.video_ids()) for part in parts] == [202, 305]
+    assert not any(part.has_answers for part in parts)
+    said = {e.key: e.text for part in parts for v in part.video_ids() for e in part.expressions(v)}
+    assert len(said) == 2096
+    assert said["0062f687f1/1"] == "a dog with puppies all around"
+    assert all(e.targets is None for e in parts[0].expressions(parts[0].video_ids()[0]))
