@@ -74,7 +74,7 @@ class PaletteSplit:
     def video(self, video_id: str) -> Video:
         """Raises InputError when it is not listed, its id cannot name a folder, or its frames are missing."""
         names = self._frame_names(video_id)
-        return folder_video(self.frames / video_id, video_id, names)
+        return folder_video(self._frame_folder(video_id), video_id, names)
 
     def expression_ids(self, video_id: str) -> tuple[str, ...]:
         """The ids in file order, also those of expressions that cannot be read. Raises InputError."""
@@ -133,6 +133,12 @@ class PaletteSplit:
     def _listed(self, video_id: str) -> dict[str, Any]:
         return listed_expressions(self._entry(video_id), f"{self.file}, video {video_id}")
 
+    def _frame_folder(self, video_id: str) -> Path:
+        # Archives of systems without links hold a file with the path instead.
+        if self.frames.is_file():
+            raise InputError(f"{self.frames}: wanted a folder of videos, came a file; if it was a link, make the link again")
+        return self.frames / video_id
+
     def _frame_names(self, video_id: str) -> list[str]:
         # Lists that were written from a folder have any order; shorter names first, so that "2" comes before "10".
         names = listed_frames(self._entry(video_id), f"{self.file}, video {video_id}")
@@ -190,7 +196,8 @@ class PaletteSplit:
         names, size = list[str](), None
         try:
             names = self._frame_names(video_id)
-            size = yield from check_frames(self.frames / video_id, names, frame_files(self.frames / video_id))
+            folder = self._frame_folder(video_id)
+            size = yield from check_frames(folder, names, frame_files(folder))
         except InputError as error:
             yield str(error)
         if not self.has_answers:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_a2d_sentences import write_a2d
 from test_jhmdb_sentences import write_jhmdb
+from test_ref_davis17 import write_davis
 from test_ref_youtube_vos import write_youtube
 
 from rvos_cache.datasets import DATASETS, Dataset, open_dataset
@@ -48,6 +49,11 @@ def a2d_sentences(root: Path) -> Sample:
     return Sample(root, "train", None, root / "Release/clips320H")
 
 
+def ref_davis17(root: Path) -> Sample:
+    write_davis(root)
+    return Sample(root, "valid", None, root / "valid/JPEGImages")
+
+
 def ref_youtube_vos(root: Path) -> Sample:
     write_youtube(root)
     return Sample(root, "train", "valid", root / "train/JPEGImages")
@@ -63,6 +69,7 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "a2d-sentences": a2d_sentences,
     "jhmdb-sentences": jhmdb_sentences,
     "mevis": mevis,
+    "ref-davis17": ref_davis17,
     "ref-youtube-vos": ref_youtube_vos,
 }
 
