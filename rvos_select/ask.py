@@ -82,7 +82,7 @@ def ask(source: Path, sentence: str, run: Path, out: Path, threshold: float | No
     limit = SelectionCache(selections).card.extra["threshold"] if threshold is None else threshold
     overlay = draw(video, masks / video.video_id / "0", out / "overlay.mp4")
     chosen = min(1, len(scores)) if top1 else int((scores > limit).sum())
-    return Answer(masks, overlay, len(scores), chosen, float(scores.max(initial=0.0)))
+    return Answer(masks / video.video_id / "0", overlay, len(scores), chosen, float(scores.max(initial=0.0)))
 
 
 def _digest(text: str) -> str:
