@@ -14,8 +14,11 @@ from PIL import Image, UnidentifiedImageError
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 
-LAYOUTS = {"mevis": "{video}/{expression}/{frame}.png"}
-"""Dataset -> place of a mask in its zip. MeViS: video folders at the root, no folder above them."""
+LAYOUTS = {
+    "mevis": "{video}/{expression}/{frame}.png",
+    "ref-youtube-vos": "Annotations/{video}/{expression}/{frame}.png",
+}
+"""Dataset -> place of a mask in its zip. MeViS: video folders at the root, no folder above them; Ref-YouTube-VOS: one above."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip can hold: equal masks give equal bytes."""
 

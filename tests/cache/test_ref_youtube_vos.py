@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -16,6 +17,8 @@ from PIL import Image
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.ref_youtube_vos import RefYoutubeVos, is_held_out
 from rvos_cache.errors import InputError
+from rvos_cache.frames import write_mask_png
+from rvos_select.submit import submit
 
 SIZE = (8, 12)
 NAMES = ("00000", "00005", "00010")
@@ -162,6 +165,22 @@ def test_released_answers_of_valid(root: Path) -> None:
     assert list(data.check()) == []
     shutil.rmtree(root / "valid/Annotations")
     assert not RefYoutubeVos(root, "valid").has_answers
+
+
+def test_a_submission_has_the_videos_and_frames_of_its_split(root: Path) -> None:
+    """Videos of test and frames that no list names may lie among the predictions; they are not packed."""
+    for video in ("c", "d"):
+        for expression in ("0", "1"):
+            folder = root / "masks" / video / expression
+            folder.mkdir(parents=True)
+            for name in (*NAMES, "00007"):
+                write_mask_png(folder / f"{name}.png", numbers(1, 0) > 0)
+    out = submit(root / "masks", "ref-youtube-vos", root / "out.zip", root=root, split="valid")
+    wanted = [f"Annotations/c/{expression}/{name}.png" for expression in ("0", "1") for name in NAMES]
+    assert zipfile.ZipFile(out).namelist() == wanted
+    (root / "masks/c/1/00005.png").unlink()
+    with pytest.raises(InputError, match="c/1/00005.png: the mask is missing"):
+        submit(root / "masks", "ref-youtube-vos", root / "out.zip", root=root, split="valid")
 
 
 def edited(path: Path, change: Callable[[Any], object]) -> None:
