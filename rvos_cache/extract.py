@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -323,7 +324,8 @@ def _guarded(video_id: str) -> tuple[str, int, str | None]:
         return video_id, 0, str(error)
     # A tracker is somebody's model: whatever it raises on one video must not stop a night's run. It is recorded.
     except Exception as error:
-        return video_id, 0, f"{type(error).__name__}: {error}"
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        return video_id, 0, f"{type(error).__name__}: {error} ({at.filename}:{at.lineno})"
 
 
 class Progress:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rvos_cache.errors import InputError, naming
 from rvos_cache.seams import resolve
-from rvos_cache.store import Card
+from rvos_cache.store import Card, sync
 from rvos_select.selectors import SELECTORS
 
 
@@ -77,12 +77,12 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
             aside.mkdir(parents=True)
             fill(aside)
             for path in (*aside.rglob("*"), aside):
-                _to_disk(path)
+                sync(path)
             shutil.rmtree(old, ignore_errors=True)
             if target.exists():
                 os.rename(target, old)
             os.rename(aside, target)
-            _to_disk(target.parent)
+            sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             if old.exists() and not target.exists():
@@ -97,14 +97,6 @@ def restore_folder(target: Path) -> None:
         os.rename(old, target)
     for path in target.parent.glob(f".{target.name}.*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

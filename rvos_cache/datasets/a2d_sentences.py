@@ -20,11 +20,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_cache.datasets.samples import Sample, read_rows
+from rvos_cache.datasets.samples import Sample, listed_video, read_rows
 from rvos_cache.errors import InputError
 from rvos_cache.frames import file_video
 from rvos_cache.masks import RleMasks, empty_rle, encode
-from rvos_cache.types import Expression, GroundTruth, Video, check_id
+from rvos_cache.types import Expression, GroundTruth, Video
 
 SPLITS = {"train": "0", "test": "1"}
 """Split -> its number in videoset.csv."""
@@ -192,10 +192,7 @@ class A2dSentences:
                 yield str(error)
 
     def _entry(self, video_id: str) -> _Entry:
-        check_id(video_id, f"{self.file}, video")
-        if video_id not in self.videos:
-            raise InputError(f"{self.file}: no video {video_id!r} in split {self.split}; rvos-cache check lists them")
-        return self.videos[video_id]
+        return listed_video(self.videos, video_id, self.file, self.split)
 
     def _shape(self, video_id: str) -> tuple[int, tuple[int, int]]:
         """Frames and size (H, W); an mp4 is decoded once to know them."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.datasets.matlab import read_array
-from rvos_cache.datasets.samples import Sample, read_rows
+from rvos_cache.datasets.samples import Sample, listed_video, read_rows
 from rvos_cache.errors import InputError
 from rvos_cache.frames import image_size, read_image
 from rvos_cache.masks import RleMasks, empty_rle, encode
@@ -165,10 +165,7 @@ class JhmdbSentences:
         return entry
 
     def _entry(self, video_id: str) -> _Entry:
-        check_id(video_id, f"{self.file}, video")
-        if video_id not in self.videos:
-            raise InputError(f"{self.file}: no video {video_id!r} in split {self.split}; rvos-cache check lists them")
-        return self.videos[video_id]
+        return listed_video(self.videos, video_id, self.file, self.split)
 
 
 def _names(count: int) -> list[str]:

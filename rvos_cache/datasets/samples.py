@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rvos_cache.errors import InputError
+from rvos_cache.types import check_id
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,14 @@ class Sample:
     expression_id: str
     t: int
     image_id: str
+
+
+def listed_video(videos: Mapping[str, V], video_id: str, file: Path, split: str) -> V:
+    """What `file` says of a video of the split. Raises InputError: an id that would leave the folder, or an unlisted one."""
+    check_id(video_id, f"{file}, video")
+    if video_id not in videos:
+        raise InputError(f"{file}: no video {video_id!r} in split {split}; rvos-cache check lists them")
+    return videos[video_id]
 
 
 def read_rows(path: Path) -> list[list[Any]]:

@@ -18,10 +18,10 @@ from rvos_cache.store.selections import SelectionCache, SelectionInfo, Selection
 from rvos_cache.store.text import TextCache, TextRecord, write_text
 from rvos_cache.store.tracks import TrackCache, TrackInfo, TrackRecord, write_tracks
 from rvos_cache.store.verify import content_digest, leftovers, open_cache, verify, video_digest
-from rvos_cache.store.writer import CacheWriter
+from rvos_cache.store.writer import CacheWriter, sync
 
 __all__ = [
     "FREE", "Cache", "CacheWriter", "Card", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache", "TextRecord",
     "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "leftovers", "open_cache",
-    "provenance", "read_card", "verify", "video_digest", "write_selections", "write_text", "write_tracks",
+    "provenance", "read_card", "sync", "verify", "video_digest", "write_selections", "write_text", "write_tracks",
 ]  # fmt: skip

@@ -67,7 +67,7 @@ class CacheWriter:
             pass
         finally:
             aside.unlink()
-        _sync(self.path)
+        sync(self.path)
 
     def done(self) -> set[str]:
         """Ids of the published videos."""
@@ -96,10 +96,10 @@ class CacheWriter:
                 _write_array(group, name, value)
             files = {str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
             for name in files:
-                _sync(folder / name)
+                sync(folder / name)
             write_durably(folder / "digests.json", sealed({"files": files}))
             for inner in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
-                _sync(inner)
+                sync(inner)
             return self._rename(folder, self.videos / video_id)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +111,7 @@ class CacheWriter:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and target.exists():
                 return False
             raise
-        _sync(self.videos)
+        sync(self.videos)
         return True
 
     def fail(self, video_id: str, message: str) -> None:
@@ -201,7 +201,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -93,7 +94,7 @@ class HubSelector(nn.Module, PyTorchModelHubMixin, coders={Settings: (_to_json, 
             )
         try:
             state = load_file(path, device=map_location)
-        except Exception as error:  # safetensors raises its own class, OSError or RuntimeError for a damaged file
+        except (SafetensorError, OSError, RuntimeError) as error:
             raise InputError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
         if strict:
             load_strictly(model, state, str(path))

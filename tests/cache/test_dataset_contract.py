@@ -135,7 +135,9 @@ def test_expressions_name_objects_that_are_annotated(data: Dataset) -> None:
 
 def test_a_split_that_hides_its_answers(name: str, sample: Sample) -> None:
     if sample.hidden is None:
-        pytest.skip("every split shows its answers")
+        splits = type(open_dataset(name, sample.root, sample.shown)).splits(sample.root)
+        assert splits and all(open_dataset(name, sample.root, split).has_answers for split in splits)
+        return
     data = open_dataset(name, sample.root, sample.hidden)
     video_id = data.video_ids()[0]
     assert not data.has_answers
