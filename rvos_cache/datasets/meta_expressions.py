@@ -49,7 +49,7 @@ def twice(path: Path, key: str) -> str:
 
 
 def listed_frames(entry: dict[str, Any], where: str) -> list[str]:
-    """The stems that a video's entry lists, in file order; where: names file and video.
+    """The stems that a video's entry lists, sorted; where: names file and video.
 
     Raises InputError: no list, a name that leaves the folder, a name listed twice.
     """
@@ -61,7 +61,8 @@ def listed_frames(entry: dict[str, Any], where: str) -> list[str]:
     if len(set(names)) != len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{where}: frame {repeated} is listed twice; name each frame once")
-    return names
+    # Lists that were written from a folder have any order; shorter names first, so that "2" comes before "10".
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def listed_expressions(entry: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """MeViS: `<root>/<split>/JPEGImages/<video>/<frame>.jpg`, `meta_expressions.json`, `mask_dict.json`.
 
 meta_expressions.json: {"videos": {video: {"expressions": {id: {"exp", "anno_id": [...]}}, "frames": [stems]}}};
-mask_dict.json: {anno_id: [COCO RLE or null per frame of its video]}. The split `valid` has neither anno_id nor masks.
+mask_dict.json: {anno_id: [COCO RLE or null per frame of its video, frames sorted by name]}. The split `valid` has neither
+anno_id nor masks. MeViSv2 calls its list `meta_expressions_v2.json`; a sentence that nothing matches has no anno_id in its
+list, and one that is spoken too has "audio", which is not read.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -21,31 +24,40 @@ from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 SPLITS = ("train", "valid_u", "valid")
 OPEN = ("train", "valid_u")
-EXPRESSIONS, MASKS, FRAMES = "meta_expressions.json", "mask_dict.json", "JPEGImages"
+EXPRESSIONS, EXPRESSIONS_V2, MASKS, FRAMES = "meta_expressions.json", "meta_expressions_v2.json", "mask_dict.json", "JPEGImages"
+AUDIO = "audio"
 MASK_FAULTS = 20
 """Faults of masks that `check` names per video; the others are counted."""
 
 
 class Mevis:
-    """One split of MeViS, or of anything in its layout."""
+    """One split of MeViS or MeViSv2, or of anything in their layout."""
 
     name = "mevis"
 
     def __init__(self, root: Path, split: str) -> None:
+        """Raises InputError; warns once where sentences have audio, which is not read."""
         self.root, self.split = Path(root), split
-        self.folder = self.root / split
-        self.file = self.folder / EXPRESSIONS
+        self.folder = self.root / check_id(split, f"{self.root}, split")
+        self.file, other = self.folder / EXPRESSIONS, self.folder / EXPRESSIONS_V2
+        if self.file.exists() and other.exists():
+            raise InputError(f"{self.file} and {other}: two lists of one split; keep the one to read")
+        if other.exists():
+            self.file = other
         if not self.file.exists():
             there = ", ".join(self.splits(self.root)) or "none"
             raise InputError(f"{self.file}: not found; splits of {self.root}: {there}; give another --root or --split")
         self.repeated: list[str] = []
         self.repeated_masks: list[str] = []
         self.videos = read_videos(self.file, self.repeated)
+        spoken = sum(map(_spoken, self.videos.values()))
+        if spoken:
+            warnings.warn(f'{self.file}: "{AUDIO}" of {spoken} expressions is ignored, their text is read', stacklevel=2)
 
     @staticmethod
     def splits(root: Path) -> list[str]:
         """The splits found under `root`: MeViS's own in its order, then any other folder with expressions."""
-        found = {p.parent.name for p in Path(root).glob(f"*/{EXPRESSIONS}")}
+        found = {p.parent.name for name in (EXPRESSIONS, EXPRESSIONS_V2) for p in Path(root).glob(f"*/{name}")}
         return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
 
     @property
@@ -198,3 +210,9 @@ class Mevis:
         if not isinstance(entry, dict):
             raise InputError(f"{self.file}: no video {video_id!r} in this split; rvos-cache check lists them")
         return entry
+
+
+def _spoken(entry: object) -> int:
+    """How many expressions of a video's entry have audio."""
+    listed = entry.get("expressions") if isinstance(entry, dict) else None
+    return sum(isinstance(e, dict) and AUDIO in e for e in listed.values()) if isinstance(listed, dict) else 0

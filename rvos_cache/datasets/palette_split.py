@@ -140,9 +140,7 @@ class PaletteSplit:
         return self.frames / video_id
 
     def _frame_names(self, video_id: str) -> list[str]:
-        # Lists that were written from a folder have any order; shorter names first, so that "2" comes before "10".
-        names = listed_frames(self._entry(video_id), f"{self.file}, video {video_id}")
-        return sorted(names, key=lambda name: (len(name), name))
+        return listed_frames(self._entry(video_id), f"{self.file}, video {video_id}")
 
     def _expression(self, video_id: str, key: str) -> Expression:
         where, entry = f"{self.file}, video {video_id}, expression {key}", self._listed(video_id)[key]

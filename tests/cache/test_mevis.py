@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from odd_videos import call
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -110,6 +111,27 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "frame as two files": (lambda r: copy_frame(r, "00001.jpg", "00001.png"), "00001.jpg and 00001.png"),
     "no list of frames": (lambda r: meta(r, lambda v: v["a"].pop("frames")), '"frames" must be'),
     "no expressions": (lambda r: meta(r, lambda v: v["a"].pop("expressions")), '"expressions" must be'),
+    "mask as text": (lambda r: edited(r, "mask_dict.json", lambda m: m["7"].__setitem__(1, "zz")), "00001: a mask is COCO RLE"),
+    "mask without counts": (
+        lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].pop("counts")),
+        "00001: a mask is COCO RLE",
+    ),
+    "counts of null": (lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].update(counts=None)), "frame 00001"),
+    "counts that are too few": (lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].update(counts=[3, 4])), "frame 00001"),
+    "size of null": (lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].update(size=None)), "frame 00001"),
+    "null for an object": (lambda r: edited(r, "mask_dict.json", lambda m: m.update({"7": None})), "NoneType masks for 3 frames"),
+    "objects of null": (lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(anno_id=None)), '"anno_id" must be'),
+    "an object of null": (
+        lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(anno_id=[None])),
+        "object None is not in",
+    ),
+    "expression of null": (lambda r: meta(r, lambda v: v["a"]["expressions"].update({"0": None})), 'wanted {"exp": text}'),
+    "video of null": (lambda r: meta(r, lambda v: v.update(a=None)), "no video 'a'"),
+    "frames of null": (lambda r: meta(r, lambda v: v["a"].update(frames=[None])), '"frames" must be'),
+    "expression that leaves the folder": (
+        lambda r: meta(r, lambda v: v["a"]["expressions"].update({"..": v["a"]["expressions"].pop("0")})),
+        "'..'",
+    ),
     "half a character": (lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(exp="a \ud83d")), "half a character"),
 }
 
@@ -168,6 +190,84 @@ def test_malformed_json_names_its_line(root: Path) -> None:
     (root / "valid_u/meta_expressions.json").write_text('{"videos":\n oops}')
     with pytest.raises(InputError, match="meta_expressions.json, line 2"):
         Mevis(root, "valid_u")
+
+
+def test_masks_follow_the_names_of_frames_whatever_the_list(root: Path) -> None:
+    """As in MeViS's own loader, which sorts the frames; they need not be contiguous."""
+    folder = root / "valid_u/JPEGImages/a"
+    for old, new in (("00001", "00007"), ("00002", "00015")):
+        (folder / f"{old}.jpg").rename(folder / f"{new}.jpg")
+    meta(root, lambda v: v["a"].update(frames=["00015", "00000", "00007"]))
+    data = Mevis(root, "valid_u")
+    truth = data.ground_truth("a")
+    assert truth is not None
+    assert data.video("a").frame_names == ("00000", "00007", "00015")
+    assert truth.masks.area().tolist() == [[4, 4, 0]]
+    assert list(data.check()) == []
+
+
+@pytest.mark.parametrize("what", ["valid_u", "valid_u/JPEGImages", "valid_u/JPEGImages/a", "valid_u/mask_dict.json"])
+def test_reached_by_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory, what: str) -> None:
+    """Ids are checked as text, not by where a link leads: links may leave the root."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.move(root / what, elsewhere)
+    (root / what).symlink_to(elsewhere)
+    data = Mevis(root, "valid_u")
+    assert list(data.check()) == []
+    assert data.video("a").read(2).shape == (*SIZE, 3)
+
+
+def second_version(root: Path) -> None:
+    """The split as MeViSv2 has it: another name of the list, sentences that are spoken too, one that nothing matches."""
+    said = {"exp": "a bird", "obj_id": [], "anno_id": [], "audio": "audio/a/2.wav"}
+    meta(root, lambda v: [v["a"]["expressions"]["0"].update(audio="audio/a/0.wav"), v["a"]["expressions"].update({"2": said})])
+    (root / "valid_u/meta_expressions.json").rename(root / "valid_u/meta_expressions_v2.json")
+
+
+def test_the_second_version(root: Path) -> None:
+    second_version(root)
+    assert Mevis.splits(root) == ["valid_u"]
+    with pytest.warns(UserWarning, match=r'meta_expressions_v2.json: "audio" of 2 expressions is ignored') as said:
+        data = Mevis(root, "valid_u")
+    assert len(said) == 1
+    assert [e.targets for e in data.expressions("a")] == [("7",), (), ()]
+    truth = data.ground_truth("a")
+    assert truth is not None and truth.object_ids == ("7",)
+    assert not truth.masks.union(truth.indices(())).area().any()
+    assert list(data.check()) == []
+
+
+def test_audio_is_one_line_and_no_fault(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second_version(root)
+    at = ("--dataset", "mevis", "--root", root, "--split", "valid_u")
+    for words in (("check", *at), ("extract-text", *at, "--out", tmp_path / "t.zarr")):
+        status, said = call(monkeypatch, capsys, *words)
+        assert status == 0
+        assert said.startswith("warning: ") and said.endswith("is read") and "\n" not in said
+
+
+def test_a_video_that_nothing_matches(root: Path) -> None:
+    meta(root, lambda v: v["a"].update(expressions={"0": {"exp": "a bird", "anno_id": [], "obj_id": []}}))
+    data = Mevis(root, "valid_u")
+    truth = data.ground_truth("a")
+    assert truth is not None
+    assert truth.masks.shape == (0, 3) and truth.annotated.all()
+    assert truth.masks.union([]).area().tolist() == [[0, 0, 0]]
+    assert list(data.check()) == []
+
+
+def test_two_lists_of_one_split(root: Path) -> None:
+    shutil.copy(root / "valid_u/meta_expressions.json", root / "valid_u/meta_expressions_v2.json")
+    with pytest.raises(InputError, match="meta_expressions.json and .*meta_expressions_v2.json: two lists"):
+        Mevis(root, "valid_u")
+
+
+@pytest.mark.parametrize("split", ["..", "valid_u/../valid_u", "/", ""])
+def test_a_split_that_leaves_the_root(root: Path, split: str) -> None:
+    with pytest.raises(InputError, match="cannot name a folder"):
+        Mevis(root, split)
 
 
 def test_real_videos(real_data: Path) -> None:
