@@ -1,4 +1,4 @@
-"""`rvos-cache`: shapes, check, extract, extract-text, extract-all, plan, info, verify. Heavy imports happen in the command."""
+"""`rvos-cache`: shapes, convert, check, extract (-text, -all), plan, info, verify. Heavy imports happen in the command."""
 
 from __future__ import annotations
 
@@ -44,6 +44,30 @@ def shapes(out: Path, videos: int, seed: int, jobs: int) -> None:
     with click.progressbar(length=videos, label="shapes", file=sys.stderr) as bar:
         write_shapes(out, videos, seed, progress=lambda done, total: bar.update(1), jobs=jobs)
     click.echo(f"{videos} videos: {out}")
+
+
+@cli.group()
+def convert() -> None:
+    """Write a dataset from its published parts in the layout that is read here."""
+
+
+@convert.command("ref-davis")
+@click.option("--davis", type=PATH, required=True, help="DAVIS-2017-Unsupervised-trainval-480p: its folder or zip.")
+@click.option("--text", type=PATH, required=True, help="Folder or zip of the four Davis17_annot*.txt.")
+@click.option("--out", type=PATH, required=True, help="Folder to write; must not be there.")
+def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
+    """Ref-DAVIS17 in ReferFormer's layout; files are copied."""
+    from rvos_cache.datasets.convert_ref_davis import convert_ref_davis as step
+
+    with click.progressbar(length=1, label="ref-davis", file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(1)
+
+        counts = step(davis, text, out, progress)
+    for split, (videos, frames, expressions) in counts.items():
+        click.echo(f"{split}: {videos} videos, {frames} frames, {expressions} expressions: {out}")
 
 
 @cli.command()
