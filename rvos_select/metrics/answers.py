@@ -25,11 +25,15 @@ class VideoAnswers:
     truth: GroundTruth
     kind: Callable[[Expression], str | None]
 
-    def union(self, expression: Expression) -> RleMasks:
-        """The OR of the expression's objects, (1, T); no target: empty. Raises InputError when they are hidden."""
+    def targets(self, expression: Expression) -> list[int]:
+        """Positions of the expression's objects in `truth`; none: no target. Raises InputError when they are hidden."""
         if expression.targets is None:
             raise InputError(f"expression {expression.key}: its answers are hidden; score a split that shows them")
-        return self.truth.masks.union(self.truth.indices(expression.targets))
+        return self.truth.indices(expression.targets)
+
+    def union(self, expression: Expression) -> RleMasks:
+        """The OR of the expression's objects, (1, T); no target: empty. Raises InputError when they are hidden."""
+        return self.truth.masks.union(self.targets(expression))
 
 
 def chosen_videos(known: Sequence[str], videos: Sequence[str], limit: int | None, where: str) -> tuple[str, ...]:

@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_select.metrics.boundary import f
-from rvos_select.metrics.region import j
+from rvos_select.metrics.region import check_pair
+from rvos_select.metrics.silhouette import Silhouette, j_and_f
+from rvos_select.metrics.slices import Facts, sliced
 
 
 def score(prediction: RleMasks, truth: RleMasks, annotated: NDArray[np.bool_]) -> tuple[float, float]:
     """J and F of one expression: the means over its annotated frames. prediction, truth: (1, T); annotated: bool (T,).
 
-    Raises InputError when no frame is annotated.
+    Raises InputError when no frame is annotated, ValueError when frames or sizes differ.
     """
     if not annotated.any():
         raise InputError("an expression's video has no annotated frame, so it cannot be scored; leave the video out")
-    if not annotated.all():
-        prediction, truth = (_only(masks, annotated) for masks in (prediction, truth))
-    return float(j(prediction, truth).mean()), float(f(prediction, truth).mean())
-
-
-def _only(masks: RleMasks, frames: NDArray[np.bool_]) -> RleMasks:
-    row = [masks.bytes_at(0, int(t)) for t in np.flatnonzero(frames)]
-    return RleMasks.from_bytes([row], len(row), masks.size)
+    check_pair(prediction, truth)
+    pairs = [
+        j_and_f(*(Silhouette.of_runs(masks.bytes_at(0, t), masks.size) for masks in (prediction, truth)))
+        for t in np.flatnonzero(annotated).tolist()
+    ]
+    region, contour = np.array(pairs).mean(axis=0).tolist()
+    return region, contour
 
 
 @dataclass
@@ -38,31 +38,60 @@ class Scores:
     expressions: dict[str, tuple[float, float]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    facts: dict[str, Facts | None] = field(default_factory=dict)
+    empty: dict[str, bool | None] = field(default_factory=dict)
 
-    def add(self, key: str, value: tuple[float, float] | None, kind: str | None) -> None:
-        """One expression; `value` None: its prediction is missing, which scores 0 and is listed."""
+    def add(
+        self,
+        key: str,
+        value: tuple[float, float] | None,
+        kind: str | None,
+        facts: Facts | None = None,
+        empty: bool | None = None,
+    ) -> None:
+        """One expression; `value` None: its prediction is missing, which scores 0 and is listed.
+
+        facts: for the slices, None where nothing is known; empty: whether the prediction has no pixel, None where it is missing.
+        """
         self.expressions[key] = (0.0, 0.0) if value is None else value
+        self.facts[key], self.empty[key] = facts, empty
         if value is None:
             self.missing.append(key)
         if kind is not None:
             self.kinds[key] = kind
 
     def table(self) -> dict[str, Any]:
-        """{"j", "f", "jf", "expressions": {key: {"j", "f"}}}, "missing" and "kinds" where there are any."""
+        """{"j", "f", "jf", "expressions": {key: {"j", "f"}}}; "missing", "kinds", "n_acc", "t_acc", "slices" where there are any.
+
+        kinds: {kind: {"j", "f", "jf", "count"}}; slices: {attribute: {part: the same}}, see `slices`. n_acc and t_acc are MeViSv2's
+        and there where expressions have no target: the share of these that is answered without a pixel, and the share of the
+        others, where there are any, that is answered with one. A missing prediction is no right answer to either.
+        """
         if not self.expressions:
             raise InputError("there is no expression to score; check --split, --video and --limit")
-        out: dict[str, Any] = _means(list(self.expressions.values()))
+        out: dict[str, Any] = self._means(list(self.expressions))
+        out |= self._empty_answers()
         out["expressions"] = {key: {"j": a, "f": b} for key, (a, b) in self.expressions.items()}
         if self.missing:
             out["missing"] = self.missing
         if self.kinds:
             out["kinds"] = {}
             for kind in sorted(set(self.kinds.values())):
-                rows = [self.expressions[key] for key, found in self.kinds.items() if found == kind]
-                out["kinds"][kind] = {**_means(rows), "count": len(rows)}
+                keys = [key for key, found in self.kinds.items() if found == kind]
+                out["kinds"][kind] = {**self._means(keys), "count": len(keys)}
+        if any(found is not None for found in self.facts.values()):
+            out["slices"] = sliced(self.facts, self._means)
         return out
 
+    def _means(self, keys: list[str]) -> dict[str, float]:
+        rows = np.array([self.expressions[key] for key in keys], np.float64)
+        region, contour = (float(x) for x in rows.mean(axis=0))
+        return {"j": region, "f": contour, "jf": (region + contour) / 2}
 
-def _means(rows: list[tuple[float, float]]) -> dict[str, float]:
-    region, contour = (float(x) for x in np.mean(np.array(rows, np.float64), axis=0))
-    return {"j": region, "f": contour, "jf": (region + contour) / 2}
+    def _empty_answers(self) -> dict[str, float]:
+        known = {key: found.targets > 0 for key, found in self.facts.items() if found is not None}
+        without, given = ([key for key, aimed in known.items() if aimed is wanted] for wanted in (False, True))
+        if not without:
+            return {}
+        out = {"n_acc": sum(self.empty[key] is True for key in without) / len(without)}
+        return {**out, "t_acc": sum(self.empty[key] is False for key in given) / len(given)} if given else out

@@ -16,9 +16,12 @@ from chain import EXPRESSIONS, NAMES, write_cache, write_perfect, write_split
 
 from rvos_cache.cli import info
 from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, TrackCache
 from rvos_select.caches import TrackSource
-from rvos_select.evaluate import _map, _score_masks, evaluate_pngs, evaluate_selections
+from rvos_select.evaluate import evaluate_pngs, evaluate_selections
+from rvos_select.evaluate.processes import in_order
+from rvos_select.evaluate.video import Drawn, Row, Task, score_video
 from rvos_select.merge import merge
 from rvos_select.oracle import oracle
 
@@ -243,12 +246,12 @@ def test_processes_read_only_the_next_tasks() -> None:
     """The first result of two processes is there before a tenth of 1000 tasks has been made."""
     made = []
 
-    def tasks() -> Iterator[tuple[Any, ...]]:
+    def tasks() -> Iterator[Task]:
         for i in range(1000):
             made.append(i)
-            yield None, str(i), None, None, None
+            yield Task((), (), RleMasks.empty(0, 0, (1, 1)), (), Drawn(), (str(i),))
 
-    rows = _map(_score_masks, (), tasks(), 2)
-    assert next(rows) == ("0", None, None)
+    rows = in_order(score_video, tasks(), 2)
+    assert next(rows) == [Row("0")]
     assert len(made) < 100
-    assert [key for key, _, _ in rows] == [str(i) for i in range(1, 1000)]
+    assert [row.key for found in rows for row in found] == [str(i) for i in range(1, 1000)]

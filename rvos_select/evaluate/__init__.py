@@ -1,0 +1,70 @@
+"""Score predictions as the benchmark of their dataset does. To add a protocol, write a file and its lines in PROTOCOLS.
+
+A protocol is a module with `evaluate_pngs` and `evaluate_selections`, which return a table as JSON holds it ("protocol",
+"dataset", "split" and its scores in fractions of 1), and OPTIONS, the settings that only it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rvos_cache.errors import InputError
+from rvos_select.caches import TrackSource
+from rvos_select.evaluate.video import evaluate_pngs, evaluate_selections
+
+__all__ = ["PROTOCOLS", "benchmark_pngs", "benchmark_selections", "evaluate_pngs", "evaluate_selections"]
+
+VIDEO = "rvos_select.evaluate.video"
+PROTOCOLS = {
+    "a2d-sentences": "rvos_select.evaluate.image",
+    "jhmdb-sentences": "rvos_select.evaluate.image",
+    "mevis": VIDEO,
+    "ref-davis17": VIDEO,
+    "ref-youtube-vos": VIDEO,
+}
+"""Dataset -> the module of its benchmark's protocol; any other dataset is scored as a video."""
+
+
+def benchmark_pngs(
+    dataset: str, root: Path, split: str, predictions: Path, options: Mapping[str, Any], **scope: Any
+) -> dict[str, Any]:
+    """Scores of `<predictions>/<video>/<expression>/<frame>.png` by the dataset's own protocol.
+
+    options: settings of the protocol, those that were given; scope: videos, limit, allow_missing, processes, texts, as
+    `evaluate_pngs` takes them. Raises InputError also for an option that the protocol does not have.
+    """
+    protocol = _protocol(dataset, options)
+    return protocol.evaluate_pngs(dataset, root, split, predictions, **options, **scope)
+
+
+def benchmark_selections(
+    selections: Path,
+    caches: Sequence[Path],
+    options: Mapping[str, Any],
+    *,
+    dataset: str | None = None,
+    threshold: float | None = None,
+    top1: bool = False,
+    **scope: Any,
+) -> dict[str, Any]:
+    """Scores of selections by the protocol of `dataset` (default: the caches'). Raises like `benchmark_pngs`."""
+    names = sorted({card.dataset for card in TrackSource(caches).cards}) if dataset is None else [dataset]
+    if len({PROTOCOLS.get(name, VIDEO) for name in names}) > 1:
+        raise InputError(f"{caches[0]}: caches of {', '.join(names)}, which are scored in other ways; evaluate one at a time")
+    protocol = _protocol(names[0], options)
+    if protocol.__name__ != VIDEO and (threshold is not None or top1):
+        raise InputError(f"{names[0]} is scored with every mask and its score; leave --threshold and --top1 out")
+    merging = {"threshold": threshold, "top1": top1} if protocol.__name__ == VIDEO else {}
+    return protocol.evaluate_selections(selections, caches, dataset=dataset, **merging, **options, **scope)
+
+
+def _protocol(dataset: str, options: Mapping[str, Any]) -> Any:
+    found = import_module(PROTOCOLS.get(dataset, VIDEO))
+    foreign = sorted(set(options) - set(found.OPTIONS))
+    if foreign:
+        name = foreign[0].replace("_", "-")
+        raise InputError(f"--{name} is no setting of the scores of {dataset}; leave it out")
+    return found
