@@ -13,6 +13,7 @@ DATASETS = {
     "a2d-sentences": "rvos_cache.datasets.a2d_sentences:A2dSentences",
     "jhmdb-sentences": "rvos_cache.datasets.jhmdb_sentences:JhmdbSentences",
     "mevis": "rvos_cache.datasets.mevis:Mevis",
+    "plain": "rvos_cache.datasets.plain:Plain",
     "ref-davis17": "rvos_cache.datasets.ref_davis17:RefDavis17",
     "ref-youtube-vos": "rvos_cache.datasets.ref_youtube_vos:RefYoutubeVos",
 }
