@@ -1,4 +1,4 @@
-"""`rvos-select`: train, predict, merge, evaluate, oracle, submit, report, ask. Heavy imports happen in the command."""
+"""`rvos-select`: train, predict, merge, evaluate, compare, oracle, submit, report, ask. Heavy imports happen in the command."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rvos_cache.errors import naming
 PATH = click.Path(path_type=Path)
 CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=True, help="Tracks cache; may repeat.")
 TEXTS = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat.  [default: beside it]")
+TEXTS_OF_SLICES = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache, for slices by kind; may repeat.")
 ROOT = click.option("--root", type=PATH, help="Where the dataset lies; overrides the hint in the card.")
 VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
 LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos of the split.")
@@ -109,9 +110,12 @@ def merge(selections: Path, caches: tuple[Path, ...], out: Path, threshold: floa
 @click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks cache of the selections; may repeat.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="With --selections.  [default: the selector's]")
 @click.option("--top1", is_flag=True, help="With --selections.")
+@TEXTS_OF_SLICES
 @VIDEOS
 @LIMIT
 @ALLOW_MISSING
+@click.option("--map-mode", type=click.Choice(["all-queries", "top1"]), help="A2D, JHMDB: masks that mAP counts.  [all-queries]")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes over videos.")
 @click.option("--json", "json_path", type=PATH, help="Write the scores here.")
 def evaluate(
     dataset: str | None,
@@ -122,29 +126,38 @@ def evaluate(
     caches: tuple[Path, ...],
     threshold: float | None,
     top1: bool,
+    texts: tuple[Path, ...],
     videos: tuple[str, ...],
     limit: int | None,
     allow_missing: bool,
+    map_mode: str | None,
+    processes: int,
     json_path: Path | None,
 ) -> None:
-    """J, F and J&F of predictions, exactly as MeViS and DAVIS define them."""
+    """Scores of predictions, exactly as the benchmark of their dataset defines them.
+
+    MeViS, Ref-YouTube-VOS: J, F and J&F, N-acc and T-acc where expressions have no target. A2D, JHMDB: mAP, IoU and P@K.
+    """
     from rvos_select import evaluate as step
 
     if (predictions is None) == (selections is None):
         raise click.UsageError("give --predictions PNGS, or --selections S.zarr with --cache C.zarr")
-    scope: dict[str, Any] = {"videos": videos, "limit": limit, "allow_missing": allow_missing}
+    scope: dict[str, Any] = {"videos": videos, "limit": limit, "allow_missing": allow_missing, "processes": processes}
+    scope["texts"] = texts
+    options = {} if map_mode is None else {"map_mode": map_mode}
     if predictions is not None:
         if dataset is None or root is None or split is None:
             raise click.UsageError("--predictions needs --dataset, --root and --split")
-        scores = step.evaluate_pngs(dataset, root, split, predictions, **scope)
+        scores = step.benchmark_pngs(dataset, root, split, predictions, options, **scope)
     else:
         if not caches:
             raise click.UsageError("--selections needs --cache")
         assert selections is not None
-        scores = step.evaluate_selections(
-            selections, list(caches), dataset=dataset, root=root, split=split, threshold=threshold, top1=top1, **scope
+        scores = step.benchmark_selections(
+            selections, list(caches), options, dataset=dataset, threshold=threshold, top1=top1, root=root, split=split, **scope
         )
     show_scores({"prediction": scores}, json_path, scores)
+    show_slices(scores.get("slices", {}))
 
 
 @cli.command()
@@ -220,23 +233,60 @@ def ask(video: Path, sentence: str, run: Path, out: Path, threshold: float | Non
     click.echo(f"masks: {answer.masks}\noverlay: {answer.overlay}")
 
 
+COLUMNS = {
+    "video": {"J&F": "jf", "J": "j", "F": "f", "N-acc": "n_acc", "T-acc": "t_acc"},
+    "image": {"mAP": "map", "overall IoU": "overall_iou", "mean IoU": "mean_iou"},
+}
+"""Protocol -> column of its table -> key of its scores; columns that no row has are left out."""
+
+
 def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, scores: Mapping[str, Any]) -> None:
     """Print a table in percent and write the JSON in fractions of 1."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "J&F", "J", "F", "expressions")
+    wanted = COLUMNS[scores.get("protocol", "video")]
+    columns = {title: key for title, key in wanted.items() if any(row.get(key) is not None for row in rows.values())}
+    ranks = sorted({rank for row in rows.values() for rank in row.get("precision", {})})
+    counted = "samples" if "samples" in scores else "expressions"
+    table = Table("", *columns, *(f"P@{rank}" for rank in ranks), counted)
     for name, row in rows.items():
-        cells = [f"{100 * row[key]:.1f}" for key in ("jf", "j", "f")]
-        table.add_row(name, *cells, str(len(row["expressions"])))
+        cells = [_percent(row.get(key)) for key in columns.values()]
+        table.add_row(name, *cells, *(_percent(row["precision"][rank]) for rank in ranks), str(len(row[counted])))
     Console().print(table)
     missing = scores.get("missing") or []
     if missing:
         click.echo(f"{len(missing)} missing predictions were scored 0: {', '.join(missing[:5])}", err=True)
-    if json_path is not None:
-        with naming(json_path):
-            json_path.parent.mkdir(parents=True, exist_ok=True)
-            json_path.write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
+    write_json(json_path, scores)
+
+
+def show_slices(slices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Print the scores of the parts of each attribute in percent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not slices:
+        return
+
+    keys = next(iter(next(iter(slices.values())).values()))
+    titles = {key: {"j": "J", "f": "F", "jf": "J&F", "mean_iou": "mean IoU"}[key] for key in keys if key != "count"}
+    table = Table("slice", "", *titles.values(), "count")
+    for name, held in slices.items():
+        for part, row in held.items():
+            table.add_row(name, part, *(_percent(row[key]) for key in titles), str(row["count"]))
+    Console().print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path`, where there is one. Raises InputError when the disk refuses."""
+    if path is not None:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 def main() -> None:

@@ -20,16 +20,16 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import SelectionCache
-from rvos_cache.text.cues import cue
 from rvos_cache.types import Expression, Selection
-from rvos_select.caches import TextSource, TrackSource
+from rvos_select.caches import TrackSource
+from rvos_select.evaluate.kinds import kinds_of
 from rvos_select.evaluate.pngs import check_folder, read_prediction
 from rvos_select.evaluate.processes import in_order
 from rvos_select.merge import _check_width, check_cards, check_pair, chosen, default_threshold
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
 from rvos_select.metrics.scores import Scores
 from rvos_select.metrics.silhouette import EMPTY, Silhouette, j_and_f
-from rvos_select.metrics.slices import Facts, kind_of_words
+from rvos_select.metrics.slices import Facts
 
 OPTIONS: frozenset[str] = frozenset()
 PROTOCOL = "video"
@@ -191,7 +191,7 @@ def evaluate_pngs(
     predictions = check_folder(Path(predictions))
     source = open_dataset(dataset, root, split)
     asked = chosen_videos(source.video_ids(), videos, limit, f"{source.root} {source.split}")
-    cues = _cues(texts)
+    cues = kinds_of(texts)
     tasks = (_task(video, cues, Pngs(predictions, allow_missing)) for video in answers(asked, source, None, allow_missing))
     return _table(in_order(score_video, tasks, processes), dataset, split)
 
@@ -222,7 +222,7 @@ def evaluate_selections(
     asked = chosen_videos(listed_videos(source, known), videos, limit, str(source.caches[0].path))
     limit_score = default_threshold(said) if threshold is None else threshold
     pick = partial(chosen, threshold=limit_score, top1=top1)
-    have, cues = set(said.video_ids()), _cues(texts)
+    have, cues = set(said.video_ids()), kinds_of(texts)
 
     def tasks() -> Iterator[Task]:
         for video in answers(asked, known, source if root is None else None, allow_missing):
@@ -291,27 +291,6 @@ def _task(video: VideoAnswers | tuple[str, ...], cues: Callable[[Expression], st
     )
     annotated = tuple(np.flatnonzero(video.truth.annotated).tolist())
     return Task(video.frame_names, annotated, video.truth.masks, asked, predictions)
-
-
-def _cues(texts: Sequence[Path]) -> Callable[[Expression], str | None]:
-    """Expression -> what its words speak of, where a text cache holds it."""
-    if not texts:
-        return lambda _: None
-    source = TextSource(texts)
-    kinds: dict[str, dict[str, str]] = {}
-
-    def kind(expression: Expression) -> str | None:
-        video_id = expression.video_id
-        if video_id not in source.of:
-            return None
-        if video_id not in kinds:
-            kinds.clear()
-            tagger = source.of[video_id].card.settings.get("tagger", "hanta")
-            said = zip(source.expressions(video_id), source.words(video_id))
-            kinds[video_id] = {e.expression_id: kind_of_words(w, partial(cue, tagger=tagger)) for e, w in said}
-        return kinds[video_id].get(expression.expression_id)
-
-    return kind
 
 
 def _table(videos: Iterable[list[Row]], dataset: str, split: str) -> dict[str, Any]:

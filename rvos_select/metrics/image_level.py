@@ -7,6 +7,7 @@ code of MTTR (`metrics.py`, which ReferFormer and ReferDINO copied) on the mask 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks, intersections
+from rvos_select.metrics.slices import Facts, sliced
 
 MapMode = Literal["all-queries", "top1"]
 """Which masks mAP counts: all of a selector with their scores (the published numbers), or the best alone, which is lower."""
@@ -109,10 +111,14 @@ class ImageScores:
         if key in self.samples:
             raise ValueError(f"sample {key} was added twice")
 
-    def table(self) -> dict[str, Any]:
+    def table(
+        self, expressions: Mapping[str, Sequence[str]] | None = None, facts: Mapping[str, Facts | None] | None = None
+    ) -> dict[str, Any]:
         """{"map", "map_mode", "overall_iou", "mean_iou", "precision": {"0.5": ...}, "samples": {key: IoU}} in fractions of 1.
 
-        "missing" where there are any. Raises InputError when there is no sample.
+        "missing" where there are any. expressions: "<video>/<expression>" -> its samples, for "expressions": {key: {"iou",
+        "count"}}, their mean IoU and number; facts: sample -> what is known of it, for "slices": {attribute: {part: {"mean_iou",
+        "count"}}}. Raises InputError when there is no sample.
         """
         if not self.samples:
             raise InputError("there is no sample to score; check --split, --video and --limit")
@@ -127,9 +133,16 @@ class ImageScores:
             "precision": {str(k): float((iou > k).mean()) for k in PRECISION_AT},
             "samples": {key: row[2] for key, row in self.samples.items()},
         }
+        if expressions is not None:
+            out["expressions"] = {key: {"iou": self._mean(held), "count": len(held)} for key, held in expressions.items()}
         if self.missing:
             out["missing"] = self.missing
+        if facts is not None:
+            out["slices"] = sliced(facts, lambda keys: {"mean_iou": self._mean(keys)})
         return out
+
+    def _mean(self, keys: Sequence[str]) -> float:
+        return float(np.mean([self.samples[key][2] for key in keys]))
 
 
 def smooth_iou(inter: int, union: int) -> float:

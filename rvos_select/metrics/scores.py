@@ -63,8 +63,8 @@ class Scores:
     def table(self) -> dict[str, Any]:
         """{"j", "f", "jf", "expressions": {key: {"j", "f"}}}; "missing", "kinds", "n_acc", "t_acc", "slices" where there are any.
 
-        kinds: {kind: {"j", "f", "jf", "count"}}; slices: {attribute: {part: the same}}, see `slices`. n_acc and t_acc are MeViSv2's
-        and there where expressions have no target: the share of these that is answered without a pixel, and the share of the
+        kinds: {kind: {"j", "f", "jf", "count"}}; slices: {attribute: {part: the same}}, see `slices`. n_acc, t_acc: MeViSv2's,
+        there where expressions have no target: the share of these that is answered without a pixel, and the share of the
         others, where there are any, that is answered with one. A missing prediction is no right answer to either.
         """
         if not self.expressions:

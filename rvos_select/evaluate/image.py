@@ -1,0 +1,237 @@
+"""mAP, overall IoU, mean IoU and P@K of single frames, as A2D-Sentences and JHMDB-Sentences are scored.
+
+The dataset lists the frames, `samples(video_id)`. A selector's candidate masks in such a frame, empty ones too, are its
+detections with their scores; the mask with the highest score is its answer. See `metrics.image_level`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.datasets import Dataset, open_dataset
+from rvos_cache.datasets.samples import Sample
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.store import SelectionCache
+from rvos_cache.types import Expression, Selection
+from rvos_select.caches import TrackSource
+from rvos_select.evaluate.kinds import kinds_of
+from rvos_select.evaluate.pngs import check_folder, read_prediction
+from rvos_select.evaluate.processes import in_order
+from rvos_select.merge import _check_width, check_cards, check_pair
+from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of
+from rvos_select.metrics.image_level import Detections, ImageScores, MapMode
+from rvos_select.metrics.slices import Facts
+
+OPTIONS = frozenset({"map_mode"})
+PROTOCOL = "image"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One video to score. samples: each with its expression's key; truths: key -> its mask (1, T); said: key -> masks and scores.
+
+    words: key -> number of its text; kinds: key -> what its words speak of. Without truths the video cannot be read.
+    """
+
+    samples: tuple[tuple[str, Sample], ...]
+    frame_names: tuple[str, ...] = ()
+    truths: dict[str, RleMasks] | None = None
+    words: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, str | None] = field(default_factory=dict)
+    said: dict[str, tuple[RleMasks, NDArray[np.float32]]] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample. found: None where the answer is missing; truth: pixels of the true mask."""
+
+    image_id: str
+    key: str
+    found: Detections | None
+    truth: int = 0
+    facts: Facts | None = None
+
+
+def score_pngs(folder: Path, allow_missing: bool, task: Task) -> list[Row]:
+    """The samples of a video from PNGs: one mask with score 1 each. Raises InputError."""
+
+    def found(key: str, sample: Sample, truth: RleMasks) -> Detections | None:
+        path = folder / key / f"{task.frame_names[sample.t]}.png"
+        try:
+            raw = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if allow_missing:
+                return None
+            raise InputError(f"{path}: the prediction is missing; write it, or give --allow-missing to score it 0") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); write the prediction again") from error
+        mask, true = read_prediction(path, raw, truth.size) > 0, truth.decode(0, sample.t)
+        inter, area = (np.array([np.count_nonzero(m)]) for m in (mask & true, mask))
+        return Detections(np.ones(1), inter, area, int(np.count_nonzero(true)))
+
+    return _rows(task, found)
+
+
+def score_masks(task: Task) -> list[Row]:
+    """The samples of a video from the candidate masks of its selections."""
+
+    def found(key: str, sample: Sample, truth: RleMasks) -> Detections | None:
+        if task.said is None or key not in task.said:
+            return None
+        masks, scores = task.said[key]
+        return Detections.count(masks, scores, truth, sample.t)
+
+    return _rows(task, found)
+
+
+def _rows(task: Task, found: Callable[[str, Sample, RleMasks], Detections | None]) -> list[Row]:
+    if task.truths is None:
+        return [Row(sample.image_id, key, None) for key, sample in task.samples]
+    rows = []
+    for key, sample in task.samples:
+        truth = task.truths[key]
+        area = int(truth.frames(sample.t, sample.t + 1).area()[0, 0])
+        share = area / (truth.size[0] * truth.size[1]) if area else None
+        facts = Facts(task.words[key], 1, len(task.frame_names), share, task.kinds[key])
+        rows.append(Row(sample.image_id, key, found(key, sample, truth), area, facts))
+    return rows
+
+
+def evaluate_pngs(
+    dataset: str,
+    root: Path,
+    split: str,
+    predictions: Path,
+    videos: Sequence[str] = (),
+    limit: int | None = None,
+    allow_missing: bool = False,
+    processes: int = 1,
+    texts: Sequence[Path] = (),
+    map_mode: MapMode = "all-queries",
+) -> dict[str, Any]:
+    """Scores of `<predictions>/<video>/<expression>/<frame>.png` in the frames that the benchmark scores.
+
+    Every sample of the split, or of `videos` or the first `limit`, is needed: an absent PNG is an InputError that names it, or,
+    with `allow_missing`, scores 0 and is listed under "missing".
+    """
+    folder = check_folder(Path(predictions))
+    source = open_dataset(dataset, root, split)
+    asked = chosen_videos(source.video_ids(), videos, limit, f"{source.root} {source.split}")
+    kind = kinds_of(texts)
+    tasks = (_task(video, source, kind) for video in answers(asked, source, None, allow_missing))
+    rows = in_order(partial(score_pngs, folder, allow_missing), tasks, processes)
+    return _table(rows, map_mode, dataset, split)
+
+
+def evaluate_selections(
+    selections: Path,
+    caches: Sequence[Path],
+    dataset: str | None = None,
+    root: Path | None = None,
+    split: str | None = None,
+    videos: Sequence[str] = (),
+    limit: int | None = None,
+    allow_missing: bool = False,
+    processes: int = 1,
+    texts: Sequence[Path] = (),
+    map_mode: MapMode = "all-queries",
+) -> dict[str, Any]:
+    """Scores of the candidates' masks with the selector's scores; nothing is merged and no threshold is used.
+
+    Which frames are scored only the dataset says: `root`, or the hint in the card, must lead to it. Raises like `evaluate_pngs`.
+    """
+    source, said = TrackSource(caches), SelectionCache(selections)
+    check_cards(said, source)
+    known = dataset_of(source, dataset, root, split)
+    if known is None:
+        raise InputError(f"{source.caches[0].path}: the dataset says which frames are scored, and is not at hand; give --root")
+    asked = chosen_videos(known.video_ids(), videos, limit, str(source.caches[0].path))
+    have, kind = set(said.video_ids()), kinds_of(texts)
+
+    def tasks() -> Iterator[Task]:
+        for video in answers(asked, known, None, allow_missing):
+            found = None
+            if isinstance(video, VideoAnswers):
+                found = _said(video, source, said, have, allow_missing)
+            yield _task(video, known, kind, found)
+
+    return _table(in_order(score_masks, tasks(), processes), map_mode, known.name, known.split)
+
+
+def _said(
+    video: VideoAnswers, source: TrackSource, said: SelectionCache, have: set[str], allow_missing: bool
+) -> dict[str, tuple[RleMasks, NDArray[np.float32]]]:
+    """Key -> the candidates' masks (Q, T) and scores (Q,)."""
+    video_id = video.video_id
+    if video_id not in source.of and not allow_missing:
+        raise InputError(f"{source.absence(video_id)}, or give --allow-missing to score it 0")
+    found: dict[str, Selection] = {}
+    if video_id in have and video_id in source.of:
+        check_pair(said, source, video_id)
+        found = {s.expression_id: s for s in said.selections(video_id)}
+    tracks = source.masks(video_id) if found else None
+    out = {}
+    for expression in video.expressions:
+        selection = found.get(expression.expression_id)
+        if selection is None or tracks is None:
+            if not allow_missing:
+                remedy = "extract and predict its video, or give --allow-missing"
+                raise InputError(f"{said.path}: no selection of expression {expression.key}; {remedy}")
+            continue
+        masks, truth = tracks if selection.masks is None else selection.masks, video.truth.masks
+        _check_width(selection, masks.shape[0])
+        if (masks.shape[1], masks.size) != (truth.shape[1], truth.size):
+            raise InputError(
+                f"expression {expression.key}: predicted {masks.shape[1]} frames of {masks.size}, the ground truth has "
+                f"{truth.shape[1]} of {truth.size}; extract the video again from this dataset"
+            )
+        picked = np.flatnonzero(selection.candidates)
+        out[expression.key] = (masks.select(picked.tolist()), selection.scores[picked])
+    return out
+
+
+def _task(
+    video: VideoAnswers | tuple[str, ...],
+    known: Dataset,
+    kind: Callable[[Expression], str | None],
+    said: dict[str, tuple[RleMasks, NDArray[np.float32]]] | None = None,
+) -> Task:
+    if isinstance(video, VideoAnswers):
+        samples = _samples(known, video.video_id)
+        listed = {e.key: e for e in video.expressions}
+        truths = {key: video.union(listed[key]) for key, _ in samples}
+        words = {key: len(e.text.split()) for key, e in listed.items()}
+        return Task(samples, video.frame_names, truths, words, {key: kind(e) for key, e in listed.items()}, said)
+    video_id = video[0].partition("/")[0]
+    try:
+        return Task(_samples(known, video_id))
+    except InputError:
+        # Nobody can say which frames of it are scored: it counts as one for each expression.
+        return Task(tuple((key, Sample(video_id, key.partition("/")[2], 0, key)) for key in video))
+
+
+def _samples(known: Any, video_id: str) -> tuple[tuple[str, Sample], ...]:
+    return tuple((f"{s.video_id}/{s.expression_id}", s) for s in known.samples(video_id))
+
+
+def _table(videos: Iterable[list[Row]], map_mode: MapMode, dataset: str, split: str) -> dict[str, Any]:
+    scores = ImageScores(map_mode)
+    of, facts = defaultdict[str, list[str]](list), dict[str, Facts | None]()
+    for rows in videos:
+        for row in rows:
+            of[row.key].append(row.image_id)
+            facts[row.image_id] = row.facts
+            if row.found is None:
+                scores.add_missing(row.image_id, row.truth)
+            else:
+                scores.add(row.image_id, row.found)
+    return {"protocol": PROTOCOL, "dataset": dataset, "split": split, **scores.table(of, facts)}
