@@ -16,6 +16,9 @@ DATASETS = {
     "plain": "rvos_cache.datasets.plain:Plain",
     "ref-davis17": "rvos_cache.datasets.ref_davis17:RefDavis17",
     "ref-youtube-vos": "rvos_cache.datasets.ref_youtube_vos:RefYoutubeVos",
+    "refcoco": "rvos_cache.datasets.refcoco:RefCoco",
+    "refcoco+": "rvos_cache.datasets.refcoco:RefCocoPlus",
+    "refcocog": "rvos_cache.datasets.refcoco:RefCocoG",
 }
 
 

@@ -15,6 +15,7 @@ from test_jhmdb_sentences import write_jhmdb
 from test_plain import write_plain
 from test_ref_davis17 import write_davis
 from test_ref_youtube_vos import write_youtube
+from test_refcoco import write_refcoco
 
 from rvos_cache.datasets import DATASETS, Dataset, open_dataset
 from rvos_cache.errors import InputError
@@ -70,6 +71,14 @@ def plain(root: Path) -> Sample:
     return Sample(root, "train", "test", root / "train/videos")
 
 
+def refcoco(name: str) -> Callable[[Path], Sample]:
+    def made(root: Path) -> Sample:
+        write_refcoco(root, name)
+        return Sample(root, "train", None, root / "train2014")
+
+    return made
+
+
 # Dataset -> what writes a small copy of it. Every entry of DATASETS needs one.
 SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "a2d-sentences": a2d_sentences,
@@ -78,6 +87,7 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "plain": plain,
     "ref-davis17": ref_davis17,
     "ref-youtube-vos": ref_youtube_vos,
+    **{name: refcoco(name) for name in ("refcoco", "refcoco+", "refcocog")},
 }
 
 
