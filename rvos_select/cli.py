@@ -161,6 +161,21 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("first", type=PATH, metavar="A.json")
+@click.argument("second", type=PATH, metavar="B.json")
+@click.option("--allow-missing", is_flag=True, help="List expressions that only one file has, and leave them out.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the resampled videos.")
+@click.option("--json", "json_path", type=PATH, help="Write the comparison here.")
+def compare(first: Path, second: Path, allow_missing: bool, seed: int, json_path: Path | None) -> None:
+    """How far the scores B are above A, expression by expression, with an interval over videos."""
+    from rvos_select import compare as step
+
+    found = step.compare(first, second, allow_missing, seed)
+    show_comparison(found)
+    write_json(json_path, found)
+
+
+@cli.command()
 @CACHES
 @click.option("--dataset", help="Default: the cache's own ground truth.")
 @ROOT
@@ -275,6 +290,32 @@ def show_slices(slices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         for part, row in held.items():
             table.add_row(name, part, *(_percent(row[key]) for key in titles), str(row["count"]))
     Console().print(table)
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Print what `compare` returned, in percent."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    titles = {"jf": "J&F", "j": "J", "f": "F", "iou": "mean IoU"}
+    table = Table("", "A", "B", "B - A", "95 % of resampled videos")
+    for key in (key for key in titles if key in found):
+        row = found[key]
+        ends = row["interval"] and " to ".join(f"{100 * end:+.2f}" for end in row["interval"])
+        cells = [_percent(row["a"]), _percent(row["b"]), f"{100 * row['difference']:+.2f}", ends or "– (one video)"]
+        table.add_row(titles[key], *cells)
+    Console().print(table)
+    moved = Table("moved most", "A", "B", "B - A")
+    for row in [*found["up"], *found["down"][::-1]]:
+        cells = [_percent(row["a"]), _percent(row["b"]), f"{100 * row['difference']:+.1f}"]
+        moved.add_row(escape(row["expression"]), *cells)
+    if moved.row_count:
+        Console().print(moved)
+    click.echo(f"{found['expressions']} expressions of {found['videos']} videos")
+    for name, keys in (("A", found["only_a"]), ("B", found["only_b"])):
+        if keys:
+            click.echo(f"{len(keys)} expressions only in {name}: {', '.join(keys[:5])}", err=True)
 
 
 def _percent(value: float | None) -> str:
