@@ -18,6 +18,8 @@ from rvos_cache.errors import InputError
 from rvos_cache.types import FORBIDDEN, Video
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+BROKEN = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+"""What Pillow raises for a damaged image; a damaged header may claim more pixels than it takes."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -30,7 +32,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: the frame is missing; copy it from the dataset's archive") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise InputError(f"{path}: not a whole image ({error}); copy it again from the dataset's archive") from error
 
 
@@ -41,7 +43,7 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError as error:
         raise InputError(f"{path}: the frame is missing; copy it from the dataset's archive") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise InputError(f"{path}: not an image ({error}); copy it again from the dataset's archive") from error
 
 
@@ -168,7 +170,7 @@ def read_mask_png(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
             pixels = np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: the mask is missing; run rvos-select merge again") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise InputError(f"{path}: not a whole PNG ({error}); run rvos-select merge again") from error
     if pixels.shape != tuple(size):
         raise InputError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_videos import call
 from test_a2d_sentences import write_a2d
 from test_jhmdb_sentences import write_jhmdb
 from test_plain import write_plain
@@ -116,6 +117,11 @@ def test_splits_are_found_and_others_refused(name: str, sample: Sample, data: Da
 
 def test_a_sound_split_has_no_fault(data: Dataset) -> None:
     assert list(data.check()) == []
+
+
+def test_the_check_command_agrees(name: str, sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in {sample.shown, sample.hidden} - {None}:
+        assert call(monkeypatch, None, "check", "--dataset", name, "--root", sample.root, "--split", split)[0] == 0
 
 
 def test_videos_read_alike_every_time(data: Dataset) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,14 @@ def mask(root: Path, name: str = "2") -> Path:
     return root / f"train/masks/a b/{name}.png"
 
 
+def claim(path: Path) -> None:
+    """A PNG whose header says 65,535 x 65,535."""
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = struct.pack(">II", 65_535, 65_535)
+    raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+    path.write_bytes(raw)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "video listed but absent": (lambda r: shutil.rmtree(r / "train/videos/a b"), "videos/a b: not found, nor a b.mp4"),
     "film listed but absent": (lambda r: (r / "train/videos/film.mp4").unlink(), "videos/film: not found, nor film.mp4"),
@@ -172,6 +182,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder and film": (lambda r: (r / "train/videos/film").mkdir(), "videos/film and film.mp4: the video stands twice"),
     "no frames": (lambda r: [frame(r, n).unlink() for n in ("2.jpg", "9.png", "10.png")], "videos/a b: no frames"),
     "frame cut short": (lambda r: cut(frame(r, "2.jpg")), "a b/2.jpg: not a whole image"),
+    "frame that claims too many pixels": (lambda r: claim(frame(r, "9.png")), "a b/9.png: not a whole image"),
+    "mask that claims too many pixels": (lambda r: claim(mask(r)), "a b/2.png: not a whole PNG"),
     "frame of another size": (lambda r: Image.new("RGB", (5, 5)).save(frame(r, "9.png")), "a b/9.png: (5, 5)"),
     "frame as two files": (lambda r: shutil.copy(frame(r, "9.png"), frame(r, "9.jpg")), "9.jpg and 9.png"),
     "frame that cannot be written": (lambda r: frame(r, "9.png").rename(frame(r, "9:1.png")), "'9:1'"),
