@@ -326,7 +326,7 @@ def _size(raw: bytes, place: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(raw)) as image:
             return image.height, image.width
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{place}: not an image ({error}); unpack or download the archive again") from error
+        raise InputError(f"{place}: not an image ({_why(error)}); unpack or download the archive again") from error
 
 
 def _objects(raw: bytes, place: str) -> tuple[tuple[int, int], set[int]]:
@@ -337,7 +337,12 @@ def _objects(raw: bytes, place: str) -> tuple[tuple[int, int], set[int]]:
                 raise InputError(f"{place}: wanted a palette PNG of object numbers, found {image.mode}; copy it again")
             return (image.height, image.width), numbers_in(np.asarray(image).astype(np.uint8))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{place}: not a whole PNG ({error}); unpack or download the archive again") from error
+        raise InputError(f"{place}: not a whole PNG ({_why(error)}); unpack or download the archive again") from error
+
+
+def _why(error: Exception) -> str:
+    # Pillow's own words would name the bytes in memory.
+    return "of no format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _semantics(source: Source) -> dict[str, dict[str, str]]:
