@@ -237,19 +237,34 @@ def test_tokens_of_a_translating_square() -> None:
             assert value_of(at[:11], -0.95, 0.95) == pytest.approx(speed, abs=2e-3)
             assert value_of(at[11:22], -0.95, 0.95) == pytest.approx(0, abs=2e-3)
             assert value_of(at[22:30], 0, 0.95) == pytest.approx(speed, abs=2e-3)
-            np.testing.assert_allclose(at[30:], [1, 0.5, 0, 0, 0, 0, 0, 0.5], atol=2e-3)
+    np.testing.assert_allclose(token[:, tokens.SLICES["velocity"]][:, 30:], [[1, 0.5, 0, 0, 0, 0, 0, 0.5]] * 12, atol=2e-3)
     # The centre of pixels 20..35 is at 28 of 160 in the first frame, rows 40..55 at 48 of 96.
     position = token[:, tokens.SLICES["position"]]
     assert value_of(position[0, :12], -1, 1) == pytest.approx(28 / 160 * 2 - 1, abs=2e-3)
     assert value_of(position[5, :12], -1, 1) == pytest.approx(43 / 160 * 2 - 1, abs=2e-3)
     assert value_of(position[0, 12:], -1, 1) == pytest.approx(0, abs=2e-3)
     size = token[0, tokens.SLICES["size"]]
-    assert value_of(size[:14], -8, -0.5) == pytest.approx(np.log(256 / (H * W)), abs=5e-3)
-    assert value_of(size[14:22], -4, 0) == pytest.approx(np.log(0.1), abs=5e-3)
-    assert value_of(size[22:], -4, 0) == pytest.approx(np.log(1 / 6), abs=5e-3)
+    assert value_of(size[:15], -8, -0.5) == pytest.approx(np.log(256 / (H * W)), abs=5e-3)
+    assert value_of(size[15:23], -4, 0) == pytest.approx(np.log(0.1), abs=5e-3)
+    assert value_of(size[23:], -4, 0) == pytest.approx(np.log(1 / 6), abs=5e-3)
+    for at in token[:, tokens.SLICES["growth"]]:
+        assert value_of(at, -0.95, 0.95) == pytest.approx(0, abs=2e-3)
+    when = [value_of(at, 0, 1) for at in token[:, tokens.SLICES["time"]]]
+    np.testing.assert_allclose(when, np.linspace(0, 1, 12), atol=2e-3)
     form = token[0, tokens.SLICES["shape"]]
     np.testing.assert_allclose(form[[0, 3]], 0, atol=0.05)
     assert value_of(form[4:12], 0.4, 1) == value_of(form[20:], 0.4, 1) == 1
+
+
+def test_tokens_of_a_growing_square() -> None:
+    """Sides of 30, 31 ... 41 pixels: the log area grows by 2 / side per frame; the fit runs over seven frames."""
+    masks = np.zeros((1, 12, H, W), bool)
+    for t in range(12):
+        masks[0, t, 30 : 60 + t, 20 : 50 + t] = True
+    token = described(masks)[0]
+    found = np.array([np.arctanh(value_of(at, -0.95, 0.95)) * 0.05 for at in token[:, tokens.SLICES["growth"]]])
+    sides = np.arange(30, 42)
+    np.testing.assert_allclose(found[3:-3], 2 / sides[3:-3], rtol=0.05)
 
 
 def test_tokens_of_a_hidden_and_of_a_never_seen_track() -> None:

@@ -84,3 +84,13 @@ def velocity(position: Array, first: int, last: int) -> Array:
     frames = np.arange(len(position))
     before, after = np.clip(frames - 1, first, last), np.clip(frames + 1, first, last)
     return np.asarray((position[after] - position[before]) / np.maximum(after - before, 1)[:, None], np.float64)
+
+
+def growth(area: Array, first: int, last: int) -> Array:
+    """Growth of the log area per frame (T,): the slope of the least-squares line through the frames up to three away within
+    [first, last], since an outline wobbles by a pixel; 0 outside."""
+    frames = np.arange(len(area))
+    at = np.clip(frames[:, None] + np.arange(-3, 4), first, last)
+    away = at - at.mean(1, keepdims=True)
+    slope = (away * np.log(area)[at]).sum(1) / np.maximum((away * away).sum(1), 1e-6)
+    return np.asarray(np.where((frames < first) | (frames > last), 0.0, slope), np.float64)

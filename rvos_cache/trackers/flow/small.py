@@ -69,7 +69,7 @@ class SmallVideo:
         self.lab = [flat.lab_of(p) for p in pictures]
         self.keys = key_frames(frames, settings.small_key_every)
         spread = sorted({round(i * (frames - 1) / 4) for i in range(5)})
-        self.colours = flat.colour_classes([r for t in spread for r in flat.find_colours(pictures[t], self.lab[t], t)])
+        self.colours = flat.colour_classes([r for t in spread for r in flat.find_colours(self.lab[t], t)])
         self.kinds = [flat.classify(lab, self.colours) for lab in self.lab]
         count = len(self.colours)
         self.regions = {t: flat.prompts(self.kinds[t], self.lab[t], count, t) for t in self.keys}

@@ -1,12 +1,13 @@
 """Tokens of 256 numbers per track and frame, made from masks, frames and flow alone.
 
-A token says what its frame shows of the track: nothing in it adds up over time or looks at other tracks, so that what
-happens over time and between objects is left to the selection module. Most numbers are soft bins: a quantity is spread over
+A token says what its frame shows of the track and when: nothing in it adds up over time or looks at other tracks, so that
+what happens over time and between objects is left to the selection module. Most numbers are soft bins: a quantity is spread over
 its two nearest bin centres by linear interpolation, which keeps all parts of a token alike in size.
 
 Coordinates: x to the right, y down, the frame's width and height each run from -1 to 1; D is the frame's diagonal and
 s(v) = tanh(v / 0.02 D) squashes a speed in pixels per frame, so 0.02 D per frame (four pixels at 96x160) is 0.76.
-Velocities are differences between the frames before and after (at the ends of the track's life: one of them).
+Velocities are differences between the frames before and after (at the ends of the track's life: one of them), growth is the
+slope over the three frames before and after.
 
 While a track is hidden its position lies on the straight line between the frames around the gap, and its size, shape
 and colour keep the last visible frame's values (before the first visible frame: the first one's); before the first and
@@ -20,17 +21,19 @@ never visible has zeros everywhere.
 | velocity  | 38 | against the background (the camera's homography is taken off step by step): 11 bins of s(vx), 11 of s(vy), |
 |           |    | from -0.95 to 0.95; 8 bins of the speed s(|v|) from 0 to 0.95; 8 headings (right, down-right, down ...), |
 |           |    | squared cosines, falling to 0 below half a pixel per frame |
-| screen    | 38 | the same on the screen |
-| size      | 30 | 14 bins of the log area share from -8 to -0.5; 8 bins each of the log width and height shares from -4 to 0 |
+| screen    | 30 | the same on the screen without the headings |
+| growth    | 11 | bins of tanh(g / 0.05) from -0.95 to 0.95, g the growth of the log area per frame |
+| size      | 31 | 15 bins of the log area share from -8 to -0.5; 8 bins each of the log width and height shares from -4 to 0 |
 | shape     | 28 | log aspect of the box; eccentricity times sin, cos of twice the orientation; eccentricity; 8 bins each of |
 |           |    | solidity, circularity and share of the box, from 0.4 to 1 |
-| ring      | 8  | magnitudes of the profile's Fourier terms 1..8 (they do not change with orientation) |
-| profile   | 16 | mean outline radius in 16 sectors over that of a disk of the same area, minus 1 |
+| ring      | 8  | magnitudes of Fourier terms 1..8 of the radius in 16 sectors (they do not change with orientation) |
+| profile   | 8  | mean outline radius in 8 sectors over that of a disk of the same area, minus 1 |
 | colour    | 36 | 12 bins each of the mean L, a, b from -0.9 to 0.9 |
 | palette   | 16 | square roots of the shares of 12 hues and 4 greys |
 | texture   | 6  | standard deviation of L, a, b (times 4); mean L, a, b against the surround |
 | flow      | 6  | local flow against the background: s of the mean x, y and std x, y; divergence and curl (tanh of 5x) |
-| border    | 8  | tanh of 4 gap / D to left, top, right, bottom; contact flags of the same |
+| border    | 4  | whether the mask touches the frame's left, top, right, bottom |
+| time      | 8  | bins of the frame's place in the video, from 0 (first) to 1 (last) |
 """
 
 from __future__ import annotations
@@ -42,12 +45,12 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.flow import motion as flows
 from rvos_cache.trackers.flow import shape
 from rvos_cache.trackers.flow.motion import Motion, Reader
-from rvos_cache.trackers.flow.paths import Life, paths, velocity
+from rvos_cache.trackers.flow.paths import Life, growth, paths, velocity
 
 CHANNELS = 256
 PARTS = {
-    "visible": 2, "position": 24, "velocity": 38, "screen": 38, "size": 30, "shape": 28, "ring": 8, "profile": 16,
-    "colour": 36, "palette": 16, "texture": 6, "flow": 6, "border": 8,
+    "visible": 2, "position": 24, "velocity": 38, "screen": 30, "growth": 11, "size": 31, "shape": 28, "ring": 8, "profile": 8,
+    "colour": 36, "palette": 16, "texture": 6, "flow": 6, "border": 4, "time": 8,
 }  # fmt: skip
 _ends = np.cumsum(list(PARTS.values()))
 SLICES = {name: slice(int(end) - size, int(end)) for (name, size), end in zip(PARTS.items(), _ends)}
@@ -112,16 +115,18 @@ def token(life: Life) -> Array:
         "visible": [seen, 1 - seen],
         "position": [bins(spot[:, k], -1, 1, 12) for k in (0, 1)],
         "velocity": _moves(velocity(life.world, life.first, life.last), d),
-        "screen": _moves(velocity(life.screen, life.first, life.last), d),
-        "size": [bins(np.log(life.area / (h * w)), -8, -0.5, 14), *(bins(extent[:, k], -4, 0, 8) for k in (0, 1))],
+        "screen": _moves(velocity(life.screen, life.first, life.last), d)[:3],
+        "growth": [bins(np.tanh(growth(life.area, life.first, life.last) / 0.05), -0.95, 0.95, 11)],
+        "size": [bins(np.log(life.area / (h * w)), -8, -0.5, 15), *(bins(extent[:, k], -4, 0, 8) for k in (0, 1))],
         "shape": [life.shape[:, :4], *(bins(life.shape[:, k], 0.4, 1, 8) for k in (4, 5, 6))],
         "ring": [np.abs(np.fft.rfft(life.profile, axis=1))[:, 1:9] / 2],
-        "profile": [np.clip(life.profile, -1, 2)],
+        "profile": [np.clip(life.profile, -1, 2).reshape(-1, 8, 2).mean(2)],
         "colour": [bins(life.colour[:, k], -0.9, 0.9, 12) for k in range(3)],
         "palette": [np.sqrt(life.histogram)],
         "texture": [life.colour[:, 3:]],
         "flow": [_squash(life.flow[:, :4], d) * seen, np.tanh(5 * life.flow[:, 4:]) * seen],
-        "border": [np.tanh(4 * gaps / d), (gaps < 1.5) * seen],
+        "border": [(gaps < 1.5) * seen],
+        "time": [bins(np.linspace(0, 1, len(seen)), 0, 1, 8)],
     }
     for name, where in SLICES.items():
         out[:, where] = np.concatenate(parts[name], 1)
