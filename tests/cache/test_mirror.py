@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rvos_cache.text.mirror import mirrored_text
@@ -40,11 +40,13 @@ PIECES = st.sampled_from([case(side) for side in SIDES for case in (str.lower, s
 TEXTS = st.lists(PIECES | st.text(max_size=3), max_size=12).map("".join)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_twice_gives_the_text_back(text: str) -> None:
     assert mirrored_text(mirrored_text(text)) == text
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_only_whole_words_change(text: str) -> None:
     """Words and what is between them, cut apart by other code: all but words of sides are the same, in number too."""
@@ -58,6 +60,7 @@ def test_only_whole_words_change(text: str) -> None:
             assert (one.islower(), one.isupper(), one.istitle()) == (two.islower(), two.isupper(), two.istitle())
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_text_without_directions_stays(text: str) -> None:
     if not re.search("left|right|clockwise", text, re.IGNORECASE):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_videos import call
 from PIL import Image
@@ -320,6 +320,7 @@ def test_a_pseudo_video_is_the_same_everywhere(root: Path) -> None:
     assert first.ground_truth(ONE).masks == again.ground_truth(ONE).masks
 
 
+@settings(max_examples=60, deadline=None)
 @given(key=st.text(max_size=8), frames=st.integers(2, 60), height=st.integers(8, 700), width=st.integers(8, 700))
 def test_paths_are_smooth_and_bounded(key: str, frames: int, height: int, width: int) -> None:
     """Turn, zoom and the shift of the centre, read back from the matrices, against the ranges that the module names."""
