@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import test_davis as davis
 from chain import EXPRESSIONS, NAMES, SIZE, write_cache, write_perfect, write_split
+from PIL import Image
 
+from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
+from rvos_cache.frames import read_mask_png, write_mask_png
+from rvos_select import label_maps
+from rvos_select.evaluate_davis import evaluate_ref_davis_pngs, evaluate_ref_davis_selections
+from rvos_select.label_maps import SelectionAnswers
 from rvos_select.merge import merge
 from rvos_select.submit import submit
+from rvos_select.submit_davis import submit_ref_davis
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +86,154 @@ def test_a_wrong_mask_is_named_and_nothing_written(masks: Path, tmp_path: Path, 
 def test_a_dataset_without_a_format(masks: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mevis"):
         submit(masks, "nope", tmp_path / "x.zip")
+
+
+def test_a_split_with_public_answers_is_refused(made: Path, masks: Path, tmp_path: Path) -> None:
+    """But for the one that MeViS's own code scores."""
+    for split in ("train", "valid_u"):
+        write_split(tmp_path / "public", split)
+    with pytest.raises(InputError, match="split train of mevis shows its answers"):
+        submit(masks, "mevis", tmp_path / "x.zip", root=tmp_path / "public", split="train")
+    assert not (tmp_path / "x.zip").exists()
+    out = submit(masks, "mevis", tmp_path / "x.zip", root=tmp_path / "public", split="valid_u")
+    assert out.read_bytes() == submit(masks, "mevis", tmp_path / "y.zip", root=tmp_path / "data").read_bytes()
+
+
+def test_train_of_youtube_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data/meta_expressions/train/meta_expressions.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"videos": {"a": {"frames": ["00000"], "expressions": {"0": {"exp": "x", "obj_id": "1"}}}}}))
+    (tmp_path / "png").mkdir()
+    for split in ("train", "fit"):
+        with pytest.raises(InputError, match=f"split {split} of ref-youtube-vos shows its answers"):
+            submit(tmp_path / "png", "ref-youtube-vos", tmp_path / "x.zip", root=tmp_path / "data", split=split)
+
+
+def test_released_answers_of_a_hidden_split(masks: Path, tmp_path: Path) -> None:
+    write_split(tmp_path / "public", "valid")
+    with pytest.raises(InputError, match="split valid of mevis shows its answers"):
+        submit(masks, "mevis", tmp_path / "x.zip", root=tmp_path / "public")
+
+
+# Ref-DAVIS17.
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    """data and png: each expression's own object, worn, so that objects overlap."""
+    davis.write_split(tmp_path / "data")
+    davis.write_masks(tmp_path / "png")
+    rng = np.random.default_rng(0)
+    for path in sorted((tmp_path / "png").rglob("*.png")):
+        mask = read_mask_png(path, davis.SIZE)
+        write_mask_png(path, np.roll(mask, rng.integers(-9, 10, 2), (0, 1)) | (rng.random(davis.SIZE) < 0.05))
+    return tmp_path
+
+
+def pictures(out: Path) -> dict[str, np.ndarray]:
+    """Name in the zip -> label map."""
+    with zipfile.ZipFile(out) as archive:
+        return {name: np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()}
+
+
+def test_one_picture_of_all_objects(split: Path) -> None:
+    """The names, the form, and that of overlapping objects the lower one wins."""
+    out = submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data")
+    found = pictures(out)
+    wanted = [f"anno_{a}/{v}/{t}.png" for a in range(4) for v in davis.NAMED for t in davis.NAMES]
+    assert list(found) == sorted(wanted)
+    with zipfile.ZipFile(out) as archive:
+        image = Image.open(io.BytesIO(archive.read("anno_2/a/00001.png")))
+        assert (image.mode, image.size) == ("P", davis.SIZE[::-1])
+        colours = np.array(image.getpalette()).reshape(-1, 3)
+    assert colours[[0, 1, 2, 3, 9, 22, 255]].tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [191, 0, 0], [22, 22, 22], [255, 255, 255]
+    ]  # fmt: skip
+    for name, pixels in found.items():
+        annotator, video, frame = name.removeprefix("anno_").split("/")
+        given = [
+            read_mask_png(split / "png" / video / str(4 * i + int(annotator)) / frame, davis.SIZE)
+            for i in range(davis.NAMED[video])
+        ]
+        assert np.array_equal(pixels, np.concatenate([~np.any(given, axis=0)[None], given]).argmax(0))
+    again = submit(split / "png", "ref-davis17", split / "y.zip", root=split / "data")
+    assert out.read_bytes() == again.read_bytes()
+
+
+def test_the_benchmarks_code_gives_the_zip_the_same_score(split: Path) -> None:
+    found = pictures(submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data"))
+    scores = evaluate_ref_davis_pngs(split / "data", "valid", split / "png")["annotators"]
+    for a in range(4):
+        sums = np.zeros(2)
+        for video in davis.NAMED:
+            maps = np.stack([found[f"anno_{a}/{video}/{t}.png"] for t in davis.NAMES])
+            sums += davis.plain_davis(maps, np.stack([davis.annotation(video, t) for t in range(davis.FRAMES)]))
+        assert (scores[str(a)]["j"], scores[str(a)]["f"]) == pytest.approx(tuple(sums / 5), abs=1e-9)
+
+
+def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
+    """The third sentence takes everything and is the surest: PNGs of the same masks cannot say so."""
+    cache = davis.write_cache(split / "c.zarr", split / "data")
+    said = davis.write_said(
+        split / "s.zarr",
+        lambda v, i: np.where(np.arange(7) == 6, 0.7, 0.1) if (v, i) == ("a", 2) else davis.right(v, i),
+    )
+    data = RefDavis17(split / "data", "valid")
+    sure = pictures(submit_ref_davis(SelectionAnswers(said, [cache]), data, split / "x.zip"))
+    assert set(np.unique(sure["anno_1/a/00000.png"])) == {0, 3}
+    pngs = merge(said, [cache], split / "merged", top1=True)
+    plain = pictures(submit_ref_davis(pngs, data, split / "y.zip"))
+    assert set(np.unique(plain["anno_1/a/00000.png"])) == {0, 1, 2, 3}
+    maps = np.stack([sure[f"anno_1/a/{t}.png"] for t in davis.NAMES])
+    wanted = davis.plain_davis(maps, np.stack([davis.annotation("a", t) for t in range(davis.FRAMES)]))
+    scores = evaluate_ref_davis_selections(said, [cache], videos=["a"])["annotators"]["1"]
+    assert (scores["j"], scores["f"]) == pytest.approx(tuple(np.array(wanted) / 3), abs=1e-9)
+
+
+def test_each_mask_is_read_once(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+
+    def counted(path: Path, size: tuple[int, int]) -> np.ndarray:
+        seen.append(path)
+        return read_mask_png(path, size)
+
+    monkeypatch.setattr(label_maps, "read_mask_png", counted)
+    submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data")
+    assert sorted(seen) == sorted((split / "png").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: p.unlink(), "missing"),
+        (lambda p: p.write_bytes(b""), "not a whole PNG"),
+        (lambda p: Image.new("L", (6, 5)).save(p), r"\(40, 60\)"),
+        (lambda p: Image.new("L", davis.SIZE[::-1], 3).save(p), "0 and 255"),
+        (lambda p: Image.new("RGB", davis.SIZE[::-1]).save(p), "grey"),
+    ],
+)
+def test_a_wrong_mask_of_davis_is_named_and_nothing_written(split: Path, change: Callable[[Path], object], says: str) -> None:
+    change(split / "png/a/5/00001.png")
+    with pytest.raises(InputError, match=says) as fault:
+        submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data")
+    assert "a/5/00001.png" in str(fault.value)
+    assert "\n" not in str(fault.value)
+    assert not list(split.glob("*x.zip*"))
+
+
+def test_an_object_number_that_the_benchmark_refuses(split: Path) -> None:
+    path = split / "data/meta_expressions/valid/meta_expressions.json"
+    held = json.loads(path.read_text())
+    for i in range(4):
+        held["videos"]["b"]["expressions"][str(i)]["obj_id"] = "21"
+    path.write_text(json.dumps(held))
+    with pytest.raises(InputError, match="video b, frame 00000: object 21, the benchmark takes 20"):
+        submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data")
+    assert not list(split.glob("*x.zip*"))
+
+
+def test_davis_train_is_scored_by_no_benchmark(split: Path) -> None:
+    for folder in (split / "data/valid", split / "data/meta_expressions/valid"):
+        folder.rename(folder.with_name("train"))
+    with pytest.raises(InputError, match="split train of ref-davis17 shows its answers"):
+        submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data", split="train")
