@@ -114,7 +114,10 @@ def merge(selections: Path, caches: tuple[Path, ...], out: Path, threshold: floa
 @VIDEOS
 @LIMIT
 @ALLOW_MISSING
-@click.option("--map-mode", type=click.Choice(["all-queries", "top1"]), help="A2D, JHMDB: masks that mAP counts.  [all-queries]")
+@click.option(
+    "--map-mode", type=click.Choice(["all-queries", "top1"]), help="A2D, JHMDB, RefCOCO: what mAP counts.  [all-queries]"
+)
+@click.option("--reassign/--strict", "reassign", default=None, help="Ref-DAVIS17: objects of best fit, or each its own.  [first]")
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes over videos.")
 @click.option("--json", "json_path", type=PATH, help="Write the scores here.")
 def evaluate(
@@ -131,12 +134,14 @@ def evaluate(
     limit: int | None,
     allow_missing: bool,
     map_mode: str | None,
+    reassign: bool | None,
     processes: int,
     json_path: Path | None,
 ) -> None:
     """Scores of predictions, exactly as the benchmark of their dataset defines them.
 
-    MeViS, Ref-YouTube-VOS: J, F and J&F, N-acc and T-acc where expressions have no target. A2D, JHMDB: mAP, IoU and P@K.
+    MeViS, Ref-YouTube-VOS: J, F and J&F, N-acc and T-acc where expressions have no target. Ref-DAVIS17: J and F of objects,
+    by DAVIS's unsupervised protocol. A2D, JHMDB, RefCOCO: mAP, IoU and P@K.
     """
     from rvos_select import evaluate as step
 
@@ -144,7 +149,11 @@ def evaluate(
         raise click.UsageError("give --predictions PNGS, or --selections S.zarr with --cache C.zarr")
     scope: dict[str, Any] = {"videos": videos, "limit": limit, "allow_missing": allow_missing, "processes": processes}
     scope["texts"] = texts
-    options = {} if map_mode is None else {"map_mode": map_mode}
+    if threshold is not None and top1:
+        raise click.UsageError("--threshold and --top1 exclude each other")
+    options: dict[str, Any] = {} if map_mode is None else {"map_mode": map_mode}
+    if reassign is not None:
+        options["strict"] = not reassign
     if predictions is not None:
         if dataset is None or root is None or split is None:
             raise click.UsageError("--predictions needs --dataset, --root and --split")
@@ -260,10 +269,10 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
     from rich.console import Console
     from rich.table import Table
 
-    wanted = COLUMNS[scores.get("protocol", "video")]
+    wanted = COLUMNS.get(scores.get("protocol", "video"), COLUMNS["video"])
     columns = {title: key for title, key in wanted.items() if any(row.get(key) is not None for row in rows.values())}
     ranks = sorted({rank for row in rows.values() for rank in row.get("precision", {})})
-    counted = "samples" if "samples" in scores else "expressions"
+    counted = next(name for name in ("samples", "expressions", "objects") if name in scores)
     table = Table("", *columns, *(f"P@{rank}" for rank in ranks), counted)
     for name, row in rows.items():
         cells = [_percent(row.get(key)) for key in columns.values()]

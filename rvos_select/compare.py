@@ -19,8 +19,11 @@ from rvos_cache.errors import InputError
 RESAMPLES, LEVEL, SEED = 10_000, 0.95, 0
 MOVED = 10
 """Expressions listed each way."""
-MEASURES = {"video": ("jf", "j", "f"), "image": ("iou",)}
-"""Protocol -> what is compared, first what the movers are sorted by."""
+MEASURES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("video", "davis-unsupervised", "davis-strict"), ("jf", "j", "f")),
+    "image": ("iou",),
+}
+"""Protocol -> what is compared, first what the movers are sorted by. DAVIS scores objects, each a row as an expression is."""
 DRAWN = 1 << 20
 """Numbers drawn at a time, which bounds the memory."""
 
@@ -41,7 +44,7 @@ def compare(first: Path, second: Path, allow_missing: bool = False, seed: int = 
     protocol = str(a.get("protocol", b.get("protocol", "video")))
     if protocol not in MEASURES:
         raise InputError(f"{first}: scores of protocol {protocol}; what can be compared is {', '.join(MEASURES)}")
-    rows = [_rows(path, held["expressions"], protocol) for path, held in ((first, a), (second, b))]
+    rows = [_rows(path, _scored(path, held), protocol) for path, held in ((first, a), (second, b))]
     common = [key for key in rows[0] if key in rows[1]]
     only = [[key for key in own if key not in other] for own, other in (rows, rows[::-1])]
     for path, keys in zip((first, second), only):
@@ -107,21 +110,26 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); {remedy}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("expressions"), dict) or not content["expressions"]:
-        raise InputError(f'{path}: holds no scores, wanted {{"expressions": ...}}; {remedy}')
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no scores but a {type(content).__name__}; {remedy}")
     return content
+
+
+def _scored(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a file: its expressions, else its objects. Raises InputError."""
+    held = content.get("expressions", content.get("objects"))
+    if not isinstance(held, dict) or not held:
+        raise InputError(f'{path}: holds no scores, wanted {{"expressions": ...}}; give a file that evaluate --json wrote')
+    return held
 
 
 def _rows(path: Path, held: Mapping[str, Any], protocol: str) -> dict[str, tuple[list[float], int]]:
     """Key -> its measures and its weight. Raises InputError for what is no score."""
     out = {}
     for key, row in held.items():
-        wanted = ("j", "f") if protocol == "video" else ("iou", "count")
+        wanted = ("iou", "count") if protocol == "image" else ("j", "f")
         found: list[Any] = [row.get(name) for name in wanted] if isinstance(row, dict) else [None]
         if not all(type(v) in (int, float) and 0 <= v < float("inf") for v in found) or row.get("count") == 0:
             raise InputError(f"{path}, expression {key}: wanted numbers {', '.join(wanted)}; give what evaluate --json wrote")
-        if protocol == "video":
-            out[key] = ([(found[0] + found[1]) / 2, *found], 1)
-        else:
-            out[key] = ([found[0]], found[1])
+        out[key] = ([found[0]], found[1]) if protocol == "image" else ([(found[0] + found[1]) / 2, *found], 1)
     return out

@@ -17,13 +17,17 @@ from rvos_select.evaluate.video import evaluate_pngs, evaluate_selections
 
 __all__ = ["PROTOCOLS", "benchmark_pngs", "benchmark_selections", "evaluate_pngs", "evaluate_selections"]
 
-VIDEO = "rvos_select.evaluate.video"
+VIDEO, IMAGE = "rvos_select.evaluate.video", "rvos_select.evaluate.image"
 PROTOCOLS = {
-    "a2d-sentences": "rvos_select.evaluate.image",
-    "jhmdb-sentences": "rvos_select.evaluate.image",
+    "a2d-sentences": IMAGE,
+    "jhmdb-sentences": IMAGE,
     "mevis": VIDEO,
-    "ref-davis17": VIDEO,
+    "plain": VIDEO,
+    "ref-davis17": "rvos_select.evaluate.davis",
     "ref-youtube-vos": VIDEO,
+    "refcoco": IMAGE,
+    "refcoco+": IMAGE,
+    "refcocog": IMAGE,
 }
 """Dataset -> the module of its benchmark's protocol; any other dataset is scored as a video."""
 
@@ -36,29 +40,24 @@ def benchmark_pngs(
     options: settings of the protocol, those that were given; scope: videos, limit, allow_missing, processes, texts, as
     `evaluate_pngs` takes them. Raises InputError also for an option that the protocol does not have.
     """
-    protocol = _protocol(dataset, options)
-    return protocol.evaluate_pngs(dataset, root, split, predictions, **options, **scope)
+    return _protocol(dataset, options).evaluate_pngs(dataset, root, split, predictions, **options, **scope)
 
 
 def benchmark_selections(
     selections: Path,
     caches: Sequence[Path],
     options: Mapping[str, Any],
-    *,
     dataset: str | None = None,
-    threshold: float | None = None,
-    top1: bool = False,
     **scope: Any,
 ) -> dict[str, Any]:
-    """Scores of selections by the protocol of `dataset` (default: the caches'). Raises like `benchmark_pngs`."""
+    """Scores of selections by the protocol of `dataset` (default: the caches').
+
+    scope: as `evaluate_selections` takes it. Raises like `benchmark_pngs`.
+    """
     names = sorted({card.dataset for card in TrackSource(caches).cards}) if dataset is None else [dataset]
     if len({PROTOCOLS.get(name, VIDEO) for name in names}) > 1:
         raise InputError(f"{caches[0]}: caches of {', '.join(names)}, which are scored in other ways; evaluate one at a time")
-    protocol = _protocol(names[0], options)
-    if protocol.__name__ != VIDEO and (threshold is not None or top1):
-        raise InputError(f"{names[0]} is scored with every mask and its score; leave --threshold and --top1 out")
-    merging = {"threshold": threshold, "top1": top1} if protocol.__name__ == VIDEO else {}
-    return protocol.evaluate_selections(selections, caches, dataset=dataset, **merging, **options, **scope)
+    return _protocol(names[0], options).evaluate_selections(selections, caches, dataset=dataset, **options, **scope)
 
 
 def _protocol(dataset: str, options: Mapping[str, Any]) -> Any:

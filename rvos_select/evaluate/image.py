@@ -1,6 +1,7 @@
-"""mAP, overall IoU, mean IoU and P@K of single frames, as A2D-Sentences and JHMDB-Sentences are scored.
+"""mAP, overall IoU, mean IoU and P@K of single frames, as A2D-Sentences and JHMDB-Sentences are scored; RefCOCO's images too.
 
-The dataset lists the frames, `samples(video_id)`. A selector's candidate masks in such a frame, empty ones too, are its
+The dataset lists the frames, `samples(video_id)`; where it has no such list, every expression is scored in every annotated
+frame. A selector's candidate masks in such a frame, empty ones too, are its
 detections with their scores; the mask with the highest score is its answer. See `metrics.image_level`.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,13 @@ PROTOCOL = "image"
 class Task:
     """One video to score. samples: each with its expression's key; truths: key -> its mask (1, T); said: key -> masks and scores.
 
-    words: key -> number of its text; kinds: key -> what its words speak of. Without truths the video cannot be read.
+    facts: key -> what is known of the expression, without `share`. Without truths the video cannot be read.
     """
 
     samples: tuple[tuple[str, Sample], ...]
     frame_names: tuple[str, ...] = ()
     truths: dict[str, RleMasks] | None = None
-    words: dict[str, int] = field(default_factory=dict)
-    kinds: dict[str, str | None] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
     said: dict[str, tuple[RleMasks, NDArray[np.float32]]] | None = None
 
 
@@ -101,8 +101,7 @@ def _rows(task: Task, found: Callable[[str, Sample, RleMasks], Detections | None
         truth = task.truths[key]
         area = int(truth.frames(sample.t, sample.t + 1).area()[0, 0])
         share = area / (truth.size[0] * truth.size[1]) if area else None
-        facts = Facts(task.words[key], 1, len(task.frame_names), share, task.kinds[key])
-        rows.append(Row(sample.image_id, key, found(key, sample, truth), area, facts))
+        rows.append(Row(sample.image_id, key, found(key, sample, truth), area, replace(task.facts[key], share=share)))
     return rows
 
 
@@ -138,6 +137,8 @@ def evaluate_selections(
     dataset: str | None = None,
     root: Path | None = None,
     split: str | None = None,
+    threshold: float | None = None,
+    top1: bool = False,
     videos: Sequence[str] = (),
     limit: int | None = None,
     allow_missing: bool = False,
@@ -145,10 +146,12 @@ def evaluate_selections(
     texts: Sequence[Path] = (),
     map_mode: MapMode = "all-queries",
 ) -> dict[str, Any]:
-    """Scores of the candidates' masks with the selector's scores; nothing is merged and no threshold is used.
+    """Scores of the candidates' masks with the selector's scores; nothing is merged, so `threshold` and `top1` are refused.
 
     Which frames are scored only the dataset says: `root`, or the hint in the card, must lead to it. Raises like `evaluate_pngs`.
     """
+    if threshold is not None or top1:
+        raise InputError(f"{selections}: every candidate counts with its score; leave --threshold and --top1 out, see --map-mode")
     source, said = TrackSource(caches), SelectionCache(selections)
     check_cards(said, source)
     known = dataset_of(source, dataset, root, split)
@@ -206,21 +209,32 @@ def _task(
     said: dict[str, tuple[RleMasks, NDArray[np.float32]]] | None = None,
 ) -> Task:
     if isinstance(video, VideoAnswers):
-        samples = _samples(known, video.video_id)
+        samples, frames = _samples(known, video), len(video.frame_names)
         listed = {e.key: e for e in video.expressions}
-        truths = {key: video.union(listed[key]) for key, _ in samples}
-        words = {key: len(e.text.split()) for key, e in listed.items()}
-        return Task(samples, video.frame_names, truths, words, {key: kind(e) for key, e in listed.items()}, said)
-    video_id = video[0].partition("/")[0]
+        truths = {key: video.union(listed[key]) for key in dict.fromkeys(key for key, _ in samples)}
+        facts = {k: Facts(len(e.text.split()), len(e.targets or ()), frames, None, kind(e)) for k, e in listed.items()}
+        return Task(samples, video.frame_names, truths, facts, said)
     try:
-        return Task(_samples(known, video_id))
+        return Task(_samples(known, video))
     except InputError:
-        # Nobody can say which frames of it are scored: it counts as one for each expression.
-        return Task(tuple((key, Sample(video_id, key.partition("/")[2], 0, key)) for key in video))
+        # Nobody can say which frames of it are scored: each expression counts as one.
+        return Task(_once(video))
 
 
-def _samples(known: Any, video_id: str) -> tuple[tuple[str, Sample], ...]:
-    return tuple((f"{s.video_id}/{s.expression_id}", s) for s in known.samples(video_id))
+def _samples(known: Any, video: VideoAnswers | tuple[str, ...]) -> tuple[tuple[str, Sample], ...]:
+    """Expression and frame of each sample of a video, or of the expressions of one that cannot be read. Raises InputError."""
+    if hasattr(known, "samples"):
+        video_id = video.video_id if isinstance(video, VideoAnswers) else video[0].partition("/")[0]
+        return tuple((f"{s.video_id}/{s.expression_id}", s) for s in known.samples(video_id))
+    if not isinstance(video, VideoAnswers):
+        return _once(video)
+    frames = np.flatnonzero(video.truth.annotated).tolist()
+    asked = [(e, t, f"{e.key}/{video.frame_names[t]}") for e in video.expressions for t in frames]
+    return tuple((e.key, Sample(e.video_id, e.expression_id, t, image_id)) for e, t, image_id in asked)
+
+
+def _once(keys: Sequence[str]) -> tuple[tuple[str, Sample], ...]:
+    return tuple((key, Sample(key.partition("/")[0], key.partition("/")[2], 0, key)) for key in keys)
 
 
 def _table(videos: Iterable[list[Row]], map_mode: MapMode, dataset: str, split: str) -> dict[str, Any]:
