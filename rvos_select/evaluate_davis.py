@@ -20,7 +20,7 @@ from rvos_cache.errors import InputError
 from rvos_select.caches import TrackSource
 from rvos_select.label_maps import Answers, Frames, MissingAnswerError, PngAnswers, SelectionAnswers, annotators, label_maps
 from rvos_select.metrics.answers import chosen_videos, dataset_of
-from rvos_select.metrics.davis import DavisTruth, proposals, score_objects
+from rvos_select.metrics.davis import DavisTruth, score_maps
 
 
 def evaluate_ref_davis_pngs(
@@ -162,8 +162,7 @@ def _score_video(dataset: RefDavis17, answers: Answers, video_id: str, job: _Job
                     raise InputError(f"{error}, or give --allow-missing to score it 0") from error
                 lost.append(number - 1)
                 out.missing.append(f"{video_id}/{expression_id}")
-        found = proposals(label_maps(given, video), truth)
-        scores = score_objects(found, truth.objects, job.strict, lost)
+        scores = score_maps(label_maps(given, video), truth, job.strict, lost)
         out.objects.append({f"{video_id}/{a}/{i + 1}": (float(j), float(f)) for i, (j, f) in enumerate(scores)})
     return out
 

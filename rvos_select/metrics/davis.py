@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from rvos_cache.errors import InputError
-from rvos_cache.masks import RleMasks, empty_rle, encode
-from rvos_select.metrics.boundary import f
-from rvos_select.metrics.region import j
+from rvos_cache.masks import RleMasks
+from rvos_select.metrics.silhouette import EMPTY, Silhouette, j_and_f
 
 PROPOSALS = 20
 """More are refused."""
@@ -34,60 +34,72 @@ class DavisTruth:
     objects: RleMasks
     void: RleMasks
 
+    @cached_property
+    def silhouettes(self) -> list[list[Silhouette]]:
+        """Those of the A objects in each frame: every annotator's predictions are compared with them."""
+        count, frames = self.objects.shape
+        return [[Silhouette.of_runs(self.objects.bytes_at(i, t), self.objects.size) for i in range(count)] for t in range(frames)]
 
-def proposals(maps: Iterable[NDArray[np.uint8]], truth: DavisTruth) -> RleMasks:
-    """The proposals of T label maps (H, W) without the void pixels, RleMasks (P, T); P is the largest value of all maps.
 
+def score_maps(
+    maps: Iterable[NDArray[np.uint8]], truth: DavisTruth, strict: bool = False, missing: Collection[int] = ()
+) -> NDArray[np.float64]:
+    """J and F of each object, the means over the frames, float64 (A, 2). maps: T label maps (H, W), taken one after the other.
+
+    strict: proposal i is object i, and proposals beyond the last object do not count; else they are assigned. missing: indices
+    of objects whose prediction is not there: they score 0 and no proposal is assigned to them.
     Raises InputError: more than PROPOSALS. Raises ValueError: other frames or another size than the annotation.
     """
-    frames, size = truth.objects.shape[1], truth.objects.size
-    dirty, empty = truth.void.area()[0] > 0, empty_rle(size)
-    found: list[dict[int, bytes]] = []
-    top = 0
-    for t, pixels in enumerate(maps):
-        if t >= frames or pixels.shape != size:
-            raise ValueError(f"video {truth.video_id}: label map {t} is {pixels.shape}, wanted {frames} of {size}")
-        top = max(top, int(pixels.max(initial=0)))
-        if top > PROPOSALS:
-            raise InputError(
-                f"video {truth.video_id}, frame {truth.frame_names[t]}: proposal {top}, the DAVIS protocol takes {PROPOSALS}; "
-                "number the objects from 1, or leave some out"
-            )
-        if dirty[t]:
-            pixels = np.where(truth.void.decode(0, t), 0, pixels)
-        held = np.flatnonzero(np.bincount(pixels.ravel(), minlength=1))
-        found.append({int(n): encode(pixels == n) for n in held if n})
-    if len(found) != frames:
-        raise ValueError(f"video {truth.video_id}: {len(found)} label maps, wanted {frames}")
-    rows = [[held.get(n, empty) for held in found] for n in range(1, top + 1)]
-    return RleMasks.from_bytes(rows, frames, size)
-
-
-def score_objects(found: RleMasks, objects: RleMasks, strict: bool = False, missing: Collection[int] = ()) -> NDArray[np.float64]:
-    """J and F of each object, the means over the frames, float64 (A, 2).
-
-    found: RleMasks (P, T) and objects: (A, T), both without void pixels. strict: proposal i is object i, and proposals beyond
-    the last object do not count; else they are assigned. missing: indices of objects whose prediction is not there: they
-    score 0 and no proposal is assigned to them.
-    """
-    (p, frames), a = found.shape, objects.shape[0]
-    if p < a:
-        found = RleMasks.concatenate([found, RleMasks.empty(a - p, frames, objects.size)])
-    scores = np.zeros((a, 2))
-    wanted = [i for i in range(a) if i not in missing]
-    if strict:
-        for i in wanted:
-            scores[i] = _means(found.select([i]), objects.select([i]))
-        return scores
-    table = np.zeros((found.shape[0], len(wanted), 2))
-    for row in range(found.shape[0]):
-        one = found.select([row])
-        for column, i in enumerate(wanted):
-            table[row, column] = _means(one, objects.select([i]))
-    for row, column in zip(*linear_sum_assignment(-table.mean(axis=2))):
-        scores[wanted[column]] = table[row, column]
+    table = _pairs(maps, truth)
+    scores = np.zeros((truth.objects.shape[0], 2))
+    wanted = np.array([i for i in range(len(scores)) if i not in missing], np.intp)
+    rows, columns = (wanted, wanted) if strict else _assigned(table, wanted)
+    scores[columns] = table[rows, columns]
     return scores
 
 
-def _means(prediction: RleMasks, truth: RleMasks) -> tuple[float, float]:
-    return float(j(prediction, truth).mean()), float(f(prediction, truth).mean())
+def _assigned(table: NDArray[np.float64], wanted: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Proposals and objects, of `wanted`, so that the sum of their means of J and F is largest."""
+    rows, columns = linear_sum_assignment(-table[:, wanted].mean(axis=2))
+    return rows, wanted[columns]
+
+
+def _pairs(maps: Iterable[NDArray[np.uint8]], truth: DavisTruth) -> NDArray[np.float64]:
+    """J and F of each proposal with each object, means over the frames, float64 (max(P, A), A, 2).
+
+    P is the largest value of all maps; proposals up to A are there, if empty.
+    """
+    (count, frames), size = truth.objects.shape, truth.objects.size
+    total, top, seen = np.zeros((max(PROPOSALS, count), count, 2)), count, 0
+    dirty = truth.void.area()[0] > 0
+    for t, pixels in enumerate(maps):
+        if t >= frames or pixels.shape != size:
+            raise ValueError(f"video {truth.video_id}: label map {t} is {pixels.shape}, wanted {frames} of {size}")
+        top = max(top, _largest(pixels, truth, t))
+        if dirty[t]:
+            pixels = np.where(truth.void.decode(0, t), 0, pixels)
+        objects = truth.silhouettes[t]
+        frame = np.empty_like(total)
+        frame[:] = _row(EMPTY, objects)
+        for number in np.flatnonzero(np.bincount(pixels.ravel())[1:]) + 1:
+            frame[number - 1] = _row(Silhouette.of_pixels((pixels == number).view(np.uint8)), objects)
+        total, seen = total + frame, t + 1
+    if seen != frames:
+        raise ValueError(f"video {truth.video_id}: {seen} label maps, wanted {frames}")
+    return total[:top] / frames
+
+
+def _row(proposal: Silhouette, objects: list[Silhouette]) -> NDArray[np.float64]:
+    """J and F of a proposal with each object of one frame, (A, 2)."""
+    return np.array([j_and_f(proposal, other) for other in objects]).reshape(len(objects), 2)
+
+
+def _largest(pixels: NDArray[np.uint8], truth: DavisTruth, t: int) -> int:
+    """The number of proposals that a label map has, also under void pixels. Raises InputError."""
+    found = int(pixels.max(initial=0))
+    if found > PROPOSALS:
+        raise InputError(
+            f"video {truth.video_id}, frame {truth.frame_names[t]}: proposal {found}, the DAVIS protocol takes {PROPOSALS}; "
+            "number the objects from 1, or leave some out"
+        )
+    return found

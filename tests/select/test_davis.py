@@ -28,7 +28,7 @@ from rvos_cache.types import Selection, TrackSet
 from rvos_select.evaluate_davis import davis_truth, evaluate_ref_davis_pngs, evaluate_ref_davis_selections
 from rvos_select.label_maps import Answer, label_map
 from rvos_select.merge import merge
-from rvos_select.metrics.davis import DavisTruth, proposals, score_objects
+from rvos_select.metrics.davis import DavisTruth, score_maps
 
 SIZE, FRAMES = (40, 60), 4
 NAMES = tuple(f"{t:05d}" for t in range(FRAMES))
@@ -88,8 +88,7 @@ def truth_of(pixels: np.ndarray) -> DavisTruth:
 
 
 def scored(maps: np.ndarray, pixels: np.ndarray, strict: bool = False) -> np.ndarray:
-    truth = truth_of(pixels)
-    return score_objects(proposals(maps, truth), truth.objects, strict)
+    return score_maps(maps, truth_of(pixels), strict)
 
 
 def blobs(rng: np.random.Generator, objects: int, void: bool, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -137,8 +136,8 @@ def test_exchanged_numbers_are_forgiven(order: list[int], seed: int) -> None:
     pixels[0, :3, :3] = [1, 2, 3]
     truth = truth_of(pixels)
     maps = np.array([0, *order], np.uint8)[np.where(pixels == 255, 0, pixels)]
-    assert (score_objects(proposals(maps, truth), truth.objects) == 1).all()
-    fixed = score_objects(proposals(maps, truth), truth.objects, strict=True)
+    assert (score_maps(maps, truth) == 1).all()
+    fixed = score_maps(maps, truth, strict=True)
     # Two objects that no frame tells apart, being absent, may be exchanged.
     same = [np.array_equal(maps == n, np.where(pixels == 255, 0, pixels) == n) for n in range(1, len(fixed) + 1)]
     assert [bool((s == 1).all()) for s in fixed] == same
@@ -194,7 +193,7 @@ def test_label_maps_of_other_frames_or_sizes() -> None:
     truth = truth_of(row(1, 0)[None])
     for maps in (row(1, 0, 0)[None], np.stack([row(1, 0)] * 2), np.zeros((0, 30, 24), np.uint8)):
         with pytest.raises(ValueError, match="wanted"):
-            proposals(maps, truth)
+            score_maps(maps, truth)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -605,8 +604,8 @@ def test_real_tracks_equal_the_plain_code(real_data: Path, tmp_path: Path) -> No
     for t, k in itertools.product(range(len(frames)), range(masks.shape[0])):
         maps[t][masks.decode(k, t)] = masks.shape[0] - k
     pixels = np.stack([np.asarray(Image.open(tmp_path / f"data/valid/Annotations/scooter-black/{t:05d}.png")) for t in frames])
-    found = score_objects(proposals(maps, only), only.objects)
+    found = score_maps(maps, only)
     assert found.sum(axis=0) == pytest.approx(plain_davis(maps, pixels), abs=1e-9)
-    fixed = score_objects(proposals(maps, only), only.objects, strict=True)
+    fixed = score_maps(maps, only, strict=True)
     assert fixed.sum(axis=0) == pytest.approx(plain_davis(maps, pixels, strict=True), abs=1e-9)
     assert found.mean() > 0.4 > 0.2 > fixed.mean()
