@@ -14,12 +14,17 @@ def main() -> int:
     """Run them; the first failure's status."""
     real = Path(os.environ.get("RVOS_REAL_DATA", HERE.parents[2] / "shared" / "data"))
     status = 0
-    for script, needs in (("sola_grouped.py", None), ("store_bench.py", real), ("flow_davis.py", real)):
+    for script, needs in (
+        ("sola_grouped.py", None),
+        ("store_bench.py", real),
+        ("flow_davis.py", real),
+        ("evaluate_bench.py", real),
+    ):
         print(f"== {script}", flush=True)
         if needs is not None and not needs.is_dir():
             print(f"left out: no real data at {needs}; set RVOS_REAL_DATA")
             continue
-        words = [str(needs)] if script == "store_bench.py" else []
+        words = [str(needs)] if script in ("store_bench.py", "evaluate_bench.py") else []
         done = subprocess.run([sys.executable, str(HERE / script), *words], check=False)
         status = status or done.returncode
     return status
