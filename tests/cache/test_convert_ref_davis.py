@@ -248,3 +248,33 @@ def test_the_command(parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert ended.value.code == status
         told = capsys.readouterr()
         assert says in (told.err if status else told.out)
+
+
+def test_real_videos(real_data: Path, tmp_path: Path) -> None:
+    """Two real videos put back into DAVIS's layout: the list of expressions and the masks are those that were given."""
+    source, base = real_data / "ref-davis17/valid", tmp_path / "davis"
+    frames = source / "JPEGImages"
+    # The link to the frames may be a file that holds its target.
+    frames = frames if frames.is_dir() else source / frames.read_text().strip()
+    listed = json.loads((real_data / "ref-davis17/meta_expressions/valid/meta_expressions_x4.json").read_text())["videos"]
+    wanted = {split: {video: listed[video]} for split, video in (("train", "car-shadow"), ("valid", "scooter-black"))}
+    texts: list[list[str]] = [[], [], [], []]
+    for split, videos in wanted.items():
+        for video, held in videos.items():
+            for folder, parent in (("JPEGImages", frames), ("Annotations_unsupervised", source / "Annotations")):
+                (base / folder / "480p").mkdir(parents=True, exist_ok=True)
+                (base / folder / "480p" / video).symlink_to(parent / video, target_is_directory=True)
+            (base / "ImageSets/2017").mkdir(parents=True, exist_ok=True)
+            (base / "ImageSets/2017" / f"{'val' if split == 'valid' else split}.txt").write_text(f"{video}\n")
+            for key, entry in held["expressions"].items():
+                texts[int(key) % 4].append(f'{video} {entry["obj_id"]} "{entry["exp"]}"\n')
+    for name, lines in zip(FILES, texts):
+        (tmp_path / f"Davis17_{name}.txt").write_text("".join(lines))
+    convert_ref_davis(base, tmp_path, tmp_path / "out")
+    for split, videos in wanted.items():
+        assert json.loads((tmp_path / f"out/meta_expressions/{split}/meta_expressions.json").read_text())["videos"] == videos
+        assert list(RefDavis17(tmp_path / "out", split).check()) == []
+        for video in videos:
+            for name in listed[video]["frames"]:
+                mask = tmp_path / "out" / split / "Annotations" / video / f"{name}.png"
+                assert mask.read_bytes() == (source / "Annotations" / video / f"{name}.png").read_bytes()
