@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from rvos_cache.datasets.mirrored import SUFFIX, Mirrored
 from rvos_cache.seams import resolve
 from rvos_cache.types import Expression, GroundTruth, Video
 
@@ -57,6 +58,9 @@ class Dataset(Protocol):
 
 
 def open_dataset(name: str, root: Path, split: str) -> Dataset:
-    """The dataset `name` (a name in DATASETS or "package.module:Class")."""
-    dataset: Dataset = resolve(DATASETS, name, "dataset")(Path(root), split)
-    return dataset
+    """The dataset `name` (a name in DATASETS or "package.module:Class"); `<split>-mirror` is the split seen in a mirror."""
+    kind = resolve(DATASETS, name, "dataset")
+    own = split.removesuffix(SUFFIX)
+    dataset: Dataset = kind(Path(root), own)
+    seen: Dataset = dataset if own == split else Mirrored(dataset)
+    return seen

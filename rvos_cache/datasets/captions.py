@@ -22,8 +22,8 @@ def _forms() -> dict[str, str]:
 
 
 FORMS = _forms()
-# Longest first: "counter-clockwise" is one word and not a compound of "clockwise".
-WORD = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(FORMS, key=len, reverse=True))})(?!\w)")
+# Longest first: "counter-clockwise" is one word and not a compound of "clockwise". A right angle has no side.
+WORD = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(FORMS, key=len, reverse=True))})(?!\w|[- ]angle)")
 
 
 def mirrored_text(text: str) -> str:

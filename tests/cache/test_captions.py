@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvos_cache.text.mirror import mirrored_text
+from rvos_cache.datasets.captions import mirrored_text
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,7 @@ from rvos_cache.text.mirror import mirrored_text
         ("left-to-right, left/right, top-left", "right-to-left, right/left, top-right"),
         ("Right-hand car, the left's", "Left-hand car, the right's"),
         ("leftmost rightmost leftward rightwards", "rightmost leftmost rightward leftwards"),
+        ("making a right-angled turn at a right angle to the right", "making a right-angled turn at a right angle to the left"),
         ("Turning clockwise", "Turning counterclockwise"),
         ("counterclockwise, Anticlockwise", "clockwise, Clockwise"),
         ("anti-clockwise Counter-Clockwise COUNTER-CLOCKWISE", "clockwise Clockwise CLOCKWISE"),

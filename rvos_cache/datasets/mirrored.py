@@ -1,0 +1,85 @@
+"""Any split seen in a mirror: a second training set from the first, with left and right swapped in its sentences too.
+
+Split `<split>-mirror` of every dataset; its cache joins the split's own in one training run (`--cache` of each).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.datasets.captions import mirrored_text
+from rvos_cache.masks import RleMasks
+from rvos_cache.types import Expression, GroundTruth, Video
+
+if TYPE_CHECKING:
+    from rvos_cache.datasets import Dataset
+
+SUFFIX = "-mirror"
+"""Of the split, of its videos and of its objects: both sets together name each once."""
+
+
+class Mirrored:
+    """A dataset's split with frames and masks flipped from left to right and sentences as `mirrored_text` gives them."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.name, self.root, self.split = dataset.name, dataset.root, dataset.split + SUFFIX
+
+    @staticmethod
+    def splits(root: Path) -> list[str]:
+        """None: a mirror is asked for by its name."""
+        return []
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the split itself shows its ground truth."""
+        return self.dataset.has_answers
+
+    def video_ids(self) -> tuple[str, ...]:
+        """The split's videos, `-mirror` behind each."""
+        return tuple(video_id + SUFFIX for video_id in self.dataset.video_ids())
+
+    def video(self, video_id: str) -> Video:
+        """Raises InputError as the split does."""
+        seen = self.dataset.video(_own(video_id))
+
+        def source(t: int) -> NDArray[np.uint8]:
+            return np.ascontiguousarray(seen.source(t)[:, ::-1])
+
+        return Video(video_id, seen.frame_names, seen.size, source)
+
+    def expressions(self, video_id: str) -> tuple[Expression, ...]:
+        """The split's, in its order, mirrored."""
+        return tuple(
+            Expression(
+                video_id,
+                e.expression_id,
+                mirrored_text(e.text),
+                None if e.targets is None else tuple(target + SUFFIX for target in e.targets),
+            )
+            for e in self.dataset.expressions(_own(video_id))
+        )
+
+    def ground_truth(self, video_id: str) -> GroundTruth | None:
+        """The split's masks, flipped."""
+        truth = self.dataset.ground_truth(_own(video_id))
+        if truth is None:
+            return None
+        a, t = truth.masks.shape
+        rows = [RleMasks.from_dense(truth.masks.dense([i])[..., ::-1]) for i in range(a)]
+        masks = RleMasks.concatenate(rows) if rows else RleMasks.empty(0, t, truth.masks.size)
+        return GroundTruth(tuple(o + SUFFIX for o in truth.object_ids), masks, truth.annotated)
+
+    def check(self) -> Iterator[str]:
+        """The faults of the split itself."""
+        return self.dataset.check()
+
+
+def _own(video_id: str) -> str:
+    """The video behind the mirror; one without the suffix is not of this split, and the split says so of it."""
+    return video_id.removesuffix(SUFFIX) if video_id.endswith(SUFFIX) else video_id + " without " + SUFFIX

@@ -1,0 +1,64 @@
+"""A split in a mirror against the split itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvos_cache.datasets import open_dataset
+from rvos_cache.errors import InputError
+from rvos_cache.extract import extract_all
+from rvos_cache.shapes import write_shapes
+from rvos_cache.store import TextCache, TrackCache
+from rvos_select.caches import TextSource, TrackSource
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mirror") / "shapes"
+    write_shapes(folder, 3, 5)
+    return folder
+
+
+def test_frames_masks_and_sentences_are_flipped(root: Path) -> None:
+    own, seen = open_dataset("mevis", root, "train"), open_dataset("mevis", root, "train-mirror")
+    assert seen.split == "train-mirror" and seen.has_answers and list(seen.check()) == []
+    swapped = 0
+    for video_id, mirrored in zip(own.video_ids(), seen.video_ids(), strict=True):
+        assert mirrored == video_id + "-mirror"
+        a, b = own.video(video_id), seen.video(mirrored)
+        assert b.frame_names == a.frame_names and b.size == a.size
+        np.testing.assert_array_equal(b.read(3), np.fliplr(a.read(3)))
+        truth, flipped = own.ground_truth(video_id), seen.ground_truth(mirrored)
+        assert truth is not None and flipped is not None
+        np.testing.assert_array_equal(flipped.masks.dense(), truth.masks.dense()[..., ::-1])
+        for e, f in zip(own.expressions(video_id), seen.expressions(mirrored), strict=True):
+            assert e.targets is not None and f.targets is not None
+            assert truth.indices(e.targets) == flipped.indices(f.targets)
+            assert f.video_id == mirrored and f.expression_id == e.expression_id
+            if "clockwise" not in e.text and "angle" not in e.text:
+                assert f.text == e.text.replace("left", "L").replace("right", "left").replace("L", "right")
+            swapped += f.text != e.text
+    assert swapped
+
+
+def test_a_video_is_asked_for_by_its_mirrored_name(root: Path) -> None:
+    seen = open_dataset("mevis", root, "train-mirror")
+    with pytest.raises(InputError, match="no video"):
+        seen.video(seen.video_ids()[0].removesuffix("-mirror"))
+
+
+def test_a_split_and_its_mirror_are_one_training_set(root: Path, tmp_path: Path) -> None:
+    extract_all("mevis", root, splits=["train", "train-mirror"], tracker="flow", encoder="hashed", out=tmp_path)
+    tracks = TrackSource([tmp_path / s / "flow.zarr" for s in ("train", "train-mirror")])
+    texts = TextSource([tmp_path / s / "text-hashed.zarr" for s in ("train", "train-mirror")])
+    own = TrackCache(tmp_path / "train/flow.zarr").video_ids()
+    assert len(TextCache(tmp_path / "train-mirror/text-hashed.zarr").video_ids()) == len(own)
+    assert set(tracks.video_ids()) == {*own, *(v + "-mirror" for v in own)}
+    for video_id in own:
+        a, b = tracks.overlap(video_id), tracks.overlap(video_id + "-mirror")
+        # the pixels of each object are the same, whatever the tracker finds of them
+        np.testing.assert_array_equal(a.gt_area, b.gt_area)
+        assert [len(w.vectors) for w in texts.words(video_id)] == [len(w.vectors) for w in texts.words(video_id + "-mirror")]
