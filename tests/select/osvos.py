@@ -25,10 +25,11 @@ class Osvos:
     selections: Path
 
 
-def write_osvos(data: Path, out: Path, copies: int = 1) -> Osvos:
+def write_osvos(data: Path, out: Path, copies: int = 1, videos: tuple[str, ...] = ()) -> Osvos:
     """An expression's objects are answered by their tracks. copies: how often each expression is repeated.
 
     A video's repeated expressions are answered in turn by the expression's own objects and by the video's other choices.
+    videos: only these.
     """
     root = data / "mevis-davis"
     tracked: dict[str, Any] = json.loads((data / "davis17-osvos-tracks/valid_u/mask_dict.json").read_text())
@@ -40,7 +41,7 @@ def write_osvos(data: Path, out: Path, copies: int = 1) -> Osvos:
     tracks_into = CacheWriter(out / "c.zarr", card)
     card = card.model_copy(update={"kind": "selections", "producer": "run", "extra": {"threshold": 0.5}})
     said_into = CacheWriter(out / "s.zarr", card)
-    for video_id in dataset.video_ids():
+    for video_id in videos or dataset.video_ids():
         video, truth, said = dataset.video(video_id), dataset.ground_truth(video_id), dataset.expressions(video_id)
         assert truth is not None
         # Both files name a video's objects in the same order, under other numbers.
