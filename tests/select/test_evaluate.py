@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,17 @@ import cv2
 import numpy as np
 import pytest
 from chain import EXPRESSIONS, NAMES, write_cache, write_perfect, write_split
+from PIL import Image
 
 from rvos_cache.cli import info
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import CacheWriter, TrackCache
+from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
+from rvos_cache.types import Expression, Words
 from rvos_select.caches import TrackSource
 from rvos_select.evaluate import evaluate_pngs, evaluate_selections
+from rvos_select.evaluate import video as video_protocol
+from rvos_select.evaluate.pngs import read_prediction
 from rvos_select.evaluate.processes import in_order
 from rvos_select.evaluate.video import Drawn, Row, Task, score_video
 from rvos_select.merge import merge
@@ -255,3 +259,137 @@ def test_processes_read_only_the_next_tasks() -> None:
     assert next(rows) == [Row("0")]
     assert len(made) < 100
     assert [row.key for found in rows for row in found] == [str(i) for i in range(1, 1000)]
+
+
+def rewritten(path: Path, pixels: np.ndarray, mode: str | None = None, **saved: Any) -> None:
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, format="PNG", **saved)
+
+
+def palette(path: Path, pixels: np.ndarray) -> None:
+    image = Image.fromarray((pixels > 0).astype(np.uint8), mode="P")
+    image.putpalette([0, 0, 0, 200, 10, 10])
+    image.save(path)
+
+
+WRITTEN = {
+    "compressed": lambda p, m: rewritten(p, m, compress_level=9),
+    "not compressed": lambda p, m: rewritten(p, m, compress_level=0),
+    "0 and 1": lambda p, m: rewritten(p, m // 255),
+    "one bit": lambda p, m: rewritten(p, m, "1"),
+    "sixteen bits": lambda p, m: rewritten(p, (m // 255).astype(np.uint16)),
+    "palette": palette,
+    "OpenCV": lambda p, m: cv2.imwrite(str(p), m),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(WRITTEN))
+def test_masks_of_other_programs_are_read_alike(split: Path, kind: str) -> None:
+    for path in sorted((split / "png").rglob("*.png")):
+        WRITTEN[kind](path, np.asarray(Image.open(path)))
+    assert evaluate_pngs("mevis", split / "data", "valid_u", split / "png")["jf"] == 1.0
+
+
+def damaged(path: Path, at: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 0x55
+    path.write_bytes(bytes(raw))
+
+
+SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut": (lambda p: p.write_bytes(p.read_bytes()[:-40]), "not a whole PNG"),
+    "empty": (lambda p: p.write_bytes(b""), "not a whole PNG"),
+    "a byte": (lambda p: damaged(p, p.read_bytes().index(b"IDAT") + 8), "not a whole PNG"),
+    "text": (lambda p: p.write_text("hello"), "not a whole PNG"),
+    "grey": (lambda p: rewritten(p, np.full((24, 32), 7, np.uint8)), "a mask holds 0 and 255, this holds .7"),
+    "colours": (lambda p: rewritten(p, np.zeros((24, 32, 3), np.uint8)), "this is RGB"),
+    "another size": (lambda p: rewritten(p, np.zeros((32, 24), np.uint8)), r"\(32, 24\), its frame \(24, 32\)"),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "cannot be read"),
+    "a file for the folder": (lambda p: (shutil.rmtree(p.parent), p.parent.write_text("")), "the prediction is missing"),
+}
+
+
+@pytest.mark.parametrize("fault", sorted(SPOILT))
+def test_spoilt_masks_are_named(split: Path, capfd: pytest.CaptureFixture[str], fault: str) -> None:
+    """In one line, and libraries say nothing beside it."""
+    spoil, says = SPOILT[fault]
+    spoil(split / "png/b/0/00001.png")
+    with pytest.raises(InputError, match=says) as error:
+        evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
+    assert str(split / "png/b/0") in str(error.value) and "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_slices_and_no_target(split: Path) -> None:
+    """Expression a/2 has no target; of the rest a/1 alone names two objects. Both routes say the same."""
+    pngs = evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
+    given = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data")
+    assert pngs == given
+    assert (pngs["n_acc"], pngs["t_acc"]) == (1, 1)
+    counts = {name: {part: row["count"] for part, row in held.items()} for name, held in pngs["slices"].items()}
+    # Squares of 56 pixels of 768 are 7 % of the frame.
+    assert counts == {
+        "kind": {"motion": 2, "static": 2},
+        "targets": {"multi": 1, "none": 1, "single": 2},
+        "words": {"1-5": 4},
+        "size": {"large": 3, "none": 1},
+        "frames": {"1-50": 4},
+    }
+    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", threshold=0.95)
+    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", threshold=0.05)
+    assert (nothing["n_acc"], nothing["t_acc"]) == (1, 0)
+    assert (everything["n_acc"], everything["t_acc"]) == (0, 1)
+    assert nothing["slices"]["targets"]["none"]["jf"] == 1 and nothing["slices"]["targets"]["single"]["jf"] == 0
+    assert "n_acc" not in evaluate_pngs("mevis", split / "data", "valid_u", split / "png", videos=["b"])
+
+
+def test_a_missing_prediction_is_no_empty_answer(split: Path) -> None:
+    shutil.rmtree(split / "png/a/2")
+    scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", allow_missing=True)
+    assert (scores["n_acc"], scores["t_acc"], scores["missing"]) == (0, 1, ["a/2"])
+
+
+def test_words_tell_the_kind_where_the_dataset_does_not(split: Path) -> None:
+    texts = {"a": ("a small dog", "jumping up quickly", "a dog runs"), "b": ("oh",)}
+    tags = {"a": (("AT0", "AJ0", "NN1"), ("VVG", "AVP", "AV0"), ("AT0", "NN1", "VVZ")), "b": (("ITJ",),)}
+    card = Card(kind="text", dataset="mevis", split="valid_u", producer="hashed", channels=2)
+    writer = CacheWriter(split / "t.zarr", card)
+    for video, said in texts.items():
+        expressions = tuple(Expression(video, e, text, None) for e, text in zip(EXPRESSIONS[video], said))
+        words = tuple(Words(np.zeros((len(row), 2), np.float16), np.zeros((len(row), 2), np.int32), row) for row in tags[video])
+        write_text(writer, TextRecord(video, expressions, words))
+    meta = split / "data/valid_u/meta_expressions.json"
+    meta.write_text(meta.read_text().replace('"kind"', '"sort"'))
+    for texts_given, wanted in (((), None), ((split / "t.zarr",), {"static": 1, "motion": 1, "both": 1, "neither": 1})):
+        scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", texts=texts_given)
+        held = scores["slices"].get("kind")
+        assert (held and {part: row["count"] for part, row in held.items()}) == wanted
+        assert "kinds" not in scores
+
+
+def test_equal_answers_are_worked_out_once(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three expressions of a frame: three truths, one prediction; the numbers are those of one expression at a time."""
+    for e in ("1", "2"):
+        shutil.rmtree(split / "png/a" / e)
+        shutil.copytree(split / "png/a/0", split / "png/a" / e)
+    alone = {}
+    for e in EXPRESSIONS["a"]:
+        meta = json.loads((split / "data/valid_u/meta_expressions.json").read_text())
+        meta["videos"]["a"]["expressions"] = {e: meta["videos"]["a"]["expressions"][e]}
+        (split / "one/valid_u").mkdir(parents=True, exist_ok=True)
+        for name in ("JPEGImages", "mask_dict.json"):
+            target = split / "one/valid_u" / name
+            if not target.exists():
+                target.symlink_to(split / "data/valid_u" / name)
+        (split / "one/valid_u/meta_expressions.json").write_text(json.dumps(meta))
+        alone |= evaluate_pngs("mevis", split / "one", "valid_u", split / "png", videos=["a"])["expressions"]
+    read: list[Path] = []
+
+    def counting(path: Path, raw: bytes, size: tuple[int, int]) -> Any:
+        read.append(path)
+        return read_prediction(path, raw, size)
+
+    monkeypatch.setattr(video_protocol, "read_prediction", counting)
+    together = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", videos=["a"])["expressions"]
+    assert len(read) == len(NAMES)
+    assert together == alone
