@@ -23,6 +23,8 @@ class HashedSettings(Settings):
     """D. A quarter codes the position, the rest the word."""
     loudness: float = Field(default=2.0, gt=0)
     """Size of a word's part per channel; the position's sines and cosines have at most 1."""
+    pairs: float = Field(default=0.7, ge=0)
+    """Weight of the word pair that ends with a word, against the word's own 1: "then left" is not "first left"."""
     seed: int = 0
     shortest: int = Field(default=3, ge=1)
     longest: int = Field(default=5, ge=1)
@@ -31,10 +33,11 @@ class HashedSettings(Settings):
 
 
 class HashedEncoder:
-    """Each word: the normalised sum of fixed random vectors of its whole form (weight 1) and its n-grams (sharing 1).
+    """Each word: the normalised sum of fixed random vectors of its whole form (weight 1), its n-grams (sharing 1), and
+    the pair of the word before and itself (`pairs`), the features of fastText (Joulin et al., 2017, section 2.1).
 
-    Words that share letters are near, equal words equal, and any script works. After it come sines and cosines of the
-    word's position. The first token is a sentence mark with the span (0, 0).
+    Words that share letters are near, equal words nearly equal, and any script works. After it come sines and cosines of
+    the word's position. The first token is a sentence mark with the span (0, 0).
     """
 
     Settings = HashedSettings
@@ -56,7 +59,8 @@ class HashedEncoder:
 
     def _encode(self, text: str) -> Words:
         words = split_words(text)
-        vectors = np.stack([self._word("\x02"), *(self._word(word.lower()) for word, _, _ in words)])
+        keys = ["\x02", *(word.lower() for word, _, _ in words)]
+        vectors = np.stack([self._word(before, word) for before, word in zip(["", *keys], keys)])
         position = np.arange(len(vectors))[:, None] / 50.0 ** np.linspace(0, 1, self.position_channels // 2)[None]
         code = np.concatenate([np.sin(position), np.cos(position)], axis=1)
         spans = np.array([(0, 0), *((start, end) for _, start, end in words)], np.int32)
@@ -64,14 +68,18 @@ class HashedEncoder:
             np.concatenate([vectors, code], axis=1).astype(np.float16), spans, align_tags(text, spans, self.settings.tagger)
         )
 
-    def _vector(self, word: str) -> NDArray[np.float64]:
+    def _vector(self, before: str, word: str) -> NDArray[np.float64]:
         whole = self._gram(word)
         edged = f"<{word}>"
         lengths = range(self.settings.shortest, self.settings.longest + 1)
         grams = [edged[i : i + n] for n in lengths for i in range(len(edged) - n + 1)][:200]
         vector = whole + (np.mean([self._gram("#" + g) for g in grams], axis=0) * np.sqrt(len(grams)) if grams else 0.0)
+        vector = vector / np.linalg.norm(vector)
+        if self.settings.pairs:
+            pair = self._gram(f"{before}\0{word}")
+            vector = vector + self.settings.pairs * pair / np.linalg.norm(pair)
         # one size for all words: selectors normalise nothing before their first dot product with them
-        return vector / np.linalg.norm(vector) * np.sqrt(len(vector)) * self.settings.loudness
+        return np.asarray(vector / np.linalg.norm(vector) * np.sqrt(len(vector)) * self.settings.loudness, np.float64)
 
     def _random(self, key: str) -> NDArray[np.float64]:
         seed = hashlib.blake2b(f"{self.settings.seed}\0{key}".encode(), digest_size=16).digest()

@@ -38,7 +38,7 @@ def test_hashed_is_the_same_in_another_process() -> None:
 
 
 def test_hashed_nearness_follows_letters() -> None:
-    encoder = HashedEncoder(HashedSettings())
+    encoder = HashedEncoder(HashedSettings(pairs=0))
     words = ["moving", "moves", "circle", "circles", "turning", "turns", "square", "squares"]
     vectors = np.stack([encoder.encode([w])[0].vectors[1, :96] for w in words]).astype(float)
     near = vectors @ vectors.T / (vectors**2).sum(1).mean()
@@ -48,6 +48,21 @@ def test_hashed_nearness_follows_letters() -> None:
     same = encoder.encode(["bird bird"])[0].vectors
     assert np.array_equal(same[1][:96], same[2][:96])
     assert not np.array_equal(same[1], same[2])
+
+
+def test_hashed_pairs_tell_the_order_of_words() -> None:
+    """The words of both sentences are the same: only pairs tell them apart, wherever in the sentence they stand."""
+    texts = ["that grows and then shrinks", "that shrinks and then grows"]
+    sums = {}
+    for pairs in (0.0, 0.7):
+        one, two = (w.vectors[:, :96].astype(float) for w in HashedEncoder(HashedSettings(pairs=pairs)).encode(texts))
+        sums[pairs] = np.linalg.norm(one.sum(0) - two.sum(0)) / np.linalg.norm(one.sum(0))
+    assert sums[0.0] < 1e-3 < 0.3 < sums[0.7]
+    channels = 4096
+    cross = HashedEncoder(HashedSettings(pairs=0.5, channels=channels)).encode(["red bird", "blue bird", "old red bird"])
+    a, b, c = (w.vectors[-1, : channels * 3 // 4].astype(float) for w in cross)
+    assert np.array_equal(a, c)
+    assert a @ b / (a @ a) == pytest.approx(1 / (1 + 0.5**2), abs=0.06)
 
 
 def test_cues() -> None:
