@@ -23,7 +23,7 @@ PROTOCOLS = {
     "jhmdb-sentences": IMAGE,
     "mevis": VIDEO,
     "plain": VIDEO,
-    "ref-davis17": "rvos_select.evaluate.davis",
+    "ref-davis17": "rvos_select.evaluate.ref_davis",
     "ref-youtube-vos": VIDEO,
     "refcoco": IMAGE,
     "refcoco+": IMAGE,

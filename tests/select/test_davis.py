@@ -25,7 +25,7 @@ from rvos_cache.masks import RleMasks, from_coco
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackCache, TrackRecord, write_selections, write_tracks
 from rvos_cache.types import Selection, TrackSet
-from rvos_select.evaluate_davis import davis_truth, evaluate_ref_davis_pngs, evaluate_ref_davis_selections
+from rvos_select.evaluate.ref_davis import davis_truth, evaluate_ref_davis_pngs, evaluate_ref_davis_selections
 from rvos_select.label_maps import Answer, label_map
 from rvos_select.merge import merge
 from rvos_select.metrics.davis import DavisTruth, score_maps

@@ -20,11 +20,11 @@ from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png, write_mask_png
 from rvos_select import label_maps
-from rvos_select.evaluate_davis import evaluate_ref_davis_pngs, evaluate_ref_davis_selections
+from rvos_select.evaluate.ref_davis import evaluate_ref_davis_pngs, evaluate_ref_davis_selections
 from rvos_select.label_maps import SelectionAnswers
 from rvos_select.merge import merge
 from rvos_select.submit import submit
-from rvos_select.submit_davis import submit_ref_davis
+from rvos_select.submit.ref_davis import submit_ref_davis
 
 
 @pytest.fixture(scope="module")

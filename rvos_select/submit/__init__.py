@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
-from rvos_select.submit_davis import LAYOUT, submit_ref_davis
-from rvos_select.zips import write_zip
+from rvos_select.submit.ref_davis import LAYOUT, submit_ref_davis
+from rvos_select.submit.zips import write_zip
 
 LAYOUTS = {
     "mevis": "{video}/{expression}/{frame}.png",

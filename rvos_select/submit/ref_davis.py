@@ -14,7 +14,7 @@ from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_select.label_maps import Answer, Answers, Frames, PngAnswers, annotators, label_maps
 from rvos_select.metrics.davis import PROPOSALS
-from rvos_select.zips import write_zip
+from rvos_select.submit.zips import write_zip
 
 LAYOUT = "anno_{annotator}/{video}/{frame}.png"
 """Place of a picture in the zip."""

@@ -22,6 +22,38 @@ from rvos_select.label_maps import Answers, Frames, MissingAnswerError, PngAnswe
 from rvos_select.metrics.answers import chosen_videos, dataset_of
 from rvos_select.metrics.davis import DavisTruth, score_maps
 
+OPTIONS = frozenset({"strict"})
+
+
+def evaluate_pngs(
+    dataset: str, root: Path, split: str, predictions: Path, texts: Sequence[Path] = (), **given: Any
+) -> dict[str, Any]:
+    """See `evaluate_ref_davis_pngs`. Raises InputError, also for text caches: objects, and not texts, are scored."""
+    _no_texts(texts)
+    return {"dataset": dataset, "split": split, **evaluate_ref_davis_pngs(root, split, predictions, **given)}
+
+
+def evaluate_selections(
+    selections: Path,
+    caches: Sequence[Path],
+    dataset: str | None = None,
+    threshold: float | None = None,
+    top1: bool = False,
+    texts: Sequence[Path] = (),
+    **given: Any,
+) -> dict[str, Any]:
+    """See `evaluate_ref_davis_selections`; the best track of each expression unless a threshold is given. Raises InputError."""
+    _no_texts(texts)
+    best = top1 or threshold is None
+    found = evaluate_ref_davis_selections(selections, caches, threshold=threshold, top1=best, **given)
+    card = TrackSource(caches).card
+    return {"dataset": card.dataset, "split": card.split, **found}
+
+
+def _no_texts(texts: Sequence[Path]) -> None:
+    if texts:
+        raise InputError(f"{texts[0]}: slices by the text are no part of the scores of Ref-DAVIS17; leave --text out")
+
 
 def evaluate_ref_davis_pngs(
     root: Path,
