@@ -49,8 +49,11 @@ class StandardConv1d(nn.Conv1d):
     """A 1-D convolution along time with weight standardisation: (M, D, T) -> (M, D', T')."""
 
     def forward(self, x: Tensor) -> Tensor:
-        deviation, mean = torch.std_mean(self.weight, dim=(1, 2), keepdim=True)
-        weight = (self.weight - mean) / (deviation + EPSILON)
+        # torch.std_mean over two dimensions, in a third of its time
+        rows = self.weight.flatten(1)
+        rows = rows - rows.mean(1, keepdim=True)
+        deviation = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / max(rows.shape[1] - 1, 1) ** 0.5
+        weight = (rows / (deviation + EPSILON)).view_as(self.weight)
         if x.device.type == "cpu":
             # bfloat16 on a CPU: oneDNN leaves parts of this weight's gradient unset when few frames are left
             with torch.autocast("cpu", enabled=False):
