@@ -19,11 +19,11 @@ from rvos_cache.types import Words
 class HashedSettings(Settings):
     """Settings of the `hashed` encoder."""
 
-    channels: int = Field(default=128, ge=16, multiple_of=8)
+    channels: int = Field(default=192, ge=16, multiple_of=8)
     """D. A quarter codes the position, the rest the word."""
-    loudness: float = Field(default=2.0, gt=0)
+    loudness: float = Field(default=1.6, gt=0)
     """Size of a word's part per channel; the position's sines and cosines have at most 1."""
-    pairs: float = Field(default=0.7, ge=0)
+    pairs: float = Field(default=0.4, ge=0)
     """Weight of the word pair that ends with a word, against the word's own 1: "then left" is not "first left"."""
     seed: int = 0
     shortest: int = Field(default=3, ge=1)

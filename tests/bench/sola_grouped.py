@@ -97,7 +97,7 @@ def main() -> None:
     shapes = Path(__file__).parents[2] / "pipelines/sola_shapes.toml"
     # The full module on a video like MeViS's, and the demo's module on a video of moving shapes.
     full = (SolaConfig(), {"expressions": 14, "tracks": 32, "frames": 64})
-    small = (SolaConfig(word_channels=128, **read_toml(shapes)["config"]), {"expressions": 10, "tracks": 8, "frames": 32})
+    small = (SolaConfig(word_channels=192, **read_toml(shapes)["config"]), {"expressions": 10, "tracks": 8, "frames": 32})
     for name, (config, sizes) in (("full", full), ("small", small)):
         torch.manual_seed(0)
         model = Sola(config).eval()

@@ -24,7 +24,7 @@ def test_hashed_spans_point_at_the_words() -> None:
     for text, words in zip(SENTENCES, HashedEncoder(HashedSettings()).encode(SENTENCES)):
         assert [text[a:b] for a, b in words.spans[1:]] == [w for w, _, _ in split_words(text)]
         assert words.spans[0].tolist() == [0, 0]
-        assert words.vectors.shape == (len(words.tags), 128)
+        assert words.vectors.shape == (len(words.tags), 192)
 
 
 def test_hashed_is_the_same_in_another_process() -> None:
@@ -40,13 +40,13 @@ def test_hashed_is_the_same_in_another_process() -> None:
 def test_hashed_nearness_follows_letters() -> None:
     encoder = HashedEncoder(HashedSettings(pairs=0))
     words = ["moving", "moves", "circle", "circles", "turning", "turns", "square", "squares"]
-    vectors = np.stack([encoder.encode([w])[0].vectors[1, :96] for w in words]).astype(float)
+    vectors = np.stack([encoder.encode([w])[0].vectors[1, :144] for w in words]).astype(float)
     near = vectors @ vectors.T / (vectors**2).sum(1).mean()
     related = [near[i, i + 1] for i in range(0, 8, 2)]
     foreign = [near[i, j] for i in range(8) for j in range(8) if i // 2 != j // 2]
     assert np.mean(related) > np.mean(foreign) + 0.15
     same = encoder.encode(["bird bird"])[0].vectors
-    assert np.array_equal(same[1][:96], same[2][:96])
+    assert np.array_equal(same[1][:144], same[2][:144])
     assert not np.array_equal(same[1], same[2])
 
 
@@ -55,7 +55,7 @@ def test_hashed_pairs_tell_the_order_of_words() -> None:
     texts = ["that grows and then shrinks", "that shrinks and then grows"]
     sums = {}
     for pairs in (0.0, 0.7):
-        one, two = (w.vectors[:, :96].astype(float) for w in HashedEncoder(HashedSettings(pairs=pairs)).encode(texts))
+        one, two = (w.vectors[:, :144].astype(float) for w in HashedEncoder(HashedSettings(pairs=pairs)).encode(texts))
         sums[pairs] = np.linalg.norm(one.sum(0) - two.sum(0)) / np.linalg.norm(one.sum(0))
     assert sums[0.0] < 1e-3 < 0.3 < sums[0.7]
     channels = 4096
