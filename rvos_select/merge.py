@@ -43,11 +43,12 @@ def merge_masks(selection: Selection, masks: RleMasks, threshold: float | None =
     Raises InputError when the selection is of another number of tracks.
     """
     source = masks if selection.masks is None else selection.masks
-    _check_width(selection, source.shape[0])
+    check_width(selection, source.shape[0])
     return source.union(chosen(selection, threshold, top1))
 
 
-def _check_width(selection: Selection, tracks: int) -> None:
+def check_width(selection: Selection, tracks: int) -> None:
+    """Raises InputError unless the selection scores that many `tracks`."""
     if len(selection.scores) != tracks:
         raise InputError(
             f"the selection of expression {selection.expression_id} scores {len(selection.scores)} tracks, the caches hold "
@@ -61,7 +62,7 @@ def _merged(
     """Each selection with its OR, as merge_masks makes it; the masks of tracks that none of them chose are not kept."""
     tracks, picks = source.info(video_id).tracks, [chosen(s, threshold, top1) for s in todo]
     for selection in todo:
-        _check_width(selection, tracks if selection.masks is None else selection.masks.shape[0])
+        check_width(selection, tracks if selection.masks is None else selection.masks.shape[0])
     wanted = np.unique(np.concatenate([np.zeros(0, np.intp), *(p for s, p in zip(todo, picks) if s.masks is None)]))
     masks = source.masks(video_id, wanted.tolist()) if any(s.masks is None for s in todo) else None
     for selection, picked in zip(todo, picks):

@@ -27,7 +27,7 @@ from rvos_select.caches import TrackSource
 from rvos_select.evaluate.kinds import kinds_of
 from rvos_select.evaluate.pngs import check_folder, read_prediction
 from rvos_select.evaluate.processes import in_order
-from rvos_select.merge import _check_width, check_cards, check_pair
+from rvos_select.merge import check_cards, check_pair, check_width
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of
 from rvos_select.metrics.image_level import Detections, ImageScores, MapMode
 from rvos_select.metrics.slices import Facts
@@ -191,7 +191,7 @@ def _said(
                 raise InputError(f"{said.path}: no selection of expression {expression.key}; {remedy}")
             continue
         masks, truth = tracks if selection.masks is None else selection.masks, video.truth.masks
-        _check_width(selection, masks.shape[0])
+        check_width(selection, masks.shape[0])
         if (masks.shape[1], masks.size) != (truth.shape[1], truth.size):
             raise InputError(
                 f"expression {expression.key}: predicted {masks.shape[1]} frames of {masks.size}, the ground truth has "

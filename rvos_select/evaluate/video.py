@@ -25,7 +25,7 @@ from rvos_select.caches import TrackSource
 from rvos_select.evaluate.kinds import kinds_of
 from rvos_select.evaluate.pngs import check_folder, read_prediction
 from rvos_select.evaluate.processes import in_order
-from rvos_select.merge import _check_width, check_cards, check_pair, chosen, default_threshold
+from rvos_select.merge import check_cards, check_pair, check_width, chosen, default_threshold
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
 from rvos_select.metrics.scores import Scores
 from rvos_select.metrics.silhouette import EMPTY, Silhouette, j_and_f
@@ -260,7 +260,7 @@ def _drawn(
         return Drawn()
     tracks, picks = source.info(video_id).tracks, [pick(s) for s in kept]
     for s in kept:
-        _check_width(s, tracks if s.masks is None else s.masks.shape[0])
+        check_width(s, tracks if s.masks is None else s.masks.shape[0])
     wanted = np.unique(np.concatenate([np.zeros(0, np.intp), *(p for s, p in zip(kept, picks) if s.masks is None)]))
     masks, out = [source.masks(video_id, wanted.tolist())], {}
     for s, picked in zip(kept, picks):
