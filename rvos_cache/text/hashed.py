@@ -13,6 +13,7 @@ from pydantic import Field
 
 from rvos_cache.settings import Settings
 from rvos_cache.text.cues import align_tags, split_words
+from rvos_cache.text.normalise import Normalise, normalised, written_spans
 from rvos_cache.types import Words
 
 
@@ -30,6 +31,8 @@ class HashedSettings(Settings):
     longest: int = Field(default=5, ge=1)
     """Lengths of the character n-grams; the whole word always counts too."""
     tagger: Literal["hanta", "spacy"] = "hanta"
+    normalise: Normalise = "raw"
+    """The text that is tagged; the vectors never tell upper from lower case, nor how many blanks there were."""
 
 
 class HashedEncoder:
@@ -58,15 +61,15 @@ class HashedEncoder:
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> Words:
+        text, places = normalised(text, self.settings.normalise)
         words = split_words(text)
         keys = ["\x02", *(word.lower() for word, _, _ in words)]
         vectors = np.stack([self._word(before, word) for before, word in zip(["", *keys], keys)])
         position = np.arange(len(vectors))[:, None] / 50.0 ** np.linspace(0, 1, self.position_channels // 2)[None]
         code = np.concatenate([np.sin(position), np.cos(position)], axis=1)
         spans = np.array([(0, 0), *((start, end) for _, start, end in words)], np.int32)
-        return Words(
-            np.concatenate([vectors, code], axis=1).astype(np.float16), spans, align_tags(text, spans, self.settings.tagger)
-        )
+        tags = align_tags(text, spans, self.settings.tagger)
+        return Words(np.concatenate([vectors, code], axis=1).astype(np.float16), written_spans(spans, places), tags)
 
     def _vector(self, before: str, word: str) -> NDArray[np.float64]:
         whole = self._gram(word)

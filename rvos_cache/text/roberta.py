@@ -14,6 +14,7 @@ from pydantic import Field
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings
 from rvos_cache.text.cues import align_tags
+from rvos_cache.text.normalise import Normalise, normalised, written_spans
 from rvos_cache.types import Words
 
 
@@ -24,10 +25,12 @@ class RobertaSettings(Settings):
     """A hub name or a folder with tokenizer, config and safetensors weights."""
     batch_size: int = Field(default=32, ge=1)
     tagger: Literal["hanta", "spacy"] = "hanta"
+    normalise: Normalise = "raw"
+    """raw: the sentence as written (SOLA's released code); lower: lower case and single blanks (MeViS's LMPM, DsHmp)."""
 
 
 class RobertaEncoder:
-    """Words are the last hidden state, special tokens included; the sentence is passed as written."""
+    """Words are the last hidden state, special tokens included."""
 
     Settings = RobertaSettings
 
@@ -71,9 +74,9 @@ class RobertaEncoder:
 
         found: list[Words] = []
         for start in range(0, len(texts), self.settings.batch_size):
-            part = list(texts[start : start + self.settings.batch_size])
+            part = [normalised(text, self.settings.normalise) for text in texts[start : start + self.settings.batch_size]]
             given = self.tokenizer(
-                part,
+                [text for text, _ in part],
                 padding=True,
                 truncation=True,
                 max_length=self.longest,
@@ -83,9 +86,10 @@ class RobertaEncoder:
             spans = given.pop("offset_mapping").numpy().astype(np.int32)
             with torch.inference_mode():
                 hidden = self.model(**given.to(self.device)).last_hidden_state.cpu().numpy()
-            for text, row, where, real in zip(part, hidden, spans, given["attention_mask"].cpu().numpy().astype(bool)):
+            masks = given["attention_mask"].cpu().numpy().astype(bool)
+            for (text, places), row, where, real in zip(part, hidden, spans, masks):
                 if real.sum() >= self.longest and where[real][:, 1].max() < len(text.rstrip()):
                     warnings.warn(f"cut to {self.longest} tokens: {text[:60]!r}...", stacklevel=2)
                 tags = align_tags(text, where[real], self.settings.tagger)
-                found.append(Words(row[real].astype(np.float16), where[real], tags))
+                found.append(Words(row[real].astype(np.float16), written_spans(where[real], places), tags))
         return found

@@ -12,9 +12,12 @@ from text_fixtures import tiny_roberta
 
 from rvos_cache.cli import main
 from rvos_cache.errors import InputError
+from rvos_cache.extract import extract_text
 from rvos_cache.settings import build
+from rvos_cache.store import read_card
 from rvos_cache.text.cues import align_tags, cue, split_words
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
+from rvos_cache.text.normalise import normalised
 from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
 
 SENTENCES = ["The dog dancing quickly to the left.", "這隻鳥 飛走了 🐦", "the bird " * 250, "x"]
@@ -133,3 +136,55 @@ def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be loaded") as error:
         RobertaEncoder(RobertaSettings(checkpoint=str(tmp_path)))
     assert "\n" not in str(error.value)
+
+
+WRITTEN = "  The  BLACK Dog\tturning\u00a0ΟΔΟΣ  İ x \n"
+
+
+@pytest.mark.parametrize("text", [WRITTEN, *SENTENCES, "a", "A B", " \u2003 z", ""])
+def test_lower_is_what_the_published_datasets_say_and_knows_where_it_was_written(text: str) -> None:
+    """ReferFormer's, MeViS's and ReferDINO's datasets: `" ".join(exp.lower().split())`."""
+    found, places = normalised(text, "lower")
+    assert found == " ".join(text.lower().split())
+    assert places.shape == (len(found), 2) and places.dtype == np.int32
+    assert (places[1:] >= places[:-1]).all()
+    for character, (start, end) in zip(found, places):
+        assert end == start + 1
+        # What a capital sigma becomes depends on its place in the word.
+        assert text[start].isspace() if character == " " else character.replace("ς", "σ") in text[start].lower()
+    raw, own = normalised(text, "raw")
+    assert raw == text and own.tolist() == [[i, i + 1] for i in range(len(text))]
+
+
+def test_hashed_lower_changes_no_vector_and_its_spans_point_into_the_text_as_written() -> None:
+    raw, lower = (HashedEncoder(HashedSettings(normalise=how)).encode([WRITTEN])[0] for how in ("raw", "lower"))
+    assert [WRITTEN[a:b] for a, b in lower.spans[1:]][:4] == ["The", "BLACK", "Dog", "turning"]
+    assert np.array_equal(raw.spans[:5], lower.spans[:5]) and np.array_equal(raw.vectors[:5], lower.vectors[:5])
+    plain = HashedEncoder(HashedSettings()).encode(["the black dog turning"])[0]
+    assert lower.tags[:5] == plain.tags
+
+
+def test_roberta_lower_is_the_lowered_sentence(checkpoint: Path) -> None:
+    def encoder(**values: object) -> RobertaEncoder:
+        return RobertaEncoder(build(RobertaSettings, {"checkpoint": str(checkpoint), **values}, "test"))
+
+    text = " The  Dog dancing Quickly\tto the LEFT. "
+    lower = encoder(normalise="lower").encode([text, "x"])[0]
+    plain = encoder().encode([" ".join(text.lower().split()), "x"])[0]
+    assert np.array_equal(lower.vectors, plain.vectors) and lower.tags == plain.tags
+    raw = encoder().encode([text, "x"])[0]
+    assert np.array_equal(raw.vectors, encoder(normalise="raw").encode([text, "x"])[0].vectors)
+    assert raw.vectors.shape != lower.vectors.shape or not np.array_equal(raw.vectors, lower.vectors)
+    assert text[lower.spans[1, 0] : lower.spans[-2, 1]] == text.strip()
+    for (a, b), (c, d) in zip(lower.spans[1:-1], plain.spans[1:-1]):
+        assert " ".join(text[a:b].lower().split()) == " ".join(text.lower().split())[c:d].strip()
+
+
+def test_how_the_text_was_given_is_in_the_card_and_binds(tmp_path: Path) -> None:
+    root, out = tmp_path / "1", tmp_path / "t.zarr"
+    extract_text("store_fixtures:Tiny", root, "train", "hashed", out, overrides={"normalise": "lower"})
+    assert read_card(out).settings["normalise"] == "lower"
+    with pytest.raises(InputError, match="normalise"):
+        extract_text("store_fixtures:Tiny", root, "train", "hashed", out)
+    with pytest.raises(InputError, match="'raw' or 'lower'.*'upper'"):
+        build(RobertaSettings, {"normalise": "upper"}, "test")
