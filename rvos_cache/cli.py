@@ -174,6 +174,17 @@ def extract_all(
 
 @cli.command()
 @click.argument("cache", type=PATH)
+@OUT
+@JOBS
+def mirror(cache: Path, out: Path, jobs: int) -> None:
+    """The tracks of a split seen in a mirror, from its cache and without tracking again: more to train on."""
+    from rvos_cache.mirror import mirror as step
+
+    told({str(out): step(cache, out, jobs)})
+
+
+@cli.command()
+@click.argument("cache", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(cache: Path, as_json: bool) -> None:
     """What a cache is and holds: videos done, failed and missing (neither), bytes, card, and one digest of the content."""

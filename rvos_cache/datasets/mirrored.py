@@ -5,7 +5,7 @@ Split `<split>-mirror` of every dataset; its cache joins the split's own in one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,29 +55,40 @@ class Mirrored:
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """The split's, in its order, mirrored."""
-        return tuple(
-            Expression(
-                video_id,
-                e.expression_id,
-                mirrored_text(e.text),
-                None if e.targets is None else tuple(target + SUFFIX for target in e.targets),
-            )
-            for e in self.dataset.expressions(_own(video_id))
-        )
+        return mirrored_expressions(self.dataset.expressions(_own(video_id)))
 
     def ground_truth(self, video_id: str) -> GroundTruth | None:
         """The split's masks, flipped."""
         truth = self.dataset.ground_truth(_own(video_id))
-        if truth is None:
-            return None
-        a, t = truth.masks.shape
-        rows = [RleMasks.from_dense(truth.masks.dense([i])[..., ::-1]) for i in range(a)]
-        masks = RleMasks.concatenate(rows) if rows else RleMasks.empty(0, t, truth.masks.size)
-        return GroundTruth(tuple(o + SUFFIX for o in truth.object_ids), masks, truth.annotated)
+        return None if truth is None else mirrored_truth(truth)
 
     def check(self) -> Iterator[str]:
         """The faults of the split itself."""
         return self.dataset.check()
+
+
+def mirrored_expressions(expressions: Iterable[Expression]) -> tuple[Expression, ...]:
+    """The same sentences of the videos behind the mirror, left and right swapped."""
+    return tuple(
+        Expression(
+            e.video_id + SUFFIX,
+            e.expression_id,
+            mirrored_text(e.text),
+            None if e.targets is None else tuple(target + SUFFIX for target in e.targets),
+        )
+        for e in expressions
+    )
+
+
+def mirrored_truth(truth: GroundTruth) -> GroundTruth:
+    """The same objects, flipped."""
+    return GroundTruth(tuple(o + SUFFIX for o in truth.object_ids), flipped(truth.masks), truth.annotated)
+
+
+def flipped(masks: RleMasks) -> RleMasks:
+    """Masks (K, T), each flipped from left to right."""
+    rows = [RleMasks.from_dense(masks.dense([k])[..., ::-1]) for k in range(masks.shape[0])]
+    return RleMasks.concatenate(rows) if rows else RleMasks.empty(0, masks.shape[1], masks.size)
 
 
 def _own(video_id: str) -> str:

@@ -10,8 +10,11 @@ import pytest
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extract import extract_all
+from rvos_cache.mirror import mirror
+from rvos_cache.overlap import count_overlap
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TextCache, TrackCache
+from rvos_cache.trackers.flow import tokens
 from rvos_select.caches import TextSource, TrackSource
 
 
@@ -62,3 +65,34 @@ def test_a_split_and_its_mirror_are_one_training_set(root: Path, tmp_path: Path)
         # the pixels of each object are the same, whatever the tracker finds of them
         np.testing.assert_array_equal(a.gt_area, b.gt_area)
         assert [len(w.vectors) for w in texts.words(video_id)] == [len(w.vectors) for w in texts.words(video_id + "-mirror")]
+
+
+def test_a_mirrored_cache_is_the_cache_of_mirrored_frames(root: Path, tmp_path: Path) -> None:
+    """Tokens of the flipped masks over flipped frames, measured anew, against the tokens rearranged."""
+    extract_all("mevis", root, splits=["train"], tracker="flow", encoder="hashed", out=tmp_path)
+    path = tmp_path / "train/flow.zarr"
+    report = mirror(path, tmp_path / "m.zarr")
+    assert not report.failed
+    own, seen, split = TrackCache(path), TrackCache(tmp_path / "m.zarr"), open_dataset("mevis", root, "train-mirror")
+    assert seen.card.split == "train-mirror"
+    for video_id in own.video_ids():
+        a, b = own.read(video_id), seen.read(video_id + "-mirror")
+        np.testing.assert_array_equal(b.tracks.masks.dense(), a.tracks.masks.dense()[..., ::-1])
+        assert b.expressions == split.expressions(b.video_id)
+        assert b.ground_truth is not None and b.overlap is not None
+        truth = split.ground_truth(b.video_id)
+        assert truth is not None and truth.object_ids == b.ground_truth.object_ids and truth.masks == b.ground_truth.masks
+        again = count_overlap(b.tracks.masks, b.ground_truth)
+        for name in ("inter", "area", "gt_area"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(b.overlap, name))
+        np.testing.assert_array_equal(tokens.mirrored(tokens.mirrored(a.tracks.tokens)), a.tracks.tokens)
+        measured, _ = tokens.describe(split.video(b.video_id).read, b.tracks.masks)
+        for part, where in tokens.SLICES.items():
+            one, two = measured[..., where].astype(float), b.tracks.tokens[..., where].astype(float)
+            # flow is measured anew on flipped frames and is not quite the same there
+            away = np.abs(one - two).mean() / max(np.abs(one).mean(), 0.02)
+            assert away < (0.35 if part in ("velocity", "heading", "screen", "flow") else 0.05), (part, away)
+    with pytest.raises(InputError, match="another"):
+        mirror(path, path)
+    again_report = mirror(path, tmp_path / "m.zarr")
+    assert len(again_report.skipped) == len(own.video_ids()) and not again_report.done

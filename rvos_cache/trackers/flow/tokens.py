@@ -19,10 +19,10 @@ never visible has zeros everywhere.
 |---|---|---|
 | visible   | 2  | 1 when the mask has pixels; 1 when it has none |
 | position  | 24 | centre: 12 bins of x, 12 of y, from -1 to 1 |
-| velocity  | 38 | against the background (the camera's homography is taken off step by step): 11 bins of s(vx), 11 of s(vy), |
-|           |    | from -0.95 to 0.95; 8 bins of the speed s(|v|) from 0 to 0.95; 8 headings (right, down-right, down ...), |
-|           |    | squared cosines, falling to 0 below half a pixel per frame |
-| screen    | 30 | the same on the screen without the headings |
+| velocity  | 30 | against the background (the camera's homography is taken off step by step): 11 bins of s(vx), 11 of s(vy), |
+|           |    | from -0.95 to 0.95; 8 bins of the speed s(|v|) from 0 to 0.95 |
+| heading   | 8  | of the velocity: squared cosines to right, down-right, down ...; 0 below half a pixel per frame |
+| screen    | 30 | the velocity on the screen |
 | growth    | 11 | bins of tanh(g / 0.05) from -0.95 to 0.95, g the growth of the log area per frame |
 | size      | 31 | 15 bins of the log area share from -8 to -0.5; 8 bins each of the log width and height shares from -4 to 0 |
 | shape     | 28 | log aspect of the box; eccentricity times sin, cos of twice the orientation; eccentricity; 8 bins each of |
@@ -39,6 +39,8 @@ never visible has zeros everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,14 +52,15 @@ from rvos_cache.trackers.flow.paths import Life, growth, paths, velocity
 
 CHANNELS = 256
 PARTS = {
-    "visible": 2, "position": 24, "velocity": 38, "screen": 30, "growth": 11, "size": 31, "shape": 28, "ring": 8, "profile": 8,
-    "colour": 36, "palette": 16, "texture": 6, "flow": 6, "border": 4, "time": 8,
+    "visible": 2, "position": 24, "velocity": 30, "heading": 8, "screen": 30, "growth": 11, "size": 31, "shape": 28,
+    "ring": 8, "profile": 8, "colour": 36, "palette": 16, "texture": 6, "flow": 6, "border": 4, "time": 8,
 }  # fmt: skip
 _ends = np.cumsum(list(PARTS.values()))
 SLICES = {name: slice(int(end) - size, int(end)) for (name, size), end in zip(PARTS.items(), _ends)}
 """Part name -> the slice of C that holds it."""
-LOUD = {"growth": 2.5, "ring": 2.0, "shape": 1.5, "time": 1.5}
-"""Part name -> factor. Measured with SOLA on moving shapes: without growth's, growing and shrinking are not learned at all."""
+LOUD = {"heading": 2.0, "growth": 2.5, "ring": 2.0, "shape": 1.5, "time": 1.5}
+"""Part name -> factor. Measured with SOLA on moving shapes: growing and shrinking are not learned in time without growth's,
+and the sense of a circle not without heading's."""
 
 Array = NDArray[np.float64]
 
@@ -113,12 +116,14 @@ def token(life: Life) -> Array:
     seen = life.visible.astype(float)[:, None]
     spot = (life.screen + 0.5) / [w, h] * 2 - 1
     extent = np.log(np.maximum((life.box[:, 2:] - life.box[:, :2]) / [w, h], 1e-6))
+    moved = velocity(life.world, life.first, life.last)
     gaps = np.stack([life.box[:, 0], life.box[:, 1], w - life.box[:, 2], h - life.box[:, 3]], 1)
     parts = {
         "visible": [seen, 1 - seen],
         "position": [bins(spot[:, k], -1, 1, 12) for k in (0, 1)],
-        "velocity": _moves(velocity(life.world, life.first, life.last), d),
-        "screen": _moves(velocity(life.screen, life.first, life.last), d)[:3],
+        "velocity": _moves(moved, d),
+        "heading": [_heading(moved)],
+        "screen": _moves(velocity(life.screen, life.first, life.last), d),
         "growth": [bins(np.tanh(growth(life.area, life.first, life.last) / 0.05), -0.95, 0.95, 11)],
         "size": [bins(np.log(life.area / (h * w)), -8, -0.5, 15), *(bins(extent[:, k], -4, 0, 8) for k in (0, 1))],
         "shape": [life.shape[:, :4], *(bins(life.shape[:, k], 0.4, 1, 8) for k in (4, 5, 6))],
@@ -136,6 +141,26 @@ def token(life: Life) -> Array:
     return out
 
 
+def mirrored(tokens: NDArray[np.float16]) -> NDArray[np.float16]:
+    """The tokens (N, T, 256) of the same tracks in frames flipped from left to right."""
+    order, sign = np.arange(CHANNELS), np.ones(CHANNELS, np.float16)
+
+    def rearranged(part: str, first: int, places: Sequence[int]) -> None:
+        start = SLICES[part].start + first
+        order[start : start + len(places)] = start + np.array(places)
+
+    rearranged("position", 0, range(11, -1, -1))
+    for part in ("velocity", "screen"):
+        rearranged(part, 0, range(10, -1, -1))
+    rearranged("heading", 0, [(4 - k) % 8 for k in range(8)])
+    # sector k spans the angles from k to k + 1 eighths of a turn
+    rearranged("profile", 0, [(3 - k) % 8 for k in range(8)])
+    rearranged("border", 0, [2, 1, 0, 3])
+    sign[SLICES["shape"].start + 1] = -1  # the sine of twice the orientation
+    sign[[SLICES["flow"].start, SLICES["flow"].start + 5]] = -1  # the mean x, and the curl
+    return np.asarray(tokens[..., order] * sign, np.float16)
+
+
 def bins(value: Array, low: float, high: float, count: int) -> Array:
     """Soft bins (T, count) of `value` (T,) cut to [low, high]: linear interpolation between evenly spaced centres."""
     at = (np.clip(value, low, high) - low) / (high - low) * (count - 1)
@@ -143,13 +168,17 @@ def bins(value: Array, low: float, high: float, count: int) -> Array:
 
 
 def _moves(v: Array, diagonal: float) -> list[Array]:
-    """The parts of a velocity (T, 2) in working pixels per frame: x, y, speed, heading."""
+    """The parts of a velocity (T, 2) in working pixels per frame: x, y, speed."""
     x, y = _squash(v, diagonal).T
     speed = np.linalg.norm(v, axis=1)
+    return [bins(x, -0.95, 0.95, 11), bins(y, -0.95, 0.95, 11), bins(_squash(speed, diagonal), 0, 0.95, 8)]
+
+
+def _heading(v: Array) -> Array:
+    """Squared cosines (T, 8) of the angles between a velocity (T, 2) and eight directions."""
     turn = np.arctan2(v[:, 1], v[:, 0])[:, None] - np.arange(8) * np.pi / 4
     # below about half a pixel per frame a direction is noise
-    heading = np.clip(np.cos(turn), 0, 1) ** 2 * np.tanh((speed / 0.5) ** 2)[:, None]
-    return [bins(x, -0.95, 0.95, 11), bins(y, -0.95, 0.95, 11), bins(_squash(speed, diagonal), 0, 0.95, 8), heading]
+    return np.asarray(np.clip(np.cos(turn), 0, 1) ** 2 * np.tanh((np.linalg.norm(v, axis=1) / 0.5) ** 2)[:, None], np.float64)
 
 
 def _squash(value: Array, diagonal: float) -> Array:

@@ -29,6 +29,7 @@ class FlowTracker:
     channels = tokens.CHANNELS
     feature_specs: tuple[FeatureSpec, ...] = ()
     label_iou = 0.5
+    mirrored_tokens = staticmethod(tokens.mirrored)
 
     def __init__(self, settings: FlowSettings) -> None:
         self.settings = settings
