@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from rvos_cache.errors import InputError
-from rvos_cache.masks import RleMasks, from_coco, intersections, run_total
+from rvos_cache.masks import RleMasks, from_coco, intersections, run_ends, run_total
 from rvos_cache.overlap import count_overlap, frame_mean, iou, precision, recall
 from rvos_cache.settings import Settings, build, merge, parse_overrides
 from rvos_cache.types import GroundTruth
@@ -41,6 +41,66 @@ def test_overlap_by_hand() -> None:
     assert precision(counts)[0, 0].tolist() == [2 / 4, 1.0, 1.0]
     assert recall(counts)[0, 0].tolist() == [2 / 6, 1.0, 0.0]
     assert frame_mean(iou(counts), counts.annotated)[0, 0] == (0.25 + 1) / 2
+
+
+@given(st.integers(1, 150), st.integers(1, 9), st.lists(st.lists(st.integers(0, 90), max_size=12), max_size=4), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_pixels_are_what_the_counts_say(height: int, width: int, rows: list[list[int]], long: bool) -> None:
+    """Runs over several columns and words of 64 rows, empty runs, a last pixel that is set; against np.repeat."""
+    total, masks, wanted = height * width, [], []
+    for counts in rows:
+        fitting = [c * 7 if long else c for c in counts]
+        while sum(fitting) > total:
+            fitting.pop()
+        fitting.append(total - sum(fitting))
+        masks.append([from_coco({"size": [height, width], "counts": fitting}, (height, width), "x")])
+        wanted.append(np.repeat(np.arange(len(fitting)) % 2 == 1, fitting).reshape(width, height).T)
+    held = RleMasks.from_bytes(masks, 1, (height, width))
+    for k, pixels in enumerate(wanted):
+        assert np.array_equal(held.decode(k, 0), pixels) and np.array_equal(held.dense([k])[0, 0], pixels)
+        assert np.array_equal(coco.decode(held.at(k, 0)).view(bool), pixels) and run_total(held.bytes_at(k, 0)) == total
+    assert np.array_equal(held.dense()[:, 0], np.array(wanted, bool).reshape(-1, height, width))
+    if masks:
+        ends, stops = run_ends(held.rle, held.offsets)
+        assert np.array_equal(ends[stops - 1], [total] * len(masks)) and len(ends) == stops[-1]
+
+
+def test_runs_that_do_not_fill_the_frame_give_no_pixels() -> None:
+    square = RleMasks.from_dense(np.ones((1, 1, 4, 4), bool))
+    for raw, said in ((square.rle, "fill"), (np.append(square.rle, np.uint8(50)), "fill"), (square.rle[:1] + 32, "break off")):
+        torn = RleMasks(raw, np.array([0, len(raw)]), (1, 1), (4, 5))
+        for read in (lambda m: m.decode(0, 0), RleMasks.dense):
+            with pytest.raises(ValueError, match=said):
+                read(torn)
+
+
+def loop_total(raw: bytes) -> int:
+    """`run_total` a byte at a time."""
+    counts: list[int] = []
+    position = 0
+    while position < len(raw):
+        value = shift = 0
+        while True:
+            if position >= len(raw) or not 0 <= raw[position] - 48 < 64 or shift > 30:
+                return -1
+            digit = raw[position] - 48
+            position += 1
+            value |= (digit & 0x1F) << shift
+            shift += 5
+            if not digit & 0x20:
+                value -= (digit >> 4) << shift
+                break
+        value += counts[-2] if len(counts) > 2 else 0
+        if value < 0:
+            return -1
+        counts.append(value)
+    return sum(counts)
+
+
+@given(st.lists(st.integers(46, 113), max_size=14).map(bytes))
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_have_the_total_of_the_loop(raw: bytes) -> None:
+    assert run_total(raw) == loop_total(raw)
 
 
 @pytest.mark.parametrize("raw", [b"", b"zz", b"0" * 30, b"\xff\xff", b"o" * 12 + b"0"])
