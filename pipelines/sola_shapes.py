@@ -26,7 +26,7 @@ from rvos_select.predict import predict, select_all
 from rvos_select.report import report
 from rvos_select.train import TrainSettings, train
 
-VIDEOS, SEED = 960, 7
+VIDEOS, SEED = 800, 7
 
 
 @click.command()
