@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -303,25 +304,30 @@ def _areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
 
-def intersections(
-    a: list[Rle], b: list[Rle], a_area: NDArray[np.integer] | None = None, b_area: NDArray[np.integer] | None = None
-) -> NDArray[np.int64]:
-    """Shared pixels of every mask of `a` with every mask of `b` in one frame, int64 (len(a), len(b)).
-
-    a_area (len(a),) and b_area (len(b),) are the masks' pixels, where the caller has counted them already.
-
-    From u = |A∩B| / |A∪B| the exact count is rint(u (|A| + |B|) / (1 + u)): u is computed in double precision, so the
-    error stays far below half a pixel for any frame that fits in memory.
-    """
-    out = np.zeros((len(a), len(b)), np.int64)
+def intersections(a: list[Rle], b: list[Rle]) -> NDArray[np.int64]:
+    """Shared pixels of every mask of `a` with every mask of `b` in one frame, int64 (len(a), len(b))."""
     if not a or not b:
-        return out
-    iou = np.nan_to_num(np.asarray(coco.iou(a, b, [0] * len(b)), np.float64).reshape(len(a), len(b)))
-    # Areas of the masks that meet no other are not needed.
-    rows, columns = np.flatnonzero(iou.any(1)), np.flatnonzero(iou.any(0))
-    iou = iou[np.ix_(rows, columns)]
-    first = _areas([a[i] for i in rows]) if a_area is None else a_area[rows].astype(np.int64)
-    second = _areas([b[i] for i in columns]) if b_area is None else b_area[columns].astype(np.int64)
-    total = first[:, None] + second[None, :]
-    out[np.ix_(rows, columns)] = np.rint(iou * total / (1 + iou))
-    return out
+        return np.zeros((len(a), len(b)), np.int64)
+    return shared_pixels(a, b, (a[0]["size"][0], a[0]["size"][1]))[0]
+
+
+def shared_pixels(
+    a: list[Rle], b: list[Rle], size: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels that masks of one frame of `size` (H, W) share, int64 (len(a), len(b)), and their own, (len(a),) and (len(b),).
+
+    From u = |A∩B| / |A∪B| the exact count is rint(u (|A| + |B|) / (1 + u)), and with the whole frame for B, u HW is |A|: u is
+    computed in double precision, so the error stays far below half a pixel for any frame that fits in memory.
+    """
+    # The whole frame joins both lists, because one call decodes each mask once and a call of its own for areas once more.
+    whole = _whole(size)
+    u = np.nan_to_num(np.asarray(coco.iou([*a, whole], [*b, whole], [0] * (len(b) + 1)), np.float64))
+    u = u.reshape(len(a) + 1, len(b) + 1)
+    first, second = (np.rint(v * (size[0] * size[1])).astype(np.int64) for v in (u[:-1, -1], u[-1, :-1]))
+    pairs = u[:-1, :-1]
+    return np.rint(pairs * (first[:, None] + second[None, :]) / (1 + pairs)).astype(np.int64), first, second
+
+
+@lru_cache(maxsize=64)
+def _whole(size: tuple[int, int]) -> Rle:
+    return {"size": list(size), "counts": encode(np.ones(size, np.uint8))}

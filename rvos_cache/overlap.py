@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_cache.masks import RleMasks, intersections
+from rvos_cache.masks import RleMasks, shared_pixels
 from rvos_cache.types import GroundTruth, Overlap
 
 
@@ -15,10 +15,9 @@ def count_overlap(tracks: RleMasks, truth: GroundTruth) -> Overlap:
     a, truth_frames = truth.masks.shape
     if t != truth_frames or tracks.size != truth.masks.size:
         raise ValueError(f"tracks {t} frames of {tracks.size}, ground truth {truth_frames} of {truth.masks.size}")
-    inter, area, gt_area = np.zeros((n, a, t), np.int32), tracks.area(), truth.masks.area()
-    for frame in range(t):
-        here = area[:, frame], gt_area[:, frame]
-        inter[:, :, frame] = intersections(tracks.column(frame), truth.masks.column(frame), *here)
+    inter, area, gt_area = np.zeros((n, a, t), np.int32), np.zeros((n, t), np.int32), np.zeros((a, t), np.int32)
+    for f in range(t):
+        inter[:, :, f], area[:, f], gt_area[:, f] = shared_pixels(tracks.column(f), truth.masks.column(f), tracks.size)
     return Overlap(inter, area, gt_area, truth.annotated)
 
 

@@ -103,6 +103,20 @@ def test_any_bytes_have_the_total_of_the_loop(raw: bytes) -> None:
     assert run_total(raw) == loop_total(raw)
 
 
+@given(DENSE, st.data())
+@settings(max_examples=100, deadline=None)
+def test_counts_are_those_of_the_pixels(dense: np.ndarray, data: st.DataObject) -> None:
+    """No track, no object, empty and full masks too."""
+    k, t, h, w = dense.shape
+    things = data.draw(arrays(bool, st.tuples(st.integers(0, 3), st.just(t), st.just(h), st.just(w))))
+    tracks = dense[: data.draw(st.integers(0, k))]
+    held = [RleMasks.from_dense(m) if len(m) else RleMasks.empty(0, t, (h, w)) for m in (tracks, things)]
+    counts = count_overlap(held[0], GroundTruth(tuple(map(str, range(len(things)))), held[1], np.ones(t, bool)))
+    assert np.array_equal(counts.inter, (tracks[:, None] & things[None]).sum((3, 4)))
+    assert np.array_equal(counts.area, tracks.sum((2, 3))) and np.array_equal(counts.gt_area, things.sum((2, 3)))
+    assert {counts.inter.dtype, counts.area.dtype, counts.gt_area.dtype} == {np.dtype(np.int32)}
+
+
 @pytest.mark.parametrize("raw", [b"", b"zz", b"0" * 30, b"\xff\xff", b"o" * 12 + b"0"])
 def test_damaged_runs_are_refused(raw: bytes) -> None:
     with pytest.raises(InputError, match=r"file\.json"):
