@@ -22,12 +22,13 @@ from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import SelectionCache
-from rvos_cache.types import Expression, Selection
+from rvos_cache.types import Expression
 from rvos_select.caches import TrackSource
 from rvos_select.evaluate.kinds import kinds_of
-from rvos_select.evaluate.pngs import check_folder, read_prediction
+from rvos_select.evaluate.pngs import check_folder, prediction_bytes, read_prediction
 from rvos_select.evaluate.processes import in_order
-from rvos_select.merge import check_cards, check_pair, check_width
+from rvos_select.evaluate.selected import check_frames, selections_of
+from rvos_select.merge import check_cards, check_width
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of
 from rvos_select.metrics.image_level import Detections, ImageScores, MapMode
 from rvos_select.metrics.slices import Facts
@@ -66,14 +67,9 @@ def score_pngs(folder: Path, allow_missing: bool, task: Task) -> list[Row]:
 
     def found(key: str, sample: Sample, truth: RleMasks) -> Detections | None:
         path = folder / key / f"{task.frame_names[sample.t]}.png"
-        try:
-            raw = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if allow_missing:
-                return None
-            raise InputError(f"{path}: the prediction is missing; write it, or give --allow-missing to score it 0") from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); write the prediction again") from error
+        raw = prediction_bytes(path, allow_missing)
+        if raw is None:
+            return None
         mask, true = read_prediction(path, raw, truth.size) > 0, truth.decode(0, sample.t)
         inter, area = (np.array([np.count_nonzero(m)]) for m in (mask & true, mask))
         return Detections(np.ones(1), inter, area, int(np.count_nonzero(true)))
@@ -174,31 +170,15 @@ def _said(
     video: VideoAnswers, source: TrackSource, said: SelectionCache, have: set[str], allow_missing: bool
 ) -> dict[str, tuple[RleMasks, NDArray[np.float32]]]:
     """Key -> the candidates' masks (Q, T) and scores (Q,)."""
-    video_id = video.video_id
-    if video_id not in source.of and not allow_missing:
-        raise InputError(f"{source.absence(video_id)}, or give --allow-missing to score it 0")
-    found: dict[str, Selection] = {}
-    if video_id in have and video_id in source.of:
-        check_pair(said, source, video_id)
-        found = {s.expression_id: s for s in said.selections(video_id)}
-    tracks = source.masks(video_id) if found else None
+    kept = selections_of(video, source, said, have, allow_missing)
+    tracks = source.masks(video.video_id) if kept else RleMasks.empty(0, *video.truth.masks.shape[1:], video.truth.masks.size)
     out = {}
-    for expression in video.expressions:
-        selection = found.get(expression.expression_id)
-        if selection is None or tracks is None:
-            if not allow_missing:
-                remedy = "extract and predict its video, or give --allow-missing"
-                raise InputError(f"{said.path}: no selection of expression {expression.key}; {remedy}")
-            continue
-        masks, truth = tracks if selection.masks is None else selection.masks, video.truth.masks
+    for selection in kept:
+        key, masks = f"{video.video_id}/{selection.expression_id}", tracks if selection.masks is None else selection.masks
         check_width(selection, masks.shape[0])
-        if (masks.shape[1], masks.size) != (truth.shape[1], truth.size):
-            raise InputError(
-                f"expression {expression.key}: predicted {masks.shape[1]} frames of {masks.size}, the ground truth has "
-                f"{truth.shape[1]} of {truth.size}; extract the video again from this dataset"
-            )
+        check_frames(video, masks, key)
         picked = np.flatnonzero(selection.candidates)
-        out[expression.key] = (masks.select(picked.tolist()), selection.scores[picked])
+        out[key] = (masks.select(picked.tolist()), selection.scores[picked])
     return out
 
 

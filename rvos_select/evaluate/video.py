@@ -23,9 +23,10 @@ from rvos_cache.store import SelectionCache
 from rvos_cache.types import Expression, Selection
 from rvos_select.caches import TrackSource
 from rvos_select.evaluate.kinds import kinds_of
-from rvos_select.evaluate.pngs import check_folder, read_prediction
+from rvos_select.evaluate.pngs import check_folder, prediction_bytes, read_prediction
 from rvos_select.evaluate.processes import in_order
-from rvos_select.merge import check_cards, check_pair, check_width, chosen, default_threshold
+from rvos_select.evaluate.selected import check_frames, selections_of
+from rvos_select.merge import check_cards, check_width, chosen, default_threshold
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
 from rvos_select.metrics.scores import Scores
 from rvos_select.metrics.silhouette import EMPTY, Silhouette, j_and_f
@@ -68,15 +69,7 @@ class Pngs:
 
     def named(self, task: Task, asked: Asked, t: int) -> bytes | None:
         """What tells the prediction of frame t from others: the file's bytes; None where it is missing, or InputError."""
-        path = self._path(task, asked, t)
-        try:
-            return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if self.allow_missing:
-                return None
-            raise InputError(f"{path}: the prediction is missing; write it, or give --allow-missing to score it 0") from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); write the prediction again") from error
+        return prediction_bytes(self._path(task, asked, t), self.allow_missing)
 
     def silhouette(self, task: Task, asked: Asked, t: int, name: Any) -> Silhouette:
         """The mask of frame t. Raises InputError for a file that is no mask of the frame's size."""
@@ -244,18 +237,7 @@ def _drawn(
     allow_missing: bool,
 ) -> Drawn:
     """What the selections say of a video; only the masks of tracks that an expression chose are kept."""
-    video_id = video.video_id
-    if video_id not in source.of and not allow_missing:
-        raise InputError(f"{source.absence(video_id)}, or give --allow-missing to score it 0")
-    found: dict[str, Selection] = {}
-    if video_id in have and video_id in source.of:
-        check_pair(said, source, video_id)
-        found = {s.expression_id: s for s in said.selections(video_id)}
-    for expression in video.expressions:
-        if expression.expression_id not in found and not allow_missing:
-            remedy = "extract and predict its video, or give --allow-missing"
-            raise InputError(f"{said.path}: no selection of expression {expression.key}; {remedy}")
-    kept = [found[e.expression_id] for e in video.expressions if e.expression_id in found]
+    video_id, kept = video.video_id, selections_of(video, source, said, have, allow_missing)
     if not kept:
         return Drawn()
     tracks, picks = source.info(video_id).tracks, [pick(s) for s in kept]
@@ -270,17 +252,8 @@ def _drawn(
         else:
             out[key] = (len(masks), tuple(range(len(picked))))
             masks.append(s.masks.select(picked.tolist()))
-    _check_frames(video, masks[0], next(iter(out)))
+    check_frames(video, masks[0], next(iter(out)))
     return Drawn(tuple(masks), out)
-
-
-def _check_frames(video: VideoAnswers, masks: RleMasks, key: str) -> None:
-    truth = video.truth.masks
-    if (masks.shape[1], masks.size) != (truth.shape[1], truth.size):
-        raise InputError(
-            f"expression {key}: predicted {masks.shape[1]} frames of {masks.size}, the ground truth has "
-            f"{truth.shape[1]} of {truth.size}; extract the video again from this dataset"
-        )
 
 
 def _task(video: VideoAnswers | tuple[str, ...], cues: Callable[[Expression], str | None], predictions: Pngs | Drawn) -> Task:

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import plain_scores
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,26 +35,12 @@ SIZE, FRAMES = (40, 60), 4
 NAMES = tuple(f"{t:05d}" for t in range(FRAMES))
 
 
-def plain_boundary(mask: np.ndarray) -> np.ndarray:
-    """`_seg2bmap` at the mask's own size, as published."""
-    seg = mask.astype(bool)
-    e, s, se = np.zeros_like(seg), np.zeros_like(seg), np.zeros_like(seg)
-    e[:, :-1] = seg[:, 1:]
-    s[:-1, :] = seg[1:, :]
-    se[:-1, :-1] = seg[1:, 1:]
-    b = seg ^ e | seg ^ s | seg ^ se
-    b[-1, :] = seg[-1, :] ^ e[-1, :]
-    b[:, -1] = seg[:, -1] ^ s[:, -1]
-    b[-1, -1] = 0
-    return b
-
-
 def plain_frame(mask: np.ndarray, truth: np.ndarray, void: np.ndarray) -> tuple[float, float]:
     """`db_eval_iou` and `f_measure` of one frame with void pixels, as published."""
     union = ((mask | truth) & ~void).sum()
     region = 1.0 if union == 0 else float(((mask & truth) & ~void).sum() / union)
     element = disk(np.ceil(0.008 * np.linalg.norm(mask.shape))).astype(np.uint8)
-    ours, theirs = plain_boundary(mask & ~void), plain_boundary(truth & ~void)
+    ours, theirs = plain_scores.boundary(mask & ~void), plain_scores.boundary(truth & ~void)
     ours_wide, theirs_wide = (cv2.dilate(b.astype(np.uint8), element) for b in (ours, theirs))
     n, m = ours.sum(), theirs.sum()
     if n == 0 or m == 0:
