@@ -13,7 +13,8 @@ from typing import Any, Literal
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: run-length bytes with their lengths before them, overlap counts in one table, small arrays in the attributes."""
 FREE = ("root", "commit", "versions")
 """Fields that tell where and with what a cache was made, and bind nothing."""
 
@@ -104,13 +105,14 @@ def write_durably(path: Path, raw: bytes) -> None:
 
 
 def read_card(path: Path) -> Card:
-    """The card of the cache at `path`. Raises InputError when there is none, or it is damaged or of a newer format."""
+    """The card of the cache at `path`. Raises InputError when there is none, or it is damaged or of another format."""
     if not path.is_dir():
         raise InputError(f"{path}: no cache here; make it with rvos-cache extract (words: extract-text)")
     values = unsealed(path / "card.json", "this is not a whole cache: extract it again into a new path")
     if values.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format version {values.get('format_version')}, this program reads {FORMAT_VERSION}; extract again"
+            f"{path}: format version {values.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            "extract again into a new path"
         )
     return build(Card, values, str(path / "card.json"))
 

@@ -72,7 +72,7 @@ class VideoFolder:
     def array(self, name: str, frames: slice | None = None) -> NDArray[Any]:
         """The array `name`, or its rows `frames`: only their files are read where it is stored by frame.
 
-        Run-length bytes and offsets are read-only. Raises InputError when there is none, or it is damaged.
+        Run-length bytes are read-only. Raises InputError when there is none, or it is damaged.
         """
         layout = self._layout(name)
         inner = "/0" * (len(layout.shape) - 1)

@@ -1,8 +1,8 @@
 """What a selector said of every expression of a split.
 
 Layout of `videos/<video>/`: scores f4 [E,N] · candidates b1 [E,N]; where a selector drew its own masks, Q per expression,
-instead of choosing tracks: scores and candidates [E,Q], mask_rle u1, mask_offsets i8 [E*Q*T+1]. Card `extra`: run, caches,
-threshold (the selector's default). Attributes: expression ids, frame names, size, whether masks were drawn.
+instead of choosing tracks: scores and candidates [E,Q], mask_rle u1 [4*E*Q*T + bytes] (RleMasks.packed). Card `extra`: run,
+caches, threshold (the selector's default). Attributes: expression ids, frame names, size, whether masks were drawn.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def write_selections(writer: CacheWriter, record: SelectionRecord) -> bool:
         "candidates": np.stack([s.candidates for s in said]) if said else np.zeros((0, width), bool),
     }
     if drawn:
-        masks = RleMasks.concatenate(drawn)
-        arrays |= {"mask_rle": masks.rle, "mask_offsets": masks.offsets}
+        arrays["mask_rle"] = RleMasks.concatenate(drawn).packed()
     attributes = {
         "video": record.video_id,
         "frame_names": list(record.frame_names),
@@ -79,6 +78,6 @@ class SelectionCache(Cache):
         masks: list[RleMasks | None] = [None] * len(scores)
         if folder.attributes["drawn"]:
             e, q = scores.shape
-            whole = RleMasks(folder.array("mask_rle"), folder.array("mask_offsets"), (e * q, len(info.frame_names)), info.size)
+            whole = RleMasks.unpacked(folder.array("mask_rle"), (e * q, len(info.frame_names)), info.size)
             masks = [whole.select(range(i * q, (i + 1) * q)) for i in range(e)]
         return tuple(Selection(*row) for row in zip(info.expression_ids, scores, candidates, masks))

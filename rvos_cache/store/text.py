@@ -1,12 +1,13 @@
 """Words of a split's expressions.
 
-Layout of `videos/<video>/`: words f2 [sumL,D] · word_offsets i8 [E+1] · spans i4 [sumL,2] · tags u1 [sumL] (index into
-attribute `tag_names`). Attributes: expressions (id, text, targets) in file order.
+Layout of `videos/<video>/`: words f2 [sumL,D] · places i4 [sumL,3] (span start, span end, index into attribute `tag_names`).
+Attributes: expressions (id, text, targets) in file order, and the number of words of each, `lengths`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -32,21 +33,18 @@ class TextRecord:
 def write_text(writer: CacheWriter, record: TextRecord) -> bool:
     """Publish one video; False when another writer was first."""
     words, channels = record.words, writer.card.channels
-    lengths = [len(w.vectors) for w in words]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     tag_names = sorted({tag for w in words for tag in w.tags})
-    if len(tag_names) > 256:
-        raise ValueError(f"{len(tag_names)} part-of-speech tags; at most 256 fit")
+    spans = np.concatenate([np.zeros((0, 2), np.int32), *(w.spans for w in words)])
+    tags = np.array([tag_names.index(tag) for w in words for tag in w.tags], np.int32)
     arrays = {
         "words": np.concatenate([np.zeros((0, channels), np.float16), *(w.vectors.astype(np.float16) for w in words)]),
-        "word_offsets": offsets,
-        "spans": np.concatenate([np.zeros((0, 2), np.int32), *(w.spans for w in words)]),
-        "tags": np.array([tag_names.index(tag) for w in words for tag in w.tags], np.uint8),
+        "places": np.column_stack([spans, tags]),
     }
     attributes = {
         "video": record.video_id,
         "expressions": expressions_to_json(record.expressions),
         "tag_names": tag_names,
+        "lengths": [len(w.vectors) for w in words],
     }
     return writer.publish(record.video_id, arrays, attributes)
 
@@ -63,6 +61,7 @@ class TextCache(Cache):
     def words(self, video_id: str) -> tuple[Words, ...]:
         """The words of each expression, in the same order."""
         folder = self.folder(video_id)
-        vectors, spans, tags = (folder.array(name) for name in ("words", "spans", "tags"))
-        names, at = folder.attributes["tag_names"], folder.array("word_offsets")
-        return tuple(Words(vectors[a:b], spans[a:b], tuple(names[i] for i in tags[a:b])) for a, b in zip(at[:-1], at[1:]))
+        vectors, places, names = folder.array("words"), folder.array("places"), folder.attributes["tag_names"]
+        spans, tags = np.ascontiguousarray(places[:, :2]), [names[i] for i in places[:, 2].tolist()]
+        stops = list(accumulate(folder.attributes["lengths"], initial=0))
+        return tuple(Words(vectors[a:b], spans[a:b], tuple(tags[a:b])) for a, b in pairwise(stops))

@@ -1,13 +1,13 @@
 """Tracks of a split: tokens, masks, overlap counts and ground truth, one record per video.
 
 Layout of `videos/<video>/` (letters as in rvos_cache.types):
-    tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [bytes] · mask_offsets i8 [N*T+1] (track-major, frame-minor)
-    prompt i4 [N] · origin u1 [N] (index into attribute `origins`)
-    where the split shows its answers: inter i4 [N,A,T] · area i4 [N,T] · gt_area i4 [A,T] · annotated b1 [T] ·
-    gt_rle u1 · gt_offsets i8 [A*T+1]
+    tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [4*N*T + bytes] (RleMasks.packed: track-major, frame-minor)
+    where the split shows its answers: gt_rle u1 [4*A*T + bytes] · overlap i4 [N+1,A+1,T], a table of tracks and objects:
+    inter, with area as its last column, gt_area as its last row, and annotated (0 or 1) where those two meet
     features/<name> as the tracker declares
-Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, origins,
-prompt_frame [N] and prompt_box [N][4] (each number as the shortest text of its float32: read back it is the same).
+Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, and of each track
+origin, prompt, prompt_frame and prompt_box (each number as the shortest text of its float32: read back it is the same).
+A file costs more than the few bytes of a small array, so whatever fits in the attributes is there.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class TrackRecord:
     def __post_init__(self) -> None:
         if (self.ground_truth is None) != (self.overlap is None):
             raise ValueError("ground truth and overlap counts come together or not at all")
+        if self.ground_truth and self.overlap and (self.ground_truth.annotated != self.overlap.annotated).any():
+            raise ValueError("ground truth and overlap counts name other frames as annotated")
         if self.tracks.masks.shape[1] != len(self.frame_names) or self.tracks.masks.size != self.size:
             raise ValueError(
                 f"tracks {self.tracks.masks.shape} {self.tracks.masks.size}, video {len(self.frame_names)} {self.size}"
@@ -83,18 +85,13 @@ def expressions_from_json(video_id: str, stored: list[Mapping[str, Any]]) -> tup
 def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[str, Any] | None = None) -> bool:
     """Publish one video; False when another writer was first."""
     tracks, truth, overlap = record.tracks, record.ground_truth, record.overlap
-    origins = sorted(set(tracks.origin))
     arrays: dict[str, Any] = {
         "tokens": tracks.tokens,
         "presence": tracks.presence,
-        "mask_rle": tracks.masks.rle,
-        "mask_offsets": tracks.masks.offsets,
-        "prompt": tracks.prompt,
-        "origin": np.array([origins.index(o) for o in tracks.origin], np.uint8),
+        "mask_rle": tracks.masks.packed(),
     }
     if truth is not None and overlap is not None:
-        arrays |= {"inter": overlap.inter, "area": overlap.area, "gt_area": overlap.gt_area}
-        arrays |= {"annotated": truth.annotated, "gt_rle": truth.masks.rle, "gt_offsets": truth.masks.offsets}
+        arrays |= {"gt_rle": truth.masks.packed(), "overlap": _table(overlap)}
     by_frame = {spec["name"] for spec in writer.card.feature_specs if spec.get("by_frame")}
     for name, value in tracks.features.items():
         whole = isinstance(value, np.ndarray) and name in by_frame
@@ -104,13 +101,23 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
         "size": list(record.size),
         "frame_names": list(record.frame_names),
         "tracks": len(tracks.origin),
-        "origins": origins,
+        "origin": list(tracks.origin),
+        "prompt": tracks.prompt.tolist(),
         "prompt_frame": tracks.prompt_frame.tolist(),
         "prompt_box": [[float(str(x)) for x in box] for box in tracks.prompt_box.astype(np.float32)],
         "object_ids": None if truth is None else list(truth.object_ids),
         "expressions": expressions_to_json(record.expressions),
     }
     return writer.publish(record.video_id, arrays, attributes, provenance)
+
+
+def _table(overlap: Overlap) -> NDArray[np.int32]:
+    """All counts of a video in one array, as the top of this file says."""
+    n, a, t = overlap.inter.shape
+    table = np.empty((n + 1, a + 1, t), np.int32)
+    table[:-1, :-1], table[:-1, -1] = overlap.inter, overlap.area
+    table[-1, :-1], table[-1, -1] = overlap.gt_area, overlap.annotated
+    return table
 
 
 def _finite(values: NDArray[Any]) -> bool:
@@ -128,11 +135,7 @@ class TrackCache(Cache):
 
     def info(self, video_id: str) -> TrackInfo:
         """Names, sizes, expressions and prompts of a video."""
-        folder = self.folder(video_id)
-        at = folder.attributes
-        origins = at["origins"]
-        # The first caches held these two as arrays of their own.
-        frame, box = (at[name] if name in at else folder.array(name) for name in ("prompt_frame", "prompt_box"))
+        at = self.folder(video_id).attributes
         return TrackInfo(
             video_id=video_id,
             frame_names=tuple(at["frame_names"]),
@@ -140,10 +143,10 @@ class TrackCache(Cache):
             expressions=expressions_from_json(video_id, at["expressions"]),
             object_ids=None if at["object_ids"] is None else tuple(at["object_ids"]),
             tracks=at["tracks"],
-            origin=tuple(origins[i] for i in folder.array("origin")),
-            prompt=folder.array("prompt"),
-            prompt_frame=np.array(frame, np.int32),
-            prompt_box=np.array(box, np.float32).reshape(-1, 4),
+            origin=tuple(at["origin"]),
+            prompt=np.array(at["prompt"], np.int32),
+            prompt_frame=np.array(at["prompt_frame"], np.int32),
+            prompt_box=np.array(at["prompt_box"], np.float32).reshape(-1, 4),
         )
 
     def tokens(self, video_id: str) -> NDArray[Any]:
@@ -159,19 +162,19 @@ class TrackCache(Cache):
 
     def masks(self, video_id: str, tracks: Iterable[int] | None = None) -> RleMasks:
         """(N, T) masks, or those of the given tracks alone, in that order. Raises IndexError for a track beyond the last."""
-        held = self._masks(video_id, "mask", self.folder(video_id).attributes["tracks"])
+        held = self._masks(video_id, "mask_rle", self.folder(video_id).attributes["tracks"])
         return held if tracks is None else held.select(tracks)
 
     def overlap(self, video_id: str) -> Overlap:
         """Overlap counts. Raises InputError when the split hides its answers."""
-        folder = self._open_answers(video_id)
-        return Overlap(*(folder.array(name) for name in ("inter", "area", "gt_area", "annotated")))
+        table = self._open_answers(video_id).array("overlap")
+        return Overlap(table[:-1, :-1], table[:-1, -1], table[-1, :-1], table[-1, -1] != 0)
 
     def ground_truth(self, video_id: str) -> GroundTruth:
         """The annotated objects. Raises InputError when the split hides its answers."""
         folder = self._open_answers(video_id)
         ids = tuple(folder.attributes["object_ids"])
-        return GroundTruth(ids, self._masks(video_id, "gt", len(ids)), folder.array("annotated"))
+        return GroundTruth(ids, self._masks(video_id, "gt_rle", len(ids)), folder.array("overlap")[-1, -1] != 0)
 
     def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[Any]:
         """The extra array `name`, or some frames of it where it is stored by frame."""
@@ -201,8 +204,8 @@ class TrackCache(Cache):
             )
         return folder
 
-    def _masks(self, video_id: str, prefix: str, count: int) -> RleMasks:
+    def _masks(self, video_id: str, name: str, count: int) -> RleMasks:
         folder = self.folder(video_id)
         shape = (count, len(folder.attributes["frame_names"]))
         size = (folder.attributes["size"][0], folder.attributes["size"][1])
-        return RleMasks(folder.array(f"{prefix}_rle"), folder.array(f"{prefix}_offsets"), shape, size)
+        return RleMasks.unpacked(folder.array(name), shape, size)

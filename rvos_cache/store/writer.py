@@ -170,7 +170,7 @@ def _write_array(group: zarr.Group, name: str, value: Any) -> None:
     chunks = tuple(max(1, d) for d in array.shape)
     if by_frame:
         chunks = (1, *chunks[1:])
-    packed = name.endswith(("rle", "offsets"))
+    packed = name.endswith("rle")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = group.create_array(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ from rvos_cache.store import (
     write_text,
     write_tracks,
 )
+from rvos_cache.store.card import sealed
 from rvos_cache.store.tracks import _finite
 from rvos_cache.store.writer import HOST
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
@@ -160,9 +163,8 @@ READS = {
     "tokens/c/0/0/0": lambda c: c.tokens("v"),
     "presence/c/0/0": lambda c: c.presence("v"),
     "mask_rle/c/0": lambda c: c.masks("v", [1]),
-    "mask_offsets/c/0": lambda c: c.masks("v"),
     "gt_rle/c/0": lambda c: c.ground_truth("v"),
-    "inter/c/0/0/0": lambda c: c.overlap("v"),
+    "overlap/c/0/0/0": lambda c: c.overlap("v"),
     "features/map/c/2/0": lambda c: c.feature("v", "map", slice(2, 3)),
 }
 
@@ -215,6 +217,33 @@ def test_a_chunk_that_was_never_listed_is_no_zeros(cache: TrackCache) -> None:
     del folder.files["tokens/c/0/0/0"]
     with pytest.raises(InputError, match="not written"):
         cache.tokens("v")
+
+
+def test_a_cache_of_the_first_format_is_refused_in_one_line(cache: TrackCache) -> None:
+    path = cache.path / "card.json"
+    held = json.loads(path.read_text())
+    del held["digest"]
+    path.write_bytes(sealed({**held, "format_version": 1}))
+    for use in (TrackCache, writer, lambda p: InputError(next(iter(verify(p)))), content_digest):
+        try:
+            said = str(use(cache.path))  # type: ignore[operator]
+        except InputError as error:
+            said = str(error)
+        assert said == f"{cache.path}: format version 1, this program reads 2; extract again into a new path"
+
+
+def test_a_video_is_a_dozen_files(tmp_path: Path) -> None:
+    """Besides its features: five arrays of two files each, the attributes and the digests."""
+    for name, hidden, files in (("a", False, 12), ("b", True, 8)):
+        write_tracks(writer(tmp_path / f"{name}.zarr"), record(hidden=hidden))
+        held = [p for p in (tmp_path / f"{name}.zarr/videos/v").rglob("*") if p.is_file() and "features" not in p.parts]
+        assert len(held) == files
+
+
+def test_truth_and_counts_agree_on_the_annotated_frames() -> None:
+    held = record()
+    with pytest.raises(ValueError, match="other frames as annotated"):
+        replace(held, overlap=replace(held.overlap, annotated=~held.overlap.annotated))
 
 
 def test_other_layouts_are_refused(tmp_path: Path) -> None:
