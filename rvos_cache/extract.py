@@ -99,7 +99,10 @@ def failed_videos(cache: Cache, dataset: Dataset | None = None) -> dict[str, str
 
     A record of a video that has left the split since is none of them.
     """
-    failed, known = cache.failures(), dataset or at_hand(cache.card)
+    failed = cache.failures()
+    if not failed:
+        return {}
+    known = dataset or at_hand(cache.card)
     listed = failed.keys() if known is None else set(known.video_ids())
     return {video_id: error for video_id, error in failed.items() if video_id in listed}
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rvos_cache.errors import InputError, naming
 from rvos_cache.seams import resolve
 from rvos_cache.store import Card, sync
+from rvos_select.caches import TextSource
 from rvos_select.selectors import SELECTORS
 
 
@@ -145,6 +146,15 @@ def run_cards(run: Path) -> dict[str, Card]:
     """The cards ("tracks", "text") of the first caches that a run was trained on."""
     cards = run_settings(run)["cards"]
     return {kind: Card.model_validate(cards[kind][0]) for kind in ("tracks", "text")}
+
+
+def same_words(wanted: Card, where: str, words: TextSource) -> None:
+    """Raises InputError, naming the field, when words come from another encoder than those of `wanted`, the card of `where`."""
+    for cache in words.caches:
+        for field in ("producer", "settings", "weights"):
+            have, want = getattr(cache.card, field), getattr(wanted, field)
+            if have != want:
+                raise InputError(f"{cache.path}: words with {field} {have}, {where} has {want}; extract them alike")
 
 
 def load_selector(run: Path) -> Any:

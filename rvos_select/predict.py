@@ -15,15 +15,16 @@ from rvos_cache.extract import ExtractReport, write_videos
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, write_selections
 from rvos_cache.types import Selection
 from rvos_select.caches import TextSource, TrackSource, candidates
-from rvos_select.checkpoint import load_selector, run_cards, run_settings
+from rvos_select.checkpoint import load_selector, run_cards, run_settings, same_words
 from rvos_select.samples import load_video, video_batch
 
 
 def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:
     """Selections of all expressions of the caches, by the best module of `run`. Running it again does what is left.
 
-    Raises InputError for caches that do not fit the run, ground-truth tracks, or a damaged checkpoint, and in the end for
-    videos that failed, which are recorded in `<out>/failures.jsonl` and stop no other.
+    The caches may be of another dataset than the run's (zero-shot), by the same tracker and encoder. Raises InputError for caches
+    that do not fit the run, ground-truth tracks, or a damaged checkpoint, and in the end for videos that failed, which are
+    recorded in `<out>/failures.jsonl` and stop no other.
     """
     source, words = inference_sources(tracks, texts)
     model = load_selector(Path(run))
@@ -34,7 +35,8 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
         if have != want:
             path = (source if what == "tokens" else words).caches[0].path
             raise InputError(f"{path}: {what} of {have} channels, {run} was trained with {want}; extract them alike")
-    same_words(Path(run), words)
+    same_tokens(Path(run), source)
+    same_words(run_cards(Path(run))["text"], f"the run {run}", words)
     weights = {"best": _weights_digest(Path(run) / "best/model.safetensors")}
     card = selections_card(str(run), run_settings(Path(run))["settings"], model.threshold, source, words, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,14 +77,35 @@ def _all(out: Path, report: ExtractReport) -> Path:
     return Path(out)
 
 
-def same_words(run: Path, words: TextSource) -> None:
-    """Raises InputError, naming the field, when the words come from another encoder than the run was trained with."""
-    trained = run_cards(run)["text"]
-    for cache in words.caches:
-        for field in ("producer", "settings", "weights"):
-            have, want = getattr(cache.card, field), getattr(trained, field)
-            if have != want:
-                raise InputError(f"{cache.path}: words with {field} {have}, {run} was trained with {want}; extract them alike")
+def same_tokens(run: Path, tracks: TrackSource) -> None:
+    """Raises InputError when tokens come from a tracker whose tokens the run has not seen; warns where its settings differ.
+
+    A run may see tracks prompted in another way than those to predict (SOLA trains on ground-truth and grid tracks, and selects
+    among grid and box tracks), but of the same frozen model: the same tracker, or the same checkpoint.
+    """
+    cards = run_settings(run)["cards"]
+    seen = [Card.model_validate(card) for card in (*cards["tracks"], *cards.get("valid_tracks", ()))]
+    weights: dict[str, set[str]] = {}
+    for card in seen:
+        for name, held in card.weights.items():
+            weights.setdefault(name, set()).add(held)
+    for cache in tracks.caches:
+        card, remedy = cache.card, "extract them alike"
+        shared = sorted(card.weights.keys() & weights.keys())
+        for name in shared:
+            if card.weights[name] not in weights[name]:
+                trained = " or ".join(sorted(weights[name]))
+                came = f"tokens by {name} of digest {card.weights[name]}"
+                raise InputError(f"{cache.path}: {came}, {run} was trained with {trained}; {remedy}")
+        known = [other.settings for other in seen if other.producer == card.producer]
+        if not known and not shared:
+            trained = ", ".join(sorted({other.producer for other in seen}))
+            raise InputError(f"{cache.path}: tokens of tracker {card.producer}, {run} was trained with {trained}; {remedy}")
+        if known and card.settings not in known:
+            have, want = ({k: repr(v) for k, v in held.items()} for held in (card.settings, known[0]))
+            name = min(k for k in {**have, **want} if have.get(k) != want.get(k))
+            differs = f"tracks with {name} = {have.get(name, 'unset')}, {run} was trained with {want.get(name, 'unset')}"
+            warnings.warn(f"{cache.path}: {differs}", stacklevel=3)
 
 
 def select_all(tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:

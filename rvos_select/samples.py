@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.store import Card
 from rvos_cache.text.cues import cue
 from rvos_cache.types import Expression, Words
 from rvos_select.caches import TextSource, TrackSource, candidates
@@ -22,7 +24,7 @@ from rvos_select.labels import mean_iou, target_indices, track_targets
 @dataclass(frozen=True)
 class VideoSample:
     """One video: tokens (N, T, C) as stored, presence (N, T), and for its E expressions words, candidates (E, N) and
-    targets (E, N) or None; features by name."""
+    targets (E, N) or None; features by name; set_name: the set it belongs to, "dataset/split"."""
 
     video_id: str
     tokens: Tensor
@@ -32,6 +34,36 @@ class VideoSample:
     candidates: Tensor
     target: Tensor | None
     features: dict[str, Tensor]
+    set_name: str = ""
+
+
+def set_name(card: Card) -> str:
+    """The set of a cache, "dataset/split"."""
+    return f"{card.dataset}/{card.split}"
+
+
+def set_weights(cards: Sequence[Card], weights: Mapping[str, float]) -> dict[str, float]:
+    """Set -> its weight: that of "dataset/split", else that of "dataset", else 1. Raises InputError for a name of no set."""
+    known = {set_name(card): card.dataset for card in cards}
+    names = sorted({*known, *known.values()})
+    for name in weights:
+        if name not in names:
+            raise InputError(f"weights: no training cache is of {name!r}; there are: {', '.join(names)}")
+    return {name: weights.get(name, weights.get(dataset, 1.0)) for name, dataset in sorted(known.items())}
+
+
+def label_limits(tracks: TrackSource, label_iou: float | None) -> dict[Path, float]:
+    """Cache -> mean IoU above which its tracks are positives: label_iou, or where it is None what the cache's card says.
+
+    Raises InputError for a card that says nothing.
+    """
+    found = {}
+    for cache in tracks.caches:
+        limit = label_iou or cache.card.label_iou
+        if limit is None:
+            raise InputError(f"{cache.path}: its card gives no label threshold; --set label_iou=0.7 (strictly between 0 and 1)")
+        found[cache.path] = limit
+    return found
 
 
 def load_video(
@@ -39,10 +71,10 @@ def load_video(
     texts: TextSource,
     video_id: str,
     *,
-    label_iou: float | None = None,
+    limits: Mapping[Path, float] | None = None,
     requires: Sequence[str] = (),
 ) -> VideoSample:
-    """One video from its caches. label_iou: make targets at this mean IoU; None: do not read answers.
+    """One video from its caches. limits: make targets, of each cache's tracks at its own mean IoU; None: do not read answers.
 
     Raises InputError when caches are damaged, do not fit, or hide what the targets need.
     """
@@ -54,9 +86,11 @@ def load_video(
         raise InputError(f"video {video_id}: the text cache lacks expression {min(asked - known)}; extract its words again")
     allowed = [candidates(info, e.expression_id) for e in expressions]
     target = None
-    if label_iou is not None:
-        quality = mean_iou(tracks.overlap(video_id))
-        rows = [track_targets(quality, target_indices(e, info.object_ids), label_iou) for e in expressions]
+    held = tracks.of[video_id]
+    if limits is not None:
+        parts = [(mean_iou(cache.overlap(video_id)), limits[cache.path]) for cache in held]
+        named = [target_indices(e, info.object_ids) for e in expressions]
+        rows = [np.concatenate([track_targets(quality, n, limit) for quality, limit in parts]) for n in named]
         target = torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, info.tracks)
     features = {}
     for name in (r.removeprefix("features.") for r in requires if r.startswith("features.")):
@@ -70,6 +104,7 @@ def load_video(
         torch.from_numpy(np.stack(allowed)) if allowed else torch.zeros(0, info.tracks, dtype=torch.bool),
         target,
         features,
+        set_name(held[0].card),
     )
 
 
@@ -151,29 +186,66 @@ def batches(
     size: int,
     generator: torch.Generator | None,
     requires: Sequence[str] = (),
+    weights: Mapping[str, float] = {},
 ) -> Iterator[tuple[Batch, str]]:
     """Batches with a name for messages, in an order drawn from `generator` (None: as they come).
 
     how: "video" all expressions of one video, sharing its tokens; "single" `size` expressions, each with its own.
+    weights: set -> how often its videos, or expressions, come; 1 where nothing is said. See `drawn`.
     """
     if how == "video":
         kept = [s for s in samples if s.expressions]
-        for i in _order(len(kept), generator):
+        for i in drawn([s.set_name for s in kept], weights, generator):
             yield video_batch(kept[i], None, requires), kept[i].video_id
         return
     pairs = [(sample, row) for sample in samples for row in range(len(sample.expressions))]
-    order = _order(len(pairs), generator)
+    order = drawn([sample.set_name for sample, _ in pairs], weights, generator)
     for start in range(0, len(order), size):
         picked = [pairs[i] for i in order[start : start + size]]
         sample, row = picked[0]
         yield padded_batch(picked, requires), sample.expressions[row].key
 
 
-def count_batches(samples: Sequence[VideoSample], how: Literal["single", "video"], size: int) -> int:
+def drawn(sets: Sequence[str], weights: Mapping[str, float], generator: torch.Generator | None) -> list[int]:
+    """The items of an epoch in an order drawn from `generator` (None: as they come, first ones first).
+
+    sets: the set of each item. A set of n items and weight w gives `set_draws(n, w)` of them: each one as often as goes into
+    that, and others drawn without replacement for what is left.
+    """
+    of: dict[str, list[int]] = {}
+    for i, name in enumerate(sets):
+        of.setdefault(name, []).append(i)
+    found: list[int] = []
+    for name, items in sorted(of.items()):
+        whole, part = divmod(set_draws(len(items), weights.get(name, 1.0)), len(items))
+        found += items * whole
+        if part:
+            found += [items[i] for i in _order(len(items), generator)[:part]]
+    # As they came, so that weights of 1 are the same run as none.
+    found.sort()
+    return [found[i] for i in _order(len(found), generator)]
+
+
+def set_draws(count: int, weight: float) -> int:
+    """How many items a set of `count` gives to an epoch: count · weight, rounded half up, and at least one of any."""
+    return max(1, int(count * weight + 0.5)) if count else 0
+
+
+def set_sizes(samples: Sequence[VideoSample], how: Literal["single", "video"]) -> dict[str, int]:
+    """Set -> its items, videos with expressions or expressions, as `batches` counts them."""
+    found: dict[str, int] = {}
+    for s in samples:
+        count = len(s.expressions) if how == "single" else int(bool(s.expressions))
+        found[s.set_name] = found.get(s.set_name, 0) + count
+    return found
+
+
+def count_batches(
+    samples: Sequence[VideoSample], how: Literal["single", "video"], size: int, weights: Mapping[str, float] = {}
+) -> int:
     """How many batches `batches` makes."""
-    if how == "video":
-        return sum(bool(s.expressions) for s in samples)
-    return -(-sum(len(s.expressions) for s in samples) // size)
+    items = sum(set_draws(count, weights.get(name, 1.0)) for name, count in set_sizes(samples, how).items())
+    return items if how == "video" else -(-items // size)
 
 
 def _order(count: int, generator: torch.Generator | None) -> list[int]:

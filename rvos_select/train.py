@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rvos_cache.datasets.mirrored import SUFFIX
 from rvos_cache.errors import InputError
+from rvos_cache.extract import failed_videos
 from rvos_cache.seams import resolve
 from rvos_cache.settings import Settings, build
 from rvos_cache.store import Card, provenance
@@ -29,6 +31,7 @@ from rvos_select.checkpoint import (
     read_json,
     replace_folder,
     restore_folder,
+    same_words,
     save_state,
     storing,
     write_json,
@@ -36,7 +39,16 @@ from rvos_select.checkpoint import (
 )
 from rvos_select.data import Batch
 from rvos_select.progress import EpochBar
-from rvos_select.samples import VideoSample, batches, count_batches, load_video
+from rvos_select.samples import (
+    VideoSample,
+    batches,
+    count_batches,
+    label_limits,
+    load_video,
+    set_draws,
+    set_sizes,
+    set_weights,
+)
 from rvos_select.selectors import SELECTORS
 from rvos_select.validate import Validator
 
@@ -65,7 +77,11 @@ class TrainSettings(Settings):
     config: dict[str, Any] = {}
     """The selector's own settings; C and D are read from the caches."""
     label_iou: float | None = Field(default=None, gt=0, lt=1)
-    """Mean IoU above which a track is a positive; None: what the tracks' card says (SAM 2: 0.7, flow: 0.5)."""
+    """Mean IoU above which a track is a positive; None: what the card of its own cache says (SAM 2: 0.7, flow: 0.5)."""
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    """How often an epoch takes each video (batch = "video") or expression ("single") of a training set, by "dataset" or
+    "dataset/split"; 1, each once, for what is not named. 2 takes each twice; 0.5 half of them, drawn anew each epoch; so an
+    epoch is the sum over the sets of weight · items, each rounded."""
     optim: OptimSettings = OptimSettings()
     epochs: int = Field(default=13, ge=1)
     batch: Literal["single", "video"] = "single"
@@ -85,24 +101,31 @@ class TrainSettings(Settings):
 
 @dataclass
 class Sources:
-    """What a run reads: samples to train on and to validate with, and the validation caches for their masks."""
+    """What a run reads: samples to train on and to validate with, and the validation caches for their masks.
+
+    weights: training set -> its weight; label_iou: of all training caches, or of each where they differ; missing: "training",
+    "validation" -> video that its caches do not hold -> why.
+    """
 
     train: list[VideoSample]
     valid: list[VideoSample]
     valid_tracks: TrackSource
     cards: dict[str, list[dict[str, Any]]]
-    label_iou: float
+    weights: dict[str, float]
+    label_iou: float | list[float]
+    missing: dict[str, dict[str, str]]
     channels: tuple[int, int]
 
 
 def held_out(video_ids: Sequence[str], share: float) -> list[str]:
     """The videos to hold out: those whose hash, uniform in [0, 1), is below `share`; of two videos or more at least one.
 
-    The choice is the same on every machine and for any order.
+    The choice is the same on every machine and for any order. A video and its mirror image count as one: both or neither.
     """
-    place = {v: int.from_bytes(hashlib.sha256(v.encode()).digest()[:8], "big") / 2**64 for v in video_ids}
-    found = [v for v in video_ids if place[v] < share]
-    return found or ([min(place, key=lambda v: place[v])] if share > 0 and len(place) > 1 else [])
+    seen = {v: v.removesuffix(SUFFIX) for v in video_ids}
+    place = {v: int.from_bytes(hashlib.sha256(v.encode()).digest()[:8], "big") / 2**64 for v in seen.values()}
+    lowest = min(place.values(), default=1.0) if share > 0 and len(place) > 1 else -1.0
+    return [v for v in video_ids if place[seen[v]] < share or place[seen[v]] == lowest]
 
 
 def train(
@@ -151,9 +174,7 @@ def read_sources(
     """Everything into memory. Raises InputError when caches do not fit or there is nothing to train or validate on."""
     source = TrackSource(tracks)
     words = TextSource(texts_of(tracks, texts))
-    label_iou = settings.label_iou or source.card.label_iou
-    if label_iou is None:
-        raise InputError(f"{tracks[0]}: its card gives no label threshold; --set label_iou=0.7 (strictly between 0 and 1)")
+    weights = set_weights(source.cards, settings.weights)
     requires = tuple(resolve(SELECTORS, settings.selector, "selector").requires)
     if valid_tracks:
         other = TrackSource(valid_tracks)
@@ -173,12 +194,14 @@ def read_sources(
     for cache in other.caches:
         if cache.card.training_only:
             raise InputError(f"{cache.path}: ground-truth tracks are for training; validate with tracks that were found")
-    for name, read in (("training", source), ("validation", other))[: 2 if valid_tracks else 1]:
-        if read.holes:
-            warnings.warn(f"{name}: {read.skipped()}", stacklevel=2)
-    load = {"label_iou": label_iou, "requires": requires}
-    samples = [load_video(source, words, v, **load) for v in train_ids]  # type: ignore[arg-type]
-    held = [load_video(other, other_words, v, **load) for v in valid_ids]  # type: ignore[arg-type]
+    for read in (words, other_words):
+        same_words(words.card, str(words.caches[0].path), read)
+    missing = {"training": absent("training", source, warn=True)}
+    missing["validation"] = absent("validation", other, warn=bool(valid_tracks))
+    limits = label_limits(source, settings.label_iou)
+    samples = [load_video(source, words, v, limits=limits, requires=requires) for v in train_ids]
+    other_limits = label_limits(other, settings.label_iou)
+    held = [load_video(other, other_words, v, limits=other_limits, requires=requires) for v in valid_ids]
     if not any(len(s.expressions) for s in samples):
         raise InputError(f"{tracks[0]}: no expression to train on; extract more videos")
     cards = {
@@ -187,7 +210,26 @@ def read_sources(
         "valid_tracks": [c.model_dump() for c in other.cards],
         "valid_text": [c.card.model_dump() for c in other_words.caches],
     }
-    return Sources(samples, held, other, cards, label_iou, (source.card.channels, words.card.channels))
+    each = [limits[cache.path] for cache in source.caches]
+    label_iou = each[0] if len(set(each)) == 1 else each
+    return Sources(samples, held, other, cards, weights, label_iou, missing, (source.card.channels, words.card.channels))
+
+
+def absent(what: str, source: TrackSource, warn: bool) -> dict[str, str]:
+    """Video -> why it is left out: one of its caches lacks it, or it failed in extraction. warn: say each in one line."""
+    failed: dict[str, str] = {}
+    for cache in source.caches:
+        for video_id, error in failed_videos(cache).items():
+            if video_id not in source.holes:
+                failed[video_id] = f"{cache.path}, video {video_id}: {error}"
+    if source.holes and warn:
+        warnings.warn(f"{what}: {source.skipped()}", stacklevel=3)
+    if failed and warn:
+        first, remedy = failed[min(failed)], "mend it and run the extraction again, or go on without them"
+        warnings.warn(
+            f"{what}: {len(failed)} videos failed in extraction and are left out; first {first}; {remedy}", stacklevel=3
+        )
+    return {**source.holes, **failed}
 
 
 def make_selector(settings: TrainSettings, channels: tuple[int, int]) -> Any:
@@ -202,11 +244,19 @@ def begin_run(settings: TrainSettings, sources: Sources, config: Settings, out: 
     """Write settings.json, or check that the run to resume is this one. Raises InputError otherwise.
 
     "resolved" holds what the settings leave to the caches and to defaults: the selector's whole configuration and the
-    label threshold.
+    label threshold. "sets" counts the items of each training set and those that an epoch takes, "missing" lists the videos
+    that are left out.
     """
+    counted = set_sizes(sources.train, settings.batch)
+    sets = {
+        name: {"weight": weight, "items": counted.get(name, 0), "drawn": set_draws(counted.get(name, 0), weight)}
+        for name, weight in sources.weights.items()
+    }
     record = {
         "settings": settings.model_dump(mode="json"),
         "resolved": {"config": config.model_dump(mode="json"), "label_iou": sources.label_iou},
+        "sets": sets,
+        "missing": sources.missing,
         "cards": sources.cards,
         **provenance(),
     }
@@ -247,7 +297,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=optim.lr, betas=(0.9, optim.beta2), weight_decay=optim.weight_decay, fused=True
         )
-        self.steps_per_epoch = count_batches(sources.train, settings.batch, settings.batch_size)
+        self.steps_per_epoch = count_batches(sources.train, settings.batch, settings.batch_size, sources.weights)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)  # type: ignore[arg-type]
         self.validator = Validator(sources.valid, sources.valid_tracks, settings.valid_expressions)
@@ -291,7 +341,8 @@ class Run:
         order = torch.Generator().manual_seed(seed)
         sums: dict[str, float] = {}
         self.model.train()
-        made = batches(self.sources.train, settings.batch, settings.batch_size, order, self.requires)
+        sources = self.sources
+        made = batches(sources.train, settings.batch, settings.batch_size, order, self.requires, sources.weights)
         for step, (batch, name) in enumerate(made):
             losses = self._step(batch, name, epoch * self.steps_per_epoch + step)
             for key, value in losses.items():

@@ -15,7 +15,7 @@ import torch
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
-from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, TrackRecord, write_text, write_tracks
+from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, TrackRecord, read_card, write_text, write_tracks
 from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet, Words
 from rvos_select import train as loop
 from rvos_select.caches import TrackSource, find_text
@@ -27,19 +27,26 @@ from rvos_select.train import TrainSettings, held_out, train
 SIZE, FRAMES, TRACKS = (8, 12), 3, 3
 
 
-def write(folder: Path, split: str, videos: list[str], hidden: bool = False, only: bool = False) -> tuple[Path, Path]:
-    """Three tracks that are the three objects; expression k names object k, and one names none."""
+def write(
+    folder: Path, split: str, videos: list[str], hidden: bool = False, only: bool = False, dataset: str = "tiny",
+    narrow: bool = False, said_by: dict[str, object] | None = None, **card: object,
+) -> tuple[Path, Path]:  # fmt: skip
+    """Three tracks that are the three objects, or with narrow two thirds of each; expression k names object k, one names none.
+
+    card, said_by: fields of the cards of tracks and words.
+    """
     tracks, text = folder / split / "flow.zarr", folder / split / "text-hashed.zarr"
-    shared = {"dataset": "tiny", "split": split}
-    track_writer = CacheWriter(
-        tracks, Card(kind="tracks", producer="flow", channels=8, label_iou=0.5, training_only=only, **shared)
-    )
-    text_writer = CacheWriter(text, Card(kind="text", producer="hashed", channels=8, **shared))
+    shared = {"dataset": dataset, "split": split}
+    of = {"producer": "flow", "channels": 8, "label_iou": 0.5, "training_only": only, **card}
+    track_writer = CacheWriter(tracks, Card(kind="tracks", **of, **shared))
+    text_writer = CacheWriter(text, Card(kind="text", **{"producer": "hashed", "channels": 8, **(said_by or {})}, **shared))
     dense = np.zeros((TRACKS, FRAMES, *SIZE), bool)
     for k in range(TRACKS):
         dense[k, :, 2:6, 4 * k : 4 * k + 3] = True
+    truth = GroundTruth(("a", "b", "c"), RleMasks.from_dense(dense), np.ones(FRAMES, bool))
+    if narrow:
+        dense[..., 2::4] = False
     masks = RleMasks.from_dense(dense)
-    truth = GroundTruth(("a", "b", "c"), masks, np.ones(FRAMES, bool))
     for number, video in enumerate(videos):
         noise = np.random.default_rng(number).normal(0, 0.05, (TRACKS, FRAMES, 8))
         tokens = (noise + np.eye(TRACKS, 8)[:, None]).astype(np.float16)
@@ -97,6 +104,18 @@ def test_held_out_by_hash() -> None:
     few = [n for n in names if n not in chosen][:4]
     assert len(held_out(few, 0.05)) == 1
     assert held_out(few[:1], 0.05) == held_out(few, 0) == []
+
+
+def test_a_mirror_image_is_held_out_with_its_video() -> None:
+    """Else validation would be on videos that training has seen."""
+    names = [str(i) for i in range(500)]
+    both = held_out([*names, *(f"{n}-mirror" for n in names)], 0.05)
+    assert [v for v in both if not v.endswith("-mirror")] == held_out(names, 0.05)
+    assert {f"{v}-mirror" for v in held_out(names, 0.05)} == {v for v in both if v.endswith("-mirror")}
+    few = [n for n in names if n not in both][:3]
+    (one,) = held_out(few, 0.05)
+    assert sorted(held_out([f"{n}-mirror" for n in few] + few, 0.05)) == [one, f"{one}-mirror"]
+    assert held_out([few[0], f"{few[0]}-mirror"], 0.05) == []
 
 
 def test_join_and_find(tmp_path: Path, caches: tuple[Path, ...]) -> None:
@@ -170,6 +189,25 @@ def test_overfits_and_predicts(tmp_path: Path, caches: tuple[Path, ...]) -> None
     (out / "best/model.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match="safetensors"):
         predict(out, [caches[2]], [caches[3]], tmp_path / "u.zarr")
+
+
+def test_videos_that_failed_are_said_and_recorded(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    cards = [read_card(caches[i]) for i in (0, 2)]
+    CacheWriter(caches[0], cards[0]).fail("v9", "v9/00000.jpg: truncated")
+    CacheWriter(caches[0], cards[0]).fail("v8", "v8/00003.jpg: truncated")
+    CacheWriter(caches[2], cards[1]).fail("w9", "w9/00000.jpg: truncated")
+    with pytest.warns(UserWarning, match="left out") as told:
+        out = run(caches, tmp_path / "run", epochs=1)
+    training, validation = (str(w.message) for w in told if "left out" in str(w.message))
+    assert training.startswith(f"training: 2 videos failed in extraction and are left out; first {caches[0]}, video v8: v8/0000")
+    assert "run the extraction again" in training and "\n" not in training
+    assert validation.startswith(f"validation: 1 videos failed in extraction and are left out; first {caches[2]}, video w9: ")
+    missing = json.loads((out / "settings.json").read_text())["missing"]
+    assert {what: sorted(held) for what, held in missing.items()} == {"training": ["v8", "v9"], "validation": ["w9"]}
+    assert "truncated" in missing["training"]["v9"]
+    with pytest.warns(UserWarning, match="training: 2 videos failed") as told:
+        train(settings(epochs=1), [caches[0]], [caches[1]], out=tmp_path / "own")
+    assert len([w for w in told if "left out" in str(w.message)]) == 1
 
 
 def test_hidden_answers_are_never_negatives(tmp_path: Path, caches: tuple[Path, ...]) -> None:
