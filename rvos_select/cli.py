@@ -213,16 +213,36 @@ def oracle(
 
 
 @cli.command()
-@click.option("--predictions", type=PATH, required=True, help="Folder of mask PNGs.")
-@click.option("--dataset", required=True)
+@click.option("--predictions", type=PATH, help="Folder of mask PNGs.")
+@click.option("--selections", type=PATH, help="ref-davis17: selections instead of PNGs; where objects overlap, scores decide.")
+@click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks cache of the selections; may repeat.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="With --selections.  [default: the best track]")
+@click.option("--dataset", help="With --selections the cache's by default.")
 @ROOT
-@click.option("--split", default="valid", show_default=True)
+@click.option("--split", help="Default: valid; with --selections the cache's.")
 @click.option("--out", type=PATH, required=True, help="The zip to upload.")
-def submit(predictions: Path, dataset: str, root: Path | None, split: str, out: Path) -> None:
+def submit(
+    predictions: Path | None,
+    selections: Path | None,
+    caches: tuple[Path, ...],
+    threshold: float | None,
+    dataset: str | None,
+    root: Path | None,
+    split: str | None,
+    out: Path,
+) -> None:
     """Check the masks and pack them as the benchmark's server takes them."""
     from rvos_select import submit as step
 
-    step.submit(predictions, dataset, out, root=root, split=split)
+    if (predictions is None) == (selections is None) or (selections is None) != (not caches):
+        raise click.UsageError("give --predictions PNGS --dataset NAME, or --selections S.zarr with --cache C.zarr")
+    if selections is not None:
+        step.submit_selections(selections, list(caches), out, dataset, root, split, threshold)
+    else:
+        if dataset is None or threshold is not None:
+            raise click.UsageError("--predictions needs --dataset, and no --threshold: it was chosen in merge")
+        assert predictions is not None
+        step.submit(predictions, dataset, out, root=root, split=split or "valid")
     click.echo(f"submission: {out}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
+from rvos_select.label_maps import SelectionAnswers
+from rvos_select.metrics.answers import dataset_of
 from rvos_select.submit.ref_davis import LAYOUT, submit_ref_davis
 from rvos_select.submit.zips import write_zip
 
@@ -34,21 +36,57 @@ def submit(
     everything is checked. Ref-DAVIS17's masks are merged first, see `submit_ref_davis`. Raises InputError naming the first mask
     that is missing or wrong, and for a split that no benchmark scores because its answers are public.
     """
-    if dataset not in LAYOUTS:
-        raise InputError(f"no submission format of dataset {dataset!r}; there are: {', '.join(sorted(LAYOUTS))}")
+    _known(dataset)
     predictions, out = Path(predictions), Path(out)
     if not predictions.is_dir():
         raise InputError(f"{predictions}: no such folder of predictions; run rvos-select merge first")
     split_of = expected or open_dataset(dataset, root or Path("data") / dataset, split)
+    _scored(dataset, split_of)
+    if isinstance(split_of, RefDavis17):
+        return submit_ref_davis(predictions, split_of, out)
+    places = list(_places(predictions, split_of, LAYOUTS[dataset]))
+    return write_zip(out, ((name, _checked(path, size)) for name, path, size in sorted(places)))
+
+
+def submit_selections(
+    selections: Path,
+    caches: Sequence[Path],
+    out: Path,
+    dataset: str | None = None,
+    root: Path | None = None,
+    split: str | None = None,
+    threshold: float | None = None,
+) -> Path:
+    """Write `out`, Ref-DAVIS17's zip, from selections; returns it. Where objects overlap their scores decide: PNGs hold none.
+
+    dataset, split: those of the caches when given; root: default, the hint in the card. threshold: select the tracks above it;
+    None: the best track of each expression, as the benchmark's methods do. Raises InputError as `submit` does, and for caches
+    of another dataset, whose masks do not meet in one picture and are merged first.
+    """
+    answers = SelectionAnswers(Path(selections), caches, threshold, top1=threshold is None)
+    of = answers.source.card.dataset
+    _known(of)
+    known = dataset_of(answers.source, dataset, root, split)
+    where = answers.source.caches[0].path
+    if known is None:
+        raise InputError(f"{where}: the dataset says who named which object, and is not at hand; give --root")
+    if not isinstance(known, RefDavis17):
+        raise InputError(f"{where}: of {of}, not ref-davis17; run rvos-select merge, then submit --predictions")
+    _scored(of, known)
+    return submit_ref_davis(answers, known, Path(out))
+
+
+def _known(dataset: str) -> None:
+    if dataset not in LAYOUTS:
+        raise InputError(f"no submission format of dataset {dataset!r}; there are: {', '.join(sorted(LAYOUTS))}")
+
+
+def _scored(dataset: str, split_of: Dataset) -> None:
     if split_of.has_answers and split_of.split != SCORED.get(dataset):
         raise InputError(
             f"{split_of.root}: split {split_of.split} of {dataset} shows its answers, so no benchmark scores it; "
             "score it with rvos-select evaluate, or give the --split that is submitted"
         )
-    if isinstance(split_of, RefDavis17):
-        return submit_ref_davis(predictions, split_of, out)
-    places = list(_places(predictions, split_of, LAYOUTS[dataset]))
-    return write_zip(out, ((name, _checked(path, size)) for name, path, size in sorted(places)))
 
 
 def _places(predictions: Path, dataset: Dataset, layout: str) -> Iterator[tuple[str, Path, tuple[int, int]]]:

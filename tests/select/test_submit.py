@@ -20,10 +20,11 @@ from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png, write_mask_png
 from rvos_select import label_maps
+from rvos_select.cli import main
 from rvos_select.evaluate.ref_davis import evaluate_ref_davis_pngs, evaluate_ref_davis_selections
 from rvos_select.label_maps import SelectionAnswers
 from rvos_select.merge import merge
-from rvos_select.submit import submit
+from rvos_select.submit import submit, submit_selections
 from rvos_select.submit.ref_davis import submit_ref_davis
 
 
@@ -188,6 +189,60 @@ def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
     wanted = davis.plain_davis(maps, np.stack([davis.annotation("a", t) for t in range(davis.FRAMES)]))
     scores = evaluate_ref_davis_selections(said, [cache], videos=["a"])["annotators"]["1"]
     assert (scores["j"], scores["f"]) == pytest.approx(tuple(np.array(wanted) / 3), abs=1e-9)
+
+
+def test_the_command_packs_selections_as_their_scores_say(
+    split: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the hint in the card or by --root, the same bytes; every other way to ask is one line, and nothing is written."""
+    cache = davis.write_cache(split / "c.zarr", split / "data")
+    said = davis.write_said(split / "s.zarr", davis.right)
+    wanted = submit_ref_davis(SelectionAnswers(said, [cache]), RefDavis17(split / "data", "valid"), split / "w.zip").read_bytes()
+
+    def asked(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["rvos-select", "submit", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    given = ("--selections", said, "--cache", cache)
+    assert asked(*given, "--out", split / "x.zip") == (0, "")
+    assert (
+        asked(*given, "--root", split / "data", "--dataset", "ref-davis17", "--split", "valid", "--out", split / "y.zip")[0] == 0
+    )
+    assert (split / "x.zip").read_bytes() == (split / "y.zip").read_bytes() == wanted
+    # Tracks above 0.05 are all of them: each object's mask is the union of everything.
+    assert asked(*given, "--threshold", 0.05, "--out", split / "z.zip")[0] == 0
+    assert (split / "z.zip").read_bytes() != wanted
+    out = ("--out", split / "no.zip")
+    for words in ((), ("--selections", said), ("--cache", cache), (*given, "--predictions", split / "png")):
+        status, told = asked(*words, *out)
+        assert status == 2 and "--selections S.zarr with --cache" in told
+    for words in (("--predictions", split / "png"), ("--predictions", split / "png", "--dataset", "mevis", "--threshold", 0.5)):
+        assert "--predictions needs --dataset" in asked(*words, *out)[1]
+    for words, says in ((("--split", "train"), "not split train"), (("--dataset", "mevis"), "not dataset mevis")):
+        status, told = asked(*given, *words, *out)
+        assert status == 1 and says in told and told.count("\n") == 1
+    (split / "data").rename(split / "elsewhere")
+    status, told = asked(*given, *out)
+    assert status == 1 and "is not at hand; give --root" in told
+    assert asked(*given, "--root", split / "elsewhere", "--out", split / "v.zip")[0] == 0
+    assert (split / "v.zip").read_bytes() == wanted
+    assert not (split / "no.zip").exists()
+
+
+def test_a_video_without_a_selection_is_named(split: Path) -> None:
+    cache = davis.write_cache(split / "c.zarr", split / "data")
+    said = davis.write_said(split / "s.zarr", davis.right, videos=["a"])
+    with pytest.raises(InputError, match="no selection of expression b/0; extract and predict its video"):
+        submit_selections(said, [cache], split / "x.zip")
+    assert not (split / "x.zip").exists()
+
+
+def test_selections_of_other_datasets_are_merged_first(made: Path, tmp_path: Path) -> None:
+    data = write_split(tmp_path / "data")
+    with pytest.raises(InputError, match="c.zarr: of mevis, not ref-davis17; run rvos-select merge, then submit --predictions"):
+        submit_selections(write_perfect(tmp_path / "s.zarr", made / "c.zarr"), [made / "c.zarr"], tmp_path / "x.zip", root=data)
 
 
 def test_each_mask_is_read_once(split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
