@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_train import TRACKS, numbers, settings, write
 
+from pipelines.sola_joint import sola_joint
+from rvos_cache.datasets.ref_youtube_vos import is_held_out
 from rvos_cache.errors import InputError
 from rvos_cache.extract import extract, extract_text
 from rvos_cache.store import SelectionCache, read_card
@@ -310,3 +315,72 @@ def test_mevis_and_plain_train_together_from_their_own_layouts(tmp_path: Path) -
         scores = benchmark_selections(said, [caches[name][0]], {})
         assert (scores["dataset"], scores["split"]) == tuple(name.split("/"))
         assert 0 <= scores["jf"] <= 1 and len(scores["expressions"]) == {"mevis/valid_u": 3, "plain/all": 4}[name]
+
+
+# The page of SOLA's joint table.
+
+
+def write_youtube(root: Path) -> Path:
+    """Two videos to train on and two held out, with the squares of `write_plain`, and one of valid, in ReferFormer's layout."""
+    names = [f"y{i}" for i in range(200)]
+    fit, held = [n for n in names if not is_held_out(n)][:2], [n for n in names if is_held_out(n)][:2]
+    write_plain(root / "plain", [*fit, *held, "hidden"])
+    for split, videos in (("train", [*fit, *held]), ("valid", ["hidden"])):
+        shown, listed, meta = split == "train", {}, {}
+        for video in videos:
+            shutil.copytree(root / "plain/videos" / video, root / split / "JPEGImages" / video)
+            frames = [f"{t:05d}" for t in range(5)]
+            said = {
+                str(i): {"exp": text, **({"obj_id": str(i + 1)} if shown else {})} for i, text in enumerate(("yellow", "cyan"))
+            }
+            listed[video] = {"frames": frames, "expressions": said}
+            if shown:
+                (root / "train/Annotations" / video).mkdir(parents=True)
+                for name in frames:
+                    image = Image.fromarray(cv2.imread(str(root / f"plain/masks/{video}/{name}.png"), cv2.IMREAD_UNCHANGED), "P")
+                    image.putpalette([*range(256)] * 3)
+                    image.save(root / "train/Annotations" / video / f"{name}.png")
+                meta[video] = {"objects": {n: {"category": "square", "frames": frames} for n in ("1", "2")}}
+        path = root / "meta_expressions" / split / "meta_expressions.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"videos": listed}))
+        if shown:
+            (root / "train/meta.json").write_text(json.dumps({"videos": meta}))
+    return root
+
+
+def test_the_page_of_the_joint_table_goes_from_both_layouts_to_scores_and_zips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, videos in (("train", ("t0", "t1")), ("valid_u", ("u0",)), ("valid", ("h0",))):
+        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, SAID)))
+    (tmp_path / "mevis/valid/mask_dict.json").unlink()
+    listed = json.loads((tmp_path / "mevis/valid/meta_expressions.json").read_text())
+    for said in listed["videos"]["h0"]["expressions"].values():
+        del said["anno_id"]
+    (tmp_path / "mevis/valid/meta_expressions.json").write_text(json.dumps(listed))
+    small = [
+        "epochs=1", "weights.mevis=2", "optim.lr=1e-3",
+        "config.width=16", "config.heads=2", "config.layers=1", "config.negatives=2",
+    ]  # fmt: skip
+    given = ["--mevis", tmp_path / "mevis", "--youtube", write_youtube(tmp_path / "youtube"), "--out", tmp_path / "out"]
+    command = ["sola_joint", *map(str, given), "--encoder", "hashed", *(w for value in small for w in ("--set", value))]
+    monkeypatch.setattr(sys, "argv", command)
+    sola_joint(standalone_mode=False)
+    told = capsys.readouterr().out
+    assert "the paper, mevis valid: J&F 48.9" in told and "the paper, ref-youtube-vos valid: J&F 55.4" in told
+    sets = json.loads((tmp_path / "out/run/settings.json").read_text())["sets"]
+    assert sets["mevis/train"] == {"weight": 2, "items": 6, "drawn": 12}
+    assert sets["ref-youtube-vos/fit"] == {"weight": 1, "items": 4, "drawn": 4}
+    held = TrackSource([tmp_path / "out/cache/ref-youtube-vos/held_out/flow.zarr"]).video_ids()
+    for name, videos in (("mevis", {"u0"}), ("ref-youtube-vos", set(held))):
+        scores = json.loads((tmp_path / f"out/metrics/{name}.json").read_text())
+        assert {key.split("/")[0] for key in scores["expressions"]} == videos and scores["dataset"] == name
+        assert (tmp_path / f"out/report/{name}/index.html").exists()
+    for name, first in (("mevis", "h0/0/00000.png"), ("ref-youtube-vos", "Annotations/hidden/0/00000.png")):
+        with zipfile.ZipFile(tmp_path / f"out/{name}_valid.zip") as archive:
+            assert archive.namelist()[0] == first
+    monkeypatch.setattr(sys, "argv", command)
+    before = (tmp_path / "out/run/metrics.jsonl").read_bytes()
+    sola_joint(standalone_mode=False)
+    assert (tmp_path / "out/run/metrics.jsonl").read_bytes() == before

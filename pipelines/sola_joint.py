@@ -1,0 +1,89 @@
+"""SOLA on MeViS and Ref-YouTube-VOS together (Table 3 of the paper): one module, each benchmark's scores beside the paper's.
+
+`python -m pipelines.sola_joint --mevis data/mevis --youtube data/ref-youtube-vos`. A step that is done is not done again; a run
+that was cut goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rvos_cache.cli import run_command
+from rvos_cache.datasets import open_dataset
+from rvos_cache.extract import extract_all
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_select.cli import show_scores
+from rvos_select.evaluate import evaluate_selections
+from rvos_select.merge import merge as merge_masks
+from rvos_select.oracle import oracle
+from rvos_select.predict import predict
+from rvos_select.report import report
+from rvos_select.submit import submit
+from rvos_select.train import TrainSettings, train
+
+TRAIN = {"mevis": "train", "ref-youtube-vos": "fit"}
+OPEN = {"mevis": "valid_u", "ref-youtube-vos": "held_out"}
+HIDDEN = "valid"
+"""The paper's table is scored on valid of both, by the benchmarks' servers. valid_u shows its answers; so does the twentieth of
+Ref-YouTube-VOS's train that is held out here, and that the paper trains on too."""
+
+
+@click.command()
+@click.option("--mevis", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
+@click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_joint"), show_default=True)
+@click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
+@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to sola_joint.toml.")
+def sola_joint(mevis: Path, youtube: Path, out: Path, tracker: str, encoder: str, jobs: int, settings: tuple[str, ...]) -> None:
+    """From both datasets' folders to a report on each, and to the benchmarks' zips where the splits `valid` are there."""
+    roots = {"mevis": mevis, "ref-youtube-vos": youtube}
+    found = {name: type(open_dataset(name, root, TRAIN[name])).splits(root) for name, root in roots.items()}
+    hidden = [name for name in roots if HIDDEN in found[name]]
+    for name, root in roots.items():
+        splits = [TRAIN[name], OPEN[name], *([HIDDEN] if name in hidden else [])]
+        extract_all(name, root, splits=splits, tracker=tracker, encoder=encoder, out=out / "cache" / name, jobs=jobs)
+
+    def tracks(name: str, split: str) -> Path:
+        return out / "cache" / name / split / f"{tracker.rpartition(':')[2]}.zarr"
+
+    def texts(name: str, split: str) -> Path:
+        return out / "cache" / name / split / f"text-{encoder.rpartition(':')[2]}.zarr"
+
+    run = out / "run"
+    page = Path(__file__).with_suffix(".toml")
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
+    train(
+        resolved,
+        [tracks(name, TRAIN[name]) for name in roots],
+        [texts(name, TRAIN[name]) for name in roots],
+        [tracks(name, OPEN[name]) for name in roots],
+        [texts(name, OPEN[name]) for name in roots],
+        run,
+        resume=run.exists(),
+    )
+
+    published = read_toml(page.parent / "papers/sola.toml")["table_3_joint_mevis_ref_youtube_vos"]
+    for name, root in roots.items():
+        shown = tracks(name, OPEN[name])
+        selections = predict(run, [shown], [texts(name, OPEN[name])], out / f"selections/{name}-{OPEN[name]}.zarr")
+        ours = evaluate_selections(selections, [shown], root=root)
+        scores = {f"ours, {name} {OPEN[name]}": ours, f"oracle, {name} {OPEN[name]}": oracle([shown])}
+        index = report(run, selections, [shown], out / f"report/{name}", root=root, rows=scores)
+        show_scores(scores, out / f"metrics/{name}.json", ours)
+        jf, j, f = published[name.replace("-", "_")]
+        click.echo(f"the paper, {name} {HIDDEN}: J&F {jf}, J {j}, F {f}; page: {index}")
+
+    for name in hidden:
+        shown = tracks(name, HIDDEN)
+        selections = predict(run, [shown], [texts(name, HIDDEN)], out / f"selections/{name}-{HIDDEN}.zarr")
+        masks = merge_masks(selections, [shown], out / f"masks/{name}")
+        packed = submit(masks, name, out / f"{name}_{HIDDEN}.zip", root=roots[name], split=HIDDEN)
+        click.echo(f"for the benchmark's server: {packed}")
+
+
+if __name__ == "__main__":
+    run_command(sola_joint)
