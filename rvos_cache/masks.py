@@ -176,14 +176,6 @@ class RleMasks:
         return cls(rle, offsets, (len(masks), frames), (int(size[0]), int(size[1])))
 
     @classmethod
-    def unpacked(cls, raw: NDArray[np.uint8], shape: tuple[int, int], size: tuple[int, int]) -> RleMasks:
-        """The inverse of `packed`, for K masks over T frames of `size` (H, W)."""
-        head = 4 * shape[0] * shape[1]
-        offsets = np.zeros(shape[0] * shape[1] + 1, np.int64)
-        np.cumsum(np.frombuffer(raw[:head].tobytes(), "<u4"), out=offsets[1:])
-        return cls(raw[head:], offsets, shape, size)
-
-    @classmethod
     def from_dense(cls, masks: NDArray[Any]) -> RleMasks:
         """From pixels (K, T, H, W), bool or uint8."""
         _, t, h, w = masks.shape
@@ -209,10 +201,6 @@ class RleMasks:
         offsets = np.concatenate([np.zeros(1, np.int64)] + [p.offsets[1:] + s for p, s in zip(parts, starts)])
         rle = np.concatenate([p.rle for p in parts])
         return cls(rle, offsets, (sum(p.shape[0] for p in parts), frames), size)
-
-    def packed(self) -> NDArray[np.uint8]:
-        """One array of bytes, uint8 (4*K*T + bytes,): how long each mask is, uint32 little-endian, then all runs."""
-        return np.concatenate([np.diff(self.offsets).astype("<u4").view(np.uint8), self.rle])
 
     def bytes_at(self, k: int, t: int) -> bytes:
         """The compressed bytes of mask k in frame t."""

@@ -131,10 +131,12 @@ class TrackSource:
         ends = np.cumsum([cache.info(video_id).tracks for cache in caches])
         wanted = [range(ends[-1])[int(k)] for k in tracks]
         owners = np.searchsorted(ends, wanted, side="right")
-        # A cache none of whose tracks is wanted is not read, but for the frames and size of a selection of nothing.
-        masks = {o: caches[o].masks(video_id) for o in {0, *map(int, owners)}}
-        parts = [masks[o].select([k - ends[o] + masks[o].shape[0]]) for k, o in zip(wanted, map(int, owners))]
-        return RleMasks.concatenate([masks[0].select(()), *parts])
+        # Each cache is asked for its own tracks alone; one for none of them, where nothing is selected.
+        parts, order = [], np.argsort(owners, kind="stable")
+        for o in sorted({0, *map(int, owners)}):
+            before = ends[o] - caches[o].info(video_id).tracks
+            parts.append(caches[o].masks(video_id, [wanted[i] - before for i in order if owners[i] == o]))
+        return RleMasks.concatenate(parts).select(np.argsort(order))
 
     def overlap(self, video_id: str) -> Overlap:
         """Counts of all tracks. Raises InputError when the split hides its answers."""

@@ -14,7 +14,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
 
 FORMAT_VERSION = 2
-"""2: run-length bytes with their lengths before them, overlap counts in one table, small arrays in the attributes."""
+"""2: masks as turns of their columns, overlap counts in one table, small arrays in the attributes."""
 FREE = ("root", "commit", "versions")
 """Fields that tell where and with what a cache was made, and bind nothing."""
 

@@ -1,7 +1,7 @@
 """What a selector said of every expression of a split.
 
 Layout of `videos/<video>/`: scores f4 [E,N] · candidates b1 [E,N]; where a selector drew its own masks, Q per expression,
-instead of choosing tracks: scores and candidates [E,Q], mask_rle u1 [4*E*Q*T + bytes] (RleMasks.packed). Card `extra`: run,
+instead of choosing tracks: scores and candidates [E,Q], mask_rle u1 [bytes] (turns.py, E*Q masks). Card `extra`: run,
 caches, threshold (the selector's default). Attributes: expression ids, frame names, size, whether masks were drawn.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.store.reader import Cache
+from rvos_cache.store.turns import pack, unpack
 from rvos_cache.store.writer import CacheWriter
 from rvos_cache.types import Selection
 
@@ -40,7 +41,7 @@ def write_selections(writer: CacheWriter, record: SelectionRecord) -> bool:
         "candidates": np.stack([s.candidates for s in said]) if said else np.zeros((0, width), bool),
     }
     if drawn:
-        arrays["mask_rle"] = RleMasks.concatenate(drawn).packed()
+        arrays["mask_rle"] = pack(RleMasks.concatenate(drawn))
     attributes = {
         "video": record.video_id,
         "frame_names": list(record.frame_names),
@@ -78,6 +79,6 @@ class SelectionCache(Cache):
         masks: list[RleMasks | None] = [None] * len(scores)
         if folder.attributes["drawn"]:
             e, q = scores.shape
-            whole = RleMasks.unpacked(folder.array("mask_rle"), (e * q, len(info.frame_names)), info.size)
+            whole = unpack(folder.array("mask_rle"), (e * q, len(info.frame_names)), info.size)
             masks = [whole.select(range(i * q, (i + 1) * q)) for i in range(e)]
         return tuple(Selection(*row) for row in zip(info.expression_ids, scores, candidates, masks))

@@ -1,8 +1,8 @@
 """Tracks of a split: tokens, masks, overlap counts and ground truth, one record per video.
 
 Layout of `videos/<video>/` (letters as in rvos_cache.types):
-    tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [4*N*T + bytes] (RleMasks.packed: track-major, frame-minor)
-    where the split shows its answers: gt_rle u1 [4*A*T + bytes] · overlap i4 [N+1,A+1,T], a table of tracks and objects:
+    tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [bytes] (turns.py: track-major, frame-minor)
+    where the split shows its answers: gt_rle u1 [bytes] · overlap i4 [N+1,A+1,T], a table of tracks and objects:
     inter, with area as its last column, gt_area as its last row, and annotated (0 or 1) where those two meet
     features/<name> as the tracker declares
 Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, and of each track
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.store.reader import Cache, VideoFolder
+from rvos_cache.store.turns import pack, unpack
 from rvos_cache.store.writer import CacheWriter
 from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet
 
@@ -88,10 +89,10 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
     arrays: dict[str, Any] = {
         "tokens": tracks.tokens,
         "presence": tracks.presence,
-        "mask_rle": tracks.masks.packed(),
+        "mask_rle": pack(tracks.masks),
     }
     if truth is not None and overlap is not None:
-        arrays |= {"gt_rle": truth.masks.packed(), "overlap": _table(overlap)}
+        arrays |= {"gt_rle": pack(truth.masks), "overlap": _table(overlap)}
     by_frame = {spec["name"] for spec in writer.card.feature_specs if spec.get("by_frame")}
     for name, value in tracks.features.items():
         whole = isinstance(value, np.ndarray) and name in by_frame
@@ -162,8 +163,7 @@ class TrackCache(Cache):
 
     def masks(self, video_id: str, tracks: Iterable[int] | None = None) -> RleMasks:
         """(N, T) masks, or those of the given tracks alone, in that order. Raises IndexError for a track beyond the last."""
-        held = self._masks(video_id, "mask_rle", self.folder(video_id).attributes["tracks"])
-        return held if tracks is None else held.select(tracks)
+        return self._masks(video_id, "mask_rle", self.folder(video_id).attributes["tracks"], tracks)
 
     def overlap(self, video_id: str) -> Overlap:
         """Overlap counts. Raises InputError when the split hides its answers."""
@@ -204,8 +204,8 @@ class TrackCache(Cache):
             )
         return folder
 
-    def _masks(self, video_id: str, name: str, count: int) -> RleMasks:
+    def _masks(self, video_id: str, name: str, count: int, chosen: Iterable[int] | None = None) -> RleMasks:
         folder = self.folder(video_id)
         shape = (count, len(folder.attributes["frame_names"]))
         size = (folder.attributes["size"][0], folder.attributes["size"][1])
-        return RleMasks.unpacked(folder.array(name), shape, size)
+        return unpack(folder.array(name), shape, size, chosen)

@@ -1,0 +1,140 @@
+"""How masks lie on disk: where the pixels of each column turn, told from the column before.
+
+Letters as in rvos_cache.types; a turn is a place where a run ends and the next begins, counted down a column as COCO's
+runs are, so a mask is its turns. Turn i of a column mostly stands within a pixel or two of turn i of the column before; zstd
+packs these differences into little more than half of what it makes of the run-length bytes.
+
+One array of bytes: how many bytes a column's count takes, uint8 (1,) · turns of each mask, uint32 (K*T,) · turns of each
+column, uint8 or uint16 (K*T, W+1), the last for turns beyond the last pixel · the low bytes of all differences, uint8 · their
+high bytes, uint8. Numbers are little-endian, masks mask-major and frame-minor, turns in their order. A difference is to turn i
+of the column before, where that has so many, else to the turn above in the same column, else to row 0; as unsigned number 2d
+or, where d < 0, -2d - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.masks import RleMasks, run_ends
+
+HIGHEST = (1 << 15) - 1
+"""Rows whose differences fit in 16 bits."""
+
+
+def pack(masks: RleMasks) -> NDArray[np.uint8]:
+    """The bytes of (K, T) masks. Raises ValueError when runs do not fill their frame or it has more than 32767 rows."""
+    height, width = masks.size
+    count, columns = masks.shape[0] * masks.shape[1], width + 1
+    if height > HIGHEST:
+        raise ValueError(f"frames of {height} rows; at most {HIGHEST} fit")
+    ends, stops = run_ends(masks.rle, masks.offsets) if count else (np.zeros(0, np.int64),) * 2
+    runs = np.diff(stops, prepend=0)
+    inner = np.ones(len(ends), bool)
+    inner[stops - 1] = False
+    rises = np.diff(ends, prepend=0)
+    rises[stops[:-1]] = ends[stops[:-1]]
+    if (ends[stops - 1] != height * width).any() or (rises < 0).any():
+        raise ValueError(f"the runs of a mask do not fill its {height}x{width} pixels")
+    column, row = np.divmod(ends[inner], height)
+    column += np.repeat(np.arange(count) * columns, runs - 1)
+    counts = np.bincount(column, minlength=count * columns)
+    before = np.where(np.arange(count * columns) % columns, np.concatenate([counts[:0], [0], counts[:-1]])[: len(counts)], 0)
+    first = np.cumsum(counts) - counts
+    place = np.arange(len(row)) - first[column]
+    # Turn i of the column before stands as many turns earlier as that column has.
+    above = np.where(place > 0, np.concatenate([row[:0], [0], row[:-1]])[: len(row)], 0)
+    steps = row - np.where(place < before[column], row[np.arange(len(row)) - before[column]], above)
+    numbers = np.where(steps < 0, -2 * steps - 1, 2 * steps)
+    wide = 2 if counts.max(initial=0) > 255 else 1
+    return np.concatenate([
+        np.array([wide], np.uint8), (runs - 1).astype("<u4").view(np.uint8), counts.astype(f"<u{wide}").view(np.uint8),
+        (numbers & 255).astype(np.uint8), (numbers >> 8).astype(np.uint8),
+    ])  # fmt: skip
+
+
+def unpack(
+    raw: NDArray[np.uint8], shape: tuple[int, int], size: tuple[int, int], chosen: Iterable[int] | None = None
+) -> RleMasks:
+    """The masks (K, T) of `size` (H, W) that `pack` wrote, or those at `chosen` alone, in that order.
+
+    Raises ValueError when the bytes do not fit the shape, IndexError for a mask beyond the last.
+    """
+    frames, (height, width) = shape[1], size
+    columns, count = width + 1, shape[0] * shape[1]
+    wide, body = int(raw[0]), 1 + 4 * count
+    low = body + wide * count * columns
+    if wide not in (1, 2) or len(raw) < low:
+        raise ValueError(f"{len(raw)} bytes are no {shape} masks of {size}")
+    per_mask = np.frombuffer(raw[1:body].tobytes(), "<u4").astype(np.int64)
+    stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(per_mask)])
+    high = low + int(stops[-1])
+    if len(raw) != high + int(stops[-1]):
+        raise ValueError(f"{len(raw)} bytes are no {shape} masks of {size}")
+    picked = list(range(shape[0])) if chosen is None else [range(shape[0])[int(k)] for k in chosen]
+    spans = [(int(stops[k * frames]), int(stops[(k + 1) * frames])) for k in picked]
+    width_of = wide * frames * columns
+    stored = [raw[:0], *(raw[body + k * width_of : body + (k + 1) * width_of] for k in picked)]
+    counts = np.frombuffer(np.concatenate(stored).tobytes(), f"<u{wide}")
+    numbers = np.concatenate([raw[:0], *(raw[low + a : low + b] for a, b in spans)]).astype(np.int64)
+    numbers |= np.concatenate([raw[:0], *(raw[high + a : high + b] for a, b in spans)]).astype(np.int64) << 8
+    turns = np.concatenate([per_mask[:0], *(per_mask[k * frames : (k + 1) * frames] for k in picked)])
+    column = np.flatnonzero(counts)
+    held = counts[column].astype(np.int64)
+    if held.sum() != len(numbers):
+        raise ValueError(f"{held.sum()} turns in the columns, {len(numbers)} in the masks")
+    ends = _rows(numbers, column, held, columns) + np.repeat(column % columns * height, held)
+    # The last run of a mask ends with the frame.
+    whole = np.full(len(ends) + len(turns), height * width, np.int64)
+    whole[np.arange(len(ends)) + np.repeat(np.arange(len(turns)), turns)] = ends
+    return _spelled(whole, np.cumsum(turns + 1), (len(picked), frames), size)
+
+
+def _rows(numbers: NDArray[np.int64], column: NDArray[np.int64], held: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
+    """The row of each turn. column: those with a turn; held: how many each has."""
+    steps = (numbers >> 1) ^ -(numbers & 1)
+    follows = (np.diff(column, prepend=-2) == 1) & (column % columns != 0)
+    before = np.where(follows, np.concatenate([held[:0], [0], held[:-1]])[: len(held)], 0)
+    first, rows = np.cumsum(held) - held, np.empty_like(steps)
+    # All columns at once, turn by turn: those that begin a chain need the turn above, which is known by then.
+    for place in range(int(held.max(initial=0))):
+        which = np.flatnonzero(held > place)
+        at = first[which] + place
+        step, begins = steps[at], before[which] <= place
+        if place:
+            step[begins] += rows[at[begins] - 1]
+        total = np.cumsum(step)
+        rows[at] = total - (total[begins] - step[begins])[np.cumsum(begins) - 1]
+    return rows
+
+
+def _spelled(ends: NDArray[np.int64], stops: NDArray[np.int64], shape: tuple[int, int], size: tuple[int, int]) -> RleMasks:
+    """Masks from where their runs end, as COCO's `rleToString` spells them: see `rvos_cache.masks.run_total`."""
+    starts = np.concatenate([stops[:0], [0], stops[:-1]])[: len(stops)]
+    counts = np.diff(ends, prepend=0)
+    counts[starts] = ends[starts]
+    numbers = counts.copy()
+    numbers[2:] -= counts[:-2]
+    for j in range(3):
+        at = starts[starts + j < stops] + j
+        numbers[at] = counts[at]
+    size_of = np.abs(numbers + (numbers < 0))
+    groups = np.ones(len(numbers), np.int64)
+    for bits in range(4, 34, 5):
+        longer = size_of >= 1 << bits
+        if not longer.any():
+            break
+        groups += longer
+    after = np.cumsum(groups)
+    rle = np.empty(int(after[-1]) if len(after) else 0, np.uint8)
+    more = groups > 1
+    rle[after - groups] = (numbers & 31) + 48 + 32 * more
+    which, place = np.flatnonzero(more), 1
+    while len(which):
+        more = groups[which] > place + 1
+        rle[after[which] - groups[which] + place] = ((numbers[which] >> (5 * place)) & 31) + 48 + 32 * more
+        which, place = which[more], place + 1
+    offsets = np.concatenate([np.zeros(1, np.int64), after[stops - 1] if len(stops) else stops])
+    return RleMasks(rle, offsets, shape, size)
