@@ -29,6 +29,7 @@ from rvos_select.caches import TextSource, TrackSource
 from rvos_select.evaluate import benchmark_selections
 from rvos_select.predict import predict
 from rvos_select.samples import batches, count_batches, drawn, label_limits, load_video, set_draws, set_weights
+from rvos_select.sources import held_out, read_sources
 from rvos_select.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -174,6 +175,18 @@ def test_as_many_batches_as_counted(joint: dict[str, tuple[Path, Path]]) -> None
     for how, size, weights in (("video", 1, {}), ("single", 5, {"one/train": 0.3}), ("video", 1, {"two/train": 2.4})):
         made = list(batches(samples, how, size, seeded(0), (), weights))  # type: ignore[arg-type]
         assert len(made) == count_batches(samples, how, size, weights)  # type: ignore[arg-type]
+
+
+def test_the_mirror_of_a_held_out_video_is_not_trained_on(tmp_path: Path) -> None:
+    """Also where only the mirror has ground-truth tracks, which are never held out themselves."""
+    names = [f"v{i}" for i in range(6)]
+    found = write(tmp_path / "a", "train", names, dataset="one")
+    true = write(tmp_path / "b", "train-mirror", [f"{n}-mirror" for n in names], dataset="one", only=True)
+    given = {"requires": (), "weights": {}, "label_iou": None, "hold_out": 0.3}
+    read = read_sources([found[0], true[0]], [found[1], true[1]], (), (), **given)  # type: ignore[arg-type]
+    held, trained = {s.video_id for s in read.valid}, {s.video_id for s in read.train}
+    assert held == set(held_out(names, 0.3)) and 0 < len(held) < 6
+    assert trained == {v for n in names if n not in held for v in (n, f"{n}-mirror")}
 
 
 # Labels.

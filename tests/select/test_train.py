@@ -17,12 +17,14 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, TrackRecord, read_card, write_text, write_tracks
 from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet, Words
+from rvos_select import sources
 from rvos_select import train as loop
 from rvos_select.caches import TrackSource, find_text
 from rvos_select.checkpoint import load_selector
 from rvos_select.labels import mean_iou, track_targets
 from rvos_select.predict import predict
-from rvos_select.train import TrainSettings, held_out, train
+from rvos_select.sources import held_out
+from rvos_select.train import TrainSettings, train
 
 SIZE, FRAMES, TRACKS = (8, 12), 3, 3
 
@@ -241,7 +243,7 @@ def test_nan_stops_with_the_video_s_name_and_the_state_is_kept(
 ) -> None:
     out = run(caches, tmp_path / "run", epochs=1)
     before = (out / "last/model.safetensors").read_bytes()
-    load = loop.load_video
+    load = sources.load_video
 
     def spoiled(*arguments: object, **named: object) -> object:
         sample = load(*arguments, **named)  # type: ignore[arg-type]
@@ -249,7 +251,7 @@ def test_nan_stops_with_the_video_s_name_and_the_state_is_kept(
             sample.tokens[0, 0, 0] = float("nan")
         return sample
 
-    monkeypatch.setattr(loop, "load_video", spoiled)
+    monkeypatch.setattr(sources, "load_video", spoiled)
     with pytest.raises(InputError, match="v1.*loss is nan"):
         run(caches, out, resume=True, epochs=2)
     assert (out / "last/model.safetensors").read_bytes() == before
