@@ -1,9 +1,11 @@
 """The store beside SOLA's released file layout: the same tracks in both, read in turn in one run, all from the page cache.
 
 Tracks: the 16 objects that OSVOS followed in ten DAVIS-2017 videos, as they are and mirrored three ways: 64 real tracks, no
-two with the same bytes (shifted copies of a few would be packed into almost nothing). SOLA's layout: one indented JSON of
-RLE and one .npy of float32 tokens per track, all of which its dataset class reads for every sample; the JSON's structure is
-an approximation (a list of COCO RLE), written without its texts. It stores no words: its loop encodes them for every sample.
+two with the same bytes (shifted copies of a few would be packed into almost nothing). SOLA's side follows its code
+(github.com/cvlab-kaist/SOLA, 76f87be): `generate_tokens_grid.py` writes an indented JSON (RLE, prompt, IoU, precision and
+recall with each object) and a .npy of float32 tokens per track, and its labels are `compute_mask_metrics` of float masks
+that were resized to 540x960; `dataloader.py` reads all JSONs and .npys for every sample, and for the masks of a selection
+the JSONs of the chosen tracks, decoded and stacked track by track. It stores no words: its loop encodes them for every sample.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from pycocotools import mask as coco
 
 from rvos_cache.masks import RleMasks, from_coco
-from rvos_cache.overlap import count_overlap, iou, precision, recall
+from rvos_cache.overlap import count_overlap, frame_mean, iou, precision, recall
 from rvos_cache.store import CacheWriter, Card, TextCache, TextRecord, TrackCache, TrackRecord, write_text, write_tracks
-from rvos_cache.types import Expression, GroundTruth, TrackSet, Words
+from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet, Words
 
 TRACKS, CHANNELS, FRAMES, VIDEOS = 64, 256, 40, ("dog", "blackswan", "libby")
 EXPRESSIONS, WORDS, WORD_CHANNELS = 14, 12, 1024
@@ -53,39 +58,59 @@ def real_tracks(root: Path) -> RleMasks:
     return out
 
 
-def write_sola(folder: Path, masks: RleMasks, tokens: np.ndarray) -> None:
-    folder.mkdir(parents=True)
+def write_sola(folder: Path, masks: RleMasks, tokens: np.ndarray, overlap: Overlap) -> None:
+    for name in ("sam2_masklets", "sam2_object_tokens"):
+        (folder / name).mkdir(parents=True)
+    labels = {"precision": precision(overlap), "recall": recall(overlap), "iou": iou(overlap)}
     for n in range(masks.shape[0]):
         row = [{"size": list(masks.size), "counts": masks.bytes_at(n, t).decode()} for t in range(masks.shape[1])]
-        (folder / f"{n}.json").write_text(json.dumps(row, indent=4))
-        np.save(folder / f"{n}.npy", tokens[n].astype(np.float32))
+        held = {"anno_id": n, "rle": row, "prompt_type": "SAM2 AMG MASK"}
+        held |= {
+            name: {str(a): float(x) for a, x in enumerate(frame_mean(v, overlap.annotated)[n])} for name, v in labels.items()
+        }
+        (folder / "sam2_masklets" / f"{n:05d}.json").write_text(json.dumps(held, indent=4))
+        np.save(folder / "sam2_object_tokens" / f"{n:05d}.npy", tokens[n].astype(np.float32))
+
+
+def read_masklet(folder: Path, n: int) -> dict[str, Any]:
+    return dict(json.loads((folder / "sam2_masklets" / f"{n:05d}.json").read_text()))
 
 
 def read_sola(folder: Path) -> np.ndarray:
     for n in range(TRACKS):
-        json.loads((folder / f"{n}.json").read_text())
-    return np.stack([np.load(folder / f"{n}.npy") for n in range(TRACKS)])
+        read_masklet(folder, n)
+    return np.stack([np.load(folder / "sam2_object_tokens" / f"{n:05d}.npy") for n in range(TRACKS)])
 
 
-def union_sola(folder: Path) -> None:
-    """Row-major pixels of the OR of three tracks, frame by frame. Only their JSONs are parsed; SOLA's class parses all."""
-    rows = [json.loads((folder / f"{n}.json").read_text()) for n in range(3)]
-    for frame in zip(*rows):
-        np.ascontiguousarray(np.logical_or.reduce([coco.decode(rle) for rle in frame]))
+def union_sola(folder: Path) -> np.ndarray:
+    """Pixels (T, H, W) of the OR of three tracks. Only their JSONs are parsed."""
+    merged: np.ndarray | None = None
+    for n in range(3):
+        pixels = np.stack([coco.decode(rle) for rle in read_masklet(folder, n)["rle"]])
+        merged = pixels if merged is None else np.logical_or(merged, pixels)
+    assert merged is not None
+    return merged
 
 
-def union_store(cache: TrackCache, video: str) -> None:
+def union_store(cache: TrackCache, video: str) -> Iterator[np.ndarray]:
+    """The same frame by frame, as `merge` writes them."""
     merged = cache.masks(video, range(3)).union()
-    for t in range(merged.shape[1]):
-        merged.decode(0, t)
+    return (merged.decode(0, t) for t in range(merged.shape[1]))
 
 
-def labels_on_pixels(masks: RleMasks, truth: RleMasks) -> None:
-    """IoU, precision and recall a pair of masks at a time, as the released function does."""
-    for n, a, t in np.ndindex(masks.shape[0], truth.shape[0], masks.shape[1]):
-        x, y = coco.decode(masks.at(n, t)).view(bool), coco.decode(truth.at(a, t)).view(bool)
-        shared = (x & y).sum()
-        _ = shared / max((x | y).sum(), 1), shared / max(x.sum(), 1), shared / max(y.sum(), 1)
+def resized(pixels: torch.Tensor) -> torch.Tensor:
+    """Masks (T, H, W) float as the released code compares them, (T, 540, 960) float."""
+    return (torch.nn.functional.interpolate(pixels[None], size=(540, 960), mode="bilinear")[0] > 0.5).float()
+
+
+def labels_on_pixels(masks: list[torch.Tensor], truth: list[torch.Tensor]) -> None:
+    """IoU, precision and recall a pair of frames at a time, as the released function does."""
+    for one in masks:
+        for other in truth:
+            for x, y in zip(one, other):
+                shared = (x * y).sum().item()
+                union = (x + y).sum().item() - shared
+                _ = shared / max(union, 1), shared / max(x.sum().item(), 1), shared / max(y.sum().item(), 1)
 
 
 def labels_from_counts(masks: RleMasks, truth: GroundTruth) -> None:
@@ -145,7 +170,7 @@ def prepare(data: Path, work: Path) -> tuple[RleMasks, dict[str, GroundTruth], d
         write_tracks(into, TrackRecord(video, names, masks.size, said, tracks, truths[video], overlap))
         vectors = rng.standard_normal((EXPRESSIONS, WORDS, WORD_CHANNELS)).astype(np.float16)
         write_text(words_into, TextRecord(video, said, tuple(Words(v, spans, tags) for v in vectors)))
-        write_sola(work / "sola" / video, masks, tokens[video])
+        write_sola(work / "sola" / video, masks, tokens[video], overlap)
     return masks, truths, tokens
 
 
@@ -153,7 +178,10 @@ def read_rows(work: Path, masks: RleMasks, truths: dict[str, GroundTruth], token
     cache, text = TrackCache(work / "tracks.zarr"), TextCache(work / "text.zarr")
     for video in VIDEOS:
         assert np.array_equal(cache.tokens(video), tokens[video]) and cache.masks(video) == masks
-    few = masks.select(range(0, TRACKS, TRACKS // LABELLED))
+        assert np.array_equal(np.stack(list(union_store(cache, video))), union_sola(work / "sola" / video))
+    few = [torch.from_numpy(pixels).float() for pixels in masks.dense(range(0, TRACKS, TRACKS // LABELLED))]
+    larger = {v: [resized(torch.from_numpy(pixels).float()) for pixels in truths[v].masks.dense()] for v in VIDEOS}
+    plain = {v: [torch.from_numpy(pixels).float() for pixels in truths[v].masks.dense()] for v in VIDEOS}
     took = seconds(
         {
             "sola": lambda v: read_sola(work / "sola" / v),
@@ -162,18 +190,20 @@ def read_rows(work: Path, masks: RleMasks, truths: dict[str, GroundTruth], token
             "sample": lambda v: sample(cache, text, v),
             "memory": tokens.__getitem__,
             "union, sola": lambda v: union_sola(work / "sola" / v),
-            "union": lambda v: union_store(cache, v),
+            "union": lambda v: deque(union_store(cache, v), maxlen=0),
         },
         ROUNDS,
     )
     took |= seconds(
         {
-            "labels, pixels": lambda v: labels_on_pixels(few, truths[v].masks),
+            "labels, sola": lambda v: labels_on_pixels([resized(m) for m in few], larger[v]),
+            "labels, not resized": lambda v: labels_on_pixels(few, plain[v]),
             "labels": lambda v: labels_from_counts(masks, truths[v]),
         },
         ROUNDS,
     )
-    took["labels, pixels"] *= TRACKS / LABELLED
+    for name in ("labels, sola", "labels, not resized"):
+        took[name] *= TRACKS / LABELLED
 
     def row(name: str, theirs: str, ours: str, goal: float | None) -> Row:
         return Row(name, took[theirs] * 1e3, took[ours] * 1e3, took[theirs] / took[ours], goal)
@@ -184,7 +214,8 @@ def read_rows(work: Path, masks: RleMasks, truths: dict[str, GroundTruth], token
         row("tokens of a video: from memory, ms", "sola", "memory", 300),
         row("tokens, presence, labels, words: handles cached, ms", "sola", "sample", None),
         row("masks of 3 tracks, OR-ed to pixels (SOLA: 3 JSONs), ms", "union, sola", "union", 4),
-        row(f"labels of a video on a core (SOLA: {LABELLED} tracks, scaled), ms", "labels, pixels", "labels", 100),
+        row(f"labels of a video on a core (SOLA: {LABELLED} tracks, scaled), ms", "labels, sola", "labels", 100),
+        row("the same without SOLA's resizing, ms", "labels, not resized", "labels", None),
     ]
 
 
@@ -200,13 +231,14 @@ def disk_rows(work: Path) -> list[Row]:
     return [
         row("kB per video, words of 14 expressions included", sum(sola) / 1e3, (sum(tracks) + sum(text)) / 1e3, 2),
         row("kB per video, tracks alone", sum(sola) / 1e3, sum(tracks) / 1e3, None),
-        row("kB of masks per video", sum(held("sola/*/*.json")) / 1e3, sum(packed) / 1e3, 3.5),
+        row("kB of masks per video", sum(held("sola/*/*/*.json")) / 1e3, sum(packed) / 1e3, 3.5),
         row("files per video, tracks alone", len(sola), len(tracks), 10),
         row("files per video, words included", len(sola), len(tracks) + len(text), None),
     ]
 
 
 def main(data: Path) -> None:
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         prepared = prepare(data, work)
