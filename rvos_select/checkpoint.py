@@ -151,10 +151,10 @@ def run_cards(run: Path) -> dict[str, Card]:
 def same_words(wanted: Card, where: str, words: TextSource) -> None:
     """Raises InputError, naming the field, when words come from another encoder than those of `wanted`, the card of `where`."""
     for cache in words.caches:
-        for field in ("producer", "settings", "weights"):
-            have, want = getattr(cache.card, field), getattr(wanted, field)
-            if have != want:
-                raise InputError(f"{cache.path}: words with {field} {have}, {where} has {want}; extract them alike")
+        for name in cache.card.differences(wanted):
+            if name.partition(".")[0] in ("producer", "settings", "weights"):
+                have, want = cache.card.value(name), wanted.value(name)
+                raise InputError(f"{cache.path}: words with {name} = {have!r}, {where} has {want!r}; extract them alike")
 
 
 def load_selector(run: Path) -> Any:

@@ -97,15 +97,15 @@ def same_tokens(run: Path, tracks: TrackSource) -> None:
                 trained = " or ".join(sorted(weights[name]))
                 came = f"tokens by {name} of digest {card.weights[name]}"
                 raise InputError(f"{cache.path}: {came}, {run} was trained with {trained}; {remedy}")
-        known = [other.settings for other in seen if other.producer == card.producer]
+        known = [other for other in seen if other.producer == card.producer]
         if not known and not shared:
             trained = ", ".join(sorted({other.producer for other in seen}))
             raise InputError(f"{cache.path}: tokens of tracker {card.producer}, {run} was trained with {trained}; {remedy}")
-        if known and card.settings not in known:
-            have, want = ({k: repr(v) for k, v in held.items()} for held in (card.settings, known[0]))
-            name = min(k for k in {**have, **want} if have.get(k) != want.get(k))
-            differs = f"tracks with {name} = {have.get(name, 'unset')}, {run} was trained with {want.get(name, 'unset')}"
-            warnings.warn(f"{cache.path}: {differs}", stacklevel=3)
+        differing = [[n for n in card.differences(other) if n.startswith("settings.")] for other in known]
+        if all(differing) and known:
+            name = differing[0][0]
+            have, want = card.value(name), known[0].value(name)
+            warnings.warn(f"{cache.path}: tracks with {name} = {have!r}, {run} was trained with {want!r}", stacklevel=3)
 
 
 def select_all(tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:

@@ -241,10 +241,13 @@ def test_zero_shot_scores_what_its_own_set_would(tmp_path: Path, joint: dict[str
     [
         ({"producer": "sam2"}, r"other/train/flow.zarr: tokens of tracker sam2, .*run was trained with flow; extract them alike"),
         ({"weights": {"m": "beef"}}, r"other/train/flow.zarr: tokens by m of digest beef, .*run was trained with f00d; "),
-        ({"said_by": {"producer": "roberta"}}, r"other/train/text-hashed.zarr: words with producer roberta, .*run has hashed; "),
+        (
+            {"said_by": {"producer": "roberta"}},
+            r"other/train/text-hashed.zarr: words with producer = 'roberta', .*run has 'hashed'; ",
+        ),
         (
             {"said_by": {"settings": {"normalise": "lower"}}},
-            r"text-hashed.zarr: words with settings {'normalise': 'lower'}, .* {}; ",
+            r"text-hashed.zarr: words with settings.normalise = 'lower', .* None; ",
         ),
     ],
 )
@@ -273,7 +276,7 @@ def test_tracks_prompted_in_another_way_are_taken_when_the_frozen_model_is_the_s
     boxes = write(tmp_path / "box", "valid", ["w0"], producer="boxes", weights={"m": "f00d", "detector": "abba"})
     predict(out, [boxes[0]], [boxes[1]], tmp_path / "s.zarr")
     coarse = write(tmp_path / "coarse", "valid", ["w0"], weights={"m": "f00d"}, settings={"grid": 16})
-    with pytest.warns(UserWarning, match=r"coarse/valid/flow.zarr: tracks with grid = 16, .*run was trained with 32"):
+    with pytest.warns(UserWarning, match=r"coarse/valid/flow.zarr: tracks with settings.grid = 16, .*run was trained with 32"):
         predict(out, [coarse[0]], [coarse[1]], tmp_path / "t.zarr")
 
 
@@ -282,7 +285,7 @@ def test_words_of_two_encoders_do_not_train_together(tmp_path: Path, joint: dict
         split = "valid" if name == "valid" else "train"
         spoilt = write(tmp_path / "x" / name, split, ["w0"], dataset="three", said_by={"settings": {"seed": 1}})
         with pytest.raises(
-            InputError, match=rf"x/{name}/{split}/text-hashed.zarr: words with settings .*one/train/text-hashed.zarr"
+            InputError, match=rf"x/{name}/{split}/text-hashed.zarr: words with settings.seed = 1, .*one/train/text-hashed.zarr"
         ):
             run({**joint, name: spoilt}, tmp_path / "run", epochs=1)
 

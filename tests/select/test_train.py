@@ -21,6 +21,7 @@ from rvos_select import sources
 from rvos_select import train as loop
 from rvos_select.caches import TrackSource, find_text
 from rvos_select.checkpoint import load_selector
+from rvos_select.cli import main
 from rvos_select.labels import mean_iou, track_targets
 from rvos_select.predict import predict
 from rvos_select.sources import held_out
@@ -210,6 +211,31 @@ def test_videos_that_failed_are_said_and_recorded(tmp_path: Path, caches: tuple[
     with pytest.warns(UserWarning, match="training: 2 videos failed") as told:
         train(settings(epochs=1), [caches[0]], [caches[1]], out=tmp_path / "own")
     assert len([w for w in told if "left out" in str(w.message)]) == 1
+
+
+def test_the_command_says_in_one_line_that_videos_failed(
+    tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    CacheWriter(caches[0], read_card(caches[0])).fail("v9", "v9/00000.jpg:\ntruncated")
+    words = [
+        "--cache",
+        caches[0],
+        "--text",
+        caches[1],
+        "--selector",
+        "mean-cosine",
+        "--set",
+        "epochs=1",
+        "--out",
+        tmp_path / "run",
+    ]
+    monkeypatch.setattr("sys.argv", ["rvos-select", "train", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
+    assert stop.value.code == 0
+    assert line.startswith("warning: training: 1 videos failed in extraction and are left out; first ")
+    assert "video v9: v9/00000.jpg: truncated; mend it and run the extraction again" in line
 
 
 def test_hidden_answers_are_never_negatives(tmp_path: Path, caches: tuple[Path, ...]) -> None:
