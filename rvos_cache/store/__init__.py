@@ -6,7 +6,7 @@
       failures.jsonl           one line per failed video
       videos/<video>/          published by one rename, so present means complete
         zarr.json              the group's attributes
-        <array>/...            tokens and labels with crc32c, run-length bytes with zstd and its checksum
+        <array>/...            crc32c after every chunk; masks are packed before, see turns.py
         digests.json           the digest of every file above, written last, with a digest of itself
 
 The arrays of each kind stand at the top of tracks.py, text.py and selections.py.

@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
-from numcodecs import Zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.store.card import Card, canonical, digest, read_card, unsealed
 
-CRC32C, ZSTD = ["bytes", "crc32c"], ["bytes", "zstd"]
+CODECS = ["bytes", "crc32c"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class Layout:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     by_frame: bool
-    packed: bool
 
     @classmethod
     def of(cls, stored: dict[str, Any], where: str) -> Layout:
@@ -38,8 +36,8 @@ class Layout:
             chunk, names = tuple(stored["chunk_grid"]["configuration"]["chunk_shape"]), [c["name"] for c in codecs]
             whole = tuple(max(1, d) for d in shape)
             little = codecs[0].get("configuration", {}).get("endian", "little") == "little"
-            if names in (CRC32C, ZSTD) and little and shape and chunk in (whole, (1, *whole[1:])):
-                return cls(shape, np.dtype(stored["data_type"]).newbyteorder("<"), chunk != whole, names == ZSTD)
+            if names == CODECS and little and shape and chunk in (whole, (1, *whole[1:])):
+                return cls(shape, np.dtype(stored["data_type"]).newbyteorder("<"), chunk != whole)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise InputError(f"{where}: not an array of this format ({type(error).__name__}); extract again") from error
         raise InputError(f"{where}: chunks {chunk} of {shape}, codecs {names}: not this format's; extract again")
@@ -72,7 +70,7 @@ class VideoFolder:
     def array(self, name: str, frames: slice | None = None) -> NDArray[Any]:
         """The array `name`, or its rows `frames`: only their files are read where it is stored by frame.
 
-        Run-length bytes are read-only. Raises InputError when there is none, or it is damaged.
+        Raises InputError when there is none, or it is damaged.
         """
         layout = self._layout(name)
         inner = "/0" * (len(layout.shape) - 1)
@@ -126,16 +124,13 @@ class VideoFolder:
             raise InputError(f"{self.path}/{file}: not written; {self.remedy}")
         raw = self.check(file)
         try:
-            if layout.packed:
-                body = np.frombuffer(Zstd().decode(raw), np.uint8)
-            else:
-                body = raw[:-4]
-                crc, stored = self._passed[file]
-                if crc.to_bytes(4, "little") != stored:
-                    raise ValueError("crc32c does not match")
+            body = raw[:-4]
+            crc, stored = self._passed[file]
+            if crc.to_bytes(4, "little") != stored:
+                raise ValueError("crc32c does not match")
             if len(body) != count * layout.dtype.itemsize:
                 raise ValueError(f"{len(body)} bytes for {layout.dtype} {shape}")
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             raise InputError(f"{self.path}/{file}: cannot be decoded ({error}); {self.remedy}") from error
         return body.view(layout.dtype).reshape(shape)
 

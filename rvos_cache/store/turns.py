@@ -4,11 +4,12 @@ Letters as in rvos_cache.types; a turn is a place where a run ends and the next 
 runs are, so a mask is its turns. Turn i of a column mostly stands within a pixel or two of turn i of the column before; zstd
 packs these differences into little more than half of what it makes of the run-length bytes.
 
-One array of bytes: how many bytes a column's count takes, uint8 (1,) · turns of each mask, uint32 (K*T,) · turns of each
-column, uint8 or uint16 (K*T, W+1), the last for turns beyond the last pixel · the low bytes of all differences, uint8 · their
-high bytes, uint8. Numbers are little-endian, masks mask-major and frame-minor, turns in their order. A difference is to turn i
-of the column before, where that has so many, else to the turn above in the same column, else to row 0; as unsigned number 2d
-or, where d < 0, -2d - 1.
+One array of bytes: the length of each mask's part, uint32 (K,) · the parts, each packed by zstd for itself, so that a few
+masks of many are read alone. A part: turns in each frame, uint32 (T,) · bytes of a column's count, uint32 (1,) · turns of each
+column, uint8 or uint16 (T, W+1), the last for turns beyond the last pixel · the low bytes of all differences, uint8 · their
+high bytes, uint8. Numbers are little-endian, turns in their order, frame after frame. A difference is to turn i of the column
+before, where that has so many, else to the turn above in the same column, else to row 0; as unsigned number 2d or, where
+d < 0, -2d - 1.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from numcodecs import Zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks, run_ends
 
+LEVEL = 7
 HIGHEST = (1 << 15) - 1
 """Rows whose differences fit in 16 bits."""
 
@@ -49,10 +52,16 @@ def pack(masks: RleMasks) -> NDArray[np.uint8]:
     steps = row - np.where(place < before[column], row[np.arange(len(row)) - before[column]], above)
     numbers = np.where(steps < 0, -2 * steps - 1, 2 * steps)
     wide = 2 if counts.max(initial=0) > 255 else 1
-    return np.concatenate([
-        np.array([wide], np.uint8), (runs - 1).astype("<u4").view(np.uint8), counts.astype(f"<u{wide}").view(np.uint8),
-        (numbers & 255).astype(np.uint8), (numbers >> 8).astype(np.uint8),
-    ])  # fmt: skip
+    turns = (runs - 1).astype("<u4").reshape(masks.shape)
+    held = counts.astype(f"<u{wide}").reshape(len(turns), masks.shape[1] * columns)
+    low, high = (numbers & 255).astype(np.uint8), (numbers >> 8).astype(np.uint8)
+    packer, parts, start = Zstd(LEVEL), [], 0
+    for mine, columns_of in zip(turns, held):
+        stop = start + int(mine.sum())
+        pieces = mine, np.array([wide], "<u4"), columns_of, low[start:stop], high[start:stop]
+        parts.append(packer.encode(b"".join(piece.tobytes() for piece in pieces)))
+        start = stop
+    return np.frombuffer(b"".join([np.array([len(part) for part in parts], "<u4").tobytes(), *parts]), np.uint8)
 
 
 def unpack(
@@ -63,26 +72,18 @@ def unpack(
     Raises ValueError when the bytes do not fit the shape, IndexError for a mask beyond the last.
     """
     frames, (height, width) = shape[1], size
-    columns, count = width + 1, shape[0] * shape[1]
-    wide, body = int(raw[0]), 1 + 4 * count
-    low = body + wide * count * columns
-    if wide not in (1, 2) or len(raw) < low:
-        raise ValueError(f"{len(raw)} bytes are no {shape} masks of {size}")
-    per_mask = np.frombuffer(raw[1:body].tobytes(), "<u4").astype(np.int64)
-    stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(per_mask)])
-    high = low + int(stops[-1])
-    if len(raw) != high + int(stops[-1]):
-        raise ValueError(f"{len(raw)} bytes are no {shape} masks of {size}")
-    picked = list(range(shape[0])) if chosen is None else [range(shape[0])[int(k)] for k in chosen]
-    spans = [(int(stops[k * frames]), int(stops[(k + 1) * frames])) for k in picked]
-    width_of = wide * frames * columns
-    stored = [raw[:0], *(raw[body + k * width_of : body + (k + 1) * width_of] for k in picked)]
-    counts = np.frombuffer(np.concatenate(stored).tobytes(), f"<u{wide}")
-    numbers = np.concatenate([raw[:0], *(raw[low + a : low + b] for a, b in spans)]).astype(np.int64)
-    numbers |= np.concatenate([raw[:0], *(raw[high + a : high + b] for a, b in spans)]).astype(np.int64) << 8
-    turns = np.concatenate([per_mask[:0], *(per_mask[k * frames : (k + 1) * frames] for k in picked)])
+    head = raw[: 4 * shape[0]].tobytes()
+    lengths = np.frombuffer(head, "<u4") if len(head) == 4 * shape[0] else np.zeros(0, "<u4")
+    stops = 4 * shape[0] + np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    if len(lengths) != shape[0] or len(raw) != stops[-1]:
+        raise ValueError(f"{len(raw)} bytes are no {shape[0]} masks")
+    picked = [range(shape[0])[int(k)] for k in (range(shape[0]) if chosen is None else chosen)]
+    parts = [_part(raw[stops[k] : stops[k + 1]], frames, width + 1) for k in picked]
+    none = np.zeros(0, np.int64)
+    turns, counts, numbers = (np.concatenate([none[:0], *of]) for of in zip(*parts)) if parts else (none, none, none)
+    columns = width + 1
     column = np.flatnonzero(counts)
-    held = counts[column].astype(np.int64)
+    held = counts[column]
     if held.sum() != len(numbers):
         raise ValueError(f"{held.sum()} turns in the columns, {len(numbers)} in the masks")
     ends = _rows(numbers, column, held, columns) + np.repeat(column % columns * height, held)
@@ -90,6 +91,22 @@ def unpack(
     whole = np.full(len(ends) + len(turns), height * width, np.int64)
     whole[np.arange(len(ends)) + np.repeat(np.arange(len(turns)), turns)] = ends
     return _spelled(whole, np.cumsum(turns + 1), (len(picked), frames), size)
+
+
+def _part(raw: NDArray[np.uint8], frames: int, columns: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Turns of each frame, turns of each column, and the differences of one mask, int64 each."""
+    try:
+        body = np.frombuffer(Zstd().decode(raw), np.uint8)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"a mask cannot be decoded ({error})") from error
+    start = 4 * frames + 4
+    head = np.frombuffer(body[:start].tobytes(), "<u4") if len(body) >= start else np.zeros(1, "<u4")
+    turns, wide = head[:-1].astype(np.int64), int(head[-1])
+    low, total = start + wide * frames * columns, int(turns.sum())
+    if wide not in (1, 2) or len(body) != low + 2 * total:
+        raise ValueError(f"{len(body)} bytes are no mask of {frames} frames and {columns - 1} columns")
+    counts = np.frombuffer(body[start:low].tobytes(), f"<u{wide}").astype(np.int64)
+    return turns, counts, body[low : low + total] | body[low + total :].astype(np.int64) << 8
 
 
 def _rows(numbers: NDArray[np.int64], column: NDArray[np.int64], held: NDArray[np.int64], columns: int) -> NDArray[np.int64]:

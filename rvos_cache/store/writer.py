@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec
 
 from rvos_cache.errors import InputError
 from rvos_cache.store.card import Card, canonical, digest, read_card, sealed, write_durably
@@ -170,7 +170,6 @@ def _write_array(group: zarr.Group, name: str, value: Any) -> None:
     chunks = tuple(max(1, d) for d in array.shape)
     if by_frame:
         chunks = (1, *chunks[1:])
-    packed = name.endswith("rle")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = group.create_array(
@@ -178,7 +177,7 @@ def _write_array(group: zarr.Group, name: str, value: Any) -> None:
             shape=array.shape,
             dtype=array.dtype,
             chunks=chunks,
-            compressors=ZstdCodec(level=3, checksum=True) if packed else Crc32cCodec(),
+            compressors=Crc32cCodec(),
             # zarr leaves out chunks of zeros, and then a lost file reads as zeros.
             config={"write_empty_chunks": True},
         )
