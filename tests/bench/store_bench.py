@@ -82,14 +82,14 @@ def read_sola(folder: Path) -> np.ndarray:
     return np.stack([np.load(folder / "sam2_object_tokens" / f"{n:05d}.npy") for n in range(TRACKS)])
 
 
-def union_sola(folder: Path) -> np.ndarray:
-    """Pixels (T, H, W) of the OR of three tracks. Only their JSONs are parsed."""
+def union_sola(folder: Path) -> list[np.ndarray]:
+    """Row-major pixels, as a picture is written, of the OR of three tracks, frame by frame. Only their JSONs are parsed."""
     merged: np.ndarray | None = None
     for n in range(3):
         pixels = np.stack([coco.decode(rle) for rle in read_masklet(folder, n)["rle"]])
         merged = pixels if merged is None else np.logical_or(merged, pixels)
     assert merged is not None
-    return merged
+    return [np.ascontiguousarray(frame) for frame in merged]
 
 
 def union_store(cache: TrackCache, video: str) -> Iterator[np.ndarray]:
