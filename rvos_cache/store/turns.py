@@ -15,6 +15,7 @@ d < 0, -2d - 1.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numcodecs import Zstd  # type: ignore[import-untyped]
@@ -29,11 +30,17 @@ HIGHEST = (1 << 15) - 1
 
 def pack(masks: RleMasks) -> NDArray[np.uint8]:
     """The bytes of (K, T) masks. Raises ValueError when runs do not fill their frame or it has more than 32767 rows."""
-    height, width = masks.size
-    count, columns = masks.shape[0] * masks.shape[1], width + 1
-    if height > HIGHEST:
-        raise ValueError(f"frames of {height} rows; at most {HIGHEST} fit")
-    ends, stops = run_ends(masks.rle, masks.offsets) if count else (np.zeros(0, np.int64),) * 2
+    if masks.size[0] > HIGHEST:
+        raise ValueError(f"frames of {masks.size[0]} rows; at most {HIGHEST} fit")
+    # One at a time: the columns of all frames of all masks of a long video would fill a gigabyte.
+    parts = [_packed(masks.select([k])) for k in range(masks.shape[0])]
+    return np.frombuffer(b"".join([np.array([len(part) for part in parts], "<u4").tobytes(), *parts]), np.uint8)
+
+
+def _packed(masks: RleMasks) -> bytes:
+    """The part of one mask, (1, T)."""
+    (height, width), count, columns = masks.size, masks.shape[1], masks.size[1] + 1
+    ends, stops = run_ends(masks.rle, masks.offsets)
     runs = np.diff(stops, prepend=0)
     inner = np.ones(len(ends), bool)
     inner[stops - 1] = False
@@ -52,16 +59,9 @@ def pack(masks: RleMasks) -> NDArray[np.uint8]:
     steps = row - np.where(place < before[column], row[np.arange(len(row)) - before[column]], above)
     numbers = np.where(steps < 0, -2 * steps - 1, 2 * steps)
     wide = 2 if counts.max(initial=0) > 255 else 1
-    turns = (runs - 1).astype("<u4").reshape(masks.shape)
-    held = counts.astype(f"<u{wide}").reshape(len(turns), masks.shape[1] * columns)
-    low, high = (numbers & 255).astype(np.uint8), (numbers >> 8).astype(np.uint8)
-    packer, parts, start = Zstd(LEVEL), [], 0
-    for mine, columns_of in zip(turns, held):
-        stop = start + int(mine.sum())
-        pieces = mine, np.array([wide], "<u4"), columns_of, low[start:stop], high[start:stop]
-        parts.append(packer.encode(b"".join(piece.tobytes() for piece in pieces)))
-        start = stop
-    return np.frombuffer(b"".join([np.array([len(part) for part in parts], "<u4").tobytes(), *parts]), np.uint8)
+    pieces = [(runs - 1).astype("<u4"), np.array([wide], "<u4"), counts.astype(f"<u{wide}")]
+    pieces += [(numbers & 255).astype(np.uint8), (numbers >> 8).astype(np.uint8)]
+    return bytes(Zstd(LEVEL).encode(b"".join(piece.tobytes() for piece in pieces)))
 
 
 def unpack(
@@ -80,10 +80,10 @@ def unpack(
     picked = [range(shape[0])[int(k)] for k in (range(shape[0]) if chosen is None else chosen)]
     parts = [_part(raw[stops[k] : stops[k + 1]], frames, width + 1) for k in picked]
     none = np.zeros(0, np.int64)
-    turns, counts, numbers = (np.concatenate([none[:0], *of]) for of in zip(*parts)) if parts else (none, none, none)
+    turns, counts, numbers = (np.concatenate(of) for of in zip(*parts)) if parts else (none, none, none)
     columns = width + 1
     column = np.flatnonzero(counts)
-    held = counts[column]
+    held = counts[column].astype(np.int64)
     if held.sum() != len(numbers):
         raise ValueError(f"{held.sum()} turns in the columns, {len(numbers)} in the masks")
     ends = _rows(numbers, column, held, columns) + np.repeat(column % columns * height, held)
@@ -93,8 +93,8 @@ def unpack(
     return _spelled(whole, np.cumsum(turns + 1), (len(picked), frames), size)
 
 
-def _part(raw: NDArray[np.uint8], frames: int, columns: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Turns of each frame, turns of each column, and the differences of one mask, int64 each."""
+def _part(raw: NDArray[np.uint8], frames: int, columns: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Turns of each frame, int64 (T,), of each column, uint8 or uint16, and the differences, int64, of one mask."""
     try:
         body = np.frombuffer(Zstd().decode(raw), np.uint8)
     except (ValueError, RuntimeError) as error:
@@ -105,7 +105,7 @@ def _part(raw: NDArray[np.uint8], frames: int, columns: int) -> tuple[NDArray[np
     low, total = start + wide * frames * columns, int(turns.sum())
     if wide not in (1, 2) or len(body) != low + 2 * total:
         raise ValueError(f"{len(body)} bytes are no mask of {frames} frames and {columns - 1} columns")
-    counts = np.frombuffer(body[start:low].tobytes(), f"<u{wide}").astype(np.int64)
+    counts = np.frombuffer(body[start:low].tobytes(), f"<u{wide}")
     return turns, counts, body[low : low + total] | body[low + total :].astype(np.int64) << 8
 
 
