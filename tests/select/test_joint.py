@@ -275,9 +275,11 @@ def test_tracks_prompted_in_another_way_are_taken_when_the_frozen_model_is_the_s
     out = train(settings(epochs=1), [a], [b], out=tmp_path / "run")
     boxes = write(tmp_path / "box", "valid", ["w0"], producer="boxes", weights={"m": "f00d", "detector": "abba"})
     predict(out, [boxes[0]], [boxes[1]], tmp_path / "s.zarr")
+    assert SelectionCache(tmp_path / "s.zarr").video_ids() == ("w0",)
     coarse = write(tmp_path / "coarse", "valid", ["w0"], weights={"m": "f00d"}, settings={"grid": 16})
     with pytest.warns(UserWarning, match=r"coarse/valid/flow.zarr: tracks with settings.grid = 16, .*run was trained with 32"):
         predict(out, [coarse[0]], [coarse[1]], tmp_path / "t.zarr")
+    assert SelectionCache(tmp_path / "t.zarr").video_ids() == ("w0",)
 
 
 def test_words_of_two_encoders_do_not_train_together(tmp_path: Path, joint: dict[str, tuple[Path, Path]]) -> None:
