@@ -54,11 +54,13 @@ def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any]) -> list[Case]
 
 
 def choose(cases: list[Case], each: int) -> dict[str, list[Case]]:
-    """Up to `each` worst, median and best cases, none twice."""
+    """Up to `each` worst, median and best cases of `cases` (worst first), none twice."""
+    # Exactly 1 is nothing to find and nothing drawn, or masks copied from the truth: among the best there is more to see.
+    best = sorted(cases, key=lambda case: (case.jf == 1, -case.jf))
     middle = max(0, len(cases) // 2 - each // 2)
     chosen: dict[str, list[Case]] = {}
     seen: set[str] = set()
-    for name, part in (("worst", cases[:each]), ("median", cases[middle : middle + each]), ("best", cases[::-1][:each])):
+    for name, part in (("worst", cases[:each]), ("median", cases[middle : middle + each]), ("best", best[:each])):
         chosen[name] = [case for case in part if case.key not in seen]
         seen |= {case.key for case in chosen[name]}
     return chosen

@@ -17,7 +17,7 @@ from PIL import Image
 from rvos_cache.store import CacheWriter
 from rvos_select.caches import TrackSource
 from rvos_select.report import report
-from rvos_select.report.diagnose import cause_of, choose, diagnose
+from rvos_select.report.diagnose import Case, cause_of, choose, diagnose
 
 HOSTILE = '<script>alert("1")</script> & the "dog" <img src=x>'
 
@@ -140,3 +140,8 @@ def test_diagnosis_is_worst_first_and_chooses_no_case_twice() -> None:
     picked = choose(cases, 3)
     keys = [case.key for part in picked.values() for case in part]
     assert keys == ["v/1", "v/2", "v/3", "v/4", "v/5", "v/6", "v/8", "v/7"]
+
+
+def test_the_best_cases_show_something() -> None:
+    cases = [Case("v", str(i), jf, 1.0, "good") for i, jf in enumerate((0.1, 0.5, 0.8, 0.9, 0.95, 1.0, 1.0))]
+    assert [case.jf for case in choose(cases, 1)["best"]] == [0.95]
