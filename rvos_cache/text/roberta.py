@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from rvos_cache.errors import InputError
+from rvos_cache.pretrained import device, load_frozen, load_processor, weights_digest
 from rvos_cache.settings import Settings
 from rvos_cache.text.cues import align_tags
 from rvos_cache.text.normalise import Normalise, normalised, written_spans
@@ -35,26 +34,14 @@ class RobertaEncoder:
     Settings = RobertaSettings
 
     def __init__(self, settings: RobertaSettings) -> None:
-        import torch
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
-        # Its bar of loaded weights stands among the lines of our own progress.
-        logging.disable_progress_bar()
         self.settings = settings
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(settings.checkpoint, use_fast=True)
-            self.model: Any = AutoModel.from_pretrained(settings.checkpoint, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"text checkpoint {settings.checkpoint!r} cannot be loaded ({first}); give a hub name or a folder with "
-                "config.json, tokenizer and model.safetensors: --set checkpoint=FOLDER"
-            ) from error
+        self.tokenizer: Any = load_processor(AutoTokenizer, settings.checkpoint, "text checkpoint", use_fast=True)
         if not self.tokenizer.is_fast:
             raise InputError(f"text checkpoint {settings.checkpoint!r}: its tokenizer gives no character spans; use a fast one")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.eval().requires_grad_(False).to(self.device)
+        self.model: Any = load_frozen(AutoModel, settings.checkpoint, "text checkpoint", unread=("pooler.",))
+        self.device = device()
         self.channels = int(self.model.config.hidden_size)
         # RoBERTa's positions start behind the padding index, so two of them are not there for tokens.
         room = int(self.model.config.max_position_embeddings) - 2
@@ -62,11 +49,7 @@ class RobertaEncoder:
 
     def weight_hashes(self) -> dict[str, str]:
         """Digest of the weights as loaded, so that a name and a folder with the same weights agree."""
-        total = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            total.update(name.encode())
-            total.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-        return {Path(self.settings.checkpoint).name: total.hexdigest()}
+        return weights_digest(self.model, self.settings.checkpoint)
 
     def encode(self, texts: Sequence[str]) -> list[Words]:
         """One Words per sentence, vectors float16 (L, D). A sentence past the model's length is cut, with a warning."""

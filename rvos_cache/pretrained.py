@@ -1,0 +1,75 @@
+"""Frozen checkpoints of transformers, by hub name or folder: loaded without running their code, and known by a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rvos_cache.errors import InputError
+
+
+def load_frozen(kind: Any, checkpoint: str, what: str, unread: tuple[str, ...] = (), **options: Any) -> Any:
+    """The model `checkpoint` of the transformers class `kind` (or AutoModel), frozen, float32, in evaluation mode, on the GPU
+    where there is one.
+
+    what: how an error names it ("text checkpoint"); unread: beginnings of the names of weights that nobody reads, which a
+    checkpoint may lack; options: more for `from_pretrained`. Only safetensors are read.
+    Raises InputError when it cannot be loaded, or lacks a weight that `kind` has.
+    """
+    import torch
+    from transformers.utils import logging
+
+    # Its bar of loaded weights stands among the lines of our own progress.
+    logging.disable_progress_bar()
+    model, report = _asked(
+        lambda: kind.from_pretrained(checkpoint, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options),
+        checkpoint,
+        what,
+    )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(unread))
+    if missing:
+        raise InputError(
+            f"{what} {checkpoint!r}: it has no weight {missing[0]!r} ({len(missing)} are missing), so they would be random; "
+            f"give a checkpoint of {kind.__name__}"
+        )
+    for name, tensor in model.state_dict().items():
+        if name in report["missing_keys"]:
+            # Random values would give the same checkpoint another digest every time.
+            tensor.zero_()
+    return model.eval().requires_grad_(False).to(device())
+
+
+def load_processor(kind: Any, checkpoint: str, what: str, **options: Any) -> Any:
+    """The tokenizer or processor of `checkpoint`. Raises InputError."""
+    return _asked(lambda: kind.from_pretrained(checkpoint, **options), checkpoint, what)
+
+
+def _asked(load: Any, checkpoint: str, what: str) -> Any:
+    try:
+        return load()
+    # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{what} {checkpoint!r} cannot be loaded ({lines[0]}); give a hub name or a folder with config.json, "
+            "model.safetensors and what its tokenizer or processor needs: --set checkpoint=FOLDER"
+        ) from error
+
+
+def device() -> Any:
+    """The torch device that frozen models run on."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def weights_digest(model: Any, checkpoint: str) -> dict[str, str]:
+    """Name of the checkpoint -> digest of its weights as loaded, so that a hub name and a folder of the same weights agree."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+    return {Path(checkpoint).name: total.hexdigest()}

@@ -1,0 +1,68 @@
+"""Checkpoints are loaded whole or not at all, and the same weights have the same digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from text_fixtures import tiny_roberta
+from transformers import AutoModel
+
+from rvos_cache.errors import InputError
+from rvos_cache.pretrained import load_frozen, weights_digest
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return tiny_roberta(tmp_path, ["the bird flying away"])
+
+
+def without(checkpoint: Path, beginning: str) -> None:
+    path = checkpoint / "model.safetensors"
+    held = load_file(path)
+    kept = {name: tensor for name, tensor in held.items() if not name.startswith(beginning)}
+    assert len(kept) < len(held)
+    save_file(kept, path, {"format": "pt"})
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_not_filled_with_random_ones(checkpoint: Path) -> None:
+    without(checkpoint, "encoder.layer.1.output")
+    with pytest.raises(InputError, match=r"no weight 'encoder\.layer\.1\.output"):
+        load_frozen(AutoModel, str(checkpoint), "text checkpoint")
+
+
+def test_a_weight_that_nobody_reads_may_be_missing_and_the_digest_stays(checkpoint: Path) -> None:
+    without(checkpoint, "pooler.")
+    first, second = (
+        weights_digest(load_frozen(AutoModel, str(checkpoint), "text checkpoint", unread=("pooler.",)), str(checkpoint))
+        for _ in range(2)
+    )
+    assert first == second and set(first) == {checkpoint.name}
+
+
+def test_a_changed_weight_changes_the_digest(checkpoint: Path) -> None:
+    before = weights_digest(load_frozen(AutoModel, str(checkpoint), "text checkpoint"), str(checkpoint))
+    path = checkpoint / "model.safetensors"
+    held = load_file(path)
+    held["embeddings.word_embeddings.weight"][0, 0] += 1
+    save_file(held, path, {"format": "pt"})
+    assert weights_digest(load_frozen(AutoModel, str(checkpoint), "text checkpoint"), str(checkpoint)) != before
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
+def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, damage: str) -> None:
+    path = checkpoint / damage
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match="cannot be loaded") as caught:
+        load_frozen(AutoModel, str(checkpoint), "text checkpoint")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_in_a_pickle_are_not_read(checkpoint: Path) -> None:
+    import torch
+
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="safetensors"):
+        load_frozen(AutoModel, str(checkpoint), "text checkpoint")
