@@ -1,0 +1,26 @@
+"""`rvos-cache`: a file per group of commands, each with its COMMANDS. Heavy imports happen in the command."""
+
+from __future__ import annotations
+
+import click
+
+from rvos_cache.cli import extract, look, make
+from rvos_cache.cli.look import info
+from rvos_cache.cli.run import run_command
+
+__all__ = ["cli", "info", "main", "run_command"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def cli() -> None:
+    """Run frozen trackers and text encoders over a dataset once and keep what they see."""
+
+
+for group in (make, extract, look):
+    for command in group.COMMANDS:
+        cli.add_command(command)
+
+
+def main() -> None:
+    """The `rvos-cache` program."""
+    run_command(cli)
