@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from rvos_cache.errors import InputError
+from rvos_cache.runs import Runs, paint
 
 Rle = dict[str, Any]
 """COCO's compressed form: {"size": [H, W], "counts": bytes}."""
-WORD = 64
 
 
 def encode(mask: NDArray[Any]) -> bytes:
@@ -117,30 +116,6 @@ def run_ends(rle: NDArray[np.uint8], offsets: NDArray[np.int64] | None = None) -
     return ends, masks
 
 
-def _paint(ends: NDArray[np.int64], out: NDArray[np.bool_]) -> None:
-    """Set the pixels of the mask whose runs end at `ends` in `out` (H, W), which is all background."""
-    height, width = out.shape
-    if not len(ends) or ends[-1] != height * width or ends[0] < 0 or (ends[1:] < ends[:-1]).any():
-        raise ValueError(f"the runs of a mask do not fill its {height}x{width} pixels")
-    turns = ends[:-1]
-    if not len(turns):
-        return
-    # Only the columns from the first to the last pixel: most of a frame is background, and there nothing is written.
-    left = int(turns[0]) // height
-    right = width if len(turns) % 2 else (int(turns[-1]) - 1) // height + 1
-    if right <= left:
-        return
-    # 64 pixels of a column are one number: bit by bit each becomes the parity of the turns up to it.
-    turns = turns - left * height
-    words = np.zeros((right - left) * height // WORD + 1, np.uint64)
-    np.bitwise_xor.at(words, turns // WORD, np.uint64(1) << (turns % WORD).astype(np.uint64))
-    for step in (1, 2, 4, 8, 16, 32):
-        words ^= words << np.uint64(step)
-    words[1:] ^= np.uint64(0) - np.bitwise_xor.accumulate(words[:-1] >> np.uint64(WORD - 1))
-    pixels = np.unpackbits(words.astype("<u8").view(np.uint8), count=(right - left) * height, bitorder="little")
-    out.view(np.uint8)[:, left:right] = cv2.transpose(pixels.reshape(right - left, height))
-
-
 @dataclass(frozen=True, eq=False)
 class RleMasks:
     """K masks over T frames of size (H, W).
@@ -187,6 +162,43 @@ class RleMasks:
         return cls.from_bytes(rows, t, (h, w))
 
     @classmethod
+    def from_runs(cls, runs: Runs) -> RleMasks:
+        """From where the runs end, spelled as COCO's `rleToString` does (the format: `run_total`)."""
+        ends, stops = runs.ends, runs.stops
+        starts = np.concatenate([stops[:0], [0], stops[:-1]])[: len(stops)]
+        counts = np.diff(ends, prepend=0)
+        counts[starts] = ends[starts]
+        numbers = counts.copy()
+        numbers[2:] -= counts[:-2]
+        for j in range(3):
+            at = starts[starts + j < stops] + j
+            numbers[at] = counts[at]
+        size_of = np.abs(numbers + (numbers < 0))
+        groups = np.ones(len(numbers), np.int64)
+        for bits in range(4, 34, 5):
+            longer = size_of >= 1 << bits
+            if not longer.any():
+                break
+            groups += longer
+        after = np.cumsum(groups)
+        rle = np.empty(int(after[-1]) if len(after) else 0, np.uint8)
+        more = groups > 1
+        rle[after - groups] = (numbers & 31) + 48 + 32 * more
+        which, place = np.flatnonzero(more), 1
+        while len(which):
+            more = groups[which] > place + 1
+            rle[after[which] - groups[which] + place] = ((numbers[which] >> (5 * place)) & 31) + 48 + 32 * more
+            which, place = which[more], place + 1
+        offsets = np.concatenate([np.zeros(1, np.int64), after[stops - 1] if len(stops) else stops])
+        return cls(rle, offsets, runs.shape, runs.size)
+
+    def runs(self) -> Runs:
+        """Where the runs end. Raises ValueError when a mask breaks off inside a number."""
+        none = np.zeros(0, np.int64)
+        ends, stops = run_ends(self.rle, self.offsets) if len(self.rle) else (none, none)
+        return Runs(ends, stops, self.shape, self.size)
+
+    @classmethod
     def empty(cls, count: int, frames: int, size: tuple[int, int]) -> RleMasks:
         """`count` masks without a pixel."""
         return cls.from_bytes([[empty_rle(size)] * frames] * count, frames, size)
@@ -230,7 +242,7 @@ class RleMasks:
         """Pixels (H, W) of mask k in frame t. Raises ValueError when its runs do not fill the frame."""
         i = range(self.shape[0])[k] * self.shape[1] + range(self.shape[1])[t]
         out = np.zeros(self.size, bool)
-        _paint(run_ends(self.rle[self.offsets[i] : self.offsets[i + 1]])[0], out)
+        paint([run_ends(self.rle[self.offsets[i] : self.offsets[i + 1]])[0]], out)
         return out
 
     def dense(self, indices: Iterable[int] | None = None) -> NDArray[np.bool_]:
@@ -245,7 +257,7 @@ class RleMasks:
             bounds = self.offsets[at : at + self.shape[1] + 1]
             ends, stops = run_ends(self.rle[bounds[0] : bounds[-1]], bounds - bounds[0])
             for frame, a, b in zip(pixels, [0, *stops[:-1].tolist()], stops.tolist()):
-                _paint(ends[a:b], frame)
+                paint([ends[a:b]], frame)
         return out
 
     def select(self, indices: Iterable[int]) -> RleMasks:

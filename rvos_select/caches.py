@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
+from rvos_cache.runs import Runs
 from rvos_cache.store import Card, TextCache, TrackCache, TrackInfo, read_card
 from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, Words
 
@@ -124,10 +125,14 @@ class TrackSource:
 
     def masks(self, video_id: str, tracks: Iterable[int] | None = None) -> RleMasks:
         """(N, T), or the masks of the given tracks alone, in that order. Raises IndexError for a track beyond the last."""
+        return RleMasks.from_runs(self.runs(video_id, tracks))
+
+    def runs(self, video_id: str, tracks: Iterable[int] | None = None) -> Runs:
+        """The same as the places where runs end: what pixels are drawn from soonest."""
         caches = self._held(video_id)
         if tracks is None or len(caches) == 1:
-            held = [cache.masks(video_id, tracks) for cache in caches]
-            return held[0] if len(held) == 1 else RleMasks.concatenate(held)
+            held = [cache.runs(video_id, tracks) for cache in caches]
+            return held[0] if len(held) == 1 else Runs.concatenate(held)
         ends = np.cumsum([cache.info(video_id).tracks for cache in caches])
         wanted = [range(ends[-1])[int(k)] for k in tracks]
         owners = np.searchsorted(ends, wanted, side="right")
@@ -135,8 +140,8 @@ class TrackSource:
         parts, order = [], np.argsort(owners, kind="stable")
         for o in sorted({0, *map(int, owners)}):
             before = ends[o] - caches[o].info(video_id).tracks
-            parts.append(caches[o].masks(video_id, [wanted[i] - before for i in order if owners[i] == o]))
-        return RleMasks.concatenate(parts).select(np.argsort(order))
+            parts.append(caches[o].runs(video_id, [wanted[i] - before for i in order if owners[i] == o]))
+        return Runs.concatenate(parts).select(np.argsort(order))
 
     def overlap(self, video_id: str) -> Overlap:
         """Counts of all tracks. Raises InputError when the split hides its answers."""

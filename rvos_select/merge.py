@@ -6,15 +6,16 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import write_mask_png
+from rvos_cache.frames import mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.runs import Runs
 from rvos_cache.store import FREE, SelectionCache, canonical, digest, video_digest
 from rvos_cache.types import Selection
 from rvos_select.caches import TrackSource
@@ -58,18 +59,26 @@ def check_width(selection: Selection, tracks: int) -> None:
 
 def _merged(
     todo: Sequence[Selection], source: TrackSource, video_id: str, threshold: float, top1: bool
-) -> Iterator[tuple[Selection, RleMasks]]:
-    """Each selection with its OR, as merge_masks makes it; the masks of tracks that none of them chose are not kept."""
-    tracks, picks = source.info(video_id).tracks, [chosen(s, threshold, top1) for s in todo]
+) -> Iterator[tuple[list[Selection], Runs, list[int]]]:
+    """Selections that chose the same, with the masks of the video and those among them whose OR they mean.
+
+    A video's sentences mean few objects, so what is drawn for one is mostly drawn for several. The masks of tracks that
+    nobody chose are not read.
+    """
+    tracks = source.info(video_id).tracks
+    same: dict[tuple[int, ...], list[Selection]] = {}
     for selection in todo:
         check_width(selection, tracks if selection.masks is None else selection.masks.shape[0])
-    wanted = np.unique(np.concatenate([np.zeros(0, np.intp), *(p for s, p in zip(todo, picks) if s.masks is None)]))
-    masks = source.masks(video_id, wanted.tolist()) if any(s.masks is None for s in todo) else None
-    for selection, picked in zip(todo, picks):
-        if selection.masks is not None:
-            yield selection, selection.masks.union(picked)
-        elif masks is not None:
-            yield selection, masks.union(np.searchsorted(wanted, picked))
+        picked = chosen(selection, threshold, top1).tolist()
+        if selection.masks is None:
+            same.setdefault(tuple(picked), []).append(selection)
+        else:
+            yield [selection], selection.masks.runs(), picked
+    if same:
+        wanted = sorted({track for picked in same for track in picked})
+        runs = source.runs(video_id, wanted)
+        for picked, selections in same.items():
+            yield selections, runs, [wanted.index(track) for track in picked]
 
 
 def default_threshold(selections: SelectionCache) -> float:
@@ -126,8 +135,10 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float 
             try:
                 check_pair(said, source, video_id)
                 todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
-                for selection, merged in _merged(todo, source, video_id, limit, top1):
-                    _write(merged, said.info(video_id).frame_names, out / video_id / selection.expression_id)
+                names = said.info(video_id).frame_names
+                for selections_alike, runs, picked in _merged(todo, source, video_id, limit, top1):
+                    pictures = ((f"{name}.png", mask_png(runs.union(t, picked))) for t, name in enumerate(names))
+                    _write(pictures, [out / video_id / s.expression_id for s in selections_alike])
             except InputError as error:
                 failed[video_id] = error
     except OSError as error:
@@ -166,16 +177,20 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _write(mask: RleMasks, frame_names: Sequence[str], folder: Path) -> None:
-    part = folder.parent / f".part-{folder.name}.{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for t, name in enumerate(frame_names):
-        write_mask_png(part / f"{name}.png", mask.decode(0, t))
-    try:
-        part.rename(folder)
-    except OSError:
-        # Another process wrote the same masks first.
+def _write(pictures: Iterable[tuple[str, bytes]], folders: Sequence[Path]) -> None:
+    """Each picture, a name and its bytes, in every folder; a folder appears by one rename when it is whole."""
+    parts = [folder.parent / f".part-{folder.name}.{os.getpid()}" for folder in folders]
+    for part in parts:
         shutil.rmtree(part, ignore_errors=True)
-        if not folder.is_dir():
-            raise
+        part.mkdir(parents=True)
+    for name, raw in pictures:
+        for part in parts:
+            (part / name).write_bytes(raw)
+    for part, folder in zip(parts, folders):
+        try:
+            part.rename(folder)
+        except OSError:
+            # Another process wrote the same masks first.
+            shutil.rmtree(part, ignore_errors=True)
+            if not folder.is_dir():
+                raise

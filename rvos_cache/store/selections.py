@@ -79,6 +79,6 @@ class SelectionCache(Cache):
         masks: list[RleMasks | None] = [None] * len(scores)
         if folder.attributes["drawn"]:
             e, q = scores.shape
-            whole = unpack(folder.array("mask_rle"), (e * q, len(info.frame_names)), info.size)
+            whole = RleMasks.from_runs(unpack(folder.array("mask_rle"), (e * q, len(info.frame_names)), info.size))
             masks = [whole.select(range(i * q, (i + 1) * q)) for i in range(e)]
         return tuple(Selection(*row) for row in zip(info.expression_ids, scores, candidates, masks))

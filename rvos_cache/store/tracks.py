@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
+from rvos_cache.runs import Runs
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.turns import pack, unpack
 from rvos_cache.store.writer import CacheWriter
@@ -163,7 +164,11 @@ class TrackCache(Cache):
 
     def masks(self, video_id: str, tracks: Iterable[int] | None = None) -> RleMasks:
         """(N, T) masks, or those of the given tracks alone, in that order. Raises IndexError for a track beyond the last."""
-        return self._masks(video_id, "mask_rle", self.folder(video_id).attributes["tracks"], tracks)
+        return RleMasks.from_runs(self.runs(video_id, tracks))
+
+    def runs(self, video_id: str, tracks: Iterable[int] | None = None) -> Runs:
+        """The same as the places where runs end: what pixels are drawn from soonest."""
+        return self._runs(video_id, "mask_rle", self.folder(video_id).attributes["tracks"], tracks)
 
     def overlap(self, video_id: str) -> Overlap:
         """Overlap counts. Raises InputError when the split hides its answers."""
@@ -174,7 +179,8 @@ class TrackCache(Cache):
         """The annotated objects. Raises InputError when the split hides its answers."""
         folder = self._open_answers(video_id)
         ids = tuple(folder.attributes["object_ids"])
-        return GroundTruth(ids, self._masks(video_id, "gt_rle", len(ids)), folder.array("overlap")[-1, -1] != 0)
+        masks = RleMasks.from_runs(self._runs(video_id, "gt_rle", len(ids)))
+        return GroundTruth(ids, masks, folder.array("overlap")[-1, -1] != 0)
 
     def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[Any]:
         """The extra array `name`, or some frames of it where it is stored by frame."""
@@ -204,7 +210,7 @@ class TrackCache(Cache):
             )
         return folder
 
-    def _masks(self, video_id: str, name: str, count: int, chosen: Iterable[int] | None = None) -> RleMasks:
+    def _runs(self, video_id: str, name: str, count: int, chosen: Iterable[int] | None = None) -> Runs:
         folder = self.folder(video_id)
         shape = (count, len(folder.attributes["frame_names"]))
         size = (folder.attributes["size"][0], folder.attributes["size"][1])

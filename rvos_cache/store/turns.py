@@ -22,6 +22,7 @@ from numcodecs import Zstd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks, run_ends
+from rvos_cache.runs import Runs
 
 LEVEL = 7
 HIGHEST = (1 << 15) - 1
@@ -64,9 +65,7 @@ def _packed(masks: RleMasks) -> bytes:
     return bytes(Zstd(LEVEL).encode(b"".join(piece.tobytes() for piece in pieces)))
 
 
-def unpack(
-    raw: NDArray[np.uint8], shape: tuple[int, int], size: tuple[int, int], chosen: Iterable[int] | None = None
-) -> RleMasks:
+def unpack(raw: NDArray[np.uint8], shape: tuple[int, int], size: tuple[int, int], chosen: Iterable[int] | None = None) -> Runs:
     """The masks (K, T) of `size` (H, W) that `pack` wrote, or those at `chosen` alone, in that order.
 
     Raises ValueError when the bytes do not fit the shape, IndexError for a mask beyond the last.
@@ -90,7 +89,7 @@ def unpack(
     # The last run of a mask ends with the frame.
     whole = np.full(len(ends) + len(turns), height * width, np.int64)
     whole[np.arange(len(ends)) + np.repeat(np.arange(len(turns)), turns)] = ends
-    return _spelled(whole, np.cumsum(turns + 1), (len(picked), frames), size)
+    return Runs(whole, np.cumsum(turns + 1), (len(picked), frames), size)
 
 
 def _part(raw: NDArray[np.uint8], frames: int, columns: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -125,33 +124,3 @@ def _rows(numbers: NDArray[np.int64], column: NDArray[np.int64], held: NDArray[n
         total = np.cumsum(step)
         rows[at] = total - (total[begins] - step[begins])[np.cumsum(begins) - 1]
     return rows
-
-
-def _spelled(ends: NDArray[np.int64], stops: NDArray[np.int64], shape: tuple[int, int], size: tuple[int, int]) -> RleMasks:
-    """Masks from where their runs end, as COCO's `rleToString` spells them: see `rvos_cache.masks.run_total`."""
-    starts = np.concatenate([stops[:0], [0], stops[:-1]])[: len(stops)]
-    counts = np.diff(ends, prepend=0)
-    counts[starts] = ends[starts]
-    numbers = counts.copy()
-    numbers[2:] -= counts[:-2]
-    for j in range(3):
-        at = starts[starts + j < stops] + j
-        numbers[at] = counts[at]
-    size_of = np.abs(numbers + (numbers < 0))
-    groups = np.ones(len(numbers), np.int64)
-    for bits in range(4, 34, 5):
-        longer = size_of >= 1 << bits
-        if not longer.any():
-            break
-        groups += longer
-    after = np.cumsum(groups)
-    rle = np.empty(int(after[-1]) if len(after) else 0, np.uint8)
-    more = groups > 1
-    rle[after - groups] = (numbers & 31) + 48 + 32 * more
-    which, place = np.flatnonzero(more), 1
-    while len(which):
-        more = groups[which] > place + 1
-        rle[after[which] - groups[which] + place] = ((numbers[which] >> (5 * place)) & 31) + 48 + 32 * more
-        which, place = which[more], place + 1
-    offsets = np.concatenate([np.zeros(1, np.int64), after[stops - 1] if len(stops) else stops])
-    return RleMasks(rle, offsets, shape, size)

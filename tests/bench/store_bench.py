@@ -94,8 +94,8 @@ def union_sola(folder: Path) -> list[np.ndarray]:
 
 def union_store(cache: TrackCache, video: str) -> Iterator[np.ndarray]:
     """The same frame by frame, as `merge` writes them."""
-    merged = cache.masks(video, range(3)).union()
-    return (merged.decode(0, t) for t in range(merged.shape[1]))
+    runs = cache.runs(video, range(3))
+    return (runs.union(t) for t in range(runs.shape[1]))
 
 
 def resized(pixels: torch.Tensor) -> torch.Tensor:

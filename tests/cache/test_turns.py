@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,11 @@ from numcodecs import Zstd
 from rvos_cache.masks import RleMasks, from_coco
 from rvos_cache.store.turns import pack, unpack
 
+
+def read(*given: Any) -> RleMasks:
+    return RleMasks.from_runs(unpack(*given))
+
+
 DENSE = arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)))
 
 
@@ -23,10 +29,10 @@ DENSE = arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers
 def test_any_masks_there_and_back(dense: np.ndarray, wanted: list[int]) -> None:
     masks = RleMasks.from_dense(dense)
     raw, picked = pack(masks), [k % len(dense) for k in wanted]
-    assert unpack(raw, masks.shape, masks.size) == masks
-    assert unpack(raw, masks.shape, masks.size, picked) == masks.select(picked)
+    assert read(raw, masks.shape, masks.size) == masks
+    assert read(raw, masks.shape, masks.size, picked) == masks.select(picked)
     with pytest.raises(IndexError):
-        unpack(raw, masks.shape, masks.size, [len(dense)])
+        read(raw, masks.shape, masks.size, [len(dense)])
 
 
 @pytest.mark.parametrize("counts", [
@@ -36,7 +42,7 @@ def test_runs_as_others_cut_them(counts: list[int]) -> None:
     """Empty runs at the start, inside and at the end come back as they are."""
     raw = from_coco({"size": [4, 3], "counts": counts}, (4, 3), "x")
     masks = RleMasks.from_bytes([[raw, raw], [raw, raw]], 2, (4, 3))
-    assert unpack(pack(masks), (2, 2), (4, 3)) == masks
+    assert read(pack(masks), (2, 2), (4, 3)) == masks
 
 
 def test_by_hand() -> None:
@@ -56,9 +62,9 @@ def test_tall_wide_and_busy_frames() -> None:
         dense[1, 0] = np.arange(size[0])[:, None] % 2
         dense[1, 1] = size[0] > 5
         masks = RleMasks.from_dense(dense)
-        assert unpack(pack(masks), masks.shape, masks.size) == masks
+        assert read(pack(masks), masks.shape, masks.size) == masks
     none = RleMasks.empty(0, 3, (4, 5))
-    assert unpack(pack(none), (0, 3), (4, 5)) == none and unpack(pack(masks), masks.shape, masks.size, []).shape == (0, 2)
+    assert read(pack(none), (0, 3), (4, 5)) == none and read(pack(masks), masks.shape, masks.size, []).shape == (0, 2)
 
 
 def test_real_tracks_there_and_back_in_a_third_less(real_data: Path) -> None:
@@ -69,7 +75,7 @@ def test_real_tracks_there_and_back_in_a_third_less(real_data: Path) -> None:
     size = tuple(next(r for r in rows[0] if r)["size"])
     masks = RleMasks.from_bytes([[from_coco(r, size, "real") for r in row] for row in rows], len(rows[0]), size)
     raw = pack(masks)
-    assert unpack(raw, masks.shape, masks.size) == masks
+    assert read(raw, masks.shape, masks.size) == masks
     assert len(raw) < 0.65 * len(Zstd(3).encode(masks.rle.tobytes()))
 
 
@@ -86,7 +92,7 @@ def test_bytes_that_do_not_fit_are_refused() -> None:
         part = Zstd(3).encode(changed)
         return np.frombuffer(np.array([len(part)], "<u4").tobytes() + part, np.uint8)
 
-    assert unpack(again(bytes(body)), (1, 2), masks.size) == masks.select([0])
+    assert read(again(bytes(body)), (1, 2), masks.size) == masks.select([0])
     for changed in (body[:-1], body[:6], body[:8] + b"\x03" + body[9:]):
         with pytest.raises(ValueError, match="bytes are no mask of 2 frames and 9 columns"):
             unpack(again(bytes(changed)), (1, 2), masks.size)

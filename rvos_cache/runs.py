@@ -1,0 +1,102 @@
+"""Masks as the places where their runs end: the numbers between COCO's bytes, the store's turns and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+WORD = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """K masks over T frames of size (H, W).
+
+    ends: int64 (runs of all,), where runs end, in pixels counted column by column; the first run of a mask is background;
+    stops: int64 (K*T,), where each mask's share of `ends` ends, mask-major and frame-minor;
+    shape: (K, T); size: (H, W). K = 0 is legal. Raises ValueError when the parts do not fit together.
+    """
+
+    ends: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    shape: tuple[int, int]
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.stops.shape != (self.shape[0] * self.shape[1],) or (self.stops[-1:] != len(self.ends)).any():
+            raise ValueError(f"{len(self.ends)} runs and {self.stops.shape} stops are no masks {self.shape}")
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Runs]) -> Runs:
+        """Masks of the same frames and size, one after the other along K."""
+        frames, size = parts[0].shape[1], parts[0].size
+        if any(p.shape[1] != frames or p.size != size for p in parts):
+            raise ValueError(f"masks differ in frames or size: {[(p.shape[1], p.size) for p in parts]}")
+        starts = np.cumsum([0] + [len(p.ends) for p in parts])
+        stops = np.concatenate([p.stops + s for p, s in zip(parts, starts)])
+        return cls(np.concatenate([p.ends for p in parts]), stops, (sum(p.shape[0] for p in parts), frames), size)
+
+    def select(self, indices: Iterable[int]) -> Runs:
+        """The masks `indices`, in that order, as Runs (K', T). Raises IndexError for a mask beyond the last."""
+        t = self.shape[1]
+        starts = np.concatenate([np.zeros(1, np.int64), self.stops])
+        # A mask's frames lie side by side, so this is one slice per mask.
+        bounds = [starts[k * t : (k + 1) * t + 1] for k in (range(self.shape[0])[int(i)] for i in indices)]
+        stops = np.cumsum(np.concatenate([starts[:0], *map(np.diff, bounds)]))
+        ends = np.concatenate([self.ends[:0], *(self.ends[b[0] : b[-1]] for b in bounds)])
+        return Runs(ends, stops, (len(bounds), t), self.size)
+
+    def at(self, k: int, t: int) -> NDArray[np.int64]:
+        """Where the runs of mask k end in frame t."""
+        i = range(self.shape[0])[k] * self.shape[1] + range(self.shape[1])[t]
+        return self.ends[self.stops[i - 1] if i else 0 : self.stops[i]]
+
+    def union(self, t: int, indices: Iterable[int] | None = None) -> NDArray[np.bool_]:
+        """Pixels (H, W) of the OR of the masks `indices` (default: all) in frame t.
+
+        Raises ValueError when the runs of a mask do not fill the frame, IndexError for a mask or frame beyond the last.
+        """
+        out = np.zeros(self.size, bool)
+        paint([self.at(k, t) for k in (range(self.shape[0]) if indices is None else indices)], out)
+        return out
+
+
+def paint(masks: Sequence[NDArray[np.int64]], out: NDArray[np.bool_]) -> None:
+    """Set the pixels of any of the masks whose runs end there in `out` (H, W), which is all background.
+
+    Raises ValueError when the runs of a mask do not fill the frame.
+    """
+    height, width = out.shape
+    drawn, lefts, rights = [], [], []
+    for ends in masks:
+        if not len(ends) or ends[-1] != height * width or ends[0] < 0 or (ends[1:] < ends[:-1]).any():
+            raise ValueError(f"the runs of a mask do not fill its {height}x{width} pixels")
+        turns = ends[:-1]
+        if len(turns):
+            drawn.append(turns)
+            lefts.append(int(turns[0]) // height)
+            rights.append(width if len(turns) % 2 else (int(turns[-1]) - 1) // height + 1)
+    # Only the columns from the first to the last pixel: most of a frame is background, and there nothing is written.
+    left, right = min(lefts, default=0), max(rights, default=0)
+    if right <= left:
+        return
+    words = _bits(drawn[0] - left * height, (right - left) * height)
+    for turns in drawn[1:]:
+        words |= _bits(turns - left * height, (right - left) * height)
+    pixels = np.unpackbits(words.astype("<u8", copy=False).view(np.uint8), count=(right - left) * height, bitorder="little")
+    out.view(np.uint8)[:, left:right] = cv2.transpose(pixels.reshape(right - left, height))
+
+
+def _bits(turns: NDArray[np.int64], pixels: int) -> NDArray[np.uint64]:
+    """A mask of so many pixels in a row, 64 of them in one number, least significant first."""
+    # Bit by bit each number becomes the parity of the turns up to it.
+    words = np.zeros(pixels // WORD + 1, np.uint64)
+    np.bitwise_xor.at(words, turns // WORD, np.uint64(1) << (turns % WORD).astype(np.uint64))
+    for step in (1, 2, 4, 8, 16, 32):
+        words ^= words << np.uint64(step)
+    words[1:] ^= np.uint64(0) - np.bitwise_xor.accumulate(words[:-1] >> np.uint64(WORD - 1))
+    return words
