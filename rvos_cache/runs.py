@@ -71,30 +71,32 @@ def paint(masks: Sequence[NDArray[np.int64]], out: NDArray[np.bool_]) -> None:
     Raises ValueError when the runs of a mask do not fill the frame.
     """
     height, width = out.shape
-    drawn, lefts, rights = [], [], []
+    drawn = []
     for ends in masks:
         if not len(ends) or ends[-1] != height * width or ends[0] < 0 or (ends[1:] < ends[:-1]).any():
             raise ValueError(f"the runs of a mask do not fill its {height}x{width} pixels")
-        turns = ends[:-1]
+        # An odd number of turns leaves the last pixel set: the frame's end closes it.
+        turns = ends[: len(ends) // 2 * 2]
         if len(turns):
-            drawn.append(turns)
-            lefts.append(int(turns[0]) // height)
-            rights.append(width if len(turns) % 2 else (int(turns[-1]) - 1) // height + 1)
+            drawn.append((turns, int(turns[0]), int(turns[-1])))
     # Only the columns from the first to the last pixel: most of a frame is background, and there nothing is written.
-    left, right = min(lefts, default=0), max(rights, default=0)
+    left = min((first for _, first, _ in drawn), default=0) // height
+    right = -(-max((last for _, _, last in drawn), default=0) // height)
     if right <= left:
         return
-    words = _bits(drawn[0] - left * height, (right - left) * height)
-    for turns in drawn[1:]:
-        words |= _bits(turns - left * height, (right - left) * height)
-    pixels = np.unpackbits(words.astype("<u8", copy=False).view(np.uint8), count=(right - left) * height, bitorder="little")
+    start, count = left * height, (right - left) * height
+    words = np.zeros(count // WORD + 1, np.uint64)
+    for turns, first, last in drawn:
+        begin, end = (first - start) // WORD, (last - start) // WORD + 1
+        words[begin:end] |= _bits(turns - (start + begin * WORD), end - begin)
+    pixels = np.unpackbits(words.astype("<u8", copy=False).view(np.uint8), count=count, bitorder="little")
     out.view(np.uint8)[:, left:right] = cv2.transpose(pixels.reshape(right - left, height))
 
 
-def _bits(turns: NDArray[np.int64], pixels: int) -> NDArray[np.uint64]:
-    """A mask of so many pixels in a row, 64 of them in one number, least significant first."""
-    # Bit by bit each number becomes the parity of the turns up to it.
-    words = np.zeros(pixels // WORD + 1, np.uint64)
+def _bits(turns: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
+    """A mask of so many words of 64 pixels in a row, least significant bit first, from its turns."""
+    # Bit by bit each word becomes the parity of the turns up to it.
+    words = np.zeros(count, np.uint64)
     np.bitwise_xor.at(words, turns // WORD, np.uint64(1) << (turns % WORD).astype(np.uint64))
     for step in (1, 2, 4, 8, 16, 32):
         words ^= words << np.uint64(step)
