@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoProcessor
+from transformers.models.grounding_dino.modeling_grounding_dino import SPECIAL_TOKENS
 
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import device, load_frozen, load_processor, weights_digest
@@ -25,7 +26,7 @@ class BoxFinder:
 
     box_threshold: a box is found when the largest probability of its tokens is above; text_threshold: probability of a token
     that belongs to the phrase of a box. As in the library's post-processing, and GroundingDINO's own, it drops no box.
-    Raises InputError when the checkpoint cannot be loaded.
+    Raises InputError when the checkpoint cannot be loaded, or its tokenizer is not GroundingDINO's.
     """
 
     def __init__(self, checkpoint: str, box_threshold: float, text_threshold: float) -> None:
@@ -33,11 +34,21 @@ class BoxFinder:
         # Where torchvision is installed it would resize in its own way: a cache must not depend on that.
         images = load_processor(AutoImageProcessor, checkpoint, WHAT, backend="pil")
         self.tokenizer: Any = load_processor(AutoTokenizer, checkpoint, WHAT)
+        self._check_delimiters()
         self.processor: Any = GroundingDinoProcessor(images, self.tokenizer)
         self.model: Any = load_frozen(GroundingDinoForObjectDetection, checkpoint, WHAT)
         self.digest = weights_digest(self.model, checkpoint)
         self.longest = min(int(self.model.config.max_text_len), int(self.tokenizer.model_max_length))
         self.sight = _Sight(self.model.model)
+
+    def _check_delimiters(self) -> None:
+        # The model knows them by number; and a folder without a vocabulary gives a tokenizer that knows no word.
+        found = [self.tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", ".", "?")]
+        if found != SPECIAL_TOKENS:
+            raise InputError(
+                f"{WHAT} {self.checkpoint!r}: [CLS] [SEP] . ? are {found} in its tokenizer where GroundingDINO wants "
+                f"{SPECIAL_TOKENS}; give a folder with tokenizer.json or vocab.txt of BERT uncased"
+            )
 
     def weight_hashes(self) -> dict[str, str]:
         """Digest of the weights as loaded, so that a name and a folder with the same weights agree."""
