@@ -40,14 +40,13 @@ class FlowTracker:
 
     def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
         """All tracks of one video, at most `max_tracks`."""
-        settings = self.settings
-        h, w = video.size
-        small = settings.mode == "small" or (settings.mode == "auto" and h * w <= settings.small_pixels)
+        settings, (h, w) = self.settings, video.size
+        small = _is_small(video.size, settings)
         if small and h * w > LARGEST_SMALL:
             raise InputError(
                 f"{video.video_id}: mode=small holds every track's pixels, {h}x{w} is too large for it; --set mode=full"
             )
-        step = 1 if small else flows.work_step(video.size, settings.work_height)
+        step = working_step(video.size, settings)
         # small frames are read three times: decoded once, they take a few MB
         read = [video.read(t) for t in range(len(video))].__getitem__ if small else video.read
         motion = flows.measure(read, len(video), step)
@@ -65,6 +64,15 @@ class FlowTracker:
         boxes[:, 2:] += boxes[:, :2]
         prompt = np.full(n, VIDEO, np.int32)
         return TrackSet(codes, presence, masks, prompt, ("flow",) * n, frames, boxes)
+
+
+def working_step(size: tuple[int, int], settings: FlowSettings) -> int:
+    """The factor from pixels of a frame of `size` (H, W) to those that flow and tokens are measured in."""
+    return 1 if _is_small(size, settings) else flows.work_step(size, settings.work_height)
+
+
+def _is_small(size: tuple[int, int], settings: FlowSettings) -> bool:
+    return settings.mode == "small" or (settings.mode == "auto" and size[0] * size[1] <= settings.small_pixels)
 
 
 def _small(
