@@ -11,6 +11,7 @@ from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Vid
 
 TRACKERS = {
     "flow": "rvos_cache.trackers.flow:FlowTracker",
+    "vita": "rvos_cache.trackers.vita:VitaTracker",
 }
 
 

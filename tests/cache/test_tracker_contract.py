@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_vita
 
 from rvos_cache.errors import InputError
 from rvos_cache.extract import extract_video
@@ -16,8 +17,14 @@ from rvos_cache.store import CacheWriter, Card, TrackCache, write_tracks
 from rvos_cache.trackers import TRACKERS, tracker_class
 from rvos_cache.types import VIDEO, Expression, GroundTruth, TrackSet, Video
 
-# Overrides that make a tracker small enough to test; a tracker with two ways of working has a line for each.
-CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in TRACKERS] + [("flow", {"mode": "full"})]
+# Settings that make a tracker small enough to test; one with two ways of working has a line for each. What is a function is
+# called when it is wanted: it writes a checkpoint.
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("flow", {}),
+    ("flow", {"mode": "full"}),
+    ("vita", {"checkpoint": tiny_vita.shared_checkpoint, **tiny_vita.SMALL}),
+    ("vita", {"checkpoint": tiny_vita.shared_checkpoint, **tiny_vita.SMALL, "profile": "exact"}),
+]
 SENTENCES = ("the red square", "собака 這隻鳥", "the square that moves " * 100)
 SIZE = (41, 63)
 
@@ -43,9 +50,14 @@ def run(name: str, overrides: dict[str, Any], frames: int, moves: bool = True, s
     return extract_video(kind(build(kind.Settings, overrides, name)), video, said, truth).tracks
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[f"{n}-{'-'.join(map(str, o.values()))}" for n, o in CASES])
+def test_every_tracker_is_tested() -> None:
+    assert {name for name, _ in CASES} == set(TRACKERS)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[f"{n}-{'-'.join(v for v in o.values() if type(v) is str)}" for n, o in CASES])
 def case(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return request.param
+    name, overrides = request.param
+    return name, {setting: value() if callable(value) else value for setting, value in overrides.items()}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +75,7 @@ def test_shapes_types_and_limits(case: tuple[str, dict[str, Any]], found: TrackS
     assert found.presence.dtype == np.float16
     assert ((found.presence >= 0) & (found.presence <= 1)).all()
     assert 0 < kind.label_iou < 1
-    assert set(found.features) == {spec.name for spec in kind.feature_specs}
+    assert set(found.features) == {spec.name for spec in kind(settings).feature_specs}
     assert all(isinstance(k, str) and isinstance(v, str) for k, v in kind(settings).weight_hashes().items())
 
 
@@ -120,4 +132,4 @@ def test_the_store_gives_it_back(case: tuple[str, dict[str, Any]], found: TrackS
 
 def test_a_setting_that_is_none_is_named(case: tuple[str, dict[str, Any]]) -> None:
     with pytest.raises(InputError, match="no setting 'nothing_like_it'"):
-        build(tracker_class(case[0]).Settings, {"nothing_like_it": 1}, case[0])
+        build(tracker_class(case[0]).Settings, {**case[1], "nothing_like_it": 1}, case[0])

@@ -1,0 +1,113 @@
+"""A basis of the mask features in which fewer numbers say nearly the same masks, one for a whole dataset.
+
+A mask logit is the bilinear form eᵀF of a mask embedding e and a cell's mask features F, both of Cm numbers. The best W, V
+(Cm, r) for eᵀ V Wᵀ F have the least mean squared error over the embeddings and features of a dataset (design,
+systems/dmvs_dervos.md, 1.1, P1): with Σ_F = E[FFᵀ] and Σ_e = E[eeᵀ], Σ_e^½ Σ_F^½ ≈ U_r S_r R_rᵀ gives W = Σ_F^-½ R_r and
+V = Σ_e^-½ U_r S_r.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError, naming
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """w, v: float32 (Cm, r). A cell keeps F W instead of F, and its logit under e is (F W) · (Vᵀ e)."""
+
+    w: NDArray[np.float32]
+    v: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.w.ndim != 2 or self.w.shape != self.v.shape or self.w.dtype != np.float32 or self.v.dtype != np.float32:
+            raise ValueError(f"Basis: w {self.w.dtype} {self.w.shape}, v {self.v.dtype} {self.v.shape}; float32 (Cm, r) both")
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return int(self.w.shape[1])
+
+    def coordinates(self, f_mask: NDArray[np.float16]) -> NDArray[np.float16]:
+        """Mask features (..., Cm) as coordinates (..., r)."""
+        return (f_mask.astype(np.float32) @ self.w).astype(np.float16)
+
+    def weight_hash(self) -> dict[str, str]:
+        """ "basis" -> digest of its numbers."""
+        total = hashlib.blake2b(digest_size=16)
+        for part in (self.w, self.v):
+            total.update(np.ascontiguousarray(part).tobytes())
+        return {"basis": total.hexdigest()}
+
+    def save(self, path: Path) -> None:
+        """Write the basis. Raises OSError."""
+        from safetensors.numpy import save
+
+        with naming(path):
+            path.write_bytes(save({"w": self.w, "v": self.v}))
+
+    @classmethod
+    def load(cls, path: Path) -> Basis:
+        """The basis of a file. Raises InputError when it holds none."""
+        from safetensors.numpy import load_file
+
+        try:
+            held = load_file(str(path))
+            return cls(held["w"], held["v"])
+        # safetensors has an error of its own.
+        except Exception as error:
+            raise InputError(
+                f"{path}: no basis of mask features ({type(error).__name__}: {' '.join(str(error).split())}); "
+                "make it with rvos-cache fit-vita-basis"
+            ) from error
+
+
+class Moments:
+    """Second moments of vectors of `channels` numbers, gathered piece by piece."""
+
+    def __init__(self, channels: int) -> None:
+        self.total = np.zeros((channels, channels))
+        self.count = 0
+
+    def add(self, vectors: NDArray[Any]) -> None:
+        """More vectors (M, channels)."""
+        rows = vectors.astype(np.float32)
+        self.total += (rows.T @ rows).astype(np.float64)
+        self.count += len(rows)
+
+    def mean(self) -> NDArray[np.float64]:
+        """E[x xᵀ] (channels, channels). Raises ValueError when nothing was added."""
+        if not self.count:
+            raise ValueError("no vectors were added")
+        return self.total / self.count
+
+
+def fit_basis(features: NDArray[np.float64], embeddings: NDArray[np.float64], rank: int, ridge: float = 1e-4) -> Basis:
+    """The best basis of `rank` for second moments of mask features and mask embeddings, both (Cm, Cm).
+
+    ridge: added to both diagonals as a share of their mean, so that directions hardly seen do not grow without bound.
+    Raises ValueError for a rank that the channels do not have.
+    """
+    channels = len(features)
+    if not 1 <= rank <= channels:
+        raise ValueError(f"rank {rank}, wanted 1 to {channels}")
+    f_root, f_inverse = _roots(features, ridge)
+    e_root, e_inverse = _roots(embeddings, ridge)
+    u, s, rt = np.linalg.svd(e_root @ f_root)
+    # The coordinates F W have second moment 1, whatever the scale of F, so float16 holds them.
+    w, v = f_inverse @ rt[:rank].T, e_inverse @ (u[:, :rank] * s[:rank])
+    return Basis(w.astype(np.float32), v.astype(np.float32))
+
+
+def _roots(moments: NDArray[np.float64], ridge: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The symmetric square root of a second moment, ridge added, and its inverse."""
+    values, vectors = np.linalg.eigh((moments + moments.T) / 2)
+    values = np.sqrt(np.maximum(values, 0) + ridge * np.trace(moments) / len(moments))
+    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T

@@ -1,0 +1,94 @@
+"""VITA's two parts as one checkpoint folder: Mask2Former of transformers, and the head beside it.
+
+Letters: T frames, Nf frame queries, C channels, h w cells of the stride-4 map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rvos_cache.errors import InputError
+from rvos_cache.pretrained import device, load_frozen, weights_digest
+from rvos_cache.trackers.vita.head import VitaHead
+
+HEAD_FILE = "vita_head.safetensors"
+"""Beside config.json and model.safetensors: the head's tensors by their released names."""
+WHAT = "VITA checkpoint"
+
+
+class Segmenter:
+    """Mask2Former, frozen, one frame independent of another. Raises InputError when `checkpoint` cannot be loaded."""
+
+    def __init__(self, checkpoint: str) -> None:
+        from transformers import Mask2FormerForUniversalSegmentation
+
+        self.checkpoint = checkpoint
+        self.model: Any = load_frozen(Mask2FormerForUniversalSegmentation, checkpoint, WHAT)
+        self.device = device()
+        self._map: Tensor | None = None
+        # VITA's own projection takes what Mask2Former's takes, which the model does not return.
+        self.model.model.pixel_level_module.decoder.mask_projection.register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: Any, given: tuple[Tensor, ...]) -> None:
+        self._map = given[0]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame queries (T, Nf, C) after the decoder's last LayerNorm, and maps (T, C, h, w) before the mask projection, of
+        images (T, 3, padded height, padded width)."""
+        found = self.model.model(images.to(self.device))
+        assert self._map is not None
+        maps, self._map = self._map, None
+        decoder = self.model.model.transformer_module.decoder
+        # transformers gives the last layer's output as it is; both of VITA's readers, class and mask head, normalise it.
+        queries = decoder.layernorm(found.transformer_decoder_last_hidden_state)
+        return queries, maps
+
+    def weight_hashes(self) -> dict[str, str]:
+        """Name of the checkpoint -> digest of Mask2Former's weights."""
+        return weights_digest(self.model, self.checkpoint)
+
+
+def load_head(checkpoint: str) -> VitaHead:
+    """The frozen head of a converted checkpoint, by folder or hub name, on the GPU where there is one.
+
+    Raises InputError when there is none, or it cannot be read.
+    """
+    from safetensors.torch import load_file
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(checkpoint, HEAD_FILE)
+        tensors = load_file(str(path))
+    # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{WHAT} {checkpoint!r}: {HEAD_FILE} cannot be read ({lines[0]}); make the folder with rvos-cache convert-vita"
+        ) from error
+    return VitaHead.from_official(tensors).to(device())
+
+
+def load_vita(checkpoint: str) -> tuple[Segmenter, VitaHead]:
+    """Both parts of a converted checkpoint. Raises InputError when one cannot be loaded or they are not of one VITA."""
+    segmenter, head = Segmenter(checkpoint), load_head(checkpoint)
+    config, sizes = segmenter.model.config, head.sizes
+    parts = {
+        "frame queries": (config.num_queries, sizes.frame_queries),
+        "channels of a query": (config.hidden_dim, sizes.channels),
+        "channels of the map": (config.feature_size, sizes.map_channels),
+    }
+    for name, (frames, video) in parts.items():
+        if frames != video:
+            raise InputError(
+                f"{WHAT} {checkpoint!r}: Mask2Former has {frames} {name}, {HEAD_FILE} {video}; convert one checkpoint as a whole"
+            )
+    return segmenter, head
+
+
+def head_hash(head: VitaHead) -> dict[str, str]:
+    """`HEAD_FILE` -> digest of the head's weights: the entry of a card by which a selector knows the head that it loads."""
+    return weights_digest(head, HEAD_FILE)
