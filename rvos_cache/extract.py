@@ -34,6 +34,7 @@ from rvos_cache.store import (
     canonical,
     digest,
     open_cache,
+    place_of,
     provenance,
     write_text,
     write_tracks,
@@ -72,7 +73,7 @@ def bound_digest(dataset: Dataset, out: Path) -> str:
     Raises InputError for a damaged cache.
     """
     now = expressions_digest(dataset)
-    if not (out / "card.json").exists():
+    if not place_of(out).has_card():
         return now
     cache = open_cache(out)
     held = cache.card.expressions_digest

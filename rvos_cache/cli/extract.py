@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from rvos_cache.cli.look import size_of
 from rvos_cache.cli.options import DATASET, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
 from rvos_cache.cli.run import told
 from rvos_cache.errors import InputError
@@ -106,6 +105,7 @@ def plan(dataset: str, root: Path, split: str, tracker: str, overrides: tuple[st
     from rvos_cache.datasets import open_dataset
     from rvos_cache.extract import extract as step
     from rvos_cache.settings import parse_overrides
+    from rvos_cache.store import place_of
 
     source = open_dataset(dataset, root, split)
     lengths = {v: len(source.video(v)) for v in source.video_ids()}
@@ -114,7 +114,7 @@ def plan(dataset: str, root: Path, split: str, tracker: str, overrides: tuple[st
         out = Path(folder) / "plan.zarr"
         report = step(dataset, root, split, tracker, out, limit=sample, overrides=parse_overrides(overrides))
         seconds = time.perf_counter() - began
-        held = sum(map(size_of, out.rglob("*")))
+        held = place_of(out).size()
     timed = sum(lengths[v] for v in report.done)
     if not timed:
         raise InputError(f"{root}: none of the first {sample} videos could be extracted; see rvos-cache check")

@@ -52,7 +52,7 @@ def info(cache: Path, as_json: bool) -> None:
         "done": len(done),
         "failed": failed,
         "missing": None if dataset is None else sorted(set(dataset.video_ids()) - {*done, *failed}),
-        "bytes": sum(map(size_of, cache.rglob("*"))),
+        "bytes": opened.place.size(),
         "content": content_digest(cache),
         "card": opened.card.model_dump(),
     }
@@ -69,14 +69,6 @@ def info(cache: Path, as_json: bool) -> None:
         if value not in ({}, [], None, ""):
             click.echo(f"  {name}: {value}")
     click.echo(f"content {facts['content']}")
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file; 0 of a folder, and of what another process has just published or swept."""
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except FileNotFoundError:
-        return 0
 
 
 @click.command()

@@ -9,19 +9,24 @@
         <array>/...            crc32c after every chunk; masks are packed before, see turns.py
         digests.json           the digest of every file above, written last, with a digest of itself
 
+A cache may also lie in an object store, where nothing can be renamed: objects.py tells how it looks there.
 The arrays of each kind stand at the top of tracks.py, text.py and selections.py.
 """
 
-from rvos_cache.store.card import FREE, Card, canonical, digest, provenance, read_card
+from rvos_cache.store.card import FREE, Card, provenance, read_card
+from rvos_cache.store.folder import sync
+from rvos_cache.store.place import Place, place_of
 from rvos_cache.store.reader import Cache, VideoFolder
+from rvos_cache.store.seal import canonical, digest
 from rvos_cache.store.selections import SelectionCache, SelectionInfo, SelectionRecord, write_selections
 from rvos_cache.store.text import TextCache, TextRecord, write_text
 from rvos_cache.store.tracks import TrackCache, TrackInfo, TrackRecord, write_tracks
 from rvos_cache.store.verify import content_digest, leftovers, open_cache, verify, video_digest
-from rvos_cache.store.writer import CacheWriter, sync
+from rvos_cache.store.writer import CacheWriter
 
 __all__ = [
-    "FREE", "Cache", "CacheWriter", "Card", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache", "TextRecord",
-    "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "leftovers", "open_cache",
-    "provenance", "read_card", "sync", "verify", "video_digest", "write_selections", "write_text", "write_tracks",
+    "FREE", "Cache", "CacheWriter", "Card", "Place", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache",
+    "TextRecord", "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "leftovers",
+    "open_cache", "place_of", "provenance", "read_card", "sync", "verify", "video_digest", "write_selections", "write_text",
+    "write_tracks",
 ]  # fmt: skip

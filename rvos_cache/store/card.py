@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
+from rvos_cache.store.place import Place, place_of
+from rvos_cache.store.seal import unsealed
 
 FORMAT_VERSION = 2
 """2: masks as turns of their columns, overlap counts in one table, small arrays in the attributes."""
@@ -66,55 +65,28 @@ class Card(Settings):
         return held.get(key) if key else held
 
 
-def digest(raw: bytes | memoryview) -> str:
-    """128 bits of BLAKE2b, as hex."""
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+def read_card(path: Path | str) -> Card:
+    """The card of the cache at `path`, a folder or a URL.
+
+    Raises InputError when there is none, or it is damaged or of another format.
+    """
+    return card_in(place_of(path))
 
 
-def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, so that equal values have equal bytes. Raises ValueError for NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
-
-
-def sealed(value: dict[str, Any]) -> bytes:
-    """`value` as JSON bytes with a digest of itself under "digest"."""
-    return json.dumps({**value, "digest": digest(canonical(value))}, indent=1, ensure_ascii=False).encode() + b"\n"
-
-
-def unsealed(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object that `sealed` wrote. Raises InputError when it is missing or was changed by a single bit."""
-    try:
-        raw = path.read_bytes()
-        value = json.loads(raw)
-        claimed = value.pop("digest")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not found; {remedy}") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({type(error).__name__}); {remedy}") from error
-    if sealed(value) != raw or digest(canonical(value)) != claimed:
-        raise InputError(f"{path}: its content does not match its digest; {remedy}")
-    return dict(value)
-
-
-def write_durably(path: Path, raw: bytes) -> None:
-    """Write and fsync a file."""
-    with open(path, "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_card(path: Path) -> Card:
-    """The card of the cache at `path`. Raises InputError when there is none, or it is damaged or of another format."""
-    if not path.is_dir():
-        raise InputError(f"{path}: no cache here; make it with rvos-cache extract (words: extract-text)")
-    values = unsealed(path / "card.json", "this is not a whole cache: extract it again into a new path")
+def card_in(place: Place) -> Card:
+    """The card of the cache that lives in `place`. Raises like `read_card`."""
+    if not place.exists():
+        raise InputError(f"{place}: no cache here; make it with rvos-cache extract (words: extract-text)")
+    where = f"{place}/card.json"
+    values = unsealed(
+        lambda: place.read("card.json").tobytes(), where, "this is not a whole cache: extract it again into a new path"
+    )
     if values.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format version {values.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            f"{place}: format version {values.get('format_version')}, this program reads {FORMAT_VERSION}; "
             "extract again into a new path"
         )
-    return build(Card, values, str(path / "card.json"))
+    return build(Card, values, where)
 
 
 def provenance() -> dict[str, Any]:

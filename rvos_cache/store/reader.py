@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.card import Card, canonical, digest, read_card, unsealed
+from rvos_cache.store.card import Card, card_in
+from rvos_cache.store.place import Place, place_of
+from rvos_cache.store.seal import canonical, digest
 
 CODECS = ["bytes", "crc32c"]
 
@@ -52,15 +54,17 @@ class VideoFolder:
     arrays' shapes are those of the moment they were first read. Raises InputError when the video is absent or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.remedy = f"delete the folder {path} and run the extraction again"
-        if not path.is_dir():
-            raise InputError(f"{path}: this video is not in the cache; run the extraction again to add it")
-        self.files: dict[str, str] = unsealed(path / "digests.json", self.remedy)["files"]
+    def __init__(self, place: Place, video_id: str) -> None:
+        self.place = place
+        published = place.published(video_id)
+        self.at, self.files, self.remedy = published.at, dict(published.files), published.remedy
         self._passed: dict[str, tuple[int, bytes]] = {}
         self._layouts: dict[str, Layout] = {}
         self.attributes: dict[str, Any] = self._json("zarr.json")["attributes"]
+
+    def where(self, name: str = "") -> str:
+        """The full name of a file, or of the whole video, for messages."""
+        return f"{self.place}/{self.at}/{name}".rstrip("/")
 
     def names(self) -> list[str]:
         """The arrays of the video."""
@@ -87,21 +91,19 @@ class VideoFolder:
 
     def check(self, name: str) -> NDArray[np.uint8]:
         """The bytes of the file `name`. Raises InputError when it is missing or its bytes changed."""
-        # One string, not pathlib: joining paths costs more than reading a small file.
-        path = f"{self.path}/{name}"
         try:
-            raw = np.fromfile(path, np.uint8)
+            raw = self.place.read(f"{self.at}/{name}")
         except OSError as error:
-            raise InputError(f"{path}: missing or unreadable ({error.strerror}); {self.remedy}") from error
+            raise InputError(f"{self.where(name)}: missing or unreadable ({error.strerror}); {self.remedy}") from error
         # The last four bytes are kept beside, not summed: over a chunk and its own crc32c the sum is the same for all chunks.
         mark = google_crc32c.value(raw[:-4]), raw[-4:].tobytes()
         passed = self._passed.get(name)
         if passed is None:
             if digest(raw.data) != self.files.get(name):
-                raise InputError(f"{path}: its bytes do not match their digest; {self.remedy}")
+                raise InputError(f"{self.where(name)}: its bytes do not match their digest; {self.remedy}")
             self._passed[name] = mark
         elif mark != passed:
-            raise InputError(f"{path}: its bytes changed since it was first read; verify the cache, then start again")
+            raise InputError(f"{self.where(name)}: its bytes changed since it was first read; verify the cache, then start again")
         return raw
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -111,8 +113,8 @@ class VideoFolder:
         found = self._layouts.get(name)
         if found is None:
             if f"{name}/zarr.json" not in self.files:
-                raise InputError(f"{self.path}: has no array {name!r}; extract again with a tracker that writes it")
-            found = self._layouts[name] = Layout.of(self._json(f"{name}/zarr.json"), f"{self.path}/{name}/zarr.json")
+                raise InputError(f"{self.where()}: has no array {name!r}; extract again with a tracker that writes it")
+            found = self._layouts[name] = Layout.of(self._json(f"{name}/zarr.json"), self.where(f"{name}/zarr.json"))
         return found
 
     def _chunk(self, layout: Layout, shape: tuple[int, ...], file: str) -> NDArray[Any]:
@@ -121,7 +123,7 @@ class VideoFolder:
             return np.empty(shape, layout.dtype)
         if file not in self.files:
             # Zarr would fill the hole with zeros.
-            raise InputError(f"{self.path}/{file}: not written; {self.remedy}")
+            raise InputError(f"{self.where(file)}: not written; {self.remedy}")
         raw = self.check(file)
         try:
             body = raw[:-4]
@@ -131,43 +133,37 @@ class VideoFolder:
             if len(body) != count * layout.dtype.itemsize:
                 raise ValueError(f"{len(body)} bytes for {layout.dtype} {shape}")
         except ValueError as error:
-            raise InputError(f"{self.path}/{file}: cannot be decoded ({error}); {self.remedy}") from error
+            raise InputError(f"{self.where(file)}: cannot be decoded ({error}); {self.remedy}") from error
         return body.view(layout.dtype).reshape(shape)
 
 
 class Cache:
-    """What the three kinds of caches share. Raises InputError when `path` is not a whole cache of this kind."""
+    """What the three kinds of caches share. path: a folder or a URL.
+
+    Raises InputError when it is not a whole cache of this kind.
+    """
 
     kind: Literal["tracks", "text", "selections"]
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.card: Card = read_card(self.path)
+    def __init__(self, path: Path | str) -> None:
+        self.path, self.place = Path(path), place_of(path)
+        self.card: Card = card_in(self.place)
         if self.card.kind != self.kind:
-            raise InputError(f"{path}: holds {self.card.kind}, wanted {self.kind}; give the cache of that kind")
+            raise InputError(f"{self.place}: holds {self.card.kind}, wanted {self.kind}; give the cache of that kind")
         # A handle parses two small JSON files; a thousand of them are a few megabytes.
         self.folder = lru_cache(maxsize=4096)(self._open)
 
     def _open(self, video_id: str) -> VideoFolder:
-        return VideoFolder(self.path / "videos" / video_id)
+        return VideoFolder(self.place, video_id)
 
     def video_ids(self) -> tuple[str, ...]:
         """The published videos, sorted."""
-        folder = self.path / "videos"
-        # A writer that was killed right after its card leaves no such folder.
-        return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir())) if folder.is_dir() else ()
+        return tuple(sorted(self.place.video_ids()))
 
     def failures(self) -> dict[str, str]:
         """Videos that failed and are still not there, with the last error of each."""
-        path = self.path / "failures.jsonl"
-        if not path.exists():
-            return {}
-        done, found = set(self.video_ids()), {}
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); remove or repair it") from error
-        for number, line in enumerate(raw.removesuffix(b"\n").split(b"\n"), 1):
+        found = {}
+        for where, line in self._failure_records():
             try:
                 entry: dict[str, str] = json.loads(line)
                 claimed = entry.pop("digest")
@@ -176,5 +172,12 @@ class Cache:
                     raise ValueError
                 found[entry["video"]] = entry["error"]
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(f"{path}, line {number}: not a failure record; remove the line") from error
+                raise InputError(f"{where}: not a failure record; remove it") from error
+        done = set(self.video_ids()) if found else set()
         return {video: error for video, error in found.items() if video not in done}
+
+    def _failure_records(self) -> list[tuple[str, bytes]]:
+        try:
+            return list(self.place.failures())
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); remove or repair it") from error

@@ -9,24 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.card import canonical, digest, read_card
+from rvos_cache.store.card import read_card
+from rvos_cache.store.place import place_of
 from rvos_cache.store.reader import Cache, VideoFolder
+from rvos_cache.store.seal import canonical, digest
 from rvos_cache.store.selections import SelectionCache
 from rvos_cache.store.text import TextCache
 from rvos_cache.store.tracks import TrackCache
-from rvos_cache.store.writer import left_over, staged
 
-TOP = {"card.json": False, "failures.jsonl": False, "videos": True, ".staging": True}
-"""What lies at the top of a cache, and whether it is a folder."""
 KINDS: dict[str, type[Cache]] = {"tracks": TrackCache, "text": TextCache, "selections": SelectionCache}
 
 
-def open_cache(path: Path) -> Cache:
+def open_cache(path: Path | str) -> Cache:
     """The cache at `path`, of whatever kind its card says."""
-    return KINDS[read_card(Path(path)).kind](path)
+    return KINDS[read_card(path).kind](path)
 
 
-def content_digest(path: Path) -> str:
+def content_digest(path: Path | str) -> str:
     """A digest over the decoded arrays and attributes of all videos in id order, without provenance.
 
     It does not depend on the order or number of runs or processes that wrote the cache.
@@ -52,22 +51,22 @@ def _content(cache: Cache, video_id: str) -> Iterator[bytes]:
         yield np.ascontiguousarray(array).tobytes()
 
 
-def verify(path: Path) -> Iterator[str]:
+def verify(path: Path | str) -> Iterator[str]:
     """Every fault of a cache, one line each: a changed, missing or foreign file or folder, or arrays that do not fit together.
 
-    What a dead process left in `.staging` is no fault: see `leftovers`.
+    What a dead writer left is no fault: see `leftovers`.
     """
-    path = Path(path)
     try:
         cache = open_cache(path)
         cache.failures()
     except InputError as error:
         yield str(error)
         return
-    yield from _strays(path)
+    for stray in cache.place.strays():
+        yield f"{stray}: does not belong here; move it out of the cache"
     for video_id in cache.video_ids():
         try:
-            folder = VideoFolder(path / "videos" / video_id)
+            folder = VideoFolder(cache.place, video_id)
         except InputError as error:
             yield str(error)
             continue
@@ -77,30 +76,17 @@ def verify(path: Path) -> Iterator[str]:
             yield from _misfits(cache, video_id)
 
 
-def leftovers(path: Path) -> Iterator[str]:
-    """Notes, one line each: what dead processes left in `.staging`. It is never read, and the next extraction sweeps it."""
-    for entry in _inside(Path(path) / ".staging"):
-        if left_over(entry):
-            yield f"{entry}: left by a process that died; the next extraction into this cache removes it"
-
-
-def _inside(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _strays(path: Path) -> Iterator[str]:
-    foreign = [entry for entry in _inside(path) if TOP.get(entry.name) != entry.is_dir()]
-    foreign += [entry for entry in _inside(path / "videos") if not entry.is_dir()]
-    foreign += [entry for entry in _inside(path / ".staging") if not staged(entry.name)]
-    for entry in foreign:
-        yield f"{entry}: does not belong here; move it out of the cache"
+def leftovers(path: Path | str) -> Iterator[str]:
+    """Notes, one line each: what dead writers left. It is never read, and the next extraction sweeps it."""
+    for left in place_of(path).leftovers():
+        yield f"{left}: left by a process that died; the next extraction into this cache removes it"
 
 
 def _faults(folder: VideoFolder) -> Iterator[str]:
-    present = {str(p.relative_to(folder.path)) for p in folder.path.rglob("*")}
+    present = folder.place.inside(folder.at)
     belong = {"digests.json", *folder.files, *(str(parent) for name in folder.files for parent in Path(name).parents)}
     for name in sorted(present - belong):
-        yield f"{folder.path / name}: does not belong here; {folder.remedy}"
+        yield f"{folder.where(name)}: does not belong here; {folder.remedy}"
     for name in folder.files:
         try:
             folder.check(name)
@@ -117,4 +103,4 @@ def _misfits(cache: Cache, video_id: str) -> Iterator[str]:
         elif isinstance(cache, SelectionCache):
             cache.selections(video_id)
     except (InputError, ValueError) as error:
-        yield f"{cache.path}, video {video_id}: {error}"
+        yield f"{cache.place}, video {video_id}: {error}"

@@ -1,18 +1,11 @@
-"""Writing a cache: a video is staged in a folder of its own and published by one rename, so present means complete."""
+"""Writing a cache: a video is written in a folder of its own, and its place makes it visible in one step."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import re
-import shutil
-import socket
 import time
-import uuid
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,57 +14,36 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.card import Card, canonical, digest, read_card, sealed, write_durably
-
-HOST = socket.gethostname().replace(".", "-")
-STAGED = re.compile(r"(?:.+\.(?P<host>[^.]*)\.(?P<pid>[0-9]{1,9})|card)\.[0-9a-f]{32}", re.DOTALL)
-"""Work in progress: <video or "card">.<host>.<pid>.<uuid>; the first writers left the host and process out for the card."""
+from rvos_cache.store.card import Card, card_in
+from rvos_cache.store.place import place_of
+from rvos_cache.store.seal import canonical, digest, sealed
 
 
 class CacheWriter:
     """A cache that is being written, by this process and any number of others.
 
-    path: the `.zarr` folder; card: what it must be. Making it writes the card, or checks the one that is there and
-    sweeps staging folders whose process is dead. Raises InputError when another card is there.
+    path: the `.zarr` folder or its URL; card: what it must be. Making it writes the card, or checks the one that is there,
+    and removes what dead processes left. Raises InputError when another card is there, or the place cannot promise that a
+    video is published once.
     """
 
-    def __init__(self, path: Path, card: Card) -> None:
-        self.path, self.card = Path(path), card
-        self.staging, self.videos = self.path / ".staging", self.path / "videos"
-        if not (self.path / "card.json").exists():
-            foreign = self.path.exists() and (not self.path.is_dir() or any(p.name != ".staging" for p in self.path.iterdir()))
-            # Asked again: another process may have made the cache since.
-            if foreign and not (self.path / "card.json").exists():
-                raise InputError(f"{self.path}: exists and is not a cache; choose another path")
-            self._first(card)
-        found = read_card(self.path)
+    def __init__(self, path: Path | str, card: Card) -> None:
+        self.path, self.card, self.place = Path(path), card, place_of(path)
+        if not self.place.has_card():
+            self.place.claim(sealed(card.model_dump()))
+        found = card_in(self.place)
         different = found.differences(card)
         if different:
             name = different[0]
             raise InputError(
-                f"{self.path}: made with {name} = {found.value(name)!r}, now it is {card.value(name)!r}; "
+                f"{self.place}: made with {name} = {found.value(name)!r}, now it is {card.value(name)!r}; "
                 "use another path or the old settings"
             )
-        self.staging.mkdir(exist_ok=True)
-        self.videos.mkdir(exist_ok=True)
-        self._sweep()
-
-    def _first(self, card: Card) -> None:
-        # Two processes may start together: each writes its card aside, and the link that comes first is the card.
-        self.staging.mkdir(parents=True, exist_ok=True)
-        aside = self.staging / _mine("card")
-        write_durably(aside, sealed(card.model_dump()))
-        try:
-            os.link(aside, self.path / "card.json")
-        except FileExistsError:
-            pass
-        finally:
-            aside.unlink()
-        sync(self.path)
+        self.place.open_for_writing()
 
     def done(self) -> set[str]:
         """Ids of the published videos."""
-        return {p.name for p in self.videos.iterdir() if p.is_dir()}
+        return self.place.video_ids()
 
     def publish(
         self,
@@ -87,75 +59,19 @@ class CacheWriter:
         """
         # Zarr would write NaN as something that is not JSON.
         canonical(attributes)
-        folder = self.staging / _mine(video_id)
-        try:
+        with self.place.staging(video_id) as folder:
             group = zarr.open_group(folder, mode="w-", zarr_format=3)
             # One write of the attributes: each update would rewrite zarr.json.
             group.attrs.put({**attributes, "provenance": dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))})
             for name, value in arrays.items():
                 _write_array(group, name, value)
             files = {str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
-            for name in files:
-                sync(folder / name)
-            write_durably(folder / "digests.json", sealed({"files": files}))
-            for inner in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
-                sync(inner)
-            return self._rename(folder, self.videos / video_id)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _rename(self, folder: Path, target: Path) -> bool:
-        try:
-            os.rename(folder, target)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR) and target.exists():
-                return False
-            raise
-        sync(self.videos)
-        return True
+            return self.place.publish(folder, video_id, files)
 
     def fail(self, video_id: str, message: str) -> None:
-        """Record that `video_id` could not be made. One line, appended in one write: writers do not tear each other's."""
+        """Record that `video_id` could not be made."""
         entry = {"video": video_id, "error": " ".join(message.split()), "when": time.strftime("%FT%TZ", time.gmtime())}
-        line = json.dumps({**entry, "digest": digest(canonical(entry))})
-        handle = os.open(self.path / "failures.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode() + b"\n")
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def _sweep(self) -> None:
-        for entry in self.staging.iterdir():
-            if not left_over(entry):
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    entry.unlink()
-
-
-def staged(name: str) -> bool:
-    """Whether `name` is one that a writer gives to its work in progress."""
-    return STAGED.fullmatch(name) is not None
-
-
-def left_over(entry: Path) -> bool:
-    """Whether work in progress is of a dead process of this machine, or of another machine and a day old."""
-    found = STAGED.fullmatch(entry.name)
-    if found is None:
-        return False
-    if found["host"] == HOST:
-        return not _alive(int(found["pid"]))
-    try:
-        return time.time() - entry.stat().st_mtime > 86_400
-    except OSError:
-        return False
-
-
-def _mine(name: str) -> str:
-    return f"{name}.{HOST}.{os.getpid()}.{uuid.uuid4().hex}"
+        self.place.add_failure(json.dumps({**entry, "digest": digest(canonical(entry))}).encode())
 
 
 def _write_array(group: zarr.Group, name: str, value: Any) -> None:
@@ -188,22 +104,3 @@ def _write_array(group: zarr.Group, name: str, value: Any) -> None:
 def _frames(value: Iterable[Any]) -> Iterable[np.ndarray]:
     for frame in value:
         yield np.asarray(frame)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

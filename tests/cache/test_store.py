@@ -37,9 +37,9 @@ from rvos_cache.store import (
     write_text,
     write_tracks,
 )
-from rvos_cache.store.card import sealed
+from rvos_cache.store.attempts import HOST
+from rvos_cache.store.seal import sealed
 from rvos_cache.store.tracks import _finite
-from rvos_cache.store.writer import HOST
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
 from rvos_select.caches import TrackSource
 

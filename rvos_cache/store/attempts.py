@@ -1,0 +1,54 @@
+"""Names of work in progress: whose it is, and whether its writer is dead."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+import uuid
+
+HOST = socket.gethostname().replace(".", "-")
+ATTEMPT = re.compile(r"(?:(?P<video>.+)\.(?P<host>[^.]*)\.(?P<pid>[0-9]{1,9})|card)\.[0-9a-f]{32}", re.DOTALL)
+"""<video, "card" or "probe">.<host>.<pid>.<uuid>; the first writers left the host and process out for the card."""
+DAY = 86_400
+"""Seconds after which the work of another machine, whose processes cannot be asked for, counts as left behind."""
+
+
+def new_attempt(name: str) -> str:
+    """A name that no other process gives."""
+    return f"{name}.{HOST}.{os.getpid()}.{uuid.uuid4().hex}"
+
+
+def is_attempt(name: str) -> bool:
+    """Whether `name` is one that a writer gives to its work in progress."""
+    return ATTEMPT.fullmatch(name) is not None
+
+
+def video_of(name: str) -> str:
+    """The video, "card" or "probe" that the attempt `name` is of; "" where it tells none."""
+    found = ATTEMPT.fullmatch(name)
+    return (found["video"] or "") if found else ""
+
+
+def is_dead(name: str, written: float) -> bool:
+    """Whether the attempt `name` is of a dead process of this machine, or of another machine and a day old.
+
+    written: when it was last written to, in seconds since the epoch.
+    """
+    found = ATTEMPT.fullmatch(name)
+    if found is None:
+        return False
+    if found["host"] == HOST:
+        return not _alive(int(found["pid"]))
+    return time.time() - written > DAY
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
