@@ -58,7 +58,7 @@ class VitaTracker:
 
     def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
         """The tracks of one video, best class score first, at most `max_tracks`."""
-        geometry = FrameGeometry.of(video.size, self.settings.short_side, self.settings.long_side)
+        geometry = self.geometry(video)
         q_f, f_mask = self.frame_features(video, geometry)
         found = self.video_queries(q_f)
         best = best_queries(found, self.settings.max_tracks)
@@ -76,6 +76,10 @@ class VitaTracker:
         }
         prompt = np.full(n, VIDEO, np.int32)
         return TrackSet(drawn.tokens, drawn.presence, drawn.masks, prompt, ("query",) * n, frames, boxes, features)
+
+    def geometry(self, video: Video) -> FrameGeometry:
+        """Where its pixels lie in the segmenter's input and maps."""
+        return FrameGeometry.of(video.size, self.settings.short_side, self.settings.long_side)
 
     def frame_features(self, video: Video, geometry: FrameGeometry) -> tuple[NDArray[np.float16], Spool]:
         """Frame queries float16 (T, Nf, C) and mask features float16 (T, h, w, Cm), `frames_per_pass` frames at a time.
