@@ -1,4 +1,4 @@
-"""`rvos-select`: train, predict, merge, evaluate, compare, oracle, submit, report, ask. Heavy imports happen in the command."""
+"""`rvos-select`: training, prediction, masks, scores and what is shown of them. Heavy imports happen in the command."""
 
 from __future__ import annotations
 
@@ -275,6 +275,18 @@ def ask(video: Path, sentence: str, run: Path, out: Path, threshold: float | Non
     answer = step.ask(video, sentence, run, out, threshold=threshold, top1=top1)
     click.echo(f"{answer.selected} of {answer.tracks} tracks selected; best score {answer.best_score:.2f}")
     click.echo(f"masks: {answer.masks}\noverlay: {answer.overlay}")
+
+
+@cli.command("import-sola")
+@click.argument("checkpoint", type=PATH, metavar="CHECKPOINT.pth")
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks it was trained on, if not SOLA's own; may repeat.")
+@click.option("--text", "texts", type=PATH, multiple=True, help="Words it was trained on.  [default: SOLA's RoBERTa]")
+def import_sola(checkpoint: Path, out: Path, caches: tuple[Path, ...], texts: tuple[Path, ...]) -> None:
+    """Make a run of a checkpoint that SOLA's released train.py saved; nothing but tensors is read from it."""
+    from rvos_select.import_sola import import_sola as step
+
+    click.echo(f"run: {step(checkpoint, out, list(caches), list(texts))}")
 
 
 COLUMNS = {
