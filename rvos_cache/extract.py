@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rvos_cache.corruptions import corrupted, parsed
 from rvos_cache.datasets import DATASETS, Dataset, open_dataset
 from rvos_cache.errors import InputError, naming
 from rvos_cache.overlap import count_overlap
@@ -149,20 +150,27 @@ def extract(
     limit: int | None = None,
     shard: str = "1/1",
     overrides: Mapping[str, Any] | None = None,
+    corrupt: str | None = None,
     jobs: int = 1,
 ) -> ExtractReport:
     """Write the tracks of a split to the cache `out`. Running it again does what is left; a failed video stops no other.
 
+    corrupt: "name:severity" of what is done to frames before the tracker sees them (`corruptions`); it is part of the card.
     Raises InputError for settings or a dataset that cannot be used, OSError when the disk is full or read-only.
     """
+    if corrupt is not None:
+        parsed(corrupt)
     source = open_dataset(dataset, root, split)
     kind = tracker_class(tracker)
     made = kind(build(kind.Settings, overrides or {}, f"tracker {tracker}"))
     card = tracks_card(source, dataset, tracker, made, kind.Settings, overrides or {}, out)
+    if corrupt is not None:
+        card = card.model_copy(update={"extra": {**card.extra, "corrupt": corrupt}})
 
     def one(writer: CacheWriter, video_id: str) -> int:
         began = time.perf_counter()
-        video = source.video(video_id)
+        clean = source.video(video_id)
+        video = clean if corrupt is None else corrupted(clean, corrupt)
         truth = source.ground_truth(video_id) if source.has_answers else None
         record = extract_video(made, video, source.expressions(video_id), truth)
         write_tracks(writer, record, {"host": socket.gethostname(), "seconds": round(time.perf_counter() - began, 3)})
@@ -216,11 +224,13 @@ def extract_all(
     encoder: str = "hashed",
     out: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    corrupt: str | None = None,
     jobs: int = 1,
 ) -> dict[str, ExtractReport]:
     """Tracks and words of every split found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 
-    `out` is out/cache/<dataset> by default. Raises InputError when no split is found.
+    `out` is out/cache/<dataset> by default; tracks of corrupted frames lie in `<tracker>-<name>-<severity>.zarr`.
+    Raises InputError when no split is found.
     """
     found = list(splits) or resolve(DATASETS, dataset, "dataset").splits(Path(root))
     if not found:
@@ -228,10 +238,12 @@ def extract_all(
     base = out or Path("out/cache") / dataset
     reports = {}
     for split in found:
-        name = tracker.rpartition(":")[2]
+        name = "-".join([tracker.rpartition(":")[2], *(corrupt.split(":") if corrupt else [])])
         (base / split).mkdir(parents=True, exist_ok=True)
         tracks = base / split / f"{name}.zarr"
-        reports[f"{split}/{name}"] = extract(dataset, root, split, tracker, tracks, overrides=overrides, jobs=jobs)
+        reports[f"{split}/{name}"] = extract(
+            dataset, root, split, tracker, tracks, overrides=overrides, corrupt=corrupt, jobs=jobs
+        )
         words = base / split / f"text-{encoder.rpartition(':')[2]}.zarr"
         reports[f"{split}/text"] = extract_text(dataset, root, split, encoder, words)
     return reports

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rvos_cache.cli.options import DATASET, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
+from rvos_cache.cli.options import CORRUPT, DATASET, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
 from rvos_cache.cli.run import told
 from rvos_cache.errors import InputError
 
@@ -21,6 +21,7 @@ from rvos_cache.errors import InputError
 @click.option("--limit", type=click.IntRange(1), help="Only the first N videos.")
 @click.option("--shard", default="1/1", show_default=True, metavar="I/N", help="Every N-th video from the I-th.")
 @SET
+@CORRUPT
 @JOBS
 def extract(
     dataset: str,
@@ -32,6 +33,7 @@ def extract(
     limit: int | None,
     shard: str,
     overrides: tuple[str, ...],
+    corrupt: str | None,
     jobs: int,
 ) -> None:
     """Write the tracks of a split. Run it again to resume."""
@@ -41,7 +43,8 @@ def extract(
     settings = parse_overrides(overrides)
     told({
         str(out): step(
-            dataset, root, split, tracker, out, videos=videos, limit=limit, shard=shard, overrides=settings, jobs=jobs
+            dataset, root, split, tracker, out,
+            videos=videos, limit=limit, shard=shard, overrides=settings, corrupt=corrupt, jobs=jobs,
         )
     })  # fmt: skip
 
@@ -69,6 +72,7 @@ def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: 
 @click.option("--encoder", default="hashed", show_default=True)
 @click.option("--out", type=PATH, help="Folder of the caches.  [default: out/cache/<dataset>]")
 @SET
+@CORRUPT
 @JOBS
 def extract_all(
     dataset: str,
@@ -78,6 +82,7 @@ def extract_all(
     encoder: str,
     out: Path | None,
     overrides: tuple[str, ...],
+    corrupt: str | None,
     jobs: int,
 ) -> None:
     """Tracks and words of every split: what `make extract DATASET=...` runs."""
@@ -86,7 +91,12 @@ def extract_all(
 
     where = root or Path("data") / dataset
     settings = parse_overrides(overrides)
-    told(step(dataset, where, splits=splits, tracker=tracker, encoder=encoder, out=out, overrides=settings, jobs=jobs))
+    told(
+        step(
+            dataset, where, splits=splits, tracker=tracker, encoder=encoder, out=out,
+            overrides=settings, corrupt=corrupt, jobs=jobs,
+        )
+    )  # fmt: skip
 
 
 @click.command()
@@ -95,9 +105,19 @@ def extract_all(
 @SPLIT
 @TRACKER
 @SET
+@CORRUPT
 @click.option("--sample", type=click.IntRange(1), default=2, show_default=True, help="Videos to time.")
 @JOBS
-def plan(dataset: str, root: Path, split: str, tracker: str, overrides: tuple[str, ...], sample: int, jobs: int) -> None:
+def plan(
+    dataset: str,
+    root: Path,
+    split: str,
+    tracker: str,
+    overrides: tuple[str, ...],
+    corrupt: str | None,
+    sample: int,
+    jobs: int,
+) -> None:
     """Videos, frames, bytes and hours of an extraction, from a timing of a few videos."""
     import tempfile
     import time
@@ -112,7 +132,8 @@ def plan(dataset: str, root: Path, split: str, tracker: str, overrides: tuple[st
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         out = Path(folder) / "plan.zarr"
-        report = step(dataset, root, split, tracker, out, limit=sample, overrides=parse_overrides(overrides))
+        settings = parse_overrides(overrides)
+        report = step(dataset, root, split, tracker, out, limit=sample, overrides=settings, corrupt=corrupt)
         seconds = time.perf_counter() - began
         held = place_of(out).size()
     timed = sum(lengths[v] for v in report.done)
