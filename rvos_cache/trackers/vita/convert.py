@@ -131,7 +131,7 @@ def mask2former_config(shapes: Mapping[str, tuple[int, ...]]) -> Any:
     # Each head has an offset in x and y for each point of each map.
     offsets = read.of(f"{pixel}.transformer.encoder.layers.0.self_attn.sampling_offsets.bias", 1)[0]
     return Mask2FormerConfig(
-        backbone_config=_resnet_config(read) if "backbone.stem.conv1.weight" in shapes else _swin_config(read),
+        backbone_config=_resnet_config(read) if read.count("backbone.stem.") else _swin_config(read),
         feature_size=feature_size,
         mask_feature_size=mask_size,
         hidden_dim=hidden,

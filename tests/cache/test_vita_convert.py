@@ -1,0 +1,180 @@
+"""Released tensors become a folder that gives the same outputs; whatever is missing, unknown or misshapen is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny_vita import SIZES, detectron2_names, mask2former, vita_head
+from torch import Tensor
+
+from rvos_cache.cli import cli
+from rvos_cache.errors import InputError
+from rvos_cache.trackers.vita.convert import Conversion, convert_vita
+from rvos_cache.trackers.vita.convert import mask2former as read_mask2former
+from rvos_cache.trackers.vita.names import is_unread
+from rvos_cache.trackers.vita.segmenter import load_vita
+
+BACKBONES = ("swin", "resnet")
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def built(request: pytest.FixtureRequest) -> tuple[str, Any, dict[str, Tensor]]:
+    model = mask2former(request.param)
+    return request.param, model, detectron2_names(model, vita_head())
+
+
+@pytest.fixture
+def released(built: tuple[str, Any, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return dict(built[2])
+
+
+def convert(tensors: dict[str, Any], folder: Path) -> Conversion:
+    torch.save({"model": tensors, "optimizer": {"state": {}}, "iteration": 7}, folder / "model_final.pth")
+    return convert_vita(folder / "model_final.pth", folder / "out")
+
+
+def test_the_folder_gives_the_outputs_of_the_checkpoint(built: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
+    backbone, model, released = built
+    found = convert(released, tmp_path)
+    segmenter, head = load_vita(str(tmp_path / "out"))
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    wanted = model(images)
+    queries, maps = segmenter(images)
+    assert torch.allclose(model.class_predictor(queries), wanted.class_queries_logits, atol=1e-5)
+    projected = model.model.pixel_level_module.decoder.mask_projection(maps)
+    assert torch.allclose(projected, wanted.pixel_decoder_last_hidden_state, atol=1e-5)
+    loaded = segmenter.model(images)
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        assert torch.allclose(getattr(loaded, name), getattr(wanted, name), atol=1e-5), name
+    assert torch.equal(head(queries[None].float()).logits, vita_head()(queries[None].float()).logits)
+    assert (found.backbone, found.sizes) == (backbone, SIZES)
+
+
+def test_every_tensor_is_used_or_listed(built: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
+    backbone, _, released = built
+    found = convert(released, tmp_path)
+    kinds = {name.split(".blocks")[0].rsplit(".", 1)[0] if "blocks" in name else name for name in found.unread}
+    unread = {"criterion.empty_weight", "vita_criterion.empty_weight"} | {
+        f"vita_module.sim_embed_frame.{p}" for p in ("weight", "bias")
+    }
+    assert kinds == unread | ({"backbone.layers"} if backbone == "swin" else set())
+    assert found.tensors + len(found.unread) == len(released)
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert record == {"source": "model_final.pth", "tensors": found.tensors, "unread": list(found.unread)}
+
+
+def test_each_tensor_that_is_read_changes_the_folder(built: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
+    """A tensor that went to two places, or to none, would leave the others' places as they were."""
+    from safetensors.torch import load_file
+
+    numbered = {name: torch.full_like(t, i) if t.is_floating_point() else t for i, (name, t) in enumerate(built[2].items())}
+    found = convert(numbered, tmp_path)
+    held = [
+        *load_file(tmp_path / "out" / "model.safetensors").values(),
+        *load_file(tmp_path / "out" / "vita_head.safetensors").values(),
+    ]
+    seen = {float(t.flatten()[0]) for t in held if t.is_floating_point() and t.numel()}
+    assert {float(i) for i, name in enumerate(numbered) if name not in found.unread} <= seen
+
+
+def test_bare_tensors_and_half_precision_are_taken(released: dict[str, Tensor], tmp_path: Path) -> None:
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in released.items()}
+    torch.save(half, tmp_path / "bare.pth")
+    convert_vita(tmp_path / "bare.pth", tmp_path / "out")
+    segmenter, head = load_vita(str(tmp_path / "out"))
+    assert segmenter.model.dtype == torch.float32 and head.class_embed.weight.dtype == torch.float32
+
+
+def test_an_unknown_tensor_is_named_and_nothing_is_left(released: dict[str, Tensor], tmp_path: Path) -> None:
+    for name in (
+        "sem_seg_head.predictor.reid_embed.weight",
+        "vita_module.memory.weight",
+        "backbone.layers.0.blocks.0.extra.weight",
+    ):
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            convert({**released, name: torch.ones(2, 2)}, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["model_final.pth"]
+
+
+def test_each_missing_tensor_is_named(released: dict[str, Tensor]) -> None:
+    # One of each kind: a block's tensors have the same names as another's.
+    kinds = {"".join(c for c in name if not c.isdigit()): name for name in released if not name.startswith("vita_")}
+    for name in kinds.values():
+        if is_unread(name):
+            continue
+        with pytest.raises(InputError, match=f"'{name}' is missing"):
+            read_mask2former({n: t for n, t in released.items() if n != name})
+
+
+def test_a_tensor_of_another_shape_is_named(released: dict[str, Tensor], tmp_path: Path) -> None:
+    for name in ("sem_seg_head.predictor.decoder_norm.weight", "sem_seg_head.pixel_decoder.layer_1.weight"):
+        with pytest.raises(InputError, match=f"{name!r} gives .* wanted"):
+            convert({**released, name: released[name][:-1]}, tmp_path)
+    packed = "sem_seg_head.predictor.transformer_self_attention_layers.0.self_attn.in_proj_weight"
+    with pytest.raises(InputError, match="cannot be cut into 3 equal parts"):
+        convert({**released, packed: released[packed][:-1]}, tmp_path)
+
+
+def test_tensors_of_two_backbones_are_not_mixed(tmp_path: Path) -> None:
+    swin, resnet = (detectron2_names(mask2former(b), vita_head()) for b in BACKBONES)
+    stem = {name: tensor for name, tensor in swin.items() if name.startswith("backbone.patch_embed")}
+    with pytest.raises(InputError, match=r"'backbone\.patch_embed\.\S+' has no place in a resnet model"):
+        convert({**resnet, **stem}, tmp_path)
+
+
+class Malicious:
+    """Unpickling it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    torch.save({"model": Malicious(tmp_path / "ran")}, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match="not a checkpoint of tensors alone"):
+        convert_vita(tmp_path / "bad.pth", tmp_path / "out")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint at all", {"model": [1, 2]}, {"model": {}}, {"model": {"a": 3}}, torch.ones(2)]
+)
+def test_what_is_no_checkpoint_is_one_line(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=r"x\.pth: ") as caught:
+        convert_vita(path, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.pth: cannot be read"):
+        convert_vita(tmp_path / "none.pth", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="is there already"):
+        convert_vita(tmp_path / "none.pth", tmp_path / "out")
+
+
+def test_the_command_says_what_it_read(released: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"model": released}, tmp_path / "vita.pth")
+    said = CliRunner().invoke(cli, ["convert-vita", str(tmp_path / "vita.pth"), "--out", str(tmp_path / "deep" / "out")])
+    assert said.exit_code == 0, said.output
+    assert "6 frame queries, 9 video queries, 5 classes" in said.output
+    assert "not read in evaluation: vita_criterion.empty_weight" in said.output
+    assert {p.name for p in (tmp_path / "deep" / "out").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "vita_head.safetensors",
+    }
