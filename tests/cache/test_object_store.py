@@ -1,0 +1,242 @@
+"""Caches at s3:// URLs, on a local S3 server: published once, read like a folder, resumed after kills, refused where unsafe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from rvos_cache.cli import cli
+from rvos_cache.errors import InputError
+from rvos_cache.extract import extract
+from rvos_cache.store import CacheWriter, TrackCache, content_digest, leftovers, place_of, read_card, verify
+from rvos_cache.store.attempts import DAY
+from rvos_cache.store.objects import Objects
+from rvos_select.caches import TrackSource
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from s3_server import BUCKET, s3_server  # noqa: E402
+
+TINY, TRACKER = "store_fixtures:Tiny", "store_fixtures:TinyTracker"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        with s3_server() as url:
+            patch.setenv("AWS_ENDPOINT_URL", url)
+            yield url
+
+
+@pytest.fixture
+def s3(server: str) -> Any:
+    """The file system, for looking behind the store's back."""
+    import s3fs
+
+    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+
+
+@pytest.fixture
+def out(server: str, request: pytest.FixtureRequest) -> str:
+    return f"s3://{BUCKET}/{request.node.name}.zarr"
+
+
+def run(tmp_path: Path, out: Path | str, videos: int = 4, **options: Any) -> Any:
+    return extract(TINY, tmp_path / str(videos), "train", TRACKER, out, **options)
+
+
+def spawn(tmp_path: Path, out: str, videos: int, *more: str) -> subprocess.Popen[bytes]:
+    words = ["extract", "--dataset", TINY, "--root", str(tmp_path / str(videos)), "--split", "train"]
+    words += ["--tracker", TRACKER, "--out", out, *more]
+    env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+    code = "from rvos_cache.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, *words], env=env, stdout=-3, stderr=subprocess.PIPE)
+
+
+def test_a_cache_at_a_url_is_the_cache_in_a_folder(tmp_path: Path, out: str, s3: Any) -> None:
+    folder = tmp_path / "a.zarr"
+    for place in (folder, out):
+        report = run(tmp_path, place, overrides={"bad": "v03"})
+        assert (report.done, set(report.failed)) == (["v00", "v01", "v02"], {"v03"})
+    # Every command takes a Path, which keeps one slash of the two.
+    for spelling in (out, Path(out)):
+        cache = TrackCache(spelling)
+        assert cache.failures() == TrackCache(folder).failures() and cache.video_ids() == ("v00", "v01", "v02")
+        assert content_digest(spelling) == content_digest(folder) and list(verify(spelling)) == []
+        tokens = TrackSource([spelling]).tokens("v01")
+        np.testing.assert_array_equal(tokens, TrackCache(folder).tokens("v01"))
+    assert sorted(name.rpartition("/")[2] for name in s3.ls(out)) == ["attempts", "card.json", "commits", "failures"]
+    again = run(tmp_path, out, overrides={"bad": "v03"})
+    assert again.skipped == ["v00", "v01", "v02"] and list(again.failed) == ["v03"]
+    with pytest.raises(InputError, match="settings.size = 4, now it is 5"):
+        run(tmp_path, out, overrides={"bad": "v03", "size": 5})
+
+
+def test_the_commands_take_a_url(tmp_path: Path, out: str) -> None:
+    where = ["--dataset", TINY, "--root", str(tmp_path / "3"), "--split", "train", "--tracker", TRACKER]
+    said = CliRunner().invoke(cli, ["extract", *where, "--out", out, "--jobs", "2"])
+    assert said.exit_code == 0 and "3 done" in said.output, said.output
+    facts = json.loads(CliRunner().invoke(cli, ["info", out, "--json"]).output)
+    assert facts["done"] == 3 and facts["content"] == content_digest(out) and facts["missing"] == []
+    assert facts["bytes"] > 1000
+    assert CliRunner().invoke(cli, ["verify", out]).output == "no fault\n"
+
+
+def test_only_committed_videos_are_read(tmp_path: Path, out: str, s3: Any) -> None:
+    run(tmp_path, out)
+    s3.rm_file(f"{out}/commits/v02.json")
+    assert TrackCache(out).video_ids() == ("v00", "v01", "v03") and list(verify(out)) == []
+    with pytest.raises(InputError, match=r"commits/v02.json: this video is not in the cache"):
+        TrackCache(out).tokens("v02")
+    run(tmp_path, out)
+    assert TrackCache(out).tokens("v02").shape == (3, 5, 4)
+    # The attempt that lost its commit is of this process, which lives.
+    assert list(leftovers(out)) == []
+
+
+def test_damage_is_found_and_not_read(tmp_path: Path, out: str, s3: Any) -> None:
+    run(tmp_path, out)
+    attempt = json.loads(s3.cat_file(f"{out}/commits/v03.json"))["attempt"]
+    for file in (f"attempts/{attempt}/tokens/c/0/0/0", f"attempts/{attempt}/zarr.json", "commits/v03.json", "card.json"):
+        raw = s3.cat_file(f"{out}/{file}")
+        s3.pipe_file(f"{out}/{file}", raw[:9] + bytes([raw[9] ^ 1]) + raw[10:])
+        assert any(file in fault for fault in verify(out)), file
+        with pytest.raises(InputError, match=file):
+            TrackCache(out).tokens("v03")
+        s3.rm_file(f"{out}/{file}")
+        if file.startswith("attempts"):
+            assert any(f"{file}: missing" in fault for fault in verify(out)), file
+        s3.pipe_file(f"{out}/{file}", raw)
+    s3.pipe_file(f"{out}/failures/x.json", b"{}")
+    assert [fault for fault in verify(out) if "failures/x.json" in fault]
+    s3.rm_file(f"{out}/failures/x.json")
+    for stray in ("note.txt", f"attempts/{attempt}/extra", "attempts/what/x", "commits/v03"):
+        s3.pipe_file(f"{out}/{stray}", b"x")
+        said = list(verify(out))
+        assert len(said) == 1 and said[0].startswith(f"{out}/{stray.removesuffix('/x')}: does not belong here"), said
+        s3.rm_file(f"{out}/{stray}")
+    assert list(verify(out)) == []
+
+
+def test_two_writers_at_once(tmp_path: Path, out: str, s3: Any) -> None:
+    started = [spawn(tmp_path, out, 8) for _ in range(2)]
+    assert [(p.wait(100), p.stderr and p.stderr.read().count(b"error")) for p in started] == [(0, 0)] * 2
+    run(tmp_path, tmp_path / "a.zarr", 8)
+    assert content_digest(out) == content_digest(tmp_path / "a.zarr") and list(verify(out)) == []
+    # Who came second has taken its files away.
+    assert len(s3.ls(f"{out}/attempts")) == 8 == len(s3.ls(f"{out}/commits"))
+
+
+def test_of_two_publishers_of_a_video_the_first_wins(tmp_path: Path, out: str) -> None:
+    run(tmp_path, out, 3)
+    writers = [CacheWriter(out, read_card(out)) for _ in range(2)]
+    arrays = [{"tokens": np.full((1, 2, 4), value, np.float16)} for value in (1, 2)]
+    assert [writer.publish("new", array, {}) for writer, array in zip(writers, arrays)] == [True, False]
+    assert TrackCache(out).folder("new").array("tokens").max() == 1
+
+
+def test_killed_writers_leave_nothing_half_done(tmp_path: Path, out: str, s3: Any) -> None:
+    killed = 0
+    for wait in (0.0, 0.3):
+        process = spawn(tmp_path, out, 12)
+        start = time.monotonic()
+        while not s3.exists(f"{out}/commits") and process.poll() is None and time.monotonic() - start < 60:
+            time.sleep(0.02)
+        time.sleep(wait)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert list(verify(out)) == []
+    assert killed
+    # What no commit names is of a dead process of this machine: a note, and gone when the next writer opens the cache.
+    s3.pipe_file(f"{out}/attempts/v01.{os.uname().nodename.replace('.', '-')}.{process.pid}.{'0' * 32}/zarr.json", b"{")
+    assert len(list(leftovers(out))) >= 1 and list(verify(out)) == []
+    run(tmp_path, out, 12)
+    run(tmp_path, tmp_path / "a.zarr", 12)
+    assert content_digest(out) == content_digest(tmp_path / "a.zarr")
+    assert list(leftovers(out)) == [] and len(s3.ls(f"{out}/attempts")) == 12
+
+
+def test_work_of_another_machine_is_swept_after_a_day(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
+    run(tmp_path, out)
+    name = f"{out}/attempts/v01.elsewhere.1.{'1' * 32}/zarr.json"
+    s3.pipe_file(name, b"{")
+    run(tmp_path, out)
+    assert s3.exists(name) and list(leftovers(out)) == []
+    now = time.time
+    monkeypatch.setattr("rvos_cache.store.attempts.time.time", lambda: now() + DAY + 60)
+    assert [note for note in leftovers(out) if "elsewhere" in note] and content_digest(out)
+    run(tmp_path, out)
+    assert not s3.exists(name) and list(verify(out)) == []
+
+
+class Careless:
+    """An S3 whose server does not know conditional puts: it takes every one, or refuses to hear of them."""
+
+    def __init__(self, inner: Any, said: Exception | None) -> None:
+        self.inner, self.said = inner, said
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite") -> None:
+        if mode == "create" and self.said is not None:
+            raise self.said
+        self.inner.pipe_file(path, value)
+
+
+@pytest.mark.parametrize("said", [None, OSError("A header you provided implies functionality that is not implemented")])
+def test_a_store_without_conditional_puts_is_refused(tmp_path: Path, out: str, s3: Any, said: Any, monkeypatch: Any) -> None:
+    import fsspec
+
+    monkeypatch.setattr(fsspec, "filesystem", lambda *a, **k: Careless(s3, said))
+    with pytest.raises(
+        (InputError, OSError), match="overwrites in spite of If-None-Match" if said is None else "not implemented"
+    ):
+        run(tmp_path, out)
+    assert s3.find(out) == []
+
+
+def test_a_commit_whose_answer_was_lost_is_ours(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
+    """The client asks again, and the store refuses because of the first: dropping the files then would lose the video."""
+    import fsspec
+
+    class Lossy(Careless):
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite") -> None:
+            self.inner.pipe_file(path, value, mode=mode)
+            if "/commits/" in path:
+                self.inner.pipe_file(path, value, mode=mode)
+
+    monkeypatch.setattr(fsspec, "filesystem", lambda *a, **k: Lossy(s3, None))
+    assert len(run(tmp_path, out).done) == 4 and list(verify(out)) == []
+    assert len(s3.ls(f"{out}/attempts")) == 4
+
+
+def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, server: str, s3: Any, monkeypatch: Any) -> None:
+    s3.pipe_file(f"{BUCKET}/foreign.zarr/readme", b"x")
+    with pytest.raises(InputError, match="holds 'readme' and is not a cache"):
+        run(tmp_path, f"s3://{BUCKET}/foreign.zarr")
+    with pytest.raises(InputError, match=r"s3://caches/none.zarr: no cache here"):
+        TrackCache(f"s3://{BUCKET}/none.zarr")
+    with pytest.raises(OSError, match="bucket does not exist") as caught:
+        run(tmp_path, "s3://nowhere/a.zarr")
+    assert caught.value.filename.startswith("s3://nowhere/a.zarr")
+    with pytest.raises(InputError, match="no way to fax:// here"):
+        place_of("fax://x/a.zarr")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match="connect"):
+        Objects(f"s3://{BUCKET}/a.zarr").has_card()
