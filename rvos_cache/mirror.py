@@ -45,7 +45,7 @@ def mirror(cache: Path, out: Path, jobs: int = 1) -> ExtractReport:
         return len(record.frame_names)
 
     # another cache than one extracted from mirrored frames, where the tracker may find other tracks
-    seen = card.model_copy(update={"split": card.split + SUFFIX, "extra": {"mirrored": True}, **provenance()})
+    seen = card.model_copy(update={"split": card.split + SUFFIX, "extra": {**card.extra, "mirrored": True}, **provenance()})
     have = [video_id + SUFFIX for video_id in source.video_ids()]
     return write_videos(out, seen, have, one, f"{card.producer} {seen.split}", jobs)
 

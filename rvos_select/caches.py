@@ -41,6 +41,11 @@ class TrackSource:
                 held = self.of.setdefault(video_id, [])
                 if held and (held[0].card.dataset, held[0].card.split) != (cache.card.dataset, cache.card.split):
                     raise InputError(f"{cache.path}: video {video_id} is also in {held[0].path}, of another split")
+                if held and (mine := _frames_of(cache)) != (theirs := _frames_of(held[0])):
+                    raise InputError(
+                        f"{cache.path}: tracks of {mine} frames, those of {held[0].path} are of {theirs} ones; "
+                        "give caches of one split extracted with the same --corrupt"
+                    )
                 held.append(cache)
         for video_id, held in list(self.of.items()):
             expected = [c for c in self.caches if (c.card.dataset, c.card.split) == (held[0].card.dataset, held[0].card.split)]
@@ -164,6 +169,10 @@ class TrackSource:
         if len(having) != 1:
             raise InputError(f"{self.caches[0].path}, video {video_id}: {len(having)} caches hold feature {name!r}, wanted one")
         return having[0].feature(video_id, name, frames)
+
+
+def _frames_of(cache: TrackCache) -> str:
+    return cache.card.extra.get("corrupt", "clean")
 
 
 class TextSource:
