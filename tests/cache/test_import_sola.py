@@ -1,0 +1,338 @@
+"""SOLA's folders, written here as its scripts write them, against the cache that they become, and the way back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from odd_videos import SAID, Result, call
+from pycocotools import mask as coco
+from sola_folder import PROMPT_TYPES, VIDEOS, ratios, tokens_of, tracks_of, truth, write_data, write_tracks
+
+from rvos_cache.errors import InputError
+from rvos_cache.exchange.export_sola import export_sola
+from rvos_cache.exchange.import_sola import IouDifference, compared, import_sola
+from rvos_cache.masks import RleMasks
+from rvos_cache.overlap import count_overlap
+from rvos_cache.store import TrackCache, content_digest, verify
+from rvos_cache.types import VIDEO, GroundTruth
+from rvos_select.caches import TrackSource, candidates
+
+KINDS = ("grid", "gdino", "gt")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data, sola/sam2_tracks of all kinds, and their caches <kind>.zarr; each test reads, none changes it."""
+    out = tmp_path_factory.mktemp("sola")
+    write_data(out / "data")
+    for kind in KINDS:
+        write_tracks(out / "sola", kind)
+        report = import_sola(out / "sola", "mevis", out / "data", "valid_u", out / f"{kind}.zarr", tracks=kind).report
+        assert sorted(report.done) == sorted(VIDEOS) and not report.failed
+    return out
+
+
+@pytest.fixture
+def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    return lambda *words: call(monkeypatch, capsys, *words)
+
+
+def places(video: str, kind: str) -> list[tuple[str, int]]:
+    """Expression ("" for none) and anno_id of each track, in the order that SOLA's loader takes: by file name."""
+    groups = list(SAID) if kind == "gdino" else [""]
+    return [(group, anno_id) for group in groups for anno_id in sorted(tracks_of(video, group))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_tokens_and_counts_are_those_of_the_files(work: Path, kind: str) -> None:
+    cache = TrackCache(work / f"{kind}.zarr")
+    assert (cache.card.producer, cache.card.dtype, cache.card.channels, cache.card.label_iou) == ("sola", "float32", 256, 0.7)
+    assert cache.card.training_only == (kind == "gt") and cache.card.settings == {"tracks": kind}
+    assert list(verify(work / f"{kind}.zarr")) == []
+    for video in VIDEOS:
+        record, at = cache.read(video), places(video, kind)
+        tracks, overlap = record.tracks, record.overlap
+        dense = np.stack([tracks_of(video, group)[anno_id] for group, anno_id in at])
+        assert np.array_equal(tracks.masks.dense(), dense)
+        assert tracks.tokens.dtype == np.float32
+        assert np.array_equal(tracks.tokens, np.stack([tokens_of(video, *place) for place in at]))
+        assert np.array_equal(tracks.presence, dense.any((2, 3)))
+        assert set(tracks.origin) == {{"grid": "grid", "gdino": "box", "gt": "gt"}[kind]}
+        assert tracks.prompt.tolist() == [list(SAID).index(group) if group else VIDEO for group, _ in at]
+        assert overlap is not None
+        assert np.array_equal(overlap.inter, (dense[:, None] & truth(video)).sum((3, 4)))
+        assert np.array_equal(overlap.area, dense.sum((2, 3)))
+
+
+def test_tracks_of_a_sentence_are_candidates_of_no_other(work: Path) -> None:
+    source = TrackSource([work / "grid.zarr", work / "gdino.zarr"])
+    info = source.info("a")
+    shared, own = len(tracks_of("a")), len(tracks_of("a", "0"))
+    allowed = {e: np.flatnonzero(candidates(info, e)).tolist() for e in SAID}
+    everyone = list(range(shared))
+    assert allowed["0"] == everyone + list(range(shared, shared + own))
+    assert allowed["1"] == everyone + list(range(shared + own, shared + 2 * own))
+    assert allowed["2"] == everyone
+
+
+@pytest.mark.parametrize("kinds", [("grid",), ("gdino",), ("gt",), KINDS])
+def test_export_gives_the_very_files_back(work: Path, tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    for kind in kinds:
+        export_sola(work / f"{kind}.zarr", tmp_path)
+        inner = Path("sam2_tracks") / f"{kind}_tracks/mevis/valid_u"
+        first, again = ({p.relative_to(at): p for p in at.rglob("*")} for at in (work / "sola" / inner, tmp_path / inner))
+        assert first.keys() == again.keys()
+        for name, path in first.items():
+            assert path.is_dir() or path.read_bytes() == again[name].read_bytes(), name
+        import_sola(tmp_path, "mevis", work / "data", "valid_u", tmp_path / f"{kind}.zarr", tracks=kind)
+        assert content_digest(tmp_path / f"{kind}.zarr") == content_digest(work / f"{kind}.zarr")
+
+
+def test_stored_iou_is_compared_with_the_counts(work: Path) -> None:
+    """At 540x960 it differs a little; the gt script takes it at full size, so only float32 is between."""
+    found = {}
+    for kind in KINDS:
+        done = import_sola(work / "sola", "mevis", work / "data", "valid_u", work / f"{kind}.zarr", tracks=kind)
+        assert done.report.done == []
+        found[kind] = done.stored_iou
+        away, crossed = [], 0
+        for video in VIDEOS:
+            for group, anno_id in places(video, kind):
+                path = work / f"sola/sam2_tracks/{kind}_tracks/mevis/valid_u/sam2_masklets/{video}/{group}/{anno_id:05d}.json"
+                stored = list(json.loads(path.read_text())["iou"].values())
+                own = [ratios(tracks_of(video, group)[anno_id], o)["iou"] for o in truth(video)]
+                away += np.abs(np.subtract(stored, own)).tolist()
+                crossed += sum((a > 0.7) != (b > 0.7) for a, b in zip(stored, own))
+        difference = found[kind]
+        assert difference is not None
+        assert (difference.pairs, difference.crossed, difference.unmatched) == (len(away), crossed, 0)
+        assert difference.largest == pytest.approx(max(away), abs=1e-6)
+        assert difference.mean == pytest.approx(np.mean(away), abs=1e-6)
+    assert found["gt"] is not None and found["grid"] is not None
+    assert found["gt"].largest < 1e-6 < found["grid"].largest < 0.1
+
+
+def test_differences_by_hand() -> None:
+    """Two tracks, one object, numbered within its video: IoU 1 and 1/2; one stored value crosses 0.7, one is of nobody."""
+    masks = np.zeros((2, 1, 2, 4), bool)
+    masks[:, :, 0, :2] = masks[1, :, 1, :2] = True
+    object_masks = RleMasks.from_dense(masks[:1])
+    held = GroundTruth(("v-1",), object_masks, np.ones(1, bool))
+    overlap = count_overlap(RleMasks.from_dense(masks), held)
+    fields: list[dict[str, Any]] = [{"iou": {"1": 0.9}}, {"iou": {"1": 0.8, "2": 0.1}}]
+    found = compared("v", fields, held, overlap)
+    assert (found.pairs, found.crossed, found.unmatched) == (2, 1, 1)
+    assert found.largest == pytest.approx(0.3) and found.mean == pytest.approx(0.2)
+    both = IouDifference.joined([found, IouDifference(6, 0.5, 0.1, 2, 0), IouDifference()])
+    assert (both.pairs, both.crossed, both.unmatched, both.largest) == (8, 3, 1, 0.5)
+    assert both.mean == pytest.approx((2 * 0.2 + 6 * 0.1) / 8)
+
+
+def test_the_command_says_the_difference(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    where = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    code, told = rvos("import-sola", work / "sola/sam2_tracks", *where, "--out", tmp_path / "c.zarr", "--jobs", 2)
+    assert code == 0 and told.count("\n") == 0 and told.startswith("stored IoU of 16 pairs")
+    assert content_digest(tmp_path / "c.zarr") == content_digest(work / "grid.zarr")
+    assert rvos("export-sola", tmp_path / "c.zarr", "--out", tmp_path / "back")[0] == 0
+    code, told = rvos("export-sola", tmp_path / "c.zarr", "--out", tmp_path / "back")
+    assert code == 1 and "is there already" in told
+    code, told = rvos("import-sola", work / "sola", *where, "--tracks", "gt", "--out", tmp_path / "c.zarr")
+    assert code == 1 and "settings.tracks" in told
+
+
+def test_a_split_that_hides_its_answers(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "data/valid_u", tmp_path / "data/valid")
+    (tmp_path / "data/valid/mask_dict.json").unlink()
+    content = json.loads((tmp_path / "data/valid/meta_expressions.json").read_text())
+    for video in content["videos"].values():
+        for expression in video["expressions"].values():
+            del expression["anno_id"]
+    (tmp_path / "data/valid/meta_expressions.json").write_text(json.dumps(content))
+    base = write_tracks(tmp_path / "sola", "grid", "valid", labels=False)
+    done = import_sola(tmp_path / "sola", "mevis", tmp_path / "data", "valid", tmp_path / "c.zarr")
+    assert done.stored_iou is None and not done.report.failed
+    assert TrackCache(tmp_path / "c.zarr").read("a").overlap is None
+    export_sola(tmp_path / "c.zarr", tmp_path / "back")
+    name = "sam2_masklets/a/00007.json"
+    assert (tmp_path / "back/sam2_tracks/grid_tracks/mevis/valid" / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_tracks_from_elsewhere_are_read_as_solas_loader_reads_them(work: Path, tmp_path: Path) -> None:
+    """Without an import's record, as any tracker's cache is; dataloader.py takes a folder's JSONs by name, a token by anno_id."""
+    shutil.copytree(work / "gdino.zarr", tmp_path / "c.zarr")
+    plain = TrackCache(tmp_path / "c.zarr")
+    for video in VIDEOS:
+        plain.folder(video).attributes["provenance"].pop("sola")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rvos_cache.exchange.export_sola.TrackCache", lambda path: plain)
+        (base,) = export_sola(tmp_path / "c.zarr", tmp_path)
+    assert base == tmp_path / "sam2_tracks/gdino_tracks/mevis/valid_u"
+    for number, video in enumerate(VIDEOS):
+        for group in SAID:
+            for place, (path, anno_id) in enumerate(
+                zip(sorted((base / "sam2_masklets" / video / group).iterdir()), sorted(tracks_of(video, group)), strict=True)
+            ):
+                held = json.loads(path.read_text())
+                assert (held["anno_id"], held["prompt_type"]) == (place, PROMPT_TYPES["gdino"])
+                masks = tracks_of(video, group)[anno_id]
+                assert np.array_equal(np.stack([coco.decode(rle) for rle in held["rle"]]), masks)
+                tokens = np.load(base / "sam2_object_tokens" / video / group / f"{held['anno_id']:05d}.npy")
+                assert tokens.dtype == np.float32 and np.array_equal(tokens, tokens_of(video, group, anno_id))
+                for a, object_masks in enumerate(truth(video)):
+                    for name, value in ratios(masks, object_masks).items():
+                        assert held[name][str(2 * number + a)] == pytest.approx(value, abs=1e-6)
+
+
+def test_an_export_that_breaks_off_leaves_nothing(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Path] = []
+
+    def save(path: Path, *rest: Any, **options: Any) -> None:
+        saved.append(path)
+        if len(saved) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rvos_cache.exchange.sola_files.np.save", save)
+    with pytest.raises(OSError, match="No space"):
+        export_sola(work / "grid.zarr", tmp_path)
+    assert len(saved) == 3 and not [p for p in tmp_path.rglob("*") if p.name not in ("sam2_tracks", "grid_tracks", "mevis")]
+
+
+def test_videos_that_are_not_there_are_told(work: Path, tmp_path: Path) -> None:
+    where = ("mevis", work / "data", "valid_u")
+    import_sola(work / "sola", *where, tmp_path / "c.zarr", limit=1)
+    with pytest.warns(UserWarning, match="1 videos of the split are not in it and are left out; first b"):
+        export_sola(tmp_path / "c.zarr", tmp_path)
+    shutil.copytree(work / "sola", tmp_path / "more")
+    for name in ("sam2_masklets", "sam2_object_tokens"):
+        (tmp_path / "more/sam2_tracks/grid_tracks/mevis/valid_u" / name / "z").mkdir()
+    with pytest.warns(UserWarning, match="1 videos are not of split valid_u and are left out; first z"):
+        import_sola(tmp_path / "more", *where, tmp_path / "d.zarr")
+    assert content_digest(tmp_path / "d.zarr") == content_digest(work / "grid.zarr")
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], object]:
+    def edit(path: Path, tokens: Path) -> None:
+        held = json.loads(path.read_text())
+        change(held)
+        path.write_text(json.dumps(held))
+
+    return edit
+
+
+def saved(value: Any, **options: Any) -> Callable[[Path, Path], object]:
+    return lambda path, tokens: np.save(tokens, value, **options)
+
+
+def broken_at(frame: int) -> np.ndarray:
+    tokens = np.zeros((6, 256), np.float32)
+    tokens[frame, 3] = np.nan
+    return tokens
+
+
+JSON, NPY = "sam2_masklets/a/00007.json", "sam2_object_tokens/a/00007.npy"
+Damage = tuple[Callable[[Path, Path], object], str, str]
+FAULTS: dict[str, Damage] = {
+    "one frame less": (edited(lambda h: h["rle"].pop()), JSON, "masks of 5 frames, the video has 6"),
+    "mask of another size": (edited(lambda h: h["rle"][2].update(size=[48, 32])), JSON, "frame 2: the mask is (48, 32)"),
+    "mask cut short": (edited(lambda h: h["rle"][2].update(counts="0a")), JSON, "frame 2: the mask's run-length bytes"),
+    "mask that is null": (edited(lambda h: h["rle"].__setitem__(4, None)), JSON, "frame 4: null"),
+    "no masks": (edited(lambda h: h.pop("rle")), JSON, "wanted an object with anno_id, rle"),
+    "JSON cut short": (lambda p, t: p.write_bytes(p.read_bytes()[:400]), JSON, "not whole JSON"),
+    "JSON of something else": (lambda p, t: p.write_text("[1]"), JSON, "wanted an object"),
+    "NaN": (edited(lambda h: h["iou"].update({"0": float("nan")})), JSON, "NaN"),
+    "IoU of 7": (edited(lambda h: h["iou"].update({"0": 7})), JSON, "from 0 to 1"),
+    "id of another file": (edited(lambda h: h.update(anno_id=8)), JSON, "found 8"),
+    "id that leaves the folder": (edited(lambda h: h.update(anno_id="../../x")), JSON, "found '../../x'"),
+    "no prompt type": (edited(lambda h: h.pop("prompt_type")), JSON, "prompt_type"),
+    "no tokens": (lambda p, t: t.unlink(), NPY, "not found"),
+    "no masks for tokens": (lambda p, t: p.unlink(), JSON, "not found"),
+    "tokens of one frame less": (saved(np.zeros((5, 256), np.float32)), NPY, "wanted float32 (6, 256)"),
+    "tokens of another width": (saved(np.zeros((6, 128), np.float32)), NPY, "found float32 (6, 128)"),
+    "tokens of another type": (saved(np.zeros((6, 256))), NPY, "found float64"),
+    "tokens that are not numbers": (saved(broken_at(5)), NPY, "NaN"),
+    "pickled objects": (saved(np.array([{}, None], object), allow_pickle=True), NPY, "pickled objects are never read"),
+    "tokens cut short": (lambda p, t: t.write_bytes(t.read_bytes()[:-9]), NPY, "not an array of numbers"),
+    "tokens without a byte": (lambda p, t: t.write_bytes(b""), NPY, "not an array of numbers"),
+    "an archive": (lambda p, t: np.savez(t.open("wb"), x=np.zeros(1)), NPY, "found an archive"),
+    "a folder for the video": (lambda p, t: (p.parent / "0").mkdir(), "sam2_masklets/a", "folder"),
+    "no masks of the video": (lambda p, t: shutil.rmtree(p.parent), "sam2_masklets/a", "not found, so it was never tracked"),
+    "no tokens of the video": (lambda p, t: shutil.rmtree(t.parent), "sam2_object_tokens/a", "not found, the tokens of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_a_bad_video_is_one_line_and_stops_no_other(work: Path, rvos: Callable[..., Result], tmp_path: Path, fault: str) -> None:
+    damage, file, says = FAULTS[fault]
+    inner = "sam2_tracks/grid_tracks/mevis/valid_u"
+    shutil.copytree(work / "sola" / inner, tmp_path / inner)
+    damage(tmp_path / inner / JSON, tmp_path / inner / NPY)
+    words = ("import-sola", tmp_path, "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    code, told = rvos(*words, "--out", tmp_path / "c.zarr")
+    lines = [line for line in told.splitlines() if not line.startswith("stored IoU")]
+    assert code == 1 and len(lines) == 2, told
+    assert lines[0].startswith("failed a: ") and str(tmp_path / inner / file) in lines[0] and says in lines[0], told
+    assert TrackCache(tmp_path / "c.zarr").video_ids() == ("b",)
+    shutil.rmtree(tmp_path / inner)
+    shutil.copytree(work / "sola" / inner, tmp_path / inner)
+    assert rvos(*words, "--out", tmp_path / "c.zarr")[0] == 0
+    assert content_digest(tmp_path / "c.zarr") == content_digest(work / "grid.zarr")
+
+
+EXPRESSIONS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "an expression that the split lacks": (lambda a: (a / "9").mkdir(), "no expression '9'"),
+    "an expression that was not tracked": (lambda a: shutil.rmtree(a / "2"), "expression 2 was never tracked"),
+    "tracks of the video": (lambda a: shutil.copy(a / "0/00007.json", a / "00007.json"), "belongs to no expression"),
+    "tracks of the video alone": (
+        lambda a: [(a / "00007.json").write_text("{}"), *(shutil.rmtree(a / e) for e in SAID)],
+        "read with --tracks grid",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", sorted(EXPRESSIONS))
+def test_folders_of_expressions_are_those_of_the_split(work: Path, tmp_path: Path, fault: str) -> None:
+    damage, says = EXPRESSIONS[fault]
+    shutil.copytree(work / "sola", tmp_path / "sola")
+    damage(tmp_path / "sola/sam2_tracks/gdino_tracks/mevis/valid_u/sam2_masklets/a")
+    done = import_sola(tmp_path / "sola", "mevis", work / "data", "valid_u", tmp_path / "c.zarr", tracks="gdino")
+    assert done.report.done == ["b"] and says in done.report.failed["a"]
+
+
+def test_an_empty_folder_is_a_video_without_a_track(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "sola", tmp_path / "sola")
+    for name in ("sam2_masklets", "sam2_object_tokens"):
+        folder = tmp_path / "sola/sam2_tracks/grid_tracks/mevis/valid_u" / name / "a"
+        shutil.rmtree(folder)
+        folder.mkdir()
+    assert not import_sola(tmp_path / "sola", "mevis", work / "data", "valid_u", tmp_path / "c.zarr").report.failed
+    cache = TrackCache(tmp_path / "c.zarr")
+    assert cache.info("a").tracks == 0 and cache.tokens("a").shape == (0, 6, 256)
+    (base,) = export_sola(tmp_path / "c.zarr", tmp_path)
+    assert (base / "sam2_masklets/a").is_dir() and (base / "sam2_object_tokens/a").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("inner", "options", "says"),
+    [
+        ("nothing", {}, "no tracks in grid_tracks/mevis/valid_u"),
+        ("sola", {"split": "train"}, "train"),
+        ("sola", {"tracks": "gt", "lose": "sam2_object_tokens"}, "no folder sam2_object_tokens"),
+    ],
+)
+def test_a_folder_that_is_no_sam2_tracks(work: Path, tmp_path: Path, inner: str, options: dict[str, str], says: str) -> None:
+    if "lose" in options:
+        shutil.copytree(work / "sola", tmp_path / "sola")
+        shutil.rmtree(tmp_path / "sola/sam2_tracks/gt_tracks/mevis/valid_u" / options["lose"])
+    base = tmp_path if "lose" in options else work
+    with pytest.raises(InputError, match=says):
+        import_sola(
+            base / inner, "mevis", work / "data", options.get("split", "valid_u"), tmp_path / "c.zarr",
+            tracks=options.get("tracks", "grid"),
+        )  # fmt: skip
+    assert not (tmp_path / "c.zarr").exists()

@@ -1,0 +1,88 @@
+"""SOLA's sam2_tracks, written as its released scripts write them, for a small split in MeViS's layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from odd_videos import SAID, SIZE, write_split
+from pycocotools import mask as coco
+
+VIDEOS = {"a": 6, "b": 9}
+"""Video -> frames; its objects are 0 and 1 in a, 2 and 3 in b, and each has the expressions of SAID: red, blue, a dog."""
+PROMPT_TYPES = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MASK", "gt": "GT MASK"}
+
+
+def write_data(root: Path, split: str = "valid_u") -> Path:
+    """The videos under `root`, which is returned."""
+    write_split(root / split, {video: (frames, True, SAID) for video, frames in VIDEOS.items()})
+    return root
+
+
+def truth(video: str) -> np.ndarray:
+    """The two squares of `odd_videos`, bool (2, T, H, W)."""
+    frames = VIDEOS[video]
+    dense = np.zeros((2, frames, *SIZE), bool)
+    for t in range(frames):
+        dense[0, t, 3:14, 3 + 3 * t : 14 + 3 * t] = dense[1, t, 18:29, max(33 - 3 * t, 0) : max(44 - 3 * t, 0)] = True
+    return dense
+
+
+def tracks_of(video: str, group: str = "") -> dict[int, np.ndarray]:
+    """anno_id -> masks (T, H, W): both objects a little off, one of them lost halfway, and the whole frame."""
+    held = truth(video)
+    lost = np.roll(held[1], 3, 1)
+    lost[len(lost) // 2 :] = False
+    found = [np.roll(held[0], 1, 2), lost, np.ones_like(held[0]), np.roll(held[1], 1, 1)]
+    return dict(zip((7, 3, 12, 41), found)) if group != "2" else {}
+
+
+def tokens_of(video: str, group: str, anno_id: int) -> np.ndarray:
+    """float32 (T, 256)."""
+    seed = [ord(c) for c in video + group] + [anno_id]
+    return np.random.default_rng(seed).standard_normal((VIDEOS[video], 256)).astype(np.float32)
+
+
+def enlarged(masks: np.ndarray) -> np.ndarray:
+    """Masks as SOLA's scripts compare them: bilinear at 540x960, above a half."""
+    pixels = torch.from_numpy(masks.astype(np.float32))[None]
+    return (torch.nn.functional.interpolate(pixels, size=(540, 960), mode="bilinear")[0] > 0.5).numpy()
+
+
+def ratios(track: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """Mean over frames of precision, recall and IoU of two masks (T, H, W); what is not defined counts 1."""
+    found: dict[str, list[float]] = {"precision": [], "recall": [], "iou": []}
+    for x, y in zip(track, held):
+        both, either = (x & y).sum(), (x | y).sum()
+        found["precision"].append(both / x.sum() if x.any() else 1.0)
+        found["recall"].append(both / y.sum() if y.any() else 1.0)
+        found["iou"].append(both / either if either else 1.0)
+    return {name: float(np.float32(np.mean(values))) for name, values in found.items()}
+
+
+def write_tracks(root: Path, kind: str, split: str = "valid_u", labels: bool = True) -> Path:
+    """`sam2_tracks` under `root`, with the tracks of `kind`; returns the folder of the split."""
+    base = root / "sam2_tracks" / f"{kind}_tracks" / "mevis" / split
+    for number, video in enumerate(VIDEOS):
+        for group in SAID if kind == "gdino" else ("",):
+            masklets, tokens = (base / name / video / group for name in ("sam2_masklets", "sam2_object_tokens"))
+            masklets.mkdir(parents=True)
+            tokens.mkdir(parents=True)
+            for anno_id, masks in tracks_of(video, group).items():
+                held: dict[str, Any] = {"anno_id": anno_id, "rle": [], "prompt_type": PROMPT_TYPES[kind]}
+                for mask in masks:
+                    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+                    held["rle"].append({**rle, "counts": rle["counts"].decode()})
+                if labels:
+                    own = masks if kind == "gt" else enlarged(masks)
+                    pairs = {
+                        str(2 * number + a): ratios(own, o if kind == "gt" else enlarged(o)) for a, o in enumerate(truth(video))
+                    }
+                    for name in ("precision", "recall", "iou"):
+                        held[name] = {o: values[name] for o, values in pairs.items()}
+                (masklets / f"{anno_id:05d}.json").write_text(json.dumps(held, indent=4))
+                np.save(tokens / f"{anno_id:05d}.npy", tokens_of(video, group, anno_id))
+    return base
