@@ -142,7 +142,9 @@ class Sola(HubSelector):
         first_tracks = all_tracks
         if len(x) < len(tracks):
             # One video, several expressions: what reads no text is computed once for each set of candidates.
-            sets, rows = torch.unique(tracks, dim=0, return_inverse=True)
+            sets = tracks[:1]
+            if not bool((tracks == sets).all()):
+                sets, rows = torch.unique(tracks, dim=0, return_inverse=True)
             x = x.expand(len(sets), -1, -1, -1)
             first_tracks = None if all_tracks is None else sets
         x = layers[0].look(x, code, first_tracks, reduced)

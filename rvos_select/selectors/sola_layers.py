@@ -54,6 +54,9 @@ class StandardConv1d(nn.Conv1d):
         rows = rows - rows.mean(1, keepdim=True)
         deviation = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / max(rows.shape[1] - 1, 1) ** 0.5
         weight = (rows / (deviation + EPSILON)).view_as(self.weight)
+        if self.kernel_size == (1,):
+            # the same product; a convolution of one tap is slow on a CPU
+            return F.linear(x.transpose(1, 2), weight[:, :, 0], self.bias).transpose(1, 2)
         if x.device.type == "cpu":
             # bfloat16 on a CPU: oneDNN leaves parts of this weight's gradient unset when few frames are left
             with torch.autocast("cpu", enabled=False):
@@ -168,7 +171,8 @@ class AlignmentLayer(nn.Module):
         tracks: Tensor | None,
         frames: Tensor | None,
     ) -> Tensor:
-        """Attention to the memory: x (U, N, T′, D) whose row `rows[b]` is expression b's -> (B, N, T′, D).
+        """Attention to the memory: x (U, N, T′, D) whose row `rows[b]` is expression b's -> (B, N, T′, D). rows None: U is B,
+        or 1 and every expression's.
 
         words (B, L, D) and negatives (Q, D) or None; word_mask (B, L); tracks (B, N), frames (B, T′).
         """
@@ -176,9 +180,8 @@ class AlignmentLayer(nn.Module):
         at = self.object2lang_attn
         flat = x.reshape(-1, n * t, d)
         q = at.q_proj(flat)
-        if rows is not None:
-            q, flat = q[rows], flat[rows]
         k, v, b = at.k_proj(words), at.v_proj(words), len(words)
+        q, flat = (y.expand(b, -1, -1) if rows is None else y[rows] for y in (q, flat))
         if negatives is not None:
             # the negatives are the same for every expression: projected once
             k = torch.cat([k, at.k_proj(negatives).expand(b, -1, -1)], 1)
