@@ -163,6 +163,6 @@ def _from_json(path: Path, video: Video) -> dict[str, list[bytes]]:
         check_id(track, f"{path}, track")
         if not isinstance(row, list) or len(row) != len(video):
             found = f"{len(row)} masks" if isinstance(row, list) else type(row).__name__
-            raise InputError(f"{path}, track {track}: wanted a list of {len(video)} masks, one per frame, found {found}")
-        rows[track] = [from_coco(mask, video.size, f"{path}, track {track}, frame {t}") for t, mask in enumerate(row)]
+            raise InputError(f"{path}, track {track!r}: wanted a list of {len(video)} masks, found {found}; write one per frame")
+        rows[track] = [from_coco(mask, video.size, f"{path}, track {track!r}, frame {t}") for t, mask in enumerate(row)]
     return rows

@@ -1,0 +1,184 @@
+"""Masks of another tracker as a cache: against the flow tracker's own cache of the same masks, and one form against the other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from odd_videos import SIZE, Result, call
+from PIL import Image
+from sola_folder import VIDEOS, tracks_of, truth, write_data
+
+from rvos_cache.exchange.import_masks import import_masks
+from rvos_cache.extract import extract
+from rvos_cache.masks import RleMasks
+from rvos_cache.store import TrackCache, content_digest, verify
+from rvos_cache.types import VIDEO
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data, and the tracks of its videos as PNGs (grey, one bit, 16 bits), png, and as RLE, json; none is changed."""
+    out = tmp_path_factory.mktemp("masks")
+    write_data(out / "data")
+    for video in VIDEOS:
+        for k, (name, masks) in enumerate(sorted(named(video).items())):
+            folder = out / "png" / video / name
+            folder.mkdir(parents=True)
+            for t, mask in enumerate(masks):
+                pixels = (mask * np.uint8(255), mask, mask * np.uint16(40_000), mask * np.uint8(1 + k))[k % 4]
+                Image.fromarray(pixels).save(folder / f"{t:05d}.png")
+        (out / "json").mkdir(exist_ok=True)
+        (out / "json" / f"{video}.json").write_text(json.dumps({n: rles(m) for n, m in sorted(named(video).items())}))
+    return out
+
+
+@pytest.fixture
+def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    return lambda *words: call(monkeypatch, capsys, *words)
+
+
+def named(video: str) -> dict[str, np.ndarray]:
+    return {f"track {anno_id}": masks for anno_id, masks in tracks_of(video).items()}
+
+
+def rles(masks: np.ndarray) -> list[dict[str, Any] | None]:
+    """COCO RLE of masks (T, H, W); null where a mask has no pixel."""
+    found = RleMasks.from_dense(masks[None])
+    return [{**rle, "counts": rle["counts"].decode()} if m.any() else None for rle, m in zip(found.row(0), masks)]
+
+
+def bring(directory: Path, work: Path, out: Path, **options: Any) -> TrackCache:
+    report = import_masks(directory, "mevis", work / "data", "valid_u", out, **options)
+    assert not report.failed, report.failed
+    return TrackCache(out)
+
+
+def test_masks_are_those_of_the_pictures(work: Path, tmp_path: Path) -> None:
+    cache = bring(work / "png", work, tmp_path / "c.zarr")
+    assert list(verify(tmp_path / "c.zarr")) == []
+    for video, frames in VIDEOS.items():
+        record = cache.read(video)
+        dense = np.stack([masks for _, masks in sorted(named(video).items())])
+        assert np.array_equal(record.tracks.masks.dense(), dense)
+        assert record.overlap is not None
+        assert np.array_equal(record.overlap.inter, (dense[:, None] & truth(video)).sum((3, 4)))
+        assert set(record.tracks.origin) == {"import"} and set(record.tracks.prompt.tolist()) == {VIDEO}
+        assert record.tracks.tokens.shape == (len(dense), frames, 256)
+        assert np.array_equal(record.tracks.presence > 0, dense.any((2, 3)))
+        assert cache.folder(video).attributes["provenance"]["tracks"] == sorted(named(video))
+
+
+def test_pictures_and_run_lengths_say_the_same(work: Path, tmp_path: Path) -> None:
+    bring(work / "png", work, tmp_path / "a.zarr")
+    bring(work / "json", work, tmp_path / "b.zarr", jobs=2)
+    assert content_digest(tmp_path / "a.zarr") == content_digest(tmp_path / "b.zarr")
+
+
+def test_the_flow_trackers_own_masks_get_its_own_tokens(work: Path, tmp_path: Path) -> None:
+    extract("mevis", work / "data", "valid_u", "flow", tmp_path / "flow.zarr")
+    flow = TrackCache(tmp_path / "flow.zarr")
+    (tmp_path / "out").mkdir()
+    for video in VIDEOS:
+        masks = flow.masks(video)
+        assert masks.shape[0] > 1
+        held = {f"{k:03d}": rles(masks.dense([k])[0]) for k in range(masks.shape[0])}
+        (tmp_path / "out" / f"{video}.json").write_text(json.dumps(held))
+    cache = bring(tmp_path / "out", work, tmp_path / "c.zarr")
+    for video in VIDEOS:
+        assert np.array_equal(cache.tokens(video), flow.tokens(video))
+        assert (cache.presence(video) >= flow.presence(video)).all()
+    assert cache.card.differences(flow.card) == ["settings.masks"]
+
+
+def test_a_video_without_a_track(work: Path, tmp_path: Path) -> None:
+    """An empty folder, and an object without a name; hidden files are nobody's."""
+    (tmp_path / "in/a").mkdir(parents=True)
+    (tmp_path / "in/a/.DS_Store").touch()
+    (tmp_path / "in/b.json").write_text("{}")
+    cache = bring(tmp_path / "in", work, tmp_path / "c.zarr")
+    assert [cache.info(video).tracks for video in VIDEOS] == [0, 0]
+    assert cache.tokens("b").shape == (0, 9, 256)
+
+
+PNG = "a/track 7/00002.png"
+Damage = tuple[Callable[[Path], object], str, str]
+
+
+def picture(pixels: np.ndarray) -> Callable[[Path], object]:
+    return lambda d: Image.fromarray(pixels).save(d / PNG)
+
+
+FAULTS: dict[str, Damage] = {
+    "no PNG of a frame": (lambda d: (d / PNG).unlink(), PNG, "not found (1 of 6 frames lack one)"),
+    "a PNG of no frame": (lambda d: shutil.copy(d / PNG, d / "a/track 7/00006.png"), "a/track 7/00006.png", "no such frame"),
+    "PNG of another size": (picture(np.zeros((48, 32), np.uint8)), PNG, "(48, 32) pixels (height, width), its frame"),
+    "PNG of colours": (picture(np.zeros((*SIZE, 3), np.uint8)), PNG, "found RGB"),
+    "PNG cut short": (lambda d: (d / PNG).write_bytes((d / PNG).read_bytes()[:60]), PNG, "not a whole PNG"),
+    "a file among tracks": (lambda d: shutil.copy(d / PNG, d / "a/00002.png"), "a/00002.png", "wanted a folder per track"),
+    "no video": (lambda d: shutil.rmtree(d / "a"), "a", "not found, and no a.json"),
+    "both forms": (lambda d: (d / "a.json").write_text("{}"), "a.json", "only one of them can be this video"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_a_bad_folder_is_one_line_and_stops_no_other(work: Path, rvos: Callable[..., Result], tmp_path: Path, fault: str) -> None:
+    damage, file, says = FAULTS[fault]
+    shutil.copytree(work / "png", tmp_path / "in")
+    damage(tmp_path / "in")
+    words = ("import-masks", tmp_path / "in", "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    code, told = rvos(*words, "--out", tmp_path / "c.zarr")
+    lines = told.splitlines()
+    assert code == 1 and len(lines) == 2, told
+    assert lines[0].startswith(f"failed a: {tmp_path / 'in' / file}: ") and says in lines[0], told
+    shutil.rmtree(tmp_path / "in")
+    shutil.copytree(work / "png", tmp_path / "in")
+    assert rvos(*words, "--out", tmp_path / "c.zarr") == (0, "")
+    bring(work / "json", work, tmp_path / "d.zarr")
+    assert content_digest(tmp_path / "c.zarr") == content_digest(tmp_path / "d.zarr")
+
+
+RLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "one frame less": (lambda h: h["track 7"].pop(), "'track 7': wanted a list of 6 masks, found 5 masks; write"),
+    "no list": (lambda h: h.update({"track 7": {}}), "found dict"),
+    "mask of another size": (lambda h: h["track 7"][3].update(size=[9, 9]), "'track 7', frame 3: the mask is (9, 9)"),
+    "mask that does not fill": (lambda h: h["track 7"][3].update(counts=[5]), "'track 7', frame 3: the mask's counts"),
+    "mask of damaged bytes": (lambda h: h["track 7"][3].update(counts="~~"), "'track 7', frame 3: the mask's run-length bytes"),
+    "mask that is a number": (lambda h: h["track 7"].__setitem__(3, 1), "found int"),
+    "id that leaves the folder": (lambda h: h.update({"../x": h["track 7"]}), "the id '../x' cannot name a folder"),
+    "id with a slash": (lambda h: h.update({"a/b": h["track 7"]}), "the id 'a/b' cannot name a folder"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", sorted(RLES))
+def test_a_bad_file_is_named(work: Path, tmp_path: Path, fault: str) -> None:
+    change, says = RLES[fault]
+    held = json.loads((work / "json/a.json").read_text())
+    change(held)
+    assert refused(work, tmp_path, json.dumps(held), says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [('{"0": [', "not whole JSON"), ("[]", "found list"), ('{"0": [], "0": []}', "a name stands twice")]
+)
+def test_a_file_that_is_no_object_is_named(work: Path, tmp_path: Path, text: str, says: str) -> None:
+    assert refused(work, tmp_path, text, says)
+
+
+def refused(work: Path, tmp_path: Path, text: str, says: str) -> bool:
+    shutil.copytree(work / "json", tmp_path / "in")
+    (tmp_path / "in/a.json").write_text(text)
+    report = import_masks(tmp_path / "in", "mevis", work / "data", "valid_u", tmp_path / "c.zarr")
+    assert report.done == ["b"] and report.failed["a"].startswith(str(tmp_path / "in/a.json")), report.failed
+    return says in report.failed["a"]
+
+
+def test_a_folder_that_is_not_there(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    words = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u", "--out", tmp_path / "c.zarr")
+    code, told = rvos("import-masks", tmp_path / "none", *words)
+    assert code == 1 and "none: not found; give the folder" in told and not (tmp_path / "c.zarr").exists()
