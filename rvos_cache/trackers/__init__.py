@@ -11,6 +11,9 @@ from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Vid
 
 TRACKERS = {
     "flow": "rvos_cache.trackers.flow:FlowTracker",
+    "sam2-box": "rvos_cache.trackers.sam2.tracker:Sam2Box",
+    "sam2-grid": "rvos_cache.trackers.sam2.tracker:Sam2Grid",
+    "sam2-gt": "rvos_cache.trackers.sam2.tracker:Sam2GroundTruth",
     "vita": "rvos_cache.trackers.vita:VitaTracker",
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_sam2
 import tiny_vita
 
 from rvos_cache.errors import InputError
@@ -22,10 +23,17 @@ from rvos_cache.types import VIDEO, Expression, GroundTruth, TrackSet, Video
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("flow", {}),
     ("flow", {"mode": "full"}),
+    ("sam2-grid", {"checkpoint": tiny_sam2.shared_checkpoint, **tiny_sam2.GRID}),
+    (
+        "sam2-box",
+        {"checkpoint": tiny_sam2.shared_checkpoint, "grounding_checkpoint": tiny_sam2.shared_grounding, **tiny_sam2.BOX},
+    ),
+    ("sam2-gt", {"checkpoint": tiny_sam2.shared_checkpoint}),
     ("vita", {"checkpoint": tiny_vita.shared_checkpoint, **tiny_vita.SMALL}),
     ("vita", {"checkpoint": tiny_vita.shared_checkpoint, **tiny_vita.SMALL, "profile": "exact"}),
 ]
 SENTENCES = ("the red square", "собака 這隻鳥", "the square that moves " * 100)
+SAID = tuple(Expression("v", str(i), text, ()) for i, text in enumerate(SENTENCES))
 SIZE = (41, 63)
 
 
@@ -46,8 +54,7 @@ def scene(frames: int, moves: bool, size: tuple[int, int] = SIZE) -> tuple[Video
 def run(name: str, overrides: dict[str, Any], frames: int, moves: bool = True, size: tuple[int, int] = SIZE) -> TrackSet:
     kind = tracker_class(name)
     video, truth = scene(frames, moves, size)
-    said = tuple(Expression("v", str(i), text, ()) for i, text in enumerate(SENTENCES))
-    return extract_video(kind(build(kind.Settings, overrides, name)), video, said, truth).tracks
+    return extract_video(kind(build(kind.Settings, overrides, name)), video, SAID, truth).tracks
 
 
 def test_every_tracker_is_tested() -> None:
@@ -124,7 +131,7 @@ def test_the_store_gives_it_back(case: tuple[str, dict[str, Any]], found: TrackS
     video, truth = scene(7, True)
     made = kind(build(kind.Settings, case[1], case[0]))
     card = Card(kind="tracks", dataset="d", split="s", producer=case[0], channels=made.channels)
-    record = extract_video(made, video, (Expression("v", "0", "a square", ("0",)),), truth)
+    record = extract_video(made, video, SAID, truth)
     write_tracks(CacheWriter(tmp_path / "c.zarr", card), record)
     read = TrackCache(tmp_path / "c.zarr").read("v").tracks
     assert read.masks == found.masks and np.array_equal(read.tokens, found.tokens)

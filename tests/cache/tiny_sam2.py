@@ -1,0 +1,88 @@
+"""A SAM 2 checkpoint small enough to write in a test."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tiny_grounding_dino import tiny_grounding_dino
+
+SIDE = 128
+"""Pixels of the model's square input."""
+WIDTH = 128
+"""Channels of its object pointers: the memory attention takes multiples of 64 above 64."""
+
+
+GAIN = 1.5
+"""Of the weights behind the image encoder: with less, masks and pointers hardly differ from object to object."""
+
+
+GRID: dict[str, Any] = {"points_per_side": 4, "predicted_iou": 0, "stability": 0, "prompt_every": 3}
+"""Settings of `sam2-grid` that a random checkpoint gets through with something."""
+BOX: dict[str, Any] = {"box_threshold": 0.5, "stability": 0, "prompt_every": 3, "tracks_per_expression": 2}
+
+
+def tiny_sam2(folder: Path, seed: int = 12, present: float = 0.5, **changes: Any) -> Path:
+    """A random Sam2VideoModel of 1.5 M parameters in `folder`. present: bias of the object score; changes: of its settings."""
+    import torch
+    from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
+    from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoMaskDecoderConfig, Sam2VideoPromptEncoderConfig
+
+    hiera = Sam2HieraDetConfig(
+        hidden_size=16, image_size=[SIDE, SIDE], blocks_per_stage=[1, 1, 2, 1], embed_dim_per_stage=[16, 32, 64, 128],
+        num_attention_heads=1, num_attention_heads_per_stage=[1, 2, 4, 8], window_size_per_stage=[8, 4, 4, 2],
+        global_attention_blocks=[3],
+    )  # fmt: skip
+    grid = SIDE // 16
+    vision = Sam2VisionConfig(
+        backbone_config=hiera, backbone_channel_list=[128, 64, 32, 16], fpn_hidden_size=WIDTH,
+        backbone_feature_sizes=[[4 * grid, 4 * grid], [2 * grid, 2 * grid], [grid, grid]],
+    )  # fmt: skip
+    small = {
+        "image_size": SIDE, "memory_attention_hidden_size": WIDTH, "memory_attention_num_layers": 2,
+        "memory_attention_feed_forward_hidden_size": 64, "memory_attention_rope_feat_sizes": [grid, grid],
+        "memory_encoder_hidden_size": WIDTH, "mask_downsampler_embed_dim": WIDTH, "memory_fuser_embed_dim": WIDTH,
+        "memory_fuser_intermediate_dim": 64, "memory_fuser_layer_scale_init_value": 0.5,
+    }  # fmt: skip
+    config = Sam2VideoConfig(
+        vision_config=vision,
+        prompt_encoder_config=Sam2VideoPromptEncoderConfig(hidden_size=WIDTH, image_size=SIDE),
+        mask_decoder_config=Sam2VideoMaskDecoderConfig(hidden_size=WIDTH, mlp_dim=64, iou_head_hidden_dim=32),
+        **{**small, **changes},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Sam2VideoModel(config)
+        # As they are initialised, memories and prompts hardly change a mask: every path must carry something.
+        for name, tensor in model.named_parameters():
+            if "norm" in name:
+                continue
+            gain = 1.0 if name.startswith("vision_encoder") else GAIN
+            wide = tensor.ndim > 1 and tensor[0].numel() > 1
+            torch.nn.init.normal_(tensor, std=gain / tensor[0].numel() ** 0.5 if wide else 0.3)
+        with torch.no_grad():
+            model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(present)
+        model.save_pretrained(str(folder))
+    return folder
+
+
+@lru_cache
+def shared_checkpoint() -> str:
+    """One SAM 2 for all tests of a process that only read it."""
+    return str(tiny_sam2(_folder()))
+
+
+@lru_cache
+def shared_grounding() -> str:
+    """One GroundingDINO for all tests of a process that only read it."""
+    return str(tiny_grounding_dino(_folder()))
+
+
+def _folder() -> Path:
+    _KEPT.append(tempfile.TemporaryDirectory(prefix="tiny-sam2-"))
+    return Path(_KEPT[-1].name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
