@@ -148,8 +148,9 @@ class Objects:
         path = f"{self._root}/{file}" if file else self._root
         named = f"{self.url}/{file}" if file else self.url
         if self._opened is None or self._opened[0] != os.getpid():
-            # A client's connections do not survive a fork.
-            fs = fsspec.filesystem(self.url.partition("://")[0], use_listings_cache=False, skip_instance_cache=True)
+            # A client's connections do not survive a fork. s3fs asks twice for each read unless it may read only one part at a time.
+            options = {"use_listings_cache": False, "skip_instance_cache": True, "max_concurrency": 1}
+            fs = fsspec.filesystem(self.url.partition("://")[0], **options)
             self._opened = os.getpid(), fs
         try:
             yield self._opened[1], path

@@ -1,0 +1,21 @@
+"""Dataset x tracker -> store, and dataset x text encoder -> store: resume, shards, failures, many processes and machines.
+
+steps      what a user asks for: extract, extract_text, extract_all
+run        every video that a cache lacks, with progress and a report
+engines    who works on the videos: local_engine, ray_engine
+work       what is made of one video
+bindings   the expressions and failures that tie a cache to its dataset
+"""
+
+from rvos_cache.extract.bindings import at_hand, bound_digest, expressions_digest, failed_videos
+from rvos_cache.extract.engines import Engine, Outcome, engine_of
+from rvos_cache.extract.plan import Plan, plan
+from rvos_cache.extract.run import ExtractReport, write_videos
+from rvos_cache.extract.steps import chosen_videos, extract, extract_all, extract_text
+from rvos_cache.extract.work import Made, TrackWork, Work, extract_video
+
+__all__ = [
+    "Engine", "ExtractReport", "Made", "Outcome", "Plan", "TrackWork", "Work", "at_hand", "bound_digest", "chosen_videos",
+    "engine_of", "expressions_digest", "extract", "extract_all", "extract_text", "extract_video", "failed_videos", "plan",
+    "write_videos",
+]  # fmt: skip

@@ -1,0 +1,92 @@
+"""What an extraction will take, from a timing of a few of its videos."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rvos_cache.errors import InputError
+from rvos_cache.extract.engines import fault
+from rvos_cache.extract.steps import tracks_card
+from rvos_cache.extract.work import TrackWork
+from rvos_cache.store import CacheWriter, place_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Estimates for a whole split.
+
+    videos, frames: of the split; size: bytes on disk; seconds: of one process, loading not counted; fastest, slowest: the
+    same at the rate of the fastest and slowest video timed; loading: seconds, once per process; timed: frames of each video
+    timed; failed: video -> error of those that could not be; machine: where it was timed.
+    """
+
+    videos: int
+    frames: int
+    size: float
+    seconds: float
+    fastest: float
+    slowest: float
+    loading: float
+    timed: dict[str, int]
+    failed: dict[str, str]
+    machine: str
+
+
+def plan(work: TrackWork, sample: int) -> Plan:
+    """Time `sample` videos of the split and scale by frames. Raises InputError when none of them can be extracted."""
+    began = time.perf_counter()
+    frames = {video_id: len(work.source.video(video_id)) for video_id in work.source.video_ids()}
+    if not frames:
+        raise InputError(f"{work.root}, split {work.split}: no videos; see rvos-cache check")
+    seconds, failed = {}, {}
+    with tempfile.TemporaryDirectory(prefix="rvos-plan-") as folder:
+        out = Path(folder) / "plan.zarr"
+        writer = CacheWriter(out, tracks_card(work, out))
+        loading, empty = time.perf_counter() - began, writer.place.size()
+        for video_id in spread(frames, sample):
+            began = time.perf_counter()
+            try:
+                work.make(video_id).write(writer)
+            except Exception as error:
+                failed[video_id] = fault(error)
+            else:
+                seconds[video_id] = time.perf_counter() - began
+        held = place_of(out).size() - empty
+    if not seconds:
+        raise InputError(f"{work.root}: of {len(failed)} videos tried none could be extracted; first {min(failed.items())[1]}")
+    timed, total = {v: frames[v] for v in seconds}, sum(frames.values())
+    rates = [seconds[v] / frames[v] for v in seconds]
+    per_frame, bytes_per_frame = sum(seconds.values()) / sum(timed.values()), held / sum(timed.values())
+    return Plan(
+        videos=len(frames),
+        frames=total,
+        size=bytes_per_frame * total,
+        seconds=per_frame * total,
+        fastest=min(rates) * total,
+        slowest=max(rates) * total,
+        loading=loading,
+        timed=timed,
+        failed=failed,
+        machine=machine(),
+    )
+
+
+def spread(frames: dict[str, int], sample: int) -> list[str]:
+    """`sample` videos from the shortest to the longest: one from the middle of each of as many equal parts."""
+    by_length = sorted(frames, key=lambda video_id: (frames[video_id], video_id))
+    count = min(sample, len(by_length))
+    return [by_length[(2 * i + 1) * len(by_length) // (2 * count)] for i in range(count)]
+
+
+def machine() -> str:
+    """This machine: its name, cores and, where torch is in use, GPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch = sys.modules.get("torch")
+    gpu = f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if torch and torch.cuda.is_available() else ""
+    return f"{platform.node()} ({cores} cores{gpu})"
