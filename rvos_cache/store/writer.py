@@ -14,6 +14,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from rvos_cache.errors import InputError
+from rvos_cache.store.attempts import HOST
 from rvos_cache.store.card import Card, card_in
 from rvos_cache.store.place import place_of
 from rvos_cache.store.seal import canonical, digest, sealed
@@ -40,6 +41,21 @@ class CacheWriter:
                 "use another path or the old settings"
             )
         self.place.open_for_writing()
+
+    @classmethod
+    def join(cls, path: Path | str, card: Card, mark: str) -> CacheWriter:
+        """The writer of a run that another machine began: `mark` is a file that it keeps in the cache.
+
+        Raises InputError when this machine sees another place under that name: what it wrote there would be lost.
+        """
+        place = place_of(path)
+        try:
+            place.read(mark)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{place}: {HOST} does not see what the run's own machine wrote here; give --out on a disk that all share, or a URL"
+            ) from error
+        return cls(path, card)
 
     def done(self) -> set[str]:
         """Ids of the published videos."""
@@ -75,30 +91,49 @@ class CacheWriter:
 
 
 def _write_array(group: zarr.Group, name: str, value: Any) -> None:
-    """Whole arrays are one chunk; iterators and (array, True) are one chunk per frame."""
+    """Whole arrays are one chunk; iterators and (array, True) are one chunk per frame, those of an iterator as they come."""
     by_frame = isinstance(value, tuple)
     array = value[0] if by_frame else value
-    if not isinstance(array, np.ndarray):
-        array = np.stack(list(_frames(array)))
-        by_frame = True
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"array {name!r} holds NaN or infinite values")
-    chunks = tuple(max(1, d) for d in array.shape)
-    if by_frame:
-        chunks = (1, *chunks[1:])
+    if isinstance(array, np.ndarray):
+        chunks = (1, *array.shape[1:]) if by_frame else array.shape
+        out = _create(group, name, array.shape, array.dtype, chunks)
+        if array.size:
+            out[...] = _finite(array, name)
+        return
+    written: zarr.Array | None = None
+    for t, frame in enumerate(_frames(array)):
+        shape = (t + 1, *frame.shape)
+        if written is None:
+            written = _create(group, name, shape, frame.dtype, shape)
+        elif (frame.shape, frame.dtype) != (written.shape[1:], written.dtype):
+            raise ValueError(
+                f"array {name!r}: frame {t} is {frame.dtype} {frame.shape}, wanted {written.dtype} {written.shape[1:]}"
+            )
+        else:
+            written.resize(shape)
+        written[t] = _finite(frame, name)
+    if written is None:
+        raise ValueError(f"array {name!r} came without a frame")
+
+
+def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...]) -> zarr.Array:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        out = group.create_array(
+        return group.create_array(
             name,
-            shape=array.shape,
-            dtype=array.dtype,
-            chunks=chunks,
+            shape=shape,
+            dtype=dtype,
+            chunks=tuple(max(1, d) for d in chunks),
             compressors=Crc32cCodec(),
             # zarr leaves out chunks of zeros, and then a lost file reads as zeros.
             config={"write_empty_chunks": True},
         )
-    if array.size:
-        out[...] = array
+
+
+def _finite(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"array {name!r} holds NaN or infinite values")
+    return array
 
 
 def _frames(value: Iterable[Any]) -> Iterable[np.ndarray]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,43 @@ def test_tracks_there_and_back(tmp_path: Path, n: int, a: int, t: int, hidden: b
     if hidden:
         with pytest.raises(InputError, match="hides its answers"):
             cache.overlap("v")
+
+
+def coming(frames: np.ndarray, path: Path) -> Iterator[np.ndarray]:
+    for t, frame in enumerate(frames):
+        # The last one is on the disk before the next one is asked for.
+        assert len([f for f in path.rglob("features/map/c/*/*") if f.is_file()]) == t
+        yield frame
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_frames_that_come_one_by_one_are_the_same_files(tmp_path: Path, frames: int) -> None:
+    whole = record(t=frames)
+    array = whole.tracks.features["map"]
+    write_tracks(writer(tmp_path / "a.zarr"), whole)
+    streamed = replace(whole, tracks=replace(whole.tracks, features={"map": coming(array, tmp_path / "b.zarr")}))
+    write_tracks(writer(tmp_path / "b.zarr"), streamed)
+    files = [
+        sorted(p for p in (tmp_path / name / "videos/v/features/map").rglob("*") if p.is_file()) for name in ("a.zarr", "b.zarr")
+    ]
+    assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]
+    assert list(verify(tmp_path / "b.zarr")) == [] and same(TrackCache(tmp_path / "b.zarr").read("v"), whole)
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        ([], "came without a frame"),
+        ([np.zeros(3, np.float32), np.zeros(4, np.float32)], "frame 1 is float32"),
+        ([np.zeros(3, np.float32), np.zeros(3, np.float16)], "frame 1 is float16"),
+        ([np.zeros(3, np.float32), np.full(3, np.nan, np.float32)], "NaN or infinite"),
+    ],
+)
+def test_frames_that_do_not_fit_together_leave_no_video(tmp_path: Path, frames: list[np.ndarray], said: str) -> None:
+    whole = record(t=2)
+    with pytest.raises(ValueError, match=said):
+        write_tracks(writer(tmp_path / "c.zarr"), replace(whole, tracks=replace(whole.tracks, features={"map": iter(frames)})))
+    assert TrackCache(tmp_path / "c.zarr").video_ids() == () and list(leftovers(tmp_path / "c.zarr")) == []
 
 
 def test_text_there_and_back(tmp_path: Path) -> None:
