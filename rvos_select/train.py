@@ -198,7 +198,7 @@ class Run:
         self.steps_per_epoch = count_batches(sources.train, settings.batch, settings.batch_size, sources.weights)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)  # type: ignore[arg-type]
-        self.validator = Validator(sources.valid, sources.valid_tracks, settings.valid_expressions)
+        self.validator = Validator(sources.valid, sources.valid_sets, settings.valid_expressions)
         self.state: dict[str, Any] = {"epoch": 0, "best_jf": -1.0, "rate": 1.0, "lowest": None, "waited": 0}
 
     def train(self, resume: bool) -> Path:

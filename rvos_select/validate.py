@@ -9,31 +9,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from rvos_select.caches import TrackSource
 from rvos_select.labels import target_indices
 from rvos_select.metrics.scores import score
 from rvos_select.samples import VideoSample, video_batch
+from rvos_select.sources import CachedSets
 
 
 class Validator:
     """Scores a module on held-out videos. The masks of a choice of tracks are scored once and remembered.
 
-    samples: the held-out videos; tracks: their caches; expressions: only the first so many by hash (0: all).
+    samples: the held-out videos; sets: the caches of each of their sets; expressions: only the first so many by hash (0: all).
     """
 
-    def __init__(self, samples: Sequence[VideoSample], tracks: TrackSource, expressions: int) -> None:
-        self.tracks = tracks
-        keys = sorted((e.key for s in samples for e in s.expressions), key=lambda k: hashlib.sha256(k.encode()).digest())
+    def __init__(self, samples: Sequence[VideoSample], sets: CachedSets, expressions: int) -> None:
+        self.sets = sets
+        keys = sorted(
+            {(s.set_name, e.key) for s in samples for e in s.expressions},
+            key=lambda k: (hashlib.sha256(k[1].encode()).digest(), k),
+        )
         scored = set(keys[:expressions] if expressions else keys)
-        rows = [(s, [i for i, e in enumerate(s.expressions) if e.key in scored]) for s in samples]
+        rows = [(s, [i for i, e in enumerate(s.expressions) if (s.set_name, e.key) in scored]) for s in samples]
         self.samples = [(sample, chosen) for sample, chosen in rows if chosen]
-        self.known: dict[tuple[str, bytes, tuple[str, ...]], tuple[float, float]] = {}
+        self.known: dict[tuple[str, str, bytes, tuple[str, ...]], tuple[float, float]] = {}
 
     def scores(self, model: Any, device: torch.device, requires: Sequence[str]) -> dict[str, float]:
-        """valid/<loss name> as means over videos' expressions, and valid/j, valid/f, valid/jf."""
+        """valid/<loss name> as means over the expressions, and valid/j, valid/f, valid/jf.
+
+        Of several sets also the J, F and J&F of each, valid/<dataset>/<split>/jf: which of them the mean over all hides.
+        """
         model.eval()
         sums: dict[str, float] = {}
-        count, found = 0, []
+        count, found = 0, dict[str, list[tuple[float, float]]]()
         with torch.inference_mode():
             for sample, rows in self.samples:
                 batch = video_batch(sample, rows, requires).to(device)
@@ -42,22 +48,30 @@ class Validator:
                     sums[name] = sums.get(name, 0.0) + value.item() * size
                 count += size
                 chosen = (torch.sigmoid(model(batch).float()) > model.threshold) & batch.track_mask
-                found += self._masks(sample, rows, chosen.cpu().numpy())
-        if not found:
-            return {f"valid/{name}": value / max(count, 1) for name, value in sums.items()}
-        j, f = (float(np.mean([pair[i] for pair in found])) for i in (0, 1))
-        means = {f"valid/{name}": value / count for name, value in sums.items()}
-        return {**means, "valid/j": j, "valid/f": f, "valid/jf": (j + f) / 2}
+                found.setdefault(sample.set_name, []).extend(self._masks(sample, rows, chosen.cpu().numpy()))
+        out = {f"valid/{name}": value / max(count, 1) for name, value in sums.items()}
+        if found:
+            out |= _means("valid", [pair for pairs in found.values() for pair in pairs])
+        if len(found) > 1:
+            for name, pairs in found.items():
+                out |= _means(f"valid/{name}", pairs)
+        return out
 
     def _masks(self, sample: VideoSample, rows: Sequence[int], chosen: np.ndarray) -> list[tuple[float, float]]:
         out = []
         masks = truth = None
         for expression, row in zip((sample.expressions[i] for i in rows), chosen):
-            key = (sample.video_id, np.packbits(row).tobytes(), expression.targets or ())
+            key = (sample.set_name, sample.video_id, np.packbits(row).tobytes(), expression.targets or ())
             if key not in self.known:
                 if masks is None or truth is None:
-                    masks, truth = self.tracks.masks(sample.video_id), self.tracks.ground_truth(sample.video_id)
+                    tracks = self.sets[sample.set_name].tracks
+                    masks, truth = tracks.masks(sample.video_id), tracks.ground_truth(sample.video_id)
                 wanted = truth.masks.union(target_indices(expression, truth.object_ids))
                 self.known[key] = score(masks.union(np.flatnonzero(row)), wanted, truth.annotated)
             out.append(self.known[key])
         return out
+
+
+def _means(name: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    j, f = (float(np.mean([pair[i] for pair in pairs])) for i in (0, 1))
+    return {f"{name}/j": j, f"{name}/f": f, f"{name}/jf": (j + f) / 2}

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-import zipfile
+import warnings
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from PIL import Image
 from test_train import TRACKS, numbers, settings, write
 
-from pipelines.sola_joint import sola_joint
-from rvos_cache.datasets.ref_youtube_vos import is_held_out
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract, extract_text
 from rvos_cache.store import SelectionCache, read_card
 from rvos_select import train as loop
 from rvos_select.caches import TextSource, TrackSource
-from rvos_select.evaluate import benchmark_selections
 from rvos_select.predict import predict
 from rvos_select.samples import batches, count_batches, drawn, label_limits, load_video, set_draws, set_weights
 from rvos_select.sources import held_out, read_sources
 from rvos_select.train import train
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -189,6 +178,72 @@ def test_the_mirror_of_a_held_out_video_is_not_trained_on(tmp_path: Path) -> Non
     assert trained == {v for n in names if n not in held for v in (n, f"{n}-mirror")}
 
 
+# Sets that name videos alike, and the scores of each.
+
+
+def test_sets_that_name_videos_alike_train_together(tmp_path: Path) -> None:
+    """As RefCOCO and RefCOCO+ do: the tokens, labels and masks are those of each set's own cache."""
+    names = [f"v{i}" for i in range(4)]
+    one = write(tmp_path / "one", "train", names, dataset="one")
+    two = write(tmp_path / "two", "train", names, dataset="two", narrow=True)
+    given = {"requires": (), "weights": {}, "label_iou": 0.7, "hold_out": 0.3}
+    read = read_sources([one[0], two[0]], [one[1], two[1]], (), (), **given)  # type: ignore[arg-type]
+    held = set(held_out(names, 0.3))
+    assert 0 < len(held) < 4
+    for samples, videos in ((read.valid, held), (read.train, set(names) - held)):
+        assert {(s.set_name, s.video_id) for s in samples} == {(n, v) for n in ("one/train", "two/train") for v in videos}
+    for sample in (*read.train, *read.valid):
+        assert sample.target is not None and bool(sample.target.any()) is (sample.set_name == "one/train")
+
+
+def perfect(**values: object) -> dict[str, object]:
+    """A module that learns these caches whole in a few epochs."""
+    return {"selector": "mean-cosine", "config": {}, "optim": {"lr": 0.03}, "epochs": 40, "valid_expressions": 0, **values}
+
+
+def test_each_validated_set_has_its_own_scores(tmp_path: Path, joint: dict[str, tuple[Path, Path]]) -> None:
+    """Tracks that are two thirds of their objects: J is 2/3, and 1 where nothing is named; the other set's tracks are whole."""
+    narrow = write(tmp_path / "narrow", "valid", ["x0", "x1"], dataset="narrow", narrow=True)
+    (a, b), (c, d) = joint["one"], joint["valid"]
+    row = numbers(train(settings(**perfect()), [a], [b], [c, narrow[0]], [d, narrow[1]], tmp_path / "run"))[-1]
+    assert row["valid/one/valid/j"] == 1 == row["valid/one/valid/jf"]
+    assert row["valid/narrow/valid/j"] == pytest.approx((3 * 2 / 3 + 1) / 4)
+    for name in ("j", "f", "jf"):
+        mean = (4 * row[f"valid/one/valid/{name}"] + 8 * row[f"valid/narrow/valid/{name}"]) / 12
+        assert row[f"valid/{name}"] == pytest.approx(mean)
+    alone = numbers(train(settings(**perfect(epochs=1)), [a], [b], [c], [d], tmp_path / "alone"))[-1]
+    assert [name for name in alone if name.count("/") > 1] == []
+
+
+def test_videos_that_are_trained_and_validated_on_are_said(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", "train", ["v0", "v1-mirror", "v2"])
+    for videos, says in ((["v1", "x"], r"1 videos .* first v1 of tiny/valid, in tiny/train: .*keep each video in one of them"),
+                         (["v2-mirror", "v0"], r"2 videos .* first v0 of tiny/valid")):  # fmt: skip
+        c, d = write(tmp_path / videos[0], "valid", videos)
+        with pytest.warns(UserWarning, match=says):
+            train(settings(epochs=1), [a], [b], [c], [d], tmp_path / f"run-{videos[0]}")
+
+
+def test_no_such_warning_where_none_is_seen(tmp_path: Path, joint: dict[str, tuple[Path, Path]]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(joint, tmp_path / "run", epochs=1)
+        train(settings(epochs=1), [joint["one"][0]], [joint["one"][1]], out=tmp_path / "by-hash")
+
+
+def test_a_set_without_words_is_one_line(tmp_path: Path, joint: dict[str, tuple[Path, Path]]) -> None:
+    (a, b), (c, _) = joint["one"], joint["two"]
+    with pytest.raises(InputError, match=r"two/train/flow.zarr: no text cache of two/train was given; add --text"):
+        train(settings(), [a, c], [b], out=tmp_path / "run")
+
+
+def test_words_of_a_whole_split_serve_its_parts(tmp_path: Path) -> None:
+    """Ref-YouTube-VOS's fit, with words that were extracted for train."""
+    a, _ = write(tmp_path, "fit", ["v0", "v1"])
+    _, b = write(tmp_path, "train", ["v0", "v1", "v2"])
+    assert train(settings(epochs=1), [a], [b], out=tmp_path / "run").exists()
+
+
 # Labels.
 
 
@@ -290,115 +345,3 @@ def test_words_of_two_encoders_do_not_train_together(tmp_path: Path, joint: dict
             InputError, match=rf"x/{name}/{split}/text-hashed.zarr: words with settings.seed = 1, .*one/train/text-hashed.zarr"
         ):
             run({**joint, name: spoilt}, tmp_path / "run", epochs=1)
-
-
-# Two datasets of their own layouts, from frames to scores.
-
-
-def write_plain(root: Path, videos: list[str]) -> Path:
-    """A yellow and a cyan square, in the layout of `plain`."""
-    said = {}
-    for video in videos:
-        for folder in ("videos", "masks"):
-            (root / folder / video).mkdir(parents=True)
-        for t in range(5):
-            frame, mask = np.full((40, 56, 3), 70, np.uint8), np.zeros((40, 56), np.uint8)
-            for number, (top, left, colour) in enumerate(((4, 2 + 4 * t, (0, 220, 220)), (24, 40 - 4 * t, (220, 220, 0))), 1):
-                frame[top : top + 12, left : left + 12], mask[top : top + 12, left : left + 12] = colour, number
-            cv2.imwrite(str(root / "videos" / video / f"{t:05d}.jpg"), frame)
-            cv2.imwrite(str(root / "masks" / video / f"{t:05d}.png"), mask)
-        said[video] = [{"text": "yellow moving right", "objects": [1]}, {"text": "cyan moving left", "objects": [2]}]
-    (root / "expressions.json").write_text(json.dumps(said))
-    return root
-
-
-def test_mevis_and_plain_train_together_from_their_own_layouts(tmp_path: Path) -> None:
-    for split, videos in (("train", ("t0", "t1")), ("valid_u", ("u0",))):
-        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, SAID)))
-    roots = {"mevis": tmp_path / "mevis", "plain": write_plain(tmp_path / "plain", ["p0", "p1"])}
-    caches: dict[str, tuple[Path, Path]] = {}
-    for dataset, split in (("mevis", "train"), ("mevis", "valid_u"), ("plain", "all"), ("mevis", "train-mirror")):
-        tracks, words = tmp_path / f"{dataset}-{split}.zarr", tmp_path / f"{dataset}-{split}-text.zarr"
-        assert not extract(dataset, roots[dataset], split, "flow", tracks).failed
-        assert not extract_text(dataset, roots[dataset], split, "hashed", words).failed
-        caches[f"{dataset}/{split}"] = tracks, words
-    names = ("mevis/train", "mevis/train-mirror", "plain/all")
-    given = settings(selector="mean-cosine", config={}, optim={"lr": 5e-3}, epochs=2, weights={"plain": 2})
-    valid = caches["mevis/valid_u"]
-    out = train(given, [caches[n][0] for n in names], [caches[n][1] for n in names], [valid[0]], [valid[1]], tmp_path / "run")
-    sets = json.loads((out / "settings.json").read_text())["sets"]
-    assert {name: row["drawn"] for name, row in sets.items()} == {"mevis/train": 2, "mevis/train-mirror": 2, "plain/all": 4}
-    for name in ("mevis/valid_u", "plain/all"):
-        said = predict(out, [caches[name][0]], [caches[name][1]], tmp_path / f"{name.replace('/', '-')}-s.zarr")
-        scores = benchmark_selections(said, [caches[name][0]], {})
-        assert (scores["dataset"], scores["split"]) == tuple(name.split("/"))
-        assert 0 <= scores["jf"] <= 1 and len(scores["expressions"]) == {"mevis/valid_u": 3, "plain/all": 4}[name]
-
-
-# The page of SOLA's joint table.
-
-
-def write_youtube(root: Path) -> Path:
-    """Two videos to train on and two held out, with the squares of `write_plain`, and one of valid, in ReferFormer's layout."""
-    names = [f"y{i}" for i in range(200)]
-    fit, held = [n for n in names if not is_held_out(n)][:2], [n for n in names if is_held_out(n)][:2]
-    write_plain(root / "plain", [*fit, *held, "hidden"])
-    for split, videos in (("train", [*fit, *held]), ("valid", ["hidden"])):
-        shown, listed, meta = split == "train", {}, {}
-        for video in videos:
-            shutil.copytree(root / "plain/videos" / video, root / split / "JPEGImages" / video)
-            frames = [f"{t:05d}" for t in range(5)]
-            said = {
-                str(i): {"exp": text, **({"obj_id": str(i + 1)} if shown else {})} for i, text in enumerate(("yellow", "cyan"))
-            }
-            listed[video] = {"frames": frames, "expressions": said}
-            if shown:
-                (root / "train/Annotations" / video).mkdir(parents=True)
-                for name in frames:
-                    image = Image.fromarray(cv2.imread(str(root / f"plain/masks/{video}/{name}.png"), cv2.IMREAD_UNCHANGED), "P")
-                    image.putpalette([*range(256)] * 3)
-                    image.save(root / "train/Annotations" / video / f"{name}.png")
-                meta[video] = {"objects": {n: {"category": "square", "frames": frames} for n in ("1", "2")}}
-        path = root / "meta_expressions" / split / "meta_expressions.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"videos": listed}))
-        if shown:
-            (root / "train/meta.json").write_text(json.dumps({"videos": meta}))
-    return root
-
-
-def test_the_page_of_the_joint_table_goes_from_both_layouts_to_scores_and_zips(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for split, videos in (("train", ("t0", "t1")), ("valid_u", ("u0",)), ("valid", ("h0",))):
-        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, SAID)))
-    (tmp_path / "mevis/valid/mask_dict.json").unlink()
-    listed = json.loads((tmp_path / "mevis/valid/meta_expressions.json").read_text())
-    for said in listed["videos"]["h0"]["expressions"].values():
-        del said["anno_id"]
-    (tmp_path / "mevis/valid/meta_expressions.json").write_text(json.dumps(listed))
-    small = [
-        "epochs=1", "weights.mevis=2", "optim.lr=1e-3",
-        "config.width=16", "config.heads=2", "config.layers=1", "config.negatives=2",
-    ]  # fmt: skip
-    given = ["--mevis", tmp_path / "mevis", "--youtube", write_youtube(tmp_path / "youtube"), "--out", tmp_path / "out"]
-    command = ["sola_joint", *map(str, given), "--encoder", "hashed", *(w for value in small for w in ("--set", value))]
-    monkeypatch.setattr(sys, "argv", command)
-    sola_joint(standalone_mode=False)
-    told = capsys.readouterr().out
-    assert "the paper, mevis valid: J&F 48.9" in told and "the paper, ref-youtube-vos valid: J&F 55.4" in told
-    sets = json.loads((tmp_path / "out/run/settings.json").read_text())["sets"]
-    assert sets["mevis/train"] == {"weight": 2, "items": 6, "drawn": 12}
-    assert sets["ref-youtube-vos/fit"] == {"weight": 1, "items": 4, "drawn": 4}
-    held = TrackSource([tmp_path / "out/cache/ref-youtube-vos/held_out/flow.zarr"]).video_ids()
-    for name, videos in (("mevis", {"u0"}), ("ref-youtube-vos", set(held))):
-        scores = json.loads((tmp_path / f"out/metrics/{name}.json").read_text())
-        assert {key.split("/")[0] for key in scores["expressions"]} == videos and scores["dataset"] == name
-        assert (tmp_path / f"out/report/{name}/index.html").exists()
-    for name, first in (("mevis", "h0/0/00000.png"), ("ref-youtube-vos", "Annotations/hidden/0/00000.png")):
-        with zipfile.ZipFile(tmp_path / f"out/{name}_valid.zip") as archive:
-            assert archive.namelist()[0] == first
-    monkeypatch.setattr(sys, "argv", command)
-    before = (tmp_path / "out/run/metrics.jsonl").read_bytes()
-    sola_joint(standalone_mode=False)
-    assert (tmp_path / "out/run/metrics.jsonl").read_bytes() == before
