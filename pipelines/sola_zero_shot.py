@@ -1,0 +1,115 @@
+"""SOLA trained on MeViS alone, scored on Ref-YouTube-VOS and Ref-DAVIS17 (Table 2 of the paper), beside the paper's numbers.
+
+`python -m pipelines.sola_zero_shot --mevis data/mevis --youtube data/ref-youtube-vos --davis data/ref-davis17`, with `--run
+out/sola_mevis/run` where the module of Table 1 is trained already. A step that is done is not done again; a run that was cut
+goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rvos_cache.cli import run_command
+from rvos_cache.datasets import open_dataset
+from rvos_cache.extract import extract_all
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_select.cli import show_scores
+from rvos_select.evaluate import benchmark_selections
+from rvos_select.merge import merge as merge_masks
+from rvos_select.oracle import oracle
+from rvos_select.predict import predict
+from rvos_select.report import report
+from rvos_select.submit import submit, submit_selections
+from rvos_select.train import TrainSettings, train
+
+TRAINED, VALIDATED = "train", "valid_u"
+OPEN = {"ref-youtube-vos": "held_out", "ref-davis17": "valid"}
+HIDDEN = "valid"
+"""The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
+names shows its answers and is as unseen. Ref-DAVIS17's valid shows its own, and the paper's row is of it."""
+
+
+@click.command()
+@click.option("--mevis", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
+@click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
+@click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
+@click.option("--run", "trained", type=click.Path(path_type=Path), help="A run on MeViS.  [default: trained first]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_zero_shot"), show_default=True)
+@click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
+@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to sola_zero_shot.toml.")
+def sola_zero_shot(
+    mevis: Path,
+    youtube: Path,
+    davis: Path,
+    trained: Path | None,
+    out: Path,
+    tracker: str,
+    encoder: str,
+    jobs: int,
+    settings: tuple[str, ...],
+) -> None:
+    """From the three datasets' folders to a report on each that was not seen, and to the zips of their benchmarks."""
+    roots = {"ref-youtube-vos": youtube, "ref-davis17": davis}
+
+    def extracted(name: str, root: Path, splits: list[str]) -> None:
+        extract_all(name, root, splits=splits, tracker=tracker, encoder=encoder, out=out / "cache" / name, jobs=jobs)
+
+    def tracks(name: str, split: str) -> Path:
+        return out / "cache" / name / split / f"{tracker.rpartition(':')[2]}.zarr"
+
+    def texts(name: str, split: str) -> Path:
+        return out / "cache" / name / split / f"text-{encoder.rpartition(':')[2]}.zarr"
+
+    page = Path(__file__).with_suffix(".toml")
+    run = trained or out / "run"
+    if trained is None:
+        extracted("mevis", mevis, [TRAINED, VALIDATED])
+        resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
+        train(
+            resolved,
+            [tracks("mevis", TRAINED)],
+            [texts("mevis", TRAINED)],
+            [tracks("mevis", VALIDATED)],
+            [texts("mevis", VALIDATED)],
+            run,
+            resume=run.exists(),
+        )
+
+    published = read_toml(page.parent / "papers/sola.toml")["table_2_zero_shot_from_mevis"]
+    hidden = HIDDEN in type(open_dataset("ref-youtube-vos", youtube, OPEN["ref-youtube-vos"])).splits(youtube)
+    for name, split in OPEN.items():
+        extracted(name, roots[name], [split, HIDDEN] if hidden and split != HIDDEN else [split])
+        shown = tracks(name, split)
+        selections = predict(run, [shown], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
+        scores = _scores(name, selections, shown, roots[name])
+        index = report(run, selections, [shown], out / f"report/{name}", root=roots[name], rows=scores)
+        show_scores(scores, out / f"metrics/{name}.json", next(iter(scores.values())))
+        jf, j, f = published[{"ref-youtube-vos": "ref_youtube_vos", "ref-davis17": "ref_davis"}[name]]
+        click.echo(f"the paper, {name} {HIDDEN}: J&F {jf}, J {j}, F {f}; page: {index}")
+        if name == "ref-davis17":
+            packed = submit_selections(selections, [shown], out / f"{name}_{split}.zip", root=roots[name])
+            click.echo(f"for DAVIS's evaluation code: {packed}")
+
+    if hidden:
+        name, shown = "ref-youtube-vos", tracks("ref-youtube-vos", HIDDEN)
+        selections = predict(run, [shown], [texts(name, HIDDEN)], out / f"selections/{name}-{HIDDEN}.zarr")
+        masks = merge_masks(selections, [shown], out / f"masks/{name}")
+        packed = submit(masks, name, out / f"{name}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
+        click.echo(f"for the benchmark's server: {packed}")
+
+
+def _scores(name: str, selections: Path, shown: Path, root: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a dataset's table, ours first. Ref-DAVIS17's objects have no oracle, but a stricter score."""
+    ours = benchmark_selections(selections, [shown], {}, root=root)
+    if name == "ref-davis17":
+        return {f"ours, {name}": ours, "ours, strict": benchmark_selections(selections, [shown], {"strict": True}, root=root)}
+    return {f"ours, {name}": ours, f"oracle, {name}": oracle([shown])}
+
+
+if __name__ == "__main__":
+    run_command(sola_zero_shot)
