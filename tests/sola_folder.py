@@ -13,18 +13,24 @@ from pycocotools import mask as coco
 
 VIDEOS = {"a": 6, "b": 9}
 """Video -> frames; its objects are 0 and 1 in a, 2 and 3 in b, and each has the expressions of SAID: red, blue, a dog."""
+TRAIN = {"c": 5, "d": 7}
+"""The same of the split train."""
 PROMPT_TYPES = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MASK", "gt": "GT MASK"}
 
 
 def write_data(root: Path, split: str = "valid_u") -> Path:
     """The videos under `root`, which is returned."""
-    write_split(root / split, {video: (frames, True, SAID) for video, frames in VIDEOS.items()})
+    write_split(root / split, {video: (frames, True, SAID) for video, frames in videos_of(split).items()})
     return root
+
+
+def videos_of(split: str) -> dict[str, int]:
+    return TRAIN if split == "train" else VIDEOS
 
 
 def truth(video: str) -> np.ndarray:
     """The two squares of `odd_videos`, bool (2, T, H, W)."""
-    frames = VIDEOS[video]
+    frames = {**VIDEOS, **TRAIN}[video]
     dense = np.zeros((2, frames, *SIZE), bool)
     for t in range(frames):
         dense[0, t, 3:14, 3 + 3 * t : 14 + 3 * t] = dense[1, t, 18:29, max(33 - 3 * t, 0) : max(44 - 3 * t, 0)] = True
@@ -43,7 +49,7 @@ def tracks_of(video: str, group: str = "") -> dict[int, np.ndarray]:
 def tokens_of(video: str, group: str, anno_id: int) -> np.ndarray:
     """float32 (T, 256)."""
     seed = [ord(c) for c in video + group] + [anno_id]
-    return np.random.default_rng(seed).standard_normal((VIDEOS[video], 256)).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal((len(truth(video)[0]), 256)).astype(np.float32)
 
 
 def enlarged(masks: np.ndarray) -> np.ndarray:
@@ -66,7 +72,7 @@ def ratios(track: np.ndarray, held: np.ndarray) -> dict[str, float]:
 def write_tracks(root: Path, kind: str, split: str = "valid_u", labels: bool = True) -> Path:
     """`sam2_tracks` under `root`, with the tracks of `kind`; returns the folder of the split."""
     base = root / "sam2_tracks" / f"{kind}_tracks" / "mevis" / split
-    for number, video in enumerate(VIDEOS):
+    for number, video in enumerate(videos_of(split)):
         for group in SAID if kind == "gdino" else ("",):
             masklets, tokens = (base / name / video / group for name in ("sam2_masklets", "sam2_object_tokens"))
             masklets.mkdir(parents=True)

@@ -1,0 +1,210 @@
+"""SOLA's checkpoint as a run, and SOLA's tracks through training, prediction, merging and scores."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from odd_videos import SAID, SIZE, Result, call
+from sola_folder import VIDEOS, write_data, write_tracks
+from test_sola import reference, released
+from torch import Tensor
+
+from rvos_cache.errors import InputError
+from rvos_cache.exchange.export_sola import export_sola
+from rvos_cache.exchange.import_sola import import_sola as import_tracks
+from rvos_cache.extract import extract_text
+from rvos_cache.frames import read_mask_png
+from rvos_cache.store import SelectionCache, TextCache, TrackCache
+from rvos_select import cli
+from rvos_select.checkpoint import run_settings
+from rvos_select.import_sola import import_sola
+from rvos_select.predict import predict
+from rvos_select.selectors.sola import Sola, SolaConfig
+
+WORDS = 64
+CONFIG = SolaConfig(token_channels=256, word_channels=WORDS, width=16, layers=1, negatives=5)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data, SOLA's tracks of both splits and their caches <split>-<kind>.zarr, words <split>-text.zarr, and epoch_3.pth."""
+    out = tmp_path_factory.mktemp("sola")
+    for split, kinds in (("train", ("gt", "grid")), ("valid_u", ("grid", "gdino"))):
+        write_data(out / "data", split)
+        extract_text("mevis", out / "data", split, "hashed", out / f"{split}-text.zarr", overrides={"channels": WORDS})
+        for kind in kinds:
+            write_tracks(out / "sola", kind, split)
+            cache = out / f"{split}-{kind}.zarr"
+            assert not import_tracks(out / "sola", "mevis", out / "data", split, cache, tracks=kind).report.failed
+    torch.save(released(CONFIG), out / "epoch_3.pth")
+    return out
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> Result:
+    """Exit status of rvos-select, and what it wrote to stderr, progress apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rvos-select", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    lines = capsys.readouterr().err.splitlines()
+    return int(stop.value.code or 0), "\n".join(line for line in lines if " to go" not in line)
+
+
+def given(work: Path, option: str, split: str, *kinds: str) -> list[object]:
+    return [w for kind in kinds for w in (option, work / f"{split}-{kind}.zarr")]
+
+
+def test_imported_tracks_are_trained_on_and_scored(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SOLA's own arrangement: ground-truth and grid tracks to train, grid and box tracks to validate and to select among."""
+    tracks, text = given(work, "--cache", "valid_u", "grid", "gdino"), given(work, "--text", "valid_u", "text")
+    words = [*given(work, "--cache", "train", "gt", "grid"), *given(work, "--text", "train", "text")]
+    words += [*given(work, "--valid-cache", "valid_u", "grid", "gdino"), *given(work, "--valid-text", "valid_u", "text")]
+    small = [w for s in ("epochs=2", "batch=video", "optim.lr=1e-3", "config.width=16", "config.layers=1") for w in ("--set", s)]
+    assert run(capsys, "train", *words, *small, "--out", tmp_path / "run") == (0, "")
+    made = ("--run", tmp_path / "run", *tracks, *text)
+    assert run(capsys, "predict", *made, "--out", tmp_path / "s.zarr") == (0, "")
+    selections = ("--selections", tmp_path / "s.zarr", *tracks)
+    assert run(capsys, "merge", *selections, "--top1", "--out", tmp_path / "png") == (0, "")
+    where = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    tables = []
+    for name, scored in {"a": (*where, "--predictions", tmp_path / "png"), "b": (*selections, "--top1")}.items():
+        assert run(capsys, "evaluate", *scored, "--json", tmp_path / name) == (0, "")
+        tables.append(json.loads((tmp_path / name).read_text()))
+    assert tables[0]["jf"] == tables[1]["jf"] and set(tables[0]["expressions"]) == {f"{v}/{e}" for v in VIDEOS for e in SAID}
+    assert 0.05 < tables[0]["jf"] < 1
+    record = run_settings(tmp_path / "run")
+    assert record["resolved"]["label_iou"] == 0.7
+    refused = ("--run", tmp_path / "run", *given(work, "--cache", "train", "gt"), *given(work, "--text", "train", "text"))
+    code, told = run(capsys, "predict", *refused, "--out", tmp_path / "g.zarr")
+    assert code == 1 and "prompted with ground truth are for training" in told
+
+
+def test_a_checkpoint_scores_as_the_plain_implementation(work: Path, tmp_path: Path) -> None:
+    """Selections of the imported run against tensors put through `test_sola`'s loops, expression by expression."""
+    caches, texts = [work / "valid_u-grid.zarr", work / "valid_u-gdino.zarr"], [work / "valid_u-text.zarr"]
+    made = import_sola(work / "epoch_3.pth", tmp_path / "run", caches, texts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = SelectionCache(predict(made, caches, texts, tmp_path / "s.zarr"))
+    state = released(CONFIG)
+    again = Sola.from_pretrained(str(made / "best"))
+    assert {name: tuple(value.shape) for name, value in again.state_dict().items()} == {
+        n: tuple(v.shape) for n, v in state.items()
+    }
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    grid, boxes = (TrackCache(path) for path in caches)
+    for video in VIDEOS:
+        held = grid.tokens(video), boxes.tokens(video), boxes.info(video).prompt
+        for i, (said, words) in enumerate(zip(found.selections(video), TextCache(texts[0]).words(video), strict=True)):
+            tokens = np.concatenate([held[0], held[1][held[2] == i]])
+            vectors = torch.from_numpy(words.vectors.astype(np.float32))
+            logits, _ = reference(state, CONFIG, torch.from_numpy(tokens), vectors)
+            np.testing.assert_allclose(said.scores[said.candidates], torch.sigmoid(logits), atol=1e-5)
+            assert (said.scores[~said.candidates] == 0).all()
+
+
+def test_ask_answers_with_an_imported_run(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint that SOLA's code trained on exported tracks of a tracker of ours: that tracker is run on the video."""
+    where = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u", "--out", tmp_path / "flow.zarr")
+    assert call(monkeypatch, capsys, "extract", *where)[0] == 0
+    (base,) = export_sola(tmp_path / "flow.zarr", tmp_path)
+    assert len(list(base.rglob("*.npy"))) == sum(TrackCache(tmp_path / "flow.zarr").info(v).tracks for v in VIDEOS)
+    words = ("import-sola", work / "epoch_3.pth", "--cache", tmp_path / "flow.zarr", *given(work, "--text", "valid_u", "text"))
+    assert run(capsys, *words, "--out", tmp_path / "run") == (0, "")
+    asked = ("ask", work / "data/valid_u/JPEGImages/a", "the red square", "--run", tmp_path / "run", "--top1")
+    assert run(capsys, *asked, "--out", tmp_path / "ask") == (0, "")
+    assert read_mask_png(tmp_path / "ask/masks/a/0/00000.png", SIZE).any()
+    assert run(capsys, "report", "--run", tmp_path / "run", "--out", tmp_path / "page") == (0, "")
+    code, told = run(capsys, *words, "--out", tmp_path / "run")
+    assert code == 1 and "is there already" in told
+
+
+class Code:
+    """Unpickling it makes the file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
+    """The released tensors with some replaced (__ for .), or left out (None)."""
+    named = {name.replace("__", "."): value for name, value in tensors.items()}
+    return {name: value for name, value in {**released(CONFIG), **named}.items() if value is not None}
+
+
+Write = Callable[[Path], object]
+FAULTS: dict[str, tuple[Write, str]] = {
+    "code": (lambda p: torch.save({"x": Code(p.with_name("ran"))}, p), "cannot be read as tensors alone"),
+    "cut short": (lambda p: p.write_bytes(_bytes(p)[:-3000]), "cannot be read as tensors alone"),
+    "no bytes": (lambda p: p.touch(), "cannot be read as tensors alone"),
+    "not a checkpoint": (lambda p: p.write_text("epoch 3"), "cannot be read as tensors alone"),
+    "absent": (lambda p: None, "no such file"),
+    "a folder": (lambda p: p.mkdir(), "no such file"),
+    "a list": (lambda p: torch.save([torch.zeros(1)], p), "found list"),
+    "nothing": (lambda p: torch.save({}, p), "found none"),
+    "more than tensors": (lambda p: torch.save({"model": released(CONFIG), "epoch": 3}, p), "model: dict, epoch: int"),
+    "a tensor less": (lambda p: torch.save(changed(negative_token__weight=None), p), "negative_token.weight"),
+    "a tensor more": (lambda p: torch.save(changed(classifier=torch.zeros(1)), p), "unexpected 1 (classifier)"),
+    "no convolution": (lambda p: torch.save(changed(short_motion_encoder__0__weight=None), p), "short_motion_encoder.0.weight"),
+    "another shape": (
+        lambda p: torch.save(changed(short_motion_encoder__20__bias=torch.zeros(7)), p),
+        "short_motion_encoder.20.bias has shape (7,)",
+    ),
+    "a width that no norm takes": (lambda p: torch.save(changed(negative_token__weight=torch.zeros(5, 12)), p), "multiple of 8"),
+    "not finite": (lambda p: torch.save(changed(negative_token__weight=torch.full((5, WORDS), torch.nan)), p), "finite numbers"),
+    "whole numbers": (
+        lambda p: torch.save(changed(negative_token__weight=torch.zeros(5, WORDS, dtype=torch.int)), p),
+        "finite numbers",
+    ),
+    "tokens of other channels": (
+        lambda p: torch.save(released(CONFIG.model_copy(update={"token_channels": 12})), p),
+        "reads tokens of 12 channels, those of sola have 256",
+    ),
+    "words of other channels": (
+        lambda p: torch.save(released(CONFIG.model_copy(update={"word_channels": 32})), p),
+        "reads words of 32 channels, those of hashed have 64",
+    ),
+}  # fmt: skip
+
+
+def _bytes(path: Path) -> bytes:
+    torch.save(released(CONFIG), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_a_file_that_is_no_checkpoint_is_one_line(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    write, says = FAULTS[fault]
+    write(tmp_path / "epoch_1.pth")
+    words = (*given(work, "--cache", "valid_u", "grid"), *given(work, "--text", "valid_u", "text"))
+    code, told = run(capsys, "import-sola", tmp_path / "epoch_1.pth", *words, "--out", tmp_path / "run")
+    assert code == 1 and told.startswith(f"error: {tmp_path / 'epoch_1.pth'}: ") and says in told, told
+    assert told.count("\n") == 0 and {p.name for p in tmp_path.iterdir()} <= {"epoch_1.pth"}
+
+
+def test_words_of_solas_encoder_are_the_default(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = [work / "valid_u-grid.zarr"]
+
+    def refused(*given: object, **options: object) -> object:
+        raise InputError("text checkpoint 'sentence-transformers/all-roberta-large-v1' cannot be loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rvos_cache.text.roberta.load_processor", refused)
+        with pytest.raises(InputError, match=r"all-roberta-large-v1' cannot be loaded; or give words .* --text"):
+            import_sola(work / "epoch_3.pth", tmp_path / "run", caches)
+    assert not (tmp_path / "run").exists()
