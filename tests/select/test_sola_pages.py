@@ -177,8 +177,6 @@ def test_the_page_of_the_zero_shot_table_scores_what_it_has_not_seen(
     assert list(record["sets"]) == ["mevis/train"]
     files = {name: tmp_path / f"out/metrics/{name}.json" for name in ("ref-youtube-vos", "ref-davis17")}
     scores = {name: json.loads(path.read_text()) for name, path in files.items()}
-        name: json.loads((tmp_path / f"out/metrics/{name}.json").read_text()) for name in ("ref-youtube-vos", "ref-davis17")
-    }
     assert scores["ref-davis17"]["protocol"] == "davis-unsupervised" and len(scores["ref-davis17"]["objects"]) == 4
     assert scores["ref-youtube-vos"]["split"] == "held_out" and len(scores["ref-youtube-vos"]["expressions"]) == 4
     for name, first in (("ref-youtube-vos", "Annotations/hidden/0/00000.png"), ("ref-davis17", "anno_0/d0/00000.png")):
