@@ -1,0 +1,293 @@
+"""DMVS: decoupled motion expression video segmentation on a frozen VITA (Fang et al., CVPR 2025).
+
+Frame and video queries of the segmenter meet static and motion words; its best video queries become motion queries, which a
+decoder classifies as referred or not and gives masks. What the paper leaves open follows the code of its relatives (MeViS's
+LMPM, DsHmp, VITA) and is a setting. Letters as in ARCHITECTURE; Nv video queries, Cm mask channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rvos_cache.store import Card
+from rvos_select.data import Batch
+from rvos_select.matching import assign, counted_costs
+from rvos_select.selectors.dmvs_config import DmvsConfig
+from rvos_select.selectors.dmvs_layers import (
+    MaskMlp,
+    MotionExpressionEncoder,
+    MotionQueryLayer,
+    TextProjection,
+    masked_mean,
+)
+from rvos_select.selectors.dmvs_masks import drawn, in_input, mask_logits, pair_losses, point_costs
+from rvos_select.selectors.dmvs_vita import FrozenVita
+from rvos_select.selectors.hub import HubSelector, checked_config
+
+REFERRED, NO_OBJECT = 0, 1
+
+
+class Decoded(NamedTuple):
+    """What heads and losses read. layers: (layers, B, Q, C) after the shared norm; real: bool (B, Q); began: int64 (B, Q), the
+    video query, or with frozen masks the track, that each motion query began as; None where it is not one."""
+
+    layers: Tensor
+    real: Tensor
+    began: Tensor | None
+
+
+class Dmvs(HubSelector):
+    """Scores motion queries and draws their masks, or with masks=frozen scores the cache's tracks."""
+
+    Config = DmvsConfig
+    threshold = 0.7
+
+    def __init__(self, config: DmvsConfig | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = c = checked_config(DmvsConfig, config)
+        self.word_projection = TextProjection(c.word_channels, c.width, c.dropout)
+        own = c.sentence == "mean_own"
+        self.sentence_projection = TextProjection(c.word_channels, c.width, c.dropout) if own else None
+        self.encoder = MotionExpressionEncoder(c.width, c.mee_form, c.mee_static, c.mee_motion) if c.mee else None
+        self.motion_query = nn.Embedding(c.motion_queries, c.width) if c.init == "random" else None
+        self.position = nn.Embedding(c.motion_queries, c.width) if c.position == "rank" else None
+        videos = c.init != "video" if c.video_attention is None else c.video_attention
+        self.decoder = nn.ModuleList(MotionQueryLayer(c.width, c.hidden, videos) for _ in range(c.layers))
+        self.decoder_norm = nn.LayerNorm(c.width)
+        self.class_head = nn.Linear(c.width, 2)
+        self.mask_head = MaskMlp(c.width, c.token_channels) if c.masks == "drawn" else None
+        self._vita: FrozenVita | None = None
+        self._untrained = True
+        self.register_load_state_dict_post_hook(_trained)  # type: ignore[no-untyped-call]
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """The parts of a Batch that it reads; after `bind`."""
+        always = ("spans", "static_words", "motion_words", "frames.q_f")
+        if self.config.masks == "frozen":
+            return (*always, "features.q_v", "features.logits", "features.query", "overlap")
+        basis = ("features.mask_basis",) if self._vita is not None and self._vita.low_rank else ()
+        return (*always, "frames.f_mask", *basis, "truth")
+
+    @property
+    def draws(self) -> bool:
+        """Its logits are of queries with masks of their own, not of the tracks."""
+        return self.config.masks == "drawn"
+
+    @property
+    def lowest(self) -> float:
+        """Score below which a query is drawn only where it is an expression's best."""
+        return self.config.lowest
+
+    def bind(self, cards: Sequence[Card]) -> None:
+        """Load VITA's frozen head, where it is run, from the checkpoint that the caches' cards name, and compare its digest.
+
+        Raises InputError for caches that are not of one VITA, or a checkpoint that is not theirs any more.
+        """
+        c = self.config
+        if c.masks == "frozen":
+            return
+        self._vita = FrozenVita.of(cards, c.width, c.token_channels)
+        self._vita.head.to(self.class_head.weight.device)
+        if c.mask_init == "vita" and self._untrained and self.mask_head is not None:
+            mine = [layer for layer in self.mask_head if isinstance(layer, nn.Linear)]
+            for layer, theirs in zip(mine, self._vita.head.mask_embed.layers):
+                layer.load_state_dict(theirs.state_dict())
+
+    @property
+    def vita(self) -> FrozenVita:
+        """The frozen head. Raises ValueError before `bind`."""
+        if self._vita is None:
+            raise ValueError("DMVS wants bind(cards) of its caches before it sees a batch")
+        return self._vita
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # The frozen head is no submodule, so that it is neither counted nor saved; it goes where the module goes.
+        if self._vita is not None:
+            self._vita.head._apply(fn)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, Q) of the last layer, the best class score's query first, or with frozen masks (B, N); their sigmoid is the
+        softmax's probability of "referred". A track that is no candidate has 0, one that has no motion query -inf."""
+        found = self.decode(batch)
+        scores = self.class_head(found.layers[-1]).float()
+        logits: Tensor = scores[..., REFERRED] - scores[..., NO_OBJECT]
+        if self.draws:
+            return logits
+        assert found.began is not None
+        out = torch.zeros(batch.track_mask.shape, device=logits.device).masked_fill(batch.track_mask, -torch.inf)
+        return out.scatter(1, found.began, torch.where(found.real, logits, out.gather(1, found.began)))
+
+    @torch.no_grad()
+    def draw(self, batch: Batch, wanted: Tensor) -> Iterator[Tensor]:
+        """The masks of the K queries `wanted` bool (B, Q), row by row: bool (K, t, H, W), one chunk of frames after another.
+
+        The expressions are of one video. Raises ValueError for several, or with frozen masks.
+        """
+        if self.mask_head is None or len(batch.tokens) != 1:
+            raise ValueError(f"masks={self.config.masks}, {len(batch.tokens)} videos: wanted a module that draws, and one video")
+        embed = self._in_basis(self.mask_head(self.decode(batch).layers[-1][wanted]), batch, 0)
+        yield from drawn(embed, batch.frames["f_mask"][0], self.vita.geometry(batch.sizes[0]), self.config.chunk)
+
+    def decode(self, batch: Batch) -> Decoded:
+        """The motion queries after each layer."""
+        c = self.config
+        words, mask, sentence, said = self._text(batch)
+        q_f = torch.stack([frames[:] for frames in batch.frames["q_f"]]).to(words.device).float()
+        q_v, scores = self._video_queries(batch, q_f)
+        b = len(words)
+        expression = sentence[:, None]
+        if self.encoder is not None:
+            static, motion = self._cues(batch, said)
+            cues = torch.cat([words, expression], 1)
+            expression = self.encoder(expression, cues, static, motion, q_f, batch.frame_mask, q_v)
+        x, real, began = self._motion_queries(batch, sentence, q_v, scores)
+        position = None if self.position is None else self.position.weight[: x.shape[1]]
+        if c.position == "query":
+            assert began is not None
+            position = self.vita.head.query_embed.weight[began]
+        seen = None if bool(real.all()) else real
+        layers = []
+        for layer in self.decoder:
+            x = layer(x, words, mask, expression, q_v.expand(b, -1, -1), position, seen)
+            layers.append(self.decoder_norm(x))
+        return Decoded(torch.stack(layers), real, began)
+
+    def _text(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """F_w (B, L, C), its mask, F_se (B, C), and which words are none of the encoder's special ones, bool (B, L)."""
+        words = batch.words[:, : self.config.longest].to(self.class_head.weight.dtype)
+        mask = batch.word_mask[:, : self.config.longest]
+        assert batch.spans is not None
+        spans = batch.spans[:, : self.config.longest]
+        said = mask & (spans[..., 1] > spans[..., 0])
+        mean = masked_mean(words, torch.where(said.any(1, keepdim=True), said, mask))
+        projection = self.word_projection if self.sentence_projection is None else self.sentence_projection
+        return self.word_projection(words), mask, projection(mean), said
+
+    def _cues(self, batch: Batch, said: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks (B, L + 1) of static and of motion cues; the last place is the sentence."""
+        assert batch.static_words is not None and batch.motion_words is not None
+        motion = batch.motion_words[:, : said.shape[1]] & said
+        static = said & (~motion if self.config.cues == "dshmp" else batch.static_words[:, : said.shape[1]])
+        static, motion = (F.pad(cue, (0, 1), value=self.config.append_sentence) for cue in (static, motion))
+        return static, motion
+
+    def _video_queries(self, batch: Batch, q_f: Tensor) -> tuple[Tensor, Tensor]:
+        """Video queries (A, Nv, C) and their class scores (A, Nv), A being B or 1. Frozen masks are those of the whole video's
+        queries, and a clip's queries need not mean the same objects."""
+        if self.draws:
+            return self.vita.video_queries(q_f, batch.frame_mask)
+        return batch.features["q_v"].float(), batch.features["logits"].float().softmax(-1)[..., :-1].amax(-1)
+
+    def _motion_queries(
+        self, batch: Batch, sentence: Tensor, q_v: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """First motion queries (B, Q, C), `real` and `began` of `Decoded`; Eqs. 5 to 7."""
+        b, wanted = len(sentence), self.config.motion_queries
+        if self.config.init != "video":
+            x = sentence[:, None] if self.motion_query is None else self.motion_query.weight.expand(b, -1, -1)
+            return x.expand(-1, wanted, -1), torch.ones(b, wanted, dtype=torch.bool, device=x.device), None
+        query = torch.arange(scores.shape[1], device=scores.device)[None] if self.draws else batch.features["query"].long()
+        real = torch.ones_like(query, dtype=torch.bool) if self.draws else batch.track_mask
+        ranked = scores.gather(1, query.expand(len(scores), -1)).expand(b, -1).masked_fill(~real, -torch.inf)
+        began = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :wanted]
+        chosen = query.expand(b, -1).gather(1, began)
+        x = q_v.expand(b, -1, -1).gather(1, chosen[..., None].expand(-1, -1, q_v.shape[-1]))
+        return x, real.expand(b, -1).gather(1, began), began
+
+    def _in_basis(self, embed: Tensor, batch: Batch, place: int) -> Tensor:
+        """Mask embeddings (..., Cm) as the cache's mask features want them: as they are, or in its low-rank basis (..., r)."""
+        basis = batch.features.get("mask_basis")
+        return embed if basis is None else embed.float() @ basis[min(place, len(basis) - 1)].to(embed.device)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars: "loss" = class_weight · "class" + bce_weight · "bce" + dice_weight · "dice", each summed over the decoder's
+        layers. "class" is the mean over the expressions, the other two over the objects of the batch; frozen masks have neither.
+
+        Raises ValueError without the answers that it reads.
+        """
+        c = self.config
+        answers = batch.truth if self.draws else batch.overlap
+        if answers is None:
+            raise ValueError("DMVS's loss wants Batch.truth, or with masks=frozen Batch.overlap; this split hides its answers")
+        found = self.decode(batch)
+        layers = found.layers if c.deep_supervision else found.layers[-1:]
+        with torch.autocast(layers.device.type, enabled=False):
+            classes = _in_float(self.class_head, layers)
+            labels = torch.full(classes.shape[:-1], NO_OBJECT, device=layers.device)
+            if not self.draws:
+                self._match_tracks(batch, found, classes, labels)
+                value = self._class_loss(classes, labels, found.real, batch.word_mask.any(1))
+                return {"loss": c.class_weight * value, "class": value}
+            embed = _in_float(self.mask_head, layers)
+            bce, dice = self._match_masks(batch, classes, embed, labels)
+            value = self._class_loss(classes, labels, found.real, batch.word_mask.any(1))
+            loss = c.class_weight * value + c.bce_weight * bce + c.dice_weight * dice
+            return {"loss": loss, "class": value, "bce": bce, "dice": dice}
+
+    def _class_loss(self, classes: Tensor, labels: Tensor, real: Tensor, counted: Tensor) -> Tensor:
+        """Cross-entropy of classes (layers, B, Q, 2): the weighted mean over an expression's queries, the mean over expressions,
+        the sum over layers."""
+        each = F.cross_entropy(classes.movedim(-1, 1), labels, reduction="none")
+        weight = torch.where(labels == NO_OBJECT, self.config.no_object_weight, 1.0) * (real & counted[:, None])
+        means = (each * weight).sum(-1) / weight.sum(-1).clamp(min=self.config.no_object_weight)
+        return means.sum() / counted.sum().clamp(min=1)
+
+    def _match_tracks(self, batch: Batch, found: Decoded, classes: Tensor, labels: Tensor) -> None:
+        """Mark the matched queries in labels (layers, B, Q), costs from the cache's counts of binary masks."""
+        c = self.config
+        assert batch.overlap is not None and found.began is not None
+        for b, overlap in enumerate(batch.overlap):
+            queries = found.real[b].nonzero()[:, 0]
+            tracks = found.began[b, queries].cpu().numpy()
+            dice, iou = (torch.from_numpy(cost[tracks]) for cost in counted_costs(overlap))
+            masks = c.cost_dice * dice + c.cost_iou * iou
+            # An object that is in none of the frames is nobody's.
+            visible = torch.from_numpy((overlap.gt_area[:, overlap.annotated] > 0).any(1)).nonzero()[:, 0]
+            for layer, scores in enumerate(classes[:, b, queries]):
+                cost = masks - c.cost_class * scores.detach().softmax(-1)[:, REFERRED].cpu()[:, None]
+                rows, columns = assign(cost[:, visible])
+                good = 1 - iou[rows, visible[columns]] > c.least_iou if c.least_iou else torch.ones(len(rows), dtype=torch.bool)
+                labels[layer, b, queries[rows[good].to(queries.device)]] = REFERRED
+
+    def _match_masks(self, batch: Batch, classes: Tensor, embed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mark the matched queries in labels (layers, B, Q); BCE and Dice of the matched masks, embed (layers, B, Q, Cm)."""
+        c = self.config
+        assert batch.truth is not None
+        bce, dice, objects = embed.new_zeros(()), embed.new_zeros(()), 0
+        lead = len(batch.tokens)
+        for b, masks in enumerate(batch.truth):
+            place = min(b, lead - 1)
+            seen = masks[masks.flatten(1).any(1)]
+            objects += len(seen)
+            if not len(seen):
+                continue
+            truth = in_input(seen, self.vita.geometry(batch.sizes[place])).to(embed.device)
+            features = batch.frames["f_mask"][place][:].to(embed.device)
+            mine = self._in_basis(embed[:, b], batch, place)
+            mask_costs = point_costs(mine.detach().flatten(0, 1), features, truth, c.points)
+            costs = (c.cost_bce * mask_costs[0] + c.cost_dice * mask_costs[1]).reshape(*mine.shape[:2], -1)
+            costs = costs - c.cost_class * classes[:, b].detach().softmax(-1)[..., REFERRED, None]
+            chosen, columns = zip(*(assign(cost) for cost in costs))
+            for layer, rows in enumerate(chosen):
+                labels[layer, b, rows] = REFERRED
+            pairs = torch.cat([own[rows] for own, rows in zip(mine, chosen)])
+            found = pair_losses(mask_logits(pairs, features), truth[torch.cat(columns)], c.points)
+            bce, dice = bce + found[0], dice + found[1]
+        return bce / max(objects, 1), dice / max(objects, 1)
+
+
+def _in_float(head: nn.Module | None, x: Tensor) -> Tensor:
+    assert head is not None
+    found: Tensor = head(x.float())
+    return found
+
+
+def _trained(module: nn.Module, _: Any) -> None:
+    module._untrained = False  # type: ignore[assignment]

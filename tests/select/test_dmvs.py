@@ -1,0 +1,462 @@
+"""DMVS against an implementation of one expression at a time with loops, and against its own definitions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_dmvs import SIZE, SMALL, VITA, batch, dmvs, rows, single
+from tiny_vita import CHANNELS, SIZES
+from torch import Tensor
+from torch.nn import functional as F
+
+from rvos_cache.errors import InputError
+from rvos_cache.settings import build
+from rvos_select.data import Batch
+from rvos_select.matching import assign, counted_costs
+from rvos_select.selectors.dmvs import Dmvs
+from rvos_select.selectors.dmvs_config import DmvsConfig
+from rvos_select.selectors.dmvs_masks import in_input, mask_logits
+from rvos_select.selectors.dmvs_vita import FrozenVita
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+CONFIGS: list[dict[str, Any]] = [
+    {},
+    {"init": "random", "mee": False},
+    {"mee": False},
+    {"mee_static": False, "mee_motion": False},
+    {"mee_motion": False, "mee_form": "literal"},
+    {"init": "text", "cues": "dshmp"},
+    {"position": "query", "sentence": "mean_shared", "append_sentence": False},
+    {"position": "none", "motion_queries": 20, "video_attention": True},
+    {"masks": "frozen"},
+]
+NAMES = [",".join(f"{k}={v}" for k, v in c.items()) or "paper" for c in CONFIGS]
+
+
+@pytest.fixture(params=CONFIGS, ids=NAMES)
+def model(request: pytest.FixtureRequest) -> Dmvs:
+    return dmvs(**request.param)
+
+
+def norm(s: dict[str, Tensor], name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
+    return x * s[f"{name}.weight"] + s[f"{name}.bias"]
+
+
+def attend(s: dict[str, Tensor], name: str, x: Tensor, memory: Tensor, position: Tensor | None = None) -> Tensor:
+    """One block: x (Q, C), memory (K, C), position (Q, C) for self-attention."""
+    d, heads = x.shape[1], 8
+    query, key = (x, memory) if position is None else (x + position, memory + position)
+    weights, biases = s[f"{name}.attention.in_proj_weight"].chunk(3), s[f"{name}.attention.in_proj_bias"].chunk(3)
+    q, k, v = (y @ w.T + b for y, w, b in zip((query, key, memory), weights, biases))
+    out = []
+    for h in range(heads):
+        at = slice(h * d // heads, (h + 1) * d // heads)
+        out.append((q[:, at] @ k[:, at].T / math.sqrt(d // heads)).softmax(-1) @ v[:, at])
+    read = torch.cat(out, -1) @ s[f"{name}.attention.out_proj.weight"].T + s[f"{name}.attention.out_proj.bias"]
+    return norm(s, f"{name}.norm", x + read)
+
+
+def literal(x: Tensor, memory: Tensor) -> Tensor:
+    """Eqs. 1 to 4 as printed."""
+    return x + (x @ memory.T / math.sqrt(x.shape[1])).softmax(-1) @ memory
+
+
+def project(s: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return norm(s, f"{name}.1", x @ s[f"{name}.0.weight"].T + s[f"{name}.0.bias"], 1e-12)
+
+
+def reference(model: Dmvs, x: Batch) -> list[Tensor]:
+    """The motion queries (Q, C) after each layer, of a batch of one expression without padding."""
+    s, c = model.state_dict(), model.config
+    words, said = x.words[0], x.spans[0, :, 1] > x.spans[0, :, 0]
+    mean = words[said].mean(0) if said.any() else words.mean(0)
+    f_w = project(s, "word_projection", words)
+    f_se = project(s, "word_projection" if c.sentence == "mean_shared" else "sentence_projection", mean[None])
+    q_f = x.frames["q_f"][0][:].flatten(0, 1)
+    if c.masks == "frozen":
+        q_v, scores = x.features["q_v"][0], x.features["logits"][0].softmax(-1)[:, :-1].max(-1).values
+        pool = x.features["query"][0].long()
+    else:
+        found = VITA.head(x.frames["q_f"][0][:][None])
+        q_v, scores = found.q_v[0], found.logits[0].softmax(-1)[:, :-1].max(-1).values
+        pool = torch.arange(len(q_v))
+    f_me = f_se
+    if c.mee:
+        motion = x.motion_words[0] & said
+        static = said & ~motion if c.cues == "dshmp" else x.static_words[0] & said
+        see_f, see_v = q_f, q_v
+        for part, chosen in (("static", static), ("motion", motion)):
+            cues = torch.cat([f_w[chosen], f_se]) if c.append_sentence else f_w[chosen]
+            if getattr(c, f"mee_{part}") and len(cues):
+                old = see_f if part == "static" else see_v
+                new = literal(old, cues) if c.mee_form == "literal" else attend(s, f"encoder.{part}", old, cues)
+                see_f, see_v = (new, see_v) if part == "static" else (see_f, new)
+        for part, memory in (("frames", see_f), ("videos", see_v)):
+            f_me = literal(f_me, memory) if c.mee_form == "literal" else attend(s, f"encoder.{part}", f_me, memory)
+    best = sorted(pool.tolist(), key=lambda q: -scores[q].item())[: c.motion_queries]
+    starts = {"video": q_v[best], "text": f_se.repeat(c.motion_queries, 1), "random": s.get("motion_query.weight")}
+    q = starts[c.init]
+    position = {"rank": s.get("position.weight"), "query": VITA.head.query_embed.weight[best], "none": None}[c.position]
+    position = None if position is None else position[: len(q)]
+    layers = []
+    for i in range(c.layers):
+        q = attend(s, f"decoder.{i}.sentence", attend(s, f"decoder.{i}.words", q, f_w), f_me)
+        if f"decoder.{i}.videos.norm.weight" in s:
+            q = attend(s, f"decoder.{i}.videos", q, q_v)
+        q = attend(s, f"decoder.{i}.others", q, q, position)
+        hidden = F.relu(q @ s[f"decoder.{i}.feed.linear1.weight"].T + s[f"decoder.{i}.feed.linear1.bias"])
+        q = norm(
+            s,
+            f"decoder.{i}.feed.norm",
+            q + hidden @ s[f"decoder.{i}.feed.linear2.weight"].T + s[f"decoder.{i}.feed.linear2.bias"],
+        )
+        layers.append(norm(s, "decoder_norm", q))
+    return layers
+
+
+def test_equals_the_plain_implementation(model: Dmvs) -> None:
+    x = batch()
+    found = model.decode(x)
+    with torch.no_grad():
+        for b in range(3):
+            for ours, plain in zip(found.layers[:, b], reference(model, single(x, b))):
+                torch.testing.assert_close(ours, plain, **CLOSE)
+
+
+def test_the_paper_settings_have_its_size() -> None:
+    """Acceptance test 4. The paper says 12.7 M (Table 8); the frozen head is neither counted nor saved."""
+    model = Dmvs(DmvsConfig())
+    assert sum(p.numel() for p in model.parameters()) == 12_707_586
+    bound = dmvs()
+    before = sum(p.numel() for p in bound.parameters())
+    bound._vita = None
+    assert sum(p.numel() for p in bound.parameters()) == before == sum(v.numel() for v in dmvs().state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        ({"mee_form": "literal"}, -4 * 263_680),
+        ({"mee": False}, -4 * 263_680),
+        ({"mee_static": False}, -263_680),
+        ({"init": "text"}, 6 * 263_680),
+        ({"init": "random"}, 6 * 263_680 + 20 * 256),
+        ({"init": "random", "video_attention": False}, 20 * 256),
+        ({"motion_queries": 100}, 80 * 256),
+        ({"position": "query"}, -20 * 256),
+        ({"sentence": "mean_shared"}, -197_376),
+        ({"masks": "frozen"}, -197_376),
+        ({"hidden": 1024}, -6 * 1024 * 513),
+    ],
+)
+def test_every_row_of_the_tables_is_a_setting(values: dict[str, Any], more: int) -> None:
+    """Sizes of the parts as the design's section 1.3 counts them."""
+    with torch.device("meta"):
+        model = Dmvs(build(DmvsConfig, values, "settings"))
+    assert sum(p.numel() for p in model.parameters()) == 12_707_586 + more
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"masks": "frozen", "init": "random"}, "masks=frozen"),
+        ({"init": "text", "position": "none"}, "position"),
+        ({"init": "random", "position": "query"}, "position"),
+        ({"mee": False, "mee_static": False}, "mee_static"),
+        ({"width": 100}, "multiple of 8"),
+        ({"n_m": 3}, "no setting 'n_m'.*motion_queries"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as fault:
+        build(DmvsConfig, values, "settings")
+    assert "\n" not in str(fault.value)
+
+
+def test_padding_changes_nothing(model: Dmvs) -> None:
+    """Of T, N, L and B: the first expression is long in all three, the others are cut."""
+    x = batch(4, t=8, length=6)
+    x.frame_mask[1, 5:] = x.word_mask[2, 3:] = x.track_mask[3, 4:] = False
+    x.frame_mask[2, 1:] = False
+    x.words[2, 3:] = 40.0
+    for arrays in x.frames.values():
+        arrays[1][5:], arrays[2][1:] = 9.0, -9.0
+    found = model(x)
+    for b in range(4):
+        one = model(single(x, b))[0]
+        torch.testing.assert_close(found[b, x.track_mask[b]] if not model.draws else found[b], one, **CLOSE)
+
+
+def test_the_order_of_expressions_is_theirs(model: Dmvs) -> None:
+    x, order = batch(4), [2, 0, 3, 1]
+    torch.testing.assert_close(model(rows(x, order)), model(x)[order], **CLOSE)
+    if not model.draws:
+        torch.testing.assert_close(model.loss(rows(x, order)), model.loss(x), **CLOSE)
+
+
+def test_expressions_of_a_video_together_equal_one_by_one(model: Dmvs) -> None:
+    x = batch(4, shared=True)
+    x.word_mask[1, 3:] = False
+    x.track_mask[2, 1] = False
+    for b in range(4):
+        one = model(single(x, b))[0]
+        torch.testing.assert_close(model(x)[b, x.track_mask[b]] if not model.draws else model(x)[b], one, **CLOSE)
+
+
+def test_a_long_video_s_expressions_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = dmvs(), batch(5, shared=True)
+    whole = model(x)
+    monkeypatch.setattr("rvos_select.selectors.dmvs_layers.LARGEST", 2 * 7 * SIZES.frame_queries)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), whole, **CLOSE)
+
+
+def test_one_key_leaves_its_queries_no_gradient() -> None:
+    """Acceptance test 5: the softmax over F_me alone is 1 whatever the query; so the paper has it."""
+    model = dmvs()
+    x = batch()
+    torch.manual_seed(0)
+    model.loss(x)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        assert grad is not None, name
+        if ".sentence.attention.in_proj" in name:
+            query, key, value = grad.chunk(3)
+            assert query.abs().max() < 1e-6 * value.abs().max() and key.abs().max() < 1e-6 * value.abs().max(), name
+        else:
+            assert grad.abs().sum() > 0, name
+
+
+def test_scores_are_the_softmax_s() -> None:
+    model, x = dmvs(), batch()
+    layers = model.decode(x).layers
+    torch.testing.assert_close(model(x).sigmoid(), model.class_head(layers[-1]).softmax(-1)[..., 0])
+
+
+def test_no_word_of_a_kind_and_no_word_at_all(model: Dmvs) -> None:
+    x = batch()
+    x.motion_words[0] = x.static_words[0] = False
+    assert x.spans is not None
+    x.spans[1] = 0
+    found = model.decode(x)
+    torch.testing.assert_close(found.layers[:, 0], torch.stack(reference(model, single(x, 0))), **CLOSE)
+    torch.testing.assert_close(found.layers[:, 1], torch.stack(reference(model, single(x, 1))), **CLOSE)
+    losses = model.loss(x)
+    assert all(v.isfinite() for v in losses.values())
+
+
+def test_words_beyond_the_longest_are_cut_with_their_tags() -> None:
+    model, x = dmvs(longest=3), batch(length=6)
+    short = replace(
+        x, **{name: getattr(x, name)[:, :3] for name in ("words", "word_mask", "spans", "static_words", "motion_words")}
+    )
+    torch.testing.assert_close(model(x), dmvs()(short))
+
+
+def test_masks_are_drawn_in_chunks_at_the_frames_size() -> None:
+    """Eq. 10 by a loop over queries and frames; bilinear to the input, without its padding, bilinear to the frame."""
+    x = batch(2, t=7, shared=True)
+    wanted = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    model = dmvs(chunk=3)
+    chunks = list(model.draw(x, wanted))
+    assert [chunk.shape[1] for chunk in chunks] == [3, 3, 1]
+    found = torch.cat(chunks, 1)
+    assert found.shape == (3, 7, *SIZE) and found.dtype == torch.bool
+    geometry = VITA.geometry(SIZE)
+    with torch.no_grad():
+        embed = model.mask_head(model.decode(x).layers[-1])[wanted]
+    for k in range(3):
+        for t in range(7):
+            logits = (x.frames["f_mask"][0][:][t].float() @ embed[k])[None, None]
+            full = F.interpolate(logits, geometry.padded, mode="bilinear")[..., : geometry.resized[0], : geometry.resized[1]]
+            assert (found[k, t] == (F.interpolate(full, SIZE, mode="bilinear")[0, 0] > 0)).float().mean() > 0.999
+    assert 0.05 < found.float().mean() < 0.95
+    assert [c.shape for c in model.draw(x, torch.zeros(2, 4, dtype=torch.bool))] == [(0, 3, *SIZE)] * 2 + [(0, 1, *SIZE)]
+    with pytest.raises(ValueError, match="one video"):
+        next(model.draw(batch(2), wanted))
+    with pytest.raises(ValueError, match="frozen"):
+        next(dmvs(masks="frozen").draw(x, wanted))
+
+
+def test_a_basis_turns_embeddings_into_coordinates() -> None:
+    """Low-rank mask features F W under (mask_basis)ᵀ e are the full ones where F lies in the basis."""
+    x, model = batch(2, shared=True), dmvs()
+    basis, _ = torch.linalg.qr(torch.randn(CHANNELS, 8, generator=torch.Generator().manual_seed(4)))
+    low = torch.randn(*x.frames["f_mask"][0][:].shape[:3], 8, generator=torch.Generator().manual_seed(5))
+    full = replace(x, frames={**x.frames, "f_mask": (low @ basis.T,)})
+    held = replace(x, frames={**x.frames, "f_mask": (low,)}, features={**x.features, "mask_basis": basis[None]})
+    wanted = torch.ones(2, 4, dtype=torch.bool)
+    a, b = (torch.cat(list(model.draw(y, wanted)), 1) for y in (full, held))
+    assert (a == b).float().mean() > 0.999
+    losses = []
+    for y in (full, held):
+        torch.manual_seed(0)
+        losses.append(model.loss(y))
+    torch.testing.assert_close(losses[0], losses[1], **CLOSE)
+
+
+def test_gradients_through_mask_logits_are_autograd_s() -> None:
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 4, 5, 8, generator=g).half()
+    embed, wanted = (torch.randn(2, 8, generator=g).requires_grad_() for _ in range(2))
+    with torch.no_grad():
+        wanted.copy_(embed)
+    weight = torch.randn(2, 3, 4, 5, generator=g)
+    plain = torch.einsum("kc,thwc->kthw", wanted, features.float())
+    torch.testing.assert_close(mask_logits(embed, features), plain)
+    (mask_logits(embed, features) * weight).sum().backward()
+    (plain * weight).sum().backward()
+    torch.testing.assert_close(embed.grad, wanted.grad)
+
+
+def test_truth_lies_in_the_input_as_its_image_does() -> None:
+    geometry = VITA.geometry(SIZE)
+    masks = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
+    masks[..., :12, 20:] = True
+    found = in_input(masks, geometry)[0, 0]
+    h, w = geometry.resized
+    assert found.shape == geometry.padded
+    assert found[h:].sum() == found[:, w:].sum() == 0
+    assert found[: h // 2 - 1, w // 2 + 1 : w].all() and not found[:, : w // 2 - 1].any()
+
+
+def test_a_perfect_answer_has_the_least_loss() -> None:
+    """Masks of one-hot features and embeddings that pick them: every object is matched by its own query."""
+    x = batch(1, t=2, objects=2)
+    model = dmvs(points=400, bce_weight=1.0, dice_weight=1.0)
+    geometry = VITA.geometry(SIZE)
+    truth = torch.zeros(2, 2, *SIZE, dtype=torch.bool)
+    truth[0, :, 4:12, 4:16] = truth[1, :, 12:20, 20:36] = True
+    small = F.interpolate(in_input(truth, geometry), geometry.cells, mode="area").movedim(0, -1)
+    features = torch.zeros(2, *geometry.cells, CHANNELS)
+    features[..., :2] = 60 * (small - 0.5)
+    x = replace(x, truth=(truth,), frames={**x.frames, "f_mask": (features,)})
+    embed = torch.zeros(1, 1, 4, CHANNELS)
+    embed[0, 0, 3, 0] = embed[0, 0, 1, 1] = 1
+    embed[0, 0, 0, 2] = embed[0, 0, 2, 2] = 1
+    labels = torch.full((1, 1, 4), 1)
+    bce, dice = model._match_masks(x, torch.zeros(1, 1, 4, 2), embed, labels)
+    assert labels.tolist() == [[[1, 0, 1, 0]]]
+    assert bce < 1.0 and dice < 0.2
+    far = model._match_masks(x, torch.zeros(1, 1, 4, 2), -embed, torch.full((1, 1, 4), 1))
+    assert far[0] > 2 * bce and far[1] > 2 * dice
+
+
+def test_an_object_that_is_in_no_frame_of_the_clip_is_nobody_s() -> None:
+    x, model = batch(2), dmvs(deep_supervision=False)
+    assert x.truth is not None
+    gone = (torch.cat([x.truth[0], torch.zeros_like(x.truth[0][:1])]), x.truth[1])
+    one, two = [], []
+    for seen, out in ((x, one), (replace(x, truth=gone), two)):
+        torch.manual_seed(1)
+        out.append(model.loss(seen))
+    torch.testing.assert_close(one[0], two[0])
+
+
+def test_an_expression_of_nothing_trains_no_mask_and_scores_all_negative() -> None:
+    x = batch(1, objects=0)
+    model = dmvs(deep_supervision=False)
+    losses = model.loss(x)
+    assert losses["bce"] == losses["dice"] == 0
+    torch.testing.assert_close(losses["class"], F.softplus(model(x)[0]).mean())
+    losses["loss"].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_class_loss_by_hand() -> None:
+    """Two expressions, one layer; weights 1 and 0.1; the mean within, then over expressions; a padded query counts nowhere."""
+    model = dmvs()
+    classes = torch.tensor([[[[2.0, 0.0], [0.0, 0.0], [5.0, 5.0]], [[0.0, 1.0], [1.0, 0.0], [0.0, 3.0]]]])
+    labels = torch.tensor([[[0, 1, 0], [1, 1, 0]]])
+    real = torch.tensor([[True, True, False], [True, True, True]])
+
+    def nll(a: float, b: float) -> float:
+        return math.log(1 + math.exp(b - a))
+
+    first = (nll(2, 0) + 0.1 * nll(0, 0)) / 1.1
+    second = (0.1 * nll(1, 0) + 0.1 * nll(0, 1) + nll(0, 3)) / 1.2
+    both = torch.tensor([True, True])
+    assert model._class_loss(classes, labels, real, both).item() == pytest.approx((first + second) / 2, abs=1e-6)
+    assert model._class_loss(classes, labels, real, torch.tensor([True, False])).item() == pytest.approx(first, abs=1e-6)
+
+
+def test_a_hidden_answer_has_no_loss(model: Dmvs) -> None:
+    with pytest.raises(ValueError, match="hides"):
+        model.loss(replace(batch(), truth=None, overlap=None))
+
+
+def test_frozen_labels_follow_the_counts() -> None:
+    """With no class term the labels are the assignment of Dice and IoU; a worse track of the same object is a negative."""
+    model, x = dmvs(masks="frozen", cost_class=0.0, motion_queries=9, deep_supervision=False), batch(2, tracks=6)
+    found = model.decode(x)
+    labels = torch.full((1, 2, 6), 1)
+    model._match_tracks(x, found, torch.zeros(1, 2, 6, 2), labels)
+    for b, counts in enumerate(x.overlap):
+        tracks, _ = assign(torch.from_numpy(sum(5 * cost for cost in counted_costs(counts))))
+        began = found.began[b].tolist()
+        assert sorted(began[q] for q in (labels[0, b] == 0).nonzero()[:, 0].tolist()) == sorted(tracks.tolist())
+    strict, none = dmvs(masks="frozen", least_iou=0.99, motion_queries=9), torch.full((1, 2, 6), 1)
+    strict._match_tracks(x, found, torch.zeros(1, 2, 6, 2), none)
+    assert (none == 1).all()
+
+
+def test_frozen_scores_follow_their_tracks() -> None:
+    model, x = dmvs(masks="frozen"), batch()
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    turned = replace(x, tokens=x.tokens[:, order], features={**x.features, "query": x.features["query"][:, order]})
+    torch.testing.assert_close(model(turned), model(x)[:, order])
+    # Four of six tracks are motion queries; the others, of lower class scores, can never be chosen.
+    assert (model(x).isinf().sum(1) == 2).all()
+    x.track_mask[1] = False
+    assert model(x)[1].tolist() == [0.0] * 6
+    assert model.loss(x)["loss"].isfinite()
+
+
+def test_no_track_at_all_gives_numbers() -> None:
+    model, x = dmvs(masks="frozen"), batch(tracks=0)
+    assert model(x).shape == (3, 0)
+    losses = model.loss(x)
+    assert losses["loss"].item() == 0
+
+
+def test_bfloat16_autocast_stays_near(model: Dmvs) -> None:
+    x = batch()
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, losses = model(x), model.loss(x)
+    exact = model(x)
+    kept = exact.isfinite()
+    assert found.dtype == losses["loss"].dtype == torch.float32
+    assert (found - exact)[kept].norm() < 0.05 * exact[kept].norm() + 0.05
+
+
+def test_saves_and_reads_back_without_the_frozen_head(model: Dmvs, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    again = Dmvs.from_pretrained(tmp_path)
+    again._vita = model._vita
+    assert again.config == model.config and not again.training
+    torch.testing.assert_close(again(batch()), model(batch()), atol=0, rtol=0)
+
+
+def test_unbound_it_says_so() -> None:
+    model = Dmvs(DmvsConfig(**SMALL))
+    with pytest.raises(ValueError, match="bind"):
+        model(batch())
+
+
+def test_the_frozen_head_sees_each_clip_alone() -> None:
+    """Acceptance test 1, small: clips of different lengths in one batch against the head on one clip at a time."""
+    q_f = torch.randn(3, 9, SIZES.frame_queries, CHANNELS, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(9) < torch.tensor([9, 4, 0])[:, None]
+    q_v, scores = FrozenVita.video_queries(VITA, q_f, mask)
+    for i, t in enumerate((9, 4)):
+        alone = VITA.head(q_f[i : i + 1, :t])
+        torch.testing.assert_close(q_v[i], alone.q_v[0], **CLOSE)
+        torch.testing.assert_close(scores[i], alone.scores()[0], **CLOSE)
+    assert q_v[2].abs().sum() == 0
