@@ -82,6 +82,18 @@ def test_planned_bytes_of_mevis_are_the_published_estimate() -> None:
     assert rest < 12e9
 
 
+def test_a_tracker_plans_all_profiles_at_once(basis: Path) -> None:
+    videos = [((41, 63), 7), ((30, 60), 3)]
+    made = tracker(profile="low_rank", basis=str(basis))
+    found = made.planned_bytes(videos)
+    for profile, total in found.items():
+        settings = made.settings.model_copy(update={"profile": profile})
+        assert total == sum(sum(video_bytes(settings, made.head.sizes, *v, rank=5).values()) for v in videos)
+    assert found["exact"] > found["frames"] > found["low_rank"] > found["selection_only"]
+    # Where there is no basis yet, one of 64 is planned.
+    assert tracker().planned_bytes(videos)["low_rank"] > found["low_rank"]
+
+
 def test_a_budget_refuses_and_names_what_fits() -> None:
     needed = {"exact": 4_000_000_000, "low_rank": 900_000_000, "frames": 2_000_000_000, "selection_only": 10_000_000}
     check_budget("low_rank", needed, 900_000_000)

@@ -22,6 +22,8 @@ from rvos_cache.types import FeatureSpec
 
 MASK_BYTES = 104
 """Of a track's mask in a frame, as measured on real mask tracks."""
+PLANNED_RANK = 64
+"""Of a basis that is not fitted yet."""
 
 
 def feature_specs(settings: VitaSettings, sizes: HeadSizes, rank: int = 0) -> tuple[FeatureSpec, ...]:
@@ -83,9 +85,9 @@ def video_bytes(settings: VitaSettings, sizes: HeadSizes, size: tuple[int, int],
 
 
 def profile_bytes(
-    settings: VitaSettings, sizes: HeadSizes, videos: Iterable[tuple[tuple[int, int], int]], rank: int = 64
+    settings: VitaSettings, sizes: HeadSizes, videos: Iterable[tuple[tuple[int, int], int]], rank: int = PLANNED_RANK
 ) -> dict[Profile, int]:
-    """Bytes of all `videos`, each ((H, W), T), under every profile. rank: of the basis where there is none yet."""
+    """Bytes of all `videos`, each ((H, W), T), under every profile. rank: of the basis."""
     listed = list(videos)
     return {
         profile: sum(

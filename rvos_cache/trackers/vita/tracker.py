@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from rvos_cache.settings import Settings
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import VideoQueries
-from rvos_cache.trackers.vita.profiles import feature_specs, mask_features
+from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_features, profile_bytes
 from rvos_cache.trackers.vita.segmenter import head_hash, load_vita
-from rvos_cache.trackers.vita.settings import VitaSettings
+from rvos_cache.trackers.vita.settings import Profile, VitaSettings
 from rvos_cache.trackers.vita.spool import Spool
 from rvos_cache.trackers.vita.tracks import draw_queries
 from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
@@ -55,6 +55,11 @@ class VitaTracker:
     def weight_hashes(self) -> dict[str, str]:
         """Digests of Mask2Former, of the head and, where there is one, of the basis."""
         return {**self.segmenter.weight_hashes(), **head_hash(self.head), **(self.basis.weight_hash() if self.basis else {})}
+
+    def planned_bytes(self, videos: Iterable[tuple[tuple[int, int], int]]) -> dict[Profile, int]:
+        """Bytes of a cache of `videos`, each its size (H, W) and frames T, under every profile, without running any."""
+        rank = self.basis.rank if self.basis else PLANNED_RANK
+        return profile_bytes(self.settings, self.head.sizes, videos, rank)
 
     def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
         """The tracks of one video, best class score first, at most `max_tracks`."""
