@@ -6,6 +6,7 @@ with the masks of a whole expression: frame by frame over the whole frame, bound
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,35 @@ def evaluate(predictions: Path, videos: dict[str, Any], annotations: dict[str, A
                 masks[t] = cv2.imread(str(folder / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
             out[f"{video}/{key}"] = j_and_f(masks, truth)
     return out
+
+
+def plain_frame(mask: np.ndarray, truth: np.ndarray, void: np.ndarray) -> tuple[float, float]:
+    """`db_eval_iou` and `f_measure` of one frame with void pixels, as published."""
+    union = ((mask | truth) & ~void).sum()
+    region = 1.0 if union == 0 else float(((mask & truth) & ~void).sum() / union)
+    element = disk(np.ceil(0.008 * np.linalg.norm(mask.shape))).astype(np.uint8)
+    ours, theirs = boundary(mask & ~void), boundary(truth & ~void)
+    ours_wide, theirs_wide = (cv2.dilate(b.astype(np.uint8), element) for b in (ours, theirs))
+    n, m = ours.sum(), theirs.sum()
+    if n == 0 or m == 0:
+        return region, float(n == m)
+    precision, recall = (ours * theirs_wide).sum() / float(n), (theirs * ours_wide).sum() / float(m)
+    return region, 0.0 if precision + recall == 0 else float(2 * precision * recall / (precision + recall))
+
+
+def plain_davis(maps: np.ndarray, truth: np.ndarray, strict: bool = False) -> tuple[float, float]:
+    """The sums of J and of F over the objects, from label maps (T, H, W): `get_all_masks`, `read_masks`,
+    `_evaluate_unsupervised`; the assignment by trying all."""
+    void = truth == 255
+    objects = [np.where(void, 0, truth) == i + 1 for i in range(int(truth[0][~void[0]].max(initial=0)))]
+    found = [maps == i + 1 for i in range(int(maps.max()))]
+    found += [np.zeros_like(void)] * (len(objects) - len(found))
+    frames = range(len(truth))
+    table = np.array([
+        [np.mean([plain_frame(p[t], o[t], void[t]) for t in frames], axis=0) for o in objects] for p in found
+    ]).reshape(len(found), len(objects), 2)  # fmt: skip
+    columns = np.arange(len(objects))
+    orders = [tuple(columns)] if strict else list(itertools.permutations(range(len(found)), len(objects)))
+    best = max(orders, key=lambda rows: table[list(rows), columns].mean(axis=1).sum() if rows else 0.0)
+    region, contour = table[list(best), columns].sum(axis=0) if best else (0.0, 0.0)
+    return float(region), float(contour)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import davis_fixtures as davis
 import numpy as np
 import pytest
-import test_davis as davis
 from chain import EXPRESSIONS, NAMES, SIZE, write_cache, write_perfect, write_split
 from PIL import Image
+from plain_scores import plain_davis
 
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
@@ -168,7 +169,7 @@ def test_the_benchmarks_code_gives_the_zip_the_same_score(split: Path) -> None:
         sums = np.zeros(2)
         for video in davis.NAMED:
             maps = np.stack([found[f"anno_{a}/{video}/{t}.png"] for t in davis.NAMES])
-            sums += davis.plain_davis(maps, np.stack([davis.annotation(video, t) for t in range(davis.FRAMES)]))
+            sums += plain_davis(maps, np.stack([davis.annotation(video, t) for t in range(davis.FRAMES)]))
         assert (scores[str(a)]["j"], scores[str(a)]["f"]) == pytest.approx(tuple(sums / 5), abs=1e-9)
 
 
@@ -186,7 +187,7 @@ def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
     plain = pictures(submit_ref_davis(pngs, data, split / "y.zip"))
     assert set(np.unique(plain["anno_1/a/00000.png"])) == {0, 1, 2, 3}
     maps = np.stack([sure[f"anno_1/a/{t}.png"] for t in davis.NAMES])
-    wanted = davis.plain_davis(maps, np.stack([davis.annotation("a", t) for t in range(davis.FRAMES)]))
+    wanted = plain_davis(maps, np.stack([davis.annotation("a", t) for t in range(davis.FRAMES)]))
     scores = evaluate_ref_davis_selections(said, [cache], videos=["a"])["annotators"]["1"]
     assert (scores["j"], scores["f"]) == pytest.approx(tuple(np.array(wanted) / 3), abs=1e-9)
 
