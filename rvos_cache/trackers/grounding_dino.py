@@ -24,8 +24,8 @@ Boxes = tuple[NDArray[np.float32], NDArray[np.float32]]
 class BoxFinder:
     """A frozen GroundingDINO by hub name (`IDEA-Research/grounding-dino-tiny`, `-base`) or folder.
 
-    box_threshold: a box is found when the largest probability of its tokens is above; text_threshold: probability of a token
-    that belongs to the phrase of a box. As in the library's post-processing, and GroundingDINO's own, it drops no box.
+    box_threshold: a box is found when the largest probability of its tokens is above; text_threshold: the probability above
+    which a token is in the phrase of a box: in the library, as in GroundingDINO's own code, it names boxes and drops none.
     Raises InputError when the checkpoint cannot be loaded, or its tokenizer is not GroundingDINO's.
     """
 
@@ -92,7 +92,7 @@ class BoxFinder:
             answer, words["input_ids"], self.box_threshold, self.text_threshold, target_sizes=[size]
         )[0]
         order = found["scores"].argsort(descending=True, stable=True)
-        return found["boxes"][order].float().cpu().numpy(), found["scores"][order].float().cpu().numpy()
+        return found["boxes"][order].cpu().numpy(), found["scores"][order].cpu().numpy()
 
     def as_asked(self, text: str) -> str:
         """`text` in lower case, ending in "."; one that is too long ends earlier, in ".", so that it is still one phrase."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import Result, call
+from odd_videos import SAID, Result, call, write_split
 from scipy import ndimage, stats
 
 from rvos_cache.corruptions import CORRUPTIONS, corrupted, impulse_noise, motion_blur, parsed
@@ -19,7 +19,6 @@ from rvos_cache.errors import InputError
 from rvos_cache.extract import extract, extract_all
 from rvos_cache.frames import folder_video
 from rvos_cache.mirror import mirror
-from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TrackCache, content_digest
 from rvos_cache.types import Video
 from rvos_select.caches import TrackSource
@@ -208,8 +207,9 @@ def test_another_name_or_severity_is_one_line(said: str) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corrupt") / "shapes"
-    write_shapes(folder, 3, 5)
+    folder = tmp_path_factory.mktemp("corrupt")
+    (folder / "train").mkdir()
+    write_split(folder / "train", dict.fromkeys(("a", "b"), (5, True, SAID)))
     return folder
 
 
@@ -232,11 +232,10 @@ def test_a_cache_is_bound_to_its_corruption(made: Callable[..., Path]) -> None:
 
 
 def test_a_run_in_parts_or_processes_is_the_same_cache(made: Callable[..., Path]) -> None:
-    two = {"corrupt": "motion_blur:3", "limit": 2}
-    whole = content_digest(made("whole.zarr", **two))
-    made("parts.zarr", shard="2/2", **two)
-    assert content_digest(made("parts.zarr", **two)) == whole
-    assert content_digest(made("jobs.zarr", jobs=2, **two)) == whole
+    whole = content_digest(made("whole.zarr", corrupt="motion_blur:3"))
+    made("parts.zarr", corrupt="motion_blur:3", shard="2/2")
+    assert content_digest(made("parts.zarr", corrupt="motion_blur:3")) == whole
+    assert content_digest(made("jobs.zarr", corrupt="motion_blur:3", jobs=2)) == whole
 
 
 def test_the_answers_are_those_of_the_clean_video(made: Callable[..., Path]) -> None:
@@ -281,7 +280,7 @@ def test_the_commands_take_it(command: Callable[..., Result], root: Path, tmp_pa
     assert command("plan", *where, "--sample", 1, "--corrupt", "motion_blur:5") == (0, "")
     for verb, rest in (("extract", ["--out", tmp_path / "d.zarr"]), ("extract-all", ["--out", tmp_path / "d"]), ("plan", [])):
         status, said = command(verb, *where, *rest, "--corrupt", "fog:9")
-        assert status == 1 and said.startswith("error: no corruption 'fog:9'") and "\n" not in said
+        assert status == 1 and "no corruption 'fog:9'" in said and "\n" not in said
     status, said = command("extract", *where, "--out", tmp_path / "c.zarr")
     assert status == 1 and "corrupt" in said
 
