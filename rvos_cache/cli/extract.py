@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from rvos_cache.cli.options import CORRUPT, DATASET, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
+from rvos_cache.cli.options import CORRUPT, DATASET, ENGINE, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
 from rvos_cache.cli.run import told
-from rvos_cache.errors import InputError
 
 
 @click.command()
@@ -23,6 +23,7 @@ from rvos_cache.errors import InputError
 @SET
 @CORRUPT
 @JOBS
+@ENGINE
 def extract(
     dataset: str,
     root: Path,
@@ -35,8 +36,10 @@ def extract(
     overrides: tuple[str, ...],
     corrupt: str | None,
     jobs: int,
+    **engine: Any,
 ) -> None:
     """Write the tracks of a split. Run it again to resume."""
+    from rvos_cache.extract import engine_of
     from rvos_cache.extract import extract as step
     from rvos_cache.settings import parse_overrides
 
@@ -44,7 +47,7 @@ def extract(
     told({
         str(out): step(
             dataset, root, split, tracker, out,
-            videos=videos, limit=limit, shard=shard, overrides=settings, corrupt=corrupt, jobs=jobs,
+            videos=videos, limit=limit, shard=shard, overrides=settings, corrupt=corrupt, engine=engine_of(jobs=jobs, **engine),
         )
     })  # fmt: skip
 
@@ -74,6 +77,7 @@ def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: 
 @SET
 @CORRUPT
 @JOBS
+@ENGINE
 def extract_all(
     dataset: str,
     root: Path | None,
@@ -84,8 +88,10 @@ def extract_all(
     overrides: tuple[str, ...],
     corrupt: str | None,
     jobs: int,
+    **engine: Any,
 ) -> None:
     """Tracks and words of every split: what `make extract DATASET=...` runs."""
+    from rvos_cache.extract import engine_of
     from rvos_cache.extract import extract_all as step
     from rvos_cache.settings import parse_overrides
 
@@ -94,7 +100,7 @@ def extract_all(
     told(
         step(
             dataset, where, splits=splits, tracker=tracker, encoder=encoder, out=out,
-            overrides=settings, corrupt=corrupt, jobs=jobs,
+            overrides=settings, corrupt=corrupt, engine=engine_of(jobs=jobs, **engine),
         )
     )  # fmt: skip
 
@@ -106,8 +112,8 @@ def extract_all(
 @TRACKER
 @SET
 @CORRUPT
-@click.option("--sample", type=click.IntRange(1), default=2, show_default=True, help="Videos to time.")
-@JOBS
+@click.option("--sample", type=click.IntRange(1), default=3, show_default=True, help="Videos to time, from short to long.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, workers or machines to count on.")
 def plan(
     dataset: str,
     root: Path,
@@ -118,31 +124,22 @@ def plan(
     sample: int,
     jobs: int,
 ) -> None:
-    """Videos, frames, bytes and hours of an extraction, from a timing of a few videos."""
-    import tempfile
-    import time
-
-    from rvos_cache.datasets import open_dataset
-    from rvos_cache.extract import extract as step
+    """Videos, frames, bytes and hours of an extraction, from a timing of a few videos on this machine."""
+    from rvos_cache.extract import TrackWork
+    from rvos_cache.extract import plan as step
     from rvos_cache.settings import parse_overrides
-    from rvos_cache.store import place_of
 
-    source = open_dataset(dataset, root, split)
-    lengths = {v: len(source.video(v)) for v in source.video_ids()}
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        out = Path(folder) / "plan.zarr"
-        settings = parse_overrides(overrides)
-        report = step(dataset, root, split, tracker, out, limit=sample, overrides=settings, corrupt=corrupt)
-        seconds = time.perf_counter() - began
-        held = place_of(out).size()
-    timed = sum(lengths[v] for v in report.done)
-    if not timed:
-        raise InputError(f"{root}: none of the first {sample} videos could be extracted; see rvos-cache check")
-    frames = sum(lengths.values())
-    click.echo(f"{len(lengths)} videos, {frames} frames")
-    click.echo(f"{held / timed * frames / 1e6:.0f} MB, {seconds / timed * frames / 3600 / jobs:.2f} hours with {jobs} jobs")
-    click.echo(f"(from {timed} frames of {len(report.done)} videos: {seconds / timed:.3f} s per frame)")
+    found = step(TrackWork(dataset, root, split, tracker, parse_overrides(overrides), corrupt), sample)
+    hours, fastest, slowest = ((s / jobs + found.loading) / 3600 for s in (found.seconds, found.fastest, found.slowest))
+    click.echo(f"{found.videos} videos, {found.frames} frames")
+    click.echo(f"{found.size / 1e6:.0f} MB on disk")
+    click.echo(f"{hours:.2f} hours with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {found.machine}")
+    click.echo(f"  ({fastest:.2f} to {slowest:.2f} at the rates of the fastest and slowest video timed)")
+    per_frame, timed = found.seconds / found.frames, sum(found.timed.values())
+    each = ", ".join(f"{video_id} with {frames}" for video_id, frames in found.timed.items())
+    click.echo(f"timed: {per_frame:.3f} s per frame over {timed} frames, {each}")
+    for video_id, error in found.failed.items():
+        click.echo(f"failed {video_id}: {error}", err=True)
 
 
 COMMANDS: tuple[click.Command, ...] = (extract, extract_text, extract_all, plan)

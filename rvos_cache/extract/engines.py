@@ -46,9 +46,9 @@ def fault(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({at.filename}:{at.lineno})"
 
 
-def engine_of(name: str, jobs: int = 1, ray_address: str | None = None, ray_cores: int | None = None) -> Engine:
-    """The engine `name`. Raises InputError for an option of another engine, or when its package is not installed."""
-    if name == "ray":
+def engine_of(engine: str = "local", jobs: int = 1, ray_address: str | None = None, ray_cores: int | None = None) -> Engine:
+    """The engine "local" or "ray". Raises InputError for an option of another engine, or when its package is not installed."""
+    if engine == "ray":
         if jobs != 1:
             raise InputError(f"--jobs {jobs} is for --engine local; on Ray there is a worker per GPU, or per --ray-cores N")
         from rvos_cache.extract.ray_engine import RayEngine

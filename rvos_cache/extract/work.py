@@ -17,7 +17,7 @@ from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.overlap import count_overlap
 from rvos_cache.settings import build
-from rvos_cache.store import CacheWriter, TrackRecord, write_tracks
+from rvos_cache.store import CacheWriter, Card, TrackRecord, write_tracks
 from rvos_cache.trackers import Tracker, tracker_class
 from rvos_cache.types import Expression, GroundTruth, Video
 
@@ -37,6 +37,12 @@ class Made:
 class Work(Protocol):
     """What is done with every video of a run. An engine on other machines pickles it; it then opens there what it needs."""
 
+    def open(self, card: Card) -> None:
+        """Open all that `make` needs, on a machine that did not make the card.
+
+        Raises InputError where something is missing, or is not what the card says.
+        """
+
     def make(self, video_id: str) -> Made:
         """Everything that comes before writing. What it raises is the fault of this video."""
 
@@ -46,6 +52,9 @@ class OneStep:
     """Work of callers that make and write a video in one function, which returns its frames."""
 
     one: Callable[[CacheWriter, str], int]
+
+    def open(self, card: Card) -> None:
+        """It was opened where the function was made."""
 
     def make(self, video_id: str) -> Made:
         """All is left to the writing."""
@@ -82,6 +91,17 @@ class TrackWork:
     def __getstate__(self) -> dict[str, Any]:
         # Not what was opened: another machine opens it itself, from another working folder.
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "root": Path(self.root).absolute()}
+
+    def open(self, card: Card) -> None:
+        """The dataset and the model. Raises InputError where one cannot be opened, or the weights are other ones."""
+        self.source.video_ids()
+        found = self.model.weight_hashes()
+        for name in sorted(found.keys() | card.weights):
+            if found.get(name) != card.weights.get(name):
+                raise InputError(
+                    f"{name}: {socket.gethostname()} has other weights ({found.get(name)}) than the run's own machine "
+                    f"({card.weights.get(name)}); give all machines the same"
+                )
 
     def make(self, video_id: str) -> Made:
         """Tracks and overlap counts of one video."""

@@ -10,9 +10,13 @@ import uuid
 
 HOST = socket.gethostname().replace(".", "-")
 ATTEMPT = re.compile(r"(?:(?P<video>.+)\.(?P<host>[^.]*)\.(?P<pid>[0-9]{1,9})|card)\.[0-9a-f]{32}", re.DOTALL)
-"""<video, "card" or "probe">.<host>.<pid>.<uuid>; the first writers left the host and process out for the card."""
+"""<video, "card", "probe" or "mark">.<host>.<pid>.<uuid>; the first writers left the host and process out for the card."""
 DAY = 86_400
 """Seconds after which the work of another machine, whose processes cannot be asked for, counts as left behind."""
+
+
+RUN = 30 * DAY
+"""The same for the mark of a run, which is written once and stays as long as the run."""
 
 
 def new_attempt(name: str) -> str:
@@ -26,7 +30,7 @@ def is_attempt(name: str) -> bool:
 
 
 def video_of(name: str) -> str:
-    """The video, "card" or "probe" that the attempt `name` is of; "" where it tells none."""
+    """The video (or "card", "probe", "mark") that the attempt `name` is of; "" where it tells none."""
     found = ATTEMPT.fullmatch(name)
     return (found["video"] or "") if found else ""
 
@@ -41,7 +45,7 @@ def is_dead(name: str, written: float) -> bool:
         return False
     if found["host"] == HOST:
         return not _alive(int(found["pid"]))
-    return time.time() - written > DAY
+    return time.time() - written > (RUN if found["video"] == "mark" else DAY)
 
 
 def _alive(pid: int) -> bool:

@@ -88,6 +88,18 @@ class Folder:
                 with suppress(OSError):
                     entry.unlink()
 
+    def address(self) -> str:
+        return str(self.root.absolute())
+
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        mark = f".staging/{new_attempt('mark')}"
+        write_durably(self.root / mark, b"")
+        try:
+            yield mark
+        finally:
+            (self.root / mark).unlink(missing_ok=True)
+
     @contextmanager
     def staging(self, video_id: str) -> Iterator[Path]:
         folder = self._staging / new_attempt(video_id)

@@ -97,6 +97,19 @@ class Objects:
         for attempt in self._dead():
             self._remove(attempt)
 
+    def address(self) -> str:
+        return self.url
+
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        mark = f"attempts/{new_attempt('mark')}/mark"
+        self._create(mark, b"1")
+        try:
+            yield mark
+        finally:
+            with self._asking(mark) as (fs, path):
+                fs.rm_file(path)
+
     @contextmanager
     def staging(self, video_id: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="rvos-") as folder:
@@ -148,7 +161,7 @@ class Objects:
         path = f"{self._root}/{file}" if file else self._root
         named = f"{self.url}/{file}" if file else self.url
         if self._opened is None or self._opened[0] != os.getpid():
-            # A client's connections do not survive a fork. s3fs asks twice for each read unless it may read only one part at a time.
+            # A client's connections do not survive a fork. s3fs asks for the size before it reads, unless told to read in one go.
             options = {"use_listings_cache": False, "skip_instance_cache": True, "max_concurrency": 1}
             fs = fsspec.filesystem(self.url.partition("://")[0], **options)
             self._opened = os.getpid(), fs

@@ -58,6 +58,12 @@ class Place(Protocol):
     def open_for_writing(self) -> None:
         """Prepare for `publish` and remove what dead writers left. Raises InputError when a promise cannot be held here."""
 
+    def address(self) -> str:
+        """What names this place from any working folder and from any machine that shares it."""
+
+    def marked(self) -> AbstractContextManager[str]:
+        """A new file, removed at the end, that only those can read who share this place and not one of the same name."""
+
     def staging(self, video_id: str) -> AbstractContextManager[Path]:
         """A new folder of this machine for a video's files, removed at the end."""
 

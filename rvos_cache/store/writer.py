@@ -53,7 +53,8 @@ class CacheWriter:
             place.read(mark)
         except FileNotFoundError as error:
             raise InputError(
-                f"{place}: {HOST} does not see what the run's own machine wrote here; give --out on a disk that all share, or a URL"
+                f"{place}: {HOST} does not see what the run's own machine wrote here; "
+                "give --out on a disk that all machines share, or a URL"
             ) from error
         return cls(path, card)
 
