@@ -136,7 +136,7 @@ def tracks_cards(trackers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Card
         settings, training_only = dict(changed), changed.get("tracks") == "gt"
         if name != PRODUCER:
             kind = tracker_class(name)
-            settings = build(kind.Settings, changed, f"tracker {name}").model_dump(mode="json")
+            settings = {**build(kind.Settings, {}, f"tracker {name}").model_dump(mode="json"), **changed}
             training_only = kind.wants_ground_truth
         found.append(_card("tracks", name, settings, CHANNELS, label_iou=LABEL_IOU, training_only=training_only))
     return found
@@ -149,7 +149,9 @@ def words_card() -> Card:
     try:
         made = kind(settings)
     except InputError as error:
-        raise InputError(f"{error}; or give words that it made with --text T.zarr") from error
+        raise InputError(
+            f"no --text was given, and the encoder of SOLA's words is not at hand: give --text T.zarr ({error})"
+        ) from error
     return _card("text", ENCODER, settings.model_dump(mode="json"), made.channels, weights=made.weight_hashes())
 
 

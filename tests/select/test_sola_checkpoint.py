@@ -22,12 +22,20 @@ from rvos_cache.exchange.export_sola import export_sola
 from rvos_cache.exchange.import_sola import import_sola as import_tracks
 from rvos_cache.extract import extract_text
 from rvos_cache.frames import read_mask_png
-from rvos_cache.store import SelectionCache, TextCache, TrackCache
+from rvos_cache.settings import build
+from rvos_cache.store import CacheWriter, Card, SelectionCache, TextCache, TrackCache
+from rvos_cache.store import write_tracks as write_record
+from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
+from rvos_cache.trackers import tracker_class
 from rvos_select import cli
-from rvos_select.checkpoint import run_settings
+from rvos_select.caches import TrackSource
+from rvos_select.checkpoint import run_cards, run_settings
 from rvos_select.import_sola import import_sola
-from rvos_select.predict import predict
+from rvos_select.predict import predict, same_tokens
 from rvos_select.selectors.sola import Sola, SolaConfig
+
+sys.path.append(str(Path(__file__).parents[1] / "cache"))
+from text_fixtures import tiny_roberta
 
 WORDS = 64
 CONFIG = SolaConfig(token_channels=256, word_channels=WORDS, width=16, layers=1, negatives=5)
@@ -197,14 +205,55 @@ def test_a_file_that_is_no_checkpoint_is_one_line(
     assert told.count("\n") == 0 and {p.name for p in tmp_path.iterdir()} <= {"epoch_1.pth"}
 
 
+def test_a_run_takes_the_tracks_that_sola_was_made_for(work: Path, tmp_path: Path) -> None:
+    """Whether they were imported from its files or extracted here; `ask` gets a tracker that it can run."""
+    made = import_sola(work / "epoch_3.pth", tmp_path / "run", texts=[work / "valid_u-text.zarr"])
+    record = TrackCache(work / "valid_u-grid.zarr").read("a")
+    known: list[tuple[str, dict[str, Any]]] = [("sam2-grid", {}), ("sam2-grid", {"prompt_every": "half"}), ("sam2-box", {})]
+    paths = [work / "valid_u-grid.zarr", work / "valid_u-gdino.zarr"]
+    for i, (producer, changed) in enumerate(known):
+        settings = tracker_class(producer).Settings().model_dump(mode="json")
+        assert changed.keys() <= settings.keys()
+        card = Card(kind="tracks", dataset="mevis", split="v", producer=producer, settings=settings | changed, channels=256)
+        paths.append(tmp_path / f"{i}.zarr")
+        write_record(CacheWriter(paths[-1], card), record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in paths:
+            same_tokens(made, TrackSource([path]))
+    fewer = tracker_class("sam2-grid").Settings(max_tracks=9).model_dump(mode="json")
+    other = card.model_copy(update={"producer": "sam2-grid", "settings": fewer})
+    write_record(CacheWriter(tmp_path / "other.zarr", other), record)
+    with pytest.warns(UserWarning, match=r"settings.max_tracks = 9, .* was trained with 64"):
+        same_tokens(made, TrackSource([tmp_path / "other.zarr"]))
+    flow = card.model_copy(update={"producer": "flow"})
+    write_record(CacheWriter(tmp_path / "flow.zarr", flow), record)
+    with pytest.raises(InputError, match="tokens of tracker flow, .* was trained with sam2-box, sam2-grid, sam2-gt, sola"):
+        same_tokens(made, TrackSource([tmp_path / "flow.zarr"]))
+    first = run_cards(made)["tracks"]
+    assert not first.training_only and build(tracker_class(first.producer).Settings, first.settings, "ask")
+
+
 def test_words_of_solas_encoder_are_the_default(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    caches = [work / "valid_u-grid.zarr"]
+    """By a tiny RoBERTa in its place, loaded for the digest that tells its words from another's."""
+    folder = tiny_roberta(tmp_path, [text for text, _ in SAID.values()])
 
-    def refused(*given: object, **options: object) -> object:
-        raise InputError("text checkpoint 'sentence-transformers/all-roberta-large-v1' cannot be loaded")
+    other = tmp_path / "other"
+    other.mkdir()
 
-    with monkeypatch.context() as patch:
-        patch.setattr("rvos_cache.text.roberta.load_processor", refused)
-        with pytest.raises(InputError, match=r"all-roberta-large-v1' cannot be loaded; or give words .* --text"):
-            import_sola(work / "epoch_3.pth", tmp_path / "run", caches)
-    assert not (tmp_path / "run").exists()
+    class Small(RobertaSettings):
+        checkpoint: str = str(folder)
+
+    monkeypatch.setattr(RobertaEncoder, "Settings", Small)
+    for name, directory in {"same": folder, "other": tiny_roberta(other, ["a"])}.items():
+        overrides = {"checkpoint": str(directory)}
+        extract_text("mevis", work / "data", "valid_u", "roberta", tmp_path / f"{name}.zarr", overrides=overrides)
+    torch.save(released(CONFIG.model_copy(update={"word_channels": 32})), tmp_path / "epoch_1.pth")
+    made = import_sola(tmp_path / "epoch_1.pth", tmp_path / "run")
+    assert SelectionCache(predict(made, [work / "valid_u-grid.zarr"], [tmp_path / "same.zarr"], tmp_path / "s.zarr")).video_ids()
+    with pytest.raises(InputError, match=r"other.zarr: words with settings.checkpoint"):
+        predict(made, [work / "valid_u-grid.zarr"], [tmp_path / "other.zarr"], tmp_path / "o.zarr")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no --text was given, .*text checkpoint .* cannot be loaded"):
+        import_sola(tmp_path / "epoch_1.pth", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
