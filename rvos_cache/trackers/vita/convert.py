@@ -42,7 +42,9 @@ def convert_vita(checkpoint: Path, out: Path) -> Conversion:
     Raises InputError when `out` is there, or the file is not a whole VITA checkpoint of a known backbone.
     """
     from safetensors.torch import save_file
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if out.exists():
         raise InputError(f"{out}: is there already; choose another folder or remove it")
     held = read_tensors(checkpoint)

@@ -49,8 +49,9 @@ def draw_queries(mask_embed: Tensor, f_mask: Spool, geometry: FrameGeometry) -> 
         encoded = RleMasks.from_dense(_numpy(inside)[:, None])
         for n, row in enumerate(rows):
             row.append(encoded.bytes_at(n, 0))
-        area = inside.sum((1, 2))
-        presence[:, t] = _numpy((logits.sigmoid() * inside).sum((1, 2)) / area.clamp(min=1))
+        # Of the masks' pixels alone: most of a frame is background.
+        shown = torch.split(logits[inside].sigmoid(), inside.sum((1, 2)).tolist())
+        presence[:, t] = [float(pixels.mean()) if len(pixels) else 0 for pixels in shown]
         weights = geometry.shares(inside).flatten(1)
         # A pixel's weight is spread over the cells it covers, so only a mask without a pixel has none.
         tokens[:, t] = _numpy(weights @ features.flatten(0, 1) / weights.sum(1, keepdim=True).clamp(min=1e-12))
