@@ -189,15 +189,24 @@ def _connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    where = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        ray.init(address=address or "auto", log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        raise InputError(f"{where}: no Ray cluster ({error}); start one with `ray start --head` or give --ray-address") from error
+        _knock(where)
+        ray.init(address=where, log_to_driver=False, logging_level="error")
+    except (OSError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: no Ray cluster ({why}); start one with `ray start --head` or give --ray-address") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing listens: there Ray waits for minutes and then ends the whole process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _capacity(ray: Any, cores: int | None) -> int:
