@@ -165,10 +165,19 @@ class TrackSource:
 
     def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[np.generic]:
         """The extra array `name` of the only cache that has it."""
+        return self.having(video_id, name).feature(video_id, name, frames)
+
+    def having(self, video_id: str, name: str) -> TrackCache:
+        """The only cache of the video that has the extra array `name`. Raises InputError for none or several."""
         having = [c for c in self._held(video_id) if any(s["name"] == name for s in c.card.feature_specs)]
         if len(having) != 1:
-            raise InputError(f"{self.caches[0].path}, video {video_id}: {len(having)} caches hold feature {name!r}, wanted one")
-        return having[0].feature(video_id, name, frames)
+            found = "no cache holds" if not having else f"{len(having)} caches hold"
+            held = ", ".join(str(s["name"]) for c in self._held(video_id) for s in c.card.feature_specs) or "none"
+            raise InputError(
+                f"{self.caches[0].path}, video {video_id}: {found} the feature {name!r} (there are: {held}); give the one "
+                "cache of a tracker that writes it"
+            )
+        return having[0]
 
 
 def _frames_of(cache: TrackCache) -> str:

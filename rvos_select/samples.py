@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
 from rvos_cache.text.cues import cue
-from rvos_cache.types import Expression, Words
+from rvos_cache.types import Expression, GroundTruth, Overlap, Words
+from rvos_select.by_frame import StoredFrames
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.data import Batch
 from rvos_select.labels import mean_iou, target_indices, track_targets
@@ -24,7 +25,11 @@ from rvos_select.labels import mean_iou, target_indices, track_targets
 @dataclass(frozen=True)
 class VideoSample:
     """One video: tokens (N, T, C) as stored, presence (N, T), and for its E expressions words, candidates (E, N) and
-    targets (E, N) or None; features by name; set_name: the set it belongs to, "dataset/split"."""
+    targets (E, N) or None; features by name; set_name: the set it belongs to, "dataset/split".
+
+    What a selector may ask for: frames, arrays on disk that are read by frames; overlap and truth, with named, the places of each
+    expression's objects among them. size: (H, W) of the frames; time: feature -> its axis of frames, where it has one.
+    """
 
     video_id: str
     tokens: Tensor
@@ -35,6 +40,12 @@ class VideoSample:
     target: Tensor | None
     features: dict[str, Tensor]
     set_name: str = ""
+    frames: Mapping[str, StoredFrames] = field(default_factory=dict)
+    overlap: Overlap | None = None
+    truth: GroundTruth | None = None
+    named: tuple[tuple[int, ...], ...] | None = None
+    size: tuple[int, int] = (0, 0)
+    time: Mapping[str, int] = field(default_factory=dict)
 
 
 def set_name(card: Card) -> str:
@@ -85,16 +96,20 @@ def load_video(
     if asked - known:
         raise InputError(f"video {video_id}: the text cache lacks expression {min(asked - known)}; extract its words again")
     allowed = [candidates(info, e.expression_id) for e in expressions]
-    target = None
+    target = named = None
     held = tracks.of[video_id]
     if limits is not None:
         parts = [(mean_iou(cache.overlap(video_id)), limits[cache.path]) for cache in held]
         named = [target_indices(e, info.object_ids) for e in expressions]
         rows = [np.concatenate([track_targets(quality, n, limit) for quality, limit in parts]) for n in named]
         target = torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, info.tracks)
-    features = {}
-    for name in (r.removeprefix("features.") for r in requires if r.startswith("features.")):
+    wanted = [r.partition(".")[::2] for r in requires]
+    features, time = {}, {}
+    for name in (name for kind, name in wanted if kind == "features"):
         features[name] = torch.from_numpy(np.ascontiguousarray(tracks.feature(video_id, name)))
+        dims = next(s["dims"] for s in tracks.having(video_id, name).card.feature_specs if s["name"] == name)
+        if "T" in dims:
+            time[name] = dims.index("T")
     return VideoSample(
         video_id,
         torch.from_numpy(np.ascontiguousarray(tracks.tokens(video_id))),
@@ -105,6 +120,12 @@ def load_video(
         target,
         features,
         set_name(held[0].card),
+        {name: StoredFrames(tracks, video_id, name) for kind, name in wanted if kind == "frames"},
+        tracks.overlap(video_id) if named is not None and ("overlap", "") in wanted else None,
+        tracks.ground_truth(video_id) if named is not None and ("truth", "") in wanted else None,
+        None if named is None else tuple(map(tuple, named)),
+        info.size,
+        time,
     )
 
 
@@ -122,8 +143,11 @@ def video_batch(sample: VideoSample, rows: Sequence[int] | None = None, requires
         word_mask=word_mask,
         target=None if sample.target is None else sample.target[index],
         presence=sample.presence[None].float() if "presence" in requires else None,
-        **_word_parts([sample.words[e] for e in chosen], words.shape[1], requires),
+        **word_parts([sample.words[e] for e in chosen], words.shape[1], requires),
         features={name: value[None] for name, value in sample.features.items()},
+        frames={name: (stored,) for name, stored in sample.frames.items()},
+        overlap=overlaps([(sample, e) for e in chosen]),
+        sizes=(sample.size,),
     )
 
 
@@ -133,8 +157,8 @@ def padded_batch(picked: Sequence[tuple[VideoSample, int]], requires: Sequence[s
         return video_batch(picked[0][0], [row for _, row in picked], requires)
     b, n = len(picked), max(s.tokens.shape[0] for s, _ in picked)
     t, c = max(s.tokens.shape[1] for s, _ in picked), picked[0][0].tokens.shape[2]
-    if any(s.features for s, _ in picked):
-        raise InputError('features of different videos do not stack; use batch = "video"')
+    if any(s.features or s.frames for s, _ in picked):
+        raise InputError('features of videos of different lengths do not stack; use batch = "clip" or batch = "video"')
     tokens, presence = torch.zeros(b, n, t, c), torch.zeros(b, n, t)
     frame_mask, track_mask = torch.zeros(b, t, dtype=torch.bool), torch.zeros(b, n, dtype=torch.bool)
     target = torch.zeros(b, n) if all(s.target is not None for s, _ in picked) else None
@@ -148,9 +172,27 @@ def padded_batch(picked: Sequence[tuple[VideoSample, int]], requires: Sequence[s
             target[i, :own] = sample.target[row]
     said = [sample.words[row] for sample, row in picked]
     words, word_mask = pad_words(said)
-    parts = _word_parts(said, words.shape[1], requires)
+    parts = word_parts(said, words.shape[1], requires)
     shown = presence if "presence" in requires else None
-    return Batch(tokens, frame_mask, track_mask, words, word_mask, target, shown, **parts)
+    counts = overlaps(picked)
+    return Batch(tokens, frame_mask, track_mask, words, word_mask, target, shown, **parts, overlap=counts)
+
+
+def overlaps(
+    picked: Sequence[tuple[VideoSample, int]], frames: Sequence[Sequence[int]] | None = None
+) -> tuple[Overlap, ...] | None:
+    """For each expression (video, row) the counts of all tracks with its own objects; None where they were not asked for.
+
+    frames: of each expression, those that are counted (default: all).
+    """
+    out = []
+    for i, (sample, row) in enumerate(picked):
+        held = sample.overlap
+        if held is None or sample.named is None:
+            return None
+        own, at = list(sample.named[row]), slice(None) if frames is None else list(frames[i])
+        out.append(Overlap(held.inter[:, own][:, :, at], held.area[:, at], held.gt_area[own][:, at], held.annotated[at]))
+    return tuple(out)
 
 
 def pad_words(words: Sequence[Words]) -> tuple[Tensor, Tensor]:
@@ -164,7 +206,7 @@ def pad_words(words: Sequence[Words]) -> tuple[Tensor, Tensor]:
     return out, mask
 
 
-def _word_parts(words: Sequence[Words], longest: int, requires: Sequence[str]) -> dict[str, Any]:
+def word_parts(words: Sequence[Words], longest: int, requires: Sequence[str]) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     if "spans" in requires:
         spans: NDArray[np.int32] = np.zeros((len(words), longest, 2), np.int32)
@@ -180,6 +222,9 @@ def _word_parts(words: Sequence[Words], longest: int, requires: Sequence[str]) -
     return parts
 
 
+Joining = Callable[[Sequence[tuple[VideoSample, int]], Sequence[str]], Batch]
+
+
 def batches(
     samples: Sequence[VideoSample],
     how: Literal["single", "video"],
@@ -187,11 +232,13 @@ def batches(
     generator: torch.Generator | None,
     requires: Sequence[str] = (),
     weights: Mapping[str, float] = {},
+    join: Joining = padded_batch,
 ) -> Iterator[tuple[Batch, str]]:
     """Batches with a name for messages, in an order drawn from `generator` (None: as they come).
 
     how: "video" all expressions of one video, sharing its tokens; "single" `size` expressions, each with its own.
     weights: set -> how often its videos, or expressions, come; 1 where nothing is said. See `drawn`.
+    join: makes a batch of the expressions of "single".
     """
     if how == "video":
         kept = [s for s in samples if s.expressions]
@@ -203,7 +250,7 @@ def batches(
     for start in range(0, len(order), size):
         picked = [pairs[i] for i in order[start : start + size]]
         sample, row = picked[0]
-        yield padded_batch(picked, requires), sample.expressions[row].key
+        yield join(picked, requires), sample.expressions[row].key
 
 
 def drawn(sets: Sequence[str], weights: Mapping[str, float], generator: torch.Generator | None) -> list[int]:
