@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rvos_cache.corruptions import parsed
 from rvos_cache.datasets import DATASETS, Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extract.bindings import bound_digest
@@ -59,8 +58,6 @@ def extract(
     engine: who does it; `jobs` processes of this machine by default.
     Raises InputError for settings or a dataset that cannot be used, OSError when the disk is full or read-only.
     """
-    if corrupt is not None:
-        parsed(corrupt)
     work = TrackWork(dataset, Path(root), split, tracker, overrides or {}, corrupt)
     chosen = chosen_videos(work.source, videos, limit, shard)
     return run_videos(out, tracks_card(work, out), chosen, work, f"{tracker} {split}", engine or LocalEngine(jobs))

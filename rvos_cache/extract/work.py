@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rvos_cache.corruptions import corrupted
+from rvos_cache.corruptions import corrupted, parsed
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.overlap import count_overlap
@@ -71,6 +71,10 @@ class TrackWork:
     tracker: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     corrupt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.corrupt is not None:
+            parsed(self.corrupt)
 
     @cached_property
     def source(self) -> Dataset:

@@ -134,4 +134,4 @@ class _Sight(nn.Module):
 
     def forward(self, pixels: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
         """Levels as (map (1, d, h, w), mask (1, h, w)) and their position embeddings, of the frame looked at."""
-        return list(self.levels), list(self.positions)
+        return self.levels, self.positions
