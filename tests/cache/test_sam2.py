@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def test_a_video_of_one_frame_gives_its_prompts_back() -> None:
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that image encoders read."""
     from transformers.models.sam2.modeling_sam2 import Sam2VisionModel
 
@@ -131,7 +130,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return forward(self, pixel_values, *rest, **more)
 
     monkeypatch.setattr(Sam2VisionModel, "forward", counted)
-    yield read
+    return read
 
 
 def test_each_frame_is_encoded_and_decoded_once_whatever_is_asked_of_it(encoded: list[int]) -> None:

@@ -15,17 +15,17 @@ WIDTH = 128
 """Channels of its object pointers: the memory attention takes multiples of 64 above 64."""
 
 
-GAIN = 1.5
-"""Of the weights behind the image encoder: with less, masks and pointers hardly differ from object to object."""
-
-
 GRID: dict[str, Any] = {"points_per_side": 4, "predicted_iou": 0, "stability": 0, "prompt_every": 3}
 """Settings of `sam2-grid` that a random checkpoint gets through with something."""
 BOX: dict[str, Any] = {"box_threshold": 0.5, "stability": 0, "prompt_every": 3, "tracks_per_expression": 2}
 
 
-def tiny_sam2(folder: Path, seed: int = 12, present: float = 0.5, **changes: Any) -> Path:
-    """A random Sam2VideoModel of 1.5 M parameters in `folder`. present: bias of the object score; changes: of its settings."""
+def tiny_sam2(folder: Path, seed: int = 12, present: float = 0.5, gain: float = 1.5, **changes: Any) -> Path:
+    """A random Sam2VideoModel of 1.5 M parameters in `folder`; changes: of its settings.
+
+    present: bias of the object score; gain: of the weights behind the image encoder: with less, masks and pointers hardly
+    differ from object to object, with more, what one rounding changes grows from frame to frame.
+    """
     import torch
     from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
     from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoMaskDecoderConfig, Sam2VideoPromptEncoderConfig
@@ -59,9 +59,9 @@ def tiny_sam2(folder: Path, seed: int = 12, present: float = 0.5, **changes: Any
         for name, tensor in model.named_parameters():
             if "norm" in name:
                 continue
-            gain = 1.0 if name.startswith("vision_encoder") else GAIN
+            scale = 1.0 if name.startswith("vision_encoder") else gain
             wide = tensor.ndim > 1 and tensor[0].numel() > 1
-            torch.nn.init.normal_(tensor, std=gain / tensor[0].numel() ** 0.5 if wide else 0.3)
+            torch.nn.init.normal_(tensor, std=scale / tensor[0].numel() ** 0.5 if wide else 0.3)
         with torch.no_grad():
             model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(present)
         model.save_pretrained(str(folder))
@@ -71,16 +71,17 @@ def tiny_sam2(folder: Path, seed: int = 12, present: float = 0.5, **changes: Any
 @lru_cache
 def shared_checkpoint() -> str:
     """One SAM 2 for all tests of a process that only read it."""
-    return str(tiny_sam2(_folder()))
+    return str(tiny_sam2(fresh_folder()))
 
 
 @lru_cache
 def shared_grounding() -> str:
     """One GroundingDINO for all tests of a process that only read it."""
-    return str(tiny_grounding_dino(_folder()))
+    return str(tiny_grounding_dino(fresh_folder()))
 
 
-def _folder() -> Path:
+def fresh_folder() -> Path:
+    """An empty one that is gone when the process is."""
     _KEPT.append(tempfile.TemporaryDirectory(prefix="tiny-sam2-"))
     return Path(_KEPT[-1].name)
 
