@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_cache.datasets.samples import Sample, listed_video, read_rows
+from rvos_cache.datasets.samples import ListedSplit, Sample, read_rows
 from rvos_cache.errors import InputError
 from rvos_cache.frames import file_video
 from rvos_cache.masks import RleMasks, empty_rle, encode
@@ -62,7 +62,7 @@ def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and value >= 0
 
 
-class A2dSentences:
+class A2dSentences(ListedSplit[_Entry]):
     """One split of A2D-Sentences. An expression is one instance's sentence, its id the instance's number."""
 
     name = "a2d-sentences"
@@ -87,10 +87,6 @@ class A2dSentences:
         """The splits whose list is there, or all where the original files are."""
         original = all((Path(root) / name).exists() for name in (TEXT, SUBSETS))
         return [split for split in SPLITS if original or (Path(root) / LIST.format(split)).exists()]
-
-    def video_ids(self) -> tuple[str, ...]:
-        """The videos in the order of their first sentence."""
-        return tuple(self.videos)
 
     def video(self, video_id: str) -> Video:
         """All frames of the mp4, named from "00001" as the annotations are. Raises InputError: missing, or not decodable."""
@@ -154,18 +150,7 @@ class A2dSentences:
             Sample(video_id, str(i), number - 1, f"v_{video_id}_f_{number}_i_{i}") for i in frames for number in frames[i]
         )
 
-    def check(self) -> Iterator[str]:
-        """Every fault, one line each."""
-        for video_id in self.videos:
-            yield from self._check_video(video_id)
-
-    def _check_video(self, video_id: str) -> Iterator[str]:
-        try:
-            entry = self._entry(video_id)
-        except InputError as error:
-            yield str(error)
-            return
-        yield from entry.faults
+    def _check_video(self, video_id: str, entry: _Entry) -> Iterator[str]:
         for instance, text in entry.said.items():
             try:
                 self._expression(video_id, instance, text)
@@ -190,9 +175,6 @@ class A2dSentences:
                     yield f"{path}: an instance is listed twice in {ids}, the first counts; copy the file again"
             except InputError as error:
                 yield str(error)
-
-    def _entry(self, video_id: str) -> _Entry:
-        return listed_video(self.videos, video_id, self.file, self.split)
 
     def _shape(self, video_id: str) -> tuple[int, tuple[int, int]]:
         """Frames and size (H, W); an mp4 is decoded once to know them."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.datasets.matlab import read_array
-from rvos_cache.datasets.samples import Sample, listed_video, read_rows
+from rvos_cache.datasets.samples import ListedSplit, Sample, read_rows
 from rvos_cache.errors import InputError
 from rvos_cache.frames import image_size, read_image
 from rvos_cache.masks import RleMasks, empty_rle, encode
@@ -43,7 +43,7 @@ class _Entry:
     faults: list[str] = field(default_factory=list)
 
 
-class JhmdbSentences:
+class JhmdbSentences(ListedSplit[_Entry]):
     """JHMDB-Sentences has one split, "test". A video has one sentence, about its one annotated actor."""
 
     name = "jhmdb-sentences"
@@ -66,10 +66,6 @@ class JhmdbSentences:
     def splits(root: Path) -> list[str]:
         """ "test" where MTTR's list is."""
         return [SPLIT] if (Path(root) / LIST).exists() else []
-
-    def video_ids(self) -> tuple[str, ...]:
-        """The videos in file order."""
-        return tuple(self.videos)
 
     def video(self, video_id: str) -> Video:
         """The frames that have a mask. Raises InputError: not listed, a bad id, or the first frame is missing."""
@@ -106,18 +102,7 @@ class JhmdbSentences:
         frames = self._sound(video_id).frames
         return tuple(Sample(video_id, SENTENCE, n - 1, f"v_{video_id}_f_{n}") for n in frames)
 
-    def check(self) -> Iterator[str]:
-        """Every fault, one line each."""
-        for video_id in self.videos:
-            yield from self._check_video(video_id)
-
-    def _check_video(self, video_id: str) -> Iterator[str]:
-        try:
-            entry = self._entry(video_id)
-        except InputError as error:
-            yield str(error)
-            return
-        yield from entry.faults
+    def _check_video(self, video_id: str, entry: _Entry) -> Iterator[str]:
         if entry.faults:
             # Their paths are not known.
             return
@@ -157,15 +142,6 @@ class JhmdbSentences:
 
     def _folder(self, kind: str, video_id: str) -> Path:
         return self.root / kind / self._entry(video_id).action / video_id
-
-    def _sound(self, video_id: str) -> _Entry:
-        entry = self._entry(video_id)
-        if entry.faults:
-            raise InputError(entry.faults[0])
-        return entry
-
-    def _entry(self, video_id: str) -> _Entry:
-        return listed_video(self.videos, video_id, self.file, self.split)
 
 
 def _names(count: int) -> list[str]:

@@ -23,7 +23,7 @@ from pycocotools import mask as coco
 
 from rvos_cache.datasets.meta_expressions import read_json, twice
 from rvos_cache.datasets.pseudo import affine_path, warp_image, warp_mask
-from rvos_cache.datasets.samples import listed_video
+from rvos_cache.datasets.samples import ListedSplit
 from rvos_cache.errors import InputError
 from rvos_cache.frames import image_size, read_image
 from rvos_cache.masks import RleMasks, from_coco
@@ -48,7 +48,7 @@ class _Entry:
     faults: list[str] = field(default_factory=list)
 
 
-class RefCoco:
+class RefCoco(ListedSplit[_Entry]):
     """One split of RefCOCO. An expression's id is the sentence's "id" in the split's file."""
 
     name = "refcoco"
@@ -83,10 +83,6 @@ class RefCoco:
         paths = [p for pattern in _places(Path(root), cls.name, f"{before}*{after}") for p in pattern.parent.glob(pattern.name)]
         found = {p.name.removeprefix(before).removesuffix(after) for p in paths}
         return [s for s in cls.known if s in found] + sorted(found - set(cls.known))
-
-    def video_ids(self) -> tuple[str, ...]:
-        """The images, by their name without suffix, in the order of their first sentence."""
-        return tuple(self.videos)
 
     def video(self, video_id: str) -> Video:
         """The image, or its pseudo-video. Raises InputError: not listed, missing, or of another size than the file says."""
@@ -128,16 +124,9 @@ class RefCoco:
         for key in self.repeated:
             yield twice(self.file, key)
         yield from self.faults
-        for video_id in self.videos:
-            yield from self._check_video(video_id)
+        yield from super().check()
 
-    def _check_video(self, video_id: str) -> Iterator[str]:
-        try:
-            entry = self._entry(video_id)
-        except InputError as error:
-            yield str(error)
-            return
-        yield from entry.faults
+    def _check_video(self, video_id: str, entry: _Entry) -> Iterator[str]:
         for key in entry.said:
             try:
                 self._expression(video_id, key)
@@ -170,15 +159,6 @@ class RefCoco:
         if not coco.area({"size": list(entry.size), "counts": raw}):
             raise InputError(f"{where}: its mask has no pixel; convert the dataset again or take its sentences off the list")
         return raw
-
-    def _entry(self, video_id: str) -> _Entry:
-        return listed_video(self.videos, video_id, self.file, self.split)
-
-    def _sound(self, video_id: str) -> _Entry:
-        entry = self._entry(video_id)
-        if entry.faults:
-            raise InputError(entry.faults[0])
-        return entry
 
     def _read(self, images: list[Any], annotations: list[Any]) -> dict[str, _Entry]:
         """The entries by image. Images whose sentences are all left out are none."""

@@ -1,17 +1,15 @@
-"""Lists of the frames that A2D-Sentences and JHMDB-Sentences score: one expression in one annotated frame each."""
+"""Splits whose list is read row by row, and the frames that A2D-Sentences and JHMDB-Sentences score."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from rvos_cache.errors import InputError
 from rvos_cache.types import check_id
-
-V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,54 @@ class Sample:
     image_id: str
 
 
-def listed_video(videos: Mapping[str, V], video_id: str, file: Path, split: str) -> V:
-    """What `file` says of a video of the split. Raises InputError: an id that would leave the folder, or an unlisted one."""
-    check_id(video_id, f"{file}, video")
-    if video_id not in videos:
-        raise InputError(f"{file}: no video {video_id!r} in split {split}; rvos-cache check lists them")
-    return videos[video_id]
+class Entry(Protocol):
+    """What a list says of one video. faults: what is wrong with its rows, one line each."""
+
+    faults: list[str]
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class ListedSplit(Generic[E]):
+    """One split whose `file` lists its videos. videos: video -> its entry. An adapter reads the file and adds what is its own."""
+
+    split: str
+    file: Path
+    videos: dict[str, E]
+
+    def video_ids(self) -> tuple[str, ...]:
+        """The videos in the order of their first row."""
+        return tuple(self.videos)
+
+    def check(self) -> Iterator[str]:
+        """Every fault, one line each."""
+        for video_id in self.videos:
+            try:
+                entry = self._entry(video_id)
+            except InputError as error:
+                yield str(error)
+                continue
+            yield from entry.faults
+            yield from self._check_video(video_id, entry)
+
+    def _check_video(self, video_id: str, entry: E) -> Iterator[str]:
+        """The faults of a video's texts, frames and masks; those of its rows are told already."""
+        raise NotImplementedError
+
+    def _entry(self, video_id: str) -> E:
+        """What the file says of a video. Raises InputError: an id that would leave the folder, or an unlisted one."""
+        check_id(video_id, f"{self.file}, video")
+        if video_id not in self.videos:
+            raise InputError(f"{self.file}: no video {video_id!r} in split {self.split}; rvos-cache check lists them")
+        return self.videos[video_id]
+
+    def _sound(self, video_id: str) -> E:
+        """The same, where its rows are without fault. Raises InputError."""
+        entry = self._entry(video_id)
+        if entry.faults:
+            raise InputError(entry.faults[0])
+        return entry
 
 
 def read_rows(path: Path) -> list[list[Any]]:
