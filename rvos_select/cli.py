@@ -147,8 +147,7 @@ def evaluate(
 
     if (predictions is None) == (selections is None):
         raise click.UsageError("give --predictions PNGS, or --selections S.zarr with --cache C.zarr")
-    scope: dict[str, Any] = {"videos": videos, "limit": limit, "allow_missing": allow_missing, "processes": processes}
-    scope["texts"] = texts
+    scope = step.Scope(videos, limit, allow_missing, processes, texts)
     if threshold is not None and top1:
         raise click.UsageError("--threshold and --top1 exclude each other")
     options: dict[str, Any] = {} if map_mode is None else {"map_mode": map_mode}
@@ -157,15 +156,23 @@ def evaluate(
     if predictions is not None:
         if dataset is None or root is None or split is None:
             raise click.UsageError("--predictions needs --dataset, --root and --split")
-        scores = step.benchmark_pngs(dataset, root, split, predictions, options, **scope)
+        scores = step.benchmark_pngs(dataset, root, split, predictions, options, scope)
     else:
         if not caches:
             raise click.UsageError("--selections needs --cache")
         assert selections is not None
         scores = step.benchmark_selections(
-            selections, list(caches), options, dataset=dataset, threshold=threshold, top1=top1, root=root, split=split, **scope
+            selections,
+            list(caches),
+            options,
+            dataset=dataset,
+            threshold=threshold,
+            top1=top1,
+            root=root,
+            split=split,
+            scope=scope,
         )
-    show_scores({"prediction": scores}, json_path, scores)
+    show_scores({"prediction": scores, **step.annotator_rows(scores)}, json_path, scores)
     show_slices(scores.get("slices", {}))
 
 
@@ -291,7 +298,7 @@ def import_sola(checkpoint: Path, out: Path, caches: tuple[Path, ...], texts: tu
 
 COLUMNS = {
     "video": {"J&F": "jf", "J": "j", "F": "f", "N-acc": "n_acc", "T-acc": "t_acc"},
-    "image": {"mAP": "map", "overall IoU": "overall_iou", "mean IoU": "mean_iou"},
+    "image": {"mAP": "map", "oIoU": "overall_iou", "mIoU": "mean_iou"},
 }
 """Protocol -> column of its table -> key of its scores; columns that no row has are left out."""
 
@@ -325,7 +332,7 @@ def show_slices(slices: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         return
 
     keys = next(iter(next(iter(slices.values())).values()))
-    titles = {key: {"j": "J", "f": "F", "jf": "J&F", "mean_iou": "mean IoU"}[key] for key in keys if key != "count"}
+    titles = {key: {"j": "J", "f": "F", "jf": "J&F", "mean_iou": "mIoU"}[key] for key in keys if key != "count"}
     table = Table("slice", "", *titles.values(), "count")
     for name, held in slices.items():
         for part, row in held.items():
@@ -339,7 +346,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    titles = {"jf": "J&F", "j": "J", "f": "F", "iou": "mean IoU"}
+    titles = {"jf": "J&F", "j": "J", "f": "F", "iou": "mIoU"}
     table = Table("", "A", "B", "B - A", "95 % of resampled videos")
     for key in (key for key in titles if key in found):
         row = found[key]

@@ -13,9 +13,18 @@ from typing import Any
 
 from rvos_cache.errors import InputError
 from rvos_select.caches import TrackSource
+from rvos_select.evaluate.scope import WHOLE, Scope
 from rvos_select.evaluate.video import evaluate_pngs, evaluate_selections
 
-__all__ = ["PROTOCOLS", "benchmark_pngs", "benchmark_selections", "evaluate_pngs", "evaluate_selections"]
+__all__ = [
+    "PROTOCOLS",
+    "Scope",
+    "annotator_rows",
+    "benchmark_pngs",
+    "benchmark_selections",
+    "evaluate_pngs",
+    "evaluate_selections",
+]
 
 VIDEO, IMAGE = "rvos_select.evaluate.video", "rvos_select.evaluate.image"
 PROTOCOLS = {
@@ -33,14 +42,13 @@ PROTOCOLS = {
 
 
 def benchmark_pngs(
-    dataset: str, root: Path, split: str, predictions: Path, options: Mapping[str, Any], **scope: Any
+    dataset: str, root: Path, split: str, predictions: Path, options: Mapping[str, Any], scope: Scope = WHOLE
 ) -> dict[str, Any]:
     """Scores of `<predictions>/<video>/<expression>/<frame>.png` by the dataset's own protocol.
 
-    options: settings of the protocol, those that were given; scope: videos, limit, allow_missing, processes, texts, as
-    `evaluate_pngs` takes them. Raises InputError also for an option that the protocol does not have.
+    options: settings of the protocol, those that were given. Raises InputError also for one that the protocol does not have.
     """
-    return _protocol(dataset, options).evaluate_pngs(dataset, root, split, predictions, **options, **scope)
+    return _protocol(dataset, options).evaluate_pngs(dataset, root, split, predictions, scope=scope, **options)
 
 
 def benchmark_selections(
@@ -48,16 +56,25 @@ def benchmark_selections(
     caches: Sequence[Path],
     options: Mapping[str, Any],
     dataset: str | None = None,
-    **scope: Any,
+    root: Path | None = None,
+    split: str | None = None,
+    threshold: float | None = None,
+    top1: bool = False,
+    scope: Scope = WHOLE,
 ) -> dict[str, Any]:
-    """Scores of selections by the protocol of `dataset` (default: the caches').
-
-    scope: as `evaluate_selections` takes it. Raises like `benchmark_pngs`.
-    """
+    """Scores of selections by the protocol of `dataset` (default: the caches'). Raises like `benchmark_pngs`."""
     names = sorted({card.dataset for card in TrackSource(caches).cards}) if dataset is None else [dataset]
     if len({PROTOCOLS.get(name, VIDEO) for name in names}) > 1:
         raise InputError(f"{caches[0]}: caches of {', '.join(names)}, which are scored in other ways; evaluate one at a time")
-    return _protocol(names[0], options).evaluate_selections(selections, caches, dataset=dataset, **options, **scope)
+    given = {"dataset": dataset, "root": root, "split": split, "threshold": threshold, "top1": top1, "scope": scope}
+    return _protocol(names[0], options).evaluate_selections(selections, caches, **given, **options)
+
+
+def annotator_rows(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of a table of Ref-DAVIS17: each annotator's scores and objects; none of what has one annotator or no such thing."""
+    held = scores.get("annotators", {})
+    objects = {a: {k: v for k, v in scores["objects"].items() if k.split("/")[1] == a} for a in held}
+    return {f"annotator {a}": {**row, "objects": objects[a]} for a, row in held.items()} if len(held) > 1 else {}
 
 
 def _protocol(dataset: str, options: Mapping[str, Any]) -> Any:

@@ -27,6 +27,7 @@ from rvos_select.caches import TrackSource
 from rvos_select.evaluate.kinds import kinds_of
 from rvos_select.evaluate.pngs import check_folder, prediction_bytes, read_prediction
 from rvos_select.evaluate.processes import in_order
+from rvos_select.evaluate.scope import WHOLE, Scope
 from rvos_select.evaluate.selected import check_frames, selections_of
 from rvos_select.merge import check_cards, check_width
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of
@@ -106,24 +107,19 @@ def evaluate_pngs(
     root: Path,
     split: str,
     predictions: Path,
-    videos: Sequence[str] = (),
-    limit: int | None = None,
-    allow_missing: bool = False,
-    processes: int = 1,
-    texts: Sequence[Path] = (),
+    scope: Scope = WHOLE,
     map_mode: MapMode = "all-queries",
 ) -> dict[str, Any]:
     """Scores of `<predictions>/<video>/<expression>/<frame>.png` in the frames that the benchmark scores.
 
-    Every sample of the split, or of `videos` or the first `limit`, is needed: an absent PNG is an InputError that names it, or,
-    with `allow_missing`, scores 0 and is listed under "missing".
+    Every sample in `scope` needs its PNG. Raises InputError that names the one that is absent.
     """
     folder = check_folder(Path(predictions))
     source = open_dataset(dataset, root, split)
-    asked = chosen_videos(source.video_ids(), videos, limit, f"{source.root} {source.split}")
-    kind = kinds_of(texts)
-    tasks = (_task(video, source, kind) for video in answers(asked, source, None, allow_missing))
-    rows = in_order(partial(score_pngs, folder, allow_missing), tasks, processes)
+    asked = chosen_videos(source.video_ids(), scope.videos, scope.limit, f"{source.root} {source.split}")
+    kind = kinds_of(scope.texts)
+    tasks = (_task(video, source, kind) for video in answers(asked, source, None, scope.allow_missing))
+    rows = in_order(partial(score_pngs, folder, scope.allow_missing), tasks, scope.processes)
     return _table(rows, map_mode, dataset, split)
 
 
@@ -135,11 +131,7 @@ def evaluate_selections(
     split: str | None = None,
     threshold: float | None = None,
     top1: bool = False,
-    videos: Sequence[str] = (),
-    limit: int | None = None,
-    allow_missing: bool = False,
-    processes: int = 1,
-    texts: Sequence[Path] = (),
+    scope: Scope = WHOLE,
     map_mode: MapMode = "all-queries",
 ) -> dict[str, Any]:
     """Scores of the candidates' masks with the selector's scores; nothing is merged, so `threshold` and `top1` are refused.
@@ -153,17 +145,17 @@ def evaluate_selections(
     known = dataset_of(source, dataset, root, split)
     if known is None:
         raise InputError(f"{source.caches[0].path}: the dataset says which frames are scored, and is not at hand; give --root")
-    asked = chosen_videos(known.video_ids(), videos, limit, str(source.caches[0].path))
-    have, kind = set(said.video_ids()), kinds_of(texts)
+    asked = chosen_videos(known.video_ids(), scope.videos, scope.limit, str(source.caches[0].path))
+    have, kind = set(said.video_ids()), kinds_of(scope.texts)
 
     def tasks() -> Iterator[Task]:
-        for video in answers(asked, known, None, allow_missing):
+        for video in answers(asked, known, None, scope.allow_missing):
             found = None
             if isinstance(video, VideoAnswers):
-                found = _said(video, source, said, have, allow_missing)
+                found = _said(video, source, said, have, scope.allow_missing)
             yield _task(video, known, kind, found)
 
-    return _table(in_order(score_masks, tasks(), processes), map_mode, known.name, known.split)
+    return _table(in_order(score_masks, tasks(), scope.processes), map_mode, known.name, known.split)
 
 
 def _said(

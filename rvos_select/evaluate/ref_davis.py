@@ -18,6 +18,7 @@ from rvos_cache.datasets.palette_split import ANNOTATIONS
 from rvos_cache.datasets.ref_davis17 import VOID, RefDavis17
 from rvos_cache.errors import InputError
 from rvos_select.caches import TrackSource
+from rvos_select.evaluate.scope import WHOLE, Scope
 from rvos_select.label_maps import Answers, Frames, MissingAnswerError, PngAnswers, SelectionAnswers, annotators, label_maps
 from rvos_select.metrics.answers import chosen_videos, dataset_of
 from rvos_select.metrics.davis import DavisTruth, score_maps
@@ -26,26 +27,29 @@ OPTIONS = frozenset({"strict"})
 
 
 def evaluate_pngs(
-    dataset: str, root: Path, split: str, predictions: Path, texts: Sequence[Path] = (), **given: Any
+    dataset: str, root: Path, split: str, predictions: Path, scope: Scope = WHOLE, strict: bool = False
 ) -> dict[str, Any]:
     """See `evaluate_ref_davis_pngs`. Raises InputError, also for text caches: objects, and not texts, are scored."""
-    _no_texts(texts)
-    return {"dataset": dataset, "split": split, **evaluate_ref_davis_pngs(root, split, predictions, **given)}
+    scores = evaluate_ref_davis_pngs(root, split, predictions, strict=strict, scope=scope)
+    return {"dataset": dataset, "split": split, **scores}
 
 
 def evaluate_selections(
     selections: Path,
     caches: Sequence[Path],
     dataset: str | None = None,
+    root: Path | None = None,
+    split: str | None = None,
     threshold: float | None = None,
     top1: bool = False,
-    texts: Sequence[Path] = (),
-    **given: Any,
+    scope: Scope = WHOLE,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """See `evaluate_ref_davis_selections`; the best track of each expression unless a threshold is given. Raises InputError."""
-    _no_texts(texts)
     best = top1 or threshold is None
-    found = evaluate_ref_davis_selections(selections, caches, threshold=threshold, top1=best, **given)
+    found = evaluate_ref_davis_selections(
+        selections, caches, root=root, split=split, threshold=threshold, top1=best, strict=strict, scope=scope
+    )
     card = TrackSource(caches).card
     return {"dataset": card.dataset, "split": card.split, **found}
 
@@ -61,21 +65,16 @@ def evaluate_ref_davis_pngs(
     predictions: Path,
     *,
     strict: bool = False,
-    videos: Sequence[str] = (),
-    limit: int | None = None,
-    allow_missing: bool = False,
-    processes: int = 1,
+    scope: Scope = WHOLE,
 ) -> dict[str, Any]:
     """Scores of `<predictions>/<video>/<expression>/<frame>.png`, which are merged to one picture per annotator first.
 
     strict: the object of an expression is scored with its own prediction; else predictions are assigned anew, as the benchmark
-    does. Every expression of the split, or of `videos` or the first `limit`, is needed: an absent PNG is an InputError that
-    names it, or, with `allow_missing`, its object scores 0 and it is listed under "missing".
+    does. Every expression in `scope` needs its PNGs; the object of one that lacks them scores 0 with `allow_missing`.
     {"j", "f", "jf", "protocol", "annotators": {annotator: {"j", "f", "jf"}}, "objects": {"<video>/<annotator>/<object>": {"j",
     "f"}}}, in fractions of 1; the objects are all those of the first frame, also where no expression names one.
     """
-    job = _Job(Path(root), split, partial(PngAnswers, Path(predictions)), strict, allow_missing)
-    return _evaluate(job, videos, limit, processes)
+    return _evaluate(_Job(Path(root), split, partial(PngAnswers, Path(predictions)), strict, scope.allow_missing), scope)
 
 
 def evaluate_ref_davis_selections(
@@ -87,10 +86,7 @@ def evaluate_ref_davis_selections(
     threshold: float | None = None,
     top1: bool = True,
     strict: bool = False,
-    videos: Sequence[str] = (),
-    limit: int | None = None,
-    allow_missing: bool = False,
-    processes: int = 1,
+    scope: Scope = WHOLE,
 ) -> dict[str, Any]:
     """Scores of selections, merged in memory, where the larger score wins a pixel; as `evaluate_ref_davis_pngs` else.
 
@@ -105,7 +101,7 @@ def evaluate_ref_davis_selections(
             f"{source.caches[0].path}: the dataset of this cache is not found, and caches hold no void pixels; give --root"
         )
     opened = partial(SelectionAnswers, Path(selections), tuple(caches), threshold, top1)
-    return _evaluate(_Job(known.root, known.split, opened, strict, allow_missing), videos, limit, processes)
+    return _evaluate(_Job(known.root, known.split, opened, strict, scope.allow_missing), scope)
 
 
 def davis_truth(dataset: RefDavis17, video_id: str) -> DavisTruth:
@@ -138,11 +134,12 @@ class _VideoScores:
     missing: list[str] = field(default_factory=list)
 
 
-def _evaluate(job: _Job, videos: Sequence[str], limit: int | None, processes: int) -> dict[str, Any]:
+def _evaluate(job: _Job, scope: Scope) -> dict[str, Any]:
+    _no_texts(scope.texts)
     dataset = RefDavis17(job.root, job.split)
-    asked = chosen_videos(dataset.video_ids(), videos, limit, f"{dataset.root} {dataset.split}")
+    asked = chosen_videos(dataset.video_ids(), scope.videos, scope.limit, f"{dataset.root} {dataset.split}")
     job.opened()
-    found = _each(job, asked, min(processes, len(asked)))
+    found = _each(job, asked, min(scope.processes, len(asked)))
     rows = [{k: v for video in found for k, v in video.objects[a].items()} for a in range(dataset.annotators)]
     if not any(rows):
         raise InputError(f"{dataset.file}: there is no object to score in {len(asked)} videos; check --video and --limit")

@@ -25,6 +25,7 @@ from rvos_select.caches import TrackSource
 from rvos_select.evaluate.kinds import kinds_of
 from rvos_select.evaluate.pngs import check_folder, prediction_bytes, read_prediction
 from rvos_select.evaluate.processes import in_order
+from rvos_select.evaluate.scope import WHOLE, Scope
 from rvos_select.evaluate.selected import check_frames, selections_of
 from rvos_select.merge import check_cards, check_width, chosen, default_threshold
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
@@ -169,24 +170,20 @@ def evaluate_pngs(
     root: Path,
     split: str,
     predictions: Path,
-    videos: Sequence[str] = (),
-    limit: int | None = None,
-    allow_missing: bool = False,
-    processes: int = 1,
-    texts: Sequence[Path] = (),
+    scope: Scope = WHOLE,
 ) -> dict[str, Any]:
     """Scores of `<predictions>/<video>/<expression>/<frame>.png`; any value but 0 is foreground.
 
-    Every expression of the split, or of `videos` or the first `limit`, is needed: an absent PNG of an annotated frame
-    is an InputError that names it, or, with `allow_missing`, scores its expression 0 and lists it under "missing".
-    texts: text caches, whose tags say the kind of expressions where the dataset does not.
+    Every annotated frame of the expressions in `scope` needs its PNG. Raises InputError that names the one that is absent.
     """
     predictions = check_folder(Path(predictions))
     source = open_dataset(dataset, root, split)
-    asked = chosen_videos(source.video_ids(), videos, limit, f"{source.root} {source.split}")
-    cues = kinds_of(texts)
-    tasks = (_task(video, cues, Pngs(predictions, allow_missing)) for video in answers(asked, source, None, allow_missing))
-    return _table(in_order(score_video, tasks, processes), dataset, split)
+    asked = chosen_videos(source.video_ids(), scope.videos, scope.limit, f"{source.root} {source.split}")
+    cues = kinds_of(scope.texts)
+    tasks = (
+        _task(video, cues, Pngs(predictions, scope.allow_missing)) for video in answers(asked, source, None, scope.allow_missing)
+    )
+    return _table(in_order(score_video, tasks, scope.processes), dataset, split)
 
 
 def evaluate_selections(
@@ -197,11 +194,7 @@ def evaluate_selections(
     split: str | None = None,
     threshold: float | None = None,
     top1: bool = False,
-    videos: Sequence[str] = (),
-    limit: int | None = None,
-    allow_missing: bool = False,
-    processes: int = 1,
-    texts: Sequence[Path] = (),
+    scope: Scope = WHOLE,
 ) -> dict[str, Any]:
     """Scores of selections, merged in memory. threshold None: the selector's default.
 
@@ -212,20 +205,20 @@ def evaluate_selections(
     source, said = TrackSource(caches), SelectionCache(selections)
     check_cards(said, source)
     known = dataset_of(source, dataset, root, split)
-    asked = chosen_videos(listed_videos(source, known), videos, limit, str(source.caches[0].path))
+    asked = chosen_videos(listed_videos(source, known), scope.videos, scope.limit, str(source.caches[0].path))
     limit_score = default_threshold(said) if threshold is None else threshold
     pick = partial(chosen, threshold=limit_score, top1=top1)
-    have, cues = set(said.video_ids()), kinds_of(texts)
+    have, cues = set(said.video_ids()), kinds_of(scope.texts)
 
     def tasks() -> Iterator[Task]:
-        for video in answers(asked, known, source if root is None else None, allow_missing):
+        for video in answers(asked, known, source if root is None else None, scope.allow_missing):
             drawn = Drawn()
             if isinstance(video, VideoAnswers):
-                drawn = _drawn(video, source, said, have, pick, allow_missing)
+                drawn = _drawn(video, source, said, have, pick, scope.allow_missing)
             yield _task(video, cues, drawn)
 
     names = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
-    return _table(in_order(score_video, tasks(), processes), *names)
+    return _table(in_order(score_video, tasks(), scope.processes), *names)
 
 
 def _drawn(

@@ -61,9 +61,9 @@ class Scores:
             self.kinds[key] = kind
 
     def table(self) -> dict[str, Any]:
-        """{"j", "f", "jf", "expressions": {key: {"j", "f"}}}; "missing", "kinds", "n_acc", "t_acc", "slices" where there are any.
+        """{"jf", "j", "f", "expressions": {key: {"j", "f"}}}; "missing", "kinds", "n_acc", "t_acc", "slices" where there are any.
 
-        kinds: {kind: {"j", "f", "jf", "count"}}; slices: {attribute: {part: the same}}, see `slices`. n_acc, t_acc: MeViSv2's,
+        kinds: {kind: {"jf", "j", "f", "count"}}; slices: {attribute: {part: the same}}, see `slices`. n_acc, t_acc: MeViSv2's,
         there where expressions have no target: the share of these that is answered without a pixel, and the share of the
         others, where there are any, that is answered with one. A missing prediction is no right answer to either.
         """
@@ -86,7 +86,7 @@ class Scores:
     def _means(self, keys: list[str]) -> dict[str, float]:
         rows = np.array([self.expressions[key] for key in keys], np.float64)
         region, contour = (float(x) for x in rows.mean(axis=0))
-        return {"j": region, "f": contour, "jf": (region + contour) / 2}
+        return {"jf": (region + contour) / 2, "j": region, "f": contour}
 
     def _empty_answers(self) -> dict[str, float]:
         known = {key: found.targets > 0 for key, found in self.facts.items() if found is not None}

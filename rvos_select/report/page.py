@@ -19,7 +19,7 @@ from rvos_cache.store import SelectionCache, TrackInfo
 from rvos_cache.types import Expression, Selection
 from rvos_select.caches import TrackSource
 from rvos_select.checkpoint import run_settings
-from rvos_select.evaluate import evaluate_selections
+from rvos_select.evaluate import Scope, evaluate_selections
 from rvos_select.merge import chosen as chosen_tracks
 from rvos_select.merge import default_threshold
 from rvos_select.metrics.scores import Scores
@@ -65,7 +65,7 @@ def _report(
     results = ""
     if selections is not None:
         source, said = TrackSource(caches), SelectionCache(selections)
-        scores = evaluate_selections(selections, caches, root=root, allow_missing=True)
+        scores = evaluate_selections(selections, caches, root=root, scope=Scope(allow_missing=True))
         best, missing = _oracle(caches, root, scores), scores.get("missing", [])
         rows = rows or {"prediction": scores, "oracle": best}
         cases = diagnose(scores, best)

@@ -21,7 +21,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
 from rvos_cache.types import Expression, Words
 from rvos_select.caches import TrackSource
-from rvos_select.evaluate import evaluate_pngs, evaluate_selections
+from rvos_select.evaluate import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.evaluate import video as video_protocol
 from rvos_select.evaluate.pngs import read_prediction
 from rvos_select.evaluate.processes import in_order
@@ -68,15 +68,17 @@ def test_one_wrong_frame(split: Path) -> None:
     scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
     assert scores["expressions"]["b/0"] == pytest.approx({"j": 2 / 3, "f": 2 / 3})
     assert scores["jf"] == pytest.approx(11 / 12)
-    assert evaluate_pngs("mevis", split / "data", "valid_u", split / "png", videos=["a"])["jf"] == 1.0
-    assert evaluate_pngs("mevis", split / "data", "valid_u", split / "png", limit=1)["expressions"].keys() == KEYS - {"b/0"}
+    assert evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(videos=["a"]))["jf"] == 1.0
+    assert evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(limit=1))[
+        "expressions"
+    ].keys() == KEYS - {"b/0"}
 
 
 def test_a_missing_frame_is_named_or_scored_zero(split: Path) -> None:
     (split / "png/b/0" / f"{NAMES[2]}.png").unlink()
     with pytest.raises(InputError, match=r"b/0/00002\.png"):
         evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
-    scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", allow_missing=True)
+    scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(allow_missing=True))
     assert scores["missing"] == ["b/0"]
     assert scores["jf"] == 0.75
 
@@ -89,7 +91,7 @@ def test_a_video_without_selections_or_tracks(split: Path) -> None:
     with pytest.raises(InputError, match="video b"):
         oracle([cache], root=split / "data")
     for scores in (
-        evaluate_selections(said, [cache], root=split / "data", allow_missing=True),
+        evaluate_selections(said, [cache], root=split / "data", scope=Scope(allow_missing=True)),
         oracle([cache], root=split / "data", allow_missing=True),
     ):
         assert scores["missing"] == ["b/0"]
@@ -192,11 +194,11 @@ def test_a_failed_video_is_a_hole(split: Path) -> None:
     for root in (None, split / "data"):
         with pytest.raises(InputError, match="--allow-missing"):
             evaluate_selections(said, [cache], root=root)
-    unknown = evaluate_selections(said, [cache], allow_missing=True)
-    known = evaluate_selections(said, [cache], root=split / "data", allow_missing=True)
+    unknown = evaluate_selections(said, [cache], scope=Scope(allow_missing=True))
+    known = evaluate_selections(said, [cache], root=split / "data", scope=Scope(allow_missing=True))
     assert (unknown["missing"], unknown["jf"]) == (["a"], 0.5)
     assert (known["missing"], known["jf"]) == (["a/0", "a/1", "a/2"], 0.25)
-    assert evaluate_selections(said, [cache], videos=["b"])["jf"] == 1.0
+    assert evaluate_selections(said, [cache], scope=Scope(videos=["b"]))["jf"] == 1.0
 
 
 def test_a_video_that_cannot_be_read_is_a_hole_too(split: Path) -> None:
@@ -204,7 +206,7 @@ def test_a_video_that_cannot_be_read_is_a_hole_too(split: Path) -> None:
     path.write_text(path.read_text().replace('"thing 2"', '" "'))
     with pytest.raises(InputError, match="expression 2: the text is empty"):
         evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
-    scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", allow_missing=True)
+    scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(allow_missing=True))
     assert (scores["missing"], scores["jf"]) == (["a/0", "a/1", "a/2"], 0.25)
 
 
@@ -212,7 +214,7 @@ def test_hidden_answers_are_no_hole(split: Path) -> None:
     (split / "data/valid_u").rename(split / "data/valid")
     (split / "data/valid/mask_dict.json").unlink()
     with pytest.raises(InputError, match="hides its answers"):
-        evaluate_pngs("mevis", split / "data", "valid", split / "png", allow_missing=True)
+        evaluate_pngs("mevis", split / "data", "valid", split / "png", scope=Scope(allow_missing=True))
 
 
 def test_settings_of_the_merge_reach_the_scores(split: Path) -> None:
@@ -236,13 +238,13 @@ def test_other_splits_and_videos_are_refused(split: Path) -> None:
     with pytest.raises(InputError, match="not split train"):
         oracle([split / "c.zarr"], split="train")
     with pytest.raises(InputError, match="no video zebra"):
-        evaluate_pngs("mevis", split / "data", "valid_u", split / "png", videos=["zebra"])
+        evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(videos=["zebra"]))
     with pytest.raises(InputError, match="no such folder"):
         evaluate_pngs("mevis", split / "data", "valid_u", split / "nothing")
 
 
 def test_processes_change_nothing(split: Path) -> None:
-    one, two = (evaluate_pngs("mevis", split / "data", "valid_u", split / "png", processes=n) for n in (1, 2))
+    one, two = (evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(processes=n)) for n in (1, 2))
     assert one == two
 
 
@@ -340,12 +342,12 @@ def test_slices_and_no_target(split: Path) -> None:
     assert (nothing["n_acc"], nothing["t_acc"]) == (1, 0)
     assert (everything["n_acc"], everything["t_acc"]) == (0, 1)
     assert nothing["slices"]["targets"]["none"]["jf"] == 1 and nothing["slices"]["targets"]["single"]["jf"] == 0
-    assert "n_acc" not in evaluate_pngs("mevis", split / "data", "valid_u", split / "png", videos=["b"])
+    assert "n_acc" not in evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(videos=["b"]))
 
 
 def test_a_missing_prediction_is_no_empty_answer(split: Path) -> None:
     shutil.rmtree(split / "png/a/2")
-    scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", allow_missing=True)
+    scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(allow_missing=True))
     assert (scores["n_acc"], scores["t_acc"], scores["missing"]) == (0, 1, ["a/2"])
 
 
@@ -361,7 +363,7 @@ def test_words_tell_the_kind_where_the_dataset_does_not(split: Path) -> None:
     meta = split / "data/valid_u/meta_expressions.json"
     meta.write_text(meta.read_text().replace('"kind"', '"sort"'))
     for texts_given, wanted in (((), None), ((split / "t.zarr",), {"static": 1, "motion": 1, "both": 1, "neither": 1})):
-        scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", texts=texts_given)
+        scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(texts=texts_given))
         held = scores["slices"].get("kind")
         assert (held and {part: row["count"] for part, row in held.items()}) == wanted
         assert "kinds" not in scores
@@ -382,7 +384,7 @@ def test_equal_answers_are_worked_out_once(split: Path, monkeypatch: pytest.Monk
             if not target.exists():
                 target.symlink_to(split / "data/valid_u" / name)
         (split / "one/valid_u/meta_expressions.json").write_text(json.dumps(meta))
-        alone |= evaluate_pngs("mevis", split / "one", "valid_u", split / "png", videos=["a"])["expressions"]
+        alone |= evaluate_pngs("mevis", split / "one", "valid_u", split / "png", scope=Scope(videos=["a"]))["expressions"]
     read: list[Path] = []
 
     def counting(path: Path, raw: bytes, size: tuple[int, int]) -> Any:
@@ -390,6 +392,6 @@ def test_equal_answers_are_worked_out_once(split: Path, monkeypatch: pytest.Monk
         return read_prediction(path, raw, size)
 
     monkeypatch.setattr(video_protocol, "read_prediction", counting)
-    together = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", videos=["a"])["expressions"]
+    together = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(videos=["a"]))["expressions"]
     assert len(read) == len(NAMES)
     assert together == alone

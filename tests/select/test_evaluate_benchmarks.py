@@ -24,7 +24,7 @@ from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, wr
 from rvos_cache.types import Selection, TrackSet
 from rvos_select.cli import main
 from rvos_select.compare import compare
-from rvos_select.evaluate import PROTOCOLS, benchmark_pngs, benchmark_selections
+from rvos_select.evaluate import PROTOCOLS, Scope, benchmark_pngs, benchmark_selections
 
 IMAGES = ("a2d-sentences", "jhmdb-sentences", "refcoco", "refcoco+", "refcocog")
 
@@ -39,10 +39,12 @@ class Made:
     out: Path
 
     def by_pngs(self, pngs: Path | None = None, options: dict[str, Any] | None = None, **scope: Any) -> dict[str, Any]:
-        return benchmark_pngs(self.name, self.root, self.split, pngs or self.out / "pngs", options or {}, **scope)
+        return benchmark_pngs(self.name, self.root, self.split, pngs or self.out / "pngs", options or {}, Scope(**scope))
 
     def by_selections(self, options: dict[str, Any] | None = None, said: str = "s.zarr", **scope: Any) -> dict[str, Any]:
-        return benchmark_selections(self.out / said, [self.out / "c.zarr"], options or {}, root=self.root, **scope)
+        choice = {name: scope.pop(name) for name in ("dataset", "threshold", "top1") if name in scope}
+        caches = [self.out / "c.zarr"]
+        return benchmark_selections(self.out / said, caches, options or {}, root=self.root, scope=Scope(**scope), **choice)
 
 
 def write_truth(name: str, root: Path, split: str, out: Path, said: str = "s.zarr", reverse: bool = False) -> None:

@@ -18,7 +18,7 @@ from skimage.morphology import disk
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks, encode
-from rvos_select.evaluate import evaluate_pngs, evaluate_selections
+from rvos_select.evaluate import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.merge import merge
 from rvos_select.metrics import Scores, f, j
 from rvos_select.metrics.boundary import boundary, frame_f, tolerance
@@ -145,7 +145,7 @@ def test_real_tracks_against_real_masks(real_data: Path, tmp_path: Path) -> None
     golden, videos = json.loads(GOLDEN.read_text()), ("dog", "bmx-trees", "car-shadow", "scooter-black")
     assert "evaluate_bench.py --golden" in golden["made"]
     said = write_osvos(real_data, tmp_path, videos=videos)
-    found = evaluate_selections(said.selections, [said.cache], root=said.root, videos=videos)["expressions"]
+    found = evaluate_selections(said.selections, [said.cache], root=said.root, scope=Scope(videos=videos))["expressions"]
     assert found.keys() == {key for key in golden["expressions"] if key.split("/")[0] in videos}
     for key, row in found.items():
         assert row == pytest.approx(golden["expressions"][key], abs=1e-9)
@@ -160,7 +160,7 @@ def test_the_golden_numbers_are_the_plain_codes(real_data: Path, tmp_path: Path)
     plain = plain_scores.evaluate(pngs, {"dog": meta["videos"]["dog"]}, masks)
     golden = json.loads(GOLDEN.read_text())["expressions"]["dog/0"]
     assert plain["dog/0"] == pytest.approx((golden["j"], golden["f"]), abs=1e-12)
-    scores = evaluate_pngs("mevis", said.root, "valid_u", pngs, videos=["dog"])
+    scores = evaluate_pngs("mevis", said.root, "valid_u", pngs, scope=Scope(videos=["dog"]))
     assert scores["expressions"]["dog/0"] == pytest.approx(golden, abs=1e-9)
 
 

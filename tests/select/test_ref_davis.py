@@ -30,6 +30,7 @@ from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.frames import write_mask_png
 from rvos_cache.store import CacheWriter, TrackCache
+from rvos_select.evaluate import Scope, annotator_rows
 from rvos_select.evaluate.ref_davis import evaluate_ref_davis_pngs, evaluate_ref_davis_selections
 from rvos_select.merge import merge
 
@@ -48,8 +49,8 @@ def split(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "split")
 
 
-def from_pngs(split: Path, **more: Any) -> dict[str, Any]:
-    return evaluate_ref_davis_pngs(split / "data", "valid", split / "png", **more)
+def from_pngs(split: Path, strict: bool = False, **scope: Any) -> dict[str, Any]:
+    return evaluate_ref_davis_pngs(split / "data", "valid", split / "png", strict=strict, scope=Scope(**scope))
 
 
 KEYS = {f"a/{a}/{n}" for a in range(4) for n in (1, 2, 3)} | {f"b/{a}/{n}" for a in range(4) for n in (1, 2)}
@@ -72,6 +73,19 @@ def test_truth_as_prediction(made: Path) -> None:
         only = from_pngs(made, strict=strict, videos=["a"])
         assert (only["j"], only["f"], only["jf"]) == (1.0, 1.0, 1.0)
         assert from_pngs(made, strict=strict, limit=1) == only
+
+
+def test_rows_of_annotators(made: Path, tmp_path: Path) -> None:
+    """Each with its own objects, whose mean is the row; a split of one annotator has the one row that there is."""
+    scores = from_pngs(made)
+    rows = annotator_rows(scores)
+    assert list(rows) == [f"annotator {a}" for a in range(4)]
+    for a, row in enumerate(rows.values()):
+        assert set(row["objects"]) == {key for key in KEYS if key.split("/")[1] == str(a)}
+        assert row["j"] == pytest.approx(np.mean([held["j"] for held in row["objects"].values()]))
+    write_split(tmp_path / "data", annotators=1)
+    write_masks(tmp_path / "png", annotators=1)
+    assert annotator_rows(from_pngs(tmp_path)) == annotator_rows({"jf": 1.0}) == {}
 
 
 def test_the_table_is_the_plain_code_over_the_split(split: Path) -> None:
@@ -214,9 +228,9 @@ def test_selections_score_as_their_masks_do(split: Path) -> None:
         found = evaluate_ref_davis_selections(said, [cache], strict=strict)
         assert found == evaluate_ref_davis_pngs(split / "data", "valid", pngs, strict=strict)
         assert found["objects"]["a/1/2"]["j"] == 0.5
-    assert evaluate_ref_davis_selections(said, [cache], root=split / "data", processes=2) == evaluate_ref_davis_selections(
-        said, [cache]
-    )
+    assert evaluate_ref_davis_selections(
+        said, [cache], root=split / "data", scope=Scope(processes=2)
+    ) == evaluate_ref_davis_selections(said, [cache])
 
 
 def test_the_larger_score_wins_a_pixel(split: Path) -> None:
@@ -228,7 +242,7 @@ def test_the_larger_score_wins_a_pixel(split: Path) -> None:
             return np.where(np.arange(7) == 6, score, 0.1) if (video, i) == ("a", 2) else right(video, i)
 
         said = write_said(split / f"{score}.zarr", scores)
-        found = evaluate_ref_davis_selections(said, [cache], strict=True, videos=["a"])["objects"]
+        found = evaluate_ref_davis_selections(said, [cache], strict=True, scope=Scope(videos=["a"]))["objects"]
         assert [found[f"a/3/{n}"]["j"] for n in (1, 2, 3)] == pytest.approx(wanted)
 
 
@@ -242,9 +256,9 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
 
     said = write_said(split / "s.zarr", halves)
     for more, wanted in (({}, 0.5), ({"top1": False}, 1.0), ({"top1": False, "threshold": 0.58}, 0.5)):
-        found = evaluate_ref_davis_selections(said, [cache], videos=["a"], **more)  # type: ignore[arg-type]
+        found = evaluate_ref_davis_selections(said, [cache], scope=Scope(videos=["a"]), **more)  # type: ignore[arg-type]
         assert found["j"] == pytest.approx(wanted)
-    assert evaluate_ref_davis_selections(said, [cache], videos=["a"], top1=False, threshold=0.9)["j"] == 0.0
+    assert evaluate_ref_davis_selections(said, [cache], scope=Scope(videos=["a"]), top1=False, threshold=0.9)["j"] == 0.0
 
 
 def test_holes_of_selections_and_caches(split: Path) -> None:
@@ -253,10 +267,10 @@ def test_holes_of_selections_and_caches(split: Path) -> None:
     for selections, cache, says in ((few, whole, "no selection of expression a/0"), (said, part, "no video a")):
         with pytest.raises(InputError, match=f"{says}.*--allow-missing"):
             evaluate_ref_davis_selections(selections, [cache])
-        scores = evaluate_ref_davis_selections(selections, [cache], allow_missing=True)
+        scores = evaluate_ref_davis_selections(selections, [cache], scope=Scope(allow_missing=True))
         assert scores["missing"] == [f"a/{4 * i + a}" for a in range(4) for i in range(3)]
         assert scores["j"] == pytest.approx((1 + LEFT) / 5)
-        assert evaluate_ref_davis_selections(selections, [cache], videos=["b"])["j"] == pytest.approx((1 + LEFT) / 2)
+        assert evaluate_ref_davis_selections(selections, [cache], scope=Scope(videos=["b"]))["j"] == pytest.approx((1 + LEFT) / 2)
 
 
 def test_caches_without_their_dataset_and_of_others(split: Path) -> None:
@@ -278,7 +292,7 @@ def test_tracks_of_other_frames_are_refused(split: Path) -> None:
     held["videos"]["a"]["frames"].pop()
     path.write_text(json.dumps(held))
     with pytest.raises(InputError, match=r"video a: holds 4 frames of \(40, 60\), the dataset has 3"):
-        evaluate_ref_davis_selections(said, [cache], root=split / "data", allow_missing=True)
+        evaluate_ref_davis_selections(said, [cache], root=split / "data", scope=Scope(allow_missing=True))
 
 
 # Real videos.

@@ -22,6 +22,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png, write_mask_png
 from rvos_select import label_maps
 from rvos_select.cli import main
+from rvos_select.evaluate import Scope
 from rvos_select.evaluate.ref_davis import evaluate_ref_davis_pngs, evaluate_ref_davis_selections
 from rvos_select.label_maps import SelectionAnswers
 from rvos_select.merge import merge
@@ -188,7 +189,7 @@ def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
     assert set(np.unique(plain["anno_1/a/00000.png"])) == {0, 1, 2, 3}
     maps = np.stack([sure[f"anno_1/a/{t}.png"] for t in davis.NAMES])
     wanted = plain_davis(maps, np.stack([davis.annotation("a", t) for t in range(davis.FRAMES)]))
-    scores = evaluate_ref_davis_selections(said, [cache], videos=["a"])["annotators"]["1"]
+    scores = evaluate_ref_davis_selections(said, [cache], scope=Scope(videos=["a"]))["annotators"]["1"]
     assert (scores["j"], scores["f"]) == pytest.approx(tuple(np.array(wanted) / 3), abs=1e-9)
 
 
