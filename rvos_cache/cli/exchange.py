@@ -45,10 +45,10 @@ def import_sola(directory: Path, tracks: Any, dataset: str, root: Path, split: s
     done = step(directory, dataset, root, split, out, tracks=tracks, **chosen)
     found = done.stored_iou
     if found is not None:
+        nobody = f"; {found.unmatched} values are of objects that the split does not annotate" if found.unmatched else ""
         click.echo(
-            f"stored IoU of {found.pairs} pairs of track and object: away from the one counted here by {found.mean:.4f} on "
-            f"average, {found.largest:.4f} at most; {found.crossed} labels at {LABEL_IOU} differ; "
-            f"{found.unmatched} stored values are of objects that the split does not annotate",
+            f"stored IoU of {found.pairs} pairs of track and object: {found.mean:.4f} from the counted one on average, "
+            f"{found.largest:.4f} at most; {found.crossed} labels at {LABEL_IOU} differ{nobody}",
             err=True,
         )
     told({str(out): done.report})

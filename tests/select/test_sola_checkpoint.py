@@ -19,8 +19,9 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.export_sola import export_sola
+from rvos_cache.exchange.import_masks import import_masks
 from rvos_cache.exchange.import_sola import import_sola as import_tracks
-from rvos_cache.extract import extract_text
+from rvos_cache.extract import extract, extract_text
 from rvos_cache.frames import read_mask_png
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, SelectionCache, TextCache, TrackCache
@@ -135,6 +136,24 @@ def test_ask_answers_with_an_imported_run(
     assert run(capsys, "report", "--run", tmp_path / "run", "--out", tmp_path / "page") == (0, "")
     code, told = run(capsys, *words, "--out", tmp_path / "run")
     assert code == 1 and "is there already" in told
+
+
+def test_another_trackers_masks_are_scored_like_the_same_masks_of_flow(work: Path, tmp_path: Path) -> None:
+    """Masks of the flow tracker, taken for another's: the same tokens, so the same scores, and a word that they are imported."""
+    extract("mevis", work / "data", "valid_u", "flow", tmp_path / "flow.zarr")
+    flow, texts = TrackCache(tmp_path / "flow.zarr"), [work / "valid_u-text.zarr"]
+    for video in VIDEOS:
+        masks = flow.masks(video)
+        rows = {f"{k:03d}": [rle | {"counts": rle["counts"].decode()} for rle in masks.row(k)] for k in range(masks.shape[0])}
+        (tmp_path / f"{video}.json").write_text(json.dumps(rows))
+    assert not import_masks(tmp_path, "mevis", work / "data", "valid_u", tmp_path / "masks.zarr").failed
+    made = import_sola(work / "epoch_3.pth", tmp_path / "run", [tmp_path / "flow.zarr"], texts)
+    own = SelectionCache(predict(made, [tmp_path / "flow.zarr"], texts, tmp_path / "a.zarr"))
+    with pytest.warns(UserWarning, match="settings.masks = 'imported'"):
+        other = SelectionCache(predict(made, [tmp_path / "masks.zarr"], texts, tmp_path / "b.zarr"))
+    for video in VIDEOS:
+        for a, b in zip(own.selections(video), other.selections(video), strict=True):
+            assert len(a.scores) > 1 and np.array_equal(a.scores, b.scores)
 
 
 class Code:
