@@ -27,7 +27,7 @@ def told(reports: Mapping[str, ExtractReport]) -> None:
         total += len(report.done) + len(report.skipped) + len(report.failed)
     if failed:
         raise InputError(
-            f"{failed} of {total} videos failed (listed in failures.jsonl); mend them and run the same command again"
+            f"{failed} of {total} videos failed (rvos-cache info lists them); mend them and run the same command again"
         )
 
 
@@ -47,8 +47,10 @@ def run_command(command: Callable[..., object]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        what = error.strerror or type(error).__name__
-        click.echo(f"error: {error.filename or 'file system'}: {what}; make room or choose a writable path", err=True)
+        what = " ".join((error.strerror or type(error).__name__).split())
+        remote = "://" in str(error.filename)
+        remedy = "check bucket, endpoint and credentials" if remote else "make room or choose a writable path"
+        click.echo(f"error: {error.filename or 'file system'}: {what}; {remedy}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what was finished is kept: run the same command again to go on", err=True)

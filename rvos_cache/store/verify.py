@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from rvos_cache.store.selections import SelectionCache
 from rvos_cache.store.text import TextCache
 from rvos_cache.store.tracks import TrackCache
 
+THREADS = 8
 KINDS: dict[str, type[Cache]] = {"tracks": TrackCache, "text": TextCache, "selections": SelectionCache}
 
 
@@ -64,16 +67,18 @@ def verify(path: Path | str) -> Iterator[str]:
         return
     for stray in cache.place.strays():
         yield f"{stray}: does not belong here; move it out of the cache"
-    for video_id in cache.video_ids():
-        try:
-            folder = VideoFolder(cache.place, video_id)
-        except InputError as error:
-            yield str(error)
-            continue
-        faults = list(_faults(folder))
-        yield from faults
-        if not faults:
-            yield from _misfits(cache, video_id)
+    # Threads: a store far away answers many questions at once, and digests of large files leave Python's lock.
+    with ThreadPoolExecutor(THREADS) as pool:
+        for faults in pool.map(partial(_video_faults, cache), cache.video_ids()):
+            yield from faults
+
+
+def _video_faults(cache: Cache, video_id: str) -> list[str]:
+    try:
+        folder = VideoFolder(cache.place, video_id)
+    except InputError as error:
+        return [str(error)]
+    return list(_faults(folder)) or list(_misfits(cache, video_id))
 
 
 def leftovers(path: Path | str) -> Iterator[str]:
