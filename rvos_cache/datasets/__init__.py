@@ -42,7 +42,7 @@ class Dataset(Protocol):
         """Whether the split shows its ground truth."""
 
     def video_ids(self) -> tuple[str, ...]:
-        """The videos of the split in file order."""
+        """The videos of the split in file order. Raises InputError where its list has lost one."""
 
     def video(self, video_id: str) -> Video:
         """Raises InputError when the video is not listed or its frames are missing."""

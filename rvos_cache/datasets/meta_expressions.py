@@ -48,6 +48,12 @@ def twice(path: Path, key: str) -> str:
     return f"{path}: the key {key!r} stands twice in one object; the first is lost: give them different ids"
 
 
+def check_once(path: Path, repeated: list[str]) -> None:
+    """Raises InputError when a key of `path` stands twice: a split without what was lost is another split."""
+    if repeated:
+        raise InputError(twice(path, repeated[0]))
+
+
 def listed_frames(entry: dict[str, Any], where: str) -> list[str]:
     """The stems that a video's entry lists, sorted; where: names file and video.
 

@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets.meta_expressions import check_frames, listed_expressions, listed_frames, read_json, read_videos, twice
+from rvos_cache.datasets.meta_expressions import (
+    check_frames,
+    check_once,
+    listed_expressions,
+    listed_frames,
+    read_json,
+    read_videos,
+    twice,
+)
 from rvos_cache.errors import InputError
 from rvos_cache.frames import folder_video, frame_files
 from rvos_cache.masks import RleMasks, from_coco
@@ -66,7 +74,8 @@ class Mevis:
         return self.split in OPEN or (self.folder / MASKS).exists()
 
     def video_ids(self) -> tuple[str, ...]:
-        """The videos in file order."""
+        """The videos in file order. Raises InputError when a key of the list stands twice."""
+        check_once(self.file, self.repeated)
         return tuple(self.videos)
 
     def video(self, video_id: str) -> Video:
@@ -109,6 +118,7 @@ class Mevis:
         video = self.video(video_id)
         named = [target for e in self.expressions(video_id) for target in e.targets or ()]
         ids = tuple(dict.fromkeys(named))
+        check_once(self.folder / MASKS, self.repeated_masks)
         rows = []
         for object_id in ids:
             listed, where = self._listed(object_id, video_id, len(video))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets.meta_expressions import check_frames, listed_expressions, listed_frames, read_videos, twice
+from rvos_cache.datasets.meta_expressions import check_frames, check_once, listed_expressions, listed_frames, read_videos, twice
 from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
 from rvos_cache.errors import InputError
 from rvos_cache.frames import folder_video, frame_files
@@ -68,7 +68,8 @@ class PaletteSplit:
         return self.answers
 
     def video_ids(self) -> tuple[str, ...]:
-        """The videos in file order."""
+        """The videos in file order. Raises InputError when a key of the list stands twice."""
+        check_once(self.file, self.repeated)
         return tuple(self.videos)
 
     def video(self, video_id: str) -> Video:
@@ -117,8 +118,13 @@ class PaletteSplit:
                 yield str(error)
         for key in repeated:
             yield twice(path, key)
+        told: set[str] = set()
         for video_id in self.videos:
-            yield from self._check_video(video_id, known)
+            for fault in self._check_video(video_id, known):
+                # A link that became a file is at fault in every video.
+                if fault not in told:
+                    told.add(fault)
+                    yield fault
 
     def check_together(self, video_id: str) -> None:
         """What the adapter wants of a video's expressions as a whole. Raises InputError."""

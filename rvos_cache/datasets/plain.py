@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets.meta_expressions import check_frames, read_json, twice
+from rvos_cache.datasets.meta_expressions import check_frames, check_once, read_json, twice
 from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
 from rvos_cache.errors import InputError
 from rvos_cache.frames import file_video, folder_video, frame_files
@@ -67,7 +67,8 @@ class Plain:
         return self.named and self.masks.is_dir()
 
     def video_ids(self) -> tuple[str, ...]:
-        """The videos in file order."""
+        """The videos in file order. Raises InputError when a key of the list stands twice."""
+        check_once(self.file, self.repeated)
         return tuple(self.videos)
 
     def video(self, video_id: str) -> Video:

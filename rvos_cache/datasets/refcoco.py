@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from rvos_cache.datasets.meta_expressions import read_json, twice
+from rvos_cache.datasets.meta_expressions import check_once, read_json, twice
 from rvos_cache.datasets.pseudo import affine_path, warp_image, warp_mask
 from rvos_cache.datasets.samples import ListedSplit
 from rvos_cache.errors import InputError
@@ -83,6 +83,11 @@ class RefCoco(ListedSplit[_Entry]):
         paths = [p for pattern in _places(Path(root), cls.name, f"{before}*{after}") for p in pattern.parent.glob(pattern.name)]
         found = {p.name.removeprefix(before).removesuffix(after) for p in paths}
         return [s for s in cls.known if s in found] + sorted(found - set(cls.known))
+
+    def video_ids(self) -> tuple[str, ...]:
+        """The images, by their name without suffix. Raises InputError when a key of the list stands twice."""
+        check_once(self.file, self.repeated)
+        return super().video_ids()
 
     def video(self, video_id: str) -> Video:
         """The image, or its pseudo-video. Raises InputError: not listed, missing, or of another size than the file says."""

@@ -176,6 +176,8 @@ def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
     path = root / "valid_u/meta_expressions.json"
     path.write_text(path.read_text().replace('"b": {', '"a": {'))
     assert any("'a' stands twice" in line for line in Mevis(root, "valid_u").check())
+    with pytest.raises(InputError, match="'a' stands twice in one object; the first is lost"):
+        Mevis(root, "valid_u").video_ids()
 
 
 def test_one_broken_video_leaves_the_other(root: Path) -> None:

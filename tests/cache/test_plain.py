@@ -264,6 +264,8 @@ def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
     path = root / "train/expressions.json"
     path.write_text(path.read_text().replace('"film": ', '"a b": '))
     assert any("'a b' stands twice" in line for line in Plain(root, "train").check())
+    with pytest.raises(InputError, match="'a b' stands twice in one object; the first is lost"):
+        Plain(root, "train").video_ids()
 
 
 @pytest.mark.parametrize("text", ['{"a":\n oops}', "[]", "{}", "null"])

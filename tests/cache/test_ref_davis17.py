@@ -258,3 +258,11 @@ def test_real_annotators_and_masks(real_root: Callable[[str], Path], real_data: 
         assert [truth.masks.select([k]) for k in range(len(truth.object_ids))] == [
             wanted.masks.select([k]) for k in range(len(truth.object_ids))
         ]
+
+
+def test_a_fault_of_every_video_is_one_line(root: Path) -> None:
+    shutil.rmtree(root / "valid/JPEGImages")
+    (root / "valid/JPEGImages").write_text("../elsewhere")
+    said = list(RefDavis17(root, "valid").check())
+    assert len(RefDavis17(root, "valid").video_ids()) > 1
+    assert len([line for line in said if "wanted a folder of videos, came a file" in line]) == 1

@@ -348,6 +348,8 @@ def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
     path = root / "meta_expressions/train/meta_expressions.json"
     path.write_text(path.read_text().replace(f'"{HELD}": {{', '"a": {'))
     assert any("'a' stands twice" in line for line in RefYoutubeVos(root, "train").check())
+    with pytest.raises(InputError, match="'a' stands twice in one object; the first is lost"):
+        RefYoutubeVos(root, "train").video_ids()
 
 
 @pytest.mark.parametrize("split", ["..", "train/..", "/", ""])

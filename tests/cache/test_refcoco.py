@@ -260,6 +260,8 @@ def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
     path = root / "refcoco/instances_refcoco_train.json"
     path.write_text(path.read_text().replace('"caption": "Box"', '"id": 5'))
     assert any("'id' stands twice" in line for line in RefCoco(root, "train").check())
+    with pytest.raises(InputError, match="'id' stands twice in one object; the first is lost"):
+        RefCoco(root, "train").video_ids()
 
 
 def test_real_polygons_have_coco_s_pixels(real_data: Path) -> None:
