@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import pytest
 from odd_videos import SAID, Result, call
 from pycocotools import mask as coco
 from sola_folder import PROMPT_TYPES, VIDEOS, ratios, tokens_of, tracks_of, truth, write_data, write_tracks
+from test_dataset_contract import SAMPLES
 
+from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.export_sola import export_sola
+from rvos_cache.exchange.import_masks import import_masks
 from rvos_cache.exchange.import_sola import IouDifference, compared, import_sola
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
-from rvos_cache.store import TrackCache, content_digest, verify
+from rvos_cache.store import CacheWriter, TrackCache, content_digest, verify
+from rvos_cache.store import write_tracks as write_record
 from rvos_cache.types import VIDEO, GroundTruth
 from rvos_select.caches import TrackSource, candidates
 
@@ -187,6 +192,55 @@ def test_tracks_from_elsewhere_are_read_as_solas_loader_reads_them(work: Path, t
                 for a, object_masks in enumerate(truth(video)):
                     for name, value in ratios(masks, object_masks).items():
                         assert held[name][str(2 * number + a)] == pytest.approx(value, abs=1e-6)
+
+
+def test_tracks_of_both_kinds_go_to_their_own_folders(work: Path, tmp_path: Path) -> None:
+    """One cache with tracks of the video and tracks of its sentences, as a tracker that reads sentences may write."""
+    source = TrackCache(work / "gdino.zarr")
+    record = source.read("b")
+    prompt = record.tracks.prompt.copy()
+    prompt[[1, 6]] = VIDEO
+    writer = CacheWriter(tmp_path / "c.zarr", source.card)
+    write_record(writer, replace(record, tracks=replace(record.tracks, prompt=prompt)))
+    with pytest.warns(UserWarning, match="first a"):
+        folders = export_sola(tmp_path / "c.zarr", tmp_path)
+    found = {}
+    for folder in folders:
+        of = folder / "sam2_masklets/b"
+        found[folder.parts[-3]] = sorted(str(path.relative_to(of)) for path in of.rglob("*.json"))
+    assert found == {
+        "grid_tracks": ["00000.json", "00001.json"],
+        "gdino_tracks": [f"{e}/{n:05d}.json" for e in ("0", "1") for n in range(3)],
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_every_dataset_goes_there_and_back(name: str, tmp_path: Path) -> None:
+    """The objects, a pixel to the left, as SOLA's files: the labels written are those counted on the way back, pair by pair."""
+    sample, out = SAMPLES[name](tmp_path / "data"), tmp_path / "own.zarr"
+    source = open_dataset(name, sample.root, sample.shown)
+    for video_id in source.video_ids():
+        held = source.ground_truth(video_id)
+        assert held is not None
+        moved = RleMasks.from_dense(np.roll(held.masks.dense(), -1, 3))
+        rows = {str(a): [rle | {"counts": rle["counts"].decode()} for rle in moved.row(a)] for a in range(moved.shape[0])}
+        (tmp_path / f"{video_id}.json").write_text(json.dumps(rows))
+    assert not import_masks(tmp_path, name, sample.root, sample.shown, out).failed
+    (base,) = export_sola(out, tmp_path)
+    called = {"ref-youtube-vos": "ref-ytbvos", "ref-davis17": "ref-davis"}.get(name, name)
+    assert base == tmp_path / "sam2_tracks/grid_tracks" / called / sample.shown
+    done = import_sola(tmp_path, name, sample.root, sample.shown, tmp_path / "c.zarr")
+    assert not done.report.failed and done.stored_iou is not None
+    own, back = TrackCache(out), TrackCache(tmp_path / "c.zarr")
+    pairs = 0
+    for video_id in own.video_ids():
+        assert back.masks(video_id) == own.masks(video_id)
+        assert np.array_equal(back.tokens(video_id), own.tokens(video_id))
+        counted = own.overlap(video_id)
+        assert np.array_equal(back.overlap(video_id).inter, counted.inter)
+        pairs += counted.inter.shape[0] * counted.inter.shape[1]
+    found = done.stored_iou
+    assert (found.pairs, found.crossed, found.unmatched) == (pairs, 0, 0) and pairs > 0 and found.largest < 1e-12
 
 
 def test_an_export_that_breaks_off_leaves_nothing(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
