@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field
 
@@ -35,7 +35,7 @@ class Sam2Settings(Settings):
 class PromptedSettings(Sam2Settings):
     """What the trackers that look for their prompts themselves have in common."""
 
-    prompt_every: int | Literal["half"] = Field(4, ge=1)
+    prompt_every: Annotated[int, Field(ge=1)] | Literal["half"] = 4
     """Frames between two prompt frames (SOLA, 4.2); half: every floor(T / 2) frames, as [code] does for `grid` at evaluation."""
     same_iou: float = Field(0.7, ge=0, le=1)
     """A prompt mask is dropped when a track meets it in the prompt's own frame by a higher IoU (SOLA, appendix)."""
