@@ -22,6 +22,8 @@ from rvos_select.caches import TrackSource
 
 THRESHOLD = 0.5
 """Where neither the caller nor the selections' card has one (SOLA's, section 4.1)."""
+LOWEST = "lowest"
+"""Entry of a selections card: the score above which a selector drew the masks of its queries, where it draws any."""
 RECORD = ".merge.json"
 """What the masks of a folder were made from, so that a later run only goes on with the same: run and settings as a whole,
 and the selections of each video, since predict may add videos that failed before."""
@@ -86,6 +88,19 @@ def default_threshold(selections: SelectionCache) -> float:
     return float(selections.card.extra.get("threshold", THRESHOLD))
 
 
+def threshold_of(selections: SelectionCache, threshold: float | None) -> float:
+    """`threshold`, or where it is None the selector's own.
+
+    Raises InputError for one so low that it would choose queries whose masks were not drawn.
+    """
+    found, lowest = default_threshold(selections) if threshold is None else threshold, selections.card.extra.get(LOWEST, 0.0)
+    if found < lowest:
+        raise InputError(
+            f"{selections.path}: threshold {found}, but only masks of scores above {lowest} were drawn; give a threshold above it"
+        )
+    return found
+
+
 def check_pair(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:
     """Raises InputError when the caches hold other frames of the video than the selections were made of."""
     said, held = selections.info(video_id), tracks.info(video_id)
@@ -121,7 +136,7 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float 
     source, said, out = TrackSource(caches), SelectionCache(selections), Path(out)
     check_cards(said, source)
     failed: dict[str, InputError] = {}
-    limit = default_threshold(said) if threshold is None else threshold
+    limit = threshold_of(said, None if top1 else threshold)
     digests: dict[str, str] = {}
     for video_id in said.video_ids():
         try:

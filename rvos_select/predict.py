@@ -12,11 +12,14 @@ import torch
 
 from rvos_cache.errors import InputError
 from rvos_cache.extract import ExtractReport, write_videos
+from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, write_selections
 from rvos_cache.types import Selection
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.checkpoint import load_selector, run_cards, run_settings, same_words
-from rvos_select.samples import load_video, video_batch
+from rvos_select.drawing import draw_masks, drawn_queries
+from rvos_select.merge import LOWEST
+from rvos_select.samples import VideoSample, load_video, video_batch
 
 
 def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path) -> Path:
@@ -37,27 +40,51 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
             raise InputError(f"{path}: {what} of {have} channels, {run} was trained with {want}; extract them alike")
     same_tokens(Path(run), source)
     same_words(run_cards(Path(run))["text"], f"the run {run}", words)
+    model.bind(source.cards)
     weights = {"best": _weights_digest(Path(run) / "best/model.safetensors")}
     card = selections_card(str(run), run_settings(Path(run))["settings"], model.threshold, source, words, weights)
+    if model.draws:
+        card = card.model_copy(update={"extra": {**card.extra, LOWEST: model.lowest}})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     requires = tuple(model.requires)
 
     def one(writer: CacheWriter, video_id: str) -> int:
         sample = load_video(source, words, video_id, requires=requires)
-        scores = np.zeros(sample.candidates.shape, np.float32)
-        if sample.expressions and sample.tokens.shape[0]:
-            logits = model(video_batch(sample, None, requires).to(device)).float()
-            scores = torch.sigmoid(logits).cpu().numpy().astype(np.float32)
-        allowed = sample.candidates.numpy()
-        said = tuple(
-            Selection(e.expression_id, np.where(allowed[i], scores[i], 0).astype(np.float32), allowed[i])
-            for i, e in enumerate(sample.expressions)
-        )
-        return _write(writer, source, video_id, said)
+        select = _drawn if model.draws else _chosen
+        return _write(writer, source, video_id, select(model, sample, requires, device))
 
     with torch.inference_mode():
         return _all(out, write_videos(out, card, source.video_ids(), one, f"predict {card.split}"))
+
+
+def _chosen(model: Any, sample: VideoSample, requires: Sequence[str], device: torch.device) -> tuple[Selection, ...]:
+    """What a selector says of the tracks."""
+    scores = np.zeros(sample.candidates.shape, np.float32)
+    if sample.expressions and sample.tokens.shape[0]:
+        logits = model(video_batch(sample, None, requires).to(device)).float()
+        scores = torch.sigmoid(logits).cpu().numpy().astype(np.float32)
+    allowed = sample.candidates.numpy()
+    return tuple(
+        Selection(e.expression_id, np.where(allowed[i], scores[i], 0).astype(np.float32), allowed[i])
+        for i, e in enumerate(sample.expressions)
+    )
+
+
+def _drawn(model: Any, sample: VideoSample, requires: Sequence[str], device: torch.device) -> tuple[Selection, ...]:
+    """What a selector says of its own queries, with their masks; a query that is not drawn is no candidate."""
+    if not sample.expressions:
+        return ()
+    batch = video_batch(sample, None, requires).to(device)
+    scores = torch.sigmoid(model(batch).float())
+    wanted = drawn_queries(scores, model.lowest)
+    masks = draw_masks(model, batch, wanted)
+    empty = RleMasks.empty(1, masks.shape[1], masks.size)
+    found, said = iter(range(masks.shape[0])), []
+    for expression, row, drawn in zip(sample.expressions, scores.cpu().numpy(), wanted.cpu().numpy()):
+        own = [masks.select([next(found)]) if there else empty for there in drawn]
+        said.append(Selection(expression.expression_id, row.astype(np.float32), drawn, RleMasks.concatenate(own)))
+    return tuple(said)
 
 
 def _write(writer: CacheWriter, source: TrackSource, video_id: str, said: tuple[Selection, ...]) -> int:

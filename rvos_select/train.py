@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from rvos_cache.errors import InputError
 from rvos_cache.seams import resolve
 from rvos_cache.settings import Settings, build
-from rvos_cache.store import Card, provenance
+from rvos_cache.store import Card, provenance, read_card
+from rvos_select.caches import texts_of
 from rvos_select.checkpoint import (
     load_state,
     read_json,
@@ -31,9 +32,10 @@ from rvos_select.checkpoint import (
     write_json,
     write_text,
 )
+from rvos_select.clips import Clips, ClipSettings, seen
 from rvos_select.data import Batch
 from rvos_select.progress import EpochBar
-from rvos_select.samples import batches, count_batches, set_draws, set_sizes
+from rvos_select.samples import batches, count_batches, padded_batch, set_draws, set_sizes
 from rvos_select.selectors import SELECTORS
 from rvos_select.sources import Sources, read_sources
 from rvos_select.validate import Validator
@@ -48,10 +50,14 @@ class OptimSettings(Settings):
     """Memory of the squared gradients."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
-    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
+    decay_all: bool = True
+    """False: no weight decay on norms and embeddings (Mask2Former and what follows it)."""
+    schedule: Literal["plateau", "cosine", "step", "constant"] = "plateau"
     patience: int = Field(default=5, ge=0)
     """plateau: epochs without a lower validation loss before the rate is multiplied by `factor`."""
     factor: float = Field(default=0.5, gt=0, lt=1)
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.7,)
+    """step: shares of all steps after which the rate is multiplied by `factor`."""
     warmup: int = Field(default=0, ge=0)
     """Steps in which the rate rises from zero."""
 
@@ -70,10 +76,13 @@ class TrainSettings(Settings):
     epoch is the sum over the sets of weight · items, each rounded."""
     optim: OptimSettings = OptimSettings()
     epochs: int = Field(default=13, ge=1)
-    batch: Literal["single", "video"] = "single"
-    """single: expressions, each with its own tokens; video: all expressions of a video share everything but the text."""
+    batch: Literal["single", "video", "clip"] = "single"
+    """single: expressions, each with its own tokens; video: all expressions of a video share everything but the text; clip:
+    expressions, each with some frames of its video."""
     batch_size: int = Field(default=1, ge=1)
-    """Expressions per step with batch = "single"."""
+    """Expressions per step with batch = "single" or "clip"."""
+    clip: ClipSettings = ClipSettings()
+    """clip: which frames."""
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA, float32 on a CPU."""
@@ -101,17 +110,23 @@ def train(
     out = Path(out)
     if (out / "settings.json").exists() and not resume:
         raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
+    cards = [read_card(path) for path in (*tracks, *valid_tracks)]
+    model = make_selector(settings, channels(tracks, texts))
+    model.bind(cards)
+    clips = settings.batch == "clip"
     sources = read_sources(
         tracks,
         texts,
         valid_tracks,
         valid_texts,
-        requires=tuple(resolve(SELECTORS, settings.selector, "selector").requires),
+        # Where an expression can be seen decides which frames make its clip.
+        requires=(*model.requires, *(("overlap",) if clips and "overlap" not in model.requires else ())),
         weights=settings.weights,
         label_iou=settings.label_iou,
         hold_out=settings.hold_out,
     )
-    model = make_selector(settings, sources.channels)
+    if clips:
+        sources.train = seen(sources.train)
     begin_run(settings, sources, model.config, out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Run(settings, sources, model.to(device), device, out)
@@ -130,10 +145,17 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_selector(settings: TrainSettings, channels: tuple[int, int]) -> Any:
-    """The untrained selector, its first weights drawn from the seed."""
+def channels(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[int, int]:
+    """C of the first tracks cache and D of its words. Raises InputError when there is none."""
+    if not tracks:
+        raise InputError("no tracks cache given; add --cache C.zarr")
+    return read_card(tracks[0]).channels, read_card(texts_of(tracks, texts)[0]).channels
+
+
+def make_selector(settings: TrainSettings, widths: tuple[int, int]) -> Any:
+    """The untrained selector for tokens and words of `widths` C and D, its first weights drawn from the seed."""
     kind = resolve(SELECTORS, settings.selector, "selector")
-    values = {"token_channels": channels[0], "word_channels": channels[1], **settings.config}
+    values = {"token_channels": widths[0], "word_channels": widths[1], **settings.config}
     torch.manual_seed(settings.seed)
     return kind(build(kind.Config, values, f"selector {settings.selector}"))
 
@@ -145,7 +167,7 @@ def begin_run(settings: TrainSettings, sources: Sources, config: Settings, out: 
     label threshold. "sets" counts the items of each training set and those that an epoch takes, "missing" lists the videos
     that are left out.
     """
-    counted = set_sizes(sources.train, settings.batch)
+    counted = set_sizes(sources.train, "video" if settings.batch == "video" else "single")
     sets = {
         name: {"weight": weight, "items": counted.get(name, 0), "drawn": set_draws(counted.get(name, 0), weight)}
         for name, weight in sources.weights.items()
@@ -168,8 +190,8 @@ def begin_run(settings: TrainSettings, sources: Sources, config: Settings, out: 
     held = read_json(path, "choose another --out")
     now, then = ({**_flat(r["settings"]), **_flat(r.get("resolved", {}), "resolved.")} for r in (record, held))
     for name in sorted(now.keys() | then.keys()):
-        # More epochs go on; with the cosine schedule they would change the ones already trained.
-        if now.get(name) != then.get(name) and (name != "epochs" or settings.optim.schedule == "cosine"):
+        # More epochs go on; with a schedule over all steps they would change the ones already trained.
+        if now.get(name) != then.get(name) and (name != "epochs" or settings.optim.schedule in ("cosine", "step")):
             raise InputError(f"{out}: was started with {name} = {then.get(name)!r}, now it is {now.get(name)!r}")
     for kind, cards in sources.cards.items():
         mine = [Card.model_validate(card) for card in cards]
@@ -192,13 +214,16 @@ class Run:
     def __init__(self, settings: TrainSettings, sources: Sources, model: nn.Module, device: torch.device, out: Path) -> None:
         self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
         optim = settings.optim
+        groups = model.parameters() if optim.decay_all else decay_groups(model, optim.weight_decay)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=optim.lr, betas=(0.9, optim.beta2), weight_decay=optim.weight_decay, fused=True
+            groups, lr=optim.lr, betas=(0.9, optim.beta2), weight_decay=optim.weight_decay, fused=True
         )
-        self.steps_per_epoch = count_batches(sources.train, settings.batch, settings.batch_size, sources.weights)
+        self.how: Literal["single", "video"] = "video" if settings.batch == "video" else "single"
+        self.steps_per_epoch = count_batches(sources.train, self.how, settings.batch_size, sources.weights)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)  # type: ignore[arg-type]
-        self.validator = Validator(sources.valid, sources.valid_sets, settings.valid_expressions)
+        clip = settings.clip if settings.batch == "clip" else None
+        self.validator = Validator(sources.valid, sources.valid_sets, settings.valid_expressions, clip, settings.batch_size)
         self.state: dict[str, Any] = {"epoch": 0, "best_jf": -1.0, "rate": 1.0, "lowest": None, "waited": 0}
 
     def train(self, resume: bool) -> Path:
@@ -240,7 +265,8 @@ class Run:
         sums: dict[str, float] = {}
         self.model.train()
         sources = self.sources
-        made = batches(sources.train, settings.batch, settings.batch_size, order, self.requires, sources.weights)
+        join = Clips(settings.clip, order) if settings.batch == "clip" else padded_batch
+        made = batches(sources.train, self.how, settings.batch_size, order, self.requires, sources.weights, join)
         for step, (batch, name) in enumerate(made):
             losses = self._step(batch, name, epoch * self.steps_per_epoch + step)
             for key, value in losses.items():
@@ -280,6 +306,9 @@ class Run:
         rate = optim.lr * min(1.0, (step + 1) / optim.warmup if optim.warmup else 1.0)
         if optim.schedule == "cosine":
             return rate * 0.5 * (1 + math.cos(math.pi * step / (self.settings.epochs * self.steps_per_epoch)))
+        if optim.schedule == "step":
+            share = step / (self.settings.epochs * self.steps_per_epoch)
+            return rate * optim.factor ** sum(share >= milestone for milestone in optim.milestones)
         return rate * float(self.state["rate"])
 
     def _plateau(self, loss: float) -> None:
@@ -291,6 +320,20 @@ class Run:
         state["waited"] += 1
         if optim.schedule == "plateau" and state["waited"] > optim.patience:
             state["rate"], state["waited"] = state["rate"] * optim.factor, 0
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters in two groups: with `weight_decay`, and without: those of norms and embeddings."""
+    free = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) or "Norm" in type(module).__name__
+        for parameter in module.parameters(recurse=False)
+    }
+    parts = {True: list[nn.Parameter](), False: list[nn.Parameter]()}
+    for parameter in model.parameters():
+        parts[id(parameter) not in free].append(parameter)
+    return [{"params": parts[True], "weight_decay": weight_decay}, {"params": parts[False], "weight_decay": 0.0}]
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from rvos_cache.masks import RleMasks
+from rvos_select.clips import Clips, ClipSettings, shown_frames
+from rvos_select.data import Batch
+from rvos_select.drawing import draw_masks
 from rvos_select.labels import target_indices
 from rvos_select.metrics.scores import score
 from rvos_select.samples import VideoSample, video_batch
@@ -18,11 +22,19 @@ from rvos_select.sources import CachedSets
 class Validator:
     """Scores a module on held-out videos. The masks of a choice of tracks are scored once and remembered.
 
-    samples: the held-out videos; sets: the caches of each of their sets; expressions: only the first so many by hash (0: all).
+    samples: the held-out videos; sets: the caches of each of their sets; expressions: only the first so many by hash (0: all);
+    clip: losses are those of clips, `batch_size` of them at once, the same after every epoch; masks are those of whole videos.
     """
 
-    def __init__(self, samples: Sequence[VideoSample], sets: CachedSets, expressions: int) -> None:
-        self.sets = sets
+    def __init__(
+        self,
+        samples: Sequence[VideoSample],
+        sets: CachedSets,
+        expressions: int,
+        clip: ClipSettings | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        self.sets, self.clip, self.batch_size = sets, clip, batch_size
         keys = sorted(
             {(s.set_name, e.key) for s in samples for e in s.expressions},
             key=lambda k: (hashlib.sha256(k[1].encode()).digest(), k),
@@ -41,20 +53,45 @@ class Validator:
         sums: dict[str, float] = {}
         count, found = 0, dict[str, list[tuple[float, float]]]()
         with torch.inference_mode():
-            for sample, rows in self.samples:
-                batch = video_batch(sample, rows, requires).to(device)
-                size = len(rows)
-                for name, value in model.loss(batch).items():
+            for batch, size in self._batches(requires):
+                for name, value in model.loss(batch.to(device)).items():
                     sums[name] = sums.get(name, 0.0) + value.item() * size
                 count += size
-                chosen = (torch.sigmoid(model(batch).float()) > model.threshold) & batch.track_mask
-                found.setdefault(sample.set_name, []).extend(self._masks(sample, rows, chosen.cpu().numpy()))
+            for sample, rows in self.samples:
+                batch = video_batch(sample, rows, requires).to(device)
+                above = torch.sigmoid(model(batch).float()) > model.threshold
+                if model.draws:
+                    pairs = self._drawn(sample, rows, above.cpu().numpy(), draw_masks(model, batch, above))
+                else:
+                    pairs = self._masks(sample, rows, (above & batch.track_mask).cpu().numpy())
+                found.setdefault(sample.set_name, []).extend(pairs)
         out = {f"valid/{name}": value / max(count, 1) for name, value in sums.items()}
         if found:
             out |= _means("valid", [pair for pairs in found.values() for pair in pairs])
         if len(found) > 1:
             for name, pairs in found.items():
                 out |= _means(f"valid/{name}", pairs)
+        return out
+
+    def _batches(self, requires: Sequence[str]) -> Iterator[tuple[Batch, int]]:
+        """What the losses are taken of, and how many expressions each batch has."""
+        if self.clip is None:
+            yield from ((video_batch(sample, rows, requires), len(rows)) for sample, rows in self.samples)
+            return
+        join = Clips(self.clip, torch.Generator().manual_seed(0))
+        picked = [(s, row) for s, rows in self.samples for row in rows if len(shown_frames(s, row))]
+        for start in range(0, len(picked), self.batch_size):
+            part = picked[start : start + self.batch_size]
+            yield join(part, requires), len(part)
+
+    def _drawn(self, sample: VideoSample, rows: Sequence[int], chosen: np.ndarray, masks: RleMasks) -> list[tuple[float, float]]:
+        """J and F of each expression's drawn masks: chosen bool (B, Q), masks (K, T), one for each True."""
+        truth = self.sets[sample.set_name].tracks.ground_truth(sample.video_id)
+        ends = np.concatenate([[0], chosen.sum(1).cumsum()])
+        out = []
+        for expression, first, stop in zip((sample.expressions[i] for i in rows), ends[:-1], ends[1:]):
+            wanted = truth.masks.union(target_indices(expression, truth.object_ids))
+            out.append(score(masks.union(range(first, stop)), wanted, truth.annotated))
         return out
 
     def _masks(self, sample: VideoSample, rows: Sequence[int], chosen: np.ndarray) -> list[tuple[float, float]]:

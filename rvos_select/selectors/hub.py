@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
+from rvos_cache.store import Card
 
 WEIGHTS = "model.safetensors"
 S = TypeVar("S", bound=Settings)
@@ -51,8 +52,17 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) ->
 class HubSelector(nn.Module, PyTorchModelHubMixin, coders={Settings: (_to_json, lambda data: data)}):
     """Base of the selectors: `save_pretrained`, `push_to_hub`, `from_pretrained`; never a pickle.
 
-    A subclass takes its settings model, or the plain values read from config.json, as the argument `config`.
+    A subclass takes its settings model, or the plain values read from config.json, as the argument `config`. Unless it says
+    otherwise it chooses tracks and has no frozen parts.
     """
+
+    @property
+    def draws(self) -> bool:
+        """Its logits are of queries with masks of their own, which `draw` gives, not of the tracks."""
+        return False
+
+    def bind(self, cards: Sequence[Card]) -> None:
+        """Load the frozen parts that it runs itself, as the cards of the tracks caches name them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         kwargs.setdefault("coders", {Settings: (_to_json, lambda data: data)})
