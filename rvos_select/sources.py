@@ -70,6 +70,9 @@ def cached_sets(tracks: Sequence[Path], texts: Sequence[Path]) -> CachedSets:
             raise InputError(f"{path}: {has}; caches that are read together need the same")
     for path in texts:
         card = read_card(path)
+        if card.channels != read_card(texts[0]).channels:
+            has = f"words of {card.channels} channels, {texts[0]} has {read_card(texts[0]).channels}"
+            raise InputError(f"{path}: {has}; text caches need the same width")
         of_set.setdefault(set_name(card), []).append(path)
         of_dataset.setdefault(card.dataset, []).append(path)
     found = {}
@@ -115,7 +118,6 @@ def read_sources(
         others = cached_sets(valid_tracks, texts_of(valid_tracks, valid_texts))
         valid_ids = {name: held.tracks.video_ids() for name, held in others.items()}
         _same_channels(sets, others)
-        _warn_of_seen(train_ids, valid_ids)
     else:
         # Ground-truth tracks help to train; a validation that could choose them would flatter.
         found = [path for path in tracks if not read_card(path).training_only]
@@ -127,6 +129,8 @@ def read_sources(
         own = {v.removesuffix(SUFFIX) for v in kept_away}
         train_ids = {name: tuple(v for v in ids if v.removesuffix(SUFFIX) not in own) for name, ids in train_ids.items()}
     _check_alike(sets, others)
+    if valid_tracks:
+        _warn_of_seen(train_ids, valid_ids)
     missing = {"training": absent("training", sets, warn=True)}
     missing["validation"] = absent("validation", others, warn=bool(valid_tracks))
     samples = [sample for name, held in sets.items() for sample in held.load(train_ids[name], label_iou, requires)]

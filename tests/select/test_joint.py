@@ -324,6 +324,15 @@ def test_other_widths_are_one_line(tmp_path: Path, joint: dict[str, tuple[Path, 
             predict(out, [wide[0]], [wide[1]], tmp_path / "s.zarr")
 
 
+@pytest.mark.parametrize(("made", "says"), [({"channels": 16}, "tokens of 16"), ({"said_by": {"channels": 16}}, "words of 16")])
+def test_sets_of_other_widths_do_not_train_together(
+    tmp_path: Path, joint: dict[str, tuple[Path, Path]], made: dict[str, object], says: str
+) -> None:
+    wide = write(tmp_path / "wide", "train", [], dataset="three", **made)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=rf"wide/train/.*: {says} channels, .*one/train/.* has 8"):
+        run({**joint, "two": wide}, tmp_path / "run")
+
+
 def test_tracks_prompted_in_another_way_are_taken_when_the_frozen_model_is_the_same(tmp_path: Path) -> None:
     """SOLA trains on ground-truth and grid tracks, and selects among grid and box tracks; other settings are said."""
     a, b = write(tmp_path / "a", "train", ["v0", "v1"], weights={"m": "f00d"}, settings={"grid": 32})
