@@ -136,7 +136,7 @@ def tracks_cards(trackers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Card
         settings, training_only = dict(changed), changed.get("tracks") == "gt"
         if name != PRODUCER:
             kind = tracker_class(name)
-            settings = {**build(kind.Settings, {}, f"tracker {name}").model_dump(mode="json"), **changed}
+            settings = build(kind.Settings, changed, f"tracker {name}").model_dump(mode="json")
             training_only = kind.wants_ground_truth
         found.append(_card("tracks", name, settings, CHANNELS, label_iou=LABEL_IOU, training_only=training_only))
     return found
