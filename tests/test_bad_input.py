@@ -273,8 +273,8 @@ def test_what_does_not_belong_together_is_one_line(made: Path, rvos: Callable[..
 BELOW_A_FILE: dict[str, tuple[str, ...]] = {
     "extract": ("extract", *SPLIT, "--out", "{out}"),
     "extract-text": ("extract-text", *SPLIT, "--out", "{out}"),
-    "train": ("train", "--cache", "{made}/train.zarr", "--text", "{made}/train-text.zarr", "--valid-cache", "{made}/train.zarr",
-              "--valid-text", "{made}/train-text.zarr", "--selector", "mean-cosine", "--out", "{out}"),
+    "train": ("train", "--cache", "{made}/train.zarr", "--text", "{made}/train-text.zarr",
+              "--selector", "mean-cosine", "--out", "{out}"),
     "predict": ("predict", "--run", "{made}/run", *VALID, *TEXT, "--out", "{out}"),
     "merge": ("merge", "--selections", "{made}/s.zarr", *VALID, "--out", "{out}"),
     "evaluate": ("evaluate", "--selections", "{made}/s.zarr", *VALID, "--video", "one", "--json", "{out}"),
