@@ -19,7 +19,7 @@ from rvos_cache.extract import extract_all
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.shapes import write_shapes
 from rvos_select.cli import show_scores
-from rvos_select.evaluate import evaluate_pngs, evaluate_selections
+from rvos_select.evaluate import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.merge import merge as merge_masks
 from rvos_select.oracle import oracle
 from rvos_select.predict import predict, select_all
@@ -65,9 +65,9 @@ def demo(out: Path, videos: int, jobs: int) -> None:
     with clock("merge"):
         merge_masks(selections["sola"], [tracks["valid_u"]], out / "masks")
     with clock("evaluate"):
-        scores = {"sola": evaluate_pngs("mevis", root, "valid_u", out / "masks", processes=jobs)}
+        scores = {"sola": evaluate_pngs("mevis", root, "valid_u", out / "masks", scope=Scope(processes=jobs))}
         for name in ("mean_cosine", "all_tracks"):
-            scores[name] = evaluate_selections(selections[name], [tracks["valid_u"]], root=root, processes=jobs)
+            scores[name] = evaluate_selections(selections[name], [tracks["valid_u"]], root=root, scope=Scope(processes=jobs))
         scores["oracle"] = oracle([tracks["valid_u"]])
 
     with clock("report"):
