@@ -278,7 +278,7 @@ class Dmvs(HubSelector):
             for layer, rows in enumerate(chosen):
                 labels[layer, b, rows] = REFERRED
             pairs = torch.cat([own[rows] for own, rows in zip(mine, chosen)])
-            found = pair_losses(mask_logits(pairs, features), truth[torch.cat(columns)], c.points)
+            found = pair_losses(mask_logits(pairs, features), truth, torch.cat(columns), c.points)
             bce, dice = bce + found[0], dice + found[1]
         return bce / max(objects, 1), dice / max(objects, 1)
 

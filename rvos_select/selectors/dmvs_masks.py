@@ -67,12 +67,17 @@ def point_costs(embed: Tensor, features: Tensor, truth: Tensor, count: int) -> t
     return bce_costs(logits, wanted), dice_costs(logits, wanted)
 
 
-def pair_losses(logits: Tensor, truth: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """BCE and Dice summed over the pairs, logits (K, T, h, w) and their objects (K, T, height, width), at `count` points of each
-    mask and frame, most of them where the logits are uncertain; Dice is taken over all frames of a mask together."""
-    flat = logits.flatten(0, 1)
-    points = uncertain_points(flat.detach(), count)
-    at, wanted = (sample(x[:, None], points)[:, 0].reshape(len(logits), -1) for x in (flat, truth.flatten(0, 1)))
+def pair_losses(logits: Tensor, truth: Tensor, objects: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """BCE and Dice summed over K pairs: logits (K, T, h, w) and the `objects` (K,) of truth (A, T, height, width).
+
+    They are taken at `count` points of each mask and frame, most of them where the logits are uncertain; Dice over all frames of
+    a mask together.
+    """
+    points = uncertain_points(logits.detach().flatten(0, 1), count)
+    at = sample(logits.flatten(0, 1)[:, None], points).reshape(len(logits), -1)
+    # Pair by pair: all layers match the same few objects, whose masks are large.
+    places = points.reshape(*logits.shape[:2], count, 2)
+    wanted = torch.stack([sample(truth[a][:, None], where).flatten() for a, where in zip(objects.tolist(), places)])
     return bce_loss(at, wanted), dice_loss(at, wanted)
 
 

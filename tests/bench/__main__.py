@@ -16,6 +16,8 @@ def main() -> int:
     status = 0
     for script, needs in (
         ("sola_grouped.py", None),
+        ("dmvs_memory.py", None),
+        ("sam2_bench.py", None),
         ("store_bench.py", real),
         ("flow_davis.py", real),
         ("evaluate_bench.py", real),
