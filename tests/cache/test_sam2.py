@@ -224,8 +224,7 @@ def test_a_bank_gives_what_sam_2_reads_and_forgets_the_rest(prompt: int) -> None
             assert [(k, int(m)) for k, m in read.maps] == maps
             assert [(k, int(p)) for k, p in read.pointers] == pointers
             add(t, backward)
-            assert len(bank.maps) <= 2 * maps_read
-    assert sorted(bank.pointers) == list(range(frames))
+            assert len(bank.maps) <= 2 * maps_read and len(bank.pointers) <= 2 * pointers_read
 
 
 def test_a_frame_is_prepared_as_the_library_prepares_it() -> None:
@@ -256,7 +255,7 @@ def test_a_mask_is_cut_at_one_half_and_never_to_nothing() -> None:
 def test_half_precision_gives_nearly_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on a GPU, on the CPU: every part takes bfloat16, and the prompted frame, which no memory reaches, is the same."""
     whole = propagated(4, 1, squares(1))
-    monkeypatch.setattr(TransformersBackend, "dtype", torch.bfloat16)
+    monkeypatch.setattr("rvos_cache.trackers.sam2.transformers_backend.native_dtype", lambda device: torch.bfloat16)
     made = backend(**tiny_sam2.GRID)
     with made.open(shown(moving(4))) as session:
         half = session.propagate(1, asked(squares(1), 1))

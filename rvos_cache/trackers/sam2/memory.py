@@ -15,7 +15,7 @@ from rvos_cache.trackers.sam2.network import Remembered
 
 @dataclass
 class MemoryBank:
-    """What is known of the objects prompted in frame `prompt`: their pointers of every frame, and the maps still to be read.
+    """What is still to be read of the objects prompted in frame `prompt`.
 
     maps_read: frames of which maps are read, the prompted one included; pointers_read: the same of pointers, at most T.
     """
@@ -27,12 +27,15 @@ class MemoryBank:
     pointers: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, t: int, memory: Tensor, pointers: Tensor, backward: bool) -> None:
-        """What was found in frame t; maps that no later frame reads are dropped."""
+        """What was found in frame t; what no later frame reads is dropped."""
         self.maps[t], self.pointers[t] = memory, pointers
-        reach = self.maps_read - 1
+        self.maps = self._read_again(self.maps, t, self.maps_read - 1, backward)
+        self.pointers = self._read_again(self.pointers, t, self.pointers_read - 1, backward)
+
+    def _read_again(self, held: dict[int, Tensor], t: int, reach: int, backward: bool) -> dict[int, Tensor]:
         # Frames before the prompted one, which are still to come, read those up to `reach` behind themselves.
         kept = range(t, t + reach) if backward else range(self.prompt, self.prompt + reach)
-        self.maps = {s: m for s, m in self.maps.items() if s == self.prompt or s in kept or (not backward and s > t - reach)}
+        return {s: m for s, m in held.items() if s == self.prompt or s in kept or (not backward and s > t - reach)}
 
     def before(self, t: int, backward: bool) -> Remembered:
         """What frame t reads: maps from far to near, pointers from near to far, the prompted frame first."""

@@ -120,7 +120,9 @@ class Network:
         top = features.top.expand(len(found.high), -1, -1, -1).flatten(2).permute(2, 0, 1)
         memory, positions = self.model._encode_new_memory(top, found.high, found.scores, prompted)
         if self.map_positions is None:
-            self.map_positions = positions[:, :1].clone()
+            # Place 0, the prompted frame, has the last of the times.
+            times = self.model.memory_temporal_positional_encoding.roll(1, 0)
+            self.map_positions = positions[:, :1] + times
         return memory
 
     def condition(self, features: Features, past: Remembered, longest: int) -> Tensor:
@@ -131,7 +133,7 @@ class Network:
         model, (_, _, h, w) = self.model, features.top.shape
         assert self.map_positions is not None and self.top_positions is not None
         count, width = past.maps[0][1].shape[1:]
-        places = [self.map_positions + model.memory_temporal_positional_encoding[place - 1] for place, _ in past.maps]
+        places = [self.map_positions[place] for place, _ in past.maps]
         distances, pointers = zip(*past.pointers)
         tokens, token_places = model._process_object_pointers(
             list(distances), list(pointers), longest, count, self.channels, features.top.device

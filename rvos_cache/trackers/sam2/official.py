@@ -22,6 +22,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.pretrained import device, weights_digest
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated
 from rvos_cache.trackers.sam2.generate import stability
+from rvos_cache.trackers.sam2.precision import computing, native_dtype
 from rvos_cache.trackers.sam2.preprocess import mask_prompts
 from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings
 from rvos_cache.trackers.sam2.track_writer import TrackWriter
@@ -58,12 +59,9 @@ class OfficialBackend:
         """Digest of the weights as loaded."""
         return self.digest
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """No gradients, and bfloat16 on a GPU."""
-        half = self.device.type == "cuda"
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            yield
+        return computing(self.device, native_dtype(self.device))
 
     @contextmanager
     def _session(self, video: Video) -> Iterator[OfficialSession]:

@@ -46,43 +46,43 @@ def rounds(
     """
     compared = size if settings.iou_size == "video" else SMALL
     left = sorted(prompts, key=lambda p: (-p.area, p.frame, p.mask))
+    views = {id(p): _resized([p.rle(size)], compared)[0] for p in left}
     found: list[Followed] = []
     while left and len(found) < limit:
-        chosen = _next(left, min(batch, limit - len(found)), size, compared, settings.same_iou)
+        chosen = _next(left, views, min(batch, limit - len(found)), settings.same_iou)
         tracks = session.propagate(chosen[0].frame, chosen)
         found += followed(chosen, tracks)
         taken = set(map(id, chosen))
-        left = _unlike([p for p in left if id(p) not in taken], tracks.masks, compared, settings.same_iou)
+        left = _unlike([p for p in left if id(p) not in taken], views, tracks.masks, compared, settings.same_iou)
     return found
 
 
-def _next(left: list[Prompt], batch: int, size: tuple[int, int], compared: tuple[int, int], limit: float) -> list[Prompt]:
+def _next(left: list[Prompt], views: dict[int, Rle], batch: int, limit: float) -> list[Prompt]:
     # A track is its prompt in the prompt's frame. So two prompts that are the same there are not followed side by side: the
     # smaller one would have been dropped in a batch of one.
     chosen: list[Prompt] = []
     for prompt in left:
         if prompt.frame != left[0].frame:
             continue
-        if not chosen or _iou([p.rle(size) for p in chosen], [prompt.rle(size)], compared).max() <= limit:
+        if not chosen or _iou([views[id(p)] for p in chosen], [views[id(prompt)]]).max() <= limit:
             chosen.append(prompt)
         if len(chosen) == batch:
             break
     return chosen
 
 
-def _unlike(left: list[Prompt], tracks: RleMasks, compared: tuple[int, int], limit: float) -> list[Prompt]:
-    kept = {}
+def _unlike(left: list[Prompt], views: dict[int, Rle], tracks: RleMasks, compared: tuple[int, int], limit: float) -> list[Prompt]:
+    kept: dict[int, bool] = {}
     for t in {p.frame for p in left}:
         here = [p for p in left if p.frame == t]
-        best = _iou(tracks.column(t), [p.rle(tracks.size) for p in here], compared).max(0)
+        best = _iou(_resized(tracks.column(t), compared), [views[id(p)] for p in here]).max(0)
         kept.update({id(p): iou <= limit for p, iou in zip(here, best.tolist())})
     return [p for p in left if kept[id(p)]]
 
 
-def _iou(a: list[Rle], b: list[Rle], compared: tuple[int, int]) -> NDArray[np.float64]:
-    """IoU (len(a), len(b)) of masks of one frame in pixels of `compared`; 0 where both are empty."""
-    a, b = _resized(a, compared), _resized(b, compared)
-    inter, first, second = shared_pixels(a, b, compared)
+def _iou(a: list[Rle], b: list[Rle]) -> NDArray[np.float64]:
+    """IoU (len(a), len(b)) of masks of one frame; 0 where both are empty."""
+    inter, first, second = shared_pixels(a, b, (a[0]["size"][0], a[0]["size"][1]))
     return inter / np.maximum(first[:, None] + second[None] - inter, 1)
 
 
@@ -124,7 +124,7 @@ def answers(session: Session, truth: GroundTruth, batch: int, again_iou: float) 
     again = {
         a: t
         for a, t in first.items()
-        if t != best[a] and _iou(tracks[a].masks.column(t), [truth.masks.at(a, t)], truth.masks.size)[0, 0] < again_iou
+        if t != best[a] and _iou(tracks[a].masks.column(t), [truth.masks.at(a, t)])[0, 0] < again_iou
     }
     more = _prompted(session, truth.masks, again, batch)
     return [track for a in shown for track in (tracks[a], more.get(a)) if track is not None]

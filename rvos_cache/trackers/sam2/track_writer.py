@@ -38,14 +38,14 @@ class TrackWriter:
 
     def put(self, t: int, pointers: Tensor, scores: Tensor, masks: Tensor) -> None:
         """Frame t: pointers (B, C), scores (B,), mask logits (B, H, W) or bool."""
-        self.tokens[t], self.scores[t] = pointers.float(), scores.float()
         # Column by column, as runs are counted: turned where it costs least.
         columns = (masks > 0).transpose(1, 2).contiguous()
-        self.waiting.append(self.pool.submit(self._encode, t, columns))
+        self.waiting.append(self.pool.submit(self._keep, t, pointers, scores, columns))
         if len(self.waiting) > BEHIND:
             self.waiting.popleft().result()
 
-    def _encode(self, t: int, columns: Tensor) -> None:
+    def _keep(self, t: int, pointers: Tensor, scores: Tensor, columns: Tensor) -> None:
+        self.tokens[t], self.scores[t] = pointers.float().cpu(), scores.float().cpu()
         self.masks[t] = RleMasks.from_dense(columns.cpu().numpy().transpose(0, 2, 1)[:, None])
 
     def tracks(self) -> Propagated:
@@ -53,6 +53,6 @@ class TrackWriter:
         while self.waiting:
             self.waiting.popleft().result()
         frames = [m for m in self.masks if m is not None]
-        tokens, scores = (torch.stack([v for v in held if v is not None], 1).cpu().numpy() for held in (self.tokens, self.scores))
+        tokens, scores = (torch.stack([v for v in held if v is not None], 1).numpy() for held in (self.tokens, self.scores))
         rows = [[m.bytes_at(k, 0) for m in frames] for k in range(len(tokens))]
         return Propagated(tokens, scores, RleMasks.from_bytes(rows, len(self.masks), self.size))

@@ -18,6 +18,7 @@ from rvos_cache.trackers.sam2.ahead import ahead
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated
 from rvos_cache.trackers.sam2.features import FeatureStore
 from rvos_cache.trackers.sam2.network import Network
+from rvos_cache.trackers.sam2.precision import computing, native_dtype
 from rvos_cache.trackers.sam2.preprocess import mask_prompts, normalised, resized
 from rvos_cache.trackers.sam2.propagate import propagate
 from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings
@@ -34,25 +35,15 @@ class TransformersBackend:
         self.network = Network(model, settings.compile)
         self.device = model.device
         self.channels = self.network.channels
-        if self.device.type == "cuda":
-            # TF32: what autocast leaves in float32 runs on the tensor cores.
-            torch.set_float32_matmul_precision("high")
+        self.dtype = native_dtype(self.device)
 
     def weight_hashes(self) -> dict[str, str]:
         """Digest of the weights as loaded, so that a name and a folder with the same weights agree."""
         return self.digest
 
-    @property
-    def dtype(self) -> Any:
-        """What the encoder computes and features are kept in: bfloat16 on a GPU, as SAM 2's own scripts, else float32."""
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """No gradients, and the precision of `dtype`."""
-        half = self.dtype != torch.float32
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype if half else None, enabled=half):
-            yield
+    def computing(self) -> AbstractContextManager[None]:
+        """No gradients, and the precision of `dtype`, in which features are kept too."""
+        return computing(self.device, self.dtype)
 
     @contextmanager
     def _session(self, video: Video) -> Iterator[TransformersSession]:

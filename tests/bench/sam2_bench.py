@@ -1,0 +1,150 @@
+"""SAM 2's extraction against a plain run of transformers, in one process, on the same tiny checkpoint and the same prompts.
+
+    OMP_NUM_THREADS=1 python tests/bench/sam2_bench.py [--repeats 3]
+
+The plain run opens a session for each batch of prompts: it encodes the frames again and takes objects one by one. Time is
+processor time of one thread, medians. Encoder calls are frames encoded per frame of the video. Then the growth of time with
+frames, tracks and resolution: seconds fitted as fixed + frames x (read + tracks x follow).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cache"))
+
+from plain_sam2 import plain_tracks
+from tiny_sam2 import tiny_sam2
+
+from rvos_cache.masks import RleMasks
+from rvos_cache.trackers.sam2.backend import prompts_of
+from rvos_cache.trackers.sam2.settings import Sam2Settings
+from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
+from rvos_cache.types import Video
+
+BATCH = 4
+
+
+def scene(frames: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(T, H, W, 3): a square that crosses a ground of noise."""
+    ground = np.random.default_rng(0).integers(60, 90, (1, *size, 3), np.uint8)
+    pictures = np.repeat(ground, frames, 0)
+    side = size[0] // 3
+    for t in range(frames):
+        left = (size[1] - side) * t // max(frames - 1, 1)
+        pictures[t, side : 2 * side, left : left + side] = (220, 40, 40)
+    return pictures
+
+
+def prompt_masks(count: int, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(N, H, W): boxes along the diagonal."""
+    masks = np.zeros((count, *size), bool)
+    for i in range(count):
+        y, x = i * size[0] // (2 * count), i * size[1] // (2 * count)
+        masks[i, y : y + size[0] // 3, x : x + size[1] // 3] = True
+    return masks
+
+
+class Runs:
+    """Both runs on `tracks` prompts of the middle frame of a video."""
+
+    def __init__(self, made: TransformersBackend, frames: int, tracks: int, size: tuple[int, int]) -> None:
+        self.made, self.pictures, self.t = made, scene(frames, size), frames // 2
+        self.masks = prompt_masks(tracks, size)
+        self.video = Video("v", tuple(map(str, range(frames))), size, self.pictures.__getitem__)
+        self.encoded = 0
+        made.network.model.vision_encoder.register_forward_pre_hook(self._count)
+
+    def _count(self, module: Any, given: tuple[Any, ...]) -> None:
+        self.encoded += len(given[0])
+
+    def ours(self) -> NDArray[np.float32]:
+        prompts = prompts_of(RleMasks.from_dense(self.masks[:, None]), self.t)
+        with self.made.open(self.video) as session:
+            parts = [session.propagate(self.t, prompts[i : i + BATCH]) for i in range(0, len(prompts), BATCH)]
+        return np.concatenate([part.tokens for part in parts])
+
+    def plain(self) -> NDArray[np.float32]:
+        model, frames = self.made.network.model, list(self.pictures)
+        parts = [plain_tracks(model, frames, self.t, self.masks[i : i + BATCH]) for i in range(0, len(self.masks), BATCH)]
+        return np.concatenate([tokens for tokens, _, _ in parts])
+
+    def calls(self, run: Callable[[], NDArray[np.float32]]) -> float:
+        """Frames encoded by `run` per frame of the video."""
+        self.encoded = 0
+        run()
+        return self.encoded / len(self.pictures)
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """Median processor time."""
+    taken = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
+def say(**values: Any) -> None:
+    shown = {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in values.items()}
+    sys.stdout.write(json.dumps(shown) + "\n")
+    sys.stdout.flush()
+
+
+def compare(made: TransformersBackend, repeats: int) -> None:
+    """Both runs side by side: each repeat runs one and then the other, so that a busy machine slows both."""
+    frames, tracks, size = 24, 16, (120, 160)
+    runs = Runs(made, frames, tracks, size)
+    prompted = [runs.ours()[:, runs.t], runs.plain()[:, runs.t]]
+    pairs = [(seconds(runs.ours, 1), seconds(runs.plain, 1)) for _ in range(repeats)]
+    ours, plain = (statistics.median(times) for times in zip(*pairs))
+    say(
+        frames=frames, tracks=tracks, batches=tracks // BATCH, ours_s=ours, plain_s=plain, ratio=plain / ours,
+        ours_encoded_per_frame=runs.calls(runs.ours), plain_encoded_per_frame=runs.calls(runs.plain),
+        difference_in_the_prompted_frame=float(np.abs(prompted[0] - prompted[1]).max()),
+    )  # fmt: skip
+
+
+def growth(made: TransformersBackend, repeats: int) -> None:
+    """Time against frames and tracks, by least squares, and against the pixels of a frame."""
+    rows, taken = [], []
+    for frames in (8, 16, 32):
+        for tracks in (4, 8, 16):
+            runs = Runs(made, frames, tracks, (120, 160))
+            rows.append([1, frames, frames * tracks])
+            taken.append(seconds(runs.ours, repeats))
+    # Relative errors: a second in a long run is no worse than a tenth of one in a short run.
+    share = np.array(rows) / np.array(taken)[:, None]
+    fit, *_ = np.linalg.lstsq(share, np.ones(len(rows)), rcond=None)
+    error = np.abs(share @ fit - 1).max()
+    say(fixed_s=fit[0], read_s_per_frame=fit[1], follow_s_per_frame_and_track=fit[2], largest_error=float(error))
+    for size in ((120, 160), (240, 320), (480, 640), (720, 1280)):
+        say(size=list(size), s_per_frame=seconds(Runs(made, 8, 4, size).ours, repeats) / 8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        made = TransformersBackend(Sam2Settings(checkpoint=str(tiny_sam2(Path(folder)))))
+        compare(made, repeats)
+        growth(made, repeats)
+
+
+if __name__ == "__main__":
+    main()
