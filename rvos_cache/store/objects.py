@@ -82,7 +82,7 @@ class Objects:
 
     def failures(self) -> Iterator[tuple[str, bytes]]:
         # The names begin with the time.
-        for name in sorted(self._listed("failures")):
+        for name in sorted(name for name in self._listed("failures") if name.endswith(".json")):
             yield f"{self.url}/failures/{name}", self.read(f"failures/{name}").tobytes()
 
     def claim(self, card: bytes) -> None:

@@ -14,9 +14,14 @@ def s3_server() -> Iterator[str]:
     """The URL of a server with one empty bucket, BUCKET."""
     import boto3
     from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
+    from werkzeug.serving import WSGIRequestHandler, make_server
 
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *unused: object) -> None:
+            pass
+
+    app = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, app, threaded=False, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.port}"
