@@ -124,7 +124,6 @@ def extract_all(
     reports = {}
     for split in found:
         name = "-".join([tracker.rpartition(":")[2], *(corrupt.split(":") if corrupt else [])])
-        (base / split).mkdir(parents=True, exist_ok=True)
         tracks = base / split / f"{name}.zarr"
         reports[f"{split}/{name}"] = extract(
             dataset, root, split, tracker, tracks, overrides=overrides, corrupt=corrupt, jobs=jobs, engine=engine
