@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -68,10 +69,11 @@ def _forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: int) -
     # fork: a child inherits the opened dataset and tracker instead of reading them again.
     # An executor, not a Pool: a Pool waits for ever for a process that the system killed for its memory.
     global _INHERITED
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise InputError(f"--jobs {jobs}: forked processes cannot use a GPU; leave it out, or use --engine ray or --shard i/n")
     _INHERITED = work, writer
-    pool = ProcessPoolExecutor(
-        min(jobs, len(videos)), multiprocessing.get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    )
+    pool = ProcessPoolExecutor(min(jobs, len(videos)), multiprocessing.get_context("fork"), _child_begins)
     try:
         for future in as_completed([pool.submit(_in_child, v) for v in videos]):
             yield future.result()
@@ -80,6 +82,15 @@ def _forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: int) -
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         _INHERITED = None
+
+
+def _child_begins() -> None:
+    # Ctrl-C is the parent's to answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        # The parent's threads did not come along: a child that asks them for work waits for ever.
+        torch.set_num_threads(1)
 
 
 def _in_child(video_id: str) -> Outcome:
