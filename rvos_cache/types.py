@@ -141,8 +141,9 @@ class TrackSet:
 
     tokens: (N, T, C) floating; presence: (N, T) float16 probabilities that the object is visible; masks: RleMasks (N, T);
     prompt: int32 (N,), index of the expression that asked for the track in the order of the expressions given, or VIDEO;
-    origin: N names ("grid", "box", "gt", "flow", "query" ...); prompt_frame: int32 (N,), the frame that was prompted;
-    prompt_box: float32 (N, 4), x0 y0 x1 y1 in pixels of that frame; features: extra arrays by name.
+    origin: N names ("grid", "box", "gt", "flow", "query" ...); prompt_frame: int32 (N,), the frame that was prompted,
+    -1 where an import does not know it; prompt_box: float32 (N, 4), x0 y0 x1 y1 in pixels of that frame (unknown: zeros);
+    features: extra arrays by name.
     The candidates of expression e are the tracks whose prompt is VIDEO or e.
     """
 
