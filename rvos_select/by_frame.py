@@ -30,7 +30,8 @@ class StoredFrames:
         self._index = None if self.letter == "T" else self._named_by(self.letter)
 
     def _named_by(self, letter: object) -> str:
-        found = [s["name"] for s in self.card.feature_specs if list(s["dims"]) == [letter]]
+        others = [s for s in self.card.feature_specs if s["name"] != self.name]
+        found = [s["name"] for s in others if list(s["dims"]) == [letter] and letter != "N"]
         if len(found) != 1 or not isinstance(letter, str):
             raise InputError(
                 f"video {self.video_id}: the feature {self.name!r} of tracker {self.card.producer} is not by frames; its first "

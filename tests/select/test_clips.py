@@ -1,0 +1,231 @@
+"""Clips against the arrays that were written: which frames, whose masks, what is padded, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.overlap import count_overlap
+from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
+from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Words
+from rvos_select.by_frame import StoredFrames
+from rvos_select.caches import TextSource, TrackSource
+from rvos_select.clips import Clips, ClipSettings, clip_batch, seen, shown_frames
+from rvos_select.data import Batch
+from rvos_select.samples import VideoSample, batches, load_video, padded_batch, video_batch
+
+SIZE = (6, 9)
+SPECS = (
+    FeatureSpec("maps", ("T", "h", "w", 3), by_frame=True),
+    FeatureSpec("some_maps", ("R", "h", "w", 3), by_frame=True),
+    FeatureSpec("which", ("R",), "int32"),
+    FeatureSpec("queries", ("T", 4, 5)),
+    FeatureSpec("own", ("N",), "int32"),
+    FeatureSpec("seen_at", ("N", "T"), "float32"),
+)
+REQUIRES = ("frames.maps", "frames.queries", "features.own", "features.seen_at", "overlap", "truth", "presence")
+SAID = {"0": ("a",), "1": ("a", "b"), "2": (), "3": ("c",)}
+
+
+def arrays(frames: int, tracks: int, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    which = np.arange(0, frames, 2, dtype=np.int32)
+    maps = rng.normal(size=(frames, 2, 3 + seed, 3)).astype(np.float16)
+    return {
+        "maps": maps, "some_maps": maps[which], "which": which, "queries": rng.normal(size=(frames, 4, 5)).astype(np.float16),
+        "own": rng.permutation(9)[:tracks].astype(np.int32), "seen_at": rng.random((tracks, frames)).astype(np.float32),
+    }  # fmt: skip
+
+
+def truth_of(frames: int) -> GroundTruth:
+    """Object a is in the first half, b in the second, c nowhere; the last frame is not annotated."""
+    dense = np.zeros((3, frames, *SIZE), bool)
+    for t in range(frames):
+        dense[int(t >= frames // 2), t, 1:4, t % 5 : t % 5 + 3] = True
+    return GroundTruth(("a", "b", "c"), RleMasks.from_dense(dense), np.arange(frames) < frames - 1)
+
+
+def write(folder: Path, hidden: bool = False) -> tuple[TrackSource, TextSource]:
+    """Video v0 of 12 frames and 2 tracks, v1 of 5 frames and 4 tracks with wider maps."""
+    card = Card(
+        kind="tracks",
+        dataset="d",
+        split="s",
+        producer="vita",
+        channels=8,
+        label_iou=0.5,
+        feature_specs=[{**asdict(s), "dims": list(s.dims)} for s in SPECS],
+    )
+    tracks, text = CacheWriter(folder / "t.zarr", card), Card(kind="text", dataset="d", split="s", producer="hashed", channels=8)
+    words = CacheWriter(folder / "x.zarr", text)
+    for i, (frames, n) in enumerate(((12, 2), (5, 4))):
+        rng, truth = np.random.default_rng(10 + i), truth_of(frames)
+        masks, zeros = RleMasks.from_dense(rng.random((n, frames, *SIZE)) < 0.4), np.zeros(n, np.int32)
+        found = TrackSet(
+            rng.normal(size=(n, frames, 8)).astype(np.float16), rng.random((n, frames)).astype(np.float16), masks, zeros - 1,
+            ("query",) * n, zeros, np.zeros((n, 4), np.float32), arrays(frames, n, i),
+        )  # fmt: skip
+        said = tuple(Expression(f"v{i}", e, f"number {e}", None if hidden else named) for e, named in SAID.items())
+        names = tuple(f"{t:05d}" for t in range(frames))
+        answers = (None, None) if hidden else (truth, count_overlap(masks, truth))
+        write_tracks(tracks, TrackRecord(f"v{i}", names, SIZE, said, found, *answers))
+        spans = np.array([(0, 0), (0, 6)], np.int32)
+        spoken = tuple(Words(rng.normal(size=(2, 8)).astype(np.float16), spans, ("", "NN")) for _ in said)
+        write_text(words, TextRecord(f"v{i}", said, spoken))
+    return TrackSource([folder / "t.zarr"]), TextSource([folder / "x.zarr"])
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackSource, TextSource]:
+    return write(tmp_path_factory.mktemp("clips"))
+
+
+def samples(sources: tuple[TrackSource, TextSource], requires: tuple[str, ...] = REQUIRES) -> list[VideoSample]:
+    limits = {sources[0].caches[0].path: 0.5}
+    return [load_video(*sources, v, limits=limits, requires=requires) for v in ("v0", "v1")]
+
+
+def test_stored_frames_are_those_written(sources: tuple[TrackSource, TextSource]) -> None:
+    held = arrays(12, 2, 0)
+    for name in ("maps", "queries"):
+        stored = StoredFrames(sources[0], "v0", name)
+        assert len(stored) == 12 and stored.kept.tolist() == list(range(12))
+        np.testing.assert_array_equal(stored[3:8].numpy(), held[name][3:8])
+        np.testing.assert_array_equal(stored.take([1, 1, 7, 11]).numpy(), held[name][[1, 1, 7, 11]])
+        assert stored[:0].shape == (0, *held[name].shape[1:])
+        assert stored[:].dtype == torch.float16
+
+
+def test_only_the_chunks_asked_for_are_read(sources: tuple[TrackSource, TextSource], monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, asked = StoredFrames(sources[0], "v0", "maps"), []
+    read = TrackSource.feature
+    monkeypatch.setattr(TrackSource, "feature", lambda self, v, n, frames=None: asked.append(frames) or read(self, v, n, frames))
+    stored.take([2, 2, 9])
+    assert asked == [slice(2, 3), slice(9, 10)]
+
+
+def test_a_feature_of_some_frames_says_which(sources: tuple[TrackSource, TextSource]) -> None:
+    stored = StoredFrames(sources[0], "v0", "some_maps")
+    assert stored.kept.tolist() == [0, 2, 4, 6, 8, 10] and len(stored) == 12
+    np.testing.assert_array_equal(stored.take([4, 10]).numpy(), arrays(12, 2, 0)["maps"][[4, 10]])
+    with pytest.raises(InputError, match="6 of 12 frames, not of frame 1; .*profile") as fault:
+        stored[:]
+    assert "\n" not in str(fault.value)
+    with pytest.raises(InputError, match=r"'own' of tracker vita is not by frames; .*'N'"):
+        StoredFrames(sources[0], "v0", "own")
+    with pytest.raises(InputError, match=r"no cache holds the feature 'f_mask' \(there are: maps, some_maps"):
+        StoredFrames(sources[0], "v0", "f_mask")
+
+
+@pytest.mark.parametrize("within", [0, 2, 10])
+def test_clips_are_near_a_frame_that_shows_the_object(sources: tuple[TrackSource, TextSource], within: int) -> None:
+    v0, v1 = samples(sources)
+    clips, drawn = Clips(ClipSettings(frames=4, within=within), torch.Generator().manual_seed(0)), set()
+    for _ in range(200):
+        chosen = clips.draw(v0, 0)
+        drawn |= set(chosen)
+        assert chosen == sorted(chosen) and len(chosen) == 4
+        # Around frame 0 there are three frames, too few.
+        assert len(set(chosen)) == 4 or (within == 2 and set(chosen) <= {0, 1, 2})
+        assert set(chosen) & set(range(6))
+        # Two frames on each side of the first one drawn.
+        assert within != 2 or any(max(abs(t - middle) for t in chosen) <= 2 for middle in chosen if middle < 6)
+    # Frame 11 has no annotation; object a leaves after frame 5, and its clips reach as far as they may.
+    assert drawn == set(range(8 if within == 2 else 11))
+    short = [clips.draw(v1, 0) for _ in range(200)]
+    assert {t for chosen in short for t in chosen} == {0, 1, 2, 3}
+
+
+def test_too_few_frames_are_taken_more_than_once(sources: tuple[TrackSource, TextSource]) -> None:
+    _, v1 = samples(sources)
+    clips = Clips(ClipSettings(frames=7), torch.Generator().manual_seed(0))
+    for _ in range(20):
+        chosen = clips.draw(v1, 2)
+        assert len(chosen) == 7 and set(chosen) <= {0, 1, 2, 3}
+
+
+def test_frames_that_an_array_lacks_are_not_drawn(sources: tuple[TrackSource, TextSource]) -> None:
+    v0, _ = samples(sources, ("frames.some_maps", "overlap", "truth"))
+    clips = Clips(ClipSettings(frames=3), torch.Generator().manual_seed(0))
+    assert {t for _ in range(100) for t in clips.draw(v0, 1)} == {0, 2, 4, 6, 8, 10}
+    x = clips([(v0, 0), (v0, 1)])
+    assert x.frames["some_maps"][0].shape == (3, 2, 3, 3)
+
+
+def test_an_expression_that_is_never_seen_is_left_out_and_said(sources: tuple[TrackSource, TextSource]) -> None:
+    held = samples(sources)
+    with pytest.warns(UserWarning, match="2 expressions show none of their objects .* first v0/3"):
+        kept = seen(held)
+    assert [[e.expression_id for e in s.expressions] for s in kept] == [["0", "1", "2"]] * 2
+    assert [s.target.shape for s in kept] == [(3, 2), (3, 4)]
+    assert kept[0].named == ((0,), (0, 1), ())
+    assert shown_frames(kept[0], 2).tolist() == list(range(11))
+    with pytest.raises(ValueError, match="v0/3"):
+        Clips(ClipSettings(), torch.Generator()).draw(held[0], 3)
+
+
+def test_a_batch_of_clips_holds_what_was_written(sources: tuple[TrackSource, TextSource]) -> None:
+    v0, v1 = samples(sources)
+    frames = [[1, 4, 9], [0, 0, 3]]
+    x = clip_batch([(v0, 1), (v1, 0)], frames, REQUIRES)
+    assert x.tokens.shape == (2, 4, 3, 8) and x.frame_mask.all() and x.sizes == (SIZE, SIZE)
+    assert x.track_mask.tolist() == [[True, True, False, False], [True] * 4]
+    for i, (n, t, seed) in enumerate(((2, 12, 0), (4, 5, 1))):
+        held, rng = arrays(t, n, seed), np.random.default_rng(10 + seed)
+        masks = RleMasks.from_dense(rng.random((n, t, *SIZE)) < 0.4)
+        np.testing.assert_array_equal(x.tokens[i, :n], rng.normal(size=(n, t, 8)).astype(np.float16)[:, frames[i]])
+        np.testing.assert_array_equal(x.presence[i, :n], rng.random((n, t)).astype(np.float16)[:, frames[i]])
+        for name in ("maps", "queries"):
+            np.testing.assert_array_equal(x.frames[name][i], held[name][frames[i]])
+        np.testing.assert_array_equal(x.features["own"][i, :n], held["own"])
+        np.testing.assert_array_equal(x.features["seen_at"][i, :n], held["seen_at"][:, frames[i]])
+        named = [0, 1] if i == 0 else [0]
+        truth = truth_of(t)
+        np.testing.assert_array_equal(x.truth[i], truth.masks.dense(named)[:, frames[i]])
+        counts = count_overlap(masks, GroundTruth(truth.object_ids, truth.masks, np.ones(t, bool)))
+        np.testing.assert_array_equal(x.overlap[i].inter, counts.inter[:, named][:, :, frames[i]])
+        np.testing.assert_array_equal(x.overlap[i].gt_area, counts.gt_area[named][:, frames[i]])
+    assert x.tokens[0, 2:].abs().sum() == x.features["own"][0, 2:].sum() == 0
+
+
+def test_a_whole_video_reads_its_frames_when_asked(sources: tuple[TrackSource, TextSource]) -> None:
+    v0, v1 = samples(sources)
+    x = video_batch(v0, [1, 2], REQUIRES)
+    assert isinstance(x.frames["maps"][0], StoredFrames) and x.truth is None
+    assert x.overlap[1].inter.shape == (2, 0, 12)
+    assert isinstance(x.to(torch.device("cpu")).frames["maps"][0], StoredFrames)
+    with pytest.raises(InputError, match='batch = "clip"'):
+        padded_batch([(v0, 0), (v1, 0)], REQUIRES)
+    with pytest.raises(ValueError, match="frames"):
+        replace(x, frames={"maps": (torch.zeros(3, 1),)})
+
+
+def test_the_same_seed_draws_the_same_clips(sources: tuple[TrackSource, TextSource]) -> None:
+    with pytest.warns(UserWarning, match="left out"):
+        held = seen(samples(sources))
+
+    def epoch(seed: int) -> list[Batch]:
+        order = torch.Generator().manual_seed(seed)
+        return [x for x, _ in batches(held, "single", 4, order, REQUIRES, {}, Clips(ClipSettings(frames=3), order))]
+
+    one, two, other = epoch(1), epoch(1), epoch(2)
+    assert [len(x.words) for x in one] == [4, 2]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, two))
+    assert not all(a.tokens.shape == b.tokens.shape and torch.equal(a.tokens, b.tokens) for a, b in zip(one, other))
+
+
+def test_hidden_answers_make_no_clips(tmp_path: Path) -> None:
+    tracks, words = write(tmp_path, hidden=True)
+    with pytest.raises(InputError, match="hides"):
+        load_video(tracks, words, "v0", limits={tracks.caches[0].path: 0.5}, requires=REQUIRES)
+    read = load_video(tracks, words, "v0", requires=REQUIRES)
+    assert read.truth is None and read.overlap is None
+    with pytest.raises(InputError, match="hidden"):
+        clip_batch([(read, 0)], [[0]], REQUIRES)
