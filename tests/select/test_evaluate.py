@@ -156,7 +156,8 @@ def test_a_video_that_one_of_the_joined_caches_lacks_is_a_hole(split: Path, data
     for held in (("b",), ("a", "b")):
         said = write_perfect(split / f"{len(held)}-s.zarr", one, videos=held, copies=2)
         for caches in ([one, two], [two, one]):
-            for step in (partial(evaluate_selections, said, caches), partial(oracle, caches)):
+            scored = partial(evaluate_selections, said, caches)
+            for step in (lambda scored=scored, **asked: scored(scope=Scope(**asked)), partial(oracle, caches)):
                 with pytest.raises(InputError, match=says):
                     step()
                 scores = step(allow_missing=True)
