@@ -1,0 +1,285 @@
+"""DMVS through every step on moving shapes and a tiny VITA, by the names of things alone; SOLA on the same cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_vita import CHANNELS, SIZES, SMALL, mask2former, vita_head, write_checkpoint
+
+from rvos_cache.datasets import open_dataset
+from rvos_cache.errors import InputError
+from rvos_cache.extract import extract, extract_text
+from rvos_cache.frames import read_mask_png
+from rvos_cache.masks import RleMasks
+from rvos_cache.overlap import count_overlap
+from rvos_cache.shapes import write_shapes
+from rvos_cache.store import (
+    CacheWriter,
+    Card,
+    SelectionCache,
+    TextRecord,
+    TrackCache,
+    TrackRecord,
+    read_card,
+    write_text,
+    write_tracks,
+)
+from rvos_cache.text.hashed import HashedEncoder, HashedSettings
+from rvos_cache.types import TrackSet
+from rvos_select import train as loop
+from rvos_select.checkpoint import load_selector
+from rvos_select.evaluate import evaluate_pngs, evaluate_selections
+from rvos_select.evaluate.scope import Scope
+from rvos_select.merge import merge
+from rvos_select.oracle import oracle
+from rvos_select.predict import predict
+from rvos_select.report import report
+from rvos_select.train import TrainSettings, train
+
+MODULE = {"width": CHANNELS, "hidden": 32, "layers": 2, "points": 60, "motion_queries": 5, "dropout": 0.0}
+VITA = {**SMALL, "max_tracks": 6, "frames_per_pass": 40}
+
+
+class Work:
+    """Moving shapes, a checkpoint, and caches of it under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.checkpoint = root, root / "vita"
+        write_shapes(root / "data", 3, 3)
+        write_checkpoint(self.checkpoint)
+        for split in ("train", "valid_u"):
+            extract_text("mevis", root / "data", split, "hashed", self.text(split))
+
+    def text(self, split: str) -> Path:
+        return self.root / split / "text-hashed.zarr"
+
+    def tracks(self, split: str, name: str = "exact", **settings: Any) -> Path:
+        """The cache of a split, extracted unless it is there; one video of it."""
+        out = self.root / split / f"{name}.zarr"
+        if not out.exists():
+            given = {"checkpoint": str(self.checkpoint), **VITA, "profile": name, **settings}
+            extract("mevis", self.root / "data", split, "vita", out, limit=1, overrides=given)
+        return out
+
+    def train(self, out: Path, name: str = "exact", resume: bool = False, selector: str = "dmvs", **values: Any) -> Path:
+        config = values.pop("config", {})
+        base = {"batch": "clip", "batch_size": 4, "epochs": 2, "clip": {"frames": 4}, "optim": {"lr": 1e-3}}
+        own = MODULE if selector == "dmvs" else {"width": 16, "heads": 4}
+        settings = TrainSettings.model_validate({**base, **values, "selector": selector, "config": {**own, **config}})
+        splits = [([self.tracks(split, name)], [self.text(split)]) for split in ("train", "valid_u")]
+        return train(settings, *splits[0], *splits[1], out, resume)
+
+    def predict(self, run: Path, out: Path, name: str = "exact") -> Path:
+        return predict(run, [self.tracks("valid_u", name)], [self.text("valid_u")], out)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return Work(tmp_path_factory.mktemp("dmvs"))
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
+    run = work.train(tmp_path / "run")
+    rows = numbers(run)
+    assert {"train/class", "train/bce", "train/dice", "valid/loss", "valid/jf"} <= rows[-1].keys()
+    selections = work.predict(run, tmp_path / "s.zarr")
+    said, caches = SelectionCache(selections), [work.tracks("valid_u")]
+    (video,) = said.video_ids()
+    held = said.selections(video)
+    assert said.card.extra["threshold"] == 0.7 and said.card.extra["lowest"] == 0.1
+    for s in held:
+        assert s.scores.shape == (MODULE["motion_queries"],)
+        assert (s.candidates == (s.scores > 0.1) | (s.scores == s.scores.max())).all()
+        assert not s.masks.select(np.flatnonzero(~s.candidates)).area().any()
+    # What the last epoch measured is what the selections give: threshold, OR, scores of the same queries.
+    if rows[-1]["valid/jf"] >= rows[0]["valid/jf"]:
+        assert evaluate_selections(selections, caches)["jf"] == pytest.approx(rows[-1]["valid/jf"], abs=1e-6)
+    masks = merge(selections, caches, tmp_path / "masks", top1=True)
+    best = evaluate_selections(selections, caches, top1=True)
+    root = work.root / "data"
+    assert evaluate_pngs("mevis", root, "valid_u", masks, Scope(videos=[video]))["jf"] == pytest.approx(best["jf"], abs=1e-9)
+    info = TrackCache(caches[0]).info(video)
+    drawn = read_mask_png(masks / video / held[0].expression_id / f"{info.frame_names[3]}.png", info.size)
+    assert (drawn == held[0].masks.decode(int(held[0].scores.argmax()), 3)).all()
+    assert report(run, selections, caches, tmp_path / "page", root=root).exists()
+    with pytest.raises(InputError, match="threshold 0.05, but only masks of scores above 0.1"):
+        merge(selections, caches, tmp_path / "low", threshold=0.05)
+
+
+def test_predicted_scores_do_not_depend_on_the_chunks(work: Work, tmp_path: Path) -> None:
+    run = work.train(tmp_path / "run", epochs=1)
+    one = SelectionCache(work.predict(run, tmp_path / "a.zarr"))
+    config = json.loads((run / "best/config.json").read_text())
+    assert config["chunk"] == 5
+    (run / "best/config.json").write_text(json.dumps({**config, "chunk": 7}))
+    two = SelectionCache(work.predict(run, tmp_path / "b.zarr"))
+    (video,) = one.video_ids()
+    for a, b in zip(one.selections(video), two.selections(video)):
+        assert np.array_equal(a.scores, b.scores) and a.masks == b.masks
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_numbers(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, step, calls = work.train(tmp_path / "whole"), loop.Run._step, []
+
+    def interrupted(self: loop.Run, *arguments: Any) -> dict[str, float]:
+        calls.append(0)
+        if len(calls) == self.steps_per_epoch + 2:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work.train(tmp_path / "cut")
+    cut = work.train(tmp_path / "cut", resume=True)
+    assert numbers(cut) == numbers(whole)
+    assert (cut / "last/model.safetensors").read_bytes() == (whole / "last/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("batch", ["clip", "video"])
+def test_frozen_masks_need_no_mask_features_and_no_checkpoint(work: Work, tmp_path: Path, batch: str) -> None:
+    tracks = [work.tracks(split, "selection_only") for split in ("train", "valid_u")]
+    assert not any(spec["name"] == "f_mask" for spec in read_card(tracks[0]).feature_specs)
+    hidden = work.checkpoint.rename(work.root / "elsewhere")
+    try:
+        run = work.train(tmp_path / "run", "selection_only", batch=batch, config={"masks": "frozen"})
+        said = SelectionCache(work.predict(run, tmp_path / "s.zarr", "selection_only"))
+    finally:
+        hidden.rename(work.checkpoint)
+    (video,) = said.video_ids()
+    assert all(s.masks is None and len(s.scores) == TrackCache(tracks[1]).info(video).tracks for s in said.selections(video))
+
+
+@pytest.mark.parametrize("batch", ["clip", "video"])
+def test_sola_trains_on_the_same_cache_by_its_name(work: Work, tmp_path: Path, batch: str) -> None:
+    run = work.train(tmp_path / "run", selector="sola", batch=batch)
+    assert np.isfinite(numbers(run)[-1]["valid/loss"])
+    assert work.predict(run, tmp_path / "s.zarr").exists()
+
+
+def test_the_mask_head_may_begin_as_vita_s(work: Work, tmp_path: Path) -> None:
+    """And what was trained is not overwritten by it."""
+    run = work.train(tmp_path / "run", epochs=1, config={"mask_init": "vita"}, optim={"lr": 1e-12})
+    weights, theirs = load_selector(run).state_dict(), vita_head().mask_embed.state_dict()
+    for ours, name in zip(("0", "2", "4"), ("layers.0", "layers.1", "layers.2")):
+        torch.testing.assert_close(weights[f"mask_head.{ours}.weight"], theirs[f"{name}.weight"], atol=1e-6, rtol=0)
+    moved = load_file(run / "best/model.safetensors")
+    moved["mask_head.0.weight"] += 1
+    save_file(moved, run / "best/model.safetensors")
+    model = load_selector(run)
+    model.bind([read_card(work.tracks("valid_u"))])
+    torch.testing.assert_close(model.state_dict()["mask_head.0.weight"], moved["mask_head.0.weight"])
+
+
+def test_clips_of_kept_frames_train_and_predict_says_what_is_missing(work: Work, tmp_path: Path) -> None:
+    work.tracks("train", "frames", keep_every=3)
+    run = tmp_path / "run"
+    settings = TrainSettings.model_validate(
+        {"batch": "clip", "batch_size": 4, "epochs": 1, "clip": {"frames": 3}, "selector": "dmvs", "config": MODULE}
+    )
+    valid = ([work.tracks("valid_u")], [work.text("valid_u")])
+    train(settings, [work.tracks("train", "frames")], [work.text("train")], *valid, run)
+    work.tracks("valid_u", "frames", keep_every=3)
+    with pytest.raises(InputError, match="'f_mask' of .* frames, not of frame 1; extract this split with another profile"):
+        work.predict(run, tmp_path / "s.zarr", "frames")
+
+
+def test_caches_that_do_not_fit_are_one_line(work: Work, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    faults = []
+    with pytest.raises(InputError, match="holds no mask features; --set config.masks=frozen, or extract") as fault:
+        work.train(tmp_path / "a", "selection_only")
+    faults.append(fault)
+    with pytest.raises(InputError, match="its width is 32, the selector's 64; --set config.width=32") as fault:
+        work.train(tmp_path / "b", config={"width": 64})
+    faults.append(fault)
+    flow = work.root / "train" / "flow.zarr"
+    extract("mevis", work.root / "data", "train", "flow", flow, limit=1)
+    settings = TrainSettings.model_validate({"selector": "dmvs", "batch": "clip", "config": MODULE})
+    with pytest.raises(InputError, match="tracker flow: its card has no checkpoint; DMVS wants tracks of VITA") as fault:
+        train(settings, [flow], [work.text("train")], out=tmp_path / "c")
+    faults.append(fault)
+    frozen = settings.model_copy(update={"config": {**MODULE, "masks": "frozen"}})
+    with pytest.raises(InputError, match=r"no cache holds the feature 'q_v'|no cache holds the feature 'q_f'") as fault:
+        train(frozen, [flow], [work.text("train")], out=tmp_path / "d")
+    faults.append(fault)
+    run = work.train(tmp_path / "run", epochs=1)
+    other = work.root / "other"
+    mask2former().save_pretrained(other)
+    save_file(vita_head(seed=9).official(), other / "vita_head.safetensors", {"format": "pt"})
+    kept = work.checkpoint.rename(work.root / "kept")
+    other.rename(work.checkpoint)
+    try:
+        with pytest.raises(InputError, match="vita_head.safetensors has digest .* bring that checkpoint back") as fault:
+            work.predict(run, tmp_path / "s.zarr")
+        faults.append(fault)
+    finally:
+        work.checkpoint.rename(other)
+        kept.rename(work.checkpoint)
+    assert not any("\n" in str(fault.value) for fault in faults)
+
+
+def write_near_perfect(work: Work, folder: Path) -> tuple[Path, Path]:
+    """Four sentences of each of two videos. Tracks: each object moved by a pixel, and each where it is not; random queries."""
+    source = open_dataset("mevis", work.root / "data", "train")
+    specs = {
+        "q_f": ("T", 5, CHANNELS), "q_v": (SIZES.video_queries, CHANNELS), "logits": (SIZES.video_queries, 4), "query": ("N",),
+    }  # fmt: skip
+    declared = [
+        {"name": n, "dims": list(d), "dtype": "int32" if n == "query" else "float32", "by_frame": False} for n, d in specs.items()
+    ]
+    shared = {"dataset": "mevis", "split": "train"}
+    card = Card(kind="tracks", producer="vita", channels=CHANNELS, label_iou=0.5, feature_specs=declared, **shared)
+    encoder = HashedEncoder(HashedSettings())
+    tracks, text = folder / "t.zarr", folder / "text.zarr"
+    track_writer = CacheWriter(tracks, card)
+    text_writer = CacheWriter(text, Card(kind="text", producer="hashed", channels=encoder.channels, **shared))
+    for number, video in enumerate(map(source.video, source.video_ids()[:2])):
+        rng, truth = np.random.default_rng(number), source.ground_truth(video.video_id)
+        pixels = truth.masks.dense()
+        pixels = np.concatenate([np.roll(pixels, 1, 3), np.roll(pixels, 24, 2)])
+        n, frames = pixels.shape[:2]
+        masks, zeros = RleMasks.from_dense(pixels), np.zeros(n, np.int32)
+        arrays = {
+            name: rng.normal(size=[{"T": frames, "N": n}.get(d, d) for d in dims]).astype(np.float32)
+            for name, dims in specs.items()
+        }
+        arrays["query"] = rng.choice(SIZES.video_queries, n, replace=n > SIZES.video_queries).astype(np.int32)
+        found = TrackSet(
+            rng.normal(size=(n, frames, CHANNELS)).astype(np.float16), np.ones((n, frames), np.float16), masks, zeros - 1,
+            ("query",) * n, zeros, np.zeros((n, 4), np.float32), arrays,
+        )  # fmt: skip
+        said = source.expressions(video.video_id)[:4]
+        counts = count_overlap(masks, truth)
+        write_tracks(track_writer, TrackRecord(video.video_id, video.frame_names, video.size, said, found, truth, counts))
+        write_text(text_writer, TextRecord(video.video_id, said, tuple(encoder.encode([e.text for e in said]))))
+    return tracks, text
+
+
+def test_eight_expressions_are_learnt_to_the_oracle(work: Work, tmp_path: Path) -> None:
+    """Acceptance test 9, with frozen masks."""
+    tracks, text = write_near_perfect(work, tmp_path)
+    settings = TrainSettings.model_validate(
+        {
+            "selector": "dmvs", "batch": "clip", "batch_size": 8, "epochs": 60, "clip": {"frames": 6}, "valid_expressions": 0,
+            "optim": {"lr": 2e-3, "schedule": "constant"},
+            "config": {**MODULE, "masks": "frozen", "motion_queries": 20},
+        }
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="flatter"):
+        run = train(settings, [tracks], [text], [tracks], [text], tmp_path / "run")
+    selections = predict(run, [tracks], [text], tmp_path / "s.zarr")
+    ours, ceiling = evaluate_selections(selections, [tracks])["jf"], oracle([tracks])["jf"]
+    assert len(evaluate_selections(selections, [tracks])["expressions"]) == 8
+    assert ceiling > 0.7
+    assert ours >= 0.95 * ceiling
