@@ -227,6 +227,28 @@ def test_a_bank_gives_what_sam_2_reads_and_forgets_the_rest(prompt: int) -> None
             assert len(bank.maps) <= 2 * maps_read and len(bank.pointers) <= 2 * pointers_read
 
 
+def test_what_the_device_holds_does_not_grow_with_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    add = MemoryBank.add
+
+    def watched(self: MemoryBank, *given: Any) -> None:
+        add(self, *given)
+        held.append(sum(m.nbytes for m in [*self.maps.values(), *self.pointers.values()]))
+
+    monkeypatch.setattr(MemoryBank, "add", watched)
+    most = []
+    frame = 4 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 128)
+    for frames in (40, 60):
+        held.clear()
+        made = backend(host_memory=2 * frame)
+        pictures = np.repeat(moving(1), frames, 0)
+        with made.open(shown(pictures)) as session:
+            session.propagate(20, asked(squares(0)[:1], 20))
+            assert len(session.features.held) == 2
+        most.append(max(held))
+    assert most[0] == most[1]
+
+
 def test_a_frame_is_prepared_as_the_library_prepares_it() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
     ours = normalised(resized(frame, 128)[None])[0]
