@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from rvos_cache.cli import run_command
-from rvos_cache.extract import extract_all
+from rvos_cache.extract import extract_all, extract_text
+from rvos_cache.mirror import mirror
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.shapes import write_shapes
 from rvos_select.cli import show_scores
@@ -37,13 +38,18 @@ def demo(out: Path, videos: int, jobs: int) -> None:
     """From frames to merged masks, with SOLA's selector, the mean-cosine baseline, all tracks and the oracle."""
     clock = Clock(out / "seconds.json")
     root, caches = out / "data", out / "cache"
-    tracks = {split: caches / split / "flow.zarr" for split in ("train", "valid_u")}
-    texts = {split: caches / split / "text-hashed.zarr" for split in ("train", "valid_u")}
+    tracks, texts = (
+        {split: caches / split / f"{name}.zarr" for split in ("train", "train-mirror", "valid_u")}
+        for name in ("flow", "text-hashed")
+    )
 
     with clock("shapes"):
         clock.once(root, lambda: write_shapes(root, videos, SEED, jobs=jobs))
     with clock("extract"):
         extract_all("mevis", root, tracker="flow", encoder="hashed", out=caches, jobs=jobs)
+        # The training split seen in a mirror, from its cache: twice the sentences without tracking again.
+        mirror(tracks["train"], tracks["train-mirror"], jobs)
+        extract_text("mevis", root, "train-mirror", "hashed", texts["train-mirror"])
 
     base = read_toml(Path(__file__).with_suffix(".toml"))
     runs = {"sola": out / "runs/sola", "mean_cosine": out / "runs/mean_cosine"}
@@ -54,8 +60,8 @@ def demo(out: Path, videos: int, jobs: int) -> None:
                 # The baseline's own settings; the same labels, epochs and batches, and the rate that suits it best.
                 values = {**values, "config": {}, "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
             settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
-            valid = ([tracks["valid_u"]], [texts["valid_u"]])
-            train(settings, [tracks["train"]], [texts["train"]], *valid, run, resume=run.exists())
+            learned = [[of[split] for split in ("train", "train-mirror")] for of in (tracks, texts)]
+            train(settings, *learned, [tracks["valid_u"]], [texts["valid_u"]], run, resume=run.exists())
 
     selections = {name: out / f"selections/{name}.zarr" for name in (*runs, "all_tracks")}
     with clock("predict"):
