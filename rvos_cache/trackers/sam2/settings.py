@@ -23,8 +23,8 @@ class Sam2Settings(Settings):
     long_frames: int = Field(200, ge=1)
 
     gpu_memory: ByteSize = Field(ByteSize(8 << 30), ge=0, exclude=True)
-    """Image features of a video up to this size stay on the GPU ("8GB"): 8 MB a frame of a 1024-pixel model. Without a GPU this counts
-    for nothing."""
+    """Image features of a video up to this size stay on the GPU ("8GB"): 8 MB a frame of a 1024-pixel model.
+    Without a GPU this counts for nothing."""
     host_memory: ByteSize = Field(ByteSize(16 << 30), ge=0, exclude=True)
     """Those beyond `gpu_memory` stay in (pinned) host memory up to this size, the rest in a file of the temporary folder."""
     encoder_batch: int = Field(4, ge=1, exclude=True)
