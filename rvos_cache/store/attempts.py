@@ -36,16 +36,19 @@ def video_of(name: str) -> str:
 
 
 def is_dead(name: str, written: float) -> bool:
-    """Whether the attempt `name` is of a dead process of this machine, or of another machine and a day old.
+    """Whether the attempt `name` is of a dead process of this machine, or of another machine and old.
 
     written: when it was last written to, in seconds since the epoch.
     """
     found = ATTEMPT.fullmatch(name)
     if found is None:
         return False
-    if found["host"] == HOST:
-        return not _alive(int(found["pid"]))
-    return time.time() - written > (RUN if found["video"] == "mark" else DAY)
+    return not _alive(int(found["pid"])) if found["host"] == HOST else is_old(name, written)
+
+
+def is_old(name: str, written: float) -> bool:
+    """Whether the attempt `name`, last written to then, has been left for longer than any writer takes."""
+    return is_attempt(name) and time.time() - written > (RUN if video_of(name) == "mark" else DAY)
 
 
 def _alive(pid: int) -> bool:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.attempts import DAY, is_attempt, is_dead, new_attempt, video_of
+from rvos_cache.store.attempts import DAY, is_attempt, is_old, new_attempt, video_of
 from rvos_cache.store.place import Published
 from rvos_cache.store.seal import sealed, unsealed
 
@@ -211,18 +211,21 @@ class Objects:
             )
 
     def _dead(self) -> Iterator[str]:
-        """Attempts that no commit names and whose writer is dead."""
+        """Attempts that no commit names and that are so old that no writer will commit them: see `publish`.
+
+        Not by process: a commit that names what another has swept would be a video without files.
+        """
         # In this order: what is committed between the two is among the commits.
         attempts, committed = sorted(self._listed("attempts")), self.video_ids()
         of = Counter(map(video_of, attempts))
         for attempt in attempts:
             video_id = video_of(attempt)
             # The only attempt at a committed video is the one that its commit names.
-            if (video_id in committed and of[video_id] == 1) or not is_dead(attempt, 0.0):
+            if video_id in committed and of[video_id] == 1:
                 continue
             with self._asking(f"attempts/{attempt}") as (fs, path):
-                written = max((fs.modified(name).timestamp() for name in fs.find(path)), default=0.0)
-            if is_dead(attempt, written) and not self._named(attempt):
+                written = max((fs.modified(name).timestamp() for name in fs.find(path)), default=time.time())
+            if is_old(attempt, written) and not self._named(attempt):
                 yield attempt
 
     def _named(self, attempt: str) -> bool:

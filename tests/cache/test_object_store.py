@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,8 +20,8 @@ from click.testing import CliRunner
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
 from rvos_cache.extract import extract
-from rvos_cache.store import CacheWriter, TrackCache, content_digest, leftovers, place_of, read_card, verify
-from rvos_cache.store.attempts import DAY
+from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, leftovers, place_of, read_card, verify
+from rvos_cache.store.attempts import DAY, HOST
 from rvos_cache.store.objects import Objects
 from rvos_select.caches import TrackSource
 
@@ -165,26 +166,34 @@ def test_killed_writers_leave_nothing_half_done(tmp_path: Path, out: str, s3: An
         process.communicate()
         assert list(verify(out)) == []
     assert killed
-    # What no commit names is of a dead process of this machine: a note, and gone when the next writer opens the cache.
-    s3.pipe_file(f"{out}/attempts/v01.{os.uname().nodename.replace('.', '-')}.{process.pid}.{'0' * 32}/zarr.json", b"{")
-    assert len(list(leftovers(out))) >= 1 and list(verify(out)) == []
     run(tmp_path, out, 6, overrides={"wait": 0.1})
     run(tmp_path, tmp_path / "a.zarr", 6, overrides={"wait": 0.1})
     assert content_digest(out) == content_digest(tmp_path / "a.zarr")
-    assert list(leftovers(out)) == [] and len(s3.ls(f"{out}/attempts")) == 6
 
 
-def test_work_of_another_machine_is_swept_after_a_day(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
-    run(tmp_path, out)
-    name = f"{out}/attempts/v01.elsewhere.1.{'1' * 32}/zarr.json"
-    s3.pipe_file(name, b"{")
-    run(tmp_path, out)
-    assert s3.exists(name) and list(leftovers(out)) == []
-    now = time.time
+def test_what_no_commit_names_is_swept_after_a_day(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
+    """Of another machine or of a dead process of this one: a writer that still lives must find its files when it commits."""
+    run(tmp_path, out, 2)
+    names = [f"{out}/attempts/v01.{host}.999999999.{'1' * 32}" for host in ("elsewhere", HOST)]
+    for name in names:
+        s3.pipe_file(f"{name}/zarr.json", b"{")
+    run(tmp_path, out, 2)
+    assert all(map(s3.exists, names)) and list(leftovers(out)) == [] and list(verify(out)) == []
+    now, before = time.time, content_digest(out)
     monkeypatch.setattr("rvos_cache.store.attempts.time.time", lambda: now() + DAY + 60)
-    assert [note for note in leftovers(out) if "elsewhere" in note] and content_digest(out)
-    run(tmp_path, out)
-    assert not s3.exists(name) and list(verify(out)) == []
+    assert [note.split(": left")[0] for note in leftovers(out)] == sorted(names)
+    run(tmp_path, out, 2)
+    assert len(s3.ls(f"{out}/attempts")) == 2 and list(verify(out)) == [] and content_digest(out) == before
+
+
+def test_a_writer_that_took_half_a_day_does_not_commit(tmp_path: Path, out: str, monkeypatch: Any) -> None:
+    writer = CacheWriter(out, Card(kind="text", dataset="d", split="s", producer="p"))
+    clock = itertools.count(time.time(), DAY / 2 + 60)
+    with monkeypatch.context() as patch:
+        patch.setattr("rvos_cache.store.objects.time.time", lambda: next(clock))
+        with pytest.raises(OSError, match="half a day"):
+            writer.publish("v", {"a": np.zeros(3, np.float32)}, {})
+    assert writer.done() == set()
 
 
 class Careless:
