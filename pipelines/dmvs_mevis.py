@@ -1,0 +1,107 @@
+"""DMVS on MeViS (Tables 1 and 3 to 7 of the paper): every step of the two stages on one page, the paper's numbers beside ours.
+
+`python -m pipelines.dmvs_mevis --root data/mevis --vita CHECKPOINT`, which `rvos-cache convert-vita` made of the released one;
+`--row table_5_initialisation.text` for another row than the main one. A step that is done is not done again; a run that was cut
+goes on; all rows of one checkpoint share their caches.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rvos_cache.cli import run_command
+from rvos_cache.datasets import open_dataset
+from rvos_cache.errors import InputError
+from rvos_cache.extract import extract, extract_text
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_select.cli import show_scores
+from rvos_select.evaluate import evaluate_selections
+from rvos_select.merge import merge as merge_masks
+from rvos_select.oracle import oracle
+from rvos_select.predict import predict
+from rvos_select.report import report
+from rvos_select.submit import submit
+from rvos_select.train import TrainSettings, train
+
+OPEN, HIDDEN = "valid_u", "valid"
+"""MeViS shows the answers of valid_u; all tables but one column of the first are scored on valid, by the benchmark's server."""
+MAIN = "table_1_mevis.val_u"
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
+"""Swept on valid_u; the paper's is 0.7."""
+
+
+@click.command()
+@click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_mevis"), show_default=True)
+@click.option("--vita", required=True, help="A hub name or a folder that rvos-cache convert-vita wrote.")
+@click.option("--row", default=MAIN, show_default=True, help="Of papers/dmvs.toml.")
+@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+@click.option("--tracker-set", "tracker_settings", multiple=True, metavar="K=V", help="An exception to [tracker].")
+@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_mevis.toml and to the row.")
+def dmvs_mevis(
+    root: Path,
+    out: Path,
+    vita: str,
+    row: str,
+    encoder: str,
+    jobs: int,
+    tracker_settings: tuple[str, ...],
+    settings: tuple[str, ...],
+) -> None:
+    """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
+    page = Path(__file__).with_suffix(".toml")
+    published = published_row(page.parent / "papers/dmvs.toml", row)
+    values = merge(read_toml(page), parse_overrides([*published["set"], *settings]))
+    text, tracker = values.pop("text"), values.pop("tracker")
+    resolved = build(TrainSettings, values, str(page))
+    tracker = merge({"checkpoint": vita, **tracker}, parse_overrides(tracker_settings))
+
+    caches = out / "cache"
+    splits = type(open_dataset("mevis", root, OPEN)).splits(root)
+    tracks = {split: [caches / split / "vita.zarr"] for split in splits}
+    texts = {split: [caches / split / f"text-{encoder.rpartition(':')[2]}.zarr"] for split in splits}
+    for split in splits:
+        extract("mevis", root, split, "vita", tracks[split][0], overrides=tracker, jobs=jobs)
+        extract_text("mevis", root, split, encoder, texts[split][0], overrides=text if encoder == "roberta" else None)
+
+    run, said = out / row / "run", out / row / "selections"
+    train(resolved, tracks["train"], texts["train"], tracks[OPEN], texts[OPEN], run, resume=run.exists())
+
+    selections = predict(run, tracks[OPEN], texts[OPEN], said / f"{OPEN}.zarr")
+    ours = evaluate_selections(selections, tracks[OPEN], root=root)
+    scores = {f"{row}, {OPEN}": ours, f"tracks' oracle, {OPEN}": oracle(tracks[OPEN])}
+    for threshold in THRESHOLDS:
+        scores[f"threshold {threshold}"] = evaluate_selections(selections, tracks[OPEN], root=root, threshold=threshold)
+    index = report(run, selections, tracks[OPEN], out / row / "report", root=root, rows=scores)
+    show_scores(scores, out / row / "metrics.json", ours)
+    j_and_f, j, f = published["paper"]
+    where = OPEN if row == MAIN else HIDDEN
+    click.echo(f"the paper, {where}: J&F {j_and_f}, J {j}, F {f}; page: {index}")
+
+    if HIDDEN in splits:
+        selections = predict(run, tracks[HIDDEN], texts[HIDDEN], said / f"{HIDDEN}.zarr")
+        masks = merge_masks(selections, tracks[HIDDEN], out / row / "masks")
+        zipped = submit(masks, "mevis", out / row / "mevis_valid.zip", root=root, split=HIDDEN)
+        click.echo(f"for the benchmark's server: {zipped}")
+
+
+def published_row(path: Path, row: str) -> dict[str, Any]:
+    """The row `table.name` of the paper: {"paper": [J&F, J, F], "set": settings}. Raises InputError when there is none."""
+    tables = read_toml(path)
+    rows = {
+        f"{table}.{name}": held
+        for table, names in tables.items()
+        for name, held in names.items()
+        if isinstance(held, dict) and "set" in held
+    }
+    if row not in rows:
+        raise InputError(f"{path}: no row {row!r}; there are: {', '.join(rows)}")
+    return rows[row]
+
+
+if __name__ == "__main__":
+    run_command(dmvs_mevis)
