@@ -60,8 +60,8 @@ def demo(out: Path, videos: int, jobs: int) -> None:
                 # The baseline's own settings; the same labels, epochs and batches, and the rate that suits it best.
                 values = {**values, "config": {}, "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
             settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
-            learned = [[of[split] for split in ("train", "train-mirror")] for of in (tracks, texts)]
-            train(settings, *learned, [tracks["valid_u"]], [texts["valid_u"]], run, resume=run.exists())
+            seen, said = ([of["train"], of["train-mirror"]] for of in (tracks, texts))
+            train(settings, seen, said, [tracks["valid_u"]], [texts["valid_u"]], run, resume=run.exists())
 
     selections = {name: out / f"selections/{name}.zarr" for name in (*runs, "all_tracks")}
     with clock("predict"):

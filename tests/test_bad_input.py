@@ -322,16 +322,17 @@ def test_a_full_disk_while_masks_are_written(
     made: Path, rvos: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("merge", "--selections", made / "s.zarr", "--cache", made / "valid_u.zarr", "--out", tmp_path / "png")
-    replace, count = os.replace, [0]
+    write, count = Path.write_bytes, [0]
 
-    def full(source: Path, target: Path) -> None:
+    def full(path: Path, raw: bytes) -> int:
         count[0] += 1
         if count[0] > 20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        replace(source, target)
+            write(path, raw[: len(raw) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, raw)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr(Path, "write_bytes", full)
         code, told = rvos(*words)
     assert code == 1 and "No space left" in told and told.count("\n") == 0
     assert rvos(*words) == (0, "")
