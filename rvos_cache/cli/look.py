@@ -26,9 +26,9 @@ def check(dataset: str, root: Path, split: str) -> None:
     for fault in source.check():
         click.echo(fault)
         faults += 1
-    videos = source.video_ids()
     if faults:
         raise InputError(f"{root}, split {split}: faults found: {faults}; mend the files named above")
+    videos = source.video_ids()
     expressions = sum(len(source.expressions(v)) for v in videos)
     frames = sum(len(source.video(v)) for v in videos)
     truths = (source.ground_truth(v) for v in videos) if source.has_answers else ()

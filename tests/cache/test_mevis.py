@@ -180,6 +180,15 @@ def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
         Mevis(root, "valid_u").video_ids()
 
 
+def test_the_check_command_counts_a_key_that_stands_twice(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = root / "valid_u/meta_expressions.json"
+    path.write_text(path.read_text().replace('"b": {', '"a": {'))
+    code, told = call(monkeypatch, capsys, "check", "--dataset", "mevis", "--root", root, "--split", "valid_u")
+    assert code == 1 and f"{root}, split valid_u: faults found: " in told and "stands twice" not in told
+
+
 def test_one_broken_video_leaves_the_other(root: Path) -> None:
     meta(root, lambda v: v["a"]["expressions"]["0"].update(exp=""))
     data = Mevis(root, "valid_u")
