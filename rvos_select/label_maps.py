@@ -21,7 +21,7 @@ from rvos_cache.frames import read_mask_png
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.caches import TrackSource
-from rvos_select.merge import check_cards, check_pair, chosen, merge_masks, threshold_of
+from rvos_select.merge import check_cards, check_pair, chosen, decision, merge_masks
 
 
 class MissingAnswerError(InputError):
@@ -103,9 +103,10 @@ class SelectionAnswers:
     """
 
     def __init__(self, selections: Path, caches: Sequence[Path], threshold: float | None = None, top1: bool = True) -> None:
-        self.source, self.said, self.top1 = TrackSource(caches), SelectionCache(selections), top1
+        self.source, self.said = TrackSource(caches), SelectionCache(selections)
         check_cards(self.said, self.source)
-        self.threshold = threshold_of(self.said, None if top1 else threshold)
+        rule = decision(self.said, threshold, top1)
+        self.threshold, self.top1 = rule.threshold, rule.top1
         self.have, self.held = set(self.said.video_ids()), dict[str, Selection]()
         self.video_id: str | None = None
 

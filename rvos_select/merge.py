@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ THRESHOLD = 0.5
 """Where neither the caller nor the selections' card has one (SOLA's, section 4.1)."""
 LOWEST = "lowest"
 """Entry of a selections card: the score above which a selector drew the masks of its queries, where it draws any."""
+TOP1 = "top1"
+"""Entry of a selections card: each expression is answered with its best track."""
 RECORD = ".merge.json"
 """What the masks of a folder were made from, so that a later run only goes on with the same: run and settings as a whole,
 and the selections of each video, since predict may add videos that failed before."""
@@ -88,17 +91,31 @@ def default_threshold(selections: SelectionCache) -> float:
     return float(selections.card.extra.get("threshold", THRESHOLD))
 
 
-def threshold_of(selections: SelectionCache, threshold: float | None) -> float:
-    """`threshold`, or where it is None the selector's own.
+@dataclass(frozen=True)
+class Decision:
+    """How the tracks of an answer are chosen: those with scores above `threshold` (strict), or with `top1` the best alone."""
 
-    Raises InputError for one so low that it would choose queries whose masks were not drawn.
+    threshold: float
+    top1: bool
+
+    def __call__(self, selection: Selection) -> NDArray[np.intp]:
+        """As `chosen`."""
+        return chosen(selection, self.threshold, self.top1)
+
+
+def decision(selections: SelectionCache, threshold: float | None = None, top1: bool = False) -> Decision:
+    """Threshold and top1 as given, or, where neither is, as the selections' card has them.
+
+    Raises InputError for a threshold so low that it would choose queries whose masks were not drawn.
     """
-    found, lowest = default_threshold(selections) if threshold is None else threshold, selections.card.extra.get(LOWEST, 0.0)
-    if found < lowest:
+    extra = selections.card.extra
+    found, lowest = default_threshold(selections) if threshold is None else threshold, extra.get(LOWEST, 0.0)
+    best = top1 or (threshold is None and bool(extra.get(TOP1, False)))
+    if found < lowest and not best:
         raise InputError(
             f"{selections.path}: threshold {found}, but only masks of scores above {lowest} were drawn; give a threshold above it"
         )
-    return found
+    return Decision(found, best)
 
 
 def check_pair(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:
@@ -129,6 +146,7 @@ def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
 def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float | None = None, top1: bool = False) -> Path:
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
+    Where neither a threshold nor top1 is given, the selections' card says which.
     An expression's folder appears by one rename, so one that is there is complete and a later run goes on after it.
     Raises InputError when `out` holds masks made from other selections or settings, or cannot be written, and in the end
     for videos that are damaged, which stop no other.
@@ -136,7 +154,8 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float 
     source, said, out = TrackSource(caches), SelectionCache(selections), Path(out)
     check_cards(said, source)
     failed: dict[str, InputError] = {}
-    limit = threshold_of(said, None if top1 else threshold)
+    rule = decision(said, threshold, top1)
+    limit, top1 = rule.threshold, rule.top1
     digests: dict[str, str] = {}
     for video_id in said.video_ids():
         try:

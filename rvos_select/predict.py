@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from rvos_cache.datasets import DATASETS
 from rvos_cache.errors import InputError
 from rvos_cache.extract import ExtractReport, write_videos
 from rvos_cache.masks import RleMasks
+from rvos_cache.seams import resolve
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, write_selections
 from rvos_cache.types import Selection
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.checkpoint import load_selector, run_cards, run_settings, same_words
 from rvos_select.drawing import draw_masks, drawn_queries
-from rvos_select.merge import LOWEST
+from rvos_select.merge import LOWEST, TOP1
 from rvos_select.samples import VideoSample, load_video, video_batch
 
 
@@ -43,8 +45,8 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
     model.bind(source.cards)
     weights = {"best": _weights_digest(Path(run) / "best/model.safetensors")}
     card = selections_card(str(run), run_settings(Path(run))["settings"], model.threshold, source, words, weights)
-    if model.draws:
-        card = card.model_copy(update={"extra": {**card.extra, LOWEST: model.lowest}})
+    own = {TOP1: model.top1_of_one and names_one_object(card.dataset), **({LOWEST: model.lowest} if model.draws else {})}
+    card = card.model_copy(update={"extra": {**card.extra, **own}})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     requires = tuple(model.requires)
@@ -102,6 +104,12 @@ def _all(out: Path, report: ExtractReport) -> Path:
             "then run the same command again, it does what is left"
         )
     return Path(out)
+
+
+def names_one_object(dataset: str) -> bool:
+    """Whether every expression of the dataset names exactly one object; False of one that is not known here."""
+    known = dataset in DATASETS or ":" in dataset
+    return known and bool(getattr(resolve(DATASETS, dataset, "dataset"), "one_object", False))
 
 
 def same_tokens(run: Path, tracks: TrackSource) -> None:

@@ -24,9 +24,13 @@ DATASETS = {
 
 
 class Dataset(Protocol):
-    """One split of one dataset. Making it reads the expressions, never frames or masks."""
+    """One split of one dataset. Making it reads the expressions, never frames or masks.
+
+    one_object: every expression names exactly one object, so that an answer may be the best track alone.
+    """
 
     name: str
+    one_object: bool
     root: Path
     split: str
 

@@ -66,6 +66,7 @@ class A2dSentences(ListedSplit[_Entry]):
     """One split of A2D-Sentences. An expression is one instance's sentence, its id the instance's number."""
 
     name = "a2d-sentences"
+    one_object = True
     has_answers = True
 
     def __init__(self, root: Path, split: str) -> None:

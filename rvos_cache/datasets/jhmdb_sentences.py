@@ -47,6 +47,7 @@ class JhmdbSentences(ListedSplit[_Entry]):
     """JHMDB-Sentences has one split, "test". A video has one sentence, about its one annotated actor."""
 
     name = "jhmdb-sentences"
+    one_object = True
     has_answers = True
 
     def __init__(self, root: Path, split: str) -> None:

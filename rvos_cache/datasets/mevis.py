@@ -42,6 +42,7 @@ class Mevis:
     """One split of MeViS or MeViSv2, or of anything in their layout."""
 
     name = "mevis"
+    one_object = False
 
     def __init__(self, root: Path, split: str) -> None:
         """Raises InputError; warns once where sentences have audio, which is not read."""

@@ -29,6 +29,7 @@ class Mirrored:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self.name, self.root, self.split = dataset.name, dataset.root, dataset.split + SUFFIX
+        self.one_object = dataset.one_object
 
     @staticmethod
     def splits(root: Path) -> list[str]:

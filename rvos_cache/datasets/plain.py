@@ -32,6 +32,7 @@ class Plain:
     """One split of the user's own videos."""
 
     name = "plain"
+    one_object = False
 
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = Path(root), split

@@ -24,6 +24,7 @@ class RefDavis17(PaletteSplit):
     """One split of Ref-DAVIS17. annotators: sentences per object, 4, or 1 where no object of the split has two."""
 
     name = "ref-davis17"
+    one_object = True
     every_frame = True
     all_named = True
     unscored = frozenset({VOID})

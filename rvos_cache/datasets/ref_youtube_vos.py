@@ -26,6 +26,7 @@ class RefYoutubeVos(PaletteSplit):
     """One split of Ref-YouTube-VOS."""
 
     name = "ref-youtube-vos"
+    one_object = True
 
     def __init__(self, root: Path, split: str) -> None:
         """Raises InputError, also when valid cannot be told from test or is not the published 202 videos."""

@@ -52,6 +52,7 @@ class RefCoco(ListedSplit[_Entry]):
     """One split of RefCOCO. An expression's id is the sentence's "id" in the split's file."""
 
     name = "refcoco"
+    one_object = True
     known: tuple[str, ...] = ("train", "val", "testA", "testB")
     has_answers = True
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from rvos_select.evaluate.pngs import check_folder, prediction_bytes, read_predi
 from rvos_select.evaluate.processes import in_order
 from rvos_select.evaluate.scope import WHOLE, Scope
 from rvos_select.evaluate.selected import check_frames, selections_of
-from rvos_select.merge import check_cards, check_width, chosen, default_threshold
+from rvos_select.merge import check_cards, check_width, decision
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
 from rvos_select.metrics.scores import Scores
 from rvos_select.metrics.silhouette import EMPTY, Silhouette, j_and_f
@@ -196,7 +195,7 @@ def evaluate_selections(
     top1: bool = False,
     scope: Scope = WHOLE,
 ) -> dict[str, Any]:
-    """Scores of selections, merged in memory. threshold None: the selector's default.
+    """Scores of selections, merged in memory. Neither threshold nor top1: as the selections' card says.
 
     The answers are the dataset's where `root`, or the hint in the card, leads to it; else, and where the dataset has lost a
     video since, those that the caches hold. A video that failed in extraction and whose expressions nobody knows counts as
@@ -206,8 +205,7 @@ def evaluate_selections(
     check_cards(said, source)
     known = dataset_of(source, dataset, root, split)
     asked = chosen_videos(listed_videos(source, known), scope.videos, scope.limit, str(source.caches[0].path))
-    limit_score = default_threshold(said) if threshold is None else threshold
-    pick = partial(chosen, threshold=limit_score, top1=top1)
+    pick = decision(said, threshold, top1)
     have, cues = set(said.video_ids()), kinds_of(scope.texts)
 
     def tasks() -> Iterator[Task]:

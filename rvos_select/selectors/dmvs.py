@@ -46,6 +46,7 @@ class Dmvs(HubSelector):
 
     Config = DmvsConfig
     threshold = 0.7
+    top1_of_one = True
 
     def __init__(self, config: DmvsConfig | Mapping[str, Any]) -> None:
         super().__init__()

@@ -56,6 +56,9 @@ class HubSelector(nn.Module, PyTorchModelHubMixin, coders={Settings: (_to_json, 
     otherwise it chooses tracks and has no frozen parts.
     """
 
+    top1_of_one = False
+    """Where every expression names one object it answers with its best track, and not with those above its threshold."""
+
     @property
     def draws(self) -> bool:
         """Its logits are of queries with masks of their own, which `draw` gives, not of the tracks."""

@@ -156,6 +156,12 @@ def test_expressions_name_objects_that_are_annotated(data: Dataset) -> None:
     assert len(set(seen)) == len(seen), "an object id is unique in its split"
 
 
+def test_one_object_for_each_expression_where_it_is_said(data: Dataset) -> None:
+    """Moving shapes, in MeViS's layout, have sentences of none and of several."""
+    counts = {len(e.targets or ()) for v in data.video_ids() for e in data.expressions(v)}
+    assert data.one_object == (counts == {1}) or data.name == "plain"
+
+
 def test_a_split_that_hides_its_answers(name: str, sample: Sample) -> None:
     if sample.hidden is None:
         splits = type(open_dataset(name, sample.root, sample.shown)).splits(sample.root)

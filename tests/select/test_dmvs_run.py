@@ -36,9 +36,9 @@ from rvos_select import train as loop
 from rvos_select.checkpoint import load_selector
 from rvos_select.evaluate import evaluate_pngs, evaluate_selections
 from rvos_select.evaluate.scope import Scope
-from rvos_select.merge import merge
+from rvos_select.merge import decision, merge
 from rvos_select.oracle import oracle
-from rvos_select.predict import predict
+from rvos_select.predict import names_one_object, predict
 from rvos_select.report import report
 from rvos_select.train import TrainSettings, train
 
@@ -115,6 +115,24 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     assert report(run, selections, caches, tmp_path / "page", root=root).exists()
     with pytest.raises(InputError, match="threshold 0.05, but only masks of scores above 0.1"):
         merge(selections, caches, tmp_path / "low", threshold=0.05)
+
+
+def test_the_best_track_answers_where_expressions_name_one_object(work: Work, tmp_path: Path) -> None:
+    """The selections' card says so, and what is given at the merge overrules it."""
+    run = work.train(tmp_path / "run", "selection_only", epochs=1, config={"masks": "frozen"})
+    said = SelectionCache(work.predict(run, tmp_path / "s.zarr", "selection_only"))
+    assert said.card.extra["top1"] is False
+    (video,) = said.video_ids()
+    selection = said.selections(video)[0]
+    for dataset, best in (("mevis", False), ("ref-youtube-vos", True), ("refcoco+", True), ("unknown", False)):
+        assert names_one_object(dataset) is best
+        card = said.card.model_copy(update={"extra": {**said.card.extra, "top1": best}})
+        said.card = card
+        assert len(decision(said)(selection)) == (1 if best else (selection.scores > 0.7).sum())
+        assert len(decision(said, threshold=0.0)(selection)) == (selection.scores > 0).sum()
+        assert len(decision(said, top1=True)(selection)) == 1
+    assert load_selector(run).top1_of_one
+    assert not load_selector(work.train(tmp_path / "sola", selector="sola", batch="video", epochs=1)).top1_of_one
 
 
 def test_predicted_scores_do_not_depend_on_the_chunks(work: Work, tmp_path: Path) -> None:
