@@ -30,7 +30,7 @@ from rvos_select.merge import check_cards, check_width, decision
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
 from rvos_select.metrics.scores import Scores
 from rvos_select.metrics.silhouette import EMPTY, Silhouette, j_and_f
-from rvos_select.metrics.slices import Facts
+from rvos_select.metrics.slices import Facts, mean_share
 
 OPTIONS: frozenset[str] = frozenset()
 PROTOCOL = "video"
@@ -159,9 +159,7 @@ def score_video(task: Task) -> list[Row]:
 
 
 def _facts(asked: Asked, frames: int, areas: Sequence[int], size: tuple[int, int]) -> Facts:
-    shown = [area for area in areas if area]
-    share = sum(shown) / len(shown) / (size[0] * size[1]) if shown else None
-    return Facts(asked.words, len(asked.targets), frames, share, asked.kind or asked.cue)
+    return Facts(asked.words, len(asked.targets), frames, mean_share(areas, size), asked.kind or asked.cue)
 
 
 def evaluate_pngs(

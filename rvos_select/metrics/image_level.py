@@ -137,9 +137,8 @@ class ImageScores:
             out["expressions"] = {key: {"iou": self._mean(held), "count": len(held)} for key, held in expressions.items()}
         if self.missing:
             out["missing"] = self.missing
-        if facts is not None:
-            out["slices"] = sliced(facts, lambda keys: {"mean_iou": self._mean(keys)})
-        return out
+        slices = sliced(facts or {}, lambda keys: {"mean_iou": self._mean(keys)})
+        return {**out, "slices": slices} if slices else out
 
     def _mean(self, keys: Sequence[str]) -> float:
         return float(np.mean([self.samples[key][2] for key in keys]))

@@ -79,9 +79,8 @@ class Scores:
             for kind in sorted(set(self.kinds.values())):
                 keys = [key for key, found in self.kinds.items() if found == kind]
                 out["kinds"][kind] = {**self._means(keys), "count": len(keys)}
-        if any(found is not None for found in self.facts.values()):
-            out["slices"] = sliced(self.facts, self._means)
-        return out
+        slices = sliced(self.facts, self._means)
+        return {**out, "slices": slices} if slices else out
 
     def _means(self, keys: list[str]) -> dict[str, float]:
         rows = np.array([self.expressions[key] for key in keys], np.float64)
@@ -89,7 +88,8 @@ class Scores:
         return {"jf": (region + contour) / 2, "j": region, "f": contour}
 
     def _empty_answers(self) -> dict[str, float]:
-        known = {key: found.targets > 0 for key, found in self.facts.items() if found is not None}
+        named = {key: None if found is None else found.targets for key, found in self.facts.items()}
+        known = {key: count > 0 for key, count in named.items() if count is not None}
         without, given = ([key for key, aimed in known.items() if aimed is wanted] for wanted in (False, True))
         if not without:
             return {}

@@ -11,30 +11,38 @@ from rvos_cache.types import Words
 SMALL, MEDIUM = 32**2 / (640 * 480), 96**2 / (640 * 480)
 """Shares of the frame below which an object is small or medium: COCO's limits in pixels (Lin et al., ECCV 2014) at 640x480."""
 UNKNOWN = "unknown"
-"""The part of expressions that nobody could look at: their video cannot be read, or nothing tells their kind."""
+"""The part of what nobody could look at: its video cannot be read, or nothing tells its kind."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of an expression beside its scores.
+    """What is known of an expression, or of an object, beside its scores.
 
-    words: of its text, between spaces; targets: objects that it names; frames: of its video; share: mean share of the frame
-    that its objects cover together, over the annotated frames that show them, None where none does; kind: motion, static ...
+    words: of its text, between spaces, 0 for an object that no text names; targets: objects that an expression names, None
+    for an object; frames: of its video; share: mean share of the frame that its pixels cover, see `mean_share`; kind: motion,
+    static ...; objects: in its video, None where expressions are scored.
     """
 
     words: int
-    targets: int
+    targets: int | None
     frames: int
     share: float | None
     kind: str | None
+    objects: int | None = None
+
+
+def mean_share(areas: Iterable[int], size: tuple[int, int]) -> float | None:
+    """Mean share of a frame of `size` (H, W) over the frames with pixels, None where none has. areas: pixels in each frame."""
+    shown = [area for area in areas if area]
+    return sum(shown) / len(shown) / (size[0] * size[1]) if shown else None
 
 
 def _length(words: int) -> str:
-    return "1-5" if words <= 5 else "6-10" if words <= 10 else "11+"
+    return "none" if not words else "1-5" if words <= 5 else "6-10" if words <= 10 else "11+"
 
 
-def _targets(count: int) -> str:
-    return ("none", "single")[count] if count < 2 else "multi"
+def _number(count: int | None) -> str | None:
+    return None if count is None else ("none", "single")[count] if count < 2 else "multi"
 
 
 def _size(share: float | None) -> str:
@@ -47,31 +55,33 @@ def _frames(count: int) -> str:
     return "1-50" if count <= 50 else "51-100" if count <= 100 else "101+"
 
 
-ATTRIBUTES: dict[str, Callable[[Facts], str]] = {
-    "kind": lambda facts: facts.kind or UNKNOWN,
-    "targets": lambda facts: _targets(facts.targets),
+ATTRIBUTES: dict[str, Callable[[Facts], str | None]] = {
+    "kind": lambda facts: facts.kind,
+    "targets": lambda facts: _number(facts.targets),
+    "objects": lambda facts: _number(facts.objects),
     "words": lambda facts: _length(facts.words),
     "size": lambda facts: _size(facts.share),
     "frames": lambda facts: _frames(facts.frames),
 }
-"""Attribute -> the part that an expression belongs to. Every expression belongs to one part of each."""
+"""Attribute -> the part that something scored belongs to, one of each attribute; None where it has no such attribute."""
 
 
 def parts(facts: Mapping[str, Facts | None]) -> dict[str, dict[str, list[str]]]:
-    """{attribute: {part: keys}} of expressions by key; None: nothing is known of it. No kind anywhere: no such attribute."""
+    """{attribute: {part: keys}} of what is scored, by key; None: nothing is known of it. What no key has is no attribute."""
     out: dict[str, dict[str, list[str]]] = {}
     for name, part in ATTRIBUTES.items():
-        if name == "kind" and all(found is None or found.kind is None for found in facts.values()):
+        found = {key: None if known is None else part(known) for key, known in facts.items()}
+        if not any(found.values()):
             continue
         held: dict[str, list[str]] = {}
-        for key, found in facts.items():
-            held.setdefault(UNKNOWN if found is None else part(found), []).append(key)
+        for key, name_of_part in found.items():
+            held.setdefault(name_of_part or UNKNOWN, []).append(key)
         out[name] = dict(sorted(held.items()))
     return out
 
 
 def sliced(facts: Mapping[str, Facts | None], means: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
-    """{attribute: {part: {**means(keys), "count"}}}."""
+    """{attribute: {part: {**means(keys), "count"}}}, empty where nothing is known of any key."""
     return {
         name: {part: {**means(keys), "count": len(keys)} for part, keys in held.items()} for name, held in parts(facts).items()
     }

@@ -221,8 +221,6 @@ def test_options_of_other_protocols_are_refused(make: Callable[[str], Made]) -> 
         make("mevis").by_pngs(options={"map_mode": "top1"})
     with pytest.raises(InputError, match="--strict is no setting of the scores of jhmdb-sentences"):
         make("jhmdb-sentences").by_selections({"strict": True})
-    with pytest.raises(InputError, match="leave --text out"):
-        make("ref-davis17").by_pngs(texts=[Path("t.zarr")])
 
 
 @pytest.mark.parametrize("name", ["mevis", "ref-davis17", "a2d-sentences"])

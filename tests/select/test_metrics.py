@@ -24,7 +24,7 @@ from rvos_select.metrics import Scores, f, j
 from rvos_select.metrics.boundary import boundary, frame_f, tolerance
 from rvos_select.metrics.scores import score
 from rvos_select.metrics.silhouette import Silhouette, _spread, j_and_f, run_edges
-from rvos_select.metrics.slices import Facts
+from rvos_select.metrics.slices import Facts, mean_share, parts
 
 
 def blob(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -256,7 +256,7 @@ def test_runs_of_length_zero_change_nothing() -> None:
     assert j_and_f(a, b) == (1, 1)
 
 
-def facts(words: int = 3, targets: int = 1, frames: int = 10, share: float | None = 0.1, kind: str | None = None) -> Facts:
+def facts(words: int = 3, targets: int | None = 1, frames: int = 10, share: float | None = 0.1, kind: str | None = None) -> Facts:
     return Facts(words, targets, frames, share, kind)
 
 
@@ -312,5 +312,21 @@ def test_slices_by_hand() -> None:
         "frames": {"1-50": 2, "51-100": 2, "101+": 1, "unknown": 1},
     }
     assert held["words"]["1-5"] == pytest.approx({"j": 0.2, "f": 0, "jf": 0.1, "count": 2})
-    assert "kind" not in Scores(expressions={"a/0": (1.0, 1.0)}, facts={"a/0": facts()}).table()["slices"]
+    assert not {"kind", "objects"} & Scores(expressions={"a/0": (1.0, 1.0)}, facts={"a/0": facts()}).table()["slices"].keys()
     assert "slices" not in Scores(expressions={"a/0": (1.0, 1.0)}, facts={"a/0": None}).table()
+
+
+def test_objects_are_no_expressions() -> None:
+    """They name nothing; of those that no text names nothing is said of the text."""
+    held = parts({"a/0/1": Facts(0, None, 4, 0.5, None, 1), "b/0/1": Facts(6, None, 4, 0.5, None, 2), "c": None})
+    assert held == {
+        "objects": {"multi": ["b/0/1"], "single": ["a/0/1"], "unknown": ["c"]},
+        "words": {"6-10": ["b/0/1"], "none": ["a/0/1"], "unknown": ["c"]},
+        "size": {"large": ["a/0/1", "b/0/1"], "unknown": ["c"]},
+        "frames": {"1-50": ["a/0/1", "b/0/1"], "unknown": ["c"]},
+    }
+
+
+def test_the_mean_share_leaves_out_frames_without_pixels() -> None:
+    assert mean_share([0, 2, 0, 4], (4, 5)) == 3 / 20
+    assert mean_share([0, 0], (4, 5)) is mean_share([], (4, 5)) is None

@@ -29,9 +29,10 @@ from plain_scores import plain_davis
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.frames import write_mask_png
-from rvos_cache.store import CacheWriter, TrackCache
+from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
+from rvos_cache.types import Words
 from rvos_select.evaluate import Scope, annotator_rows
-from rvos_select.evaluate.ref_davis import evaluate_ref_davis_pngs, evaluate_ref_davis_selections
+from rvos_select.evaluate.ref_davis import evaluate_pngs, evaluate_selections
 from rvos_select.merge import merge
 
 
@@ -50,7 +51,7 @@ def split(made: Path, tmp_path: Path) -> Path:
 
 
 def from_pngs(split: Path, strict: bool = False, **scope: Any) -> dict[str, Any]:
-    return evaluate_ref_davis_pngs(split / "data", "valid", split / "png", strict=strict, scope=Scope(**scope))
+    return evaluate_pngs("ref-davis17", split / "data", "valid", split / "png", strict=strict, scope=Scope(**scope))
 
 
 KEYS = {f"a/{a}/{n}" for a in range(4) for n in (1, 2, 3)} | {f"b/{a}/{n}" for a in range(4) for n in (1, 2)}
@@ -108,6 +109,44 @@ def test_the_table_is_the_plain_code_over_the_split(split: Path) -> None:
             assert scores["annotators"][str(a)] == pytest.approx({"j": means[a][0], "f": means[a][1], "jf": means[a].mean()})
         assert (scores["j"], scores["f"]) == pytest.approx(tuple(np.mean(means, axis=0)), abs=1e-9)
         assert scores["jf"] == pytest.approx((scores["j"] + scores["f"]) / 2, abs=1e-12)
+
+
+def counts_of(scores: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return {name: {part: row["count"] for part, row in held.items()} for name, held in scores["slices"].items()}
+
+
+def test_slices_by_hand(made: Path) -> None:
+    """20 objects, of each of four annotators 5. Squares of 144 of 2400 pixels; b has its second, which nothing names, in half of
+    the frames."""
+    scores = from_pngs(made)
+    assert counts_of(scores) == {
+        "objects": {"multi": 20},
+        "words": {"1-5": 16, "none": 4},
+        "size": {"large": 20},
+        "frames": {"1-50": 20},
+    }
+    assert scores["slices"]["words"]["1-5"] == {"j": 1.0, "f": 1.0, "jf": 1.0, "count": 16}
+    assert scores["slices"]["words"]["none"] == {"j": LEFT, "f": LEFT, "jf": LEFT, "count": 4}
+
+
+def test_sentences_of_annotators_differ(split: Path, tmp_path: Path) -> None:
+    """The second annotator's are long, and a text cache tells that they speak of motion; video b is not in it."""
+    listed = split / "data/meta_expressions/valid/meta_expressions.json"
+    held = json.loads(listed.read_text())
+    for video, entry in held["videos"].items():
+        for i in range(NAMED[video]):
+            entry["expressions"][str(4 * i + 1)]["exp"] = "one two three four five six runs"
+    listed.write_text(json.dumps(held))
+    writer = CacheWriter(tmp_path / "t.zarr", Card(kind="text", dataset="ref-davis17", split="valid", producer="x", channels=2))
+    said = RefDavis17(split / "data", "valid").expressions("a")
+    words = [
+        Words(np.zeros((1, 2), np.float16), np.zeros((1, 2), np.int32), ("VVZ" if "runs" in e.text else "AJ0",)) for e in said
+    ]
+    write_text(writer, TextRecord("a", said, tuple(words)))
+    for processes in (1, 2):
+        counts = counts_of(from_pngs(split, texts=(tmp_path / "t.zarr",), processes=processes))
+        assert counts["words"] == {"1-5": 12, "6-10": 4, "none": 4}
+        assert counts["kind"] == {"motion": 3, "static": 9, "unknown": 8}
 
 
 def test_exchanged_objects_are_forgiven_by_default_and_not_by_strict(made: Path, tmp_path: Path) -> None:
@@ -180,6 +219,7 @@ def test_a_video_that_cannot_be_read(split: Path, what: str) -> None:
     objects, missing = (3, [f"a/{i}" for i in range(12)]) if what == "annotation" else (1, ["a"])
     assert scores["missing"] == missing
     assert scores["j"] == pytest.approx((1 + LEFT) / (2 + objects))
+    assert counts_of(scores)["size"] == {"large": 8, "unknown": 4 * objects}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +242,7 @@ def test_other_splits_and_videos_are_refused(made: Path) -> None:
     with pytest.raises(InputError, match="no video zebra"):
         from_pngs(made, videos=["zebra"])
     with pytest.raises(InputError, match="splits of .*: valid"):
-        evaluate_ref_davis_pngs(made / "data", "train", made / "png")
+        evaluate_pngs("ref-davis17", made / "data", "train", made / "png")
 
 
 def test_a_split_without_objects(split: Path) -> None:
@@ -225,12 +265,10 @@ def test_selections_score_as_their_masks_do(split: Path) -> None:
     said = write_said(split / "s.zarr", lambda video, i: right(video, i + NAMED[video]))
     pngs = merge(said, [cache], split / "halves", top1=True)
     for strict in (False, True):
-        found = evaluate_ref_davis_selections(said, [cache], strict=strict)
-        assert found == evaluate_ref_davis_pngs(split / "data", "valid", pngs, strict=strict)
+        found = evaluate_selections(said, [cache], strict=strict)
+        assert found == evaluate_pngs("ref-davis17", split / "data", "valid", pngs, strict=strict)
         assert found["objects"]["a/1/2"]["j"] == 0.5
-    assert evaluate_ref_davis_selections(
-        said, [cache], root=split / "data", scope=Scope(processes=2)
-    ) == evaluate_ref_davis_selections(said, [cache])
+    assert evaluate_selections(said, [cache], root=split / "data", scope=Scope(processes=2)) == evaluate_selections(said, [cache])
 
 
 def test_the_larger_score_wins_a_pixel(split: Path) -> None:
@@ -242,7 +280,7 @@ def test_the_larger_score_wins_a_pixel(split: Path) -> None:
             return np.where(np.arange(7) == 6, score, 0.1) if (video, i) == ("a", 2) else right(video, i)
 
         said = write_said(split / f"{score}.zarr", scores)
-        found = evaluate_ref_davis_selections(said, [cache], strict=True, scope=Scope(videos=["a"]))["objects"]
+        found = evaluate_selections(said, [cache], strict=True, scope=Scope(videos=["a"]))["objects"]
         assert [found[f"a/3/{n}"]["j"] for n in (1, 2, 3)] == pytest.approx(wanted)
 
 
@@ -255,10 +293,15 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
         return out
 
     said = write_said(split / "s.zarr", halves)
-    for more, wanted in (({}, 0.5), ({"top1": False}, 1.0), ({"top1": False, "threshold": 0.58}, 0.5)):
-        found = evaluate_ref_davis_selections(said, [cache], scope=Scope(videos=["a"]), **more)  # type: ignore[arg-type]
+    for more, wanted in (
+        ({}, 0.5),
+        ({"threshold": 0.5}, 1.0),
+        ({"threshold": 0.58}, 0.5),
+        ({"threshold": 0.5, "top1": True}, 0.5),
+    ):
+        found = evaluate_selections(said, [cache], scope=Scope(videos=["a"]), **more)  # type: ignore[arg-type]
         assert found["j"] == pytest.approx(wanted)
-    assert evaluate_ref_davis_selections(said, [cache], scope=Scope(videos=["a"]), top1=False, threshold=0.9)["j"] == 0.0
+    assert evaluate_selections(said, [cache], scope=Scope(videos=["a"]), threshold=0.9)["j"] == 0.0
 
 
 def test_holes_of_selections_and_caches(split: Path) -> None:
@@ -266,11 +309,11 @@ def test_holes_of_selections_and_caches(split: Path) -> None:
     said, few = write_said(split / "s.zarr", right), write_said(split / "f.zarr", right, ["b"])
     for selections, cache, says in ((few, whole, "no selection of expression a/0"), (said, part, "no video a")):
         with pytest.raises(InputError, match=f"{says}.*--allow-missing"):
-            evaluate_ref_davis_selections(selections, [cache])
-        scores = evaluate_ref_davis_selections(selections, [cache], scope=Scope(allow_missing=True))
+            evaluate_selections(selections, [cache])
+        scores = evaluate_selections(selections, [cache], scope=Scope(allow_missing=True))
         assert scores["missing"] == [f"a/{4 * i + a}" for a in range(4) for i in range(3)]
         assert scores["j"] == pytest.approx((1 + LEFT) / 5)
-        assert evaluate_ref_davis_selections(selections, [cache], scope=Scope(videos=["b"]))["j"] == pytest.approx((1 + LEFT) / 2)
+        assert evaluate_selections(selections, [cache], scope=Scope(videos=["b"]))["j"] == pytest.approx((1 + LEFT) / 2)
 
 
 def test_caches_without_their_dataset_and_of_others(split: Path) -> None:
@@ -278,11 +321,11 @@ def test_caches_without_their_dataset_and_of_others(split: Path) -> None:
     cache, said = write_cache(split / "c.zarr", split / "data"), write_said(split / "s.zarr", right)
     (split / "data").rename(split / "moved")
     with pytest.raises(InputError, match="holds? no void pixels; give --root"):
-        evaluate_ref_davis_selections(said, [cache])
-    assert evaluate_ref_davis_selections(said, [cache], root=split / "moved")["j"] == pytest.approx((4 + LEFT) / 5)
+        evaluate_selections(said, [cache])
+    assert evaluate_selections(said, [cache], root=split / "moved")["j"] == pytest.approx((4 + LEFT) / 5)
     other = CacheWriter(split / "o.zarr", TrackCache(cache).card.model_copy(update={"dataset": "mevis"})).path
     with pytest.raises(InputError, match="holds mevis valid, not dataset ref-davis17"):
-        evaluate_ref_davis_selections(said, [other])
+        evaluate_selections(said, [other])
 
 
 def test_tracks_of_other_frames_are_refused(split: Path) -> None:
@@ -292,7 +335,7 @@ def test_tracks_of_other_frames_are_refused(split: Path) -> None:
     held["videos"]["a"]["frames"].pop()
     path.write_text(json.dumps(held))
     with pytest.raises(InputError, match=r"video a: holds 4 frames of \(40, 60\), the dataset has 3"):
-        evaluate_ref_davis_selections(said, [cache], root=split / "data", scope=Scope(allow_missing=True))
+        evaluate_selections(said, [cache], root=split / "data", scope=Scope(allow_missing=True))
 
 
 # Real videos.
@@ -314,7 +357,7 @@ def test_real_videos_with_their_own_annotation(real_data: Path, tmp_path: Path) 
                 k = len(truth.object_ids) - 1 - k
             for t, name in enumerate(data.video(video).frame_names):
                 write_mask_png(folder / f"{name}.png", truth.masks.decode(k, t))
-    scores = evaluate_ref_davis_pngs(tmp_path / "data", "valid", tmp_path / "png")
+    scores = evaluate_pngs("ref-davis17", tmp_path / "data", "valid", tmp_path / "png")
     assert (scores["j"], scores["f"], len(scores["objects"])) == (1.0, 1.0, 12)
-    strict = evaluate_ref_davis_pngs(tmp_path / "data", "valid", tmp_path / "png", strict=True)["annotators"]
+    strict = evaluate_pngs("ref-davis17", tmp_path / "data", "valid", tmp_path / "png", strict=True)["annotators"]
     assert strict["0"]["jf"] == 1.0 and all(strict[a]["jf"] < 0.5 for a in "123")

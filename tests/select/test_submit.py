@@ -23,7 +23,7 @@ from rvos_cache.frames import read_mask_png, write_mask_png
 from rvos_select import label_maps
 from rvos_select.cli import main
 from rvos_select.evaluate import Scope
-from rvos_select.evaluate.ref_davis import evaluate_ref_davis_pngs, evaluate_ref_davis_selections
+from rvos_select.evaluate.ref_davis import evaluate_pngs, evaluate_selections
 from rvos_select.label_maps import SelectionAnswers
 from rvos_select.merge import merge
 from rvos_select.submit import submit, submit_selections
@@ -165,7 +165,7 @@ def test_one_picture_of_all_objects(split: Path) -> None:
 
 def test_the_benchmarks_code_gives_the_zip_the_same_score(split: Path) -> None:
     found = pictures(submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data"))
-    scores = evaluate_ref_davis_pngs(split / "data", "valid", split / "png")["annotators"]
+    scores = evaluate_pngs("ref-davis17", split / "data", "valid", split / "png")["annotators"]
     for a in range(4):
         sums = np.zeros(2)
         for video in davis.NAMED:
@@ -189,7 +189,7 @@ def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
     assert set(np.unique(plain["anno_1/a/00000.png"])) == {0, 1, 2, 3}
     maps = np.stack([sure[f"anno_1/a/{t}.png"] for t in davis.NAMES])
     wanted = plain_davis(maps, np.stack([davis.annotation("a", t) for t in range(davis.FRAMES)]))
-    scores = evaluate_ref_davis_selections(said, [cache], scope=Scope(videos=["a"]))["annotators"]["1"]
+    scores = evaluate_selections(said, [cache], scope=Scope(videos=["a"]))["annotators"]["1"]
     assert (scores["j"], scores["f"]) == pytest.approx(tuple(np.array(wanted) / 3), abs=1e-9)
 
 
