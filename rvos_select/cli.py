@@ -210,13 +210,19 @@ def oracle(
     allow_missing: bool,
     json_path: Path | None,
 ) -> None:
-    """The score of perfect labels: each target's best candidate by mean IoU, OR-ed (not the maximum over subsets)."""
+    """The score of perfect labels: each target's best candidate by mean IoU, OR-ed (not the maximum over subsets).
+
+    J, F and J&F of expressions for every dataset (Ref-DAVIS17: not of objects, as its benchmark scores them); for A2D, JHMDB
+    and RefCOCO, where the dataset is at hand, also their own mAP, IoU and P@K.
+    """
     from rvos_select import oracle as step
 
     scores = step.oracle(
         list(caches), dataset=dataset, root=root, split=split, videos=videos, limit=limit, allow_missing=allow_missing
     )
     show_scores({"oracle": scores}, json_path, scores)
+    if "image" in scores:
+        show_scores({"oracle": scores["image"]}, None, scores["image"])
 
 
 @cli.command()

@@ -36,11 +36,13 @@ from rvos_select.metrics.slices import Facts
 
 OPTIONS = frozenset({"map_mode"})
 PROTOCOL = "image"
+Said = dict[str, tuple[RleMasks, NDArray[np.float32]]]
+"""Key of an expression -> its masks (Q, T) and their scores (Q,); no key: the answer is missing."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One video to score. samples: each with its expression's key; truths: key -> its mask (1, T); said: key -> masks and scores.
+    """One video to score. samples: each with its expression's key; truths: key -> its mask (1, T).
 
     facts: key -> what is known of the expression, without `share`. Without truths the video cannot be read.
     """
@@ -49,7 +51,7 @@ class Task:
     frame_names: tuple[str, ...] = ()
     truths: dict[str, RleMasks] | None = None
     facts: dict[str, Facts] = field(default_factory=dict)
-    said: dict[str, tuple[RleMasks, NDArray[np.float32]]] | None = None
+    said: Said | None = None
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ def evaluate_pngs(
     source = open_dataset(dataset, root, split)
     asked = chosen_videos(source.video_ids(), scope.videos, scope.limit, f"{source.root} {source.split}")
     kind = kinds_of(scope.texts)
-    tasks = (_task(video, source, kind) for video in answers(asked, source, None, scope.allow_missing))
+    tasks = (task_of(video, source, kind) for video in answers(asked, source, None, scope.allow_missing))
     rows = in_order(partial(score_pngs, folder, scope.allow_missing), tasks, scope.processes)
-    return _table(rows, map_mode, dataset, split)
+    return table_of(rows, map_mode, dataset, split)
 
 
 def evaluate_selections(
@@ -153,15 +155,13 @@ def evaluate_selections(
             found = None
             if isinstance(video, VideoAnswers):
                 found = _said(video, source, said, have, scope.allow_missing)
-            yield _task(video, known, kind, found)
+            yield task_of(video, known, kind, found)
 
-    return _table(in_order(score_masks, tasks(), scope.processes), map_mode, known.name, known.split)
+    return table_of(in_order(score_masks, tasks(), scope.processes), map_mode, known.name, known.split)
 
 
-def _said(
-    video: VideoAnswers, source: TrackSource, said: SelectionCache, have: set[str], allow_missing: bool
-) -> dict[str, tuple[RleMasks, NDArray[np.float32]]]:
-    """Key -> the candidates' masks (Q, T) and scores (Q,)."""
+def _said(video: VideoAnswers, source: TrackSource, said: SelectionCache, have: set[str], allow_missing: bool) -> Said:
+    """The candidates' masks and scores."""
     kept = selections_of(video, source, said, have, allow_missing)
     tracks = source.masks(video.video_id) if kept else RleMasks.empty(0, *video.truth.masks.shape[1:], video.truth.masks.size)
     out = {}
@@ -174,12 +174,13 @@ def _said(
     return out
 
 
-def _task(
+def task_of(
     video: VideoAnswers | tuple[str, ...],
     known: Dataset,
-    kind: Callable[[Expression], str | None],
-    said: dict[str, tuple[RleMasks, NDArray[np.float32]]] | None = None,
+    kind: Callable[[Expression], str | None] = lambda _: None,
+    said: Said | None = None,
 ) -> Task:
+    """The task of a video, or of one that cannot be read: then the keys of its expressions. Raises InputError."""
     if isinstance(video, VideoAnswers):
         samples, frames = _samples(known, video), len(video.frame_names)
         listed = {e.key: e for e in video.expressions}
@@ -209,7 +210,8 @@ def _once(keys: Sequence[str]) -> tuple[tuple[str, Sample], ...]:
     return tuple((key, Sample(key.partition("/")[0], key.partition("/")[2], 0, key)) for key in keys)
 
 
-def _table(videos: Iterable[list[Row]], map_mode: MapMode, dataset: str, split: str) -> dict[str, Any]:
+def table_of(videos: Iterable[list[Row]], map_mode: MapMode, dataset: str, split: str) -> dict[str, Any]:
+    """The scores of the samples of each video, as `ImageScores.table` has them. Raises InputError when there is none."""
     scores = ImageScores(map_mode)
     of, facts = defaultdict[str, list[str]](list), dict[str, Facts | None]()
     for rows in videos:

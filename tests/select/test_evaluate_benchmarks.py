@@ -20,11 +20,13 @@ from test_dataset_contract import SAMPLES
 from rvos_cache.datasets import DATASETS, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.frames import write_mask_png
+from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
 from rvos_cache.types import Selection, TrackSet
 from rvos_select.cli import main
 from rvos_select.compare import compare
 from rvos_select.evaluate import PROTOCOLS, Scope, benchmark_pngs, benchmark_selections
+from rvos_select.oracle import oracle
 
 IMAGES = ("a2d-sentences", "jhmdb-sentences", "refcoco", "refcoco+", "refcocog")
 
@@ -47,8 +49,10 @@ class Made:
         return benchmark_selections(self.out / said, caches, options or {}, root=self.root, scope=Scope(**scope), **choice)
 
 
-def write_truth(name: str, root: Path, split: str, out: Path, said: str = "s.zarr", reverse: bool = False) -> None:
-    """reverse: the tracks that are not meant score 0.9."""
+def write_truth(
+    name: str, root: Path, split: str, out: Path, said: str = "s.zarr", reverse: bool = False, shift: int = 0
+) -> None:
+    """reverse: the tracks that are not meant score 0.9; shift: tracks and PNGs are so many pixels to the right of the truth."""
     data = open_dataset(name, root, split)
     card = Card(kind="tracks", dataset=name, split=split, producer="true", channels=1, root=str(root))
     tracks_into = CacheWriter(out / "c.zarr", card)
@@ -56,9 +60,9 @@ def write_truth(name: str, root: Path, split: str, out: Path, said: str = "s.zar
     for video_id in data.video_ids():
         video, truth, expressions = data.video(video_id), data.ground_truth(video_id), data.expressions(video_id)
         assert truth is not None
-        n, t = truth.masks.shape
+        (n, t), moved = truth.masks.shape, RleMasks.from_dense(np.roll(truth.masks.dense(), shift, -1))
         found = TrackSet(
-            np.zeros((n, t, 1), np.float16), np.ones((n, t), np.float16), truth.masks, np.full(n, -1, np.int32), ("true",) * n,
+            np.zeros((n, t, 1), np.float16), np.ones((n, t), np.float16), moved, np.full(n, -1, np.int32), ("true",) * n,
             np.zeros(n, np.int32), np.zeros((n, 4), np.float32),
         )  # fmt: skip
         write_tracks(tracks_into, TrackRecord(video_id, video.frame_names, video.size, expressions, found, None, None))
@@ -68,7 +72,7 @@ def write_truth(name: str, root: Path, split: str, out: Path, said: str = "s.zar
             answers.append(
                 Selection(expression.expression_id, np.where(meant ^ reverse, 0.9, 0.1).astype(np.float32), meant | True)
             )
-            mask = truth.masks.union(truth.indices(expression.targets or ()))
+            mask = moved.union(truth.indices(expression.targets or ()))
             (out / "pngs" / expression.key).mkdir(parents=True, exist_ok=True)
             for i, frame in enumerate(video.frame_names):
                 write_mask_png(out / "pngs" / expression.key / f"{frame}.png", mask.decode(0, i))
@@ -216,6 +220,28 @@ def test_a_video_that_images_lack(make: Callable[[str], Made], tmp_path: Path) -
     assert (scores["mean_iou"], scores["overall_iou"]) == pytest.approx((3 / 5, 1))
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_oracle_is_scored_by_frames_too(make: Callable[[str], Made], tmp_path: Path, name: str) -> None:
+    """True tracks are the truth; tracks one pixel beside it score what they score as PNGs."""
+    made = make(name)
+    beside = Made(name, made.root, made.split, tmp_path)
+    write_truth(name, made.root, made.split, tmp_path, shift=1)
+    for one in (made, beside):
+        scores = oracle([one.out / "c.zarr"], root=one.root)
+        assert scores["image"] == one.by_pngs()
+    assert 0 < scores["image"]["mean_iou"] < 1
+
+
+def test_the_oracle_by_frames_has_holes_and_needs_the_dataset(make: Callable[[str], Made], tmp_path: Path) -> None:
+    made = make("a2d-sentences")
+    cache = shutil.copytree(made.out / "c.zarr", tmp_path / "c.zarr")
+    shutil.rmtree(cache / "videos/b")
+    scores = oracle([cache], root=made.root, allow_missing=True)
+    assert (scores["missing"], scores["image"]["missing"]) == (["b/0"], ["v_b_f_2_i_0", "v_b_f_5_i_0"])
+    assert scores["image"]["mean_iou"] == pytest.approx(3 / 5)
+    assert "image" not in oracle([make("mevis").out / "c.zarr"], root=make("mevis").root)
+
+
 def test_options_of_other_protocols_are_refused(make: Callable[[str], Made]) -> None:
     with pytest.raises(InputError, match="--map-mode is no setting of the scores of mevis"):
         make("mevis").by_pngs(options={"map_mode": "top1"})
@@ -247,6 +273,8 @@ def test_the_commands(
         said = rvos("evaluate", *where, *given)
         title = {"mevis": "J&F", "ref-davis17": "objects", "a2d-sentences": "P@0.9"}[name]
         assert title in said and "100.0" in said
+    if name == "a2d-sentences":
+        assert all(title in rvos("oracle", "--cache", made.out / "c.zarr") for title in ("J&F", "mAP"))
     rvos("compare", tmp_path / "a.json", tmp_path / "b.json", "--json", tmp_path / "c.json")
     found = json.loads((tmp_path / "c.json").read_text())
     assert found == compare(tmp_path / "a.json", tmp_path / "b.json")
