@@ -7,8 +7,10 @@ of the expression is visible is from the code of its relatives (MeViS's LMPM, Ds
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from rvos_cache.settings import Settings
 from rvos_select.data import Batch
 from rvos_select.samples import VideoSample, overlaps, pad_words, word_parts
 
+T = TypeVar("T")
 Picked = Sequence[tuple[VideoSample, int]]
 """Expressions: each a video and its row among the video's expressions."""
 
@@ -63,6 +66,15 @@ class Clips:
             pool = np.append(others, middle)
             chosen = pool[torch.randint(len(pool), (wanted,), generator=self.generator).numpy()]
         return sorted([int(middle), *map(int, chosen)])
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each made in a thread while the one before it is used: a GPU need not wait for the disk."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = worker.submit(next, items, None)
+            yield item
 
 
 def usable_frames(sample: VideoSample) -> NDArray[np.intp]:

@@ -106,8 +106,15 @@ def load_video(
     wanted = [r.partition(".")[::2] for r in requires]
     features, time = {}, {}
     for name in (name for kind, name in wanted if kind == "features"):
-        features[name] = torch.from_numpy(np.ascontiguousarray(tracks.feature(video_id, name)))
-        dims = next(s["dims"] for s in tracks.having(video_id, name).card.feature_specs if s["name"] == name)
+        value = tracks.feature(video_id, name)
+        cache = tracks.having(video_id, name)
+        dims = next(s["dims"] for s in cache.card.feature_specs if s["name"] == name)
+        if "N" in dims and value.shape[dims.index("N")] != info.tracks:
+            raise InputError(
+                f"{cache.path}, video {video_id}: the feature {name!r} is of its own tracks, {info.tracks} of several caches "
+                "were given; give this cache alone"
+            )
+        features[name] = torch.from_numpy(np.ascontiguousarray(value))
         if "T" in dims:
             time[name] = dims.index("T")
     return VideoSample(

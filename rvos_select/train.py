@@ -32,7 +32,7 @@ from rvos_select.checkpoint import (
     write_json,
     write_text,
 )
-from rvos_select.clips import Clips, ClipSettings, seen
+from rvos_select.clips import Clips, ClipSettings, ahead, seen
 from rvos_select.data import Batch
 from rvos_select.progress import EpochBar
 from rvos_select.samples import batches, count_batches, padded_batch, set_draws, set_sizes
@@ -114,6 +114,8 @@ def train(
     model = make_selector(settings, channels(tracks, texts))
     model.bind(cards)
     clips = settings.batch == "clip"
+    if "truth" in model.requires and not clips:
+        raise InputError(f"selector {settings.selector} has losses of masks, which only clips hold; --set batch=clip")
     sources = read_sources(
         tracks,
         texts,
@@ -267,6 +269,8 @@ class Run:
         sources = self.sources
         join = Clips(settings.clip, order) if settings.batch == "clip" else padded_batch
         made = batches(sources.train, self.how, settings.batch_size, order, self.requires, sources.weights, join)
+        if settings.batch == "clip" and self.device.type == "cuda":
+            made = ahead(made)
         for step, (batch, name) in enumerate(made):
             losses = self._step(batch, name, epoch * self.steps_per_epoch + step)
             for key, value in losses.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_t
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Words
 from rvos_select.by_frame import StoredFrames
 from rvos_select.caches import TextSource, TrackSource
-from rvos_select.clips import Clips, ClipSettings, clip_batch, seen, shown_frames
+from rvos_select.clips import Clips, ClipSettings, ahead, clip_batch, seen, shown_frames
 from rvos_select.data import Batch
 from rvos_select.samples import VideoSample, batches, load_video, padded_batch, video_batch
 
@@ -229,3 +230,27 @@ def test_hidden_answers_make_no_clips(tmp_path: Path) -> None:
     assert read.truth is None and read.overlap is None
     with pytest.raises(InputError, match="hidden"):
         clip_batch([(read, 0)], [[0]], REQUIRES)
+
+
+def test_items_are_made_ahead_in_order_and_faults_come_through() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise InputError("frame 7 is damaged")
+
+    found = ahead(items())
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match="frame 7"):
+        next(found)
+    assert list(ahead(iter(range(5)))) == list(range(5))
+
+
+def test_a_feature_of_tracks_does_not_fit_joined_caches(tmp_path: Path, sources: tuple[TrackSource, TextSource]) -> None:
+    """Here another cache of the same split, whose tracker writes no features, brings tracks of its own."""
+    card = sources[0].card.model_copy(update={"producer": "flow", "feature_specs": []})
+    writer = CacheWriter(tmp_path / "flow.zarr", card)
+    for record in map(sources[0].caches[0].read, ("v0", "v1")):
+        write_tracks(writer, replace(record, tracks=replace(record.tracks, features={})))
+    joined = TrackSource([sources[0].caches[0].path, tmp_path / "flow.zarr"])
+    with pytest.raises(InputError, match=r"'own' is of its own tracks, 4 of several caches .* this cache alone"):
+        load_video(joined, sources[1], "v0", requires=("features.own",))
+    assert load_video(joined, sources[1], "v0", requires=("frames.maps",)).frames["maps"][:2].shape[0] == 2

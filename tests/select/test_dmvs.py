@@ -460,3 +460,41 @@ def test_the_frozen_head_sees_each_clip_alone() -> None:
         torch.testing.assert_close(q_v[i], alone.q_v[0], **CLOSE)
         torch.testing.assert_close(scores[i], alone.scores()[0], **CLOSE)
     assert q_v[2].abs().sum() == 0
+
+
+def test_clips_of_videos_of_different_sizes_share_a_batch() -> None:
+    """The losses are the single ones': class by expressions, masks by objects. The random points are drawn in the same order."""
+    a, b = batch(1, t=3, objects=1, seed=1), batch(1, t=3, objects=2, seed=2)
+    wide = VITA.geometry((24, 24))
+    g = torch.Generator().manual_seed(0)
+    b = replace(
+        b, sizes=((24, 24),), truth=(torch.rand(2, 3, 24, 24, generator=g) < 0.3,),
+        frames={**b.frames, "f_mask": (torch.randn(3, *wide.cells, CHANNELS, generator=g),)},
+    )  # fmt: skip
+    assert wide.cells != VITA.geometry(SIZE).cells
+    parts = {
+        name: torch.cat([getattr(a, name), getattr(b, name)])
+        for name in (
+            "tokens",
+            "frame_mask",
+            "track_mask",
+            "words",
+            "word_mask",
+            "target",
+            "spans",
+            "motion_words",
+            "static_words",
+        )
+    }
+    joint = Batch(
+        **parts, sizes=(*a.sizes, *b.sizes), truth=(*a.truth, *b.truth),
+        frames={name: (*a.frames[name], *b.frames[name]) for name in a.frames},
+    )  # fmt: skip
+    model = dmvs()
+    torch.manual_seed(0)
+    one, two = model.loss(a), model.loss(b)
+    torch.manual_seed(0)
+    both = model.loss(joint)
+    torch.testing.assert_close(both["class"], (one["class"] + two["class"]) / 2, **CLOSE)
+    for name in ("bce", "dice"):
+        torch.testing.assert_close(both[name], (one[name] + 2 * two[name]) / 3, **CLOSE)

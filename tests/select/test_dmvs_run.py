@@ -31,6 +31,7 @@ from rvos_cache.store import (
     write_tracks,
 )
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
+from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.types import TrackSet
 from rvos_select import train as loop
 from rvos_select.checkpoint import load_selector
@@ -43,6 +44,8 @@ from rvos_select.report import report
 from rvos_select.train import TrainSettings, train
 
 MODULE = {"width": CHANNELS, "hidden": 32, "layers": 2, "points": 60, "motion_queries": 5, "dropout": 0.0}
+SHOWN = {"mask_init": "vita"}
+"""A mask head of random weights gives masks that are all empty: the tiny VITA's mask features are nearly one vector."""
 VITA = {**SMALL, "max_tracks": 6, "frames_per_pass": 40}
 
 
@@ -69,7 +72,7 @@ class Work:
 
     def train(self, out: Path, name: str = "exact", resume: bool = False, selector: str = "dmvs", **values: Any) -> Path:
         config = values.pop("config", {})
-        base = {"batch": "clip", "batch_size": 4, "epochs": 2, "clip": {"frames": 4}, "optim": {"lr": 1e-3}}
+        base = {"batch": "clip", "batch_size": 4, "epochs": 2, "clip": {"frames": 4}, "optim": {"lr": 1e-5}}
         own = MODULE if selector == "dmvs" else {"width": 16, "heads": 4}
         settings = TrainSettings.model_validate({**base, **values, "selector": selector, "config": {**own, **config}})
         splits = [([self.tracks(split, name)], [self.text(split)]) for split in ("train", "valid_u")]
@@ -90,7 +93,7 @@ def numbers(run: Path) -> list[dict[str, Any]]:
 
 
 def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
-    run = work.train(tmp_path / "run")
+    run = work.train(tmp_path / "run", config=SHOWN)
     rows = numbers(run)
     assert {"train/class", "train/bce", "train/dice", "valid/loss", "valid/jf"} <= rows[-1].keys()
     selections = work.predict(run, tmp_path / "s.zarr")
@@ -98,6 +101,7 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     (video,) = said.video_ids()
     held = said.selections(video)
     assert said.card.extra["threshold"] == 0.7 and said.card.extra["lowest"] == 0.1
+    assert any(0 < s.masks.area().sum() < s.masks.area().size * 96 * 160 for s in held)
     for s in held:
         assert s.scores.shape == (MODULE["motion_queries"],)
         assert (s.candidates == (s.scores > 0.1) | (s.scores == s.scores.max())).all()
@@ -136,7 +140,7 @@ def test_the_best_track_answers_where_expressions_name_one_object(work: Work, tm
 
 
 def test_predicted_scores_do_not_depend_on_the_chunks(work: Work, tmp_path: Path) -> None:
-    run = work.train(tmp_path / "run", epochs=1)
+    run = work.train(tmp_path / "run", epochs=1, config=SHOWN)
     one = SelectionCache(work.predict(run, tmp_path / "a.zarr"))
     config = json.loads((run / "best/config.json").read_text())
     assert config["chunk"] == 5
@@ -144,7 +148,7 @@ def test_predicted_scores_do_not_depend_on_the_chunks(work: Work, tmp_path: Path
     two = SelectionCache(work.predict(run, tmp_path / "b.zarr"))
     (video,) = one.video_ids()
     for a, b in zip(one.selections(video), two.selections(video)):
-        assert np.array_equal(a.scores, b.scores) and a.masks == b.masks
+        assert np.array_equal(a.scores, b.scores) and a.masks == b.masks and a.masks.area().any()
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_numbers(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +217,24 @@ def test_clips_of_kept_frames_train_and_predict_says_what_is_missing(work: Work,
         work.predict(run, tmp_path / "s.zarr", "frames")
 
 
+def test_a_low_rank_cache_whose_basis_is_whole_gives_the_same_masks(work: Work, tmp_path: Path) -> None:
+    eye = np.linalg.qr(np.random.default_rng(0).normal(size=(CHANNELS, CHANNELS)))[0].astype(np.float32)
+    Basis(eye, eye).save(tmp_path / "basis.safetensors")
+    for split in ("train", "valid_u"):
+        work.tracks(split, "low_rank", basis=str(tmp_path / "basis.safetensors"))
+    run = work.train(tmp_path / "run", "low_rank", epochs=1, config=SHOWN)
+    (video,) = TrackCache(work.tracks("valid_u")).video_ids()
+    low = SelectionCache(work.predict(run, tmp_path / "low.zarr", "low_rank")).selections(video)
+    with pytest.warns(UserWarning, match="tracks with settings.basis = ''"):
+        exact = SelectionCache(work.predict(run, tmp_path / "exact.zarr")).selections(video)
+    assert any(s.masks.area().any() for s in exact)
+    for a, b in zip(exact, low):
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+        same = a.masks.dense() == b.masks.dense()
+        # Rounded to float16 in two bases, a logit near 0 may turn.
+        assert same.mean() > 0.995
+
+
 def test_caches_that_do_not_fit_are_one_line(work: Work, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     faults = []
     with pytest.raises(InputError, match="holds no mask features; --set config.masks=frozen, or extract") as fault:
@@ -230,6 +252,9 @@ def test_caches_that_do_not_fit_are_one_line(work: Work, tmp_path: Path, recwarn
     frozen = settings.model_copy(update={"config": {**MODULE, "masks": "frozen"}})
     with pytest.raises(InputError, match=r"no cache holds the feature 'q_v'|no cache holds the feature 'q_f'") as fault:
         train(frozen, [flow], [work.text("train")], out=tmp_path / "d")
+    faults.append(fault)
+    with pytest.raises(InputError, match="selector dmvs has losses of masks, which only clips hold; --set batch=clip") as fault:
+        work.train(tmp_path / "e", batch="single")
     faults.append(fault)
     run = work.train(tmp_path / "run", epochs=1)
     other = work.root / "other"
