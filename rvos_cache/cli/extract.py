@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from rvos_cache.cli.options import CORRUPT, DATASET, ENGINE, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
+from rvos_cache.cli.options import BUDGET, CORRUPT, DATASET, ENCODER, ENGINE, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
 from rvos_cache.cli.run import told
+from rvos_cache.errors import InputError
 
 
 @click.command()
@@ -22,6 +23,7 @@ from rvos_cache.cli.run import told
 @click.option("--shard", default="1/1", show_default=True, metavar="I/N", help="Every N-th video from the I-th.")
 @SET
 @CORRUPT
+@BUDGET
 @JOBS
 @ENGINE
 def extract(
@@ -35,6 +37,7 @@ def extract(
     shard: str,
     overrides: tuple[str, ...],
     corrupt: str | None,
+    budget: int | None,
     jobs: int,
     **engine: Any,
 ) -> None:
@@ -47,7 +50,8 @@ def extract(
     told({
         str(out): step(
             dataset, root, split, tracker, out,
-            videos=videos, limit=limit, shard=shard, overrides=settings, corrupt=corrupt, engine=engine_of(jobs=jobs, **engine),
+            videos=videos, limit=limit, shard=shard, overrides=settings, corrupt=corrupt, budget=budget,
+            engine=engine_of(jobs=jobs, **engine),
         )
     })  # fmt: skip
 
@@ -56,7 +60,7 @@ def extract(
 @DATASET
 @ROOT
 @SPLIT
-@click.option("--encoder", default="hashed", show_default=True)
+@ENCODER
 @SET
 @OUT
 def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: tuple[str, ...], out: Path) -> None:
@@ -72,10 +76,11 @@ def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: 
 @click.option("--root", type=PATH, help="Folder of the dataset.  [default: data/<dataset>]")
 @click.option("--split", "splits", multiple=True, help="Only this split; may repeat.  [default: every split found]")
 @TRACKER
-@click.option("--encoder", default="hashed", show_default=True)
+@ENCODER
 @click.option("--out", type=PATH, help="Folder of the caches.  [default: out/cache/<dataset>]")
 @SET
 @CORRUPT
+@BUDGET
 @JOBS
 @ENGINE
 def extract_all(
@@ -87,6 +92,7 @@ def extract_all(
     out: Path | None,
     overrides: tuple[str, ...],
     corrupt: str | None,
+    budget: int | None,
     jobs: int,
     **engine: Any,
 ) -> None:
@@ -100,7 +106,7 @@ def extract_all(
     told(
         step(
             dataset, where, splits=splits, tracker=tracker, encoder=encoder, out=out,
-            overrides=settings, corrupt=corrupt, engine=engine_of(jobs=jobs, **engine),
+            overrides=settings, corrupt=corrupt, budget=budget, engine=engine_of(jobs=jobs, **engine),
         )
     )  # fmt: skip
 
@@ -112,6 +118,7 @@ def extract_all(
 @TRACKER
 @SET
 @CORRUPT
+@BUDGET
 @click.option("--sample", type=click.IntRange(1), default=3, show_default=True, help="Videos to time, from short to long.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, workers or machines to count on.")
 def plan(
@@ -121,25 +128,46 @@ def plan(
     tracker: str,
     overrides: tuple[str, ...],
     corrupt: str | None,
+    budget: int | None,
     sample: int,
     jobs: int,
 ) -> None:
     """Videos, frames, bytes and hours of an extraction, from a timing of a few videos on this machine."""
-    from rvos_cache.extract import TrackWork
+    from rich.filesize import decimal
+
+    from rvos_cache.extract import TrackWork, planned_bytes
     from rvos_cache.extract import plan as step
     from rvos_cache.settings import parse_overrides
 
-    found = step(TrackWork(dataset, root, split, tracker, parse_overrides(overrides), corrupt), sample)
-    hours, fastest, slowest = ((s / jobs + found.loading) / 3600 for s in (found.seconds, found.fastest, found.slowest))
+    work = TrackWork(dataset, root, split, tracker, parse_overrides(overrides), corrupt)
+    planned = planned_bytes(work)
+    if planned is not None:
+        for value, size in planned.spoken().items():
+            click.echo(f"{value}: {size}")
+        if budget is not None:
+            planned.check(budget)
+    found = step(work, sample)
+    one, fastest, slowest = (spoken_time(s / jobs + found.loading) for s in (found.seconds, found.fastest, found.slowest))
     click.echo(f"{found.videos} videos, {found.frames} frames")
-    click.echo(f"{found.size / 1e6:.3g} MB on disk")
-    click.echo(f"{hours:.3g} hours with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {found.machine}")
-    click.echo(f"  ({fastest:.3g} to {slowest:.3g} at the rates of the fastest and slowest video timed)")
+    click.echo(f"{decimal(round(found.size), precision=2)} on disk")
+    click.echo(f"{one} with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {found.machine}")
+    click.echo(f"  ({fastest} to {slowest} at the rates of the fastest and slowest video timed)")
     per_frame, timed = found.seconds / found.frames, sum(found.timed.values())
     each = ", ".join(f"{video_id} with {frames}" for video_id, frames in found.timed.items())
-    click.echo(f"timed: {per_frame:.3f} s per frame over {timed} frames, {each}")
+    click.echo(f"timed: {per_frame:.3g} s per frame over {timed} frames, {each}")
     for video_id, error in found.failed.items():
         click.echo(f"failed {video_id}: {error}", err=True)
+    if planned is None and budget is not None and found.size > budget:
+        raise InputError(
+            f"about {decimal(round(found.size), precision=2)} on disk, the budget is {decimal(budget, precision=2)}; "
+            "extract fewer videos or give more room"
+        )
+
+
+def spoken_time(seconds: float) -> str:
+    """A duration in the largest unit of which it has two."""
+    unit, name = next(((size, name) for size, name in ((3600, "hours"), (60, "minutes")) if seconds >= 2 * size), (1, "seconds"))
+    return f"{seconds / unit:.3g} {name}"
 
 
 COMMANDS: tuple[click.Command, ...] = (extract, extract_text, extract_all, plan)

@@ -42,6 +42,8 @@ def check(dataset: str, root: Path, split: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(cache: Path, as_json: bool) -> None:
     """What a cache is and holds: videos done, failed and missing (neither), bytes, card, and one digest of the content."""
+    from rich.filesize import decimal
+
     from rvos_cache.extract import at_hand, failed_videos
     from rvos_cache.store import content_digest, open_cache
 
@@ -62,7 +64,7 @@ def info(cache: Path, as_json: bool) -> None:
     card = opened.card
     click.echo(f"{card.kind} of {card.dataset} {card.split} by {card.producer}")
     absent = "unknown (dataset not found)" if facts["missing"] is None else len(facts["missing"])
-    click.echo(f"done {facts['done']}, failed {len(failed)}, missing {absent}, {facts['bytes'] / 1e6:.1f} MB")
+    click.echo(f"done {facts['done']}, failed {len(failed)}, missing {absent}, {decimal(facts['bytes'], precision=2)}")
     for video, error in failed.items():
         click.echo(f"failed {video}: {error}")
     for name, value in card.model_dump().items():

@@ -4,10 +4,13 @@ steps      what a user asks for: extract, extract_text, extract_all
 run        every video that a cache lacks, with progress and a report
 engines    who works on the videos: local_engine, ray_engine
 work       what is made of one video
+budget     the room it may take on disk
+plan       what it will take, from a timing of a few videos
 bindings   the expressions and failures that tie a cache to its dataset
 """
 
 from rvos_cache.extract.bindings import at_hand, bound_digest, expressions_digest, failed_videos
+from rvos_cache.extract.budget import planned_bytes
 from rvos_cache.extract.engines import Engine, Outcome, engine_of
 from rvos_cache.extract.plan import Plan, plan
 from rvos_cache.extract.run import ExtractReport, write_videos
@@ -17,5 +20,5 @@ from rvos_cache.extract.work import Made, TrackWork, Work, extract_video
 __all__ = [
     "Engine", "ExtractReport", "Made", "Outcome", "Plan", "TrackWork", "Work", "at_hand", "bound_digest", "chosen_videos",
     "engine_of", "expressions_digest", "extract", "extract_all", "extract_text", "extract_video", "failed_videos", "plan",
-    "write_videos",
+    "planned_bytes", "write_videos",
 ]  # fmt: skip

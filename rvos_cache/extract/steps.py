@@ -9,6 +9,7 @@ from typing import Any
 from rvos_cache.datasets import DATASETS, Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extract.bindings import bound_digest
+from rvos_cache.extract.budget import check_budget
 from rvos_cache.extract.engines import Engine
 from rvos_cache.extract.local_engine import LocalEngine
 from rvos_cache.extract.run import ExtractReport, run_videos
@@ -51,16 +52,25 @@ def extract(
     corrupt: str | None = None,
     jobs: int = 1,
     engine: Engine | None = None,
+    budget: int | None = None,
 ) -> ExtractReport:
     """Write the tracks of a split to the cache `out`. Running it again does what is left; a failed video stops no other.
 
     corrupt: "name:severity" of what is done to frames before the tracker sees them (`corruptions`); it is part of the card.
-    engine: who does it; `jobs` processes of this machine by default.
-    Raises InputError for settings or a dataset that cannot be used, OSError when the disk is full or read-only.
+    engine: who does it; `jobs` processes of this machine by default. budget: bytes that the videos of all shards may take,
+    for a tracker that knows them.
+    Raises InputError for settings or a dataset that cannot be used or a budget that is passed, before anything runs; OSError
+    when the disk is full or read-only.
     """
     work = TrackWork(dataset, Path(root), split, tracker, overrides or {}, corrupt)
     chosen = chosen_videos(work.source, videos, limit, shard)
-    return run_videos(out, tracks_card(work, out), chosen, work, f"{tracker} {split}", engine or LocalEngine(jobs))
+    if budget is not None:
+        check_budget(work, [(work.source, v) for v in chosen_videos(work.source, videos, limit, "1/1")], budget)
+    return _tracked(work, out, chosen, engine or LocalEngine(jobs))
+
+
+def _tracked(work: TrackWork, out: Path, videos: Sequence[str], engine: Engine) -> ExtractReport:
+    return run_videos(out, tracks_card(work, out), videos, work, f"{work.tracker} {work.split}", engine)
 
 
 def extract_text(
@@ -111,23 +121,27 @@ def extract_all(
     corrupt: str | None = None,
     jobs: int = 1,
     engine: Engine | None = None,
+    budget: int | None = None,
 ) -> dict[str, ExtractReport]:
     """Tracks and words of every split found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 
-    `out` is out/cache/<dataset> by default; tracks of corrupted frames lie in `<tracker>-<name>-<severity>.zarr`.
-    Raises InputError when no split is found.
+    `out` is out/cache/<dataset> by default; tracks of corrupted frames lie in `<tracker>-<name>-<severity>.zarr`. budget: of the
+    tracks of all splits together. Raises like `extract`, and InputError when no split is found.
     """
     found = list(splits) or resolve(DATASETS, dataset, "dataset").splits(Path(root))
     if not found:
         raise InputError(f"{root}: no split of {dataset} here; put the dataset there or give --root (make: ROOT=...)")
     base = out or Path("out/cache") / dataset
+    work = TrackWork(dataset, Path(root), found[0], tracker, overrides or {}, corrupt)
+    if budget is not None:
+        sources = [work.of_split(split).source for split in found]
+        check_budget(work, [(source, v) for source in sources for v in source.video_ids()], budget)
     reports = {}
     for split in found:
         name = "-".join([tracker.rpartition(":")[2], *(corrupt.split(":") if corrupt else [])])
+        work = work.of_split(split)
         tracks = base / split / f"{name}.zarr"
-        reports[f"{split}/{name}"] = extract(
-            dataset, root, split, tracker, tracks, overrides=overrides, corrupt=corrupt, jobs=jobs, engine=engine
-        )
+        reports[f"{split}/{name}"] = _tracked(work, tracks, work.source.video_ids(), engine or LocalEngine(jobs))
         words = base / split / f"text-{encoder.rpartition(':')[2]}.zarr"
         reports[f"{split}/text"] = extract_text(dataset, root, split, encoder, words)
     return reports

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,6 +91,13 @@ class TrackWork:
         """The tracker with its weights."""
         made: Tracker = tracker_class(self.tracker)(self.settings)
         return made
+
+    def of_split(self, split: str) -> TrackWork:
+        """The same work on another split, with the tracker that is open."""
+        other = replace(self, split=split)
+        if "model" in vars(self):
+            vars(other)["model"] = self.model
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         # Not what was opened: another machine opens it itself, from another working folder.

@@ -23,6 +23,7 @@ class Tracker(Protocol):
 
     Settings: its frozen settings model; reads_expressions: its tracks depend on the sentences; wants_ground_truth: it
     prompts with annotated masks (training only); channels: C of its tokens; feature_specs: the extra arrays it returns.
+    One that knows what its cache will take has the method of `planned.KnowsBytes` too.
     """
 
     Settings: type[settings.Settings]

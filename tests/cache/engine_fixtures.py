@@ -7,14 +7,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from store_fixtures import Tiny, TinyTracker
 
 from rvos_cache.errors import InputError
+from rvos_cache.trackers.planned import PlannedBytes
 from rvos_cache.types import TrackSet, Video
 
 
@@ -69,6 +71,19 @@ class Elsewhere(Tiny):
         if "pytest" not in sys.modules:
             raise InputError(f"{self.root}: the dataset does not lie here")
         return ("v00", "v01")
+
+
+class Large(TinyTracker):
+    """Keeps so many bytes of each pixel of each frame; knows it before it runs."""
+
+    class Settings(TinyTracker.Settings):
+        keep: Literal["half", "all"] = "all"
+
+    settings: Large.Settings
+
+    def planned_bytes(self, videos: Iterable[tuple[tuple[int, int], int]]) -> PlannedBytes:
+        pixels = sum(size[0] * size[1] * frames for size, frames in videos)
+        return PlannedBytes("keep", self.settings.keep, {"half": pixels, "all": 2 * pixels})
 
 
 class Hashed(TinyTracker):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from odd_videos import SIZE, write_split
+from rich.filesize import decimal
 from test_tracker_contract import scene
 from tiny_vita import CHANNELS, SMALL, shared_checkpoint
 
@@ -18,7 +20,7 @@ from rvos_cache.shapes import write_shapes
 from rvos_cache.trackers.vita import HeadSizes, VitaSettings, VitaTracker
 from rvos_cache.trackers.vita.basis import Basis, Moments, fit_basis
 from rvos_cache.trackers.vita.fit import agreement, fit_on_videos
-from rvos_cache.trackers.vita.profiles import check_budget, profile_bytes, video_bytes
+from rvos_cache.trackers.vita.profiles import profile_bytes, video_bytes
 from rvos_cache.trackers.vita.spool import IN_MEMORY, Spool, SpooledFrames
 
 PAPER = HeadSizes(
@@ -85,24 +87,37 @@ def test_planned_bytes_of_mevis_are_the_published_estimate() -> None:
 def test_a_tracker_plans_all_profiles_at_once(basis: Path) -> None:
     videos = [((41, 63), 7), ((30, 60), 3)]
     made = tracker(profile="low_rank", basis=str(basis))
-    found = made.planned_bytes(videos)
+    planned = made.planned_bytes(videos)
+    assert (planned.setting, planned.chosen) == ("profile", "low_rank")
+    found = planned.sizes
     for profile, total in found.items():
         settings = made.settings.model_copy(update={"profile": profile})
         assert total == sum(sum(video_bytes(settings, made.head.sizes, *v, rank=5).values()) for v in videos)
     assert found["exact"] > found["frames"] > found["low_rank"] > found["selection_only"]
     # Where there is no basis yet, one of 64 is planned.
-    assert tracker().planned_bytes(videos)["low_rank"] > found["low_rank"]
+    assert tracker().planned_bytes(videos).sizes["low_rank"] > found["low_rank"]
 
 
-def test_a_budget_refuses_and_names_what_fits() -> None:
-    needed = {"exact": 4_000_000_000, "low_rank": 900_000_000, "frames": 2_000_000_000, "selection_only": 10_000_000}
-    check_budget("low_rank", needed, 900_000_000)
-    with pytest.raises(
-        InputError, match=r"profile=exact needs 4\.00 GB, the budget is 1\.00 GB; these fit: low_rank \(0\.90 GB\), sel"
-    ):
-        check_budget("exact", needed, 1_000_000_000)
-    with pytest.raises(InputError, match="no profile fits"):
-        check_budget("exact", needed, 5)
+def test_the_command_shows_every_profile_and_refuses_a_budget_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise AssertionError("a video was extracted")
+
+    monkeypatch.setattr(VitaTracker, "track", run)
+    write_split(tmp_path / "valid_u", {"a": (7, True, {"0": ("the red square", [0])})})
+    made = tracker(profile="exact")
+    needed = made.planned_bytes([(SIZE, 7)]).sizes
+    where = ["--dataset", "mevis", "--root", str(tmp_path), "--split", "valid_u", "--tracker", "vita"]
+    given = {"checkpoint": shared_checkpoint(), **SMALL, "profile": "exact"}
+    words = [*where, *(w for k, v in given.items() for w in ("--set", f"{k}={v}")), "--budget", str(needed["exact"] - 1)]
+    for command in (["plan"], ["extract", "--out", str(tmp_path / "c.zarr")]):
+        said = CliRunner().invoke(cli, [*command, *words])
+        assert isinstance(said.exception, InputError), said.output
+        assert "these fit: profile=frames (" in str(said.exception) and "profile=exact needs " in str(said.exception)
+        shown = [f"profile={name}: {decimal(size, precision=2)}" for name, size in needed.items()]
+        assert said.output.splitlines() == (shown if command == ["plan"] else [])
+    assert not (tmp_path / "c.zarr").exists()
 
 
 def random_moments(rng: np.random.Generator, channels: int) -> NDArray[np.float64]:

@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from rvos_cache.errors import InputError
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import HeadSizes
@@ -86,7 +85,7 @@ def video_bytes(settings: VitaSettings, sizes: HeadSizes, size: tuple[int, int],
 
 def profile_bytes(
     settings: VitaSettings, sizes: HeadSizes, videos: Iterable[tuple[tuple[int, int], int]], rank: int = PLANNED_RANK
-) -> dict[Profile, int]:
+) -> dict[str, int]:
     """Bytes of all `videos`, each ((H, W), T), under every profile. rank: of the basis."""
     listed = list(videos)
     return {
@@ -98,19 +97,5 @@ def profile_bytes(
     }
 
 
-def check_budget(profile: Profile, needed: Mapping[Profile, int], budget: int) -> None:
-    """Raises InputError, naming the profiles that fit, when `profile` needs more bytes than `budget`."""
-    if needed[profile] > budget:
-        fit = [f"{name} ({_spoken(size)})" for name, size in needed.items() if size <= budget]
-        raise InputError(
-            f"profile={profile} needs {_spoken(needed[profile])}, the budget is {_spoken(budget)}; "
-            + (f"these fit: {', '.join(fit)}" if fit else "no profile fits: extract fewer videos or give more room")
-        )
-
-
 def _bytes(spec: FeatureSpec, letters: Mapping[str, int]) -> int:
     return prod(letters[d] if isinstance(d, str) else d for d in spec.dims) * np.dtype(spec.dtype).itemsize
-
-
-def _spoken(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

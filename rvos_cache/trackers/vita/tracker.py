@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings
+from rvos_cache.trackers.planned import PlannedBytes
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import VideoQueries
 from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_features, profile_bytes
 from rvos_cache.trackers.vita.segmenter import head_hash, load_vita
-from rvos_cache.trackers.vita.settings import Profile, VitaSettings
+from rvos_cache.trackers.vita.settings import VitaSettings
 from rvos_cache.trackers.vita.spool import Spool
 from rvos_cache.trackers.vita.tracks import draw_queries
 from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
@@ -56,10 +57,10 @@ class VitaTracker:
         """Digests of Mask2Former, of the head and, where there is one, of the basis."""
         return {**self.segmenter.weight_hashes(), **head_hash(self.head), **(self.basis.weight_hash() if self.basis else {})}
 
-    def planned_bytes(self, videos: Iterable[tuple[tuple[int, int], int]]) -> dict[Profile, int]:
+    def planned_bytes(self, videos: Iterable[tuple[tuple[int, int], int]]) -> PlannedBytes:
         """Bytes of a cache of `videos`, each its size (H, W) and frames T, under every profile, without running any."""
         rank = self.basis.rank if self.basis else PLANNED_RANK
-        return profile_bytes(self.settings, self.head.sizes, videos, rank)
+        return PlannedBytes("profile", self.settings.profile, profile_bytes(self.settings, self.head.sizes, videos, rank))
 
     def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
         """The tracks of one video, best class score first, at most `max_tracks`."""

@@ -1,0 +1,147 @@
+"""Room on disk: what a tracker that knows its bytes says before it runs, and what a budget refuses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from rvos_cache.cli import cli
+from rvos_cache.cli.extract import spoken_time
+from rvos_cache.errors import InputError
+from rvos_cache.extract import TrackWork, extract, extract_all, planned_bytes
+from rvos_cache.trackers import TRACKERS
+from rvos_cache.trackers.planned import PlannedBytes
+
+sys.path.insert(0, str(Path(__file__).parent))
+from store_fixtures import H, Tiny, TinyTracker, W
+
+TINY, TRACKER, LARGE = "store_fixtures:Tiny", "store_fixtures:TinyTracker", "engine_fixtures:Large"
+FRAME = 2 * H * W
+"""Bytes that Large keeps of a frame; a video of Tiny has five, v01 one."""
+
+
+class TwoSplits(Tiny):
+    @staticmethod
+    def splits(root: Path) -> list[str]:
+        return ["train", "valid"]
+
+
+class Torn(Tiny):
+    """v02 cannot be opened."""
+
+    def video(self, video_id: str) -> Any:
+        if video_id == "v02":
+            raise InputError("v02: frames are missing")
+        return super().video(video_id)
+
+
+@pytest.fixture
+def never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def track(*_: object) -> None:
+        raise AssertionError("a video was extracted")
+
+    monkeypatch.setattr(TinyTracker, "track", track)
+
+
+def test_a_budget_names_what_fits() -> None:
+    def planned(chosen: str) -> PlannedBytes:
+        return PlannedBytes("profile", chosen, {"exact": 4_000_000_000, "frames": 2_000_000_000, "low": 900_000_000})
+
+    planned("low").check(900_000_000)
+    with pytest.raises(InputError) as said:
+        planned("exact").check(1_000_000_000)
+    assert str(said.value) == "profile=exact needs 4.00 GB, the budget is 1.00 GB; these fit: profile=low (900.00 MB)"
+    with pytest.raises(InputError, match="no profile fits: extract fewer videos"):
+        planned("low").check(5)
+
+
+def test_a_budget_counts_the_videos_of_every_shard_and_no_other(tmp_path: Path, never_runs: None) -> None:
+    """Four videos of 16 frames in all; three of 11."""
+
+    def asked(frames: int, **options: Any) -> None:
+        budget = frames * FRAME
+        extract(TINY, tmp_path / "4", "train", LARGE, tmp_path / "c.zarr", budget=budget, **options)
+
+    for frames, options in ((15, {}), (15, {"shard": "2/4"}), (10, {"limit": 3}), (4, {"videos": ["v03"]})):
+        with pytest.raises(InputError, match="keep=all needs"):
+            asked(frames, **options)
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_what_fits_is_extracted(tmp_path: Path) -> None:
+    for name, budget in (("all", 16), ("half", 8)):
+        report = extract(
+            TINY, tmp_path / "4", "train", LARGE, tmp_path / f"{name}.zarr", overrides={"keep": name}, budget=budget * FRAME
+        )
+        assert len(report.done) == 4
+
+
+def test_all_splits_share_a_budget(tmp_path: Path, never_runs: None) -> None:
+    two = f"{__name__}:TwoSplits"
+    with pytest.raises(InputError, match="keep=all needs"):
+        extract_all(two, tmp_path / "4", tracker=LARGE, out=tmp_path / "out", budget=32 * FRAME - 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_splits_use_one_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are loaded once."""
+    made: list[object] = []
+
+    class Counted(TinyTracker):
+        def __init__(self, settings: Any) -> None:
+            super().__init__(settings)
+            made.append(self)
+
+    monkeypatch.setitem(TRACKERS, "counted", f"{__name__}:Counted")
+    monkeypatch.setattr(sys.modules[__name__], "Counted", Counted, raising=False)
+    reports = extract_all(f"{__name__}:TwoSplits", tmp_path / "2", tracker="counted", out=tmp_path / "out")
+    assert len(made) == 1 and [len(report.done) for report in reports.values()] == [2] * 4
+
+
+def test_a_video_that_cannot_be_opened_takes_no_room(tmp_path: Path) -> None:
+    planned = planned_bytes(TrackWork(f"{__name__}:Torn", tmp_path / "4", "train", LARGE))
+    assert planned is not None and planned.sizes["all"] == 11 * FRAME
+    report = extract(f"{__name__}:Torn", tmp_path / "4", "train", LARGE, tmp_path / "c.zarr", budget=11 * FRAME)
+    assert list(report.failed) == ["v02"]
+
+
+def test_a_tracker_that_does_not_know_is_sent_to_plan(tmp_path: Path, never_runs: None) -> None:
+    with pytest.raises(InputError, match=r"TinyTracker: it does not know its bytes .* rvos-cache plan --budget"):
+        extract(TINY, tmp_path / "4", "train", TRACKER, tmp_path / "c.zarr", budget=10**12)
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def planned_by_command(tmp_path: Path, tracker: str, *more: str) -> Any:
+    words = ["plan", "--dataset", TINY, "--root", str(tmp_path / "4"), "--split", "train", "--tracker", tracker, *more]
+    return CliRunner().invoke(cli, words)
+
+
+def test_plan_shows_bytes_first_and_then_times(tmp_path: Path) -> None:
+    said = planned_by_command(tmp_path, LARGE, "--budget", "1MB").output.splitlines()
+    assert said[:3] == ["keep=half: 3.26 kB", "keep=all: 6.53 kB", "4 videos, 16 frames"]
+    assert said[3].endswith(" kB on disk") and " seconds with 1 job, " in said[4]
+
+
+def test_plan_refuses_after_timing_what_nobody_knew_before(tmp_path: Path) -> None:
+    said = planned_by_command(tmp_path, TRACKER, "--budget", "100")
+    assert isinstance(said.exception, InputError) and "the budget is 100 bytes" in str(said.exception)
+    assert "4 videos, 16 frames" in said.output
+    assert planned_by_command(tmp_path, TRACKER, "--budget", "1GB").exit_code == 0
+
+
+@pytest.mark.parametrize("size", ["", "much", "-3GB", "3XB"])
+def test_what_is_no_size_is_a_usage_error(tmp_path: Path, size: str) -> None:
+    said = planned_by_command(tmp_path, TRACKER, "--budget", size)
+    assert said.exit_code == 2 and f"{size!r} is no size; give one like 200GB" in said.output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [(0.0123, "0.0123 seconds"), (119, "119 seconds"), (120, "2 minutes"), (7199, "120 minutes"), (90000, "25 hours")],
+)
+def test_a_duration_is_told_in_a_unit_that_fits(seconds: float, wanted: str) -> None:
+    assert spoken_time(seconds) == wanted
