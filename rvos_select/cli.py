@@ -32,7 +32,7 @@ def cli() -> None:
 @TEXTS
 @click.option("--valid-cache", "valid_caches", type=PATH, multiple=True, help="Validation tracks; may repeat.")
 @click.option("--valid-text", "valid_texts", type=PATH, multiple=True, help="Validation words; may repeat.")
-@click.option("--selector", help="sola, mean-cosine, or your own package.module:Class.  [default: sola]")
+@click.option("--selector", help="sola, dmvs, mean-cosine, or your own package.module:Class.  [default: sola]")
 @click.option("--config", type=PATH, help="TOML file with settings.")
 @click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting, e.g. optim.lr=1e-4; may repeat.")
 @click.option("--out", type=PATH, help="The run's folder.  [default: out/runs/<selector>]")

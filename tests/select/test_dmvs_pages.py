@@ -13,6 +13,8 @@ from tiny_vita import CHANNELS, SMALL, write_checkpoint
 from pipelines import dmvs_mevis as page
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.text.roberta import RobertaSettings
+from rvos_cache.trackers.vita import VitaSettings
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.train import TrainSettings
 
@@ -27,11 +29,16 @@ ROWS = [f"{table}.{name}" for table, names in read_toml(PAPER).items() for name,
 def test_every_row_is_settings_away_and_its_numbers_fit(row: str) -> None:
     published = page.published_row(PAPER, row)
     values = merge(read_toml(PAPER.parent.parent / "dmvs_mevis.toml"), parse_overrides(published["set"]))
-    settings = build(TrainSettings, {k: v for k, v in values.items() if k not in ("text", "tracker")}, "page")
+    settings = build(TrainSettings, values, "page")
     config = build(DmvsConfig, settings.config, "row")
     assert (config == DmvsConfig()) == (published["set"] == [])
     j_and_f, j, f = published["paper"]
     assert abs(j_and_f - (j + f) / 2) < 0.11
+
+
+def test_the_caches_settings_exist() -> None:
+    assert build(RobertaSettings, page.TEXT, "text").normalise == "lower"
+    assert build(VitaSettings, {**page.TRACKER, "checkpoint": "x"}, "tracker").short_side == 360
 
 
 def test_the_schedule_is_the_paper_s() -> None:
