@@ -40,19 +40,26 @@ def from_coco(rle: Rle | None, size: tuple[int, int], where: str) -> bytes:
     """
     if rle is None:
         return empty_rle(size)
+    again = f"copy the file again, or export the mask as {{'size': [{size[0]}, {size[1]}], 'counts': ...}}, or null for none"
     if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
-        raise InputError(f"{where}: a mask is COCO RLE {{'size', 'counts'}} or null, found {type(rle).__name__}")
+        raise InputError(f"{where}: a mask is COCO RLE {{'size', 'counts'}} or null, found {type(rle).__name__}; {again}")
     found = tuple(rle["size"]) if isinstance(rle["size"], (list, tuple)) else rle["size"]
     if found != tuple(size):
-        raise InputError(f"{where}: the mask is {found}, its frame is {tuple(size)} (height, width); re-export the mask")
+        raise InputError(f"{where}: the mask is {found!r:.40}, its frame is {tuple(size)} (height, width); {again}")
     counts = rle["counts"]
     if isinstance(counts, list):
-        if any(not isinstance(c, int) or c < 0 for c in counts) or sum(counts) != size[0] * size[1]:
-            raise InputError(f"{where}: the mask's counts do not add up to {size[0]}x{size[1]} pixels")
-        return bytes(coco.frPyObjects(rle, *size)["counts"])
+        # Not isinstance: JSON's true is an int, and no count.
+        if any(type(c) is not int or c < 0 for c in counts) or sum(counts) != size[0] * size[1]:
+            raise InputError(f"{where}: the mask's counts do not add up to {size[0]}x{size[1]} pixels; {again}")
+        return bytes(coco.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"])
+    if isinstance(counts, str) and counts.startswith(("b'", 'b"')):
+        printed = f"the mask's counts are bytes as Python prints them, {counts:.12}..."
+        raise InputError(f"{where}: {printed}; write rle['counts'].decode() to the file")
+    if not isinstance(counts, (str, bytes)):
+        raise InputError(f"{where}: the mask's counts are text or a list of numbers, found {type(counts).__name__}; {again}")
     raw = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
-    if not isinstance(raw, bytes) or run_total(raw) != size[0] * size[1]:
-        raise InputError(f"{where}: the mask's run-length bytes do not fill {size[0]}x{size[1]} pixels; the file is damaged")
+    if run_total(raw) != size[0] * size[1]:
+        raise InputError(f"{where}: the mask's run-length bytes do not fill {size[0]}x{size[1]} pixels; {again}")
     return raw
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -150,6 +152,48 @@ def test_counts_are_those_of_the_pixels(dense: np.ndarray, data: st.DataObject) 
 def test_damaged_runs_are_refused(raw: bytes) -> None:
     with pytest.raises(InputError, match=r"file\.json"):
         from_coco({"size": [6, 8], "counts": raw}, (6, 8), "file.json")
+
+
+SQUARE = {"size": [6, 8], "counts": "=240g0"}
+
+
+@pytest.mark.parametrize(
+    ("rle", "says"),
+    [
+        ("=240g0", "found str"),
+        ("null", "found str"),
+        ([48], "found list"),
+        ({}, "found dict"),
+        (False, "found bool"),
+        ({**SQUARE, "counts": None}, "found NoneType"),
+        ({**SQUARE, "counts": {"0": 48}}, "found dict"),
+        ({**SQUARE, "counts": 48}, "found int"),
+        (
+            {**SQUARE, "counts": str(b"=240g0")},
+            r"bytes as Python prints them, b'=240g0'\.\.\.; write rle\['counts'\]\.decode\(\)",
+        ),
+        ({**SQUARE, "counts": list(b"=240g0")}, "do not add up"),
+        ({**SQUARE, "counts": [True] * 48}, "do not add up"),
+        ({**SQUARE, "counts": [48.0]}, "do not add up"),
+        ({**SQUARE, "counts": ["48"]}, "do not add up"),
+        ({**SQUARE, "counts": [-1, 49]}, "do not add up"),
+        ({**SQUARE, "counts": [10**30]}, "do not add up"),
+        ({**SQUARE, "counts": "=240ä0"}, "do not fill 6x8"),
+        ({**SQUARE, "size": "6x8"}, "the mask is '6x8'"),
+        ({**SQUARE, "size": None}, "the mask is None"),
+        ({**SQUARE, "size": [8, 6]}, r"the mask is \(8, 6\)"),
+    ],
+)
+def test_what_is_no_mask_is_one_line(rle: Any, says: str) -> None:
+    with pytest.raises(InputError, match=rf"^file\.json: .*{says}") as error:
+        from_coco(rle, (6, 8), "file.json")
+    assert "\n" not in str(error.value) and ";" in str(error.value)
+
+
+def test_bytes_are_counts_too() -> None:
+    """As pycocotools gives them; JSON has none."""
+    assert from_coco({**SQUARE, "counts": b"=240g0"}, (6, 8), "x") == from_coco(SQUARE, (6, 8), "x") == b"=240g0"
+    assert coco.area({"size": [6, 8], "counts": b"=240g0"}) == 4
 
 
 def test_uncompressed_counts_and_null() -> None:

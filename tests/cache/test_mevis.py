@@ -117,6 +117,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "00001: a mask is COCO RLE",
     ),
     "counts of null": (lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].update(counts=None)), "frame 00001"),
+    "counts of printed bytes": (
+        lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].update(counts=str(m["7"][1]["counts"].encode()))),
+        "frame 00001: the mask's counts are bytes as Python prints them",
+    ),
     "counts that are too few": (lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].update(counts=[3, 4])), "frame 00001"),
     "size of null": (lambda r: edited(r, "mask_dict.json", lambda m: m["7"][1].update(size=None)), "frame 00001"),
     "null for an object": (lambda r: edited(r, "mask_dict.json", lambda m: m.update({"7": None})), "NoneType masks for 3 frames"),

@@ -206,8 +206,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "polygon of no number": (lambda r: annotation(r, lambda a: a.update(segmentation=[[0, 0, float("nan"), 0, 9, 9]])), "wanted"),
     "mask without a pixel": (lambda r: annotation(r, lambda a: a.update(segmentation=[[1, 1, 1, 1, 1, 1]])), "has no pixel"),
     "runs of another size": (lambda r: annotation(r, lambda a: a["segmentation"].update(size=[60, 40])), "the mask is (60, 40)"),
-    "damaged runs": (lambda r: annotation(r, lambda a: a["segmentation"].update(counts="zz")), "the file is damaged"),
-    "runs of null": (lambda r: annotation(r, lambda a: a["segmentation"].update(counts=None)), "the file is damaged"),
+    "damaged runs": (lambda r: annotation(r, lambda a: a["segmentation"].update(counts="zz")), "do not fill"),
+    "runs of null": (lambda r: annotation(r, lambda a: a["segmentation"].update(counts=None)), "found NoneType"),
     "runs that are too few": (lambda r: annotation(r, lambda a: a["segmentation"]["counts"].pop()), "do not add up"),
 }
 
