@@ -6,15 +6,21 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypeVar
+
+from rvos_cache.errors import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def in_order(step: Callable[[Task], Result], tasks: Iterable[Task], processes: int) -> Iterator[Result]:
-    """`step` of every task in order; only the tasks of the next moments are held. What a step raises is raised here."""
+    """`step` of every task in order; only the tasks of the next moments are held. What a step raises is raised here.
+
+    Raises InputError when a process dies.
+    """
     if processes <= 1:
         yield from map(step, tasks)
         return
@@ -28,6 +34,8 @@ def in_order(step: Callable[[Task], Result], tasks: Iterable[Task], processes: i
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise InputError("a process was killed (out of memory?); run the same command again with fewer --processes") from None
         finally:
             for future in pending:
                 future.cancel()

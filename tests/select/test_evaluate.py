@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -396,3 +398,13 @@ def test_equal_answers_are_worked_out_once(split: Path, monkeypatch: pytest.Monk
     together = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(videos=["a"]))["expressions"]
     assert len(read) == len(NAMES)
     assert together == alone
+
+
+def _dies(task: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def test_a_killed_process_is_one_line() -> None:
+    with pytest.raises(InputError, match="a process was killed"):
+        list(in_order(_dies, range(5), 2))
