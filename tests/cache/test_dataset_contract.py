@@ -212,3 +212,35 @@ def test_frames_are_not_read_before_they_are_asked_for(name: str, sample: Sample
         data.video(video_id)
     assert str(frames) in str(error.value)
     assert len(list(data.check())) >= len(data.video_ids())
+
+
+@pytest.mark.parametrize("name", ["mevis", "plain", "ref-davis17", "ref-youtube-vos"], indirect=True)
+def test_names_of_frames_may_leave_numbers_out(name: str, sample: Sample, data: Dataset, tmp_path: Path) -> None:
+    """In 19 of the 507 videos of Ref-YouTube-VOS's valid they do. The name tells the frame, and never its number."""
+    root = Path(shutil.copytree(sample.root, tmp_path / "copy"))
+    names = {frame for video_id in data.video_ids() for frame in data.video(video_id).frame_names}
+    last = max((frame for frame in names if list(sample.frames.glob(f"*/{frame}.*"))), key=lambda frame: (len(frame), frame))
+    for path in [p for p in root.rglob(f"{last}.*") if p.parent.name != "film"]:
+        path.rename(path.with_name(f"97{last[2:]}{path.suffix}"))
+    for path in root.rglob("*.json"):
+        path.write_text(path.read_text().replace(f'"{last}"', f'"97{last[2:]}"'))
+    other, renamed = open_dataset(name, root, sample.shown), 0
+    assert list(other.check()) == []
+    for video_id in data.video_ids():
+        before, after = data.video(video_id), other.video(video_id)
+        renamed += last in before.frame_names
+        assert after.frame_names == tuple(f"97{frame[2:]}" if frame == last else frame for frame in before.frame_names)
+        assert np.array_equal(after.read(len(after) - 1), before.read(len(before) - 1))
+        truth, same = data.ground_truth(video_id), other.ground_truth(video_id)
+        assert truth is not None and same is not None
+        assert np.array_equal(truth.masks.rle, same.masks.rle) and np.array_equal(truth.annotated, same.annotated)
+    assert renamed
+
+
+@pytest.mark.parametrize("name", ["jhmdb-sentences"], indirect=True)
+def test_frames_that_are_counted_leave_no_number_out(name: str, sample: Sample, data: Dataset, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(sample.root, tmp_path / "copy"))
+    lost = sorted((root / "Rename_Images").rglob("00002.png"))[0]
+    lost.unlink()
+    (fault,) = open_dataset(name, root, sample.shown).check()
+    assert fault.startswith(f"{lost}: the frame is missing; copy it")

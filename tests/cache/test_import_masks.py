@@ -149,6 +149,12 @@ RLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "mask of another size": (lambda h: h["track 7"][3].update(size=[9, 9]), "'track 7', frame 3: the mask is (9, 9)"),
     "mask that does not fill": (lambda h: h["track 7"][3].update(counts=[5]), "'track 7', frame 3: the mask's counts"),
     "mask of damaged bytes": (lambda h: h["track 7"][3].update(counts="~~"), "'track 7', frame 3: the mask's run-length bytes"),
+    "mask of text": (lambda h: h["track 7"].__setitem__(3, h["track 7"][3]["counts"]), "frame 3: a mask is COCO RLE"),
+    "counts of null": (lambda h: h["track 7"][3].update(counts=None), "'track 7', frame 3: the mask's counts are text or a list"),
+    "counts of printed bytes": (
+        lambda h: h["track 7"][3].update(counts=str(h["track 7"][3]["counts"].encode())),
+        "'track 7', frame 3: the mask's counts are bytes as Python prints them",
+    ),
     "mask that is a number": (lambda h: h["track 7"].__setitem__(3, 1), "found int"),
     "id that leaves the folder": (lambda h: h.update({"../x": h["track 7"]}), "the id '../x' cannot name a folder"),
     "id with a slash": (lambda h: h.update({"a/b": h["track 7"]}), "the id 'a/b' cannot name a folder"),
