@@ -1,7 +1,7 @@
 """Batches of clips: any expressions, each with some frames of its video in which it can be seen.
 
-DMVS trains on 10 random frames of a video (Fang et al., CVPR 2025, section 4.2); that they lie near one frame in which an object
-of the expression is visible is from the code of its relatives (MeViS's LMPM, DsHmp).
+Ten random frames of a video are those of Fang et al. (CVPR 2025, section 4.2); that they lie near one frame in which an object of
+the expression is visible is from the code of MeViS's LMPM and DsHmp.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from rvos_select.points import bce_loss, dice_loss, sample, uncertain_points
 
 FULL = 16
 """Masks that are held at once as logits at the frame's size."""
+PIXELS = 1 << 27
+"""Pixels of masks that are held at once: a video's sentences may ask for a hundred masks of two million pixels in a frame."""
 
 
 class _MaskLogits(torch.autograd.Function):
@@ -82,12 +84,17 @@ def pair_losses(logits: Tensor, truth: Tensor, objects: Tensor, count: int) -> t
 
 
 def drawn(embed: Tensor, features: FrameArray, geometry: FrameGeometry, frames: int) -> Iterator[Tensor]:
-    """The masks of mask embeddings (K, r): bool (K, t, H, W) for one chunk of at most `frames` frames after another."""
+    """The masks of mask embeddings (K, r): bool (K, t, H, W), a few frames after another.
+
+    Mask features of at most `frames` frames are in memory at a time, and PIXELS of the masks, or those of one frame.
+    """
+    held = max(1, min(frames, PIXELS // max(1, len(embed) * geometry.size[0] * geometry.size[1])))
     for start in range(0, len(features), frames):
-        part = features[start : start + frames].to(embed.device)
-        out = torch.zeros(len(embed), len(part), *geometry.size, dtype=torch.bool, device=embed.device)
-        for t, maps in enumerate(part):
-            logits = torch.einsum("kc,hwc->khw", embed.float(), maps.float())
-            for k in range(0, len(embed), FULL):
-                out[k : k + FULL, t] = geometry.enlarge(logits[k : k + FULL]) > 0
-        yield out
+        chunk = features[start : start + frames].to(embed.device)
+        for part in (chunk[first : first + held] for first in range(0, len(chunk), held)):
+            out = torch.zeros(len(embed), len(part), *geometry.size, dtype=torch.bool, device=embed.device)
+            for t, maps in enumerate(part):
+                logits = torch.einsum("kc,hwc->khw", embed.float(), maps.float())
+                for k in range(0, len(embed), FULL):
+                    out[k : k + FULL, t] = geometry.enlarge(logits[k : k + FULL]) > 0
+            yield out

@@ -284,6 +284,15 @@ def test_masks_are_drawn_in_chunks_at_the_frames_size() -> None:
         next(dmvs(masks="frozen").draw(x, wanted))
 
 
+def test_many_masks_are_drawn_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, model, wanted = batch(2, t=7, shared=True), dmvs(chunk=5), torch.ones(2, 4, dtype=torch.bool)
+    whole = torch.cat(list(model.draw(x, wanted)), 1)
+    monkeypatch.setattr("rvos_select.selectors.dmvs_masks.PIXELS", 2 * 8 * SIZE[0] * SIZE[1])
+    parts = list(model.draw(x, wanted))
+    assert [part.shape[1] for part in parts] == [2, 2, 1, 2]
+    assert torch.equal(torch.cat(parts, 1), whole)
+
+
 def test_a_basis_turns_embeddings_into_coordinates() -> None:
     """Low-rank mask features F W under (mask_basis)ᵀ e are the full ones where F lies in the basis."""
     x, model = batch(2, shared=True), dmvs()
