@@ -471,6 +471,33 @@ def test_the_frozen_head_sees_each_clip_alone() -> None:
     assert q_v[2].abs().sum() == 0
 
 
+def test_masks_and_choice_are_learnt() -> None:
+    """Two sentences of one video, each of another moving square whose cells have a direction of their own in feature space."""
+    truth = torch.zeros(2, 3, *SIZE, dtype=torch.bool)
+    for t in range(3):
+        truth[0, t, 3:13, 3 + 3 * t : 15 + 3 * t] = truth[1, t, 12:22, 26 - 3 * t : 38 - 3 * t] = True
+    share = F.interpolate(in_input(truth, VITA.geometry(SIZE)), VITA.geometry(SIZE).cells, mode="area")
+    g = torch.Generator().manual_seed(0)
+    features = torch.einsum("athw,ac->thwc", share, 3 * torch.randn(2, CHANNELS, generator=g))
+    features = features + 0.1 * torch.randn(features.shape, generator=g) + 0.5 * torch.randn(CHANNELS, generator=g)
+    x = batch(2, t=3, shared=True)
+    x = replace(x, frames={**x.frames, "f_mask": (features.half(),)}, truth=(truth[:1], truth[1:]))
+    model = dmvs(points=300).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    torch.manual_seed(0)
+    for _ in range(120):
+        loss = model.loss(x)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    wanted = model(x).sigmoid() > 0.7
+    assert wanted.sum(1).tolist() == [1, 1]
+    masks = torch.cat(list(model.draw(x, wanted)), 1)
+    iou = (masks & truth).sum((1, 2, 3)) / (masks | truth).sum((1, 2, 3))
+    assert (iou > 0.8).all(), iou
+
+
 def test_clips_of_videos_of_different_sizes_share_a_batch() -> None:
     """The losses are the single ones': class by expressions, masks by objects. The random points are drawn in the same order."""
     a, b = batch(1, t=3, objects=1, seed=1), batch(1, t=3, objects=2, seed=2)

@@ -24,6 +24,7 @@ from rvos_select.checkpoint import load_selector
 from rvos_select.cli import main
 from rvos_select.labels import mean_iou, track_targets
 from rvos_select.predict import predict
+from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.sources import held_out
 from rvos_select.train import TrainSettings, train
 
@@ -262,6 +263,30 @@ def test_schedules(tmp_path: Path, caches: tuple[Path, ...]) -> None:
         rate, lowest = (rate, loss) if loss < lowest else (rate / 2, lowest)
     assert rates(out) == pytest.approx(expected)
     assert expected[-1] < 1.0
+
+
+def test_the_rate_falls_at_milestones(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    """Nine steps; the recorded ones are 2, 5 and 8, at 0.22, 0.56 and 0.89 of them."""
+    optim = {"lr": 1e-3, "schedule": "step", "factor": 0.1, "milestones": [0.3, 0.7]}
+    assert rates(run(caches, tmp_path / "run", optim=optim)) == pytest.approx([1e-3, 1e-4, 1e-5])
+    with pytest.raises(InputError, match="epochs"):
+        run(caches, tmp_path / "run", resume=True, optim=optim, epochs=4)
+
+
+def test_norms_and_embeddings_may_go_without_decay(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    model = Sola(SolaConfig(token_channels=8, word_channels=16, width=8, heads=2))
+    decayed, free = (group["params"] for group in loop.decay_groups(model, 0.1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in free} >= {"negative_token.weight", "short_motion_encoder.1.bias"}
+    assert {names[id(p)] for p in decayed} >= {"short_motion_encoder.0.weight", "short_motion_encoder.0.bias"}
+    assert len(decayed) + len(free) == len(names)
+    for decay_all in (True, False):
+        # With a rate of nothing but decay: 1e-3 x 10 of each value a step, three steps.
+        optim = {"lr": 1e-3, "weight_decay": 10.0, "clip": 1e-12, "schedule": "constant", "decay_all": decay_all}
+        before = loop.make_selector(settings(optim=optim), (8, 8)).state_dict()
+        after = load_selector(run(caches, tmp_path / str(decay_all), epochs=1, optim=optim)).state_dict()
+        shrunk = (after["negative_token.weight"].norm() / before["negative_token.weight"].norm()).item()
+        assert shrunk == pytest.approx(0.99**3 if decay_all else 1.0, abs=5e-3)
 
 
 def test_nan_stops_with_the_video_s_name_and_the_state_is_kept(
