@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_dmvs import SIZE, SMALL, VITA, batch, dmvs, rows, single
+from tiny_dmvs import SMALL, VITA, batch, dmvs, rows, single
 from tiny_vita import CHANNELS, SIZES
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,10 +17,8 @@ from torch.nn import functional as F
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_select.data import Batch
-from rvos_select.matching import assign, counted_costs
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.selectors.dmvs_masks import in_input, mask_logits
 from rvos_select.selectors.dmvs_vita import FrozenVita
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -259,179 +257,9 @@ def test_words_beyond_the_longest_are_cut_with_their_tags() -> None:
     torch.testing.assert_close(model(x), dmvs()(short))
 
 
-def test_masks_are_drawn_in_chunks_at_the_frames_size() -> None:
-    """Eq. 10 by a loop over queries and frames; bilinear to the input, without its padding, bilinear to the frame."""
-    x = batch(2, t=7, shared=True)
-    wanted = torch.tensor([[True, False, True, False], [False, True, False, False]])
-    model = dmvs(chunk=3)
-    chunks = list(model.draw(x, wanted))
-    assert [chunk.shape[1] for chunk in chunks] == [3, 3, 1]
-    found = torch.cat(chunks, 1)
-    assert found.shape == (3, 7, *SIZE) and found.dtype == torch.bool
-    geometry = VITA.geometry(SIZE)
-    with torch.no_grad():
-        embed = model.mask_head(model.decode(x).layers[-1])[wanted]
-    for k in range(3):
-        for t in range(7):
-            logits = (x.frames["f_mask"][0][:][t].float() @ embed[k])[None, None]
-            full = F.interpolate(logits, geometry.padded, mode="bilinear")[..., : geometry.resized[0], : geometry.resized[1]]
-            assert (found[k, t] == (F.interpolate(full, SIZE, mode="bilinear")[0, 0] > 0)).float().mean() > 0.999
-    assert 0.05 < found.float().mean() < 0.95
-    assert [c.shape for c in model.draw(x, torch.zeros(2, 4, dtype=torch.bool))] == [(0, 3, *SIZE)] * 2 + [(0, 1, *SIZE)]
-    with pytest.raises(ValueError, match="one video"):
-        next(model.draw(batch(2), wanted))
-    with pytest.raises(ValueError, match="frozen"):
-        next(dmvs(masks="frozen").draw(x, wanted))
-
-
-def test_many_masks_are_drawn_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, model, wanted = batch(2, t=7, shared=True), dmvs(chunk=5), torch.ones(2, 4, dtype=torch.bool)
-    whole = torch.cat(list(model.draw(x, wanted)), 1)
-    monkeypatch.setattr("rvos_select.selectors.dmvs_masks.PIXELS", 2 * 8 * SIZE[0] * SIZE[1])
-    parts = list(model.draw(x, wanted))
-    assert [part.shape[1] for part in parts] == [2, 2, 1, 2]
-    assert torch.equal(torch.cat(parts, 1), whole)
-
-
-def test_a_basis_turns_embeddings_into_coordinates() -> None:
-    """Low-rank mask features F W under (mask_basis)ᵀ e are the full ones where F lies in the basis."""
-    x, model = batch(2, shared=True), dmvs()
-    basis, _ = torch.linalg.qr(torch.randn(CHANNELS, 8, generator=torch.Generator().manual_seed(4)))
-    low = torch.randn(*x.frames["f_mask"][0][:].shape[:3], 8, generator=torch.Generator().manual_seed(5))
-    full = replace(x, frames={**x.frames, "f_mask": (low @ basis.T,)})
-    held = replace(x, frames={**x.frames, "f_mask": (low,)}, features={**x.features, "mask_basis": basis[None]})
-    wanted = torch.ones(2, 4, dtype=torch.bool)
-    a, b = (torch.cat(list(model.draw(y, wanted)), 1) for y in (full, held))
-    assert (a == b).float().mean() > 0.999
-    losses = []
-    for y in (full, held):
-        torch.manual_seed(0)
-        losses.append(model.loss(y))
-    torch.testing.assert_close(losses[0], losses[1], **CLOSE)
-
-
-def test_gradients_through_mask_logits_are_autograd_s() -> None:
-    g = torch.Generator().manual_seed(0)
-    features = torch.randn(3, 4, 5, 8, generator=g).half()
-    embed, wanted = (torch.randn(2, 8, generator=g).requires_grad_() for _ in range(2))
-    with torch.no_grad():
-        wanted.copy_(embed)
-    weight = torch.randn(2, 3, 4, 5, generator=g)
-    plain = torch.einsum("kc,thwc->kthw", wanted, features.float())
-    torch.testing.assert_close(mask_logits(embed, features), plain)
-    (mask_logits(embed, features) * weight).sum().backward()
-    (plain * weight).sum().backward()
-    torch.testing.assert_close(embed.grad, wanted.grad)
-
-
-def test_truth_lies_in_the_input_as_its_image_does() -> None:
-    geometry = VITA.geometry(SIZE)
-    masks = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
-    masks[..., :12, 20:] = True
-    found = in_input(masks, geometry)[0, 0]
-    h, w = geometry.resized
-    assert found.shape == geometry.padded
-    assert found[h:].sum() == found[:, w:].sum() == 0
-    assert found[: h // 2 - 1, w // 2 + 1 : w].all() and not found[:, : w // 2 - 1].any()
-
-
-def test_a_perfect_answer_has_the_least_loss() -> None:
-    """Masks of one-hot features and embeddings that pick them: every object is matched by its own query."""
-    x = batch(1, t=2, objects=2)
-    model = dmvs(points=400, bce_weight=1.0, dice_weight=1.0)
-    geometry = VITA.geometry(SIZE)
-    truth = torch.zeros(2, 2, *SIZE, dtype=torch.bool)
-    truth[0, :, 4:12, 4:16] = truth[1, :, 12:20, 20:36] = True
-    small = F.interpolate(in_input(truth, geometry), geometry.cells, mode="area").movedim(0, -1)
-    features = torch.zeros(2, *geometry.cells, CHANNELS)
-    features[..., :2] = 60 * (small - 0.5)
-    x = replace(x, truth=(truth,), frames={**x.frames, "f_mask": (features,)})
-    embed = torch.zeros(1, 1, 4, CHANNELS)
-    embed[0, 0, 3, 0] = embed[0, 0, 1, 1] = 1
-    embed[0, 0, 0, 2] = embed[0, 0, 2, 2] = 1
-    labels = torch.full((1, 1, 4), 1)
-    bce, dice = model._match_masks(x, torch.zeros(1, 1, 4, 2), embed, labels)
-    assert labels.tolist() == [[[1, 0, 1, 0]]]
-    assert bce < 1.0 and dice < 0.2
-    far = model._match_masks(x, torch.zeros(1, 1, 4, 2), -embed, torch.full((1, 1, 4), 1))
-    assert far[0] > 2 * bce and far[1] > 2 * dice
-
-
-def test_an_object_that_is_in_no_frame_of_the_clip_is_nobody_s() -> None:
-    x, model = batch(2), dmvs(deep_supervision=False)
-    assert x.truth is not None
-    gone = (torch.cat([x.truth[0], torch.zeros_like(x.truth[0][:1])]), x.truth[1])
-    one, two = [], []
-    for seen, out in ((x, one), (replace(x, truth=gone), two)):
-        torch.manual_seed(1)
-        out.append(model.loss(seen))
-    torch.testing.assert_close(one[0], two[0])
-
-
-def test_an_expression_of_nothing_trains_no_mask_and_scores_all_negative() -> None:
-    x = batch(1, objects=0)
-    model = dmvs(deep_supervision=False)
-    losses = model.loss(x)
-    assert losses["bce"] == losses["dice"] == 0
-    torch.testing.assert_close(losses["class"], F.softplus(model(x)[0]).mean())
-    losses["loss"].backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_class_loss_by_hand() -> None:
-    """Two expressions, one layer; weights 1 and 0.1; the mean within, then over expressions; a padded query counts nowhere."""
-    model = dmvs()
-    classes = torch.tensor([[[[2.0, 0.0], [0.0, 0.0], [5.0, 5.0]], [[0.0, 1.0], [1.0, 0.0], [0.0, 3.0]]]])
-    labels = torch.tensor([[[0, 1, 0], [1, 1, 0]]])
-    real = torch.tensor([[True, True, False], [True, True, True]])
-
-    def nll(a: float, b: float) -> float:
-        return math.log(1 + math.exp(b - a))
-
-    first = (nll(2, 0) + 0.1 * nll(0, 0)) / 1.1
-    second = (0.1 * nll(1, 0) + 0.1 * nll(0, 1) + nll(0, 3)) / 1.2
-    both = torch.tensor([True, True])
-    assert model._class_loss(classes, labels, real, both).item() == pytest.approx((first + second) / 2, abs=1e-6)
-    assert model._class_loss(classes, labels, real, torch.tensor([True, False])).item() == pytest.approx(first, abs=1e-6)
-
-
 def test_a_hidden_answer_has_no_loss(model: Dmvs) -> None:
     with pytest.raises(ValueError, match="hides"):
         model.loss(replace(batch(), truth=None, overlap=None))
-
-
-def test_frozen_labels_follow_the_counts() -> None:
-    """With no class term the labels are the assignment of Dice and IoU; a worse track of the same object is a negative."""
-    model, x = dmvs(masks="frozen", cost_class=0.0, motion_queries=9, deep_supervision=False), batch(2, tracks=6)
-    found = model.decode(x)
-    labels = torch.full((1, 2, 6), 1)
-    model._match_tracks(x, found, torch.zeros(1, 2, 6, 2), labels)
-    for b, counts in enumerate(x.overlap):
-        tracks, _ = assign(torch.from_numpy(sum(5 * cost for cost in counted_costs(counts))))
-        began = found.began[b].tolist()
-        assert sorted(began[q] for q in (labels[0, b] == 0).nonzero()[:, 0].tolist()) == sorted(tracks.tolist())
-    strict, none = dmvs(masks="frozen", least_iou=0.99, motion_queries=9), torch.full((1, 2, 6), 1)
-    strict._match_tracks(x, found, torch.zeros(1, 2, 6, 2), none)
-    assert (none == 1).all()
-
-
-def test_frozen_scores_follow_their_tracks() -> None:
-    model, x = dmvs(masks="frozen"), batch()
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
-    turned = replace(x, tokens=x.tokens[:, order], features={**x.features, "query": x.features["query"][:, order]})
-    torch.testing.assert_close(model(turned), model(x)[:, order])
-    # Four of six tracks are motion queries; the others, of lower class scores, can never be chosen.
-    assert (model(x).isinf().sum(1) == 2).all()
-    x.track_mask[1] = False
-    assert model(x)[1].tolist() == [0.0] * 6
-    assert model.loss(x)["loss"].isfinite()
-
-
-def test_no_track_at_all_gives_numbers() -> None:
-    model, x = dmvs(masks="frozen"), batch(tracks=0)
-    assert model(x).shape == (3, 0)
-    losses = model.loss(x)
-    assert losses["loss"].item() == 0
 
 
 def test_bfloat16_autocast_stays_near(model: Dmvs) -> None:
@@ -469,68 +297,3 @@ def test_the_frozen_head_sees_each_clip_alone() -> None:
         torch.testing.assert_close(q_v[i], alone.q_v[0], **CLOSE)
         torch.testing.assert_close(scores[i], alone.scores()[0], **CLOSE)
     assert q_v[2].abs().sum() == 0
-
-
-def test_masks_and_choice_are_learnt() -> None:
-    """Two sentences of one video, each of another moving square whose cells have a direction of their own in feature space."""
-    truth = torch.zeros(2, 3, *SIZE, dtype=torch.bool)
-    for t in range(3):
-        truth[0, t, 3:13, 3 + 3 * t : 15 + 3 * t] = truth[1, t, 12:22, 26 - 3 * t : 38 - 3 * t] = True
-    share = F.interpolate(in_input(truth, VITA.geometry(SIZE)), VITA.geometry(SIZE).cells, mode="area")
-    g = torch.Generator().manual_seed(0)
-    features = torch.einsum("athw,ac->thwc", share, 3 * torch.randn(2, CHANNELS, generator=g))
-    features = features + 0.1 * torch.randn(features.shape, generator=g) + 0.5 * torch.randn(CHANNELS, generator=g)
-    x = batch(2, t=3, shared=True)
-    x = replace(x, frames={**x.frames, "f_mask": (features.half(),)}, truth=(truth[:1], truth[1:]))
-    model = dmvs(points=300).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    torch.manual_seed(0)
-    for _ in range(120):
-        loss = model.loss(x)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
-    wanted = model(x).sigmoid() > 0.7
-    assert wanted.sum(1).tolist() == [1, 1]
-    masks = torch.cat(list(model.draw(x, wanted)), 1)
-    iou = (masks & truth).sum((1, 2, 3)) / (masks | truth).sum((1, 2, 3))
-    assert (iou > 0.8).all(), iou
-
-
-def test_clips_of_videos_of_different_sizes_share_a_batch() -> None:
-    """The losses are the single ones': class by expressions, masks by objects. The random points are drawn in the same order."""
-    a, b = batch(1, t=3, objects=1, seed=1), batch(1, t=3, objects=2, seed=2)
-    wide = VITA.geometry((24, 24))
-    g = torch.Generator().manual_seed(0)
-    b = replace(
-        b, sizes=((24, 24),), truth=(torch.rand(2, 3, 24, 24, generator=g) < 0.3,),
-        frames={**b.frames, "f_mask": (torch.randn(3, *wide.cells, CHANNELS, generator=g),)},
-    )  # fmt: skip
-    assert wide.cells != VITA.geometry(SIZE).cells
-    parts = {
-        name: torch.cat([getattr(a, name), getattr(b, name)])
-        for name in (
-            "tokens",
-            "frame_mask",
-            "track_mask",
-            "words",
-            "word_mask",
-            "target",
-            "spans",
-            "motion_words",
-            "static_words",
-        )
-    }
-    joint = Batch(
-        **parts, sizes=(*a.sizes, *b.sizes), truth=(*a.truth, *b.truth),
-        frames={name: (*a.frames[name], *b.frames[name]) for name in a.frames},
-    )  # fmt: skip
-    model = dmvs()
-    torch.manual_seed(0)
-    one, two = model.loss(a), model.loss(b)
-    torch.manual_seed(0)
-    both = model.loss(joint)
-    torch.testing.assert_close(both["class"], (one["class"] + two["class"]) / 2, **CLOSE)
-    for name in ("bce", "dice"):
-        torch.testing.assert_close(both[name], (one[name] + 2 * two[name]) / 3, **CLOSE)
