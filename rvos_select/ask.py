@@ -20,7 +20,7 @@ from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class
 from rvos_cache.types import Expression, Video
 from rvos_select.checkpoint import run_cards
-from rvos_select.merge import RECORD, merge
+from rvos_select.merge import RECORD, decision, merge
 from rvos_select.predict import predict
 
 TINT = np.array([255, 96, 32], np.float32)
@@ -29,7 +29,10 @@ FRAMES_PER_SECOND = 12
 
 @dataclass(frozen=True)
 class Answer:
-    """Where the masks and the overlay video lie, and how sure the selector was."""
+    """Where the masks and the overlay video lie, and how sure the selector was.
+
+    tracks: those that it could choose; selected: those that it chose; best_score: of any, in [0, 1], 0 where there is none.
+    """
 
     masks: Path
     overlay: Path
@@ -77,12 +80,12 @@ def ask(source: Path, sentence: str, run: Path, out: Path, threshold: float | No
     if (out / "masks" / RECORD).exists():
         shutil.rmtree(out / "masks")
     masks = merge(selections, [tracks], out / "masks", threshold=threshold, top1=top1)
-    selection = SelectionCache(selections).selections(video.video_id)[0]
+    said = SelectionCache(selections)
+    selection = said.selections(video.video_id)[0]
     scores = selection.scores[selection.candidates]
-    limit = SelectionCache(selections).card.extra["threshold"] if threshold is None else threshold
     overlay = draw(video, masks / video.video_id / "0", out / "overlay.mp4")
-    chosen = min(1, len(scores)) if top1 else int((scores > limit).sum())
-    return Answer(masks / video.video_id / "0", overlay, len(scores), chosen, float(scores.max(initial=0.0)))
+    selected = len(decision(said, threshold, top1)(selection))
+    return Answer(masks / video.video_id / "0", overlay, len(scores), selected, float(scores.max(initial=0.0)))
 
 
 def _digest(text: str) -> str:
@@ -100,7 +103,7 @@ def _tracks(path: Path, video: Video, expression: Expression, card: Card) -> Pat
 
 
 def draw(video: Video, masks: Path, out: Path) -> Path:
-    """The video with the masks `<masks>/<frame>.png` tinted and outlined, as an mp4."""
+    """Write the video with the masks `<masks>/<frame>.png` tinted and outlined, an mp4; returns `out`. Raises InputError."""
     with VideoWriter(out, FRAMES_PER_SECOND, video.size) as film:
         for t, name in enumerate(video.frame_names):
             film.write(tint(video.read(t), read_mask_png(masks / f"{name}.png", video.size)))
@@ -108,7 +111,7 @@ def draw(video: Video, masks: Path, out: Path) -> Path:
 
 
 def tint(frame: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """`frame` (H, W, 3) with `mask` (H, W) tinted at half strength and outlined."""
+    """`frame` (H, W, 3) uint8 RGB with `mask` (H, W) tinted at half strength and outlined."""
     out = frame.copy()
     out[mask] = (0.5 * frame[mask] + 0.5 * TINT).astype(np.uint8)
     outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.types import Expression
 from rvos_select.caches import TrackSource
 from rvos_select.evaluate.kinds import kinds_of
+from rvos_select.evaluate.processes import in_order
 from rvos_select.evaluate.scope import WHOLE, Scope
 from rvos_select.label_maps import Answers, Frames, MissingAnswerError, PngAnswers, SelectionAnswers, annotators, label_maps
 from rvos_select.metrics.answers import chosen_videos, dataset_of
@@ -107,7 +105,7 @@ def _evaluate(name: str, job: _Job) -> dict[str, Any]:
     dataset, scope = RefDavis17(job.root, job.split), job.scope
     asked = chosen_videos(dataset.video_ids(), scope.videos, scope.limit, f"{dataset.root} {dataset.split}")
     job.opened()
-    found = _each(job, asked, min(scope.processes, len(asked)))
+    found = _each(job, asked, scope.processes)
     rows = [{k: v for video in found for k, v in video.objects[a].items()} for a in range(dataset.annotators)]
     if not any(rows):
         raise InputError(f"{dataset.file}: there is no object to score in {len(asked)} videos; check --video and --limit")
@@ -129,13 +127,10 @@ def _means(rows: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def _each(job: _Job, videos: Sequence[str], processes: int) -> list[_VideoScores]:
-    """The scores of each video in order; each process takes every n-th video."""
-    if processes <= 1:
-        return _part(job, videos)
-    # spawn: forking a process that has loaded torch or zarr threads can hang. Ctrl-C is the parent's to handle.
-    with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        parts = list(pool.map(_part, [job] * processes, [videos[i::processes] for i in range(processes)]))
-    return [parts[i % processes][i // processes] for i in range(len(videos))]
+    """The scores of each video in order; each process opens the job once and takes every n-th video."""
+    count = max(1, min(processes, len(videos)))
+    parts = list(in_order(partial(_part, job), [videos[i::count] for i in range(count)], count))
+    return [parts[i % count][i // count] for i in range(len(videos))]
 
 
 def _part(job: _Job, videos: Sequence[str]) -> list[_VideoScores]:
