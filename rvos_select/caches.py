@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.runs import Runs
-from rvos_cache.store import Card, TextCache, TrackCache, TrackInfo, read_card
+from rvos_cache.store import Card, TextCache, TrackCache, TrackInfo, place_of, read_card, spelled
 from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, Words
 
 
@@ -230,17 +230,16 @@ class TextSource:
 
 def find_text(tracks: Path) -> Path:
     """The text cache of the same dataset and split beside a tracks cache. Raises InputError for none or several."""
-    card = read_card(tracks)
-    found = []
-    for path in sorted(Path(tracks).parent.glob("*.zarr")):
-        if (path / "card.json").exists():
+    card, found = read_card(tracks), []
+    for path in place_of(tracks).beside():
+        if place_of(path).has_card():
             other = read_card(path)
             if (other.kind, other.dataset, other.split) == ("text", card.dataset, card.split):
                 found.append(path)
     if len(found) != 1:
-        what = "none" if not found else ", ".join(map(str, found))
-        raise InputError(f"{tracks}: wanted one text cache of {card.dataset} {card.split} beside it, found {what}; give --text")
-    return found[0]
+        wanted = f"wanted one text cache of {card.dataset} {card.split} beside it, found {', '.join(found) or 'none'}"
+        raise InputError(f"{spelled(tracks)}: {wanted}; give --text")
+    return Path(found[0])
 
 
 def texts_of(tracks: Sequence[Path], texts: Sequence[Path]) -> list[Path]:

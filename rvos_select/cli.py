@@ -78,11 +78,12 @@ def train(
 @click.option("--out", type=PATH, required=True, help="Selections to write (.zarr).")
 def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: Path) -> None:
     """Score every candidate track of every expression."""
+    from rvos_cache.store import spelled
     from rvos_select import predict as step
     from rvos_select.caches import texts_of
 
     step.predict(run, list(caches), texts_of(caches, texts), out)
-    click.echo(f"selections: {out}")
+    click.echo(f"selections: {spelled(out)}")
 
 
 @cli.command()

@@ -15,7 +15,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extract import ExtractReport, write_videos
 from rvos_cache.masks import RleMasks
 from rvos_cache.seams import resolve
-from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, write_selections
+from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, spelled, write_selections
 from rvos_cache.types import Selection
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.checkpoint import load_selector, run_cards, run_settings, same_words
@@ -100,7 +100,7 @@ def _all(out: Path, report: ExtractReport) -> Path:
     if report.failed:
         video_id, error = next(iter(report.failed.items()))
         raise InputError(
-            f"{out}: {len(report.failed)} of its videos failed (listed in failures.jsonl), first {video_id}: {error}; "
+            f"{spelled(out)}: {len(report.failed)} of its videos failed (listed in failures.jsonl), first {video_id}: {error}; "
             "then run the same command again, it does what is left"
         )
     return Path(out)

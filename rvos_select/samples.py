@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -63,7 +62,7 @@ def set_weights(cards: Sequence[Card], weights: Mapping[str, float]) -> dict[str
     return {name: weights.get(name, weights.get(dataset, 1.0)) for name, dataset in sorted(known.items())}
 
 
-def label_limits(tracks: TrackSource, label_iou: float | None) -> dict[Path, float]:
+def label_limits(tracks: TrackSource, label_iou: float | None) -> dict[str, float]:
     """Cache -> mean IoU above which its tracks are positives: label_iou, or where it is None what the cache's card says.
 
     Raises InputError for a card that says nothing.
@@ -82,7 +81,7 @@ def load_video(
     texts: TextSource,
     video_id: str,
     *,
-    limits: Mapping[Path, float] | None = None,
+    limits: Mapping[str, float] | None = None,
     requires: Sequence[str] = (),
 ) -> VideoSample:
     """One video from its caches. limits: make targets, of each cache's tracks at its own mean IoU; None: do not read answers.

@@ -12,7 +12,7 @@ from typing import Any
 from rvos_cache.datasets.mirrored import SUFFIX
 from rvos_cache.errors import InputError
 from rvos_cache.extract import failed_videos
-from rvos_cache.store import read_card
+from rvos_cache.store import read_card, spelled
 from rvos_select.caches import TextSource, TrackSource, texts_of
 from rvos_select.checkpoint import same_words
 from rvos_select.samples import VideoSample, label_limits, load_video, set_name, set_weights
@@ -66,13 +66,13 @@ def cached_sets(tracks: Sequence[Path], texts: Sequence[Path]) -> CachedSets:
         card = read_card(path)
         paths.setdefault(set_name(card), []).append(path)
         if card.channels != first.channels:
-            has = f"tokens of {card.channels} channels, {tracks[0]} has {first.channels}"
-            raise InputError(f"{path}: {has}; caches that are read together need the same")
+            has = f"tokens of {card.channels} channels, {spelled(tracks[0])} has {first.channels}"
+            raise InputError(f"{spelled(path)}: {has}; caches that are read together need the same")
     for path in texts:
         card = read_card(path)
         if card.channels != read_card(texts[0]).channels:
-            has = f"words of {card.channels} channels, {texts[0]} has {read_card(texts[0]).channels}"
-            raise InputError(f"{path}: {has}; text caches need the same width")
+            has = f"words of {card.channels} channels, {spelled(texts[0])} has {read_card(texts[0]).channels}"
+            raise InputError(f"{spelled(path)}: {has}; text caches need the same width")
         of_set.setdefault(set_name(card), []).append(path)
         of_dataset.setdefault(card.dataset, []).append(path)
     found = {}

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 def told(reports: Mapping[str, ExtractReport]) -> None:
     """One line per cache; exit status 1 when any video failed."""
+    from rvos_cache.store import spelled
+
     failed = total = 0
     for where, report in reports.items():
-        click.echo(f"{where}: {len(report.done)} done, {len(report.skipped)} were there, {len(report.failed)} failed")
+        click.echo(f"{spelled(where)}: {len(report.done)} done, {len(report.skipped)} were there, {len(report.failed)} failed")
         for video, error in report.failed.items():
             click.echo(f"failed {video}: {error}", err=True)
         failed += len(report.failed)

@@ -15,7 +15,7 @@ The arrays of each kind stand at the top of tracks.py, text.py and selections.py
 
 from rvos_cache.store.card import FREE, Card, provenance, read_card
 from rvos_cache.store.folder import sync
-from rvos_cache.store.place import Place, place_of
+from rvos_cache.store.place import Place, place_of, spelled
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.seal import canonical, digest
 from rvos_cache.store.selections import SelectionCache, SelectionInfo, SelectionRecord, write_selections
@@ -27,6 +27,6 @@ from rvos_cache.store.writer import CacheWriter
 __all__ = [
     "FREE", "Cache", "CacheWriter", "Card", "Place", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache",
     "TextRecord", "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "leftovers",
-    "open_cache", "place_of", "provenance", "read_card", "sync", "verify", "video_digest", "write_selections", "write_text",
-    "write_tracks",
+    "open_cache", "place_of", "provenance", "read_card", "spelled", "sync", "verify", "video_digest", "write_selections",
+    "write_text", "write_tracks",
 ]  # fmt: skip

@@ -149,6 +149,9 @@ class Folder:
     def size(self) -> int:
         return sum(map(_size_of, self.root.rglob("*")))
 
+    def beside(self) -> list[str]:
+        return sorted(map(str, self.root.parent.glob("*.zarr")))
+
     def _dead(self) -> Iterator[Path]:
         for entry in _inside(self._staging):
             try:

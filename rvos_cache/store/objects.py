@@ -153,6 +153,12 @@ class Objects:
         with self._asking("") as (fs, path):
             return sum(int(info["size"]) for info in fs.find(path, detail=True).values())
 
+    def beside(self) -> list[str]:
+        folder = self.url.rpartition("/")[0]
+        with self._asking("") as (fs, path):
+            names = {name.rstrip("/").rpartition("/")[2] for name in fs.ls(path.rpartition("/")[0], detail=False)}
+        return sorted(f"{folder}/{name}" for name in names if name.endswith(".zarr"))
+
     @contextmanager
     def _asking(self, file: str) -> Iterator[tuple[Any, str]]:
         """The file system and the full path of `file`. Whatever the store's client raises becomes an OSError that names it."""

@@ -85,14 +85,22 @@ class Place(Protocol):
     def size(self) -> int:
         """Bytes of all that is here."""
 
+    def beside(self) -> list[str]:
+        """Paths or URLs of what is called .zarr and lies where this place lies, this place included, sorted."""
+
+
+def spelled(path: Path | str) -> str:
+    """A path or URL as a person writes it: with both slashes of s3://."""
+    found = URL.fullmatch(str(path))
+    return str(path) if found is None else f"{found['protocol']}://{found['path']}"
+
 
 def place_of(path: Path | str) -> Place:
     """The place that a path or URL names. Raises InputError for a protocol that is not installed."""
-    found = URL.fullmatch(str(path))
-    if found is None:
+    if URL.fullmatch(str(path)) is None:
         from rvos_cache.store.folder import Folder
 
         return Folder(Path(path))
     from rvos_cache.store.objects import Objects
 
-    return Objects(f"{found['protocol']}://{found['path']}")
+    return Objects(spelled(path))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.store.card import Card, card_in
-from rvos_cache.store.place import Place, place_of
+from rvos_cache.store.place import Place, place_of, spelled
 from rvos_cache.store.seal import canonical, digest
 
 CODECS = ["bytes", "crc32c"]
@@ -106,6 +106,10 @@ class VideoFolder:
             raise InputError(f"{self.where(name)}: its bytes changed since it was first read; verify the cache, then start again")
         return raw
 
+    def unread(self) -> list[str]:
+        """The files whose bytes no read has compared with their digest yet, or whose bytes did not match."""
+        return [name for name in self.files if name not in self._passed]
+
     def _json(self, name: str) -> dict[str, Any]:
         return dict(json.loads(self.check(name).tobytes()))
 
@@ -138,7 +142,7 @@ class VideoFolder:
 
 
 class Cache:
-    """What the three kinds of caches share. path: a folder or a URL.
+    """What the three kinds of caches share. path: a folder or a URL, as errors name it.
 
     Raises InputError when it is not a whole cache of this kind.
     """
@@ -146,7 +150,7 @@ class Cache:
     kind: Literal["tracks", "text", "selections"]
 
     def __init__(self, path: Path | str) -> None:
-        self.path, self.place = Path(path), place_of(path)
+        self.path, self.place = spelled(path), place_of(path)
         self.card: Card = card_in(self.place)
         if self.card.kind != self.kind:
             raise InputError(f"{self.place}: holds {self.card.kind}, wanted {self.kind}; give the cache of that kind")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.runs import Runs
-from rvos_cache.store.reader import Cache, VideoFolder
+from rvos_cache.store.reader import Cache
 from rvos_cache.store.turns import pack, unpack
 from rvos_cache.store.writer import CacheWriter
 from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet
@@ -122,6 +122,10 @@ def _table(overlap: Overlap) -> NDArray[np.int32]:
     return table
 
 
+def _overlap(table: NDArray[np.int32]) -> Overlap:
+    return Overlap(table[:-1, :-1], table[:-1, -1], table[-1, :-1], table[-1, -1] != 0)
+
+
 def _finite(values: NDArray[Any]) -> bool:
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
@@ -172,15 +176,11 @@ class TrackCache(Cache):
 
     def overlap(self, video_id: str) -> Overlap:
         """Overlap counts. Raises InputError when the split hides its answers."""
-        table = self._open_answers(video_id).array("overlap")
-        return Overlap(table[:-1, :-1], table[:-1, -1], table[-1, :-1], table[-1, -1] != 0)
+        return _overlap(self._counts(video_id))
 
     def ground_truth(self, video_id: str) -> GroundTruth:
         """The annotated objects. Raises InputError when the split hides its answers."""
-        folder = self._open_answers(video_id)
-        ids = tuple(folder.attributes["object_ids"])
-        masks = RleMasks.from_runs(self._runs(video_id, "gt_rle", len(ids)))
-        return GroundTruth(ids, masks, folder.array("overlap")[-1, -1] != 0)
+        return self._ground_truth(video_id, self._counts(video_id))
 
     def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[Any]:
         """The extra array `name`, or some frames of it where it is stored by frame."""
@@ -188,7 +188,7 @@ class TrackCache(Cache):
 
     def read(self, video_id: str) -> TrackRecord:
         """Everything of a video."""
-        info, hidden = self.info(video_id), self.folder(video_id).attributes["object_ids"] is None
+        info = self.info(video_id)
         tracks = TrackSet(
             tokens=self.tokens(video_id),
             presence=self.presence(video_id),
@@ -199,16 +199,23 @@ class TrackCache(Cache):
             prompt_box=info.prompt_box,
             features={spec["name"]: self.feature(video_id, spec["name"]) for spec in self.card.feature_specs},
         )
-        truth, overlap = (None, None) if hidden else (self.ground_truth(video_id), self.overlap(video_id))
+        if info.object_ids is None:
+            return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, None, None)
+        counts = self._counts(video_id)
+        truth, overlap = self._ground_truth(video_id, counts), _overlap(counts)
         return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, truth, overlap)
 
-    def _open_answers(self, video_id: str) -> VideoFolder:
+    def _counts(self, video_id: str) -> NDArray[np.int32]:
         folder = self.folder(video_id)
         if folder.attributes["object_ids"] is None:
             raise InputError(
                 f"{self.path}, video {video_id}: the split {self.card.split!r} hides its answers; use a split that shows them"
             )
-        return folder
+        return folder.array("overlap")
+
+    def _ground_truth(self, video_id: str, counts: NDArray[np.int32]) -> GroundTruth:
+        ids = tuple(self.folder(video_id).attributes["object_ids"])
+        return GroundTruth(ids, RleMasks.from_runs(self._runs(video_id, "gt_rle", len(ids))), counts[-1, -1] != 0)
 
     def _runs(self, video_id: str, name: str, count: int, chosen: Iterable[int] | None = None) -> Runs:
         folder = self.folder(video_id)

@@ -75,10 +75,12 @@ def verify(path: Path | str) -> Iterator[str]:
 
 def _video_faults(cache: Cache, video_id: str) -> list[str]:
     try:
-        folder = VideoFolder(cache.place, video_id)
+        folder = cache.folder(video_id)
     except InputError as error:
         return [str(error)]
-    return list(_faults(folder)) or list(_misfits(cache, video_id))
+    # First, because it compares what it reads with the digests: what is far away is fetched once.
+    misfits = list(_misfits(cache, video_id))
+    return list(_faults(folder)) or misfits
 
 
 def leftovers(path: Path | str) -> Iterator[str]:
@@ -92,7 +94,7 @@ def _faults(folder: VideoFolder) -> Iterator[str]:
     belong = {"digests.json", *folder.files, *(str(parent) for name in folder.files for parent in Path(name).parents)}
     for name in sorted(present - belong):
         yield f"{folder.where(name)}: does not belong here; {folder.remedy}"
-    for name in folder.files:
+    for name in folder.unread():
         try:
             folder.check(name)
         except InputError as error:

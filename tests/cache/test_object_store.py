@@ -19,11 +19,11 @@ from click.testing import CliRunner
 
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract
+from rvos_cache.extract import extract, extract_text
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, leftovers, place_of, read_card, verify
 from rvos_cache.store.attempts import DAY, HOST
 from rvos_cache.store.objects import Objects
-from rvos_select.caches import TrackSource
+from rvos_select.caches import TextSource, TrackSource, find_text, texts_of
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -194,6 +194,44 @@ def test_a_writer_that_took_half_a_day_does_not_commit(tmp_path: Path, out: str,
         with pytest.raises(OSError, match="half a day"):
             writer.publish("v", {"a": np.zeros(3, np.float32)}, {})
     assert writer.done() == set()
+
+
+def test_verify_fetches_each_file_once(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
+    import fsspec
+
+    fetched: list[str] = []
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(s3, name)
+
+        def cat_file(self, path: str) -> bytes:
+            fetched.append(path)
+            return bytes(s3.cat_file(path))
+
+    run(tmp_path, out, 2)
+    monkeypatch.setattr(fsspec, "filesystem", lambda *a, **k: Counted())
+    assert list(verify(out)) == []
+    files = [path for path in fetched if not path.endswith("card.json")]
+    assert sorted(files) == sorted(path for path in s3.find(out) if not path.endswith("card.json"))
+
+
+def test_words_beside_tracks_are_found_at_a_url(tmp_path: Path, server: str, s3: Any) -> None:
+    """Only of the same dataset and split, and said with both slashes where there is not one."""
+    base = f"s3://{BUCKET}/beside"
+    run(tmp_path, f"{base}/tracks.zarr", 1)
+    with pytest.raises(InputError, match=rf"^{base}/tracks.zarr: wanted one text cache of {TINY} train beside it, found none"):
+        find_text(Path(f"{base}/tracks.zarr"))
+    extract_text(TINY, tmp_path / "1", "train", "hashed", Path(f"{base}/text-hashed.zarr"))
+    extract_text(TINY, tmp_path / "1", "valid", "hashed", Path(f"{base}/other.zarr"))
+    s3.pipe_file(f"{base}/foreign.zarr/x", b"x")
+    found = texts_of([Path(f"{base}/tracks.zarr")], [])
+    assert [text.card.split for text in TextSource(found).caches] == ["train"] and len(found) == 1
+    with pytest.raises(InputError, match=rf"^{base}/text-hashed.zarr: no words of video v09"):
+        TextSource(found).words("v09")
+    extract_text(TINY, tmp_path / "1", "train", "hashed", Path(f"{base}/again.zarr"))
+    with pytest.raises(InputError, match=f"found {base}/again.zarr, {base}/text-hashed.zarr; give --text"):
+        find_text(Path(f"{base}/tracks.zarr"))
 
 
 class Careless:

@@ -211,7 +211,7 @@ READS = {
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_flipped_or_missing_chunk_is_never_read(cache: TrackCache, file: str, when: str) -> None:
     """Whether the handle has read the file before or not; and reading goes on when the right bytes are back."""
-    path, read = cache.path / "videos/v" / file, READS[file]
+    path, read = Path(cache.path) / "videos/v" / file, READS[file]
     if when == "after":
         read(cache)
     raw = flip(path)
@@ -229,7 +229,7 @@ def test_a_flipped_or_missing_chunk_is_never_read(cache: TrackCache, file: str, 
 
 def test_every_bit_of_a_file_counts_under_an_open_handle(cache: TrackCache) -> None:
     cache.presence("v")
-    path = cache.path / "videos/v/presence/c/0/0"
+    path = Path(cache.path) / "videos/v/presence/c/0/0"
     raw = path.read_bytes()
     for bit in range(8 * len(raw)):
         torn = bytearray(raw)
@@ -242,8 +242,8 @@ def test_every_bit_of_a_file_counts_under_an_open_handle(cache: TrackCache) -> N
 def test_a_video_that_was_made_again_is_not_read_by_an_old_handle(cache: TrackCache, tmp_path: Path) -> None:
     cache.tokens("v")
     write_tracks(writer(tmp_path / "other.zarr"), record(seed=9))
-    shutil.rmtree(cache.path / "videos/v")
-    (tmp_path / "other.zarr/videos/v").rename(cache.path / "videos/v")
+    shutil.rmtree(Path(cache.path) / "videos/v")
+    (tmp_path / "other.zarr/videos/v").rename(Path(cache.path) / "videos/v")
     for read in (cache.tokens, cache.presence, cache.masks):
         with pytest.raises(InputError, match=r"its bytes"):
             read("v")
@@ -258,7 +258,7 @@ def test_a_chunk_that_was_never_listed_is_no_zeros(cache: TrackCache) -> None:
 
 
 def test_a_cache_of_the_first_format_is_refused_in_one_line(cache: TrackCache) -> None:
-    path = cache.path / "card.json"
+    path = Path(cache.path) / "card.json"
     held = json.loads(path.read_text())
     del held["digest"]
     path.write_bytes(sealed({**held, "format_version": 1}))
@@ -336,7 +336,7 @@ def test_nan_is_refused_wherever_it_stands(tmp_path: Path) -> None:
     ".staging/what",
 ])  # fmt: skip
 def test_strays_are_found(cache: TrackCache, name: str) -> None:
-    stray = cache.path / name
+    stray = Path(cache.path) / name
     if name.endswith("/"):
         stray.mkdir()
     else:
@@ -353,7 +353,7 @@ def dead_process() -> int:
 
 
 def test_what_dead_processes_left_is_a_note_and_is_swept(cache: TrackCache) -> None:
-    pid, mine, staging = dead_process(), os.getpid(), cache.path / ".staging"
+    pid, mine, staging = dead_process(), os.getpid(), Path(cache.path) / ".staging"
     before = content_digest(cache.path)
     dead = [f"v.1.{HOST}.{pid}.{uuid.uuid4().hex}", f"w.elsewhere.{pid}.{uuid.uuid4().hex}"]
     alive = [f"v.1.{HOST}.{mine}.{uuid.uuid4().hex}", f"w.elsewhere.{mine}.{uuid.uuid4().hex}"]
