@@ -71,7 +71,7 @@ class TrainSettings(Settings):
     label_iou: float | None = Field(default=None, gt=0, lt=1)
     """Mean IoU above which a track is a positive; None: what the card of its own cache says (SAM 2: 0.7, flow: 0.5)."""
     weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
-    """How often an epoch takes each video (batch = "video") or expression ("single") of a training set, by "dataset" or
+    """How often an epoch takes each video (batch = "video") or expression ("single", "clip") of a training set, by "dataset" or
     "dataset/split"; 1, each once, for what is not named. 2 takes each twice; 0.5 half of them, drawn anew each epoch; so an
     epoch is the sum over the sets of weight · items, each rounded."""
     optim: OptimSettings = OptimSettings()

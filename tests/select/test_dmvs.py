@@ -191,6 +191,21 @@ def test_padding_changes_nothing(model: Dmvs) -> None:
         torch.testing.assert_close(found[b, x.track_mask[b]] if not model.draws else found[b], one, **CLOSE)
 
 
+def test_the_least_there_is(model: Dmvs) -> None:
+    """One frame, one track, one object, and of the text the special word alone."""
+    x = batch(2, t=1, length=1, tracks=1, objects=1)
+    for b, ours in enumerate(model.decode(x).layers.movedim(1, 0)):
+        torch.testing.assert_close(ours, torch.stack(reference(model, single(x, b))), **CLOSE)
+    assert model.loss(x)["loss"].isfinite()
+
+
+def test_more_objects_than_queries(model: Dmvs) -> None:
+    """Every query is matched, the other objects to none."""
+    x = batch(1, objects=30, tracks=6)
+    positive = torch.stack([-model.class_head(layer).log_softmax(-1)[..., 0].mean() for layer in model.decode(x).layers])
+    torch.testing.assert_close(model.loss(x)["class"], positive.sum(), **CLOSE)
+
+
 def test_the_order_of_expressions_is_theirs(model: Dmvs) -> None:
     x, order = batch(4), [2, 0, 3, 1]
     torch.testing.assert_close(model(rows(x, order)), model(x)[order], **CLOSE)
