@@ -20,6 +20,7 @@ from rvos_cache.runs import Runs, paint
 
 Rle = dict[str, Any]
 """COCO's compressed form: {"size": [H, W], "counts": bytes}."""
+BROKEN_OFF = "the run-length bytes of a mask break off inside a number"
 
 
 def encode(mask: NDArray[Any]) -> bytes:
@@ -104,19 +105,37 @@ def _counts(digits: NDArray[np.uint8], stops: NDArray[np.int64], masks: NDArray[
     return counts
 
 
-def run_ends(rle: NDArray[np.uint8], offsets: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def mask_ends(rle: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """`run_ends` of one mask, in half the time where its runs are few: int64 (runs,). rle: uint8 (bytes,). Raises ValueError."""
+    digits = rle.astype(np.int64) - 48
+    stops = np.flatnonzero(digits < 32) + 1
+    if not len(stops) or stops[-1] != len(digits):
+        raise ValueError(BROKEN_OFF)
+    starts = np.concatenate([stops[:1] * 0, stops[:-1]])
+    lengths = stops - starts
+    if len(stops) == len(digits):
+        counts = digits & 31
+    else:
+        place = np.arange(len(digits)) - np.repeat(starts, lengths)
+        counts = np.add.reduceat((digits & 31) << (5 * place), starts)
+    counts -= ((digits[stops - 1] >> 4) & 1) << (5 * lengths)
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return np.cumsum(counts)
+
+
+def run_ends(rle: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the runs of several masks end, in pixels column by column, and where each mask's share of that list ends.
 
-    rle: uint8 (bytes,); offsets: int64 (K + 1,), mask k = rle[offsets[k] : offsets[k + 1]] (default: one mask), none without
-    a byte. Returns int64 (runs of all,) and int64 (K,). The first run of a mask is background. The format is that of
-    `run_total`, and the bytes must have been checked as there. Raises ValueError when a mask breaks off inside a number.
+    rle: uint8 (bytes,); offsets: int64 (K + 1,), mask k = rle[offsets[k] : offsets[k + 1]], none without a byte. Returns int64
+    (runs of all,) and int64 (K,). The first run of a mask is background. The format is that of `run_total`, and the bytes must
+    have been checked as there. Raises ValueError when a mask breaks off inside a number.
     """
-    bounds = np.array([0, len(rle)], np.int64) if offsets is None else offsets
     digits = rle - np.uint8(48)
     stops = np.flatnonzero(digits < 32) + 1
-    masks = np.searchsorted(stops, bounds[1:], side="right")
-    if not len(stops) or (masks == 0).any() or not np.array_equal(stops[masks - 1], bounds[1:]):
-        raise ValueError("the run-length bytes of a mask break off inside a number")
+    masks = np.searchsorted(stops, offsets[1:], side="right")
+    if not len(stops) or (masks == 0).any() or not np.array_equal(stops[masks - 1], offsets[1:]):
+        raise ValueError(BROKEN_OFF)
     ends = _counts(digits, stops, masks)
     for a, b in zip([0, *masks[:-1].tolist()], masks.tolist()):
         ends[a:b] = ends[a:b].cumsum()
@@ -249,7 +268,7 @@ class RleMasks:
         """Pixels (H, W) of mask k in frame t. Raises ValueError when its runs do not fill the frame."""
         i = range(self.shape[0])[k] * self.shape[1] + range(self.shape[1])[t]
         out = np.zeros(self.size, bool)
-        paint([run_ends(self.rle[self.offsets[i] : self.offsets[i + 1]])[0]], out)
+        paint([mask_ends(self.rle[self.offsets[i] : self.offsets[i + 1]])], out)
         return out
 
     def dense(self, indices: Iterable[int] | None = None) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_cache.masks import mask_ends
 from rvos_select.metrics.boundary import tolerance
 
 Bits = NDArray[np.uint64]
@@ -40,7 +41,7 @@ class Silhouette:
     def of_runs(cls, raw: bytes, size: tuple[int, int]) -> Silhouette:
         """From the compressed runs of a mask of `size` (H, W), which must be whole (`from_coco` checks foreign ones)."""
         height = size[0]
-        edges = run_edges(raw)
+        edges = mask_ends(np.frombuffer(raw, np.uint8))
         starts, ends = edges[::2][: len(edges) // 2], edges[1::2]
         if (starts == ends).any():
             starts, ends = starts[starts < ends], ends[starts < ends]
@@ -88,28 +89,6 @@ def j_and_f(a: Silhouette, b: Silhouette) -> tuple[float, float]:
         return region, float(a.length == b.length)
     precision, recall = _shared(a, a.edge, b, b.near) / a.length, _shared(b, b.edge, a, a.near) / b.length
     return region, 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
-
-
-def run_edges(raw: bytes) -> NDArray[np.int64]:
-    """Where the runs of a compressed mask end, in pixels column by column, int64 (runs,); the first run is background.
-
-    COCO's `rleFrString`: little-endian groups of five bits plus a continuation bit, offset by 48, and from the fourth run on
-    each count is stored as the difference to the one two before.
-    """
-    digits = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
-    more = digits >= 32
-    stops = np.flatnonzero(~more) + 1
-    starts = np.concatenate([stops[:1] * 0, stops[:-1]])
-    lengths = stops - starts
-    if len(stops) == len(digits):
-        values = digits & 31
-    else:
-        place = np.arange(len(digits)) - np.repeat(starts, lengths)
-        values = np.add.reduceat((digits & 31) << (5 * place), starts)
-    values -= ((digits[stops - 1] >> 4) & 1) << (5 * lengths)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return np.cumsum(values)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from rvos_cache.errors import InputError
-from rvos_cache.masks import RleMasks, from_coco, intersections, run_ends, run_total
+from rvos_cache.masks import RleMasks, from_coco, intersections, mask_ends, run_ends, run_total
 from rvos_cache.overlap import count_overlap, frame_mean, iou, precision, recall
 from rvos_cache.runs import Runs
 from rvos_cache.settings import Settings, build, merge, parse_overrides
@@ -94,6 +94,16 @@ def test_pixels_are_what_the_counts_say(height: int, width: int, rows: list[list
     if masks:
         ends, stops = run_ends(held.rle, held.offsets)
         assert np.array_equal(ends[stops - 1], [total] * len(masks)) and len(ends) == stops[-1]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 70_000), min_size=1, max_size=40))
+def test_runs_are_read_as_coco_writes_them(counts: list[int]) -> None:
+    """Runs of any length, empty ones too, by both routes."""
+    raw = coco.frPyObjects({"size": [sum(counts), 1], "counts": counts}, sum(counts), 1)["counts"]
+    rle = np.frombuffer(raw, np.uint8)
+    assert np.array_equal(mask_ends(rle), np.cumsum(counts))
+    assert np.array_equal(run_ends(rle, np.array([0, len(rle)]))[0], np.cumsum(counts))
 
 
 def test_runs_that_do_not_fill_the_frame_give_no_pixels() -> None:

@@ -23,7 +23,7 @@ from rvos_select.merge import merge
 from rvos_select.metrics import Scores, f, j
 from rvos_select.metrics.boundary import boundary, frame_f, tolerance
 from rvos_select.metrics.scores import score
-from rvos_select.metrics.silhouette import Silhouette, _spread, j_and_f, run_edges
+from rvos_select.metrics.silhouette import Silhouette, _spread, j_and_f
 from rvos_select.metrics.slices import Facts, mean_share, parts
 
 
@@ -237,14 +237,6 @@ def test_bits_and_pixels_agree(masks: np.ndarray) -> None:
     dense = j(masks[:1], masks[1:])[0], f(masks[:1], masks[1:])[0]
     for pair in zip(*(both(mask) for mask in masks)):
         assert j_and_f(*pair) == pytest.approx(dense, abs=1e-12)
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(0, 70_000), min_size=1, max_size=40))
-def test_runs_are_read_as_coco_writes_them(counts: list[int]) -> None:
-    """Runs of any length, empty ones too."""
-    raw = coco.frPyObjects({"size": [sum(counts), 1], "counts": counts}, sum(counts), 1)["counts"]
-    assert np.array_equal(run_edges(raw), np.cumsum(counts))
 
 
 def test_runs_of_length_zero_change_nothing() -> None:
