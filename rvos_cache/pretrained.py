@@ -11,12 +11,14 @@ import numpy as np
 from rvos_cache.errors import InputError
 
 
-def load_frozen(kind: Any, checkpoint: str, what: str, unread: tuple[str, ...] = (), **options: Any) -> Any:
+def load_frozen(
+    kind: Any, checkpoint: str, what: str, unread: tuple[str, ...] = (), setting: str = "checkpoint", **options: Any
+) -> Any:
     """The model `checkpoint` of the transformers class `kind` (or AutoModel), frozen, float32, in evaluation mode, on the GPU
     where there is one.
 
     what: how an error names it ("text checkpoint"); unread: beginnings of the names of weights that nobody reads, which a
-    checkpoint may lack; options: more for `from_pretrained`. Only safetensors are read.
+    checkpoint may lack; setting: where a person names it; options: more for `from_pretrained`. Only safetensors are read.
     Raises InputError when it cannot be loaded, or lacks a weight that `kind` has.
     """
     import torch
@@ -28,12 +30,13 @@ def load_frozen(kind: Any, checkpoint: str, what: str, unread: tuple[str, ...] =
         lambda: kind.from_pretrained(checkpoint, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options),
         checkpoint,
         what,
+        setting,
     )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unread))
     if missing:
         raise InputError(
             f"{what} {checkpoint!r}: it has no weight {missing[0]!r} ({len(missing)} are missing), so they would be random; "
-            f"give a checkpoint of {kind.__name__}"
+            f"give a checkpoint of {kind.__name__}: --set {setting}=FOLDER"
         )
     for name, tensor in model.state_dict().items():
         if name in report["missing_keys"]:
@@ -42,12 +45,12 @@ def load_frozen(kind: Any, checkpoint: str, what: str, unread: tuple[str, ...] =
     return model.eval().requires_grad_(False).to(device())
 
 
-def load_processor(kind: Any, checkpoint: str, what: str, **options: Any) -> Any:
+def load_processor(kind: Any, checkpoint: str, what: str, setting: str = "checkpoint", **options: Any) -> Any:
     """The tokenizer or processor of `checkpoint`. Raises InputError."""
-    return _asked(lambda: kind.from_pretrained(checkpoint, **options), checkpoint, what)
+    return _asked(lambda: kind.from_pretrained(checkpoint, **options), checkpoint, what, setting)
 
 
-def _asked(load: Any, checkpoint: str, what: str) -> Any:
+def _asked(load: Any, checkpoint: str, what: str, setting: str) -> Any:
     try:
         return load()
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
@@ -55,7 +58,7 @@ def _asked(load: Any, checkpoint: str, what: str) -> Any:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"{what} {checkpoint!r} cannot be loaded ({lines[0]}); give a hub name or a folder with config.json, "
-            "model.safetensors and what its tokenizer or processor needs: --set checkpoint=FOLDER"
+            f"model.safetensors and what its tokenizer or processor needs: --set {setting}=FOLDER"
         ) from error
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Mevis:
     one_object = False
 
     def __init__(self, root: Path, split: str) -> None:
-        """Raises InputError; warns once where sentences have audio, which is not read."""
+        """Raises InputError; warns where sentences have audio, once for a file, which is not read."""
         self.root, self.split = Path(root), split
         self.folder = self.root / check_id(split, f"{self.root}, split")
         self.file, other = self.folder / EXPRESSIONS, self.folder / EXPRESSIONS_V2
@@ -61,7 +61,7 @@ class Mevis:
         self.videos = read_videos(self.file, self.repeated)
         spoken = sum(map(_spoken, self.videos.values()))
         if spoken:
-            warnings.warn(f'{self.file}: "{AUDIO}" of {spoken} expressions is ignored, their text is read', stacklevel=2)
+            _say_once(f'{self.file.absolute()}: "{AUDIO}" of {spoken} expressions is ignored, their text is read')
 
     @staticmethod
     def splits(root: Path) -> list[str]:
@@ -221,6 +221,12 @@ class Mevis:
         if not isinstance(entry, dict):
             raise InputError(f"{self.file}: no video {video_id!r} in this split; rvos-cache check lists them")
         return entry
+
+
+@cache
+def _say_once(notice: str) -> None:
+    # A command opens a split for its tracks and again for its words.
+    warnings.warn(notice, stacklevel=3)
 
 
 def _spoken(entry: object) -> int:

@@ -16,7 +16,7 @@ from transformers.models.grounding_dino.modeling_grounding_dino import SPECIAL_T
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import device, load_frozen, load_processor, weights_digest
 
-WHAT = "grounding checkpoint"
+WHAT, SETTING = "grounding checkpoint", "grounding_checkpoint"
 Boxes = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Boxes (K, 4), x0 y0 x1 y1 in pixels of the frame, and their scores (K,)."""
 
@@ -32,11 +32,11 @@ class BoxFinder:
     def __init__(self, checkpoint: str, box_threshold: float, text_threshold: float) -> None:
         self.checkpoint, self.box_threshold, self.text_threshold = checkpoint, box_threshold, text_threshold
         # Where torchvision is installed it would resize in its own way: a cache must not depend on that.
-        images = load_processor(AutoImageProcessor, checkpoint, WHAT, backend="pil")
-        self.tokenizer: Any = load_processor(AutoTokenizer, checkpoint, WHAT)
+        images = load_processor(AutoImageProcessor, checkpoint, WHAT, SETTING, backend="pil")
+        self.tokenizer: Any = load_processor(AutoTokenizer, checkpoint, WHAT, SETTING)
         self._check_delimiters()
         self.processor: Any = GroundingDinoProcessor(images, self.tokenizer)
-        self.model: Any = load_frozen(GroundingDinoForObjectDetection, checkpoint, WHAT)
+        self.model: Any = load_frozen(GroundingDinoForObjectDetection, checkpoint, WHAT, setting=SETTING)
         self.digest = weights_digest(self.model, checkpoint)
         self.longest = min(int(self.model.config.max_text_len), int(self.tokenizer.model_max_length))
         self.sight = _Sight(self.model.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,12 +253,14 @@ def test_the_second_version(root: Path) -> None:
     assert list(data.check()) == []
 
 
-@pytest.mark.parametrize("words", [("check",), ("extract-text", "--out", "t.zarr")], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [("check",), ("extract-text", "--out", "t.zarr"), ("extract-all",)], ids=lambda words: words[0])
 def test_audio_is_one_line_and_no_fault(
     root: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Also where a split is opened for its tracks and again for its words, and other code touches the filters in between."""
     second_version(root)
     monkeypatch.chdir(root)
+    warnings.simplefilter("always")
     status, said = call(monkeypatch, capsys, *words, "--dataset", "mevis", "--root", root, "--split", "valid_u")
     assert status == 0
     assert said.startswith("warning: ") and said.endswith("is read") and "\n" not in said

@@ -50,12 +50,12 @@ def test_a_changed_weight_changes_the_digest(checkpoint: Path) -> None:
     assert weights_digest(load_frozen(AutoModel, str(checkpoint), "text checkpoint"), str(checkpoint)) != before
 
 
-@pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
-def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, damage: str) -> None:
+@pytest.mark.parametrize(("damage", "setting"), [("config.json", "checkpoint"), ("model.safetensors", "other_checkpoint")])
+def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, damage: str, setting: str) -> None:
     path = checkpoint / damage
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(InputError, match="cannot be loaded") as caught:
-        load_frozen(AutoModel, str(checkpoint), "text checkpoint")
+    with pytest.raises(InputError, match=f"cannot be loaded .* needs: --set {setting}=FOLDER$") as caught:
+        load_frozen(AutoModel, str(checkpoint), "text checkpoint", setting=setting)
     assert "\n" not in str(caught.value)
 
 
