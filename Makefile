@@ -5,7 +5,8 @@ DATASET ?= mevis
 ROOT ?= data/$(DATASET)
 TRACKER ?= flow
 ENCODER ?= hashed
-JOBS ?= 2
+# Forked processes cannot share a GPU.
+JOBS ?= $(if $(filter flow,$(TRACKER)),2,1)
 # One thread per process: two threads on two busy cores are slower than one.
 export OMP_NUM_THREADS ?= 1
 
@@ -25,7 +26,8 @@ demo: env
 	$(BIN)/python -m pipelines.sola_shapes --out out/demo
 
 extract: env
-	$(BIN)/rvos-cache extract-all --dataset $(DATASET) --root $(ROOT) --tracker $(TRACKER) --encoder $(ENCODER) --jobs $(JOBS) $(if $(SPLIT),--split $(SPLIT))
+	$(BIN)/rvos-cache extract-all --dataset $(DATASET) --root $(ROOT) --tracker $(TRACKER) --encoder $(ENCODER) --jobs $(JOBS) \
+		$(SPLIT:%=--split %) $(SET:%=--set '%') $(TEXT_SET:%=--text-set '%') $(CORRUPT:%=--corrupt %) $(BUDGET:%=--budget %)
 
 test: env
 	$(BIN)/pytest -n 2

@@ -79,6 +79,7 @@ def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: 
 @ENCODER
 @click.option("--out", type=PATH, help="Folder of the caches.  [default: out/cache/<dataset>]")
 @SET
+@click.option("--text-set", "text_overrides", multiple=True, metavar="K=V", help="One setting of the encoder; may repeat.")
 @CORRUPT
 @BUDGET
 @JOBS
@@ -91,6 +92,7 @@ def extract_all(
     encoder: str,
     out: Path | None,
     overrides: tuple[str, ...],
+    text_overrides: tuple[str, ...],
     corrupt: str | None,
     budget: int | None,
     jobs: int,
@@ -102,11 +104,11 @@ def extract_all(
     from rvos_cache.settings import parse_overrides
 
     where = root or Path("data") / dataset
-    settings = parse_overrides(overrides)
     told(
         step(
             dataset, where, splits=splits, tracker=tracker, encoder=encoder, out=out,
-            overrides=settings, corrupt=corrupt, budget=budget, engine=engine_of(jobs=jobs, **engine),
+            overrides=parse_overrides(overrides), text_overrides=parse_overrides(text_overrides),
+            corrupt=corrupt, budget=budget, engine=engine_of(jobs=jobs, **engine),
         )
     )  # fmt: skip
 

@@ -118,6 +118,7 @@ def extract_all(
     encoder: str = "hashed",
     out: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    text_overrides: Mapping[str, Any] | None = None,
     corrupt: str | None = None,
     jobs: int = 1,
     engine: Engine | None = None,
@@ -125,8 +126,9 @@ def extract_all(
 ) -> dict[str, ExtractReport]:
     """Tracks and words of every split found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 
-    `out` is out/cache/<dataset> by default; tracks of corrupted frames lie in `<tracker>-<name>-<severity>.zarr`. budget: of the
-    tracks of all splits together. Raises like `extract`, and InputError when no split is found.
+    `out` is out/cache/<dataset> by default; tracks of corrupted frames lie in `<tracker>-<name>-<severity>.zarr`. overrides,
+    text_overrides: settings of the tracker and of the encoder; budget: of the tracks of all splits together.
+    Raises like `extract`, and InputError when no split is found.
     """
     found = list(splits) or resolve(DATASETS, dataset, "dataset").splits(Path(root))
     if not found:
@@ -143,7 +145,7 @@ def extract_all(
         tracks = base / split / f"{name}.zarr"
         reports[f"{split}/{name}"] = _tracked(work, tracks, work.source.video_ids(), engine or LocalEngine(jobs))
         words = base / split / f"text-{encoder.rpartition(':')[2]}.zarr"
-        reports[f"{split}/text"] = extract_text(dataset, root, split, encoder, words)
+        reports[f"{split}/text"] = extract_text(dataset, root, split, encoder, words, overrides=text_overrides)
     return reports
 
 
