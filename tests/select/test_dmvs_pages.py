@@ -11,10 +11,13 @@ import pytest
 from tiny_vita import CHANNELS, SMALL, write_checkpoint
 
 from pipelines import dmvs_mevis as page
+from pipelines.dmvs_shapes import dmvs_shapes
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import read_card
 from rvos_cache.text.roberta import RobertaSettings
-from rvos_cache.trackers.vita import VitaSettings
+from rvos_cache.trackers.vita import VitaSettings, load_head
+from rvos_cache.trackers.vita.segmenter import head_hash
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.train import TrainSettings
 
@@ -94,3 +97,20 @@ def test_an_unknown_row_is_one_line() -> None:
     with pytest.raises(InputError, match=r"no row 'table_9'; there are: table_1_mevis.val, ") as fault:
         page.published_row(PAPER, "table_9")
     assert "\n" not in str(fault.value) and "efficiency" not in str(fault.value)
+
+
+def test_the_shapes_page_trains_a_vita_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"epochs": 1, "batch_size": 8, "clip.frames": 3, "config.hidden": 16, "config.layers": 1, "config.points": 40}
+    sets = [word for k, v in small.items() for word in ("--set", f"{k}={v}")]
+    sizes = ["--videos", "3", "--vita-videos", "2", "--vita-steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *sizes, *sets])
+    dmvs_shapes(standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "frozen masks" in said and "oracle of VITA's tracks" in said
+    card = read_card(tmp_path / "out/cache/valid_u/vita.zarr")
+    head = load_head(str(tmp_path / "out/vita"))
+    assert card.weights["vita_head.safetensors"] == head_hash(head)["vita_head.safetensors"]
+    assert all(parameter.isfinite().all() for parameter in head.parameters())
+    assert (tmp_path / "out/report/index.html").exists()

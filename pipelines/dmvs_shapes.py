@@ -1,0 +1,65 @@
+"""DMVS on moving shapes with a VITA trained on them: every step of the two stages on one page, on a CPU.
+
+`python -m pipelines.dmvs_shapes --out out/dmvs_shapes`. Beside DMVS as in the paper stand its choice among VITA's own tracks,
+with frozen masks, and the tracks' oracle. A step that is done is not done again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipelines.vita_shapes import LONG, SHORT, train_vita
+from rvos_cache.cli import run_command
+from rvos_cache.extract import extract_all
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.shapes import write_shapes
+from rvos_select.cli import show_scores
+from rvos_select.evaluate import evaluate_selections
+from rvos_select.oracle import oracle
+from rvos_select.predict import predict
+from rvos_select.report import report
+from rvos_select.train import TrainSettings, train
+
+SPLITS = ("train", "valid_u")
+FROZEN = {"config": {"masks": "frozen", "mask_init": "random"}}
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_shapes"), show_default=True)
+@click.option("--vita", type=click.Path(path_type=Path), help="A checkpoint of pipelines.vita_shapes.  [default: train one]")
+@click.option("--vita-videos", default=240, show_default=True)
+@click.option("--vita-steps", default=2500, show_default=True)
+@click.option("--videos", default=200, show_default=True, help="One fifth of them is held out.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
+@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_shapes.toml.")
+def dmvs_shapes(
+    out: Path, vita: Path | None, vita_videos: int, vita_steps: int, videos: int, jobs: int, settings: tuple[str, ...]
+) -> None:
+    """From frames to J&F on held-out videos."""
+    root, caches = out / "data", out / "cache"
+    if not root.exists():
+        write_shapes(root, videos, 7, jobs=jobs)
+    checkpoint = vita or train_vita(out / "vita", vita_videos, vita_steps, 5e-4, 11)
+    tracker = {"checkpoint": str(checkpoint), "short_side": SHORT, "long_side": LONG, "profile": "exact", "max_tracks": 12}
+    extract_all("mevis", root, tracker="vita", encoder="hashed", out=caches, overrides=tracker, jobs=jobs)
+    tracks, texts = ({split: [caches / split / name] for split in SPLITS} for name in ("vita.zarr", "text-hashed.zarr"))
+
+    page = Path(__file__).with_suffix(".toml")
+    base = merge(read_toml(page), parse_overrides(settings))
+    scores = {}
+    for name, values in (("dmvs", base), ("frozen masks", merge(base, FROZEN))):
+        run = out / "runs" / name.replace(" ", "_")
+        valid = (tracks["valid_u"], texts["valid_u"])
+        train(build(TrainSettings, values, str(page)), tracks["train"], texts["train"], *valid, run, resume=run.exists())
+        selections = predict(run, tracks["valid_u"], texts["valid_u"], out / f"selections/{run.name}.zarr")
+        scores[name] = evaluate_selections(selections, tracks["valid_u"], root=root)
+    scores["oracle of VITA's tracks"] = oracle(tracks["valid_u"])
+    index = report(out / "runs/dmvs", out / "selections/dmvs.zarr", tracks["valid_u"], out / "report", root=root, rows=scores)
+    show_scores(scores, out / "metrics.json", scores["dmvs"])
+    click.echo(f"page: {index}")
+
+
+if __name__ == "__main__":
+    run_command(dmvs_shapes)
