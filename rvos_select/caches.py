@@ -13,6 +13,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.runs import Runs
 from rvos_cache.store import Card, TextCache, TrackCache, TrackInfo, place_of, read_card, spelled
+from rvos_cache.text.cues import CUES, DEFAULT_TAGGER, Tagger
 from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, Words
 
 
@@ -226,6 +227,15 @@ class TextSource:
     def words(self, video_id: str) -> tuple[Words, ...]:
         """The words of each expression."""
         return self._cache(video_id).words(video_id)
+
+    def tagger(self, video_id: str) -> Tagger:
+        """What made the tags of the video's words. Raises InputError for one whose tags have no known meaning."""
+        cache = self._cache(video_id)
+        made = cache.card.settings.get("tagger", DEFAULT_TAGGER)
+        for known in CUES:
+            if made == known:
+                return known
+        raise InputError(f"{cache.path}: tags of {made!r}, cues are known of {', '.join(CUES)}; --set tagger in extract-text")
 
 
 def find_text(tracks: Path) -> Path:

@@ -125,8 +125,7 @@ def clip_batch(picked: Picked, frames: Sequence[Sequence[int]], requires: Sequen
     """Expressions with T frames of their videos each, padded to the longest N and L. Raises InputError when one is damaged."""
     at = [list(chosen) for chosen in frames]
     n = max(sample.tokens.shape[0] for sample, _ in picked)
-    said = [sample.words[row] for sample, row in picked]
-    words, word_mask = pad_words(said)
+    words, word_mask = pad_words([sample.words[row] for sample, row in picked])
     presence = [_padded(s.presence[:, t].float(), n) for (s, _), t in zip(picked, at)] if "presence" in requires else None
     targets = [None if s.target is None else _padded(s.target[row], n) for s, row in picked]
     names = {name: None for sample, _ in picked for name in sample.frames}
@@ -138,7 +137,7 @@ def clip_batch(picked: Picked, frames: Sequence[Sequence[int]], requires: Sequen
         word_mask=word_mask,
         target=None if None in targets else torch.stack(targets),  # type: ignore[arg-type]
         presence=None if presence is None else torch.stack(presence),
-        **word_parts(said, words.shape[1], requires),
+        **word_parts(picked, words.shape[1], requires),
         features={name: _stacked(name, picked, at) for name in picked[0][0].features},
         frames={name: tuple(s.frames[name].take(t) for (s, _), t in zip(picked, at)) for name in names},
         overlap=overlaps(picked, at),

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
-from rvos_cache.text.cues import cue
-from rvos_cache.types import Expression, GroundTruth, Overlap, Words
+from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, cue
+from rvos_cache.types import Cue, Expression, GroundTruth, Overlap, Words
 from rvos_select.by_frame import StoredFrames
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.data import Batch
 from rvos_select.labels import mean_iou, target_indices, track_targets
+
+CUE_WORDS: dict[str, Cue] = {"motion_words": "motion", "static_words": "static"}
+"""Part of a Batch -> the words that it marks."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class VideoSample:
     targets (E, N) or None; features by name; set_name: the set it belongs to, "dataset/split".
 
     What a selector may ask for: frames, arrays on disk that are read by frames; overlap and truth, with named, the places of each
-    expression's objects among them. size: (H, W) of the frames; time: feature -> its axis of frames, where it has one.
+    expression's objects among them. size: (H, W) of the frames; time: feature -> its axis of frames, where it has one; tagger:
+    what made the tags of the words.
     """
 
     video_id: str
@@ -45,6 +49,7 @@ class VideoSample:
     named: tuple[tuple[int, ...], ...] | None = None
     size: tuple[int, int] = (0, 0)
     time: Mapping[str, int] = field(default_factory=dict)
+    tagger: Tagger = DEFAULT_TAGGER
 
 
 def set_name(card: Card) -> str:
@@ -132,6 +137,7 @@ def load_video(
         None if named is None else tuple(map(tuple, named)),
         info.size,
         time,
+        texts.tagger(video_id) if CUE_WORDS.keys() & set(requires) else DEFAULT_TAGGER,
     )
 
 
@@ -149,7 +155,7 @@ def video_batch(sample: VideoSample, rows: Sequence[int] | None = None, requires
         word_mask=word_mask,
         target=None if sample.target is None else sample.target[index],
         presence=sample.presence[None].float() if "presence" in requires else None,
-        **word_parts([sample.words[e] for e in chosen], words.shape[1], requires),
+        **word_parts([(sample, e) for e in chosen], words.shape[1], requires),
         features={name: value[None] for name, value in sample.features.items()},
         frames={name: (stored,) for name, stored in sample.frames.items()},
         overlap=overlaps([(sample, e) for e in chosen]),
@@ -176,9 +182,8 @@ def padded_batch(picked: Sequence[tuple[VideoSample, int]], requires: Sequence[s
         track_mask[i, :own] = sample.candidates[row]
         if target is not None and sample.target is not None:
             target[i, :own] = sample.target[row]
-    said = [sample.words[row] for sample, row in picked]
-    words, word_mask = pad_words(said)
-    parts = word_parts(said, words.shape[1], requires)
+    words, word_mask = pad_words([sample.words[row] for sample, row in picked])
+    parts = word_parts(picked, words.shape[1], requires)
     shown = presence if "presence" in requires else None
     counts = overlaps(picked)
     return Batch(tokens, frame_mask, track_mask, words, word_mask, target, shown, **parts, overlap=counts)
@@ -212,18 +217,21 @@ def pad_words(words: Sequence[Words]) -> tuple[Tensor, Tensor]:
     return out, mask
 
 
-def word_parts(words: Sequence[Words], longest: int, requires: Sequence[str]) -> dict[str, Any]:
+def word_parts(picked: Sequence[tuple[VideoSample, int]], longest: int, requires: Sequence[str]) -> dict[str, Any]:
+    """The parts of a Batch in `requires` that words have beside their vectors: spans (B, L, 2), motion_words and static_words
+    (B, L), L = `longest`. picked: B expressions (video, row); which words are cues is told by the tags of their own tagger."""
     parts: dict[str, Any] = {}
     if "spans" in requires:
-        spans: NDArray[np.int32] = np.zeros((len(words), longest, 2), np.int32)
-        for i, w in enumerate(words):
-            spans[i, : len(w.spans)] = w.spans
+        spans: NDArray[np.int32] = np.zeros((len(picked), longest, 2), np.int32)
+        for i, (sample, row) in enumerate(picked):
+            spans[i, : len(sample.words[row].spans)] = sample.words[row].spans
         parts["spans"] = torch.from_numpy(spans)
-    for name, kind in (("motion_words", "motion"), ("static_words", "static")):
+    for name, kind in CUE_WORDS.items():
         if name in requires:
-            marks = torch.zeros(len(words), longest, dtype=torch.bool)
-            for i, w in enumerate(words):
-                marks[i, : len(w.tags)] = torch.tensor([cue(tag) == kind for tag in w.tags])
+            marks = torch.zeros(len(picked), longest, dtype=torch.bool)
+            for i, (sample, row) in enumerate(picked):
+                tags = sample.words[row].tags
+                marks[i, : len(tags)] = torch.tensor([cue(tag, sample.tagger) == kind for tag in tags])
             parts[name] = marks
     return parts
 

@@ -18,7 +18,9 @@ from rvos_cache.errors import InputError
 from rvos_cache.types import Cue
 
 WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]", re.UNICODE)
-CUES: dict[str, dict[Cue, tuple[str, ...]]] = {
+Tagger = Literal["hanta", "spacy"]
+DEFAULT_TAGGER: Tagger = "hanta"
+CUES: dict[Tagger, dict[Cue, tuple[str, ...]]] = {
     "hanta": {"motion": ("VV", "AV0", "AVP"), "static": ("NN", "NP0", "AJ", "PR", "CRD", "ORD")},
     "spacy": {"motion": ("VB", "RB", "RP"), "static": ("NN", "JJ", "IN", "CD")},
 }
@@ -27,7 +29,7 @@ MAX_TAGGED = 200
 """Words of a sentence that are tagged together; HanTa's lattice is linear in it, and no real sentence is longer."""
 
 
-def cue(tag: str, tagger: Literal["hanta", "spacy"] = "hanta") -> Cue:
+def cue(tag: str, tagger: Tagger = DEFAULT_TAGGER) -> Cue:
     """The default meaning of a raw tag: motion (verbs, adverbs), static (nouns, adjectives, prepositions), other."""
     for name, prefixes in CUES[tagger].items():
         if tag.startswith(prefixes):
@@ -40,7 +42,7 @@ def split_words(text: str) -> list[tuple[str, int, int]]:
     return [(m.group(), m.start(), m.end()) for m in WORD.finditer(text)]
 
 
-def tag_words(words: list[str], tagger: Literal["hanta", "spacy"] = "hanta") -> list[str]:
+def tag_words(words: list[str], tagger: Tagger = DEFAULT_TAGGER) -> list[str]:
     """One raw part-of-speech tag per word. Raises InputError when spaCy or its model is not installed."""
     tags: list[str] = []
     for start in range(0, len(words), MAX_TAGGED):
@@ -48,7 +50,7 @@ def tag_words(words: list[str], tagger: Literal["hanta", "spacy"] = "hanta") -> 
     return tags
 
 
-def align_tags(text: str, spans: NDArray[np.int32], tagger: Literal["hanta", "spacy"] = "hanta") -> tuple[str, ...]:
+def align_tags(text: str, spans: NDArray[np.int32], tagger: Tagger = DEFAULT_TAGGER) -> tuple[str, ...]:
     """The tag of each encoder token: that of the word whose characters it overlaps first; "" for special tokens.
 
     spans: int32 (L, 2), character ranges of the tokens.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -12,7 +12,7 @@ from pydantic import Field
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import device, load_frozen, load_processor, weights_digest
 from rvos_cache.settings import Settings
-from rvos_cache.text.cues import align_tags
+from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags
 from rvos_cache.text.normalise import Normalise, normalised, written_spans
 from rvos_cache.types import Words
 
@@ -23,7 +23,7 @@ class RobertaSettings(Settings):
     checkpoint: str = "sentence-transformers/all-roberta-large-v1"
     """A hub name or a folder with tokenizer, config and safetensors weights."""
     batch_size: int = Field(default=32, ge=1)
-    tagger: Literal["hanta", "spacy"] = "hanta"
+    tagger: Tagger = DEFAULT_TAGGER
     normalise: Normalise = "raw"
     """raw: the sentence as written (SOLA's released code); lower: lower case and single blanks (MeViS's LMPM, DsHmp)."""
 

@@ -25,9 +25,8 @@ def kinds_of(texts: Sequence[Path]) -> Callable[[Expression], str | None]:
             return None
         if video_id not in kinds:
             kinds.clear()
-            tagger = source.of[video_id].card.settings.get("tagger", "hanta")
             said = zip(source.expressions(video_id), source.words(video_id))
-            kinds[video_id] = {e.expression_id: kind_of_words(w, partial(cue, tagger=tagger)) for e, w in said}
+            kinds[video_id] = {e.expression_id: kind_of_words(w, partial(cue, tagger=source.tagger(video_id))) for e, w in said}
         return kinds[video_id].get(expression.expression_id)
 
     return kind

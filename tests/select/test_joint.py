@@ -254,7 +254,7 @@ def test_each_cache_has_its_own_threshold(tmp_path: Path) -> None:
     three, other = write(tmp_path / "three", "train", ["w0"], narrow=True, label_iou=0.7, dataset="other")
     tracks, words = TrackSource([one, two, three]), TextSource([text, other])
     own = label_limits(tracks, None)
-    assert [own[path] for path in (one, two, three)] == [0.5, 0.7, 0.7]
+    assert [own[str(path)] for path in (one, two, three)] == [0.5, 0.7, 0.7]
     right, wrong = np.eye(4, TRACKS), np.zeros((4, TRACKS))
     joined = load_video(tracks, words, "v0", limits=own).target
     assert joined is not None and np.array_equal(joined.numpy(), np.concatenate([right, wrong], axis=1))

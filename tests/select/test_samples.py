@@ -1,0 +1,79 @@
+"""Parts of a batch that tell which words are cues: by the tags of whichever tagger made them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvos_cache.errors import InputError
+from rvos_cache.masks import RleMasks
+from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
+from rvos_cache.types import Expression, TrackSet, Words
+from rvos_select.caches import TextSource, TrackSource
+from rvos_select.clips import clip_batch
+from rvos_select.data import Batch
+from rvos_select.samples import VideoSample, load_video, padded_batch, video_batch
+
+SIZE, FRAMES = (4, 6), 3
+CUES = ("motion_words", "static_words", "spans")
+# "the dog is running": the verb that moves is VV in C5 and VB in Penn, where "is" is one too.
+TAGS = {"hanta": ("", "AT0", "NN1", "VBZ", "VVG"), "spacy": ("", "DT", "NN", "VBZ", "VBG")}
+MOTION = {"hanta": [0, 0, 0, 0, 1], "spacy": [0, 0, 0, 1, 1]}
+SPANS = [[0, 0], [0, 3], [4, 7], [8, 10], [11, 18]]
+
+
+def write(folder: Path, tagger: str, settings: dict[str, object]) -> tuple[Path, Path]:
+    """Tracks and words of one video, named as the tagger, of a dataset of its own."""
+    shared = {"dataset": tagger, "split": "train"}
+    tracks = CacheWriter(folder / f"{tagger}.zarr", Card(kind="tracks", producer="x", channels=2, **shared))  # type: ignore[arg-type]
+    words = CacheWriter(
+        folder / f"{tagger}-text.zarr",
+        Card(kind="text", producer="hashed", channels=2, settings=settings, **shared),  # type: ignore[arg-type]
+    )
+    said = (Expression(tagger, "0", "the dog is running", None),)
+    found = TrackSet(
+        np.zeros((1, FRAMES, 2), np.float16), np.ones((1, FRAMES), np.float16), RleMasks.empty(1, FRAMES, SIZE),
+        np.full(1, -1, np.int32), ("grid",), np.zeros(1, np.int32), np.zeros((1, 4), np.float32),
+    )  # fmt: skip
+    names = tuple(f"{t:05d}" for t in range(FRAMES))
+    write_tracks(tracks, TrackRecord(tagger, names, SIZE, said, found, None, None))
+    tags = TAGS.get(tagger, TAGS["hanta"])
+    spoken = Words(np.ones((len(tags), 2), np.float16), np.array(SPANS, np.int32), tags)
+    write_text(words, TextRecord(tagger, said, (spoken,)))
+    return tracks.path, words.path
+
+
+def loaded(folder: Path, tagger: str, settings: dict[str, object], requires: tuple[str, ...] = CUES) -> VideoSample:
+    tracks, words = write(folder, tagger, settings)
+    return load_video(TrackSource([tracks]), TextSource([words]), tagger, requires=requires)
+
+
+def cues_of(batch: Batch, row: int) -> tuple[list[int], list[int]]:
+    assert batch.motion_words is not None and batch.static_words is not None
+    return batch.motion_words[row].int().tolist(), batch.static_words[row].int().tolist()
+
+
+def test_cues_are_those_of_the_words_own_tagger(tmp_path: Path) -> None:
+    """In each kind of batch; two sets of one run may have been tagged by two."""
+    both = [loaded(tmp_path, tagger, {"tagger": tagger}) for tagger in TAGS]
+    for sample in both:
+        batch = video_batch(sample, None, CUES)
+        assert cues_of(batch, 0) == (MOTION[sample.video_id], [0, 0, 1, 0, 0])
+        assert batch.spans is not None and batch.spans[0].tolist() == SPANS
+    picked = [(sample, 0) for sample in both]
+    for batch in (padded_batch(picked, CUES), clip_batch(picked, [[0, 2], [1, 1]], CUES)):
+        assert [cues_of(batch, i)[0] for i in range(2)] == [MOTION[sample.video_id] for sample in both]
+
+
+def test_an_encoder_that_names_no_tagger_has_the_default_one(tmp_path: Path) -> None:
+    sample = loaded(tmp_path, "hanta", {})
+    assert cues_of(video_batch(sample, None, CUES), 0)[0] == MOTION["hanta"]
+
+
+def test_tags_without_a_known_meaning_are_refused_where_they_are_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"stanza-text\.zarr: tags of 'stanza', cues are known of hanta, spacy"):
+        loaded(tmp_path / "a", "stanza", {"tagger": "stanza"})
+    batch = video_batch(loaded(tmp_path / "b", "stanza", {"tagger": "stanza"}, ("spans",)), None, ("spans",))
+    assert batch.motion_words is None and batch.spans is not None
