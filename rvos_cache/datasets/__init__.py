@@ -27,6 +27,9 @@ class Dataset(Protocol):
     """One split of one dataset. Making it reads the expressions, never frames or masks.
 
     one_object: every expression names exactly one object, so that an answer may be the best track alone.
+    A dataset may have more, which is read where it is there: `expression_ids(video_id)`, also the ids of expressions that cannot
+    be read, so that holes are counted; `kind(video_id, expression_id) -> str | None`, what a sentence speaks of; and
+    `samples(video_id) -> tuple[Sample, ...]`, the frames that its benchmark scores.
     """
 
     name: str

@@ -5,9 +5,10 @@ Split `<split>-mirror` of every dataset; its cache joins the split's own in one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 SUFFIX = "-mirror"
 """Of the split, of its videos and of its objects: both sets together name each once."""
+SAMPLES = "samples"
+OPTIONAL = ("expression_ids", "kind", SAMPLES)
+"""What a Dataset may have."""
 
 
 class Mirrored:
@@ -66,6 +70,17 @@ class Mirrored:
     def check(self) -> Iterator[str]:
         """The faults of the split itself."""
         return self.dataset.check()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """What only some datasets have, of the video behind the mirror. Raises AttributeError where the split has it not."""
+        if name not in OPTIONAL:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+        own = getattr(self.dataset, name)
+        if name == SAMPLES:
+            return lambda video_id: tuple(
+                replace(sample, video_id=video_id, image_id=sample.image_id + SUFFIX) for sample in own(_own(video_id))
+            )
+        return lambda video_id, *rest: own(_own(video_id), *rest)
 
 
 def mirrored_expressions(expressions: Iterable[Expression]) -> tuple[Expression, ...]:
