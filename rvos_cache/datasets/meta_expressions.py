@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_image
-from rvos_cache.types import check_id
+from rvos_cache.types import Expression, check_id
 
 
 def read_json(path: Path, repeated: list[str]) -> Any:
@@ -77,6 +77,67 @@ def listed_expressions(entry: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(listed, dict):
         raise InputError(f'{where}: "expressions" must be an object of id: {{"exp": ...}}; copy the file again')
     return listed
+
+
+class ListedVideos:
+    """A split whose `file` is such a list. An adapter reads the list first, and adds frames and answers.
+
+    videos: video -> its entry, which may be damaged; repeated: keys of the file that stand twice.
+    """
+
+    root: Path
+    split: str
+    file: Path
+    videos: dict[str, Any]
+    repeated: list[str]
+
+    @staticmethod
+    def splits(root: Path) -> list[str]:
+        """The splits found under `root`."""
+        raise NotImplementedError
+
+    def video_ids(self) -> tuple[str, ...]:
+        """The videos in file order. Raises InputError when a key of the list stands twice."""
+        check_once(self.file, self.repeated)
+        return tuple(self.videos)
+
+    def expression_ids(self, video_id: str) -> tuple[str, ...]:
+        """The ids in file order, also those of expressions that cannot be read. Raises InputError."""
+        return tuple(self._listed(video_id))
+
+    def _read_list(self, file: Path) -> None:
+        """Raises InputError: no such file, or no list."""
+        if not file.exists():
+            there = ", ".join(self.splits(self.root)) or "none"
+            raise InputError(f"{file}: not found; splits of {self.root}: {there}; give another --root or --split")
+        self.file, self.repeated = file, []
+        self.videos = read_videos(file, self.repeated)
+
+    def _entry(self, video_id: str) -> dict[str, Any]:
+        """What the list says of a video. Raises InputError: an id that would leave the folder, or an unlisted one."""
+        check_id(video_id, f"{self.file}, video")
+        entry = self.videos.get(video_id)
+        if not isinstance(entry, dict):
+            raise InputError(f"{self.file}: no video {video_id!r} in split {self.split}; rvos-cache check lists them")
+        return entry
+
+    def _listed(self, video_id: str) -> dict[str, Any]:
+        """Expression id -> what the list says of it. Raises InputError."""
+        return listed_expressions(self._entry(video_id), f"{self.file}, video {video_id}")
+
+    def _frame_names(self, video_id: str) -> list[str]:
+        return listed_frames(self._entry(video_id), f"{self.file}, video {video_id}")
+
+    def _sentence(self, video_id: str, key: str, targets: Callable[[dict[str, Any], str], tuple[str, ...]] | None) -> Expression:
+        """One expression. targets: its entry, and where that stands, to its objects; None: they are hidden. Raises InputError."""
+        where, entry = f"{self.file}, video {video_id}, expression {key}", self._listed(video_id)[key]
+        if not isinstance(entry, dict) or not isinstance(entry.get("exp"), str):
+            raise InputError(f'{where}: wanted {{"exp": text}}; copy the file again')
+        named = None if targets is None else targets(entry, where)
+        try:
+            return Expression(video_id, key, entry["exp"], named)
+        except InputError as error:
+            raise InputError(f"{self.file}, {error}") from error
 
 
 def check_frames(folder: Path, names: list[str], files: dict[str, list[Path]]) -> Generator[str, None, tuple[int, int] | None]:

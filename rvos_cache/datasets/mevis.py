@@ -16,15 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets.meta_expressions import (
-    check_frames,
-    check_once,
-    listed_expressions,
-    listed_frames,
-    read_json,
-    read_videos,
-    twice,
-)
+from rvos_cache.datasets.meta_expressions import ListedVideos, check_frames, check_once, read_json, twice
 from rvos_cache.errors import InputError
 from rvos_cache.frames import folder_video, frame_files
 from rvos_cache.masks import RleMasks, from_coco
@@ -38,7 +30,7 @@ MASK_FAULTS = 20
 """Faults of masks that `check` names per video; the others are counted."""
 
 
-class Mevis:
+class Mevis(ListedVideos):
     """One split of MeViS or MeViSv2, or of anything in their layout."""
 
     name = "mevis"
@@ -48,17 +40,11 @@ class Mevis:
         """Raises InputError; warns where sentences have audio, once for a file, which is not read."""
         self.root, self.split = Path(root), split
         self.folder = self.root / check_id(split, f"{self.root}, split")
-        self.file, other = self.folder / EXPRESSIONS, self.folder / EXPRESSIONS_V2
-        if self.file.exists() and other.exists():
-            raise InputError(f"{self.file} and {other}: two lists of one split; keep the one to read")
-        if other.exists():
-            self.file = other
-        if not self.file.exists():
-            there = ", ".join(self.splits(self.root)) or "none"
-            raise InputError(f"{self.file}: not found; splits of {self.root}: {there}; give another --root or --split")
-        self.repeated: list[str] = []
+        first, second = self.folder / EXPRESSIONS, self.folder / EXPRESSIONS_V2
+        if first.exists() and second.exists():
+            raise InputError(f"{first} and {second}: two lists of one split; keep the one to read")
+        self._read_list(second if second.exists() else first)
         self.repeated_masks: list[str] = []
-        self.videos = read_videos(self.file, self.repeated)
         spoken = sum(map(_spoken, self.videos.values()))
         if spoken:
             _say_once(f'{self.file.absolute()}: "{AUDIO}" of {spoken} expressions is ignored, their text is read')
@@ -74,43 +60,27 @@ class Mevis:
         """Whether the split shows its answers: MeViS's open splits do (missing masks are a fault there), others by their file."""
         return self.split in OPEN or (self.folder / MASKS).exists()
 
-    def video_ids(self) -> tuple[str, ...]:
-        """The videos in file order. Raises InputError when a key of the list stands twice."""
-        check_once(self.file, self.repeated)
-        return tuple(self.videos)
-
     def video(self, video_id: str) -> Video:
         """Raises InputError when it is not listed, its id cannot name a folder, or its frames are missing."""
         return folder_video(self.folder / FRAMES / video_id, video_id, self._frame_names(video_id))
-
-    def _frame_names(self, video_id: str) -> list[str]:
-        return listed_frames(self._entry(video_id), f"{self.file}, video {video_id}")
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """In file order. Raises InputError for an empty text, a bad id, or an id that is not annotated."""
         return tuple(self._expression(video_id, key, self.has_answers) for key in self.expression_ids(video_id))
 
-    def expression_ids(self, video_id: str) -> tuple[str, ...]:
-        """The ids in file order, also those of expressions that cannot be read. Raises InputError."""
-        return tuple(listed_expressions(self._entry(video_id), f"{self.file}, video {video_id}"))
-
     def _expression(self, video_id: str, key: str, answers: bool) -> Expression:
-        where, entry = f"{self.file}, video {video_id}, expression {key}", self._entry(video_id)["expressions"][key]
-        if not isinstance(entry, dict) or not isinstance(entry.get("exp"), str):
-            raise InputError(f'{where}: wanted {{"exp": text}}; copy the file again')
-        targets = None
-        if answers:
-            ids = entry.get("anno_id")
-            if not isinstance(ids, list):
-                raise InputError(f'{where}: "anno_id" must be a list of ids; copy the file again')
-            targets = tuple(dict.fromkeys(str(i) for i in ids))
-            lost = [i for i in targets if i not in self.masks]
-            if lost:
-                raise InputError(f"{where}: object {lost[0]} is not in {self.folder / MASKS}; copy both again")
-        try:
-            return Expression(video_id, key, entry["exp"], targets)
-        except InputError as error:
-            raise InputError(f"{self.file}, {error}") from error
+        return self._sentence(video_id, key, self._targets if answers else None)
+
+    def _targets(self, entry: dict[str, Any], where: str) -> tuple[str, ...]:
+        """The objects that an expression names, each once. Raises InputError: no list, or one that has no masks."""
+        ids = entry.get("anno_id")
+        if not isinstance(ids, list):
+            raise InputError(f'{where}: "anno_id" must be a list of ids; copy the file again')
+        targets = tuple(dict.fromkeys(str(i) for i in ids))
+        lost = [i for i in targets if i not in self.masks]
+        if lost:
+            raise InputError(f"{where}: object {lost[0]} is not in {self.folder / MASKS}; copy both again")
+        return targets
 
     def ground_truth(self, video_id: str) -> GroundTruth | None:
         """The objects that the video's expressions name, by anno_id. None when the split has no masks. Raises InputError."""
@@ -122,11 +92,11 @@ class Mevis:
         check_once(self.folder / MASKS, self.repeated_masks)
         rows = []
         for object_id in ids:
-            listed, where = self._listed(object_id, video_id, len(video))
+            listed, where = self._mask_list(object_id, video_id, len(video))
             rows.append([from_coco(rle, video.size, f"{where}, frame {n}") for rle, n in zip(listed, video.frame_names)])
         return GroundTruth(ids, RleMasks.from_bytes(rows, len(video), video.size), np.ones(len(video), bool))
 
-    def _listed(self, object_id: str, video_id: str, frames: int) -> tuple[list[Any], str]:
+    def _mask_list(self, object_id: str, video_id: str, frames: int) -> tuple[list[Any], str]:
         """The masks of an object, one per frame, and how messages call it. Raises InputError for another number of them."""
         where = f"{self.folder / MASKS}, object {object_id} of video {video_id}"
         listed = self.masks[object_id]
@@ -137,7 +107,7 @@ class Mevis:
 
     def kind(self, video_id: str, expression_id: str) -> str | None:
         """What the file says the sentence needs ("motion", "static", ...), where it says so."""
-        kind = self._entry(video_id)["expressions"][expression_id].get("kind")
+        kind = self._listed(video_id)[expression_id].get("kind")
         return kind if isinstance(kind, str) else None
 
     def check(self) -> Iterator[str]:
@@ -189,14 +159,14 @@ class Mevis:
                 self._expression(video_id, key, answers)
             except InputError as error:
                 yield str(error)
-            entry = self._entry(video_id)["expressions"][key]
+            entry = self._listed(video_id)[key]
             ids = entry.get("anno_id") if answers and isinstance(entry, dict) else None
             named |= dict.fromkeys(str(i) for i in ids if str(i) in self.masks) if isinstance(ids, list) else {}
         return list(named)
 
     def _mask_faults(self, object_id: str, video_id: str, names: list[str], size: tuple[int, int]) -> Iterator[str]:
         try:
-            listed, where = self._listed(object_id, video_id, len(names))
+            listed, where = self._mask_list(object_id, video_id, len(names))
         except InputError as error:
             yield str(error)
             return
@@ -214,13 +184,6 @@ class Mevis:
         if not isinstance(content, dict):
             raise InputError(f"{path}: wanted an object of anno_id: masks; copy the file again")
         return content
-
-    def _entry(self, video_id: str) -> dict[str, Any]:
-        check_id(video_id, f"{self.file}, video")
-        entry = self.videos.get(video_id)
-        if not isinstance(entry, dict):
-            raise InputError(f"{self.file}: no video {video_id!r} in this split; rvos-cache check lists them")
-        return entry
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets.meta_expressions import check_frames, check_once, listed_expressions, listed_frames, read_videos, twice
+from rvos_cache.datasets.meta_expressions import ListedVideos, check_frames, read_videos, twice
 from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
 from rvos_cache.errors import InputError
 from rvos_cache.frames import folder_video, frame_files
@@ -31,7 +31,7 @@ def found_splits(root: Path, known: tuple[str, ...]) -> list[str]:
     return [s for s in known if s in found] + sorted(found - set(known))
 
 
-class PaletteSplit:
+class PaletteSplit(ListedVideos):
     """One split in this layout. An adapter adds its name, its splits and what is its own.
 
     every_frame: every listed frame must have its PNG; else frames without one are not annotated, but some must be.
@@ -49,12 +49,7 @@ class PaletteSplit:
         self.root, self.split = Path(root), split
         folder = check_id(listed or split, f"{self.root}, split")
         self.folder, self.frames = self.root / folder, self.root / folder / FRAMES
-        self.file = self.root / LISTS / folder / EXPRESSIONS
-        if not self.file.exists():
-            there = ", ".join(self.splits(self.root)) or "none"
-            raise InputError(f"{self.file}: not found; splits of {self.root}: {there}; give another --root or --split")
-        self.repeated: list[str] = []
-        self.videos = read_videos(self.file, self.repeated)
+        self._read_list(self.root / LISTS / folder / EXPRESSIONS)
         self.answers = True
 
     @staticmethod
@@ -67,19 +62,10 @@ class PaletteSplit:
         """Whether the split shows its answers."""
         return self.answers
 
-    def video_ids(self) -> tuple[str, ...]:
-        """The videos in file order. Raises InputError when a key of the list stands twice."""
-        check_once(self.file, self.repeated)
-        return tuple(self.videos)
-
     def video(self, video_id: str) -> Video:
         """Raises InputError when it is not listed, its id cannot name a folder, or its frames are missing."""
         names = self._frame_names(video_id)
         return folder_video(self._frame_folder(video_id), video_id, names)
-
-    def expression_ids(self, video_id: str) -> tuple[str, ...]:
-        """The ids in file order, also those of expressions that cannot be read. Raises InputError."""
-        return tuple(self._listed(video_id))
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """In file order. Raises InputError for an empty text, a bad id, or an "obj_id" that is no object number."""
@@ -129,36 +115,17 @@ class PaletteSplit:
     def check_together(self, video_id: str) -> None:
         """What the adapter wants of a video's expressions as a whole. Raises InputError."""
 
-    def _entry(self, video_id: str) -> dict[str, Any]:
-        check_id(video_id, f"{self.file}, video")
-        entry = self.videos.get(video_id)
-        if not isinstance(entry, dict):
-            raise InputError(f"{self.file}: no video {video_id!r} in split {self.split}; rvos-cache check lists them")
-        return entry
-
-    def _listed(self, video_id: str) -> dict[str, Any]:
-        return listed_expressions(self._entry(video_id), f"{self.file}, video {video_id}")
-
     def _frame_folder(self, video_id: str) -> Path:
         # Archives of systems without links hold a file with the path instead.
         if self.frames.is_file():
             raise InputError(f"{self.frames}: wanted a folder of videos, came a file; if it was a link, make the link again")
         return self.frames / video_id
 
-    def _frame_names(self, video_id: str) -> list[str]:
-        return listed_frames(self._entry(video_id), f"{self.file}, video {video_id}")
-
     def _expression(self, video_id: str, key: str) -> Expression:
-        where, entry = f"{self.file}, video {video_id}, expression {key}", self._listed(video_id)[key]
-        if not isinstance(entry, dict) or not isinstance(entry.get("exp"), str):
-            raise InputError(f'{where}: wanted {{"exp": text}}; copy the file again')
-        targets = None
-        if self.has_answers:
-            targets = (self.object_id(video_id, object_number(entry.get("obj_id"), where)),)
-        try:
-            return Expression(video_id, key, entry["exp"], targets)
-        except InputError as error:
-            raise InputError(f"{self.file}, {error}") from error
+        def targets(entry: dict[str, Any], where: str) -> tuple[str, ...]:
+            return (self.object_id(video_id, object_number(entry.get("obj_id"), where)),)
+
+        return self._sentence(video_id, key, targets if self.has_answers else None)
 
     def _named(self, video_id: str) -> dict[int, str]:
         """Object number, rising, -> the first expression that names it. Raises InputError."""
