@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 GROUPS = 8
 EPSILON = 1e-5
+SMALL = 1 << 18
+"""Weights of a convolution up to which a product of its windows is quicker on a CPU (full SOLA's: two thirds as quick)."""
 
 
 class MaskedGroupNorm(nn.Module):
@@ -46,22 +48,25 @@ class MaskedGroupNorm(nn.Module):
 
 
 class StandardConv1d(nn.Conv1d):
-    """A 1-D convolution along time with weight standardisation: (M, D, T) -> (M, D', T')."""
+    """A 1-D convolution along time with weight standardisation: (M, T, D) -> (M, T′, D′)."""
 
     def forward(self, x: Tensor) -> Tensor:
         # torch.std_mean over two dimensions, in a third of its time
         rows = self.weight.flatten(1)
         rows = rows - rows.mean(1, keepdim=True)
         deviation = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / max(rows.shape[1] - 1, 1) ** 0.5
-        weight = (rows / (deviation + EPSILON)).view_as(self.weight)
-        if self.kernel_size == (1,):
-            # the same product; a convolution of one tap is slow on a CPU
-            return F.linear(x.transpose(1, 2), weight[:, :, 0], self.bias).transpose(1, 2)
+        rows = rows / (deviation + EPSILON)
+        taps, stride, margin = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        if taps == 1 or (x.device.type == "cpu" and rows.numel() <= SMALL):
+            return F.linear(F.pad(x, (0, 0, margin, margin)).unfold(1, taps, stride).flatten(2), rows, self.bias)
+        weight = rows.view_as(self.weight)
         if x.device.type == "cpu":
             # bfloat16 on a CPU: oneDNN leaves parts of this weight's gradient unset when few frames are left
             with torch.autocast("cpu", enabled=False):
-                return F.conv1d(x.float(), weight, self.bias, self.stride, self.padding)
-        return F.conv1d(x, weight, self.bias, self.stride, self.padding)
+                y = F.conv1d(x.float().transpose(1, 2), weight, self.bias, stride, margin)
+        else:
+            y = F.conv1d(x.transpose(1, 2), weight, self.bias, stride, margin)
+        return y.transpose(1, 2)
 
 
 def shorter(lengths: Tensor, stride: int) -> Tensor:
@@ -98,7 +103,7 @@ class MotionEncoder(nn.Sequential):
             x = x.masked_fill(~within(lengths, x.shape[1])[..., None], 0.0)
         for layer in self:
             if isinstance(layer, StandardConv1d):
-                x = layer(x.transpose(1, 2)).transpose(1, 2)
+                x = layer(x)
                 if lengths is not None:
                     lengths = shorter(lengths, layer.stride[0])
             elif isinstance(layer, MaskedGroupNorm):

@@ -13,6 +13,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_select.data import Batch
 from rvos_select.selectors.sola import Sola, SolaConfig
+from rvos_select.selectors.sola_layers import StandardConv1d
 
 SMALL = SolaConfig(token_channels=12, word_channels=32, width=16, heads=4, negatives=5)
 CONVOLUTIONS = {0: (2, 1), 4: (2, 1), 8: (2, 1), 12: (1, 1), 16: (1, 1), 20: (1, 0)}  # place: stride, padding
@@ -183,3 +184,16 @@ def test_frames_must_come_first() -> None:
 def test_a_width_that_cannot_be_split_is_one_line() -> None:
     with pytest.raises(InputError, match="multiple of 8"):
         build(SolaConfig, {"width": 20}, "settings")
+
+
+@pytest.mark.parametrize(("taps", "stride", "frames"), [(3, 2, 9), (3, 2, 1), (3, 1, 4), (1, 1, 5)])
+def test_windows_times_filters_are_the_convolution(taps: int, stride: int, frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x = StandardConv1d(16, 24, taps, stride, padding=taps // 2), torch.randn(5, frames, 16)
+    weight = layer.weight.detach()
+    flat = weight.flatten(1)
+    standard = ((flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5)).view_as(weight)
+    wanted = torch.nn.functional.conv1d(x.transpose(1, 2), standard, layer.bias, stride, taps // 2).transpose(1, 2)
+    for small in (0, 1 << 20):
+        monkeypatch.setattr("rvos_select.selectors.sola_layers.SMALL", small)
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
