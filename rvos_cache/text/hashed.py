@@ -20,7 +20,7 @@ from rvos_cache.types import Words
 class HashedSettings(Settings):
     """Settings of the `hashed` encoder."""
 
-    channels: int = Field(default=192, ge=16, multiple_of=8)
+    channels: int = Field(default=256, ge=16, multiple_of=8)
     """D. A quarter codes the position, the rest the word."""
     loudness: float = Field(default=1.6, gt=0)
     """Size of a word's part per channel; the position's sines and cosines have at most 1."""

@@ -27,7 +27,7 @@ def test_hashed_spans_point_at_the_words() -> None:
     for text, words in zip(SENTENCES, HashedEncoder(HashedSettings()).encode(SENTENCES)):
         assert [text[a:b] for a, b in words.spans[1:]] == [w for w, _, _ in split_words(text)]
         assert words.spans[0].tolist() == [0, 0]
-        assert words.vectors.shape == (len(words.tags), 192)
+        assert words.vectors.shape == (len(words.tags), 256)
 
 
 def test_hashed_is_the_same_in_another_process() -> None:
