@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +33,18 @@ def prompt_frames(frames: int, settings: PromptedSettings) -> range:
     return range(0, frames, max(1, frames // 2) if every == "half" else every)
 
 
-class Sam2Grid:
-    """Everything a grid of points finds in the prompt frames: objects and background, for every expression of the video."""
+S = TypeVar("S", bound=Sam2Settings)
 
-    Settings: type[Settings] = GridSettings
+
+class _Sam2(Generic[S]):
+    """What the three ways of prompting share."""
+
     reads_expressions = False
     wants_ground_truth = False
     feature_specs: tuple[FeatureSpec, ...] = ()
     label_iou = 0.7
 
-    def __init__(self, settings: GridSettings) -> None:
+    def __init__(self, settings: S) -> None:
         self.settings = settings
         self.backend = open_backend(settings)
         self.channels = self.backend.channels
@@ -50,6 +52,12 @@ class Sam2Grid:
     def weight_hashes(self) -> dict[str, str]:
         """Digest of SAM 2's weights."""
         return self.backend.weight_hashes()
+
+
+class Sam2Grid(_Sam2[GridSettings]):
+    """Everything a grid of points finds in the prompt frames: objects and background, for every expression of the video."""
+
+    Settings: type[Settings] = GridSettings
 
     def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
         """At most `max_tracks` tracks of one video."""
@@ -62,27 +70,22 @@ class Sam2Grid:
         return track_set(video, found, [VIDEO] * len(found), "grid", self.channels)
 
 
-class Sam2Box:
+class Sam2Box(_Sam2[BoxSettings]):
     """What GroundingDINO finds for each expression in the prompt frames; its tracks are candidates of that expression alone."""
 
     Settings: type[Settings] = BoxSettings
     reads_expressions = True
-    wants_ground_truth = False
-    feature_specs: tuple[FeatureSpec, ...] = ()
-    label_iou = 0.7
 
     def __init__(self, settings: BoxSettings) -> None:
         from rvos_cache.trackers.grounding_dino import BoxFinder
 
-        self.settings = settings
-        self.backend = open_backend(settings)
+        super().__init__(settings)
         self.finder: Any = BoxFinder(settings.grounding_checkpoint, settings.box_threshold, settings.text_threshold)
-        self.channels = self.backend.channels
 
     def weight_hashes(self) -> dict[str, str]:
         """Digests of SAM 2's and GroundingDINO's weights."""
         # Two folders may have one name.
-        parts = {"sam2": self.backend.weight_hashes(), "grounding": self.finder.weight_hashes()}
+        parts = {"sam2": super().weight_hashes(), "grounding": self.finder.weight_hashes()}
         return {f"{part}/{name}": digest for part, hashes in parts.items() for name, digest in hashes.items()}
 
     def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
@@ -112,23 +115,11 @@ class Sam2Box:
         return prompts
 
 
-class Sam2GroundTruth:
+class Sam2GroundTruth(_Sam2[GroundTruthSettings]):
     """Annotated objects as prompts, for training alone: `extract` gives this tracker the ground truth."""
 
     Settings: type[Settings] = GroundTruthSettings
-    reads_expressions = False
     wants_ground_truth = True
-    feature_specs: tuple[FeatureSpec, ...] = ()
-    label_iou = 0.7
-
-    def __init__(self, settings: GroundTruthSettings) -> None:
-        self.settings = settings
-        self.backend = open_backend(settings)
-        self.channels = self.backend.channels
-
-    def weight_hashes(self) -> dict[str, str]:
-        """Digest of SAM 2's weights."""
-        return self.backend.weight_hashes()
 
     def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
         """One or two tracks of each annotated object. Raises ValueError without ground truth."""
