@@ -31,7 +31,7 @@ FROZEN = {"config": {"masks": "frozen", "mask_init": "random"}}
 @click.option("--vita", type=click.Path(path_type=Path), help="A checkpoint of pipelines.vita_shapes.  [default: train one]")
 @click.option("--vita-videos", default=240, show_default=True)
 @click.option("--vita-steps", default=2500, show_default=True)
-@click.option("--videos", default=200, show_default=True, help="One fifth of them is held out.")
+@click.option("--videos", default=800, show_default=True, help="One fifth of them is held out.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
 @click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_shapes.toml.")
 def dmvs_shapes(
