@@ -1,16 +1,22 @@
 """SAM 2's extraction against a plain run of transformers, in one process, on the same tiny checkpoint and the same prompts.
 
     OMP_NUM_THREADS=1 python tests/bench/sam2_bench.py [--repeats 3]
+    python tests/bench/sam2_bench.py --shapes large [--frames 100] [--tracks 32] [--size 720x1280] [--points 32]
+        [--gpu-memory 8GB] [--compile]
 
 The plain run opens a session for each batch of prompts: it encodes the frames again and takes objects one by one. Time is
 processor time of one thread, medians. Encoder calls are frames encoded per frame of the video. Then the growth of time with
 frames, tracks and resolution: seconds fitted as fixed + frames x (read + tracks x follow).
+
+With --shapes it measures one machine instead: wall-clock rates and peak memory of one video after a short one. large is
+Hiera-L at 1024 pixels, the shapes of facebook/sam2-hiera-large with random weights, for a CUDA machine; tiny is the tests'.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import tempfile
@@ -28,9 +34,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cache"))
 from plain_sam2 import plain_tracks
 from tiny_sam2 import tiny_sam2
 
+from rvos_cache.extract.plan import machine
 from rvos_cache.masks import RleMasks
+from rvos_cache.settings import build
 from rvos_cache.trackers.sam2.backend import prompts_of
-from rvos_cache.trackers.sam2.settings import Sam2Settings
+from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_cache.types import Video
 
@@ -135,15 +143,102 @@ def growth(made: TransformersBackend, repeats: int) -> None:
         say(size=list(size), s_per_frame=seconds(Runs(made, 8, 4, size).ours, repeats) / 8)
 
 
+def moving(frames: int, size: tuple[int, int]) -> Video:
+    """The same scene, drawn when a frame is asked for: a long video must not fill the memory that is measured."""
+    ground, side = scene(1, size)[0], size[0] // 3
+
+    def draw(t: int) -> NDArray[np.uint8]:
+        frame, left = ground.copy(), (size[1] - side) * t // max(frames - 1, 1)
+        frame[side : 2 * side, left : left + side] = (220, 40, 40)
+        return frame
+
+    return Video("v", tuple(map(str, range(frames))), size, draw)
+
+
+def large(folder: Path) -> Path:
+    """A Sam2VideoModel of Hiera-L's shapes (224.4 M parameters, 1024 pixels), with random weights, in `folder`."""
+    from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
+
+    hiera = Sam2HieraDetConfig(
+        hidden_size=144, num_attention_heads=2, blocks_per_stage=[2, 6, 36, 4], embed_dim_per_stage=[144, 288, 576, 1152],
+        num_attention_heads_per_stage=[2, 4, 8, 16], window_size_per_stage=[8, 4, 16, 8], global_attention_blocks=[23, 33, 43],
+        window_positional_embedding_background_size=[7, 7],
+    )  # fmt: skip
+    vision = Sam2VisionConfig(backbone_config=hiera, backbone_channel_list=[1152, 576, 288, 144])
+    Sam2VideoModel(Sam2VideoConfig(vision_config=vision)).save_pretrained(str(folder))
+    return folder
+
+
+SHAPES = {"large": large, "tiny": tiny_sam2}
+
+
+def wall(run: Callable[[], object]) -> float:
+    """Seconds, until the GPU has done its work."""
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def rates(
+    made: TransformersBackend, frames: int, tracks: int, size: tuple[int, int], grid: GridSettings
+) -> tuple[float, float, float]:
+    """Seconds of reading a video, of one prompt frame and of following `tracks` prompts through the whole video."""
+    video, t = moving(frames, size), frames // 2
+    prompts = prompts_of(RleMasks.from_dense(prompt_masks(tracks, size)[:, None]), t)
+    with made.open(video) as session:
+        read = wall(lambda: session.features)
+        asked = wall(lambda: session.grid_masks(t, grid))
+        follow = wall(lambda: [session.propagate(t, prompts[i : i + BATCH]) for i in range(0, tracks, BATCH)])
+    return read, asked, follow
+
+
+def measure(made: TransformersBackend, frames: int, tracks: int, size: tuple[int, int], grid: GridSettings) -> None:
+    """Rates of reading, prompting and following, each of the whole video, and what memory they took at most."""
+    rates(made, 2, min(tracks, BATCH), size, grid)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    read, asked, follow = rates(made, frames, tracks, size, grid)
+    gpu = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+    total = read + follow
+    say(
+        machine=machine(), parameters_million=sum(p.numel() for p in made.network.model.parameters()) / 1e6,
+        dtype=str(made.dtype).removeprefix("torch."), pixels=made.network.side, frames=frames, tracks=tracks, size=list(size),
+        encoded_frames_per_s=frames / read, grid_s_per_prompt_frame=asked, followed_track_frames_per_s=frames * tracks / follow,
+        frames_per_s=frames / total, tracks_per_s=tracks / total, peak_gpu_gb=gpu,
+        peak_host_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    )  # fmt: skip
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """ "720x1280" as (height, width)."""
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
-    torch.set_num_threads(1)
+    parser.add_argument("--shapes", choices=SHAPES)
+    parser.add_argument("--frames", type=int, default=100)
+    parser.add_argument("--tracks", type=int, default=32)
+    parser.add_argument("--size", type=pixels, default=(720, 1280))
+    parser.add_argument("--points", type=int, default=32, help="per side of the grid")
+    parser.add_argument("--gpu-memory", default="8GB")
+    parser.add_argument("--compile", action="store_true")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if given.shapes:
+            free = {"gpu_memory": given.gpu_memory, "compile": given.compile}
+            settings = build(Sam2Settings, {"checkpoint": str(SHAPES[given.shapes](Path(folder))), **free}, "sam2_bench")
+            grid = GridSettings(points_per_side=given.points)
+            measure(TransformersBackend(settings), given.frames, given.tracks, given.size, grid)
+            return
+        torch.set_num_threads(1)
         made = TransformersBackend(Sam2Settings(checkpoint=str(tiny_sam2(Path(folder)))))
-        compare(made, repeats)
-        growth(made, repeats)
+        compare(made, given.repeats)
+        growth(made, given.repeats)
 
 
 if __name__ == "__main__":
