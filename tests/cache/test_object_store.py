@@ -34,6 +34,8 @@ TINY, TRACKER = "store_fixtures:Tiny", "store_fixtures:TinyTracker"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
+    from s3fs import S3FileSystem
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
@@ -41,6 +43,7 @@ def server() -> Iterator[str]:
         with s3_server() as url:
             patch.setenv("AWS_ENDPOINT_URL", url)
             yield url
+            S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def s3(server: str) -> Any:
     """The file system, for looking behind the store's back."""
     import s3fs
 
-    return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+    return s3fs.S3FileSystem(use_listings_cache=False)
 
 
 @pytest.fixture
@@ -287,7 +290,9 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, server: str, s3
     assert caught.value.filename.startswith("s3://nowhere/a.zarr")
     with pytest.raises(InputError, match="no way to fax:// here"):
         place_of("fax://x/a.zarr")
+    type(s3).clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(OSError, match="connect"):
         Objects(f"s3://{BUCKET}/a.zarr").has_card()
+    type(s3).clear_instance_cache()
