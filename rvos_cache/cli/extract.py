@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rvos_cache.cli.options import BUDGET, CORRUPT, DATASET, ENCODER, ENGINE, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
 from rvos_cache.cli.run import told
 from rvos_cache.errors import InputError
+
+if TYPE_CHECKING:
+    from rvos_cache.trackers.planned import PlannedBytes
 
 
 @click.command()
@@ -137,18 +140,17 @@ def plan(
     """Videos, frames, bytes and hours of an extraction, from a timing of a few videos on this machine."""
     from rich.filesize import decimal
 
-    from rvos_cache.extract import TrackWork, planned_bytes
+    from rvos_cache.extract import TrackWork
     from rvos_cache.extract import plan as step
     from rvos_cache.settings import parse_overrides
 
-    work = TrackWork(dataset, root, split, tracker, parse_overrides(overrides), corrupt)
-    planned = planned_bytes(work)
-    if planned is not None:
+    def known(planned: PlannedBytes) -> None:
         for value, size in planned.spoken().items():
             click.echo(f"{value}: {size}")
         if budget is not None:
             planned.check(budget)
-    found = step(work, sample)
+
+    found = step(TrackWork(dataset, root, split, tracker, parse_overrides(overrides), corrupt), sample, known)
     one, fastest, slowest = (spoken_time(s / jobs + found.loading) for s in (found.seconds, found.fastest, found.slowest))
     click.echo(f"{found.videos} videos, {found.frames} frames")
     click.echo(f"{decimal(round(found.size), precision=2)} on disk")
@@ -159,7 +161,7 @@ def plan(
     click.echo(f"timed: {per_frame:.3g} s per frame over {timed} frames, {each}")
     for video_id, error in found.failed.items():
         click.echo(f"failed {video_id}: {error}", err=True)
-    if planned is None and budget is not None and found.size > budget:
+    if budget is not None and found.planned is None and found.size > budget:
         raise InputError(
             f"about {decimal(round(found.size), precision=2)} on disk, the budget is {decimal(budget, precision=2)}; "
             "extract fewer videos or give more room"
@@ -169,7 +171,8 @@ def plan(
 def spoken_time(seconds: float) -> str:
     """A duration in the largest unit of which it has two."""
     unit, name = next(((size, name) for size, name in ((3600, "hours"), (60, "minutes")) if seconds >= 2 * size), (1, "seconds"))
-    return f"{seconds / unit:.3g} {name}"
+    count = seconds / unit
+    return f"{count:.0f} {name}" if count >= 100 else f"{count:.3g} {name}"
 
 
 COMMANDS: tuple[click.Command, ...] = (extract, extract_text, extract_all, plan)

@@ -10,7 +10,6 @@ bindings   the expressions and failures that tie a cache to its dataset
 """
 
 from rvos_cache.extract.bindings import at_hand, bound_digest, expressions_digest, failed_videos
-from rvos_cache.extract.budget import planned_bytes
 from rvos_cache.extract.engines import Engine, Outcome, engine_of
 from rvos_cache.extract.plan import Plan, plan
 from rvos_cache.extract.run import ExtractReport, write_videos
@@ -20,5 +19,5 @@ from rvos_cache.extract.work import Made, TrackWork, Work, extract_video
 __all__ = [
     "Engine", "ExtractReport", "Made", "Outcome", "Plan", "TrackWork", "Work", "at_hand", "bound_digest", "chosen_videos",
     "engine_of", "expressions_digest", "extract", "extract_all", "extract_text", "extract_video", "failed_videos", "plan",
-    "planned_bytes", "write_videos",
+    "write_videos",
 ]  # fmt: skip

@@ -7,28 +7,33 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rvos_cache.errors import InputError
+from rvos_cache.extract.budget import planned_bytes
 from rvos_cache.extract.engines import fault
 from rvos_cache.extract.steps import tracks_card
 from rvos_cache.extract.work import TrackWork
 from rvos_cache.store import CacheWriter, place_of
+from rvos_cache.trackers.planned import PlannedBytes
 
 
 @dataclass(frozen=True)
 class Plan:
     """Estimates for a whole split.
 
-    videos, frames: of the split; size: bytes on disk; seconds: of one process, loading not counted; fastest, slowest: the
-    same at the rate of the fastest and slowest video timed; loading: seconds, once per process; timed: frames of each video
-    timed; failed: video -> error of those that could not be; machine: where it was timed.
+    videos, frames: of the split; size: bytes on disk, from the videos timed; planned: what the tracker knew of them before;
+    seconds: of one process, loading not counted; fastest, slowest: the same at the rate of the fastest and slowest video
+    timed; loading: seconds, once per process; timed: frames of each video timed; failed: video -> error of those that could
+    not be; machine: where it was timed.
     """
 
     videos: int
     frames: int
     size: float
+    planned: PlannedBytes | None
     seconds: float
     fastest: float
     slowest: float
@@ -38,13 +43,20 @@ class Plan:
     machine: str
 
 
-def plan(work: TrackWork, sample: int) -> Plan:
-    """Time `sample` videos of the split and scale by frames. Raises InputError when none of them can be extracted."""
+def plan(work: TrackWork, sample: int, known: Callable[[PlannedBytes], None] | None = None) -> Plan:
+    """Time `sample` videos of the split and scale by frames.
+
+    known: called before anything is timed, with the bytes that the tracker knows, where it knows them; what it raises ends
+    the plan. Raises InputError when none of the videos can be extracted.
+    """
     began = time.perf_counter()
-    frames = {video_id: len(work.source.video(video_id)) for video_id in work.source.video_ids()}
-    if not frames:
+    sizes = {video.video_id: (video.size, len(video)) for video in map(work.source.video, work.source.video_ids())}
+    if not sizes:
         raise InputError(f"{work.root}, split {work.split}: no videos; see rvos-cache check")
-    seconds, failed = {}, {}
+    planned = planned_bytes(work, sizes.values())
+    if known is not None and planned is not None:
+        known(planned)
+    frames, seconds, failed = {video_id: count for video_id, (_, count) in sizes.items()}, {}, {}
     with tempfile.TemporaryDirectory(prefix="rvos-plan-") as folder:
         out = Path(folder) / "plan.zarr"
         writer = CacheWriter(out, tracks_card(work, out))
@@ -67,6 +79,7 @@ def plan(work: TrackWork, sample: int) -> Plan:
         videos=len(frames),
         frames=total,
         size=bytes_per_frame * total,
+        planned=planned,
         seconds=per_frame * total,
         fastest=min(rates) * total,
         slowest=max(rates) * total,

@@ -10,6 +10,9 @@ from rich.filesize import decimal
 
 from rvos_cache.errors import InputError
 
+Size = tuple[tuple[int, int], int]
+"""Of a video: its frames' (H, W) pixels and their number T."""
+
 
 @dataclass(frozen=True)
 class PlannedBytes:
@@ -41,5 +44,5 @@ class PlannedBytes:
 class KnowsBytes(Protocol):
     """A tracker that has this method too, because what it keeps can fill a disk."""
 
-    def planned_bytes(self, videos: Iterable[tuple[tuple[int, int], int]]) -> PlannedBytes:
-        """Bytes of a cache of `videos`, each its size (H, W) and its number of frames T, without running any."""
+    def planned_bytes(self, videos: Iterable[Size]) -> PlannedBytes:
+        """Bytes of a cache of `videos`, without running any."""

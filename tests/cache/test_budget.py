@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from rvos_cache.cli import cli
 from rvos_cache.cli.extract import spoken_time
 from rvos_cache.errors import InputError
-from rvos_cache.extract import TrackWork, extract, extract_all, planned_bytes
+from rvos_cache.extract import TrackWork, extract, extract_all, plan
 from rvos_cache.trackers import TRACKERS
 from rvos_cache.trackers.planned import PlannedBytes
 
@@ -103,10 +104,10 @@ def test_all_splits_use_one_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_video_that_cannot_be_opened_takes_no_room(tmp_path: Path) -> None:
-    planned = planned_bytes(TrackWork(f"{__name__}:Torn", tmp_path / "4", "train", LARGE))
-    assert planned is not None and planned.sizes["all"] == 11 * FRAME
-    report = extract(f"{__name__}:Torn", tmp_path / "4", "train", LARGE, tmp_path / "c.zarr", budget=11 * FRAME)
-    assert list(report.failed) == ["v02"]
+    where = (f"{__name__}:Torn", tmp_path / "4", "train", LARGE, tmp_path / "c.zarr")
+    with pytest.raises(InputError, match="keep=all needs"):
+        extract(*where, budget=11 * FRAME - 1)
+    assert list(extract(*where, budget=11 * FRAME).failed) == ["v02"]
 
 
 def test_a_tracker_that_does_not_know_is_sent_to_plan(tmp_path: Path, never_runs: None) -> None:
@@ -126,6 +127,18 @@ def test_plan_shows_bytes_first_and_then_times(tmp_path: Path) -> None:
     assert said[3].endswith(" kB on disk") and " seconds with 1 job, " in said[4]
 
 
+def test_loading_a_tracker_that_knows_its_bytes_is_counted_as_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = TinyTracker.__init__
+
+    def slowly(self: TinyTracker, settings: Any) -> None:
+        time.sleep(0.2)
+        made(self, settings)
+
+    monkeypatch.setattr(TinyTracker, "__init__", slowly)
+    found = plan(TrackWork(TINY, tmp_path / "2", "train", LARGE), 1)
+    assert found.loading >= 0.2 and found.planned is not None and found.planned.sizes["all"] == 6 * FRAME
+
+
 def test_plan_refuses_after_timing_what_nobody_knew_before(tmp_path: Path) -> None:
     said = planned_by_command(tmp_path, TRACKER, "--budget", "100")
     assert isinstance(said.exception, InputError) and "the budget is 100 bytes" in str(said.exception)
@@ -141,7 +154,14 @@ def test_what_is_no_size_is_a_usage_error(tmp_path: Path, size: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "wanted"),
-    [(0.0123, "0.0123 seconds"), (119, "119 seconds"), (120, "2 minutes"), (7199, "120 minutes"), (90000, "25 hours")],
+    [
+        (0.0123, "0.0123 seconds"),
+        (119, "119 seconds"),
+        (120, "2 minutes"),
+        (7199, "120 minutes"),
+        (90000, "25 hours"),
+        (7.3e6, "2028 hours"),
+    ],
 )
 def test_a_duration_is_told_in_a_unit_that_fits(seconds: float, wanted: str) -> None:
     assert spoken_time(seconds) == wanted

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings
-from rvos_cache.trackers.planned import PlannedBytes
+from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import VideoQueries
@@ -57,8 +57,8 @@ class VitaTracker:
         """Digests of Mask2Former, of the head and, where there is one, of the basis."""
         return {**self.segmenter.weight_hashes(), **head_hash(self.head), **(self.basis.weight_hash() if self.basis else {})}
 
-    def planned_bytes(self, videos: Iterable[tuple[tuple[int, int], int]]) -> PlannedBytes:
-        """Bytes of a cache of `videos`, each its size (H, W) and frames T, under every profile, without running any."""
+    def planned_bytes(self, videos: Iterable[Size]) -> PlannedBytes:
+        """Bytes of a cache of `videos` under every profile, without running any."""
         rank = self.basis.rank if self.basis else PLANNED_RANK
         return PlannedBytes("profile", self.settings.profile, profile_bytes(self.settings, self.head.sizes, videos, rank))
 
