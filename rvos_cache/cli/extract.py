@@ -146,7 +146,7 @@ def plan(
 
     def known(planned: PlannedBytes) -> None:
         for value, size in planned.spoken().items():
-            click.echo(f"{value}: {size}")
+            click.echo(f"{value}: {size}{', this run' if value == f'{planned.setting}={planned.chosen}' else ''}")
         if budget is not None:
             planned.check(budget)
 

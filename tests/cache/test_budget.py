@@ -123,7 +123,7 @@ def planned_by_command(tmp_path: Path, tracker: str, *more: str) -> Any:
 
 def test_plan_shows_bytes_first_and_then_times(tmp_path: Path) -> None:
     said = planned_by_command(tmp_path, LARGE, "--budget", "1MB").output.splitlines()
-    assert said[:3] == ["keep=half: 3.26 kB", "keep=all: 6.53 kB", "4 videos, 16 frames"]
+    assert said[:3] == ["keep=half: 3.26 kB", "keep=all: 6.53 kB, this run", "4 videos, 16 frames"]
     assert said[3].endswith(" kB on disk") and " seconds with 1 job, " in said[4]
 
 

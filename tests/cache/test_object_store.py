@@ -93,7 +93,7 @@ def test_a_cache_at_a_url_is_the_cache_in_a_folder(tmp_path: Path, out: str, s3:
 def test_the_commands_take_a_url(tmp_path: Path, out: str) -> None:
     where = ["--dataset", TINY, "--root", str(tmp_path / "3"), "--split", "train", "--tracker", TRACKER]
     said = CliRunner().invoke(cli, ["extract", *where, "--out", out, "--jobs", "2"])
-    assert said.exit_code == 0 and "3 done" in said.output, said.output
+    assert said.exit_code == 0 and f"{out}: 3 done" in said.output, said.output
     facts = json.loads(CliRunner().invoke(cli, ["info", out, "--json"]).output)
     assert facts["done"] == 3 and facts["content"] == content_digest(out) and facts["missing"] == []
     assert facts["bytes"] > 1000

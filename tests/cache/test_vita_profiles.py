@@ -116,6 +116,7 @@ def test_the_command_shows_every_profile_and_refuses_a_budget_before_anything_ru
         assert isinstance(said.exception, InputError), said.output
         assert "these fit: profile=frames (" in str(said.exception) and "profile=exact needs " in str(said.exception)
         shown = [f"profile={name}: {decimal(size, precision=2)}" for name, size in needed.items()]
+        shown[0] += ", this run"
         assert said.output.splitlines() == (shown if command == ["plan"] else [])
     assert not (tmp_path / "c.zarr").exists()
 
