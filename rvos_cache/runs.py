@@ -64,6 +64,41 @@ class Runs:
         paint([self.at(k, t) for k in (range(self.shape[0]) if indices is None else indices)], out)
         return out
 
+    def flipped(self) -> Runs:
+        """The same masks flipped from left to right, with the runs that COCO's encoder would find."""
+        (height, width), count = self.size, len(self.stops)
+        pixels = height * width
+        lengths = np.diff(self.stops, prepend=0)
+        mask = np.repeat(np.arange(count), lengths)
+        place = np.arange(len(self.ends)) - np.repeat(self.stops - lengths, lengths)
+        ends = place % 2 == 1
+        begin, end, mask = self.ends[np.flatnonzero(ends) - 1], self.ends[ends], mask[ends]
+        begin, end, mask = (x[begin < end] for x in (begin, end, mask))
+        # A run over several columns is a piece in each of them.
+        first, last = begin // height, (end - 1) // height
+        pieces = last - first + 1
+        nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        column = np.repeat(first, pieces) + nth
+        top = np.where(nth == 0, np.repeat(begin, pieces), column * height) - column * height
+        bottom = np.minimum(np.repeat(end, pieces) - column * height, height)
+        start = (np.repeat(mask, pieces) * width + width - 1 - column) * height
+        begin, end = start + top, start + bottom
+        order = np.argsort(begin, kind="stable")
+        begin, end = begin[order], end[order]
+        # Pieces that touch are one run; a run does not go on from one mask to the next.
+        apart = np.ones(len(begin) + 1, bool)
+        apart[1:-1] = (begin[1:] != end[:-1]) | (begin[1:] % pixels == 0)
+        begin, end = begin[apart[:-1]], end[apart[1:]]
+        owner = begin // pixels
+        closing = np.ones(count, bool)
+        closing[owner[end == (owner + 1) * pixels]] = False
+        whole = np.flatnonzero(closing)
+        turns = np.concatenate([begin - owner * pixels, end - owner * pixels, np.full(len(whole), pixels)])
+        owners = np.concatenate([owner, owner, whole])
+        by_mask = np.lexsort((turns, owners))
+        stops = np.cumsum(np.bincount(owners, minlength=count)).astype(np.int64)
+        return Runs(turns[by_mask].astype(np.int64), stops, self.shape, self.size)
+
 
 def paint(masks: Sequence[NDArray[np.int64]], out: NDArray[np.bool_]) -> None:
     """Set the pixels of any of the masks whose runs end there in `out` (H, W), which is all background.

@@ -103,8 +103,7 @@ def mirrored_truth(truth: GroundTruth) -> GroundTruth:
 
 def flipped(masks: RleMasks) -> RleMasks:
     """Masks (K, T), each flipped from left to right."""
-    rows = [RleMasks.from_dense(masks.dense([k])[..., ::-1]) for k in range(masks.shape[0])]
-    return RleMasks.concatenate(rows) if rows else RleMasks.empty(0, masks.shape[1], masks.size)
+    return RleMasks.from_runs(masks.runs().flipped())
 
 
 def _own(video_id: str) -> str:

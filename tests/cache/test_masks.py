@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from rvos_cache.errors import InputError
-from rvos_cache.masks import RleMasks, from_coco, intersections, mask_ends, run_ends, run_total
+from rvos_cache.masks import RleMasks, empty_rle, from_coco, intersections, mask_ends, run_ends, run_total
 from rvos_cache.overlap import count_overlap, frame_mean, iou, precision, recall
 from rvos_cache.runs import Runs
 from rvos_cache.settings import Settings, build, merge, parse_overrides
@@ -46,6 +46,21 @@ def test_runs_and_dense_agree(dense: np.ndarray, wanted: list[int]) -> None:
     for t in range(dense.shape[1]):
         assert np.array_equal(runs.union(t), dense[:, t].any(0))
         assert np.array_equal(runs.union(t, picked), dense[picked, t].any(0))
+
+
+@given(DENSE)
+@settings(max_examples=300, deadline=None)
+def test_flipped_runs_are_those_of_flipped_pixels(dense: np.ndarray) -> None:
+    assert RleMasks.from_runs(RleMasks.from_dense(dense).runs().flipped()) == RleMasks.from_dense(dense[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    "counts", [[0, 12], [12], [0, 12, 0], [3, 0, 0, 4, 5], [0, 0, 0, 12], [1] * 12, [11, 1], [2, 4, 0, 3, 3]]
+)
+def test_runs_as_others_cut_them_are_flipped_too(counts: list[int]) -> None:
+    raw = from_coco({"size": [4, 3], "counts": counts}, (4, 3), "x")
+    masks = RleMasks.from_bytes([[raw, empty_rle((4, 3))], [raw, raw]], 2, (4, 3))
+    assert RleMasks.from_runs(masks.runs().flipped()) == RleMasks.from_dense(masks.dense()[..., ::-1])
 
 
 def test_runs_that_fill_no_frame_are_not_drawn() -> None:
