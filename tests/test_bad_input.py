@@ -351,7 +351,9 @@ def test_ctrl_c_leaves_a_resumable_state(rvos: Callable[..., Result], tmp_path: 
     words = ["extract", "--dataset", "store_fixtures:Tiny", "--root", tmp_path / "12", "--split", "train", "--jobs", jobs]
     words += ["--tracker", "store_fixtures:TinyTracker", "--out"]
     out, slow = tmp_path / "c.zarr", ["--set", "wait=0.2"]
-    code = "import sys; sys.argv[0] = 'rvos-cache'; from rvos_cache.cli import main; main()"
+    # A run in the background ignores SIGINT, and so would its children.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'rvos-cache'"
+    code += "; from rvos_cache.cli import main; main()"
     env = {**os.environ, "PYTHONPATH": f"{HERE / 'cache'}:{HERE.parent}"}
     # A group of its own, so that all its processes get the signal, as from a terminal.
     process = subprocess.Popen(
