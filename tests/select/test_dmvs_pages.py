@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from test_refcoco import write_refcoco
+from test_sola_pages import write_davis, write_youtube
 from tiny_vita import CHANNELS, SMALL, write_checkpoint
 
 from pipelines import dmvs_mevis as page
 from pipelines.dmvs_shapes import dmvs_shapes
+from pipelines.dmvs_single_object import IMAGES, dmvs_single_object
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_cache.store import read_card
+from rvos_cache.store import SelectionCache, read_card
 from rvos_cache.text.roberta import RobertaSettings
 from rvos_cache.trackers.vita import VitaSettings, load_head
 from rvos_cache.trackers.vita.segmenter import head_hash
+from rvos_select.merge import decision
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.train import TrainSettings
 
@@ -97,6 +102,45 @@ def test_an_unknown_row_is_one_line() -> None:
     with pytest.raises(InputError, match=r"no row 'table_9'; there are: table_1_mevis.val, ") as fault:
         page.published_row(PAPER, "table_9")
     assert "\n" not in str(fault.value) and "efficiency" not in str(fault.value)
+
+
+def test_the_steps_of_one_epoch_are_the_paper_s() -> None:
+    """40,000 steps over one epoch of the four sets' training sentences; all else as on MeViS."""
+    ours, theirs = (read_toml(PAPER.parent.parent / f"{name}.toml") for name in ("dmvs_single_object", "dmvs_mevis"))
+    sentences = 12_913 + 120_624 + 120_191 + 80_512
+    assert abs(ours["epochs"] * sentences / ours["batch_size"] - 40_000) < 2_000
+    assert {**ours, "epochs": 0} == {**theirs, "epochs": 0}
+
+
+def test_the_page_of_one_object_each_trains_on_all_and_answers_with_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in IMAGES:
+        write_refcoco(tmp_path / name, name, ("train",))
+        shutil.copytree(tmp_path / name, tmp_path / "images", dirs_exist_ok=True)
+    roots = {"youtube": write_youtube(tmp_path / "yt"), "davis": write_davis(tmp_path / "dv"), "images": tmp_path / "images"}
+    given = [word for name, root in roots.items() for word in (f"--{name}", root)]
+    tracker = [word for k, v in {**SMALL, "max_tracks": 4}.items() for word in ("--tracker-set", f"{k}={v}")]
+    small = {
+        "batch_size": 4, "clip.frames": 2, "config.width": CHANNELS, "config.hidden": 16, "config.layers": 1, "config.points": 30,
+        "config.motion_queries": 4,
+    }  # fmt: skip
+    sets = [word for k, v in small.items() for word in ("--set", f"{k}={v}")]
+    words = [*given, "--vita", write_checkpoint(tmp_path / "vita"), "--encoder", "hashed", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["page", *map(str, words), *tracker, *sets])
+    dmvs_single_object(standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "the paper, ref-youtube-vos valid: J&F 64.3" in said and "the paper, ref-davis17 valid: J&F 65.2" in said
+    record = json.loads((tmp_path / "out/run/settings.json").read_text())
+    drawn = {name: row["drawn"] for name, row in record["sets"].items()}
+    assert drawn == {"ref-youtube-vos/fit": 4, **{f"{name}/train-pseudo10": 5 for name in IMAGES}}
+    for name, split in (("ref-youtube-vos", "held_out"), ("ref-davis17", "valid")):
+        selections = SelectionCache(tmp_path / f"out/selections/{name}-{split}.zarr")
+        assert decision(selections).top1
+        assert json.loads((tmp_path / f"out/metrics/{name}.json").read_text())["dataset"] == name
+    for name, first in (("ref-youtube-vos", "Annotations/hidden/0/00000.png"), ("ref-davis17", "anno_0/d0/00000.png")):
+        with zipfile.ZipFile(tmp_path / f"out/{name}_valid.zip") as archive:
+            assert archive.namelist()[0] == first
 
 
 def test_the_shapes_page_trains_a_vita_of_its_own(

@@ -1,0 +1,126 @@
+"""DMVS on Ref-YouTube-VOS and Ref-DAVIS17 (Table 2 of the paper): one module, each benchmark's scores beside the paper's.
+
+`python -m pipelines.dmvs_single_object --vita CHECKPOINT --youtube data/ref-youtube-vos --images data/refcoco --davis
+data/ref-davis17`. It is trained on Ref-YouTube-VOS together with RefCOCO, RefCOCO+ and RefCOCOg, whose images move for ten
+frames; each expression is answered with its best query. A step that is done is not done again; a run that was cut goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.dmvs_mevis import TEXT, TRACKER
+from rvos_cache.cli import run_command
+from rvos_cache.datasets import open_dataset
+from rvos_cache.extract import extract_all
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_select.cli import show_scores
+from rvos_select.evaluate import benchmark_selections
+from rvos_select.merge import merge as merge_masks
+from rvos_select.oracle import oracle
+from rvos_select.predict import predict
+from rvos_select.report import report
+from rvos_select.submit import submit, submit_selections
+from rvos_select.train import TrainSettings, train
+
+YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
+IMAGES = ("refcoco", "refcoco+", "refcocog")
+TRAINED = {YOUTUBE: "fit", **dict.fromkeys(IMAGES, "train-pseudo10")}
+"""Pseudo-videos are as long as a clip."""
+OPEN = {YOUTUBE: "held_out", DAVIS: "valid"}
+HIDDEN = "valid"
+"""The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
+names shows its answers, and is not trained on here. Ref-DAVIS17's valid shows its own, and the paper's row is of it."""
+
+
+@click.command()
+@click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    default=Path("data/refcoco"),
+    show_default=True,
+    help="RefCOCO, RefCOCO+, RefCOCOg.",
+)
+@click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_single_object"), show_default=True)
+@click.option("--vita", required=True, help="A hub name or a folder that rvos-cache convert-vita wrote.")
+@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+@click.option(
+    "--tracker-set", "tracker_settings", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. profile=low_rank."
+)
+@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_single_object.toml.")
+def dmvs_single_object(
+    youtube: Path,
+    images: Path,
+    davis: Path,
+    out: Path,
+    vita: str,
+    encoder: str,
+    jobs: int,
+    tracker_settings: tuple[str, ...],
+    settings: tuple[str, ...],
+) -> None:
+    """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
+    page = Path(__file__).with_suffix(".toml")
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
+    roots = {YOUTUBE: youtube, **dict.fromkeys(IMAGES, images), DAVIS: davis}
+    shown: dict[str, Any] = {
+        "tracker": "vita",
+        "encoder": encoder,
+        "overrides": merge({**TRACKER, "checkpoint": vita}, parse_overrides(tracker_settings)),
+        "text_overrides": TEXT if encoder == "roberta" else None,
+        "jobs": jobs,
+    }
+    hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, TRAINED[YOUTUBE])).splits(youtube)
+    for name, root in roots.items():
+        splits = [*(named[name] for named in (TRAINED, OPEN) if name in named), *([HIDDEN] if hidden and name == YOUTUBE else [])]
+        extract_all(name, root, splits=splits, out=out / "cache" / name, **shown)
+
+    def tracks(name: str, split: str) -> Path:
+        return out / "cache" / name / split / "vita.zarr"
+
+    def texts(name: str, split: str) -> Path:
+        return out / "cache" / name / split / f"text-{encoder.rpartition(':')[2]}.zarr"
+
+    run = out / "run"
+    train(
+        resolved,
+        [tracks(name, split) for name, split in TRAINED.items()],
+        [texts(name, split) for name, split in TRAINED.items()],
+        [tracks(YOUTUBE, OPEN[YOUTUBE])],
+        [texts(YOUTUBE, OPEN[YOUTUBE])],
+        run,
+        resume=run.exists(),
+    )
+
+    published = read_toml(page.parent / "papers/dmvs.toml")["table_2_single_object"]
+    for name, split in OPEN.items():
+        cache = tracks(name, split)
+        selections = predict(run, [cache], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
+        ours = benchmark_selections(selections, [cache], {}, root=roots[name])
+        # Ref-DAVIS17's objects have no oracle: each is answered by the best of its annotator's expressions.
+        scores = {f"ours, {name} {split}": ours, **({f"oracle, {name} {split}": oracle([cache])} if name == YOUTUBE else {})}
+        index = report(run, selections, [cache], out / f"report/{name}", root=roots[name], rows=scores)
+        show_scores(scores, out / f"metrics/{name}.json", ours)
+        j_and_f, j, f = published[name.replace("-", "_")]
+        click.echo(f"the paper, {name} {HIDDEN}: J&F {j_and_f}, J {j}, F {f}; page: {index}")
+        if name == DAVIS:
+            packed = submit_selections(selections, [cache], out / f"{name}_{split}.zip", root=davis)
+            click.echo(f"for DAVIS's evaluation code: {packed}")
+
+    if hidden:
+        selections = predict(
+            run, [tracks(YOUTUBE, HIDDEN)], [texts(YOUTUBE, HIDDEN)], out / f"selections/{YOUTUBE}-{HIDDEN}.zarr"
+        )
+        masks = merge_masks(selections, [tracks(YOUTUBE, HIDDEN)], out / f"masks/{YOUTUBE}")
+        packed = submit(masks, YOUTUBE, out / f"{YOUTUBE}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
+        click.echo(f"for the benchmark's server: {packed}")
+
+
+if __name__ == "__main__":
+    run_command(dmvs_single_object)
