@@ -2,7 +2,7 @@
 
 steps      what a user asks for: extract, extract_text, extract_all
 run        every video that a cache lacks, with progress and a report
-engines    who works on the videos: local_engine, ray_engine
+engines    who works on the videos, an engine: local_engine, ray_engine
 work       what is made of one video
 budget     the room it may take on disk
 plan       what it will take, from a timing of a few videos
@@ -10,7 +10,8 @@ bindings   the expressions and failures that tie a cache to its dataset
 """
 
 from rvos_cache.extract.bindings import at_hand, bound_digest, expressions_digest, failed_videos
-from rvos_cache.extract.engines import Engine, Outcome, engine_of
+from rvos_cache.extract.engine import Engine, Outcome
+from rvos_cache.extract.engines import engine_of
 from rvos_cache.extract.plan import Plan, plan
 from rvos_cache.extract.run import ExtractReport, write_videos
 from rvos_cache.extract.steps import chosen_videos, extract, extract_all, extract_text

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract.engines import Outcome, fault
+from rvos_cache.extract.engine import Outcome, fault
 from rvos_cache.extract.work import Made, Work
 from rvos_cache.store import CacheWriter
 

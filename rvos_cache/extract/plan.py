@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rvos_cache.errors import InputError
 from rvos_cache.extract.budget import planned_bytes
-from rvos_cache.extract.engines import fault
+from rvos_cache.extract.engine import fault
 from rvos_cache.extract.steps import tracks_card
 from rvos_cache.extract.work import TrackWork
 from rvos_cache.store import CacheWriter, place_of

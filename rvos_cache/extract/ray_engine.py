@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract.engines import Outcome, fault
+from rvos_cache.extract.engine import Outcome, fault
 from rvos_cache.extract.local_engine import written
 from rvos_cache.extract.work import Work
 from rvos_cache.store import CacheWriter, Card

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rvos_cache.errors import naming
-from rvos_cache.extract.engines import Engine
+from rvos_cache.extract.engine import Engine
 from rvos_cache.extract.local_engine import LocalEngine
 from rvos_cache.extract.progress import Progress
 from rvos_cache.extract.work import OneStep, Work

@@ -10,7 +10,7 @@ from rvos_cache.datasets import DATASETS, Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extract.bindings import bound_digest
 from rvos_cache.extract.budget import check_budget
-from rvos_cache.extract.engines import Engine
+from rvos_cache.extract.engine import Engine
 from rvos_cache.extract.local_engine import LocalEngine
 from rvos_cache.extract.run import ExtractReport, run_videos
 from rvos_cache.extract.work import OneStep, TrackWork

@@ -13,9 +13,10 @@ A cache may also lie in an object store, where nothing can be renamed: objects.p
 The arrays of each kind stand at the top of tracks.py, text.py and selections.py.
 """
 
+from rvos_cache.store.address import place_of, spelled
 from rvos_cache.store.card import FREE, Card, provenance, read_card
 from rvos_cache.store.folder import sync
-from rvos_cache.store.place import Place, place_of, spelled
+from rvos_cache.store.place import Place
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.seal import canonical, digest
 from rvos_cache.store.selections import SelectionCache, SelectionInfo, SelectionRecord, write_selections

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
-from rvos_cache.store.place import Place, place_of
+from rvos_cache.store.address import place_of
+from rvos_cache.store.place import Place
 from rvos_cache.store.seal import unsealed
 
 FORMAT_VERSION = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,9 +10,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<path>[^/].*)", re.DOTALL)
-"""A Path swallows one of the slashes of s3://bucket/path: both spellings lead to the same place."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +83,3 @@ class Place(Protocol):
 
     def beside(self) -> list[str]:
         """Paths or URLs of what is called .zarr and lies where this place lies, this place included, sorted."""
-
-
-def spelled(path: Path | str) -> str:
-    """A path or URL as a person writes it: with both slashes of s3://."""
-    found = URL.fullmatch(str(path))
-    return str(path) if found is None else f"{found['protocol']}://{found['path']}"
-
-
-def place_of(path: Path | str) -> Place:
-    """The place that a path or URL names. Raises InputError for a protocol that is not installed."""
-    if URL.fullmatch(str(path)) is None:
-        from rvos_cache.store.folder import Folder
-
-        return Folder(Path(path))
-    from rvos_cache.store.objects import Objects
-
-    return Objects(spelled(path))

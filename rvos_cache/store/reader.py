@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
+from rvos_cache.store.address import place_of, spelled
 from rvos_cache.store.card import Card, card_in
-from rvos_cache.store.place import Place, place_of, spelled
+from rvos_cache.store.place import Place
 from rvos_cache.store.seal import canonical, digest
 
 CODECS = ["bytes", "crc32c"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from rvos_cache.errors import InputError
+from rvos_cache.store.address import place_of
 from rvos_cache.store.card import read_card
-from rvos_cache.store.place import place_of
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.seal import canonical, digest
 from rvos_cache.store.selections import SelectionCache

@@ -14,9 +14,9 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from rvos_cache.errors import InputError
+from rvos_cache.store.address import place_of
 from rvos_cache.store.attempts import HOST
 from rvos_cache.store.card import Card, card_in
-from rvos_cache.store.place import place_of
 from rvos_cache.store.seal import canonical, digest, sealed
 
 
