@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,18 @@ def load_frozen(
 
     what: how an error names it ("text checkpoint"); unread: beginnings of the names of weights that nobody reads, which a
     checkpoint may lack; setting: where a person names it; options: more for `from_pretrained`. Only safetensors are read.
-    Raises InputError when it cannot be loaded, or lacks a weight that `kind` has.
+    Raises InputError when it cannot be loaded, or lacks a weight that `kind` has, or has it in another shape.
     """
     import torch
-    from transformers.utils import logging
 
-    # Its bar of loaded weights stands among the lines of our own progress.
-    logging.disable_progress_bar()
-    model, report = _asked(
-        lambda: kind.from_pretrained(checkpoint, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options),
-        checkpoint,
-        what,
-        setting,
-    )
+    options.update(use_safetensors=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
+    with _quiet():
+        model, report = _asked(lambda: kind.from_pretrained(checkpoint, **options), checkpoint, what, setting)
+    for name, held, wanted in sorted(report["mismatched_keys"]):
+        raise InputError(
+            f"{what} {checkpoint!r}: weight {name!r} has shape {tuple(held)}, {kind.__name__} of its config.json wants "
+            f"{tuple(wanted)}; give a checkpoint whose two files belong together: --set {setting}=FOLDER"
+        )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(unread))
     if missing:
         raise InputError(
@@ -50,7 +51,25 @@ def load_processor(kind: Any, checkpoint: str, what: str, setting: str = "checkp
     return _asked(lambda: kind.from_pretrained(checkpoint, **options), checkpoint, what, setting)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings of a load: a wrong checkpoint is hundreds of lines there, and one line here."""
+    from transformers.utils import logging
+
+    # Its bar of loaded weights stands among the lines of our own progress.
+    logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _asked(load: Any, checkpoint: str, what: str, setting: str) -> Any:
+    # A hub name is "name" or "owner/name": what the hub says of a mistyped path speaks of names alone.
+    if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).is_dir():
+        raise InputError(f"{what} {checkpoint!r}: there is no such folder; --set {setting}=FOLDER")
     try:
         return load()
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.

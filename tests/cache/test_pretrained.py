@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 from text_fixtures import tiny_roberta
 from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import load_frozen, weights_digest
+from rvos_cache.pretrained import load_frozen, load_processor, weights_digest
 
 
 @pytest.fixture
@@ -66,3 +71,34 @@ def test_weights_in_a_pickle_are_not_read(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(InputError, match="safetensors"):
         load_frozen(AutoModel, str(checkpoint), "text checkpoint")
+
+
+def test_a_wrong_checkpoint_is_one_line_without_a_report(checkpoint: Path) -> None:
+    without(checkpoint, "encoder.layer.1.output")
+    heard = io.StringIO()
+    handler = logging.StreamHandler(heard)
+    transformers_logging.add_handler(handler)
+    try:
+        with pytest.raises(InputError, match="would be random"):
+            load_frozen(AutoModel, str(checkpoint), "text checkpoint")
+        assert heard.getvalue() == ""
+        AutoModel.from_pretrained(str(checkpoint))
+        # Who loads another model in the same process hears transformers as before.
+        assert "encoder.layer.1.output" in heard.getvalue()
+    finally:
+        transformers_logging.remove_handler(handler)
+
+
+def test_a_weight_of_another_shape_is_named_with_both_shapes(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    held = load_file(path)
+    held["encoder.layer.0.output.dense.weight"] = held["encoder.layer.0.output.dense.weight"][:, :5].clone()
+    save_file(held, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"encoder\.layer\.0\.output\.dense\.weight' has shape \(32, 5\), .* wants \(32, 64\)"):
+        load_frozen(AutoModel, str(checkpoint), "text checkpoint")
+
+
+@pytest.mark.parametrize("load", [load_frozen, load_processor])
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, load: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="there is no such folder; --set other=FOLDER$"):
+        load(AutoModel, str(tmp_path / "nowhere"), "text checkpoint", setting="other")
