@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rvos_cache.errors import InputError
 from rvos_cache.store import Card
 from rvos_select.data import Batch
 from rvos_select.matching import assign, counted_costs
@@ -22,6 +23,7 @@ from rvos_select.selectors.dmvs_layers import (
     MaskMlp,
     MotionExpressionEncoder,
     MotionQueryLayer,
+    Pooler,
     TextProjection,
     masked_mean,
 )
@@ -52,8 +54,9 @@ class Dmvs(HubSelector):
         super().__init__()
         self.config = c = checked_config(DmvsConfig, config)
         self.word_projection = TextProjection(c.word_channels, c.width, c.dropout)
-        own = c.sentence == "mean_own"
+        own = c.sentence != "mean_shared"
         self.sentence_projection = TextProjection(c.word_channels, c.width, c.dropout) if own else None
+        self.pooler = Pooler(c.word_channels) if c.sentence == "roberta_pooler" else None
         self.encoder = MotionExpressionEncoder(c.width, c.mee_form, c.mee_static, c.mee_motion) if c.mee else None
         self.motion_query = nn.Embedding(c.motion_queries, c.width) if c.init == "random" else None
         self.position = nn.Embedding(c.motion_queries, c.width) if c.position == "rank" else None
@@ -161,15 +164,24 @@ class Dmvs(HubSelector):
         return Decoded(torch.stack(layers), real, began)
 
     def _text(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """F_w (B, L, C), its mask, F_se (B, C), and which words are none of the encoder's special ones, bool (B, L)."""
+        """F_w (B, L, C), its mask, F_se (B, C), and which words are none of the encoder's special ones, bool (B, L).
+
+        Raises InputError when the pooler is asked for and a text begins with a word.
+        """
         words = batch.words[:, : self.config.longest].to(self.class_head.weight.dtype)
         mask = batch.word_mask[:, : self.config.longest]
         assert batch.spans is not None
         spans = batch.spans[:, : self.config.longest]
         said = mask & (spans[..., 1] > spans[..., 0])
-        mean = masked_mean(words, torch.where(said.any(1, keepdim=True), said, mask))
         projection = self.word_projection if self.sentence_projection is None else self.sentence_projection
-        return self.word_projection(words), mask, projection(mean), said
+        if self.pooler is None:
+            return self.word_projection(words), mask, projection(_mean_word(words, mask, said)), said
+        if bool(said[:, 0].any()):
+            raise InputError(
+                "sentence=roberta_pooler reads the token before the first word, which these texts do not have; "
+                "extract-text with --encoder roberta, or --set config.sentence=mean_own"
+            )
+        return self.word_projection(words), mask, projection(self.pooler(words)), said
 
     def _cues(self, batch: Batch, said: Tensor) -> tuple[Tensor, Tensor]:
         """Masks (B, L + 1) of static and of motion cues; the last place is the sentence."""
@@ -223,8 +235,8 @@ class Dmvs(HubSelector):
             classes = _in_float(self.class_head, layers)
             labels = torch.full(classes.shape[:-1], NO_OBJECT, device=layers.device)
             if not self.draws:
-                self._match_tracks(batch, found, classes, labels)
-                value = self._class_loss(classes, labels, found.real, batch.word_mask.any(1))
+                judged = self._match_tracks(batch, found, classes, labels)
+                value = self._class_loss(classes, labels, judged, batch.word_mask.any(1))
                 return {"loss": c.class_weight * value, "class": value}
             embed = _in_float(self.mask_head, layers)
             bce, dice = self._match_masks(batch, classes, embed, labels)
@@ -233,17 +245,19 @@ class Dmvs(HubSelector):
             return {"loss": loss, "class": value, "bce": bce, "dice": dice}
 
     def _class_loss(self, classes: Tensor, labels: Tensor, real: Tensor, counted: Tensor) -> Tensor:
-        """Cross-entropy of classes (layers, B, Q, 2): the weighted mean over an expression's queries, the mean over expressions,
-        the sum over layers."""
+        """Cross-entropy of classes (layers, B, Q, 2): the weighted mean over an expression's `real` queries, bool (B, Q) or
+        (layers, B, Q), the mean over the `counted` expressions, bool (B,), the sum over layers."""
         each = F.cross_entropy(classes.movedim(-1, 1), labels, reduction="none")
         weight = torch.where(labels == NO_OBJECT, self.config.no_object_weight, 1.0) * (real & counted[:, None])
         means = (each * weight).sum(-1) / weight.sum(-1).clamp(min=self.config.no_object_weight)
         return means.sum() / counted.sum().clamp(min=1)
 
-    def _match_tracks(self, batch: Batch, found: Decoded, classes: Tensor, labels: Tensor) -> None:
-        """Mark the matched queries in labels (layers, B, Q), costs from the cache's counts of binary masks."""
+    def _match_tracks(self, batch: Batch, found: Decoded, classes: Tensor, labels: Tensor) -> Tensor:
+        """Mark the matched queries in labels (layers, B, Q), costs from the cache's counts of binary masks. Returns which queries
+        have a loss, bool (layers, B, Q): real ones, without duplicates of an object's track."""
         c = self.config
         assert batch.overlap is not None and found.began is not None
+        judged = found.real.expand(labels.shape).clone()
         for b, overlap in enumerate(batch.overlap):
             queries = found.real[b].nonzero()[:, 0]
             tracks = found.began[b, queries].cpu().numpy()
@@ -251,11 +265,15 @@ class Dmvs(HubSelector):
             masks = c.cost_dice * dice + c.cost_iou * iou
             # An object that is in none of the frames is nobody's.
             visible = torch.from_numpy((overlap.gt_area[:, overlap.annotated] > 0).any(1)).nonzero()[:, 0]
+            near = (1 - iou[:, visible] > c.duplicate_iou).any(1).to(queries.device)
+            judged[:, b, queries[near]] = False
             for layer, scores in enumerate(classes[:, b, queries]):
                 cost = masks - c.cost_class * scores.detach().softmax(-1)[:, REFERRED].cpu()[:, None]
                 rows, columns = assign(cost[:, visible])
                 good = 1 - iou[rows, visible[columns]] > c.least_iou if c.least_iou else torch.ones(len(rows), dtype=torch.bool)
-                labels[layer, b, queries[rows[good].to(queries.device)]] = REFERRED
+                matched = queries[rows[good].to(queries.device)]
+                labels[layer, b, matched], judged[layer, b, matched] = REFERRED, True
+        return judged
 
     def _match_masks(self, batch: Batch, classes: Tensor, embed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mark the matched queries in labels (layers, B, Q); BCE and Dice of the matched masks, embed (layers, B, Q, Cm)."""
@@ -282,6 +300,11 @@ class Dmvs(HubSelector):
             found = pair_losses(mask_logits(pairs, features), truth, torch.cat(columns), c.points)
             bce, dice = bce + found[0], dice + found[1]
         return bce / max(objects, 1), dice / max(objects, 1)
+
+
+def _mean_word(words: Tensor, mask: Tensor, said: Tensor) -> Tensor:
+    """The mean (B, D) of the words that are said; of a text of special tokens alone, of these."""
+    return masked_mean(words, torch.where(said.any(1, keepdim=True), said, mask))
 
 
 def _in_float(head: nn.Module | None, x: Tensor) -> Tensor:

@@ -50,8 +50,9 @@ class DmvsConfig(Settings):
     """The sentence is a cue of both kinds (DsHmp), so neither is ever empty; without it an empty kind changes nothing."""
     cues: Literal["dmvs", "dshmp"] = "dmvs"
     """Static words: adjectives, prepositions and nouns; or, as in DsHmp's code, all that are no motion words."""
-    sentence: Literal["mean_own", "mean_shared"] = "mean_own"
-    """F_se: the mean word through a projection of its own, or through that of the words."""
+    sentence: Literal["mean_own", "mean_shared", "roberta_pooler"] = "mean_own"
+    """F_se: the mean word through a projection of its own, or through that of the words; or RoBERTa's pooler over its first
+    token, random and frozen as roberta-base leaves it, through a projection of its own (LMPM, DsHmp)."""
     longest: int = Field(default=40, ge=1)
     """Words, special ones included, beyond which a sentence is cut."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -79,6 +80,9 @@ class DmvsConfig(Settings):
     """frozen: of 1 - IoU, which stands where BCE cannot be had from binary masks."""
     least_iou: float = Field(default=0.0, ge=0, lt=1)
     """frozen: an object whose matched track has no larger IoU with it has no positive."""
+    duplicate_iou: float = Field(default=1.0, gt=0, le=1)
+    """frozen: a track that is not matched but has a larger IoU with an object of the expression is no negative either, and has no
+    loss; 1: every track that is not matched is a negative."""
     chunk: int = Field(default=5, ge=1)
     """Frames whose mask features are read at once when masks are drawn."""
     lowest: float = Field(default=0.1, ge=0, lt=1)

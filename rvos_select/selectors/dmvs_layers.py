@@ -85,6 +85,23 @@ class TextProjection(nn.Sequential):
         super().__init__(nn.Linear(words, channels), nn.LayerNorm(channels, eps=1e-12), nn.Dropout(dropout))
 
 
+class Pooler(nn.Module):
+    """tanh(W x + b) of the first token, RoBERTa's <s>. roberta-base ships no W and b, so the code of LMPM and DsHmp reads random
+    ones, never trained: here they are buffers, first values as in transformers."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", nn.init.normal_(torch.empty(channels, channels), std=0.02))
+        self.register_buffer("bias", torch.zeros(channels))
+
+    def forward(self, words: Tensor) -> Tensor:
+        """words (B, L, D) -> (B, D)."""
+        return F.linear(words[:, 0], self.weight, self.bias).tanh()
+
+
 class MotionExpressionEncoder(nn.Module):
     """F_me: the sentence after it has looked at frame queries under static and at video queries under motion cues (Eqs. 1 to 4).
 

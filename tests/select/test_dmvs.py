@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_dmvs import SMALL, VITA, batch, dmvs, rows, single
+from tiny_dmvs import SMALL, VITA, WORDS, batch, dmvs, rows, single
 from tiny_vita import CHANNELS, SIZES
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import RobertaConfig, RobertaModel
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
@@ -31,6 +32,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"init": "text", "cues": "dshmp"},
     {"position": "query", "sentence": "mean_shared", "append_sentence": False},
     {"position": "none", "motion_queries": 20, "video_attention": True},
+    {"sentence": "roberta_pooler", "mee_static": False},
     {"masks": "frozen"},
 ]
 NAMES = [",".join(f"{k}={v}" for k, v in c.items()) or "paper" for c in CONFIGS]
@@ -74,6 +76,8 @@ def reference(model: Dmvs, x: Batch) -> list[Tensor]:
     s, c = model.state_dict(), model.config
     words, said = x.words[0], x.spans[0, :, 1] > x.spans[0, :, 0]
     mean = words[said].mean(0) if said.any() else words.mean(0)
+    if c.sentence == "roberta_pooler":
+        mean = (words[0] @ s["pooler.weight"].T + s["pooler.bias"]).tanh()
     f_w = project(s, "word_projection", words)
     f_se = project(s, "word_projection" if c.sentence == "mean_shared" else "sentence_projection", mean[None])
     q_f = x.frames["q_f"][0][:].flatten(0, 1)
@@ -149,6 +153,7 @@ def test_the_paper_settings_have_its_size() -> None:
         ({"motion_queries": 100}, 80 * 256),
         ({"position": "query"}, -20 * 256),
         ({"sentence": "mean_shared"}, -197_376),
+        ({"sentence": "roberta_pooler"}, 0),
         ({"masks": "frozen"}, -197_376),
         ({"hidden": 1024}, -6 * 1024 * 513),
     ],
@@ -262,6 +267,22 @@ def test_no_word_of_a_kind_and_no_word_at_all(model: Dmvs) -> None:
     torch.testing.assert_close(found.layers[:, 1], torch.stack(reference(model, single(x, 1))), **CLOSE)
     losses = model.loss(x)
     assert all(v.isfinite() for v in losses.values())
+
+
+def test_the_pooler_is_roberta_s_with_frozen_weights(tmp_path: Path) -> None:
+    """Of transformers' own, whose weights a checkpoint without a pooler leaves as they were drawn; they are saved with DMVS."""
+    roberta = RobertaModel(RobertaConfig(hidden_size=WORDS, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8))
+    model, x = dmvs(sentence="roberta_pooler"), batch()
+    assert model.pooler.weight.std() == pytest.approx(roberta.pooler.dense.weight.std().item(), rel=0.15)
+    assert not list(model.pooler.parameters())
+    model.pooler.weight.copy_(roberta.pooler.dense.weight.detach())
+    torch.testing.assert_close(model.pooler(x.words), roberta.pooler(x.words))
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(Dmvs.from_pretrained(tmp_path).pooler.weight, model.pooler.weight)
+    said = replace(x, spans=x.spans + torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="the token before the first word, .* extract-text with --encoder roberta") as fault:
+        model(said)
+    assert "\n" not in str(fault.value)
 
 
 def test_words_beyond_the_longest_are_cut_with_their_tags() -> None:

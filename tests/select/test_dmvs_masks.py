@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny_dmvs import SIZE, VITA, batch, dmvs
 from tiny_vita import CHANNELS
 from torch.nn import functional as F
 
+from rvos_cache.types import Overlap
 from rvos_select.data import Batch
 from rvos_select.matching import assign, counted_costs
 from rvos_select.selectors.dmvs_masks import in_input, mask_logits
@@ -167,6 +169,28 @@ def test_frozen_labels_follow_the_counts() -> None:
     strict, none = dmvs(masks="frozen", least_iou=0.99, motion_queries=9), torch.full((1, 2, 6), 1)
     strict._match_tracks(x, found, torch.zeros(1, 2, 6, 2), none)
     assert (none == 1).all()
+
+
+def test_a_duplicate_of_an_object_s_track_has_no_loss() -> None:
+    """By hand: track 0 is the object, track 1 its half, track 2 lies elsewhere."""
+    model = dmvs(masks="frozen", duplicate_iou=0.4, cost_class=0.0)
+    x = batch(1, t=2, tracks=3)
+    inter = np.array([[[4, 4]], [[2, 2]], [[0, 0]]], np.int32)
+    area, truth = np.array([[4, 4], [2, 2], [9, 9]], np.int32), np.array([[4, 4]], np.int32)
+    x = replace(x, overlap=(Overlap(inter, area, truth, np.ones(2, bool)),))
+    found = model.decode(x)
+    labels = torch.full((2, 1, 3), 1)
+    judged = model._match_tracks(x, found, torch.zeros(2, 1, 3, 2), labels)
+    place = [found.began[0].tolist().index(track) for track in range(3)]
+    for layer in range(2):
+        assert [labels[layer, 0, q].item() for q in place] == [0, 1, 1]
+        assert [judged[layer, 0, q].item() for q in place] == [True, False, True]
+    # Off, it is a negative; and where it is no duplicate, too.
+    for other in (dmvs(masks="frozen"), dmvs(masks="frozen", duplicate_iou=0.5)):
+        assert other._match_tracks(x, found, torch.zeros(2, 1, 3, 2), torch.full((2, 1, 3), 1)).all()
+    loss = model.loss(x)["loss"]
+    loss.backward()
+    assert loss.isfinite() and loss != dmvs(masks="frozen", cost_class=0.0).loss(x)["loss"]
 
 
 def test_frozen_scores_follow_their_tracks() -> None:
