@@ -59,7 +59,7 @@ class VitaTracker:
 
     def planned_bytes(self, videos: Iterable[Size]) -> PlannedBytes:
         """Bytes of a cache of `videos` under every profile, without running any."""
-        rank = self.basis.rank if self.basis else PLANNED_RANK
+        rank = self.basis.rank if self.basis else min(PLANNED_RANK, self.channels)
         return PlannedBytes("profile", self.settings.profile, profile_bytes(self.settings, self.head.sizes, videos, rank))
 
     def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
