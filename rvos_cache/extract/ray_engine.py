@@ -190,12 +190,16 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
         return
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
+    remedy = "start one with `ray start --head` or give --ray-address"
     try:
         _knock(where)
+        if where != "auto" and "RAY_AUTH_MODE" not in os.environ:
+            # `ray start` asks for a token where one exists; a client that was given an address does not show it by itself.
+            remedy += ", and set RAY_AUTH_MODE=token for a cluster that asks for a token"
         ray.init(address=where, log_to_driver=False, logging_level="error")
     except (OSError, RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: no Ray cluster ({why}); start one with `ray start --head` or give --ray-address") from error
+        raise InputError(f"{where}: no Ray cluster ({why}); {remedy}") from error
     try:
         yield ray
     finally:

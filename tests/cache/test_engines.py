@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import socket
 import subprocess
 import sys
 import threading
@@ -237,6 +238,21 @@ def test_no_cluster_is_said_in_one_line(tmp_path: Path) -> None:
     code = "from rvos_cache.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, timeout=50)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: 127.0.0.1:9: no Ray cluster"), done.stderr
+
+
+def test_who_answers_but_lets_nobody_in_may_want_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed: pip install 'rvos[ray]'")
+
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        engine = engine_of("ray", ray_address=f"127.0.0.1:{listening.getsockname()[1]}", ray_cores=1)
+        with pytest.raises(InputError, match=r"no Ray cluster \(Failed .*RAY_AUTH_MODE=token for a cluster that asks"):
+            extract(TINY, tmp_path / "3", "train", TRACKER, tmp_path / "a.zarr", engine=engine)
 
 
 # Progress and plan
