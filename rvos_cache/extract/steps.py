@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def extract_all(
     """Tracks and words of every split found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 
     `out` is out/cache/<dataset> by default; tracks of corrupted frames lie in `<tracker>-<name>-<severity>.zarr`. overrides,
-    text_overrides: settings of the tracker and of the encoder; budget: of the tracks of all splits together.
+    text_overrides: settings of the tracker and of the encoder; budget: of the tracks of all splits together. Where `splits`
+    names none, a split that hides what the tracker prompts with gets its words alone, with a warning.
     Raises like `extract`, and InputError when no split is found.
     """
     found = list(splits) or resolve(DATASETS, dataset, "dataset").splits(Path(root))
@@ -142,15 +144,23 @@ def extract_all(
     for split in found:
         name = "-".join([tracker.rpartition(":")[2], *(corrupt.split(":") if corrupt else [])])
         work = work.of_split(split)
-        tracks = base / split / f"{name}.zarr"
-        reports[f"{split}/{name}"] = _tracked(work, tracks, work.source.video_ids(), engine or LocalEngine(jobs))
+        if splits or work.prompted:
+            tracks = base / split / f"{name}.zarr"
+            reports[f"{split}/{name}"] = _tracked(work, tracks, work.source.video_ids(), engine or LocalEngine(jobs))
+        else:
+            warnings.warn(f"split {split} hides the ground truth that {tracker} prompts with: its words alone", stacklevel=2)
         words = base / split / f"text-{encoder.rpartition(':')[2]}.zarr"
         reports[f"{split}/text"] = extract_text(dataset, root, split, encoder, words, overrides=text_overrides)
     return reports
 
 
 def tracks_card(work: TrackWork, out: Path) -> Card:
-    """The card of the tracks cache `out`."""
+    """The card of the tracks cache `out`. Raises InputError, also where the split hides what the tracker prompts with."""
+    if not work.prompted:
+        raise InputError(
+            f"{work.root}, split {work.split}: tracker {work.tracker} prompts with ground truth, which this split hides; "
+            "give a split that shows it, or another tracker"
+        )
     tracker, source = work.model, work.source
     specs = [{"name": s.name, "dims": list(s.dims), "dtype": s.dtype, "by_frame": s.by_frame} for s in tracker.feature_specs]
     return Card(

@@ -92,6 +92,11 @@ class TrackWork:
         made: Tracker = tracker_class(self.tracker)(self.settings)
         return made
 
+    @property
+    def prompted(self) -> bool:
+        """Whether the split shows what the tracker prompts with."""
+        return self.source.has_answers or not tracker_class(self.tracker).wants_ground_truth
+
     def of_split(self, split: str) -> TrackWork:
         """The same work on another split, with the tracker that is open."""
         other = replace(self, split=split)

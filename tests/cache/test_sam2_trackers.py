@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import tiny_sam2
 from odd_videos import write_split
+from PIL import Image
 from test_tracker_contract import scene
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract, extract_video
+from rvos_cache.extract import extract, extract_all, extract_video
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.store import content_digest, open_cache
@@ -122,6 +124,22 @@ def test_ground_truth_is_wanted_by_the_one_tracker_that_says_so() -> None:
         tracker("sam2-gt").track(video, SAID)
     blind, seeing = (tracker("sam2-grid").track(video, SAID, given) for given in (None, truth))
     assert same(blind, seeing, np.arange(len(blind.origin)))
+
+
+def test_a_split_that_hides_what_the_tracker_prompts_with_is_no_work(tmp_path: Path) -> None:
+    """Said once and before weights are loaded, not by each of thousands of videos; unasked for, it gets its words alone."""
+    root, out = tmp_path / "data", tmp_path / "out"
+    (root / "videos/v").mkdir(parents=True)
+    Image.new("RGB", (32, 24)).save(root / "videos/v/00000.jpg")
+    (root / "expressions.json").write_text(json.dumps({"v": ["a dog"]}))
+    said = r"data, split all: tracker sam2-gt prompts with ground truth, which this split hides; give"
+    with pytest.raises(InputError, match=said):
+        extract("plain", root, "all", "sam2-gt", out / "a.zarr", overrides={"checkpoint": str(tmp_path / "nowhere")})
+    with pytest.raises(InputError, match=said):
+        extract_all("plain", root, splits=["all"], tracker="sam2-gt", out=out)
+    with pytest.warns(UserWarning, match="split all hides the ground truth that sam2-gt prompts with: its words alone"):
+        assert set(extract_all("plain", root, tracker="sam2-gt", out=out)) == {"all/text"}
+    assert not (out / "a.zarr").exists() and [p.name for p in (out / "all").iterdir()] == ["text-hashed.zarr"]
 
 
 def test_long_videos_have_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
