@@ -102,9 +102,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     # What torch raises for a damaged file differs with the damage; for one with code it is pickle's error.
     except Exception as error:
-        why = str(error).strip().splitlines() or [type(error).__name__]
+        why = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"{path}: cannot be read as tensors alone ({why[0][:120]}); nothing else is ever run: save its state_dict() again"
+            f"{path}: cannot be read as tensors alone ({why[:140]}); nothing else is ever run: save its state_dict() again"
         ) from error
     if not isinstance(held, Mapping) or not held or not all(isinstance(v, Tensor) for v in held.values()):
         raise InputError(f"{path}: wanted names and tensors, found {_described(held)}; save the module's state_dict() alone")
