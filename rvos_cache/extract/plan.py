@@ -47,8 +47,9 @@ def plan(work: TrackWork, sample: int, known: Callable[[PlannedBytes], None] | N
     """Time `sample` videos of the split and scale by frames.
 
     known: called before anything is timed, with the bytes that the tracker knows, where it knows them; what it raises ends
-    the plan. Raises InputError when none of the videos can be extracted.
+    the plan. Raises InputError when none of the videos can be extracted, or the split hides what the tracker prompts with.
     """
+    work.check_prompted()
     began = time.perf_counter()
     sizes = {video.video_id: (video.size, len(video)) for video in map(work.source.video, work.source.video_ids())}
     if not sizes:

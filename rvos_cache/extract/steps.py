@@ -156,11 +156,7 @@ def extract_all(
 
 def tracks_card(work: TrackWork, out: Path) -> Card:
     """The card of the tracks cache `out`. Raises InputError, also where the split hides what the tracker prompts with."""
-    if not work.prompted:
-        raise InputError(
-            f"{work.root}, split {work.split}: tracker {work.tracker} prompts with ground truth, which this split hides; "
-            "give a split that shows it, or another tracker"
-        )
+    work.check_prompted()
     tracker, source = work.model, work.source
     specs = [{"name": s.name, "dims": list(s.dims), "dtype": s.dtype, "by_frame": s.by_frame} for s in tracker.feature_specs]
     return Card(

@@ -97,6 +97,14 @@ class TrackWork:
         """Whether the split shows what the tracker prompts with."""
         return self.source.has_answers or not tracker_class(self.tracker).wants_ground_truth
 
+    def check_prompted(self) -> None:
+        """Raises InputError where the split hides what the tracker prompts with."""
+        if not self.prompted:
+            raise InputError(
+                f"{self.root}, split {self.split}: tracker {self.tracker} prompts with ground truth, which this split hides; "
+                "give a split that shows it, or another tracker"
+            )
+
     def of_split(self, split: str) -> TrackWork:
         """The same work on another split, with the tracker that is open."""
         other = replace(self, split=split)

@@ -14,7 +14,7 @@ from PIL import Image
 from test_tracker_contract import scene
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract, extract_all, extract_video
+from rvos_cache.extract import TrackWork, extract, extract_all, extract_video, plan
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.store import content_digest, open_cache
@@ -135,6 +135,8 @@ def test_a_split_that_hides_what_the_tracker_prompts_with_is_no_work(tmp_path: P
     said = r"data, split all: tracker sam2-gt prompts with ground truth, which this split hides; give"
     with pytest.raises(InputError, match=said):
         extract("plain", root, "all", "sam2-gt", out / "a.zarr", overrides={"checkpoint": str(tmp_path / "nowhere")})
+    with pytest.raises(InputError, match=said):
+        plan(TrackWork("plain", root, "all", "sam2-gt", {"checkpoint": str(tmp_path / "nowhere")}), 1)
     with pytest.raises(InputError, match=said):
         extract_all("plain", root, splits=["all"], tracker="sam2-gt", out=out)
     with pytest.warns(UserWarning, match="split all hides the ground truth that sam2-gt prompts with: its words alone"):
