@@ -32,10 +32,11 @@ class Batch:
     tokens: (B, N, T, C) float, or (1, N, T, C) shared by the B expressions of one video; frame_mask: bool (B, T) or
     (1, T), the same leading size as tokens; track_mask: bool (B, N), real tracks that are candidates of their expression;
     words: (B, L, D) float; word_mask: bool (B, L); target: float (B, N) in {0, 1}, None when the split hides its answers.
-    What a selector may ask for by name: presence (B or 1, N, T); spans int32 (B, L, 2); motion_words and static_words bool
-    (B, L); features by name, (B or 1, ...); frames by name, one array (T, ...) for each of the B or 1 leading places, whose other
-    dimensions may differ; overlap: for each expression the counts of all tracks (N) with its own objects (A) in the T frames;
-    truth: for each expression bool (A, T, H, W), its own objects, of clips only.
+    What a selector may ask for by name: presence (B or 1, N, T); spans int32 (B, L, 2); motion_words, static_words and
+    particle_words (prepositions and particles of a verb) bool (B, L); features by name, (B or 1, ...); frames
+    by name, one array (T, ...) for each of the B or 1 leading places, whose other dimensions may differ; overlap: for each
+    expression the counts of all tracks (N) with its own objects (A) in the T frames; truth: for each expression bool
+    (A, T, H, W), its own objects, of clips only.
     sizes: (H, W) of the frames of each leading place.
     """
 
@@ -54,6 +55,7 @@ class Batch:
     overlap: tuple[Overlap, ...] | None = None
     truth: tuple[Tensor, ...] | None = None
     sizes: tuple[tuple[int, int], ...] = ()
+    particle_words: Tensor | None = None
 
     def __post_init__(self) -> None:
         b, length = self.word_mask.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,14 +14,23 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
-from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, cue
+from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, cue, particles
 from rvos_cache.types import Cue, Expression, GroundTruth, Overlap, Words
 from rvos_select.by_frame import StoredFrames
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.data import Batch
 from rvos_select.labels import mean_iou, target_indices, track_targets
 
-CUE_WORDS: dict[str, Cue] = {"motion_words": "motion", "static_words": "static"}
+
+def _cues(kind: Cue, tags: Sequence[str], tagger: Tagger) -> list[bool]:
+    return [cue(tag, tagger) == kind for tag in tags]
+
+
+WORD_MARKS: dict[str, Callable[[Sequence[str], Tagger], list[bool]]] = {
+    "motion_words": partial(_cues, "motion"),
+    "static_words": partial(_cues, "static"),
+    "particle_words": particles,
+}
 """Part of a Batch -> the words that it marks."""
 
 
@@ -137,7 +147,7 @@ def load_video(
         None if named is None else tuple(map(tuple, named)),
         info.size,
         time,
-        texts.tagger(video_id) if CUE_WORDS.keys() & set(requires) else DEFAULT_TAGGER,
+        texts.tagger(video_id) if WORD_MARKS.keys() & set(requires) else DEFAULT_TAGGER,
     )
 
 
@@ -218,20 +228,21 @@ def pad_words(words: Sequence[Words]) -> tuple[Tensor, Tensor]:
 
 
 def word_parts(picked: Sequence[tuple[VideoSample, int]], longest: int, requires: Sequence[str]) -> dict[str, Any]:
-    """The parts of a Batch in `requires` that words have beside their vectors: spans (B, L, 2), motion_words and static_words
-    (B, L), L = `longest`. picked: B expressions (video, row); which words are cues is told by the tags of their own tagger."""
+    """The parts of a Batch in `requires` that words have beside their vectors: spans (B, L, 2), motion_words, static_words and
+    particle_words (B, L), L = `longest`. picked: B expressions (video, row); which words are cues is told by the tags of their
+    own tagger."""
     parts: dict[str, Any] = {}
     if "spans" in requires:
         spans: NDArray[np.int32] = np.zeros((len(picked), longest, 2), np.int32)
         for i, (sample, row) in enumerate(picked):
             spans[i, : len(sample.words[row].spans)] = sample.words[row].spans
         parts["spans"] = torch.from_numpy(spans)
-    for name, kind in CUE_WORDS.items():
+    for name, marked in WORD_MARKS.items():
         if name in requires:
             marks = torch.zeros(len(picked), longest, dtype=torch.bool)
             for i, (sample, row) in enumerate(picked):
                 tags = sample.words[row].tags
-                marks[i, : len(tags)] = torch.tensor([cue(tag, sample.tagger) == kind for tag in tags])
+                marks[i, : len(tags)] = torch.tensor(marked(tags, sample.tagger))
             parts[name] = marks
     return parts
 

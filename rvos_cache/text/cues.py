@@ -7,7 +7,7 @@ is HanTa (its model is inside the wheel, C5 tags); spaCy (Penn tags) when its mo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -25,6 +25,11 @@ CUES: dict[Tagger, dict[Cue, tuple[str, ...]]] = {
     "spacy": {"motion": ("VB", "RB", "RP"), "static": ("NN", "JJ", "IN", "CD")},
 }
 """Prefixes of the tags of each tagger (C5 and Penn) that are cues by default."""
+ATTACHED: dict[Tagger, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "hanta": (("VV",), ("PR", "AVP")),
+    "spacy": (("VB",), ("IN", "RP", "TO")),
+}
+"""Prefixes of the tags of verbs, and of what may belong to one."""
 MAX_TAGGED = 200
 """Words of a sentence that are tagged together; HanTa's lattice is linear in it, and no real sentence is longer."""
 
@@ -35,6 +40,20 @@ def cue(tag: str, tagger: Tagger = DEFAULT_TAGGER) -> Cue:
         if tag.startswith(prefixes):
             return name
     return "other"
+
+
+def particles(tags: Sequence[str], tagger: Tagger = DEFAULT_TAGGER) -> list[bool]:
+    """Which raw tags are of particles and prepositions that belong to a verb ("playing with", "turning quickly around").
+
+    Without a parser: those behind a verb of motion, with nothing but adverbs and their like between; "" parts as a word does.
+    """
+    verbs, prepositions = ATTACHED[tagger]
+    found, behind = [], False
+    for tag in tags:
+        attached = behind and tag.startswith(prepositions)
+        behind = tag.startswith(verbs) or attached or (behind and cue(tag, tagger) == "motion")
+        found.append(attached)
+    return found
 
 
 def split_words(text: str) -> list[tuple[str, int, int]]:

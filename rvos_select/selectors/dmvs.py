@@ -72,7 +72,8 @@ class Dmvs(HubSelector):
     @property
     def requires(self) -> tuple[str, ...]:
         """The parts of a Batch that it reads; after `bind`."""
-        always = ("spans", "static_words", "motion_words", "frames.q_f")
+        particles = ("particle_words",) if self.config.cues == "dmvs_particles" else ()
+        always = ("spans", "static_words", "motion_words", *particles, "frames.q_f")
         if self.config.masks == "frozen":
             return (*always, "features.q_v", "features.logits", "features.query", "overlap")
         basis = ("features.mask_basis",) if self._vita is not None and self._vita.low_rank else ()
@@ -188,6 +189,10 @@ class Dmvs(HubSelector):
         assert batch.static_words is not None and batch.motion_words is not None
         motion = batch.motion_words[:, : said.shape[1]] & said
         static = said & (~motion if self.config.cues == "dshmp" else batch.static_words[:, : said.shape[1]])
+        if self.config.cues == "dmvs_particles":
+            assert batch.particle_words is not None
+            attached = batch.particle_words[:, : said.shape[1]] & said
+            static, motion = static & ~attached, motion | attached
         static, motion = (F.pad(cue, (0, 1), value=self.config.append_sentence) for cue in (static, motion))
         return static, motion
 

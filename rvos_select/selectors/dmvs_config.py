@@ -48,8 +48,10 @@ class DmvsConfig(Settings):
     """Video queries look at motion words (Eq. 2)."""
     append_sentence: bool = True
     """The sentence is a cue of both kinds (DsHmp), so neither is ever empty; without it an empty kind changes nothing."""
-    cues: Literal["dmvs", "dshmp"] = "dmvs"
-    """Static words: adjectives, prepositions and nouns; or, as in DsHmp's code, all that are no motion words."""
+    cues: Literal["dmvs", "dmvs_particles", "dshmp"] = "dmvs"
+    """dmvs: static words are adjectives, prepositions and nouns, motion words adverbs and verbs; dmvs_particles: a preposition
+    that belongs to a verb is a motion word, as in the paper's "playing with"; dshmp: all that is no motion word is static, as in
+    DsHmp's code."""
     sentence: Literal["mean_own", "mean_shared", "roberta_pooler"] = "mean_own"
     """F_se: the mean word through a projection of its own, or through that of the words; or RoBERTa's pooler over its first
     token, random and frozen as roberta-base leaves it, through a projection of its own (LMPM, DsHmp)."""

@@ -15,7 +15,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extract import extract_text
 from rvos_cache.settings import build
 from rvos_cache.store import read_card
-from rvos_cache.text.cues import align_tags, cue, split_words
+from rvos_cache.text.cues import align_tags, cue, particles, split_words
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.text.normalise import normalised
 from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
@@ -82,6 +82,28 @@ def test_ing_words_that_hanta_calls_nouns_are_motion() -> None:
         text = f"the bird {word} there"
         spans = np.array([(a, b) for _, a, b in split_words(text)], np.int32)
         assert cue(align_tags(text, spans)[2]) == "motion"
+
+
+@pytest.mark.parametrize(
+    ("text", "attached"),
+    [
+        ("the cat playing with a ball", ["with"]),
+        ("the person turning around", ["around"]),
+        ("the dog walking slowly to the left of the cat", ["to"]),
+        ("the bird on the tree", []),
+        ("the dog in the back is running", []),
+    ],
+)
+def test_a_preposition_of_a_verb_belongs_to_it(text: str, attached: list[str]) -> None:
+    """The first two are the paper's examples of motion words; a preposition behind a noun is none of the verb's."""
+    words = split_words(text)
+    tags = align_tags(text, np.array([(a, b) for _, a, b in words], np.int32))
+    # HanTa may say that "around" is an adverb, which is a motion word without it.
+    told = [
+        word for (word, _, _), tag, own in zip(words, tags, particles(tags)) if own or (cue(tag) == "motion" and word in attached)
+    ]
+    assert told == attached
+    assert particles(("", "VBG", "RB", "IN", "", "IN", "VBZ", "RP"), "spacy") == [False] * 3 + [True] + [False] * 3 + [True]
 
 
 def test_tags_of_subwords_and_special_tokens() -> None:

@@ -32,7 +32,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"init": "text", "cues": "dshmp"},
     {"position": "query", "sentence": "mean_shared", "append_sentence": False},
     {"position": "none", "motion_queries": 20, "video_attention": True},
-    {"sentence": "roberta_pooler", "mee_static": False},
+    {"sentence": "roberta_pooler", "cues": "dmvs_particles"},
     {"masks": "frozen"},
 ]
 NAMES = [",".join(f"{k}={v}" for k, v in c.items()) or "paper" for c in CONFIGS]
@@ -92,6 +92,9 @@ def reference(model: Dmvs, x: Batch) -> list[Tensor]:
     if c.mee:
         motion = x.motion_words[0] & said
         static = said & ~motion if c.cues == "dshmp" else x.static_words[0] & said
+        if c.cues == "dmvs_particles":
+            attached = x.particle_words[0] & said
+            static, motion = static & ~attached, motion | attached
         see_f, see_v = q_f, q_v
         for part, chosen in (("static", static), ("motion", motion)):
             cues = torch.cat([f_w[chosen], f_se]) if c.append_sentence else f_w[chosen]

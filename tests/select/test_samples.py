@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,18 @@ def loaded(folder: Path, tagger: str, settings: dict[str, object], requires: tup
 def cues_of(batch: Batch, row: int) -> tuple[list[int], list[int]]:
     assert batch.motion_words is not None and batch.static_words is not None
     return batch.motion_words[row].int().tolist(), batch.static_words[row].int().tolist()
+
+
+def test_prepositions_of_a_verb_are_a_part_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "is" is a verb that moves in Penn alone."""
+    monkeypatch.setattr(
+        sys.modules[__name__], "TAGS", {"hanta": ("", "NN1", "VVG", "PRP", "PRP"), "spacy": ("", "NN", "IN", "VBZ", "IN")}
+    )
+    for tagger, wanted in (("hanta", [0, 0, 0, 1, 1]), ("spacy", [0, 0, 0, 0, 1])):
+        sample = loaded(tmp_path, tagger, {"tagger": tagger}, ("particle_words",))
+        marks = padded_batch([(sample, 0)], ("particle_words",)).particle_words
+        assert marks is not None and marks.int().tolist() == [wanted]
+        assert padded_batch([(sample, 0)]).particle_words is None
 
 
 def test_cues_are_those_of_the_words_own_tagger(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def batch(
         spans=spans,
         static_words=kinds == 0,
         motion_words=kinds == 1,
+        particle_words=torch.rand(b, length, generator=torch.Generator().manual_seed(seed + 50)) < 0.3,
         features={
             "q_v": some(lead, SIZES.video_queries, CHANNELS),
             "logits": some(lead, SIZES.video_queries, SIZES.classes + 1),
@@ -98,6 +99,7 @@ def single(x: Batch, i: int) -> Batch:
         x.target[one, n], None, x.spans[one, words], x.motion_words[one, words], x.static_words[one, words], features,
         {name: tuple(a[:t] for a in arrays[lead]) for name, arrays in x.frames.items()}, counts,
         None if x.truth is None else x.truth[one], x.sizes[lead],
+        None if x.particle_words is None else x.particle_words[one, words],
     )  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def rows(x: Batch, order: list[int]) -> Batch:
     lead = order if len(x.tokens) > 1 else [0]
     by_row = {
         name: getattr(x, name)[order]
-        for name in ("track_mask", "words", "word_mask", "target", "spans", "motion_words", "static_words")
+        for name in ("track_mask", "words", "word_mask", "target", "spans", "motion_words", "static_words", "particle_words")
     }
     by_lead = {name: getattr(x, name)[lead] for name in ("tokens", "frame_mask")}
     assert x.overlap is not None and x.truth is not None
