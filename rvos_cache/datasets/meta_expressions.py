@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def listed_expressions(entry: dict[str, Any], where: str) -> dict[str, Any]:
     return listed
 
 
-class ListedVideos:
+class ListedVideos(ABC):
     """A split whose `file` is such a list. An adapter reads the list first, and adds frames and answers.
 
     videos: video -> its entry, which may be damaged; repeated: keys of the file that stand twice.
@@ -92,9 +93,9 @@ class ListedVideos:
     repeated: list[str]
 
     @staticmethod
+    @abstractmethod
     def splits(root: Path) -> list[str]:
         """The splits found under `root`."""
-        raise NotImplementedError
 
     def video_ids(self) -> tuple[str, ...]:
         """The videos in file order. Raises InputError when a key of the list stands twice."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Entry(Protocol):
 E = TypeVar("E", bound=Entry)
 
 
-class ListedSplit(Generic[E]):
+class ListedSplit(ABC, Generic[E]):
     """One split whose `file` lists its videos. videos: video -> its entry. An adapter reads the file and adds what is its own."""
 
     split: str
@@ -53,9 +54,9 @@ class ListedSplit(Generic[E]):
             yield from entry.faults
             yield from self._check_video(video_id, entry)
 
+    @abstractmethod
     def _check_video(self, video_id: str, entry: E) -> Iterator[str]:
         """The faults of a video's texts, frames and masks; those of its rows are told already."""
-        raise NotImplementedError
 
     def _entry(self, video_id: str) -> E:
         """What the file says of a video. Raises InputError: an id that would leave the folder, or an unlisted one."""
