@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from rvos_cache.errors import InputError
-from rvos_cache.runs import Runs, paint
+from rvos_cache.runs import Runs, joint_frames, paint
 
 Rle = dict[str, Any]
 """COCO's compressed form: {"size": [H, W], "counts": bytes}."""
@@ -232,9 +232,7 @@ class RleMasks:
     @classmethod
     def concatenate(cls, parts: Sequence[RleMasks]) -> RleMasks:
         """Masks of the same frames and size, one after the other along K."""
-        frames, size = parts[0].shape[1], parts[0].size
-        if any(p.shape[1] != frames or p.size != size for p in parts):
-            raise ValueError(f"masks differ in frames or size: {[(p.shape[1], p.size) for p in parts]}")
+        frames, size = joint_frames([(p.shape[1], p.size) for p in parts])
         starts = np.cumsum([0] + [len(p.rle) for p in parts])
         offsets = np.concatenate([np.zeros(1, np.int64)] + [p.offsets[1:] + s for p, s in zip(parts, starts)])
         rle = np.concatenate([p.rle for p in parts])

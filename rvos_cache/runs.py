@@ -33,9 +33,7 @@ class Runs:
     @classmethod
     def concatenate(cls, parts: Sequence[Runs]) -> Runs:
         """Masks of the same frames and size, one after the other along K."""
-        frames, size = parts[0].shape[1], parts[0].size
-        if any(p.shape[1] != frames or p.size != size for p in parts):
-            raise ValueError(f"masks differ in frames or size: {[(p.shape[1], p.size) for p in parts]}")
+        frames, size = joint_frames([(p.shape[1], p.size) for p in parts])
         starts = np.cumsum([0] + [len(p.ends) for p in parts])
         stops = np.concatenate([p.stops + s for p, s in zip(parts, starts)])
         return cls(np.concatenate([p.ends for p in parts]), stops, (sum(p.shape[0] for p in parts), frames), size)
@@ -98,6 +96,13 @@ class Runs:
         by_mask = np.lexsort((turns, owners))
         stops = np.cumsum(np.bincount(owners, minlength=count)).astype(np.int64)
         return Runs(turns[by_mask].astype(np.int64), stops, self.shape, self.size)
+
+
+def joint_frames(parts: Sequence[tuple[int, tuple[int, int]]]) -> tuple[int, tuple[int, int]]:
+    """Frames T and size (H, W) that all parts have. Raises ValueError when they differ."""
+    if len(set(parts)) != 1:
+        raise ValueError(f"masks differ in frames or size: {parts}")
+    return parts[0]
 
 
 def paint(masks: Sequence[NDArray[np.int64]], out: NDArray[np.bool_]) -> None:
