@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,12 @@ from PIL import Image
 
 from rvos_cache.cli import info
 from rvos_cache.errors import InputError
-from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
 from rvos_cache.types import Expression, Words
 from rvos_select.caches import TrackSource
 from rvos_select.evaluate import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.evaluate import video as video_protocol
 from rvos_select.evaluate.pngs import read_prediction
-from rvos_select.evaluate.processes import in_order
-from rvos_select.evaluate.video import Drawn, Row, Task, score_video
 from rvos_select.merge import merge
 from rvos_select.oracle import oracle
 
@@ -251,21 +246,6 @@ def test_processes_change_nothing(split: Path) -> None:
     assert one == two
 
 
-def test_processes_read_only_the_next_tasks() -> None:
-    """The first result of two processes is there before a tenth of 1000 tasks has been made."""
-    made = []
-
-    def tasks() -> Iterator[Task]:
-        for i in range(1000):
-            made.append(i)
-            yield Task((), (), RleMasks.empty(0, 0, (1, 1)), (), Drawn(), (str(i),))
-
-    rows = in_order(score_video, tasks(), 2)
-    assert next(rows) == [Row("0")]
-    assert len(made) < 100
-    assert [row.key for found in rows for row in found] == [str(i) for i in range(1, 1000)]
-
-
 def rewritten(path: Path, pixels: np.ndarray, mode: str | None = None, **saved: Any) -> None:
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(path, format="PNG", **saved)
@@ -398,13 +378,3 @@ def test_equal_answers_are_worked_out_once(split: Path, monkeypatch: pytest.Monk
     together = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(videos=["a"]))["expressions"]
     assert len(read) == len(NAMES)
     assert together == alone
-
-
-def _dies(task: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return task
-
-
-def test_a_killed_process_is_one_line() -> None:
-    with pytest.raises(InputError, match="a process was killed"):
-        list(in_order(_dies, range(5), 2))

@@ -220,15 +220,17 @@ def test_videos_that_are_trained_and_validated_on_are_said(tmp_path: Path) -> No
     for videos, says in ((["v1", "x"], r"1 videos .* first v1 of tiny/valid, in tiny/train: .*keep each video in one of them"),
                          (["v2-mirror", "v0"], r"2 videos .* first v0 of tiny/valid")):  # fmt: skip
         c, d = write(tmp_path / videos[0], "valid", videos)
-        with pytest.warns(UserWarning, match=says):
+        with pytest.warns(UserWarning, match=says) as told:
             train(settings(epochs=1), [a], [b], [c], [d], tmp_path / f"run-{videos[0]}")
+        assert ["trained on" in str(warning.message) for warning in told].count(True) == 1
 
 
 def test_no_such_warning_where_none_is_seen(tmp_path: Path, joint: dict[str, tuple[Path, Path]]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         run(joint, tmp_path / "run", epochs=1)
         train(settings(epochs=1), [joint["one"][0]], [joint["one"][1]], out=tmp_path / "by-hash")
+    assert [str(warning.message) for warning in told if "trained on" in str(warning.message)] == []
 
 
 def test_a_set_without_words_is_one_line(tmp_path: Path, joint: dict[str, tuple[Path, Path]]) -> None:
