@@ -7,10 +7,14 @@ also reads what going forward has found just behind the prompted frame: both dir
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
+from rvos_cache.trackers.sam2.attention import Read
 from rvos_cache.trackers.sam2.network import Remembered
+
+Held = TypeVar("Held")
 
 
 @dataclass
@@ -23,16 +27,16 @@ class MemoryBank:
     prompt: int
     maps_read: int
     pointers_read: int
-    maps: dict[int, Tensor] = field(default_factory=dict)
+    maps: dict[int, Read] = field(default_factory=dict)
     pointers: dict[int, Tensor] = field(default_factory=dict)
 
-    def add(self, t: int, memory: Tensor, pointers: Tensor, backward: bool) -> None:
+    def add(self, t: int, memory: Read, pointers: Tensor, backward: bool) -> None:
         """What was found in frame t; what no later frame reads is dropped."""
         self.maps[t], self.pointers[t] = memory, pointers
         self.maps = self._read_again(self.maps, t, self.maps_read - 1, backward)
         self.pointers = self._read_again(self.pointers, t, self.pointers_read - 1, backward)
 
-    def _read_again(self, held: dict[int, Tensor], t: int, reach: int, backward: bool) -> dict[int, Tensor]:
+    def _read_again(self, held: dict[int, Held], t: int, reach: int, backward: bool) -> dict[int, Held]:
         # Frames before the prompted one, which are still to come, read those up to `reach` behind themselves.
         kept = range(t, t + reach) if backward else range(self.prompt, self.prompt + reach)
         return {s: m for s, m in held.items() if s == self.prompt or s in kept or (not backward and s > t - reach)}

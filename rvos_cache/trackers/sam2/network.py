@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from rvos_cache.trackers.sam2.attention import POSITION_SHARE, MemoryAttention, Read
 from rvos_cache.trackers.sam2.features import Features
 
 NO_OBJECT = -1024.0
@@ -35,10 +36,10 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Remembered:
-    """What is read of earlier frames: maps, each (h * w, B, D) with its place in time; pointers, each (B, C) with the number of
-    frames to it. The prompted frame has place 0."""
+    """What is read of earlier frames: maps, each with its place in time; pointers, each (B, C) with the number of frames to it.
+    The prompted frame has place 0."""
 
-    maps: Sequence[tuple[int, Tensor]]
+    maps: Sequence[tuple[int, Read]]
     pointers: Sequence[tuple[int, Tensor]]
 
 
@@ -56,14 +57,15 @@ class Network:
             label = -torch.ones(1, 1, 1, dtype=torch.int32, device=model.device)
             self.no_points, self.no_mask = model.prompt_encoder(nowhere, label, None, None)
             self.image_positions = model.get_image_wide_positional_embeddings()
+            self.attention = MemoryAttention(model.memory_attention)
         self.top_positions: Tensor | None = None
-        self.map_positions: Tensor | None = None
+        self.place_keys: list[Tensor] | None = None
 
     def encode(self, pixels: Tensor) -> list[Tensor]:
         """The levels (B, c, h, w), finest first, of frames (B, 3, S, S) float32."""
         read = self.read_image(pixels)
         if self.top_positions is None:
-            self.top_positions = read.fpn_position_encoding[-1][:, :1].clone()
+            self.top_positions = POSITION_SHARE * read.fpn_position_encoding[-1][:, :1].transpose(0, 1)
         sizes = self.model.backbone_feature_sizes
         return [level.permute(1, 2, 0).unflatten(2, tuple(size)) for level, size in zip(read.fpn_hidden_states, sizes)]
 
@@ -115,37 +117,27 @@ class Network:
         pointers = self.model.object_pointer_proj(tokens)
         return shown * pointers + (1 - shown) * self.model.no_object_pointer
 
-    def remember(self, features: Features, found: Segmented, prompted: bool) -> Tensor:
-        """The memory map (h * w, B, D) of what was found in a frame; bfloat16, as SAM 2 keeps it."""
+    def remember(self, features: Features, found: Segmented, prompted: bool) -> Read:
+        """What later frames read of the objects found in a frame; the memory map itself is bfloat16, as SAM 2 keeps it."""
         top = features.top.expand(len(found.high), -1, -1, -1).flatten(2).permute(2, 0, 1)
         memory, positions = self.model._encode_new_memory(top, found.high, found.scores, prompted)
-        if self.map_positions is None:
+        if self.place_keys is None:
             # Place 0, the prompted frame, has the last of the times.
-            times = self.model.memory_temporal_positional_encoding.roll(1, 0)
-            self.map_positions = positions[:, :1] + times
-        return memory
+            times = self.model.memory_temporal_positional_encoding.roll(1, 0)[:, :, 0]
+            self.place_keys = self.attention.place_keys(positions[:, :1].transpose(0, 1) + times)
+        return self.attention.read(memory.float())
 
     def condition(self, features: Features, past: Remembered, longest: int) -> Tensor:
         """The top map of B objects (B, C, h, w) in the light of what is remembered of them.
 
         longest: frames whose pointers are read at most, by which their distances are measured.
         """
-        model, (_, _, h, w) = self.model, features.top.shape
-        assert self.map_positions is not None and self.top_positions is not None
-        count, width = past.maps[0][1].shape[1:]
-        places = [self.map_positions[place] for place, _ in past.maps]
+        assert self.place_keys is not None and self.top_positions is not None
         distances, pointers = zip(*past.pointers)
-        tokens, token_places = model._process_object_pointers(
-            list(distances), list(pointers), longest, count, self.channels, features.top.device
+        tokens, places = self.model._process_object_pointers(
+            list(distances), list(pointers), longest, len(pointers[0]), self.channels, features.top.device
         )
-        memory = torch.cat([*(m for _, m in past.maps), tokens]).float()
-        positions = torch.cat([*(p.expand(-1, count, width) for p in places), token_places])
-        read = model.memory_attention(
-            current_vision_features=features.top.expand(count, -1, -1, -1).flatten(2).permute(2, 0, 1),
-            current_vision_position_embeddings=self.top_positions,
-            memory=memory,
-            memory_posision_embeddings=positions,
-            num_object_pointer_tokens=len(tokens),
-        )
-        # (1, B, h * w, C) for several objects: the library's own reshape takes one.
-        return read.reshape(count, h * w, self.channels).transpose(1, 2).unflatten(2, (h, w))
+        maps = [(read, [keys[place] for keys in self.place_keys]) for place, read in past.maps]
+        top = features.top.flatten(2).transpose(1, 2) + self.top_positions
+        seen = self.attention.attend(top, maps, tokens, places)
+        return seen.transpose(1, 2).reshape(len(seen), *features.top.shape[1:])
