@@ -21,7 +21,7 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings
 from rvos_select.data import Batch
-from rvos_select.samples import VideoSample, overlaps, pad_words, word_parts
+from rvos_select.samples import OVERLAP_OF_VIDEO, VideoSample, overlaps, pad_words, word_parts
 
 T = TypeVar("T")
 Picked = Sequence[tuple[VideoSample, int]]
@@ -140,7 +140,7 @@ def clip_batch(picked: Picked, frames: Sequence[Sequence[int]], requires: Sequen
         **word_parts(picked, words.shape[1], requires),
         features={name: _stacked(name, picked, at) for name in picked[0][0].features},
         frames={name: tuple(s.frames[name].take(t) for (s, _), t in zip(picked, at)) for name in names},
-        overlap=overlaps(picked, at),
+        overlap=overlaps(picked, None if OVERLAP_OF_VIDEO in requires else at),
         truth=tuple(_truth(s, row, t) for (s, row), t in zip(picked, at)) if "truth" in requires else None,
         sizes=tuple(s.size for s, _ in picked),
     )

@@ -35,8 +35,8 @@ class Batch:
     What a selector may ask for by name: presence (B or 1, N, T); spans int32 (B, L, 2); motion_words, static_words and
     particle_words (prepositions and particles of a verb) bool (B, L); features by name, (B or 1, ...); frames
     by name, one array (T, ...) for each of the B or 1 leading places, whose other dimensions may differ; overlap: for each
-    expression the counts of all tracks (N) with its own objects (A) in the T frames; truth: for each expression bool
-    (A, T, H, W), its own objects, of clips only.
+    expression the counts of all tracks (N) with its own objects (A) in the T frames, or asked for as overlap.video in all
+    frames of the video; truth: for each expression bool (A, T, H, W), its own objects, of clips only.
     sizes: (H, W) of the frames of each leading place.
     """
 

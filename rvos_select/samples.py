@@ -33,6 +33,9 @@ WORD_MARKS: dict[str, Callable[[Sequence[str], Tagger], list[bool]]] = {
 }
 """Part of a Batch -> the words that it marks."""
 
+OVERLAP_OF_VIDEO = "overlap.video"
+"""As a part of a Batch: counts in all frames, of clips too."""
+
 
 @dataclass(frozen=True)
 class VideoSample:
@@ -142,7 +145,7 @@ def load_video(
         features,
         set_name(held[0].card),
         {name: StoredFrames(tracks, video_id, name) for kind, name in wanted if kind == "frames"},
-        tracks.overlap(video_id) if named is not None and ("overlap", "") in wanted else None,
+        tracks.overlap(video_id) if named is not None and "overlap" in (kind for kind, _ in wanted) else None,
         tracks.ground_truth(video_id) if named is not None and ("truth", "") in wanted else None,
         None if named is None else tuple(map(tuple, named)),
         info.size,

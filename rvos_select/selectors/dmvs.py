@@ -75,7 +75,8 @@ class Dmvs(HubSelector):
         particles = ("particle_words",) if self.config.cues == "dmvs_particles" else ()
         always = ("spans", "static_words", "motion_words", *particles, "frames.q_f")
         if self.config.masks == "frozen":
-            return (*always, "features.q_v", "features.logits", "features.query", "overlap")
+            scope = "overlap.video" if self.config.match_scope == "video" else "overlap"
+            return (*always, "features.q_v", "features.logits", "features.query", scope)
         basis = ("features.mask_basis",) if self._vita is not None and self._vita.low_rank else ()
         return (*always, "frames.f_mask", *basis, "truth")
 
@@ -258,8 +259,9 @@ class Dmvs(HubSelector):
         return means.sum() / counted.sum().clamp(min=1)
 
     def _match_tracks(self, batch: Batch, found: Decoded, classes: Tensor, labels: Tensor) -> Tensor:
-        """Mark the matched queries in labels (layers, B, Q), costs from the cache's counts of binary masks. Returns which queries
-        have a loss, bool (layers, B, Q): real ones, without duplicates of an object's track."""
+        """Mark the matched queries, and with iou_multi all that cover an object, in labels (layers, B, Q), costs from the cache's
+        counts of binary masks. Returns which queries have a loss, bool (layers, B, Q): real ones, without duplicates of an
+        object's track."""
         c = self.config
         assert batch.overlap is not None and found.began is not None
         judged = found.real.expand(labels.shape).clone()
@@ -270,13 +272,14 @@ class Dmvs(HubSelector):
             masks = c.cost_dice * dice + c.cost_iou * iou
             # An object that is in none of the frames is nobody's.
             visible = torch.from_numpy((overlap.gt_area[:, overlap.annotated] > 0).any(1)).nonzero()[:, 0]
-            near = (1 - iou[:, visible] > c.duplicate_iou).any(1).to(queries.device)
-            judged[:, b, queries[near]] = False
+            best = (1 - iou[:, visible]).amax(1) if len(visible) else torch.zeros(len(iou))
+            judged[:, b, queries[(best > c.duplicate_iou).to(queries.device)]] = False
+            covers = queries[(best > c.positive_iou).to(queries.device)] if c.match == "iou_multi" else queries[:0]
             for layer, scores in enumerate(classes[:, b, queries]):
                 cost = masks - c.cost_class * scores.detach().softmax(-1)[:, REFERRED].cpu()[:, None]
                 rows, columns = assign(cost[:, visible])
                 good = 1 - iou[rows, visible[columns]] > c.least_iou if c.least_iou else torch.ones(len(rows), dtype=torch.bool)
-                matched = queries[rows[good].to(queries.device)]
+                matched = torch.cat([queries[rows[good].to(queries.device)], covers])
                 labels[layer, b, matched], judged[layer, b, matched] = REFERRED, True
         return judged
 

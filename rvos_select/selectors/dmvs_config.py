@@ -80,6 +80,12 @@ class DmvsConfig(Settings):
     """Of the matching."""
     cost_iou: float = Field(default=5.0, ge=0)
     """frozen: of 1 - IoU, which stands where BCE cannot be had from binary masks."""
+    match: Literal["hungarian", "iou_multi"] = "hungarian"
+    """frozen: each object has one positive, its matched track; iou_multi: so is every other track that covers it."""
+    match_scope: Literal["clip", "video"] = "clip"
+    """frozen: overlaps are counted in the frames of the clip, or in all of the video, where they do not change between clips."""
+    positive_iou: float = Field(default=0.5, gt=0, lt=1)
+    """iou_multi: a track covers an object with which its IoU is larger."""
     least_iou: float = Field(default=0.0, ge=0, lt=1)
     """frozen: an object whose matched track has no larger IoU with it has no positive."""
     duplicate_iou: float = Field(default=1.0, gt=0, le=1)

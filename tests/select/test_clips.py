@@ -194,6 +194,9 @@ def test_a_batch_of_clips_holds_what_was_written(sources: tuple[TrackSource, Tex
         np.testing.assert_array_equal(x.overlap[i].inter, counts.inter[:, named][:, :, frames[i]])
         np.testing.assert_array_equal(x.overlap[i].gt_area, counts.gt_area[named][:, frames[i]])
     assert x.tokens[0, 2:].abs().sum() == x.features["own"][0, 2:].sum() == 0
+    whole = clip_batch([(v0, 1), (v1, 0)], frames, ("overlap.video",)).overlap
+    assert [counts.inter.shape[2] for counts in whole] == [12, 5]
+    np.testing.assert_array_equal(whole[0].inter, v0.overlap.inter[:, [0, 1]])
 
 
 def test_a_whole_video_reads_its_frames_when_asked(sources: tuple[TrackSource, TextSource]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +192,27 @@ def test_a_duplicate_of_an_object_s_track_has_no_loss() -> None:
     loss = model.loss(x)["loss"]
     loss.backward()
     assert loss.isfinite() and loss != dmvs(masks="frozen", cost_class=0.0).loss(x)["loss"]
+
+
+def test_an_object_in_two_tracks_has_two_positives_where_it_is_asked_for() -> None:
+    """By hand: tracks 0 and 1 cover six and five tenths of the object, track 2 one tenth."""
+    x = batch(1, t=1, tracks=3)
+    inter, area = np.array([[[6]], [[5]], [[1]]], np.int32), np.array([[6], [5], [1]], np.int32)
+    x = replace(x, overlap=(Overlap(inter, area, np.array([[10]], np.int32), np.ones(1, bool)),))
+
+    def positives(**settings: Any) -> list[int]:
+        model = dmvs(masks="frozen", cost_class=0.0, **settings)
+        found, labels = model.decode(x), torch.full((1, 1, 3), 1)
+        assert model._match_tracks(x, found, torch.zeros(1, 1, 3, 2), labels).all()
+        return sorted(found.began[0, labels[0, 0] == 0].tolist())
+
+    assert positives() == [0]
+    assert positives(match="iou_multi") == [0]  # strictly larger
+    assert positives(match="iou_multi", positive_iou=0.45) == [0, 1]
+    # A track that answers is no duplicate.
+    assert positives(match="iou_multi", positive_iou=0.45, duplicate_iou=0.46) == [0, 1]
+    # What nothing covers well still has the best of all.
+    assert positives(match="iou_multi", positive_iou=0.9) == [0]
 
 
 def test_frozen_scores_follow_their_tracks() -> None:
