@@ -24,9 +24,10 @@ class Selector(Protocol):
 
     Config: its frozen settings model (the paper's values are the defaults; `token_channels` C and `word_channels` D are
     set from the caches); requires: the optional Batch parts it reads: "presence", "spans", "static_words", "motion_words",
-    "particle_words", "features.<name>" (in memory), "frames.<name>" (read by frames), "overlap", "overlap.video" (of all frames in
-    clips too), "truth" (of clips); threshold: the default of the merge, strict >; top1_of_one: on datasets whose expressions name one object each, the merge takes its best track instead;
-    draws: its logits are (B, Q), of masks that `draw` gives.
+    "particle_words", "features.<name>" (in memory), "frames.<name>" (read by frames), "overlap", "overlap.video" (clips too
+    count all frames), "truth" (of clips); threshold: the default of the merge, strict >; top1_of_one: on datasets whose
+    expressions name one object each, the merge takes its best track instead; draws: its logits are (B, Q), of masks that
+    `draw` gives.
     """
 
     Config: type[Settings]
