@@ -17,6 +17,7 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extract import extract, extract_text
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_select.choice import Choice
 from rvos_select.cli import show_scores
 from rvos_select.evaluate import evaluate_selections
 from rvos_select.merge import merge as merge_masks
@@ -79,7 +80,7 @@ def dmvs_mevis(
     ours = evaluate_selections(selections, tracks[OPEN], root=root)
     scores = {f"{row}, {OPEN}": ours, f"tracks' oracle, {OPEN}": oracle(tracks[OPEN])}
     for threshold in THRESHOLDS:
-        scores[f"threshold {threshold}"] = evaluate_selections(selections, tracks[OPEN], root=root, threshold=threshold)
+        scores[f"threshold {threshold}"] = evaluate_selections(selections, tracks[OPEN], root=root, choice=Choice(threshold))
     index = report(run, selections, tracks[OPEN], out / row / "report", root=root, rows=scores)
     show_scores(scores, out / row / "metrics.json", ours)
     j_and_f, j, f = published["paper"]

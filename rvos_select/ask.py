@@ -20,7 +20,8 @@ from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class
 from rvos_cache.types import Expression, Video
 from rvos_select.checkpoint import run_cards
-from rvos_select.merge import RECORD, decision, merge
+from rvos_select.choice import AS_CARD, Choice, decision
+from rvos_select.merge import RECORD, merge
 from rvos_select.predict import predict
 
 TINT = np.array([255, 96, 32], np.float32)
@@ -41,7 +42,7 @@ class Answer:
     best_score: float
 
 
-def ask(source: Path, sentence: str, run: Path, out: Path, threshold: float | None = None, top1: bool = False) -> Answer:
+def ask(source: Path, sentence: str, run: Path, out: Path, choice: Choice = AS_CARD) -> Answer:
     """Segment what `sentence` names in `source`, an mp4 or a folder of frames.
 
     Tracker and text encoder are the ones the run was trained with. The video's tracks are kept under `out`, so a second
@@ -79,12 +80,12 @@ def ask(source: Path, sentence: str, run: Path, out: Path, threshold: float | No
     # The answer to an earlier question gives way; what merge has not written stays, and merge says so.
     if (out / "masks" / RECORD).exists():
         shutil.rmtree(out / "masks")
-    masks = merge(selections, [tracks], out / "masks", threshold=threshold, top1=top1)
+    masks = merge(selections, [tracks], out / "masks", choice)
     said = SelectionCache(selections)
     selection = said.selections(video.video_id)[0]
     scores = selection.scores[selection.candidates]
     overlay = draw(video, masks / video.video_id / "0", out / "overlay.mp4")
-    selected = len(decision(said, threshold, top1)(selection))
+    selected = len(decision(said, choice)(selection))
     return Answer(masks / video.video_id / "0", overlay, len(scores), selected, float(scores.max(initial=0.0)))
 
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rvos_cache.cli import run_command
 from rvos_cache.errors import naming
+from rvos_select.options import (
+    ALLOW_MISSING,
+    CACHES,
+    LIMIT,
+    PATH,
+    ROOT,
+    TEXTS,
+    TEXTS_OF_SLICES,
+    VIDEOS,
+    asks_choice,
+    refuse_choice,
+)
 
-PATH = click.Path(path_type=Path)
-CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=True, help="Tracks cache; may repeat.")
-TEXTS = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat.  [default: beside it]")
-TEXTS_OF_SLICES = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache, for slices by kind; may repeat.")
-ROOT = click.option("--root", type=PATH, help="Where the dataset lies; overrides the hint in the card.")
-VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
-LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos of the split.")
-ALLOW_MISSING = click.option("--allow-missing", is_flag=True, help="Score absent predictions 0 and list them.")
+if TYPE_CHECKING:
+    from rvos_select.choice import Choice
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -90,15 +96,12 @@ def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: P
 @click.option("--selections", type=PATH, required=True)
 @CACHES
 @click.option("--out", type=PATH, required=True, help="Folder for <video>/<expression>/<frame>.png.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Select scores above.  [default: the selector's]")
-@click.option("--top1", is_flag=True, help="Select the best candidate instead.")
-def merge(selections: Path, caches: tuple[Path, ...], out: Path, threshold: float | None, top1: bool) -> None:
+@asks_choice()
+def merge(selections: Path, caches: tuple[Path, ...], out: Path, choice: Choice) -> None:
     """OR the selected tracks and write mask PNGs."""
-    if top1 and threshold is not None:
-        raise click.UsageError("--threshold and --top1 exclude each other")
     from rvos_select import merge as step
 
-    step.merge(selections, list(caches), out, threshold=threshold, top1=top1)
+    step.merge(selections, list(caches), out, choice)
     click.echo(f"masks: {out}")
 
 
@@ -109,8 +112,7 @@ def merge(selections: Path, caches: tuple[Path, ...], out: Path, threshold: floa
 @click.option("--predictions", type=PATH, help="Folder of mask PNGs.")
 @click.option("--selections", type=PATH, help="Selections instead of PNGs.")
 @click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks cache of the selections; may repeat.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="With --selections.  [default: the selector's]")
-@click.option("--top1", is_flag=True, help="With --selections.")
+@asks_choice("the selector's; Ref-DAVIS17: the best track", "With --selections. ")
 @TEXTS_OF_SLICES
 @VIDEOS
 @LIMIT
@@ -128,8 +130,7 @@ def evaluate(
     predictions: Path | None,
     selections: Path | None,
     caches: tuple[Path, ...],
-    threshold: float | None,
-    top1: bool,
+    choice: Choice,
     texts: tuple[Path, ...],
     videos: tuple[str, ...],
     limit: int | None,
@@ -149,14 +150,13 @@ def evaluate(
     if (predictions is None) == (selections is None):
         raise click.UsageError("give --predictions PNGS, or --selections S.zarr with --cache C.zarr")
     scope = step.Scope(videos, limit, allow_missing, processes, texts)
-    if threshold is not None and top1:
-        raise click.UsageError("--threshold and --top1 exclude each other")
     options: dict[str, Any] = {} if map_mode is None else {"map_mode": map_mode}
     if reassign is not None:
         options["strict"] = not reassign
     if predictions is not None:
         if dataset is None or root is None or split is None:
             raise click.UsageError("--predictions needs --dataset, --root and --split")
+        refuse_choice(choice)
         scores = step.benchmark_pngs(dataset, root, split, predictions, options, scope)
     else:
         if not caches:
@@ -167,10 +167,9 @@ def evaluate(
             list(caches),
             options,
             dataset=dataset,
-            threshold=threshold,
-            top1=top1,
             root=root,
             split=split,
+            choice=choice,
             scope=scope,
         )
     show_scores({"prediction": scores, **step.annotator_rows(scores)}, json_path, scores)
@@ -230,7 +229,7 @@ def oracle(
 @click.option("--predictions", type=PATH, help="Folder of mask PNGs.")
 @click.option("--selections", type=PATH, help="ref-davis17: selections instead of PNGs; where objects overlap, scores decide.")
 @click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks cache of the selections; may repeat.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="With --selections.  [default: the best track]")
+@asks_choice("the best track", "With --selections. ")
 @click.option("--dataset", help="With --selections the cache's by default.")
 @ROOT
 @click.option("--split", help="Default: valid; with --selections the cache's.")
@@ -239,7 +238,7 @@ def submit(
     predictions: Path | None,
     selections: Path | None,
     caches: tuple[Path, ...],
-    threshold: float | None,
+    choice: Choice,
     dataset: str | None,
     root: Path | None,
     split: str | None,
@@ -251,10 +250,11 @@ def submit(
     if (predictions is None) == (selections is None) or (selections is None) != (not caches):
         raise click.UsageError("give --predictions PNGS --dataset NAME, or --selections S.zarr with --cache C.zarr")
     if selections is not None:
-        step.submit_selections(selections, list(caches), out, dataset, root, split, threshold)
+        step.submit_selections(selections, list(caches), out, dataset, root, split, choice)
     else:
-        if dataset is None or threshold is not None:
-            raise click.UsageError("--predictions needs --dataset, and no --threshold: it was chosen in merge")
+        if dataset is None:
+            raise click.UsageError("--predictions needs --dataset")
+        refuse_choice(choice)
         assert predictions is not None
         step.submit(predictions, dataset, out, root=root, split=split or "valid")
     click.echo(f"submission: {out}")
@@ -280,13 +280,12 @@ def report(run: Path, selections: Path | None, caches: tuple[Path, ...], root: P
 @click.argument("sentence")
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
 @click.option("--out", type=PATH, required=True, help="Folder for masks/ and overlay.mp4.")
-@click.option("--threshold", type=click.FloatRange(0, 1))
-@click.option("--top1", is_flag=True, help="Always answer with the best track.")
-def ask(video: Path, sentence: str, run: Path, out: Path, threshold: float | None, top1: bool) -> None:
+@asks_choice()
+def ask(video: Path, sentence: str, run: Path, out: Path, choice: Choice) -> None:
     """Segment what SENTENCE names in VIDEO, an mp4 or a folder of frames."""
     from rvos_select import ask as step
 
-    answer = step.ask(video, sentence, run, out, threshold=threshold, top1=top1)
+    answer = step.ask(video, sentence, run, out, choice)
     click.echo(f"{answer.selected} of {answer.tracks} tracks selected; best score {answer.best_score:.2f}")
     click.echo(f"masks: {answer.masks}\noverlay: {answer.overlay}")
 

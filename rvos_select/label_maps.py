@@ -21,7 +21,8 @@ from rvos_cache.frames import read_mask_png
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.caches import TrackSource
-from rvos_select.merge import check_cards, check_pair, chosen, decision, merge_masks
+from rvos_select.choice import AS_CARD, Choice, decision
+from rvos_select.merge import check_cards, check_pair, merge_masks
 
 
 class MissingAnswerError(InputError):
@@ -98,15 +99,14 @@ class PngAnswers:
 class SelectionAnswers:
     """Selections and the tracks that they choose from, merged in memory; the score is that of the best selected track.
 
-    threshold None: the selector's default; it is not read with top1. Raises InputError: the caches are not of Ref-DAVIS17, or
-    not those of the selections.
+    Without a threshold the best track of each expression answers, as the benchmark's methods do. Raises InputError: the caches
+    are not those of the selections, or `decision` refuses the choice.
     """
 
-    def __init__(self, selections: Path, caches: Sequence[Path], threshold: float | None = None, top1: bool = True) -> None:
+    def __init__(self, selections: Path, caches: Sequence[Path], choice: Choice = AS_CARD) -> None:
         self.source, self.said = TrackSource(caches), SelectionCache(selections)
         check_cards(self.said, self.source)
-        rule = decision(self.said, threshold, top1)
-        self.threshold, self.top1 = rule.threshold, rule.top1
+        self.rule = decision(self.said, choice, top1_unasked=True)
         self.have, self.held = set(self.said.video_ids()), dict[str, Selection]()
         self.video_id: str | None = None
 
@@ -117,9 +117,8 @@ class SelectionAnswers:
             key = f"{video.video_id}/{expression_id}"
             raise MissingAnswerError(f"{self.said.path}: no selection of expression {key}; extract and predict its video")
         selection = self.held[expression_id]
-        picked = chosen(selection, self.threshold, self.top1)
-        merged = merge_masks(selection, self.masks, self.threshold, self.top1)
-        return Answer(number, lambda t: merged.decode(0, t), float(selection.scores[picked].max(initial=0)))
+        merged = merge_masks(selection, self.masks, self.rule)
+        return Answer(number, lambda t: merged.decode(0, t), float(selection.scores[self.rule(selection)].max(initial=0)))
 
     def _load(self, video: Frames) -> None:
         if self.video_id == video.video_id:

@@ -1,4 +1,4 @@
-"""Selected tracks to masks: threshold or top-1 among the candidates, OR, PNGs as the benchmarks take them."""
+"""Selected tracks to masks: OR, PNGs as the benchmarks take them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.frames import mask_png
@@ -20,37 +16,21 @@ from rvos_cache.runs import Runs
 from rvos_cache.store import FREE, SelectionCache, canonical, digest, video_digest
 from rvos_cache.types import Selection
 from rvos_select.caches import TrackSource
+from rvos_select.choice import AS_CARD, Choice, Decision, completed, decision
 
-THRESHOLD = 0.5
-"""Where neither the caller nor the selections' card has one (SOLA's, section 4.1)."""
-LOWEST = "lowest"
-"""Entry of a selections card: the score above which a selector drew the masks of its queries, where it draws any."""
-TOP1 = "top1"
-"""Entry of a selections card: each expression is answered with its best track."""
 RECORD = ".merge.json"
 """What the masks of a folder were made from, so that a later run only goes on with the same: run and settings as a whole,
 and the selections of each video, since predict may add videos that failed before."""
 
 
-def chosen(selection: Selection, threshold: float | None = None, top1: bool = False) -> NDArray[np.intp]:
-    """Indices of the selected tracks: candidates with a score above `threshold` (strict), or the best candidate alone.
-
-    Ties of the best go to the lowest index. No candidate: none.
-    """
-    scores = np.where(selection.candidates, selection.scores, -1.0)
-    if top1:
-        return np.array([int(scores.argmax())] if selection.candidates.any() else [], np.intp)
-    return np.flatnonzero(scores > (THRESHOLD if threshold is None else threshold))
-
-
-def merge_masks(selection: Selection, masks: RleMasks, threshold: float | None = None, top1: bool = False) -> RleMasks:
+def merge_masks(selection: Selection, masks: RleMasks, rule: Decision) -> RleMasks:
     """The OR of the selected tracks, RleMasks (1, T). masks: (N, T) of the video; not read where the selector drew its own.
 
     Raises InputError when the selection is of another number of tracks.
     """
     source = masks if selection.masks is None else selection.masks
     check_width(selection, source.shape[0])
-    return source.union(chosen(selection, threshold, top1))
+    return source.union(rule(selection))
 
 
 def check_width(selection: Selection, tracks: int) -> None:
@@ -63,7 +43,7 @@ def check_width(selection: Selection, tracks: int) -> None:
 
 
 def _merged(
-    todo: Sequence[Selection], source: TrackSource, video_id: str, threshold: float, top1: bool
+    todo: Sequence[Selection], source: TrackSource, video_id: str, rule: Decision
 ) -> Iterator[tuple[list[Selection], Runs, list[int]]]:
     """Selections that chose the same, with the masks of the video and those among them whose OR they mean.
 
@@ -74,7 +54,7 @@ def _merged(
     same: dict[tuple[int, ...], list[Selection]] = {}
     for selection in todo:
         check_width(selection, tracks if selection.masks is None else selection.masks.shape[0])
-        picked = chosen(selection, threshold, top1).tolist()
+        picked = rule(selection).tolist()
         if selection.masks is None:
             same.setdefault(tuple(picked), []).append(selection)
         else:
@@ -84,38 +64,6 @@ def _merged(
         runs = source.runs(video_id, wanted)
         for picked, selections in same.items():
             yield selections, runs, [wanted.index(track) for track in picked]
-
-
-def default_threshold(selections: SelectionCache) -> float:
-    """The selector's own threshold, from the selections' card."""
-    return float(selections.card.extra.get("threshold", THRESHOLD))
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How the tracks of an answer are chosen: those with scores above `threshold` (strict), or with `top1` the best alone."""
-
-    threshold: float
-    top1: bool
-
-    def __call__(self, selection: Selection) -> NDArray[np.intp]:
-        """As `chosen`."""
-        return chosen(selection, self.threshold, self.top1)
-
-
-def decision(selections: SelectionCache, threshold: float | None = None, top1: bool = False) -> Decision:
-    """Threshold and top1 as given, or, where neither is, as the selections' card has them.
-
-    Raises InputError for a threshold so low that it would choose queries whose masks were not drawn.
-    """
-    extra = selections.card.extra
-    found, lowest = default_threshold(selections) if threshold is None else threshold, extra.get(LOWEST, 0.0)
-    best = top1 or (threshold is None and bool(extra.get(TOP1, False)))
-    if found < lowest and not best:
-        raise InputError(
-            f"{selections.path}: threshold {found}, but only masks of scores above {lowest} were drawn; give a threshold above it"
-        )
-    return Decision(found, best)
 
 
 def check_pair(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:
@@ -143,10 +91,9 @@ def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
                 raise InputError(f"{selections.path}: made of tracks with {field} {value}, {cache.path} has {have}; {remedy}")
 
 
-def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float | None = None, top1: bool = False) -> Path:
+def merge(selections: Path, caches: Sequence[Path], out: Path, choice: Choice = AS_CARD) -> Path:
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
-    Where neither a threshold nor top1 is given, the selections' card says which.
     An expression's folder appears by one rename, so one that is there is complete and a later run goes on after it.
     Raises InputError when `out` holds masks made from other selections or settings, or cannot be written, and in the end
     for videos that are damaged, which stop no other.
@@ -154,8 +101,7 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float 
     source, said, out = TrackSource(caches), SelectionCache(selections), Path(out)
     check_cards(said, source)
     failed: dict[str, InputError] = {}
-    rule = decision(said, threshold, top1)
-    limit, top1 = rule.threshold, rule.top1
+    rule = decision(said, choice)
     digests: dict[str, str] = {}
     for video_id in said.video_ids():
         try:
@@ -164,13 +110,13 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, threshold: float 
             failed[video_id] = error
     try:
         whole = {"selections": digest(canonical(said.card.model_dump(exclude=set(FREE))))}
-        _claim(out, {**whole, "threshold": None if top1 else limit, "top1": top1}, digests)
+        _claim(out, {**whole, **rule.record()}, digests)
         for video_id in digests:
             try:
                 check_pair(said, source, video_id)
                 todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
                 names = said.info(video_id).frame_names
-                for selections_alike, runs, picked in _merged(todo, source, video_id, limit, top1):
+                for selections_alike, runs, picked in _merged(todo, source, video_id, rule):
                     pictures = ((f"{name}.png", mask_png(runs.union(t, picked))) for t, name in enumerate(names))
                     _write(pictures, [out / video_id / s.expression_id for s in selections_alike])
             except InputError as error:
@@ -194,6 +140,7 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
         try:
             held = json.loads(path.read_text("utf-8"))
             known = dict(held.pop("videos"))
+            held = completed(held)
         except (ValueError, KeyError, TypeError, AttributeError):
             held = None
         if held != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):

@@ -19,8 +19,8 @@ from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, spe
 from rvos_cache.types import Selection
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.checkpoint import load_selector, run_cards, run_settings, same_words
+from rvos_select.choice import DEFAULT_EMPTY, EMPTY, LOWEST, THRESHOLD, TOP1, checked_empty
 from rvos_select.drawing import draw_masks, drawn_queries
-from rvos_select.merge import LOWEST, TOP1
 from rvos_select.samples import VideoSample, load_video, video_batch
 
 
@@ -45,8 +45,7 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
     model.bind(source.cards)
     weights = {"best": _weights_digest(Path(run) / "best/model.safetensors")}
     card = selections_card(str(run), run_settings(Path(run))["settings"], model.threshold, source, words, weights)
-    own = {TOP1: model.top1_of_one and names_one_object(card.dataset), **({LOWEST: model.lowest} if model.draws else {})}
-    card = card.model_copy(update={"extra": {**card.extra, **own}})
+    card = card.model_copy(update={"extra": {**card.extra, **_entries(model, card)}})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     requires = tuple(model.requires)
@@ -58,6 +57,16 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
 
     with torch.inference_mode():
         return _all(out, write_videos(out, card, source.video_ids(), one, f"predict {card.split}"))
+
+
+def _entries(model: Any, card: Card) -> dict[str, Any]:
+    """What the selector says, beside its threshold, of how tracks are chosen. Raises InputError for an unknown `empty`."""
+    found = {TOP1: model.top1_of_one and names_one_object(card.dataset)}
+    if model.draws:
+        found[LOWEST] = model.lowest
+    empty = checked_empty(model.empty, f"selector {type(model).__name__}")
+    # The default is left out, so that predict goes on with the selections of code that knew no other.
+    return found if empty == DEFAULT_EMPTY else {**found, EMPTY: empty}
 
 
 def _chosen(model: Any, sample: VideoSample, requires: Sequence[str], device: torch.device) -> tuple[Selection, ...]:
@@ -187,7 +196,7 @@ def selections_card(
         settings=settings,
         weights=weights,
         extra={
-            "threshold": threshold,
+            THRESHOLD: threshold,
             "tracks": [card.model_dump(include=bound) for card in source.cards],
             "text": [cache.card.model_dump(include=bound) for cache in words.caches],
         },

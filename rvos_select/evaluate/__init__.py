@@ -13,6 +13,7 @@ from typing import Any
 
 from rvos_cache.errors import InputError
 from rvos_select.caches import TrackSource
+from rvos_select.choice import AS_CARD, Choice
 from rvos_select.evaluate.scope import WHOLE, Scope
 from rvos_select.evaluate.video import evaluate_pngs, evaluate_selections
 
@@ -58,15 +59,14 @@ def benchmark_selections(
     dataset: str | None = None,
     root: Path | None = None,
     split: str | None = None,
-    threshold: float | None = None,
-    top1: bool = False,
+    choice: Choice = AS_CARD,
     scope: Scope = WHOLE,
 ) -> dict[str, Any]:
     """Scores of selections by the protocol of `dataset` (default: the caches'). Raises like `benchmark_pngs`."""
     names = sorted({card.dataset for card in TrackSource(caches).cards}) if dataset is None else [dataset]
     if len({PROTOCOLS.get(name, VIDEO) for name in names}) > 1:
         raise InputError(f"{caches[0]}: caches of {', '.join(names)}, which are scored in other ways; evaluate one at a time")
-    given = {"dataset": dataset, "root": root, "split": split, "threshold": threshold, "top1": top1, "scope": scope}
+    given = {"dataset": dataset, "root": root, "split": split, "choice": choice, "scope": scope}
     return _protocol(names[0], options).evaluate_selections(selections, caches, **given, **options)
 
 

@@ -24,6 +24,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Expression
 from rvos_select.caches import TrackSource
+from rvos_select.choice import AS_CARD, Choice
 from rvos_select.evaluate.kinds import kinds_of
 from rvos_select.evaluate.pngs import check_folder, prediction_bytes, read_prediction
 from rvos_select.evaluate.processes import in_order
@@ -131,17 +132,17 @@ def evaluate_selections(
     dataset: str | None = None,
     root: Path | None = None,
     split: str | None = None,
-    threshold: float | None = None,
-    top1: bool = False,
+    choice: Choice = AS_CARD,
     scope: Scope = WHOLE,
     map_mode: MapMode = "all-queries",
 ) -> dict[str, Any]:
-    """Scores of the candidates' masks with the selector's scores; nothing is merged, so `threshold` and `top1` are refused.
+    """Scores of the candidates' masks with the selector's scores; nothing is merged, so any `choice` is refused.
 
     Which frames are scored only the dataset says: `root`, or the hint in the card, must lead to it. Raises like `evaluate_pngs`.
     """
-    if threshold is not None or top1:
-        raise InputError(f"{selections}: every candidate counts with its score; leave --threshold and --top1 out, see --map-mode")
+    if choice != AS_CARD:
+        asked_for = "--threshold, --top1 and --empty"
+        raise InputError(f"{selections}: every candidate counts with its score; leave {asked_for} out, see --map-mode")
     source, said = TrackSource(caches), SelectionCache(selections)
     check_cards(said, source)
     known = dataset_of(source, dataset, root, split)

@@ -16,6 +16,7 @@ from rvos_cache.datasets.ref_davis17 import VOID, RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.types import Expression
 from rvos_select.caches import TrackSource
+from rvos_select.choice import AS_CARD, Choice
 from rvos_select.evaluate.kinds import kinds_of
 from rvos_select.evaluate.processes import in_order
 from rvos_select.evaluate.scope import WHOLE, Scope
@@ -48,16 +49,15 @@ def evaluate_selections(
     dataset: str | None = None,
     root: Path | None = None,
     split: str | None = None,
-    threshold: float | None = None,
-    top1: bool = False,
+    choice: Choice = AS_CARD,
     scope: Scope = WHOLE,
     strict: bool = False,
 ) -> dict[str, Any]:
     """Scores of selections, merged in memory, where the larger score wins a pixel; as `evaluate_pngs` else.
 
-    threshold: the tracks above it; None, or top1: the best track of each expression, as the benchmark's methods do. The
-    annotation is the dataset's, at `root` or where the hint in the card leads: caches hold neither void pixels nor objects
-    without expression. Raises InputError.
+    Without a threshold the best track of each expression answers, as the benchmark's methods do. The annotation is the
+    dataset's, at `root` or where the hint in the card leads: caches hold neither void pixels nor objects without expression.
+    Raises InputError.
     """
     source = TrackSource(caches)
     known = dataset_of(source, RefDavis17.name if dataset is None else dataset, root, split)
@@ -65,7 +65,7 @@ def evaluate_selections(
         raise InputError(
             f"{source.caches[0].path}: the dataset of this cache is not found, and caches hold no void pixels; give --root"
         )
-    opened = partial(SelectionAnswers, Path(selections), tuple(caches), threshold, top1 or threshold is None)
+    opened = partial(SelectionAnswers, Path(selections), tuple(caches), choice)
     return _evaluate(known.name, _Job(known.root, known.split, opened, strict, scope))
 
 

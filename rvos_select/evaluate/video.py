@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import SelectionCache
-from rvos_cache.types import Expression, Selection
+from rvos_cache.types import Expression
 from rvos_select.caches import TrackSource
+from rvos_select.choice import AS_CARD, Choice, Decision, decision
 from rvos_select.evaluate.kinds import kinds_of
 from rvos_select.evaluate.pngs import check_folder, prediction_bytes, read_prediction
 from rvos_select.evaluate.processes import in_order
 from rvos_select.evaluate.scope import WHOLE, Scope
 from rvos_select.evaluate.selected import check_frames, selections_of
-from rvos_select.merge import check_cards, check_width, decision
+from rvos_select.merge import check_cards, check_width
 from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
 from rvos_select.metrics.scores import Scores
 from rvos_select.metrics.silhouette import EMPTY, Silhouette, j_and_f
@@ -189,11 +189,10 @@ def evaluate_selections(
     dataset: str | None = None,
     root: Path | None = None,
     split: str | None = None,
-    threshold: float | None = None,
-    top1: bool = False,
+    choice: Choice = AS_CARD,
     scope: Scope = WHOLE,
 ) -> dict[str, Any]:
-    """Scores of selections, merged in memory. Neither threshold nor top1: as the selections' card says.
+    """Scores of selections, merged in memory.
 
     The answers are the dataset's where `root`, or the hint in the card, leads to it; else, and where the dataset has lost a
     video since, those that the caches hold. A video that failed in extraction and whose expressions nobody knows counts as
@@ -203,14 +202,14 @@ def evaluate_selections(
     check_cards(said, source)
     known = dataset_of(source, dataset, root, split)
     asked = chosen_videos(listed_videos(source, known), scope.videos, scope.limit, str(source.caches[0].path))
-    pick = decision(said, threshold, top1)
+    rule = decision(said, choice)
     have, cues = set(said.video_ids()), kinds_of(scope.texts)
 
     def tasks() -> Iterator[Task]:
         for video in answers(asked, known, source if root is None else None, scope.allow_missing):
             drawn = Drawn()
             if isinstance(video, VideoAnswers):
-                drawn = _drawn(video, source, said, have, pick, scope.allow_missing)
+                drawn = _drawn(video, source, said, have, rule, scope.allow_missing)
             yield _task(video, cues, drawn)
 
     names = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
@@ -222,14 +221,14 @@ def _drawn(
     source: TrackSource,
     said: SelectionCache,
     have: set[str],
-    pick: Callable[[Selection], NDArray[np.intp]],
+    rule: Decision,
     allow_missing: bool,
 ) -> Drawn:
     """What the selections say of a video; only the masks of tracks that an expression chose are kept."""
     video_id, kept = video.video_id, selections_of(video, source, said, have, allow_missing)
     if not kept:
         return Drawn()
-    tracks, picks = source.info(video_id).tracks, [pick(s) for s in kept]
+    tracks, picks = source.info(video_id).tracks, [rule(s) for s in kept]
     for s in kept:
         check_width(s, tracks if s.masks is None else s.masks.shape[0])
     wanted = np.unique(np.concatenate([np.zeros(0, np.intp), *(p for s, p in zip(kept, picks) if s.masks is None)]))

@@ -19,8 +19,8 @@ from rvos_cache.store import SelectionCache, TrackInfo
 from rvos_cache.types import Expression, Selection
 from rvos_select.caches import TrackSource
 from rvos_select.checkpoint import run_settings
+from rvos_select.choice import Decision, decision
 from rvos_select.evaluate import Scope, evaluate_selections
-from rvos_select.merge import Decision, decision
 from rvos_select.metrics.scores import Scores
 from rvos_select.oracle import oracle as oracle_step
 from rvos_select.report.curves import curves, histogram
@@ -163,21 +163,21 @@ def _cases(cases: list[Case], source: TrackSource, said: SelectionCache, frames:
     parts = []
     if frames is None:
         parts.append('<p class="note">The frames were not found: masks are drawn on grey. Give --root to see them.</p>')
-    pick = decision(said)
+    rule = decision(said)
     for name, picked in choose(cases, EACH).items():
         parts.append(f"<h2>{name.capitalize()} cases</h2>")
         parts.append('<p class="note">Orange: the prediction; cyan outline: the ground truth.</p>')
-        parts += [_case(case, source, said, frames, pick, out) for case in picked]
+        parts += [_case(case, source, said, frames, rule, out) for case in picked]
     return "".join(parts)
 
 
-def _case(case: Case, source: TrackSource, said: SelectionCache, frames: Dataset | None, pick: Decision, out: Path) -> str:
+def _case(case: Case, source: TrackSource, said: SelectionCache, frames: Dataset | None, rule: Decision, out: Path) -> str:
     info, masks = source.info(case.video_id), source.masks(case.video_id)
     truth = source.ground_truth(case.video_id)
     expression = _expression(case, info, frames)
     selection = next(s for s in said.selections(case.video_id) if s.expression_id == case.expression_id)
     masks = masks if selection.masks is None else selection.masks
-    picked = pick(selection)
+    picked = rule(selection)
     union, wanted = masks.union(picked), truth.masks.union(truth.indices(expression.targets or ()))
     times = [int(t) for t in np.unique(np.linspace(0, info.frames - 1, SHOWN_FRAMES).round())]
     images = _images(frames, info, times)

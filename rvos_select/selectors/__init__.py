@@ -10,6 +10,7 @@ from torch import Tensor
 from rvos_cache.seams import resolve
 from rvos_cache.settings import Settings
 from rvos_cache.store import Card
+from rvos_select.choice import Empty
 from rvos_select.data import Batch
 
 SELECTORS = {
@@ -25,14 +26,15 @@ class Selector(Protocol):
     Config: its frozen settings model (the paper's values are the defaults; `token_channels` C and `word_channels` D are
     set from the caches); requires: the optional Batch parts it reads: "presence", "spans", "static_words", "motion_words",
     "particle_words", "features.<name>" (in memory), "frames.<name>" (read by frames), "overlap", "overlap.video" (clips too
-    count all frames), "truth" (of clips); threshold: the default of the merge, strict >; top1_of_one: on datasets whose
-    expressions name one object each, the merge takes its best track instead; draws: its logits are (B, Q), of masks that
-    `draw` gives.
+    count all frames), "truth" (of clips); threshold: the default of the merge, strict >; empty: what answers where no score is
+    above it; top1_of_one: on datasets whose expressions name one object each, the merge takes its best track instead; draws: its
+    logits are (B, Q), of masks that `draw` gives.
     """
 
     Config: type[Settings]
     requires: tuple[str, ...]
     threshold: float
+    empty: Empty
     top1_of_one: bool
     draws: bool
 

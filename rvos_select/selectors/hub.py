@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
 from rvos_cache.store import Card
+from rvos_select.choice import DEFAULT_EMPTY, Empty
 
 WEIGHTS = "model.safetensors"
 S = TypeVar("S", bound=Settings)
@@ -58,6 +59,11 @@ class HubSelector(nn.Module, PyTorchModelHubMixin, coders={Settings: (_to_json, 
 
     top1_of_one = False
     """Where every expression names one object it answers with its best track, and not with those above its threshold."""
+
+    @property
+    def empty(self) -> Empty:
+        """What answers where no score is above its threshold."""
+        return DEFAULT_EMPTY
 
     @property
     def draws(self) -> bool:

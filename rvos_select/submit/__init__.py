@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
+from rvos_select.choice import AS_CARD, Choice
 from rvos_select.label_maps import SelectionAnswers
 from rvos_select.metrics.answers import dataset_of
 from rvos_select.submit.ref_davis import LAYOUT, submit_ref_davis
@@ -55,15 +56,15 @@ def submit_selections(
     dataset: str | None = None,
     root: Path | None = None,
     split: str | None = None,
-    threshold: float | None = None,
+    choice: Choice = AS_CARD,
 ) -> Path:
     """Write `out`, Ref-DAVIS17's zip, from selections; returns it. Where objects overlap their scores decide: PNGs hold none.
 
-    dataset, split: those of the caches when given; root: default, the hint in the card. threshold: select the tracks above it;
-    None: the best track of each expression, as the benchmark's methods do. Raises InputError as `submit` does, and for caches
-    of another dataset, whose masks do not meet in one picture and are merged first.
+    dataset, split: those of the caches when given; root: default, the hint in the card. Without a threshold the best track of
+    each expression answers, as the benchmark's methods do. Raises InputError as `submit` does, and for caches of another
+    dataset, whose masks do not meet in one picture and are merged first.
     """
-    answers = SelectionAnswers(Path(selections), caches, threshold, top1=threshold is None)
+    answers = SelectionAnswers(Path(selections), caches, choice)
     of = answers.source.card.dataset
     _known(of)
     known = dataset_of(answers.source, dataset, root, split)

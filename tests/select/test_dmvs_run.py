@@ -35,9 +35,10 @@ from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.types import TrackSet
 from rvos_select import train as loop
 from rvos_select.checkpoint import load_selector
+from rvos_select.choice import Choice, decision
 from rvos_select.evaluate import evaluate_pngs, evaluate_selections
 from rvos_select.evaluate.scope import Scope
-from rvos_select.merge import decision, merge
+from rvos_select.merge import merge
 from rvos_select.oracle import oracle
 from rvos_select.predict import names_one_object, predict
 from rvos_select.report import report
@@ -109,8 +110,8 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     # What the last epoch measured is what the selections give: threshold, OR, scores of the same queries.
     if rows[-1]["valid/jf"] >= rows[0]["valid/jf"]:
         assert evaluate_selections(selections, caches)["jf"] == pytest.approx(rows[-1]["valid/jf"], abs=1e-6)
-    masks = merge(selections, caches, tmp_path / "masks", top1=True)
-    best = evaluate_selections(selections, caches, top1=True)
+    masks = merge(selections, caches, tmp_path / "masks", Choice(top1=True))
+    best = evaluate_selections(selections, caches, choice=Choice(top1=True))
     root = work.root / "data"
     assert evaluate_pngs("mevis", root, "valid_u", masks, Scope(videos=[video]))["jf"] == pytest.approx(best["jf"], abs=1e-9)
     info = TrackCache(caches[0]).info(video)
@@ -118,7 +119,7 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     assert (drawn == held[0].masks.decode(int(held[0].scores.argmax()), 3)).all()
     assert report(run, selections, caches, tmp_path / "page", root=root).exists()
     with pytest.raises(InputError, match="threshold 0.05, but only masks of scores above 0.1"):
-        merge(selections, caches, tmp_path / "low", threshold=0.05)
+        merge(selections, caches, tmp_path / "low", Choice(0.05))
 
 
 def test_the_best_track_answers_where_expressions_name_one_object(work: Work, tmp_path: Path) -> None:
@@ -133,8 +134,8 @@ def test_the_best_track_answers_where_expressions_name_one_object(work: Work, tm
         card = said.card.model_copy(update={"extra": {**said.card.extra, "top1": best}})
         said.card = card
         assert len(decision(said)(selection)) == (1 if best else (selection.scores > 0.7).sum())
-        assert len(decision(said, threshold=0.0)(selection)) == (selection.scores > 0).sum()
-        assert len(decision(said, top1=True)(selection)) == 1
+        assert len(decision(said, Choice(0.0))(selection)) == (selection.scores > 0).sum()
+        assert len(decision(said, Choice(top1=True))(selection)) == 1
     assert load_selector(run).top1_of_one
     assert not load_selector(work.train(tmp_path / "sola", selector="sola", batch="video", epochs=1)).top1_of_one
 

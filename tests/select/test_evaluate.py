@@ -20,6 +20,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
 from rvos_cache.types import Expression, Words
 from rvos_select.caches import TrackSource
+from rvos_select.choice import Choice
 from rvos_select.evaluate import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.evaluate import video as video_protocol
 from rvos_select.evaluate.pngs import read_prediction
@@ -216,9 +217,9 @@ def test_hidden_answers_are_no_hole(split: Path) -> None:
 
 
 def test_settings_of_the_merge_reach_the_scores(split: Path) -> None:
-    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], threshold=0.05)
-    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], threshold=0.95)
-    best = evaluate_selections(split / "s.zarr", [split / "c.zarr"], top1=True)
+    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], choice=Choice(0.05))
+    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], choice=Choice(0.95))
+    best = evaluate_selections(split / "s.zarr", [split / "c.zarr"], choice=Choice(top1=True))
     assert nothing["jf"] == 0.25  # only the expression without target
     assert everything["expressions"]["b/0"]["j"] == pytest.approx(7 / 9)
     assert best["expressions"]["a/0"]["j"] == 1.0
@@ -320,8 +321,8 @@ def test_slices_and_no_target(split: Path) -> None:
         "size": {"large": 3, "none": 1},
         "frames": {"1-50": 4},
     }
-    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", threshold=0.95)
-    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", threshold=0.05)
+    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", choice=Choice(0.95))
+    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", choice=Choice(0.05))
     assert (nothing["n_acc"], nothing["t_acc"]) == (1, 0)
     assert (everything["n_acc"], everything["t_acc"]) == (0, 1)
     assert nothing["slices"]["targets"]["none"]["jf"] == 1 and nothing["slices"]["targets"]["single"]["jf"] == 0

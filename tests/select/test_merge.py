@@ -14,7 +14,8 @@ from rvos_cache.frames import read_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, SelectionCache, SelectionRecord, write_selections
 from rvos_cache.types import Selection
-from rvos_select.merge import chosen, merge, merge_masks
+from rvos_select.choice import Choice, Decision
+from rvos_select.merge import merge, merge_masks
 
 
 def selection(scores: list[float], candidates: list[bool] | None = None, masks: RleMasks | None = None) -> Selection:
@@ -22,34 +23,18 @@ def selection(scores: list[float], candidates: list[bool] | None = None, masks: 
     return Selection("0", np.array(scores, np.float32), mine, masks)
 
 
-@pytest.mark.parametrize(
-    ("scores", "candidates", "threshold", "top1", "wanted"),
-    [
-        ([0.5, 0.6, 0.4], None, 0.5, False, [1]),  # strict
-        ([0.9, 0.8, 0.7], [False, True, True], 0.5, False, [1, 2]),
-        ([0.9, 0.2, 0.3], [False, True, True], None, True, [2]),
-        ([0.2, 0.2], None, None, True, [0]),
-        ([0.9], [False], None, True, []),
-        ([0.0, 0.1], None, 0.0, False, [1]),
-        ([], None, None, True, []),
-    ],
-)
-def test_chosen(scores: list[float], candidates: list[bool] | None, threshold: float, top1: bool, wanted: list[int]) -> None:
-    assert chosen(selection(scores, candidates), threshold, top1).tolist() == wanted
-
-
 def test_merged_is_the_or_of_pixels() -> None:
     dense = np.random.default_rng(0).random((4, 3, 9, 11)) > 0.7
-    merged = merge_masks(selection([0.9, 0.1, 0.8, 0.7]), RleMasks.from_dense(dense), 0.5)
+    merged = merge_masks(selection([0.9, 0.1, 0.8, 0.7]), RleMasks.from_dense(dense), Decision(0.5))
     assert np.array_equal(merged.dense()[0], dense[[0, 2, 3]].any(0))
-    assert not merge_masks(selection([0.1] * 4), RleMasks.from_dense(dense), 0.5).dense().any()
+    assert not merge_masks(selection([0.1] * 4), RleMasks.from_dense(dense), Decision(0.5)).dense().any()
 
 
 def test_drawn_masks_replace_the_tracks() -> None:
     drawn = RleMasks.from_dense(np.ones((1, 3, 9, 11), bool))
-    assert merge_masks(selection([0.9], masks=drawn), RleMasks.empty(5, 3, (9, 11)), 0.5).dense().all()
+    assert merge_masks(selection([0.9], masks=drawn), RleMasks.empty(5, 3, (9, 11)), Decision(0.5)).dense().all()
     with pytest.raises(InputError, match="scores 1 tracks, the caches hold 5"):
-        merge_masks(selection([0.9]), RleMasks.empty(5, 3, (9, 11)), 0.5)
+        merge_masks(selection([0.9]), RleMasks.empty(5, 3, (9, 11)), Decision(0.5))
 
 
 def test_pngs_of_a_split(tmp_path: Path) -> None:
@@ -68,7 +53,7 @@ def test_pngs_of_a_split(tmp_path: Path) -> None:
     assert sorted(p.name for p in (out / "b").iterdir()) == ["0"]
     assert len(list((out / "b" / "0").iterdir())) == len(NAMES)
     with pytest.raises(InputError, match="other selections or settings"):
-        merge(said, [cache], out, threshold=0.7)
+        merge(said, [cache], out, Choice(0.7))
 
 
 def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:

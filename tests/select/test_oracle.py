@@ -23,6 +23,7 @@ from rvos_cache.store import (
 )
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
 from rvos_select.caches import TrackSource, candidates
+from rvos_select.choice import Choice
 from rvos_select.evaluate import evaluate_pngs, evaluate_selections
 from rvos_select.labels import mean_iou, oracle_tracks
 from rvos_select.merge import merge
@@ -119,7 +120,7 @@ def test_the_order_of_tracks_means_nothing(tmp_path: Path, selector: str, config
     middle = scores[len(scores) // 4 : -len(scores) // 4]
     widest = int(np.argmax(np.diff(middle)))
     threshold = float(middle[widest : widest + 2].mean())
-    tables = [evaluate_selections(path, [cache], threshold=threshold) for path, cache in zip(said, (one, two))]
+    tables = [evaluate_selections(path, [cache], choice=Choice(threshold)) for path, cache in zip(said, (one, two))]
     assert tables[0]["expressions"] == tables[1]["expressions"]
     assert 0.05 < tables[0]["jf"] < 0.95
     best = [oracle([cache]) for cache in (one, two)]

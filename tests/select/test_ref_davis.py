@@ -31,6 +31,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.frames import write_mask_png
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
 from rvos_cache.types import Words
+from rvos_select.choice import Choice
 from rvos_select.evaluate import Scope, annotator_rows
 from rvos_select.evaluate.ref_davis import evaluate_pngs, evaluate_selections
 from rvos_select.merge import merge
@@ -263,7 +264,7 @@ def test_selections_score_as_their_masks_do(split: Path) -> None:
     """The right halves; nothing overlaps, so that PNGs say the same."""
     cache = write_cache(split / "c.zarr", split / "data")
     said = write_said(split / "s.zarr", lambda video, i: right(video, i + NAMED[video]))
-    pngs = merge(said, [cache], split / "halves", top1=True)
+    pngs = merge(said, [cache], split / "halves", Choice(top1=True))
     for strict in (False, True):
         found = evaluate_selections(said, [cache], strict=strict)
         assert found == evaluate_pngs("ref-davis17", split / "data", "valid", pngs, strict=strict)
@@ -293,15 +294,21 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
         return out
 
     said = write_said(split / "s.zarr", halves)
-    for more, wanted in (
-        ({}, 0.5),
-        ({"threshold": 0.5}, 1.0),
-        ({"threshold": 0.58}, 0.5),
-        ({"threshold": 0.5, "top1": True}, 0.5),
+    for choice, wanted in (
+        (Choice(), 0.5),
+        (Choice(0.5), 1.0),
+        (Choice(0.58), 0.5),
+        (Choice(top1=True), 0.5),
+        (Choice(0.9), 0.0),
+        (Choice(0.9, empty="zeros"), 0.0),
+        (Choice(0.9, empty="top1"), 0.5),
+        (Choice(0.5, empty="top1"), 1.0),
     ):
-        found = evaluate_selections(said, [cache], scope=Scope(videos=["a"]), **more)  # type: ignore[arg-type]
+        found = evaluate_selections(said, [cache], scope=Scope(videos=["a"]), choice=choice)
         assert found["j"] == pytest.approx(wanted)
-    assert evaluate_selections(said, [cache], scope=Scope(videos=["a"]), threshold=0.9)["j"] == 0.0
+    # Without a threshold an answer is never empty.
+    with pytest.raises(InputError, match="s.zarr: each expression has its best track; give --empty together with --threshold"):
+        evaluate_selections(said, [cache], choice=Choice(empty="zeros"))
 
 
 def test_holes_of_selections_and_caches(split: Path) -> None:

@@ -21,6 +21,7 @@ from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png, write_mask_png
 from rvos_select import label_maps
+from rvos_select.choice import Choice
 from rvos_select.cli import main
 from rvos_select.evaluate import Scope
 from rvos_select.evaluate.ref_davis import evaluate_pngs, evaluate_selections
@@ -184,7 +185,7 @@ def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
     data = RefDavis17(split / "data", "valid")
     sure = pictures(submit_ref_davis(SelectionAnswers(said, [cache]), data, split / "x.zip"))
     assert set(np.unique(sure["anno_1/a/00000.png"])) == {0, 3}
-    pngs = merge(said, [cache], split / "merged", top1=True)
+    pngs = merge(said, [cache], split / "merged", Choice(top1=True))
     plain = pictures(submit_ref_davis(pngs, data, split / "y.zip"))
     assert set(np.unique(plain["anno_1/a/00000.png"])) == {0, 1, 2, 3}
     maps = np.stack([sure[f"anno_1/a/{t}.png"] for t in davis.NAMES])
@@ -216,12 +217,20 @@ def test_the_command_packs_selections_as_their_scores_say(
     # Tracks above 0.05 are all of them: each object's mask is the union of everything.
     assert asked(*given, "--threshold", 0.05, "--out", split / "z.zip")[0] == 0
     assert (split / "z.zip").read_bytes() != wanted
+    # No score is above 0.95: the best track, as where nothing is asked, or nothing.
+    for choice, same in ((("--top1",), True), (("--threshold", 0.95, "--empty", "top1"), True), (("--threshold", 0.95), False)):
+        assert asked(*given, *choice, "--out", split / "z.zip")[0] == 0
+        assert ((split / "z.zip").read_bytes() == wanted) is same
+    assert "give --empty together with --threshold" in asked(*given, "--empty", "top1", "--out", split / "no.zip")[1]
     out = ("--out", split / "no.zip")
     for words in ((), ("--selections", said), ("--cache", cache), (*given, "--predictions", split / "png")):
         status, told = asked(*words, *out)
         assert status == 2 and "--selections S.zarr with --cache" in told
-    for words in (("--predictions", split / "png"), ("--predictions", split / "png", "--dataset", "mevis", "--threshold", 0.5)):
-        assert "--predictions needs --dataset" in asked(*words, *out)[1]
+    pngs = ("--predictions", split / "png")
+    assert "--predictions needs --dataset" in asked(*pngs, *out)[1]
+    for choice in (("--threshold", 0.5), ("--top1",), ("--empty", "zeros")):
+        status, told = asked(*pngs, "--dataset", "mevis", *choice, *out)
+        assert status == 2 and "--predictions takes no --threshold, --top1 or --empty: give them to merge" in told
     for words, says in ((("--split", "train"), "not split train"), (("--dataset", "mevis"), "not dataset mevis")):
         status, told = asked(*given, *words, *out)
         assert status == 1 and says in told and told.count("\n") == 1

@@ -1,0 +1,117 @@
+"""Which tracks answer an expression: what the caller asks, what the selections' card has, and the rule that comes of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError
+from rvos_cache.store import SelectionCache
+from rvos_cache.types import Selection
+
+Empty = Literal["zeros", "top1"]
+"""What answers where no candidate is above the threshold: an empty mask, or the best candidate alone."""
+DEFAULT_THRESHOLD = 0.5
+"""Where neither the caller nor the selections' card has one (SOLA's, section 4.1)."""
+DEFAULT_EMPTY: Empty = "zeros"
+"""Where neither the caller nor the selections' card says it."""
+
+# Entries of a selections card.
+THRESHOLD = "threshold"
+"""The selector's own threshold."""
+TOP1 = "top1"
+"""Each expression is answered with its best track."""
+EMPTY = "empty"
+"""The selector's own `Empty`."""
+LOWEST = "lowest"
+"""The score above which a selector drew the masks of its queries, where it draws any."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the caller asks; what it leaves out is as the selections' card has it.
+
+    threshold: in [0, 1], scores above it (strict) are chosen; top1: the best candidate alone; empty: what answers where no score
+    is above the threshold. Raises InputError for other values, and for top1 together with a threshold or with empty.
+    """
+
+    threshold: float | None = None
+    top1: bool = False
+    empty: Empty | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise InputError(f"--threshold {self.threshold}: scores lie in [0, 1]; give a threshold in it")
+        if self.empty is not None:
+            checked_empty(self.empty, "--empty")
+        for name, other in (("--threshold", self.threshold), ("--empty", self.empty)):
+            if self.top1 and other is not None:
+                raise InputError(
+                    f"{name} and --top1 exclude each other: the best track answers whatever its score; give one of them"
+                )
+
+
+AS_CARD = Choice()
+"""Nothing is asked: as the selections' card has it."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The rule that a choice and a card come to: the candidates whose scores are above `threshold` (strict).
+
+    top1: the best candidate alone instead; empty: what answers where none is above. Ties of the best go to the lowest index.
+    """
+
+    threshold: float
+    top1: bool = False
+    empty: Empty = DEFAULT_EMPTY
+
+    def __call__(self, selection: Selection) -> NDArray[np.intp]:
+        """Indices of the chosen tracks, rising. No candidate: none."""
+        scores = np.where(selection.candidates, selection.scores, -1.0)
+        best = np.array([int(scores.argmax())] if selection.candidates.any() else [], np.intp)
+        if self.top1:
+            return best
+        above = np.flatnonzero(scores > self.threshold)
+        return best if self.empty == "top1" and not above.size else above
+
+    def record(self) -> dict[str, Any]:
+        """What tells masks by this rule from those by another, as JSON holds it; `completed` reads those of older code."""
+        return {THRESHOLD: None if self.top1 else self.threshold, TOP1: self.top1, EMPTY: self.empty}
+
+
+def completed(record: dict[str, Any]) -> dict[str, Any]:
+    """A `Decision.record` with what code that knew no `empty` left out."""
+    return {EMPTY: "zeros", **record}
+
+
+def decision(selections: SelectionCache, choice: Choice = AS_CARD, top1_unasked: bool = False) -> Decision:
+    """The rule for these selections: as `choice` asks, else as their card says.
+
+    top1_unasked: without a threshold the best track answers, whatever the card says. Raises InputError for a threshold so low
+    that it would choose queries whose masks were not drawn, for `choice.empty` where the best track answers, and for a card
+    that is not understood.
+    """
+    extra = selections.card.extra
+    threshold = float(extra.get(THRESHOLD, DEFAULT_THRESHOLD)) if choice.threshold is None else choice.threshold
+    if choice.top1 or (choice.threshold is None and (top1_unasked or extra.get(TOP1, False))):
+        if choice.empty is not None:
+            raise InputError(f"{selections.path}: each expression has its best track; give --empty together with --threshold")
+        return Decision(threshold, top1=True)
+    lowest = extra.get(LOWEST, 0.0)
+    if threshold < lowest:
+        only = f"only masks of scores above {lowest} were drawn"
+        raise InputError(f"{selections.path}: threshold {threshold}, but {only}; give a threshold above it")
+    empty = checked_empty(extra.get(EMPTY, DEFAULT_EMPTY), str(selections.path))
+    return Decision(threshold, empty=choice.empty or empty)
+
+
+def checked_empty(value: object, where: str) -> Empty:
+    """`value`, one of `Empty`. Raises InputError that names `where`."""
+    for known in get_args(Empty):
+        if value == known:
+            return known
+    raise InputError(f"{where}: {value!r} is no answer to an empty choice; there are: {', '.join(get_args(Empty))}")

@@ -1,0 +1,163 @@
+"""Which tracks answer: by hand for each rule, and how what is asked, the card and the record of a merge come together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rvos_cache.errors import InputError
+from rvos_cache.store import Card
+from rvos_cache.types import Selection
+from rvos_select.choice import AS_CARD, Choice, Decision, completed, decision
+
+NONE: list[int] = []
+
+
+def selection(scores: list[float], candidates: list[bool] | None = None) -> Selection:
+    mine = np.array([True] * len(scores) if candidates is None else candidates, bool)
+    return Selection("0", np.array(scores, np.float32), mine)
+
+
+@dataclass
+class Said:
+    """What `decision` reads of a selections cache."""
+
+    card: Card
+    path: Path = Path("s.zarr")
+
+
+def said(**extra: Any) -> Any:
+    return Said(Card(kind="selections", dataset="mevis", split="valid_u", producer="run", extra=extra))
+
+
+@pytest.mark.parametrize(
+    ("scores", "candidates", "threshold", "zeros", "fallback", "best"),
+    [
+        ([0.5, 0.6, 0.4], None, 0.5, [1], [1], [1]),
+        ([0.5, 0.4], None, 0.5, NONE, [0], [0]),  # strict
+        ([0.6, 0.9, 0.7], None, 0.65, [1, 2], [1, 2], [1]),
+        ([0.2, 0.4, 0.4], None, 0.5, NONE, [1], [1]),  # ties: the first
+        ([0.9, 0.8, 0.7], [False, True, True], 0.5, [1, 2], [1, 2], [1]),
+        ([0.9, 0.2, 0.3], [False, True, True], 0.5, NONE, [2], [2]),
+        ([0.9], [False], 0.5, NONE, NONE, NONE),
+        ([0.0, 0.1], None, 0.0, [1], [1], [1]),
+        ([0.0, 0.0], None, 0.0, NONE, [0], [0]),
+        ([1.0, 0.3], None, 1.0, NONE, [0], [0]),
+        ([], None, 0.0, NONE, NONE, NONE),
+    ],
+)
+def test_chosen_by_hand(
+    scores: list[float],
+    candidates: list[bool] | None,
+    threshold: float,
+    zeros: list[int],
+    fallback: list[int],
+    best: list[int],
+) -> None:
+    one = selection(scores, candidates)
+    assert Decision(threshold)(one).tolist() == Decision(threshold, empty="zeros")(one).tolist() == zeros
+    assert Decision(threshold, empty="top1")(one).tolist() == fallback
+    assert Decision(threshold, top1=True)(one).tolist() == best
+    for rule in (Decision(threshold), Decision(threshold, empty="top1"), Decision(threshold, top1=True)):
+        assert rule(one).dtype == np.intp
+
+
+def test_the_best_alone_is_what_answers_above_the_highest_score() -> None:
+    """No score is above 1, so that then everything is the fallback."""
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        one = selection(rng.random(n).tolist(), (rng.random(n) > 0.4).tolist())
+        assert Decision(1.0, empty="top1")(one).tolist() == Decision(0.5, top1=True)(one).tolist()
+
+
+@pytest.mark.parametrize(
+    ("card", "choice", "wanted"),
+    [
+        ({}, AS_CARD, Decision(0.5)),
+        ({"threshold": 0.7}, AS_CARD, Decision(0.7)),
+        ({"threshold": 0.7}, Choice(0.2), Decision(0.2)),
+        ({"threshold": 0.7}, Choice(0.0), Decision(0.0)),
+        ({"threshold": 0.7}, Choice(empty="top1"), Decision(0.7, empty="top1")),
+        ({"threshold": 0.7, "empty": "top1"}, AS_CARD, Decision(0.7, empty="top1")),
+        ({"threshold": 0.7, "empty": "top1"}, Choice(0.2), Decision(0.2, empty="top1")),
+        ({"threshold": 0.7, "empty": "top1"}, Choice(empty="zeros"), Decision(0.7)),
+        ({"threshold": 0.7, "empty": "zeros"}, Choice(0.3, empty="top1"), Decision(0.3, empty="top1")),
+        ({"threshold": 0.7, "top1": False}, AS_CARD, Decision(0.7)),
+        ({"threshold": 0.7, "top1": True}, AS_CARD, Decision(0.7, top1=True)),
+        ({"threshold": 0.7, "top1": True, "empty": "top1"}, AS_CARD, Decision(0.7, top1=True)),
+        ({"threshold": 0.7, "top1": True}, Choice(0.3), Decision(0.3)),
+        ({"threshold": 0.7, "top1": True, "empty": "top1"}, Choice(0.3), Decision(0.3, empty="top1")),
+        ({"threshold": 0.7, "empty": "top1"}, Choice(top1=True), Decision(0.7, top1=True)),
+        ({"threshold": 0.7, "lowest": 0.1}, Choice(0.1, empty="top1"), Decision(0.1, empty="top1")),
+        ({"threshold": 0.05, "lowest": 0.1}, Choice(top1=True), Decision(0.05, top1=True)),
+    ],
+)
+def test_what_is_asked_and_what_the_card_has(card: dict[str, Any], choice: Choice, wanted: Decision) -> None:
+    assert decision(said(**card), choice) == wanted
+
+
+def test_a_protocol_whose_answer_is_the_best_track() -> None:
+    card = said(threshold=0.7, empty="top1")
+    assert decision(card, top1_unasked=True) == decision(card, Choice(top1=True), top1_unasked=True) == Decision(0.7, top1=True)
+    assert decision(card, Choice(0.4), top1_unasked=True) == Decision(0.4, empty="top1")
+    assert decision(card, Choice(0.4, empty="zeros"), top1_unasked=True) == Decision(0.4)
+
+
+@pytest.mark.parametrize("empty", ["zeros", "top1"])
+@pytest.mark.parametrize(("card", "unasked"), [({"top1": True}, False), ({}, True)])
+def test_an_answer_that_is_never_empty_takes_no_empty(card: dict[str, Any], unasked: bool, empty: Any) -> None:
+    with pytest.raises(InputError, match="s.zarr: each expression has its best track; give --empty together with --threshold"):
+        decision(said(**card), Choice(empty=empty), unasked)
+
+
+@pytest.mark.parametrize("empty", [None, "zeros", "top1"])
+def test_queries_whose_masks_were_not_drawn_are_never_chosen(empty: Any) -> None:
+    """Whatever answers where none is above: below `lowest` a threshold would choose them."""
+    with pytest.raises(InputError, match=r"s.zarr: threshold 0.05, but only masks of scores above 0.1 were drawn"):
+        decision(said(threshold=0.7, lowest=0.1), Choice(0.05, empty=empty))
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"threshold": 0.5, "top1": True}, "--threshold and --top1 exclude each other"),
+        ({"threshold": 0.0, "top1": True}, "--threshold and --top1 exclude each other"),
+        ({"top1": True, "empty": "zeros"}, "--empty and --top1 exclude each other"),
+        ({"threshold": 0.5, "top1": True, "empty": "top1"}, "--top1 exclude each other"),
+        ({"threshold": -0.1}, r"--threshold -0.1: scores lie in \[0, 1\]"),
+        ({"threshold": 1.5}, r"--threshold 1.5: scores lie in \[0, 1\]"),
+        ({"threshold": float("nan")}, "--threshold nan"),
+        ({"empty": "best"}, "--empty: 'best' is no answer to an empty choice; there are: zeros, top1"),
+        ({"empty": ""}, "--empty: '' is no answer"),
+    ],
+)
+def test_choices_that_cannot_be(asked: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as error:
+        Choice(**asked)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["best", None, 1, True])
+def test_a_card_that_is_not_understood(value: object) -> None:
+    with pytest.raises(InputError, match=f"s.zarr: {value!r} is no answer to an empty choice"):
+        decision(said(empty=value))
+
+
+def test_the_record_tells_rules_apart() -> None:
+    rules = [Decision(0.5), Decision(0.7), Decision(0.5, empty="top1"), Decision(0.5, top1=True)]
+    records = [rule.record() for rule in rules]
+    assert all(a != b for i, a in enumerate(records) for b in records[i + 1 :])
+    # With the best track alone the threshold says nothing.
+    assert Decision(0.7, top1=True).record() == records[-1]
+
+
+def test_records_of_older_code() -> None:
+    """They have no entry `empty`: where none was above the threshold the mask was empty."""
+    assert completed({"threshold": 0.5, "top1": False}) == Decision(0.5).record()
+    assert completed({"threshold": None, "top1": True}) == Decision(0.5, top1=True).record()
+    assert completed({"threshold": 0.5, "top1": False}) != Decision(0.5, empty="top1").record()
+    assert completed(Decision(0.5, empty="top1").record()) == Decision(0.5, empty="top1").record()
