@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rvos_cache.errors import InputError
+
+ANSWER_SECONDS = 10.0
 
 
 def load_frozen(
@@ -27,7 +30,7 @@ def load_frozen(
 
     options.update(use_safetensors=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
     with _quiet():
-        model, report = _asked(lambda: kind.from_pretrained(checkpoint, **options), checkpoint, what, setting)
+        model, report = _asked(kind, checkpoint, what, setting, options)
     for name, held, wanted in sorted(report["mismatched_keys"]):
         raise InputError(
             f"{what} {checkpoint!r}: weight {name!r} has shape {tuple(held)}, {kind.__name__} of its config.json wants "
@@ -48,7 +51,7 @@ def load_frozen(
 
 def load_processor(kind: Any, checkpoint: str, what: str, setting: str = "checkpoint", **options: Any) -> Any:
     """The tokenizer or processor of `checkpoint`. Raises InputError."""
-    return _asked(lambda: kind.from_pretrained(checkpoint, **options), checkpoint, what, setting)
+    return _asked(kind, checkpoint, what, setting, options)
 
 
 @contextmanager
@@ -66,12 +69,13 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _asked(load: Any, checkpoint: str, what: str, setting: str) -> Any:
+def _asked(kind: Any, checkpoint: str, what: str, setting: str, options: dict[str, Any]) -> Any:
     # A hub name is "name" or "owner/name": what the hub says of a mistyped path speaks of names alone.
     if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).is_dir():
         raise InputError(f"{what} {checkpoint!r}: there is no such folder; --set {setting}=FOLDER")
+    held = Path(checkpoint).is_dir() or not _hub_answers()
     try:
-        return load()
+        return kind.from_pretrained(checkpoint, local_files_only=held, **options)
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -79,6 +83,21 @@ def _asked(load: Any, checkpoint: str, what: str, setting: str) -> Any:
             f"{what} {checkpoint!r} cannot be loaded ({lines[0]}); give a hub name or a folder with config.json, "
             f"model.safetensors and what its tokenizer or processor needs: --set {setting}=FOLDER"
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _hub_answers() -> bool:
+    """Whether the hub can be reached. Without it a loader tries again for a minute, five times for every file."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+    # Which error it is depends on the HTTP library that huggingface_hub has.
+    except Exception:
+        return False
+    return True
 
 
 def device() -> Any:

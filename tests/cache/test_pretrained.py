@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -102,3 +104,54 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(checkpoint: Path) -
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, load: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match="there is no such folder; --set other=FOLDER$"):
         load(AutoModel, str(tmp_path / "nowhere"), "text checkpoint", setting="other")
+
+
+class Asked:
+    """A kind of model that only keeps how it was asked for."""
+
+    given: ClassVar[list[bool]] = []
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str, local_files_only: bool) -> None:
+        cls.given.append(local_files_only)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server that answers; the hub is asked anew."""
+    from rvos_cache.pretrained import _hub_answers
+
+    class Nothing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(Asked, "given", [])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    server = HTTPServer(("127.0.0.1", 0), Nothing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    _hub_answers.cache_clear()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    _hub_answers.cache_clear()
+
+
+def test_a_hub_that_answers_is_asked(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    load_processor(Asked, "owner/name", "text checkpoint")
+    assert Asked.given == [False]
+
+
+def test_without_a_hub_only_what_is_here_is_read_and_nothing_is_tried_again(
+    hub: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    load_processor(Asked, "owner/name", "text checkpoint")
+    load_processor(Asked, str(checkpoint), "text checkpoint")
+    assert Asked.given == [True, True]
+    with pytest.raises(InputError, match="'owner/name' cannot be loaded"):
+        load_frozen(AutoModel, "owner/name", "text checkpoint")
