@@ -191,6 +191,16 @@ def test_a_second_question_reads_only_its_sentence(made: Path, rvos: Callable[..
     for words in ((frames, "the red square"), (frames, "something blue", "--top1"), (frames, "the red square", "--threshold", 0)):
         assert rvos("ask", *words, *given) == (0, "")
         assert len(list((tmp_path / "ask/masks/t0/0").iterdir())) == 5
+    # No score is above 1: the same mask as the best track's, or none.
+    drawn = {}
+    for name, choice in {
+        "best": ("--top1",),
+        "fallback": ("--threshold", 1, "--empty", "top1"),
+        "none": ("--threshold", 1),
+    }.items():
+        assert rvos("ask", frames, "the red square", *choice, *given) == (0, "")
+        drawn[name] = [path.read_bytes() for path in sorted((tmp_path / "ask/masks/t0/0").iterdir())]
+    assert drawn["best"] == drawn["fallback"] != drawn["none"]
     assert len(list((tmp_path / "ask/cache").glob("tracks-*"))) == 1
     assert len(list((tmp_path / "ask/cache").glob("text-*"))) == 2
     (tmp_path / "ask/masks/.merge.json").unlink()

@@ -76,12 +76,21 @@ def write_cache(path: Path, root: Path | str = "", training_only: bool = False, 
 
 
 def write_perfect(
-    path: Path, cache: Path, videos: tuple[str, ...] = ("a", "b"), threshold: float = 0.5, copies: int = 1, producer: str = "run"
+    path: Path,
+    cache: Path,
+    videos: tuple[str, ...] = ("a", "b"),
+    threshold: float = 0.5,
+    copies: int = 1,
+    producer: str = "run",
+    empty: str | None = None,
 ) -> Path:
-    """Selections that score exactly the expression's own objects 0.9, the rest 0.1. copies: caches that are joined."""
+    """Selections that score exactly the expression's own objects 0.9, the rest 0.1. copies: caches that are joined.
+
+    empty: what the card says of an empty choice; None: nothing, as cards of older code.
+    """
     card = Card(
         kind="selections", dataset="mevis", split="valid_u", producer=producer,
-        extra={"run": "run", "caches": [str(cache)], "threshold": threshold},
+        extra={"run": "run", "caches": [str(cache)], "threshold": threshold, **({} if empty is None else {"empty": empty})},
     )  # fmt: skip
     writer = CacheWriter(path, card)
     for video in videos:

@@ -8,11 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from test_oracle import write_cache, write_words
 
 from rvos_cache.errors import InputError
-from rvos_cache.store import Card
+from rvos_cache.store import Card, SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.choice import AS_CARD, Choice, Decision, completed, decision
+from rvos_select.cli import cli
+from rvos_select.predict import predict
+from rvos_select.selectors import SELECTORS, selector_class
+from rvos_select.selectors.mean_cosine import MeanCosine
+from rvos_select.train import TrainSettings, train
 
 NONE: list[int] = []
 
@@ -161,3 +168,67 @@ def test_records_of_older_code() -> None:
     assert completed({"threshold": None, "top1": True}) == Decision(0.5, top1=True).record()
     assert completed({"threshold": 0.5, "top1": False}) != Decision(0.5, empty="top1").record()
     assert completed(Decision(0.5, empty="top1").record()) == Decision(0.5, empty="top1").record()
+
+
+COMMANDS = {
+    "merge": ["--selections", "s.zarr", "--cache", "c.zarr", "--out", "png"],
+    "evaluate": ["--selections", "s.zarr", "--cache", "c.zarr"],
+    "submit": ["--selections", "s.zarr", "--cache", "c.zarr", "--out", "x.zip"],
+    "ask": ["video.mp4", "a red square", "--run", "run", "--out", "ask"],
+}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--threshold", "0.5", "--top1"], "--threshold and --top1 exclude each other"),
+        (["--threshold", "0", "--top1"], "--threshold and --top1 exclude each other"),
+        (["--top1", "--empty", "top1"], "--empty and --top1 exclude each other"),
+        (["--empty", "best"], "'best' is not one of 'zeros', 'top1'"),
+        (["--threshold", "1.5"], "1.5 is not in the range 0<=x<=1"),
+    ],
+)
+def test_every_command_refuses_the_same(command: str, words: list[str], says: str) -> None:
+    """Before any file is looked for."""
+    done = CliRunner().invoke(cli, [command, *COMMANDS[command], *words])
+    assert done.exit_code == 2 and says in done.output
+
+
+@pytest.mark.parametrize("words", [["--threshold", "0.5"], ["--top1"], ["--empty", "zeros"]])
+def test_masks_were_chosen_in_merge(words: list[str]) -> None:
+    where = ["--dataset", "mevis", "--root", "data", "--split", "valid_u", "--predictions", "png"]
+    done = CliRunner().invoke(cli, ["evaluate", *where, *words])
+    assert done.exit_code == 2 and "--predictions takes no --threshold, --top1 or --empty" in done.output
+
+
+class Eager(MeanCosine):
+    """A selector of one's own that always answers."""
+
+    empty = "top1"
+
+
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_selectors_leave_nothing_chosen_empty(name: str) -> None:
+    cls = selector_class(name)
+    assert cls(cls.Config()).empty == "zeros"  # type: ignore[attr-defined]
+
+
+def test_a_selector_names_its_own_answer_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, words = [write_cache(tmp_path / "c.zarr", 0)], [write_words(tmp_path / "t.zarr")]
+    settings = TrainSettings.model_validate({"selector": "test_choice:Eager", "config": {"width": 8}, "epochs": 1})
+    run = train(settings, cache, words, cache, words, tmp_path / "run")
+    eager = SelectionCache(predict(run, cache, words, tmp_path / "eager.zarr"))
+    assert decision(eager) == Decision(0.5, empty="top1")
+    assert decision(eager, Choice(empty="zeros")) == Decision(0.5)
+    # The default is what a card without the entry means, so that what older code predicted is gone on with.
+    monkeypatch.setattr(Eager, "empty", "zeros")
+    plain = SelectionCache(predict(run, cache, words, tmp_path / "plain.zarr"))
+    assert plain.card.extra.keys() == {"threshold", "top1", "tracks", "text"}
+    assert decision(plain) == Decision(0.5)
+    with pytest.raises(InputError, match="extra.empty"):
+        predict(run, cache, words, tmp_path / "eager.zarr")
+    monkeypatch.setattr(Eager, "empty", "best")
+    with pytest.raises(InputError, match="selector Eager: 'best' is no answer to an empty choice"):
+        predict(run, cache, words, tmp_path / "wrong.zarr")
+    assert not (tmp_path / "wrong.zarr").exists()

@@ -227,6 +227,24 @@ def test_settings_of_the_merge_reach_the_scores(split: Path) -> None:
     assert best["expressions"]["a/2"]["j"] == 0.0
 
 
+def test_the_best_track_where_none_is_above(split: Path) -> None:
+    """By hand: a/2 names nothing, and its best track is an object's; the other expressions have scores above 0.5."""
+    said, cache = split / "s.zarr", [split / "c.zarr"]
+    given = evaluate_selections(said, cache, root=split / "data", choice=Choice(empty="top1"))
+    assert {key: row["j"] for key, row in given["expressions"].items()} == {"a/0": 1.0, "a/1": 1.0, "a/2": 0.0, "b/0": 1.0}
+    assert (given["n_acc"], given["t_acc"]) == (0, 1)
+    masks = merge(said, cache, split / "best", Choice(empty="top1"))
+    assert given == evaluate_pngs("mevis", split / "data", "valid_u", masks)
+    # No score is above 0.95, so that the best track answers all of them.
+    fallback, best = (
+        evaluate_selections(said, cache, choice=choice) for choice in (Choice(0.95, empty="top1"), Choice(top1=True))
+    )
+    assert fallback == best != given
+    eager = write_perfect(split / "eager.zarr", cache[0], empty="top1")
+    assert evaluate_selections(eager, cache, root=split / "data") == given
+    assert evaluate_selections(eager, cache, choice=Choice(empty="zeros"))["jf"] == 1.0
+
+
 def test_training_tracks_are_refused(split: Path) -> None:
     cache = write_cache(split / "gt.zarr", training_only=True)
     with pytest.raises(InputError, match="training only"):

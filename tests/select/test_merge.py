@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, SelectionCache, SelectionRecord, write_selections
 from rvos_cache.types import Selection
 from rvos_select.choice import Choice, Decision
-from rvos_select.merge import merge, merge_masks
+from rvos_select.merge import RECORD, merge, merge_masks
 
 
 def selection(scores: list[float], candidates: list[bool] | None = None, masks: RleMasks | None = None) -> Selection:
@@ -74,6 +75,52 @@ def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="other selections or settings"):
             merge(wrong, [cache], out)
     assert sorted(p.name for p in out.rglob("*")) == before
+
+
+def test_a_folder_holds_masks_of_one_rule(tmp_path: Path) -> None:
+    """Another answer where none is above the threshold is another rule, also beside a record of code that knew only one."""
+    cache = write_cache(tmp_path / "c.zarr")
+    said = write_perfect(tmp_path / "s.zarr", cache)
+    for name, same, others in (
+        ("zeros", [Choice(), Choice(0.5), Choice(empty="zeros")], [Choice(empty="top1"), Choice(top1=True), Choice(0.6)]),
+        ("best", [Choice(top1=True)], [Choice(0.95, empty="top1"), Choice()]),
+    ):
+        out = merge(said, [cache], tmp_path / name, same[0])
+        record = json.loads((out / RECORD).read_text())
+        for held in (record, {key: value for key, value in record.items() if key != "empty"}):
+            for choice in others:
+                (out / RECORD).write_text(json.dumps(held))
+                with pytest.raises(InputError, match="other selections or settings"):
+                    merge(said, [cache], out, choice)
+            for choice in same:
+                (out / RECORD).write_text(json.dumps(held))
+                merge(said, [cache], out, choice)
+                assert json.loads((out / RECORD).read_text()) == record
+    out = merge(said, [cache], tmp_path / "top1", Choice(empty="top1"))
+    record = json.loads((out / RECORD).read_text())
+    (out / RECORD).write_text(json.dumps({key: value for key, value in record.items() if key != "empty"}))
+    with pytest.raises(InputError, match="other selections or settings"):
+        merge(said, [cache], out, Choice(empty="top1"))
+
+
+def test_the_best_track_is_drawn_where_none_is_above(tmp_path: Path) -> None:
+    """Expression 2 names nothing and scores 0.1 throughout: its mask is the first track's, nothing, or the best's alone."""
+    cache = write_cache(tmp_path / "c.zarr")
+    said = write_perfect(tmp_path / "s.zarr", cache)
+    wanted = {"zeros": np.zeros_like(truth_masks(1)[0]), "top1": truth_masks(1)[0]}
+    for empty in ("zeros", "top1"):
+        out = merge(said, [cache], tmp_path / empty, Choice(empty=empty))
+        for t, name in enumerate(NAMES):
+            assert np.array_equal(read_mask_png(out / "a" / "2" / f"{name}.png", SIZE), wanted[empty][t])
+            assert np.array_equal(read_mask_png(out / "a" / "1" / f"{name}.png", SIZE), truth_masks(2).any(0)[t])
+
+
+def test_no_candidate_is_an_empty_mask_whatever_is_asked() -> None:
+    tracks = RleMasks.from_dense(np.ones((2, 3, 9, 11), bool))
+    for rule in (Decision(0.5), Decision(0.5, empty="top1"), Decision(0.5, top1=True)):
+        for one, masks in ((selection([0.9, 0.9], [False, False]), tracks), (selection([]), RleMasks.empty(0, 3, (9, 11)))):
+            merged = merge_masks(one, masks, rule)
+            assert merged.shape == (1, 3) and not merged.area().any()
 
 
 def test_damaged_selections_stop_no_other(tmp_path: Path) -> None:

@@ -91,6 +91,17 @@ def test_every_chosen_expression_is_there_with_its_pictures(work: Path) -> None:
     assert orange[0] == 0 and orange[1] > 0.02  # where nothing is meant nothing is drawn
 
 
+def test_the_page_shows_what_an_empty_choice_becomes(work: Path) -> None:
+    """No score is above 0.95: each expression has one track or none, as the card says. a/2 names nothing."""
+    for empty, chosen in (("zeros", "0 chosen"), ("top1", "1 chosen")):
+        said = write_perfect(work / f"{empty}.zarr", work / "c.zarr", threshold=0.95, empty=empty)
+        page = Page(report(work / "run", said, [work / "c.zarr"], work / "page"))
+        assert page.words.count(chosen) == len(page.titles) == 4
+        tinted = np.asarray(Image.open(work / "page/pictures/a/2/answer.jpg").convert("RGB")).astype(int)
+        orange = (tinted[..., 0] - tinted[..., 2] > 60).mean()
+        assert orange > 0.02 if empty == "top1" else orange == 0
+
+
 def test_without_frames_the_masks_are_drawn_on_grey(work: Path) -> None:
     frame = work / "data/valid_u/JPEGImages/a/00000.jpg"
     frame.write_bytes(frame.read_bytes()[:-20])
