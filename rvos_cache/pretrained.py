@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,6 +15,20 @@ import numpy as np
 from rvos_cache.errors import InputError
 
 ANSWER_SECONDS = 10.0
+FOLDERS = "RVOS_CHECKPOINTS"
+"""Environment variable: folders, joined as in PATH, that hold checkpoints under the last part of their names."""
+
+
+def located(checkpoint: str) -> str:
+    """`checkpoint`, or where there is no such folder the one of its last name in `RVOS_CHECKPOINTS`.
+
+    So caches and runs whose cards name a checkpoint can move to a machine where it lies elsewhere, and hub names can be read
+    where there is no hub. Its digest still has to be the card's.
+    """
+    if Path(checkpoint).is_dir():
+        return checkpoint
+    folders = (Path(folder) / Path(checkpoint).name for folder in os.environ.get(FOLDERS, "").split(os.pathsep) if folder)
+    return next((str(folder) for folder in folders if folder.is_dir()), checkpoint)
 
 
 def load_frozen(
@@ -70,12 +85,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _asked(kind: Any, checkpoint: str, what: str, setting: str, options: dict[str, Any]) -> Any:
+    source = located(checkpoint)
     # A hub name is "name" or "owner/name": what the hub says of a mistyped path speaks of names alone.
-    if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).is_dir():
-        raise InputError(f"{what} {checkpoint!r}: there is no such folder; --set {setting}=FOLDER")
-    held = Path(checkpoint).is_dir() or not _hub_answers()
+    if source.startswith((".", "/", "~")) and not Path(source).is_dir():
+        raise InputError(f"{what} {checkpoint!r}: there is no such folder, nor one in {FOLDERS}; --set {setting}=FOLDER")
+    held = Path(source).is_dir() or not _hub_answers()
     try:
-        return kind.from_pretrained(checkpoint, local_files_only=held, **options)
+        return kind.from_pretrained(source, local_files_only=held, **options)
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]

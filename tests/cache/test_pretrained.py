@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -102,7 +104,7 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(checkpoint: Path) -
 
 @pytest.mark.parametrize("load", [load_frozen, load_processor])
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, load: Callable[..., Any]) -> None:
-    with pytest.raises(InputError, match="there is no such folder; --set other=FOLDER$"):
+    with pytest.raises(InputError, match="there is no such folder, nor one in RVOS_CHECKPOINTS; --set other=FOLDER$"):
         load(AutoModel, str(tmp_path / "nowhere"), "text checkpoint", setting="other")
 
 
@@ -155,3 +157,15 @@ def test_without_a_hub_only_what_is_here_is_read_and_nothing_is_tried_again(
     assert Asked.given == [True, True]
     with pytest.raises(InputError, match="'owner/name' cannot be loaded"):
         load_frozen(AutoModel, "owner/name", "text checkpoint")
+
+
+def test_a_checkpoint_that_moved_is_found_by_its_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = shutil.copytree(checkpoint, tmp_path / "there/words")
+    said = str(there)
+    digest = weights_digest(load_frozen(AutoModel, said, "text checkpoint"), said)
+    moved = there.rename(tmp_path / "words")
+    with pytest.raises(InputError, match="no such folder, nor one in RVOS_CHECKPOINTS"):
+        load_frozen(AutoModel, said, "text checkpoint")
+    monkeypatch.setenv("RVOS_CHECKPOINTS", f"{tmp_path / 'empty'}{os.pathsep}{moved.parent}")
+    for name in (said, "owner/words"):
+        assert weights_digest(load_frozen(AutoModel, name, "text checkpoint"), name) == digest

@@ -184,6 +184,23 @@ def test_frozen_masks_need_no_mask_features_and_no_checkpoint(work: Work, tmp_pa
     assert all(s.masks is None and len(s.scores) == TrackCache(tracks[1]).info(video).tracks for s in said.selections(video))
 
 
+def test_masks_are_drawn_where_the_checkpoint_lies_now(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = work.train(tmp_path / "run")
+    before = SelectionCache(work.predict(run, tmp_path / "before.zarr"))
+    moved = work.checkpoint.rename(tmp_path / work.checkpoint.name)
+    try:
+        with pytest.raises(InputError, match=r"vita_head.safetensors .* RVOS_CHECKPOINTS"):
+            work.predict(run, tmp_path / "lost.zarr")
+        monkeypatch.setenv("RVOS_CHECKPOINTS", str(tmp_path))
+        after = SelectionCache(work.predict(run, tmp_path / "after.zarr"))
+    finally:
+        moved.rename(work.checkpoint)
+    (video,) = before.video_ids()
+    for a, b in zip(before.selections(video), after.selections(video), strict=True):
+        np.testing.assert_array_equal(a.scores, b.scores)
+        assert a.masks == b.masks and a.masks is not None
+
+
 @pytest.mark.parametrize("batch", ["clip", "video"])
 def test_sola_trains_on_the_same_cache_by_its_name(work: Work, tmp_path: Path, batch: str) -> None:
     run = work.train(tmp_path / "run", selector="sola", batch=batch)
