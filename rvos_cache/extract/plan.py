@@ -17,17 +17,17 @@ from rvos_cache.extract.engine import fault
 from rvos_cache.extract.steps import tracks_card
 from rvos_cache.extract.work import TrackWork
 from rvos_cache.store import CacheWriter, place_of
-from rvos_cache.trackers.planned import PlannedBytes
+from rvos_cache.trackers.planned import PlannedBytes, Size
 
 
 @dataclass(frozen=True)
 class Plan:
     """Estimates for a whole split.
 
-    videos, frames: of the split; size: bytes on disk, from the videos timed; planned: what the tracker knew of them before;
-    seconds: of one process, loading not counted; fastest, slowest: the same at the rate of the fastest and slowest video
-    timed; loading: seconds, once per process; timed: frames of each video timed; failed: video -> error of those that could
-    not be; machine: where it was timed.
+    videos, frames: of the split, without videos that cannot be opened; size: bytes on disk, from the videos timed; planned:
+    what the tracker knew of them before; seconds: of one process, loading not counted; fastest, slowest: the same at the rate
+    of the fastest and slowest video timed; loading: seconds, once per process; timed: frames of each video timed; failed:
+    video -> error of those that could not be opened or timed; machine: where it was timed.
     """
 
     videos: int
@@ -51,13 +51,14 @@ def plan(work: TrackWork, sample: int, known: Callable[[PlannedBytes], None] | N
     """
     work.check_prompted()
     began = time.perf_counter()
-    sizes = {video.video_id: (video.size, len(video)) for video in map(work.source.video, work.source.video_ids())}
+    sizes, failed = _opened(work)
     if not sizes:
-        raise InputError(f"{work.root}, split {work.split}: no videos; see rvos-cache check")
+        first = f"of {len(failed)} none can be opened; first {min(failed.items())[1]}" if failed else "no videos"
+        raise InputError(f"{work.root}, split {work.split}: {first}; see rvos-cache check")
     planned = planned_bytes(work, sizes.values())
     if known is not None and planned is not None:
         known(planned)
-    frames, seconds, failed = {video_id: count for video_id, (_, count) in sizes.items()}, {}, {}
+    frames, seconds = {video_id: count for video_id, (_, count) in sizes.items()}, {}
     with tempfile.TemporaryDirectory(prefix="rvos-plan-") as folder:
         out = Path(folder) / "plan.zarr"
         writer = CacheWriter(out, tracks_card(work, out))
@@ -89,6 +90,19 @@ def plan(work: TrackWork, sample: int, known: Callable[[PlannedBytes], None] | N
         failed=failed,
         machine=machine(),
     )
+
+
+def _opened(work: TrackWork) -> tuple[dict[str, Size], dict[str, str]]:
+    """Video -> its size, and video -> error of those that cannot be opened, which an extraction records as failed."""
+    sizes: dict[str, Size] = {}
+    failed: dict[str, str] = {}
+    for video_id in work.source.video_ids():
+        try:
+            video = work.source.video(video_id)
+            sizes[video_id] = (video.size, len(video))
+        except InputError as error:
+            failed[video_id] = fault(error)
+    return sizes, failed
 
 
 def spread(frames: dict[str, int], sample: int) -> list[str]:

@@ -40,6 +40,11 @@ class Torn(Tiny):
         return super().video(video_id)
 
 
+class OnlyTorn(Torn):
+    def video_ids(self) -> list[str]:
+        return ["v02"]
+
+
 @pytest.fixture
 def never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def track(*_: object) -> None:
@@ -137,6 +142,14 @@ def test_loading_a_tracker_that_knows_its_bytes_is_counted_as_loading(tmp_path: 
     monkeypatch.setattr(TinyTracker, "__init__", slowly)
     found = plan(TrackWork(TINY, tmp_path / "2", "train", LARGE), 1)
     assert found.loading >= 0.2 and found.planned is not None and found.planned.sizes["all"] == 6 * FRAME
+
+
+def test_a_plan_names_the_videos_that_cannot_be_opened_and_counts_the_others(tmp_path: Path) -> None:
+    found = plan(TrackWork("test_budget:Torn", tmp_path / "5", "train", TRACKER), 9)
+    assert (found.videos, found.frames) == (4, 16) and found.failed == {"v02": "v02: frames are missing"}
+    assert sorted(found.timed) == ["v00", "v01", "v03", "v04"]
+    with pytest.raises(InputError, match="of 1 none can be opened; first v02: frames are missing; see rvos-cache check"):
+        plan(TrackWork("test_budget:OnlyTorn", tmp_path / "5", "train", TRACKER), 9)
 
 
 def test_plan_refuses_after_timing_what_nobody_knew_before(tmp_path: Path) -> None:
