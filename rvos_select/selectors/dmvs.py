@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
+from rvos_select.choice import Empty
 from rvos_select.data import Batch
 from rvos_select.matching import assign, counted_costs
 from rvos_select.selectors.dmvs_config import DmvsConfig
@@ -89,6 +90,11 @@ class Dmvs(HubSelector):
     def lowest(self) -> float:
         """Score below which a query is drawn only where it is an expression's best."""
         return self.config.lowest
+
+    @property
+    def empty(self) -> Empty:
+        """What answers where no score is above the threshold."""
+        return self.config.empty
 
     def bind(self, cards: Sequence[Card]) -> None:
         """Load VITA's frozen head, where it is run, from the checkpoint that the caches' cards name, and compare its digest.

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rvos_cache.settings import Settings
+from rvos_select.choice import Empty
 from rvos_select.selectors.dmvs_layers import HEADS
 
 
@@ -91,6 +92,8 @@ class DmvsConfig(Settings):
     duplicate_iou: float = Field(default=1.0, gt=0, le=1)
     """frozen: a track that is not matched but has a larger IoU with an object of the expression is no negative either, and has no
     loss; 1: every track that is not matched is a negative."""
+    empty: Empty = "zeros"
+    """What answers where no score is above the threshold: nothing (the relatives' code), or the best query."""
     chunk: int = Field(default=5, ge=1)
     """Frames whose mask features are read at once when masks are drawn."""
     lowest: float = Field(default=0.1, ge=0, lt=1)

@@ -184,6 +184,16 @@ def test_frozen_masks_need_no_mask_features_and_no_checkpoint(work: Work, tmp_pa
     assert all(s.masks is None and len(s.scores) == TrackCache(tracks[1]).info(video).tracks for s in said.selections(video))
 
 
+def test_an_expression_that_nothing_answers_may_have_its_best_query(work: Work, tmp_path: Path) -> None:
+    said = SelectionCache(work.predict(work.train(tmp_path / "run", config={"empty": "top1"}), tmp_path / "s.zarr"))
+    (video,) = said.video_ids()
+    highest = Choice(threshold=1.0)
+    for selection in said.selections(video):
+        best = decision(said, highest)(selection)
+        assert best.tolist() == [int(np.where(selection.candidates, selection.scores, -1).argmax())]
+        assert not decision(said, Choice(threshold=1.0, empty="zeros"))(selection).size
+
+
 def test_masks_are_drawn_where_the_checkpoint_lies_now(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = work.train(tmp_path / "run")
     before = SelectionCache(work.predict(run, tmp_path / "before.zarr"))
