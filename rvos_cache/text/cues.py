@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,12 @@ WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]", re.UNICODE)
 Tagger = Literal["hanta", "spacy"]
 DEFAULT_TAGGER: Tagger = "hanta"
 CUES: dict[Tagger, dict[Cue, tuple[str, ...]]] = {
-    "hanta": {"motion": ("VV", "AV0", "AVP"), "static": ("NN", "NP0", "AJ", "PR", "CRD", "ORD")},
+    "hanta": {"motion": ("VV", "VDG", "VDI", "VDN", "AV0", "AVP"), "static": ("NN", "NP0", "AJ", "PR", "CRD", "ORD")},
     "spacy": {"motion": ("VB", "RB", "RP"), "static": ("NN", "JJ", "IN", "CD")},
 }
 """Prefixes of the tags of each tagger (C5 and Penn) that are cues by default."""
 ATTACHED: dict[Tagger, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "hanta": (("VV",), ("PR", "AVP")),
+    "hanta": (("VV", "VDG", "VDI", "VDN"), ("PR", "AVP")),
     "spacy": (("VB",), ("IN", "RP", "TO")),
 }
 """Prefixes of the tags of verbs, and of what may belong to one."""
@@ -65,7 +65,7 @@ def tag_words(words: list[str], tagger: Tagger = DEFAULT_TAGGER) -> list[str]:
     """One raw part-of-speech tag per word. Raises InputError when spaCy or its model is not installed."""
     tags: list[str] = []
     for start in range(0, len(words), MAX_TAGGED):
-        tags += _tagger(tagger)(words[start : start + MAX_TAGGED])
+        tags += _tagger(tagger)[1](words[start : start + MAX_TAGGED])
     return tags
 
 
@@ -88,30 +88,21 @@ def align_tags(text: str, spans: NDArray[np.int32], tagger: Tagger = DEFAULT_TAG
     return tuple(found)
 
 
+def tagger_version(tagger: Tagger) -> dict[str, str]:
+    """What made the tags, for the card of a text cache: {tagger: version of its model and rules}. Raises like `tag_words`."""
+    return {tagger: _tagger(tagger)[0]}
+
+
 @lru_cache(maxsize=2)
-def _tagger(name: str) -> Callable[[list[str]], list[str]]:
+def _tagger(name: Tagger) -> tuple[str, Callable[[list[str]], list[str]]]:
     if name == "spacy":
         return _spacy()
-    from HanTa import HanoverTagger
+    from rvos_cache.text.hanta import load
 
-    model: Any = HanoverTagger.HanoverTagger("morphmodel_en.pgz")
-
-    def tag(words: list[str]) -> list[str]:
-        tagged = [str(t) for _, _, t in model.tag_sent(words)]
-        return [_participle(model, word, found) for word, found in zip(words, tagged)]
-
-    return tag
+    return load()
 
 
-def _participle(model: Any, word: str, tag: str) -> str:
-    """HanTa calls some -ing words of motion nouns or adjectives ("dancing", "eating"): its own second choice decides."""
-    if not (word.lower().endswith("ing") and tag.startswith(("NN", "AJ")) and len(word) > 4):
-        return tag
-    guesses = {str(guess[0]) for guess in model.tag_word(word.lower())}
-    return "VVG" if "VVG" in guesses else tag
-
-
-def _spacy() -> Callable[[list[str]], list[str]]:
+def _spacy() -> tuple[str, Callable[[list[str]], list[str]]]:
     try:
         import spacy
 
@@ -125,4 +116,4 @@ def _spacy() -> Callable[[list[str]], list[str]]:
         doc = model(spacy.tokens.Doc(model.vocab, words=words))
         return [token.tag_ for token in doc]
 
-    return tag
+    return f"{model.meta['name']} {model.meta['version']}", tag

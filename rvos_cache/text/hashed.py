@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from rvos_cache.settings import Settings
-from rvos_cache.text.cues import align_tags, split_words
+from rvos_cache.text.cues import align_tags, split_words, tagger_version
 from rvos_cache.text.normalise import Normalise, normalised, written_spans
 from rvos_cache.types import Words
 
@@ -53,8 +53,8 @@ class HashedEncoder:
         self._word = lru_cache(maxsize=50_000)(self._vector)
 
     def weight_hashes(self) -> dict[str, str]:
-        """There is no checkpoint."""
-        return {}
+        """There is no checkpoint but the tagger's."""
+        return tagger_version(self.settings.tagger)
 
     def encode(self, texts: Sequence[str]) -> list[Words]:
         """One Words per sentence, vectors float16 (L, D), L = words and punctuation marks + 1."""

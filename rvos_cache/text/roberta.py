@@ -12,7 +12,7 @@ from pydantic import Field
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import device, load_frozen, load_processor, weights_digest
 from rvos_cache.settings import Settings
-from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags
+from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
 from rvos_cache.text.normalise import Normalise, normalised, written_spans
 from rvos_cache.types import Words
 
@@ -48,8 +48,8 @@ class RobertaEncoder:
         self.longest = min(room, self.tokenizer.model_max_length)
 
     def weight_hashes(self) -> dict[str, str]:
-        """Digest of the weights as loaded, so that a name and a folder with the same weights agree."""
-        return weights_digest(self.model, self.settings.checkpoint)
+        """Digest of the weights as loaded, so that a name and a folder with the same weights agree; and what tags."""
+        return {**weights_digest(self.model, self.settings.checkpoint), **tagger_version(self.settings.tagger)}
 
     def encode(self, texts: Sequence[str]) -> list[Words]:
         """One Words per sentence, vectors float16 (L, D). A sentence past the model's length is cut, with a warning."""
