@@ -21,6 +21,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from rvos_cache.store import TrackCache, content_digest, verify
+from rvos_select.ask import ask
+from rvos_select.choice import Choice
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "cache"))
@@ -201,6 +203,9 @@ def test_a_second_question_reads_only_its_sentence(made: Path, rvos: Callable[..
         assert rvos("ask", frames, "the red square", *choice, *given) == (0, "")
         drawn[name] = [path.read_bytes() for path in sorted((tmp_path / "ask/masks/t0/0").iterdir())]
     assert drawn["best"] == drawn["fallback"] != drawn["none"]
+    for empty, count in (("top1", 1), ("zeros", 0)):
+        answer = ask(frames, "the red square", made / "run", tmp_path / "ask", Choice(1.0, empty=empty))
+        assert answer.selected == count < answer.tracks
     assert len(list((tmp_path / "ask/cache").glob("tracks-*"))) == 1
     assert len(list((tmp_path / "ask/cache").glob("text-*"))) == 2
     (tmp_path / "ask/masks/.merge.json").unlink()

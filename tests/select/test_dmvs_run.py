@@ -118,8 +118,10 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     drawn = read_mask_png(masks / video / held[0].expression_id / f"{info.frame_names[3]}.png", info.size)
     assert (drawn == held[0].masks.decode(int(held[0].scores.argmax()), 3)).all()
     assert report(run, selections, caches, tmp_path / "page", root=root).exists()
-    with pytest.raises(InputError, match="threshold 0.05, but only masks of scores above 0.1"):
-        merge(selections, caches, tmp_path / "low", Choice(0.05))
+    assert evaluate_selections(selections, caches, choice=Choice(1.0, empty="top1")) == best
+    for choice in (Choice(0.05), Choice(0.05, empty="top1")):
+        with pytest.raises(InputError, match="threshold 0.05, but only masks of scores above 0.1"):
+            merge(selections, caches, tmp_path / "low", choice)
 
 
 def test_the_best_track_answers_where_expressions_name_one_object(work: Work, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,16 @@ def test_no_candidate_is_an_empty_mask_whatever_is_asked() -> None:
         for one, masks in ((selection([0.9, 0.9], [False, False]), tracks), (selection([]), RleMasks.empty(0, 3, (9, 11)))):
             merged = merge_masks(one, masks, rule)
             assert merged.shape == (1, 3) and not merged.area().any()
+
+
+@pytest.mark.parametrize(("empty", "wanted"), [("zeros", []), ("top1", [1])])
+def test_the_best_query_is_drawn_though_its_score_is_low(empty: Any, wanted: list[int]) -> None:
+    """Of an expression's queries only the best was drawn: none has a score above 0.1, and the others have no mask."""
+    dense = np.zeros((3, 2, 9, 11), bool)
+    dense[1, :, 2:5, 3:7] = True
+    drawn = selection([0.04, 0.08, 0.06], [False, True, False], RleMasks.from_dense(dense))
+    merged = merge_masks(drawn, RleMasks.empty(0, 2, (9, 11)), Decision(0.1, empty=empty))
+    assert np.array_equal(merged.dense()[0], dense[wanted].any(0))
 
 
 def test_damaged_selections_stop_no_other(tmp_path: Path) -> None:
