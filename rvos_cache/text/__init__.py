@@ -24,7 +24,7 @@ class TextEncoder(Protocol):
     def __init__(self, settings: Any) -> None: ...
 
     def weight_hashes(self) -> dict[str, str]:
-        """Name of each loaded checkpoint -> digest of its weights; empty when there are none."""
+        """Name of each loaded checkpoint -> digest of its weights, and `cues.tagger_version` where it tags by that tagger."""
 
     def encode(self, texts: Sequence[str]) -> list[Words]:
         """One Words per sentence: vectors (L, D), spans and part-of-speech tags."""

@@ -1,7 +1,7 @@
 """Cues of a sentence: which words speak of motion and which of looks.
 
 Stored are raw part-of-speech tags; which of them are cues is the reader's choice, with defaults here. The default tagger
-is HanTa (its model is inside the wheel, C5 tags); spaCy (Penn tags) when its model is installed.
+is HanTa (its model is inside the wheel, C5 tags, mended in `hanta`); spaCy (Penn tags) when its model is installed.
 """
 
 from __future__ import annotations

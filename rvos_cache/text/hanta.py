@@ -133,8 +133,9 @@ def bare_form(s: Tagged, i: int) -> str | None:
 
 
 def relative_verb(s: Tagged, i: int) -> str | None:
-    """ "the stars that pause": "that" behind a noun begins a clause, and what could be its verb is, unless another follows."""
-    clause = s.word(i - 1) == "that" and s.tag(i - 2).startswith(("NN", "CRD", "PNI"))
+    """ "the stars that never pause": "that" behind a noun begins a clause; what may be its verb is, if no other follows."""
+    that = i - 2 if s.tag(i - 1) == "AV0" else i - 1
+    clause = s.word(that) == "that" and s.tag(that - 1).startswith(("NN", "CRD", "PNI"))
     if not clause or s.tag(i) not in ("NN1", "NN2") or s.tag(i + 1).startswith((*FINITE, "NN")):
         return None
     return next((tag for tag in ("VVZ", "VVB", "VVI") if tag in s.readings(i)), None)
