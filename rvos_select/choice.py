@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_cache.datasets import DATASETS
 from rvos_cache.errors import InputError
+from rvos_cache.seams import resolve
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
 
@@ -71,12 +73,19 @@ class Decision:
 
     def __call__(self, selection: Selection) -> NDArray[np.intp]:
         """Indices of the chosen tracks, rising. No candidate: none."""
-        scores = np.where(selection.candidates, selection.scores, -1.0)
-        best = np.array([int(scores.argmax())] if selection.candidates.any() else [], np.intp)
+        return np.flatnonzero(self.among(selection.scores[None], selection.candidates[None])[0])
+
+    def among(self, scores: NDArray[np.float32], candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which tracks of each expression are chosen, bool (E, N); scores and candidates (E, N)."""
+        allowed = np.where(candidates, scores, -1.0)
+        best = np.zeros_like(candidates)
+        if best.shape[1]:
+            np.put_along_axis(best, allowed.argmax(1)[:, None], True, 1)
+        best &= candidates
+        above = allowed > self.threshold
         if self.top1:
             return best
-        above = np.flatnonzero(scores > self.threshold)
-        return best if self.empty == "top1" and not above.size else above
+        return np.where(above.any(1, keepdims=True), above, best) if self.empty == "top1" else above
 
     def record(self) -> dict[str, Any]:
         """What tells masks by this rule from those by another, as JSON holds it; `completed` reads those of older code."""
@@ -107,6 +116,18 @@ def decision(selections: SelectionCache, choice: Choice = AS_CARD, top1_unasked:
         raise InputError(f"{selections.path}: threshold {threshold}, but {only}; give a threshold above it")
     empty = checked_empty(extra.get(EMPTY, DEFAULT_EMPTY), str(selections.path))
     return Decision(threshold, empty=choice.empty or empty)
+
+
+def own_decision(selector: Any, dataset: str) -> Decision:
+    """A selector's rule for expressions of `dataset`, where nothing is asked. Raises InputError for an unknown `empty`."""
+    empty = checked_empty(selector.empty, f"selector {type(selector).__name__}")
+    return Decision(selector.threshold, selector.top1_of_one and names_one_object(dataset), empty)
+
+
+def names_one_object(dataset: str) -> bool:
+    """Whether every expression of the dataset names exactly one object; False of one that is not known here."""
+    known = dataset in DATASETS or ":" in dataset
+    return known and bool(getattr(resolve(DATASETS, dataset, "dataset"), "one_object", False))
 
 
 def checked_empty(value: object, where: str) -> Empty:

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from rvos_cache.datasets import DATASETS
 from rvos_cache.errors import InputError
 from rvos_cache.extract import ExtractReport, write_videos
 from rvos_cache.masks import RleMasks
-from rvos_cache.seams import resolve
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, provenance, spelled, write_selections
 from rvos_cache.types import Selection
 from rvos_select.caches import TextSource, TrackSource, candidates
 from rvos_select.checkpoint import load_selector, run_cards, run_settings, same_words
-from rvos_select.choice import DEFAULT_EMPTY, EMPTY, LOWEST, THRESHOLD, TOP1, checked_empty
+from rvos_select.choice import DEFAULT_EMPTY, EMPTY, LOWEST, THRESHOLD, TOP1, own_decision
 from rvos_select.drawing import draw_masks, drawn_queries
 from rvos_select.samples import VideoSample, load_video, video_batch
 
@@ -61,12 +59,12 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
 
 def _entries(model: Any, card: Card) -> dict[str, Any]:
     """What the selector says, beside its threshold, of how tracks are chosen. Raises InputError for an unknown `empty`."""
-    found = {TOP1: model.top1_of_one and names_one_object(card.dataset)}
+    rule = own_decision(model, card.dataset)
+    found: dict[str, Any] = {TOP1: rule.top1}
     if model.draws:
         found[LOWEST] = model.lowest
-    empty = checked_empty(model.empty, f"selector {type(model).__name__}")
     # The default is left out, so that predict goes on with the selections of code that knew no other.
-    return found if empty == DEFAULT_EMPTY else {**found, EMPTY: empty}
+    return found if rule.empty == DEFAULT_EMPTY else {**found, EMPTY: rule.empty}
 
 
 def _chosen(model: Any, sample: VideoSample, requires: Sequence[str], device: torch.device) -> tuple[Selection, ...]:
@@ -113,12 +111,6 @@ def _all(out: Path, report: ExtractReport) -> Path:
             "then run the same command again, it does what is left"
         )
     return Path(out)
-
-
-def names_one_object(dataset: str) -> bool:
-    """Whether every expression of the dataset names exactly one object; False of one that is not known here."""
-    known = dataset in DATASETS or ":" in dataset
-    return known and bool(getattr(resolve(DATASETS, dataset, "dataset"), "one_object", False))
 
 
 def same_tokens(run: Path, tracks: TrackSource) -> None:

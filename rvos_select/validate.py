@@ -1,4 +1,4 @@
-"""Validation during training: the loss, and J&F of the merged masks."""
+"""Validation during training: the loss, and J&F of the masks that the selector's own rule chooses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rvos_cache.masks import RleMasks
+from rvos_select.choice import own_decision
 from rvos_select.clips import Clips, ClipSettings, shown_frames
 from rvos_select.data import Batch
 from rvos_select.drawing import draw_masks
@@ -59,11 +60,14 @@ class Validator:
                 count += size
             for sample, rows in self.samples:
                 batch = video_batch(sample, rows, requires).to(device)
-                above = torch.sigmoid(model(batch).float()) > model.threshold
+                scores = torch.sigmoid(model(batch).float()).cpu().numpy()
+                allowed = np.ones_like(scores, bool) if model.draws else batch.track_mask.cpu().numpy()
+                chosen = own_decision(model, sample.set_name.partition("/")[0]).among(scores, allowed)
                 if model.draws:
-                    pairs = self._drawn(sample, rows, above.cpu().numpy(), draw_masks(model, batch, above))
+                    drawn = draw_masks(model, batch, torch.from_numpy(chosen).to(device))
+                    pairs = self._drawn(sample, rows, chosen, drawn)
                 else:
-                    pairs = self._masks(sample, rows, (above & batch.track_mask).cpu().numpy())
+                    pairs = self._masks(sample, rows, chosen)
                 found.setdefault(sample.set_name, []).extend(pairs)
         out = {f"valid/{name}": value / max(count, 1) for name, value in sums.items()}
         if found:

@@ -35,13 +35,14 @@ from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.types import TrackSet
 from rvos_select import train as loop
 from rvos_select.checkpoint import load_selector
-from rvos_select.choice import Choice, decision
+from rvos_select.choice import Choice, decision, names_one_object
 from rvos_select.evaluate import evaluate_pngs, evaluate_selections
 from rvos_select.evaluate.scope import Scope
 from rvos_select.merge import merge
 from rvos_select.oracle import oracle
-from rvos_select.predict import names_one_object, predict
+from rvos_select.predict import predict
 from rvos_select.report import report
+from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.train import TrainSettings, train
 
 MODULE = {"width": CHANNELS, "hidden": 32, "layers": 2, "points": 60, "motion_queries": 5, "dropout": 0.0}
@@ -194,6 +195,24 @@ def test_an_expression_that_nothing_answers_may_have_its_best_query(work: Work, 
         best = decision(said, highest)(selection)
         assert best.tolist() == [int(np.where(selection.candidates, selection.scores, -1).argmax())]
         assert not decision(said, Choice(threshold=1.0, empty="zeros"))(selection).size
+
+
+@pytest.mark.parametrize("rule", ["empty", "one"])
+@pytest.mark.parametrize("masks", ["drawn", "frozen"])
+def test_an_epoch_is_judged_by_the_rule_that_answers(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, masks: str
+) -> None:
+    """Nothing is above the threshold, so every answer is the best query, of validation and of the selections alike."""
+    monkeypatch.setattr(Dmvs, "threshold", 1.0)
+    if rule == "one":
+        monkeypatch.setattr("rvos_select.choice.names_one_object", lambda dataset: dataset == "mevis")
+    config = {**SHOWN, "masks": masks, **({"empty": "top1"} if rule == "empty" else {}), "mask_init": "random"}
+    run = work.train(tmp_path / "run", epochs=1, config=config)
+    selections = work.predict(run, tmp_path / "s.zarr")
+    ours = evaluate_selections(selections, [work.tracks("valid_u")])["jf"]
+    assert ours == pytest.approx(numbers(run)[-1]["valid/jf"], abs=1e-6)
+    nothing = evaluate_selections(selections, [work.tracks("valid_u")], choice=Choice(threshold=1.0, empty="zeros"))["jf"]
+    assert ours != nothing
 
 
 def test_masks_are_drawn_where_the_checkpoint_lies_now(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
