@@ -143,12 +143,8 @@ def relative_verb(s: Tagged, i: int) -> str | None:
 
 def order(s: Tagged, i: int) -> str | None:
     """ "that stops first": C5 has one tag for ordinals; where they speak of a verb they are adverbs."""
-    if (
-        s.tag(i) != "ORD"
-        or s.word(i) == "next"
-        or s.word(i + 1) == "from"
-        or s.tag(i + 1).startswith((*NOUN_PHRASE, "ORD", "PNI"))
-    ):
+    counts = s.word(i) == "next" or s.word(i + 1) == "from" or s.tag(i + 1).startswith((*NOUN_PHRASE, "ORD", "PNI"))
+    if s.tag(i) != "ORD" or counts:
         return None
     of_verb = s.tag(i - 1).startswith(("VV", "AV")) or (s.ends(i) and s.tag(i - 1).startswith("NN"))
     return "AV0" if of_verb else None
@@ -156,12 +152,9 @@ def order(s: Tagged, i: int) -> str | None:
 
 def pronoun_one(s: Tagged, i: int) -> str | None:
     """ "the smaller one"."""
-    counts = s.tag(i + 1).startswith(("AJ", "NN"))
-    return (
-        "PNI"
-        if s.word(i) == "one" and s.tag(i) == "CRD" and s.tag(i - 1).startswith(("AT0", "AJ", "DT0")) and not counts
-        else None
-    )
+    if s.word(i) != "one" or s.tag(i) != "CRD" or s.tag(i + 1).startswith(("AJ", "NN")):
+        return None
+    return "PNI" if s.tag(i - 1).startswith(("AT0", "AJ", "DT0")) else None
 
 
 def manner(s: Tagged, i: int) -> str | None:

@@ -98,29 +98,32 @@ def test_the_fifty_are_fifty_different_expressions_split_as_the_encoders_split()
 
 
 FIGURES = {
-    "dmvs": {"motion": (108, 109, 109), "static": (245, 248, 246)},
-    "dmvs_particles": {"motion": (148, 148, 165), "static": (190, 209, 190)},
-    "dshmp": {"motion": (108, 109, 109), "static": (439, 440, 440)},
+    "dmvs": {"motion": (107, 111, 109), "static": (243, 246, 246)},
+    "dmvs_particles": {"motion": (148, 152, 165), "static": (187, 205, 190)},
+    "dshmp": {"motion": (107, 111, 109), "static": (437, 439, 441)},
 }
-"""Words that are right, found and wanted: precision is right / found, recall right / wanted. When the fifty were written, and
-participles alone were mended, "dmvs" had (104, 112, 109) and (238, 245, 246): 17 of the 549 words wrong where 4 are now."""
+"""Words that are right, found and wanted: precision is right / found, recall right / wanted. The rules were made
+before these sentences; with participles alone mended 20 of the 550 words are wrong for "dmvs", where 7 are now."""
 
-MISSPELT = Mistake("a giraffe on the right side is being feed by a hand stretching out", "feed", "static", "motion")
-STRANDED = Mistake("a red fox that is jumped on by another fox", "on", "motion", "static")
-CLITIC = Mistake("a large yellow school bus with it s doors open while parked in the snow", "it", "static", "other")
+BOTH = Mistake("a climber hanging under another , both swinging", "both", "motion", "other")
+LEFT = Mistake("a boat bottom third left drifts away and comes out of the harbour on left side", "left", "motion", "static")
+DRIFTS = Mistake(LEFT.text, "drifts", "static", "motion")
+TURNS = Mistake("a surfboard being used to do turns by a surfer", "turns", "motion", "static")
+UPHILL = Mistake("a boy wearing a red and blue rain coat is riding uphill in the mud", "uphill", "static", "motion")
+SHUT = Mistake("a small white delivery van with it s windows shut while stopped in the rain", "shut", "motion", "static")
 OTHERS = Mistake("The sheep that stays behind while the others leave", "others", "static", "other")
 """C5 says that it is a noun."""
+ALWAYS = {LEFT, DRIFTS, TURNS, UPHILL, SHUT}
 FAR_FROM_ITS_VERB = [
-    ("a lion is shaking its head on the forest", "on"),
-    ("a person is cycling the cycle with the dog", "with"),
-    ("a dog is walking from the water to land", "to"),
-    (MISSPELT.text, "by"),
-    ("a kangaroo is walking on the rock with its tail holded and released by a person", "with"),
-    ("a sheep top second right moves down and comes out of the circle on right side", "on"),
-    ("a skateboard being used to do tricks by a skater", "by"),
-    ("a person is flying in the air with another person tied back", "with"),
-    ("a baby ape is sitting to the right of the adult rubbing their head with their hand", "with"),
-    ("a horse running to the left of another horse towards the water", "towards"),
+    ("a tiger is nodding its head in the grass", "in"),
+    ("a woman is rowing the boat with a child", "with"),
+    ("a cow is walking from the barn to pasture", "to"),
+    ("a seal is sliding on the ice with its flippers lifted and lowered by a keeper", "with"),
+    (LEFT.text, "on"),
+    ("a man is floating in the pool with another man pulled behind", "with"),
+    ("a young fox is standing to the left of the mother licking their paws with their tongue", "with"),
+    (UPHILL.text, "in"),
+    ("a cow walking to the right of another cow towards the gate", "towards"),
     ("The two elephants walking slowly from left to right .", "to"),
     ("Two rabbits chasing each other around a bush .", "around"),
     ("Person in red handing a cup over to the child next to her", "to"),
@@ -130,9 +133,9 @@ FAR_FROM_ITS_VERB = [
 ]
 """Behind an object or another preposition's noun; whether it belongs to that or to the verb, tags do not say."""
 MISTAKES = {
-    "dmvs": {MISSPELT, STRANDED, CLITIC, OTHERS},
-    "dmvs_particles": {MISSPELT, CLITIC, OTHERS, *(Mistake(text, word, "static", "motion") for text, word in FAR_FROM_ITS_VERB)},
-    "dshmp": {MISSPELT, STRANDED},
+    "dmvs": {*ALWAYS, BOTH, OTHERS},
+    "dmvs_particles": {*ALWAYS, BOTH, OTHERS, *(Mistake(text, word, "static", "motion") for text, word in FAR_FROM_ITS_VERB)},
+    "dshmp": {*ALWAYS, BOTH._replace(wanted="static")},
 }
 
 
