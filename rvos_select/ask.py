@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
+from rvos_cache.exchange.import_masks import IMPORTED
+from rvos_cache.exchange.import_sola import PRODUCER as SOLA_FILES
 from rvos_cache.extract import extract_video
 from rvos_cache.frames import VideoWriter, open_video, read_mask_png
 from rvos_cache.settings import build
@@ -55,6 +57,10 @@ def ask(source: Path, sentence: str, run: Path, out: Path, choice: Choice = AS_C
     tracks_card, text_card = cards["tracks"], cards["text"]
     if tracks_card.training_only:
         raise InputError(f"{run}: trained on ground-truth tracks only; train with tracks that a tracker finds")
+    if tracks_card.producer == SOLA_FILES or IMPORTED.items() <= tracks_card.settings.items():
+        raise InputError(
+            f"{run}: trained on imported tracks, which no tracker here finds in a new video; import this one's too, then predict"
+        )
 
     # The split names the very file and, for the words and for trackers that read them, the sentence: another video or
     # sentence gets other caches, the same one finds its own again.
@@ -73,6 +79,7 @@ def ask(source: Path, sentence: str, run: Path, out: Path, choice: Choice = AS_C
     text_writer = CacheWriter(text_path, text_card.model_copy(update={**at, "expressions_digest": asked}))
     encoder_type = encoder_class(text_card.producer)
     encoder = encoder_type(build(encoder_type.Settings, text_card.settings, str(run)))
+    _same_weights(encoder.weight_hashes(), text_card, f"{run}, text encoder {text_card.producer}")
     if video.video_id not in text_writer.done():
         write_text(text_writer, TextRecord(video.video_id, (expression,), tuple(encoder.encode([sentence]))))
 
@@ -93,12 +100,23 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _same_weights(found: dict[str, str], card: Card, where: str) -> None:
+    """Raises InputError when what runs now has other weights than what the run was trained on."""
+    for name in sorted(found.keys() | card.weights):
+        if found.get(name) != card.weights.get(name):
+            raise InputError(
+                f"{where}: {name} is {found.get(name)}, the run was trained with {card.weights.get(name)}; "
+                "bring that one back, or extract and train again"
+            )
+
+
 def _tracks(path: Path, video: Video, expression: Expression, card: Card) -> Path:
     """The tracks cache of this one video, extracted unless it is there."""
     writer = CacheWriter(path, card)
     if video.video_id not in writer.done():
         tracker_type = tracker_class(card.producer)
         tracker = tracker_type(build(tracker_type.Settings, card.settings, str(path)))
+        _same_weights(tracker.weight_hashes(), card, f"{path}, tracker {card.producer}")
         write_tracks(writer, extract_video(tracker, video, (expression,), None))
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -105,6 +106,27 @@ def test_ask_answers_like_the_cached_route(work: Path) -> None:
         cached = read_mask_png(work / "masks" / video / "0" / f"{name}.png", (96, 160))
         live = read_mask_png(work / "ask/masks" / video / "0" / f"{name}.png", (96, 160))
         assert np.array_equal(cached, live)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "says"),
+    [
+        ("tracks", {"producer": "sola"}, "trained on imported tracks"),
+        ("tracks", {"settings": {"masks": "imported"}}, "trained on imported tracks"),
+        ("tracks", {"weights": {"flow": "1"}}, "tracker flow: flow is None, the run was trained with 1"),
+        ("text", {"weights": {"hanta": "1.2.1, rules 1"}}, "the run was trained with 1.2.1, rules 1; bring that one back"),
+    ],
+)
+def test_ask_runs_nothing_but_what_the_run_was_trained_on(
+    work: Path, tmp_path: Path, kind: str, changes: dict[str, object], says: str
+) -> None:
+    shutil.copytree(work / "run", tmp_path / "run")
+    held = json.loads((tmp_path / "run/settings.json").read_text())
+    held["cards"][kind][0].update(changes)
+    (tmp_path / "run/settings.json").write_text(json.dumps(held))
+    frames = sorted((work / "data/valid_u/JPEGImages").iterdir())[0]
+    said = run("rvos-select", "ask", frames, "the star", "--run", tmp_path / "run", "--out", tmp_path / "ask", code=1)
+    assert says in said and len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

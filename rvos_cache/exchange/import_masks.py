@@ -34,6 +34,8 @@ from rvos_cache.trackers.flow import FlowSettings, FlowTracker, motion, tokens, 
 from rvos_cache.types import VIDEO, TrackSet, Video, check_id
 
 ORIGIN = "import"
+IMPORTED = {"masks": "imported"}
+"""Beside the flow tracker's settings in a card: its tokens, of tracks that it did not find."""
 MODES = ("1", "L", "P", "I;16", "I")
 """Pillow's names of one number per pixel."""
 
@@ -63,7 +65,7 @@ def import_masks(
         dataset=dataset,
         split=source.split,
         producer="flow",
-        settings={**settings.model_dump(mode="json"), "masks": "imported"},
+        settings=settings.model_dump(mode="json") | IMPORTED,
         channels=FlowTracker.channels,
         label_iou=FlowTracker.label_iou,
         root=str(source.root),
