@@ -1,13 +1,16 @@
 """A small VITA for moving shapes, trained on a CPU from nothing, so that its frozen features mean something.
 
-`python -m pipelines.vita_shapes --out out/vita_shapes`. Instance masks and tracks of moving shapes are exact, so Mask2Former's
-own loss on frames and VITA's on clips (Heo et al., NeurIPS 2022, section 3.3, without the similarity loss) are trained together.
-Letters: B clips, T frames, A objects, K pairs.
+`python -m pipelines.vita_shapes --out out/vita_shapes`. Instance masks, tracks and classes of moving shapes are exact, so
+Mask2Former's own loss on frames and VITA's on clips (Heo et al., NeurIPS 2022, section 3.3, without the similarity loss) are
+trained together. A class is a shape of a colour, as many as YouTube-VIS has: queries that had to tell objects from ground alone
+would say nothing of looks. Letters: B clips, T frames, A objects, K pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from torch.nn import functional as F
 
 from rvos_cache.cli import run_command
 from rvos_cache.shapes import make_video
+from rvos_cache.shapes.scene import COLOURS, SHAPES, Look
 from rvos_cache.trackers.vita import FrameGeometry, HeadSizes, VitaHead
 from rvos_cache.trackers.vita.segmenter import HEAD_FILE
 from rvos_select.matching import assign
@@ -26,14 +30,35 @@ from rvos_select.progress import EpochBar
 from rvos_select.selectors.dmvs_masks import pair_losses, point_costs
 
 CHANNELS, FRAME_QUERIES, VIDEO_QUERIES = 64, 16, 16
+CLASSES = {(colour, shape): k for k, (colour, shape) in enumerate(product(COLOURS, SHAPES))}
 SIZES = HeadSizes(
     channels=CHANNELS, map_channels=CHANNELS, mask_channels=CHANNELS, frame_queries=FRAME_QUERIES, video_queries=VIDEO_QUERIES,
-    classes=1, hidden=256, encoder_layers=2, decoder_layers=3,
+    classes=len(CLASSES), hidden=256, encoder_layers=2, decoder_layers=3,
 )  # fmt: skip
 SHORT, LONG = 96, 160
 """The frames' own size, so that nothing is resized."""
 POINTS, NO_OBJECT = 1024, 0.1
 CLIP, CLIPS = 5, 2
+
+
+@dataclass(frozen=True)
+class Clip:
+    """images (T, 3, height, width); masks bool (A, T, height, width); labels int64 (A,), the classes of the objects."""
+
+    images: Tensor
+    masks: Tensor
+    labels: Tensor
+
+    def frames(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each frame the objects that it shows: masks float (a, height, width), labels (a,)."""
+        for masks in self.masks.transpose(0, 1):
+            shown = masks.flatten(1).any(1)
+            yield masks[shown].float(), self.labels[shown]
+
+    def objects(self) -> tuple[Tensor, Tensor]:
+        """The objects that the clip shows: masks float (a, T, height, width), labels (a,)."""
+        shown = self.masks.flatten(1).any(1)
+        return self.masks[shown].float(), self.labels[shown]
 
 
 @click.command()
@@ -61,12 +86,10 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
     parameters = [*segmenter.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
-    held = [make_video(seed, 0, index)[1:3] for index in range(videos)]
-    clips, mean = _clips(held, seed), 0.0
+    clips, mean = _clips([_video(seed, index) for index in range(videos)], seed), 0.0
     with EpochBar(steps, 0) as bar:
         for step in range(steps):
-            images, masks = next(clips)
-            loss = _loss(segmenter, head, kept, images, masks)
+            loss = _loss(segmenter, head, kept, next(clips))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -80,17 +103,16 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
     return out
 
 
-def _loss(segmenter: Any, head: VitaHead, kept: list[Tensor], images: Tensor, masks: list[Tensor]) -> Tensor:
+def _loss(segmenter: Any, head: VitaHead, kept: list[Tensor], clips: list[Clip]) -> Tensor:
     """Mask2Former's loss of the frames and VITA's of the clips. kept: what Mask2Former's mask projection was given."""
     kept.clear()
-    seen = [m[m.flatten(1).any(1)].float() for clip in masks for m in clip.transpose(0, 1)]
-    classes = [torch.zeros(len(m), dtype=torch.long) for m in seen]
-    found = segmenter(images.flatten(0, 1), mask_labels=seen, class_labels=classes)
+    masks, labels = zip(*(frame for clip in clips for frame in clip.frames()))
+    found = segmenter(torch.cat([clip.images for clip in clips]), mask_labels=list(masks), class_labels=list(labels))
     queries = segmenter.model.transformer_module.decoder.layernorm(found.transformer_decoder_last_hidden_state)
     features = head.mask_features(kept[0])
     loss: Tensor = found.loss
     q_f, f_mask = (x.reshape(CLIPS, CLIP, *x.shape[1:]) for x in (queries, features))
-    return loss + _clip_loss(head, q_f, f_mask, masks)
+    return loss + _clip_loss(head, q_f, f_mask, clips)
 
 
 def _segmenter() -> Any:
@@ -103,7 +125,7 @@ def _segmenter() -> Any:
     config = Mask2FormerConfig(
         backbone_config=backbone, feature_size=CHANNELS, mask_feature_size=CHANNELS, hidden_dim=CHANNELS,
         num_queries=FRAME_QUERIES, encoder_feedforward_dim=128, dim_feedforward=256, encoder_layers=2, decoder_layers=4,
-        num_attention_heads=8, num_labels=1, train_num_points=POINTS,
+        num_attention_heads=8, num_labels=len(CLASSES), train_num_points=POINTS,
     )  # fmt: skip
     return Mask2FormerForUniversalSegmentation(config).train()
 
@@ -119,34 +141,46 @@ def _head() -> VitaHead:
     return head
 
 
-def _clips(held: list[tuple[list[Any], Any]], seed: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Images (B, T, 3, height, width) and for each clip bool (A, T, height, width), mirrored or not."""
+def _video(seed: int, index: int) -> tuple[list[Any], Any, Tensor]:
+    """Frames, masks and classes of one video."""
+    scene, frames, masks, _ = make_video(seed, 0, index)
+    return frames, masks, torch.tensor([label(thing.look) for thing in scene.things])
+
+
+def label(look: Look) -> int:
+    """The class of an object."""
+    return CLASSES[look.colour, look.shape]
+
+
+def _clips(held: list[tuple[list[Any], Any, Tensor]], seed: int) -> Iterator[list[Clip]]:
+    """Clips of random frames, mirrored or not."""
     rng = np.random.default_rng(seed)
     geometry = FrameGeometry.of((SHORT, LONG), SHORT, LONG)
     while True:
-        images, masks = [], []
+        found = []
         for _ in range(CLIPS):
-            frames, truth = held[rng.integers(len(held))]
+            frames, truth, labels = held[rng.integers(len(held))]
             times = np.sort(rng.choice(len(frames), CLIP, replace=False))
             flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
-            images.append(torch.stack([geometry.image(np.ascontiguousarray(frames[t][:, flip])) for t in times]))
-            masks.append(torch.from_numpy(np.ascontiguousarray(truth[:, times][..., flip])))
-        yield torch.stack(images), masks
+            images = torch.stack([geometry.image(np.ascontiguousarray(frames[t][:, flip])) for t in times])
+            found.append(Clip(images, torch.from_numpy(np.ascontiguousarray(truth[:, times][..., flip])), labels))
+        yield found
 
 
-def _clip_loss(head: VitaHead, q_f: Tensor, features: Tensor, masks: list[Tensor]) -> Tensor:
+def _clip_loss(head: VitaHead, q_f: Tensor, features: Tensor, clips: list[Clip]) -> Tensor:
     """Class, BCE and Dice losses of the video queries, weights 2, 5 and 5, after one-to-one matching with the same costs."""
-    found, total, objects = head(q_f), q_f.new_zeros(()), max(1, sum(len(m) for m in masks))
-    for b, clip in enumerate(masks):
-        truth = clip[clip.flatten(1).any(1)].float()
-        labels = torch.ones(VIDEO_QUERIES, dtype=torch.long)
+    found, total, objects = head(q_f), q_f.new_zeros(()), max(1, sum(len(clip.objects()[1]) for clip in clips))
+    weight = torch.tensor([1.0] * len(CLASSES) + [NO_OBJECT])
+    for b, clip in enumerate(clips):
+        truth, labels = clip.objects()
+        wanted = torch.full((VIDEO_QUERIES,), len(CLASSES))
         embed, logits = found.mask_embed[b], found.logits[b]
         bce, dice = point_costs(embed.detach(), features[b].detach(), truth, POINTS)
-        rows, columns = assign(5 * bce + 5 * dice - 2 * logits.detach().softmax(-1)[:, :1])
-        labels[rows] = 0
+        rows, columns = assign(5 * bce + 5 * dice - 2 * logits.detach().softmax(-1)[:, labels])
+        wanted[rows] = labels[columns]
         pairs = torch.einsum("kc,thwc->kthw", embed[rows], features[b])
         bce_sum, dice_sum = pair_losses(pairs, truth, columns, POINTS)
-        total = total + 2 * F.cross_entropy(logits, labels, torch.tensor([1.0, NO_OBJECT])) / len(masks)
+        total = total + 2 * F.cross_entropy(logits, wanted, weight) / len(clips)
         total = total + 5 * (bce_sum + dice_sum) / objects
     return total
 
