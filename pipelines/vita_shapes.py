@@ -63,8 +63,8 @@ class Clip:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/vita_shapes"), show_default=True)
-@click.option("--videos", default=240, show_default=True)
-@click.option("--steps", default=2500, show_default=True)
+@click.option("--videos", default=800, show_default=True)
+@click.option("--steps", default=6000, show_default=True)
 @click.option("--rate", default=5e-4, show_default=True)
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
 def vita_shapes(out: Path, videos: int, steps: int, rate: float, seed: int) -> None:
