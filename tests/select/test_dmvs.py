@@ -17,6 +17,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
+from rvos_cache.trackers.vita.head import WINDOW
 from rvos_select.data import Batch
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.selectors.dmvs_config import DmvsConfig
@@ -252,6 +253,19 @@ def test_one_key_leaves_its_queries_no_gradient() -> None:
             assert query.abs().max() < 1e-6 * value.abs().max() and key.abs().max() < 1e-6 * value.abs().max(), name
         else:
             assert grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("masks", ["drawn", "frozen"])
+def test_a_video_played_backward_has_the_same_scores(masks: str) -> None:
+    """Frame queries know one frame each and nothing orders them, so where whole windows fill the video no score tells left from
+    right: the paper has no code of time."""
+    model, x = dmvs(masks=masks), batch(t=4 * WINDOW)
+    backward = replace(x, frames={name: tuple(a.flip(0) for a in arrays) for name, arrays in x.frames.items()})
+    torch.testing.assert_close(model(backward), model(x), **CLOSE)
+    shuffled = torch.randperm(4 * WINDOW, generator=torch.Generator().manual_seed(0))
+    other = replace(x, frames={name: tuple(a[shuffled] for a in arrays) for name, arrays in x.frames.items()})
+    if masks == "drawn":
+        assert (model(other) - model(x)).abs().max() > 1e-3
 
 
 def test_scores_are_the_softmax_s() -> None:
