@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 POSITION_SHARE = 0.1
 """Of the top map's position encoding, added to it before the first layer."""
@@ -47,7 +47,7 @@ class MemoryAttention:
 
     def place_keys(self, positions: Tensor) -> list[Tensor]:
         """What the position encodings (P, L, D) of P places in time add to a map's keys, (P, 1, n, L, C / n) for each layer."""
-        return [self._turned(_heads(c.k_proj(positions) - c.k_proj.bias, c))[:, None] for c in self.cross]
+        return [self._turned(_heads(linear(positions, c.k_proj.weight), c))[:, None] for c in self.cross]
 
     def attend(self, top: Tensor, maps: Sequence[tuple[Read, Sequence[Tensor]]], tokens: Tensor, places: Tensor) -> Tensor:
         """The top map (1, L, C) with its positions, as B objects see it: (B, L, C).
