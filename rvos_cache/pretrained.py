@@ -69,6 +69,19 @@ def load_processor(kind: Any, checkpoint: str, what: str, setting: str = "checkp
     return _asked(kind, checkpoint, what, setting, options)
 
 
+def source_of(checkpoint: str, what: str, remedy: str) -> tuple[str, bool]:
+    """What a loader is given for `checkpoint`, a folder or a hub name, and whether it is to read this machine alone.
+
+    It is where the folder is here, or the hub does not answer. Raises InputError for a path where there is no folder.
+    """
+    source = located(checkpoint)
+    here = Path(source).is_dir()
+    # A hub name is "name" or "owner/name": what the hub says of a mistyped path speaks of names alone.
+    if source.startswith((".", "/", "~")) and not here:
+        raise InputError(f"{what} {checkpoint!r}: there is no such folder, nor one in {FOLDERS}; {remedy}")
+    return source, here or not _hub_answers()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' warnings of a load: a wrong checkpoint is hundreds of lines there, and one line here."""
@@ -85,13 +98,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _asked(kind: Any, checkpoint: str, what: str, setting: str, options: dict[str, Any]) -> Any:
-    source = located(checkpoint)
-    # A hub name is "name" or "owner/name": what the hub says of a mistyped path speaks of names alone.
-    if source.startswith((".", "/", "~")) and not Path(source).is_dir():
-        raise InputError(f"{what} {checkpoint!r}: there is no such folder, nor one in {FOLDERS}; --set {setting}=FOLDER")
-    held = Path(source).is_dir() or not _hub_answers()
+    source, local = source_of(checkpoint, what, f"--set {setting}=FOLDER")
     try:
-        return kind.from_pretrained(source, local_files_only=held, **options)
+        return kind.from_pretrained(source, local_files_only=local, **options)
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import load_frozen, load_processor, weights_digest
+from rvos_cache.trackers.vita.segmenter import load_head
 
 
 @pytest.fixture
@@ -157,6 +158,28 @@ def test_without_a_hub_only_what_is_here_is_read_and_nothing_is_tried_again(
     assert Asked.given == [True, True]
     with pytest.raises(InputError, match="'owner/name' cannot be loaded"):
         load_frozen(AutoModel, "owner/name", "text checkpoint")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_vita_s_head_is_looked_for_as_the_rest_of_its_checkpoint(
+    hub: str, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def cached_file(checkpoint: str, name: str, local_files_only: bool) -> None:
+        given.append((checkpoint, name, local_files_only))
+        raise OSError("not there")
+
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub if answers else "http://127.0.0.1:9")
+    monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+    with pytest.raises(
+        InputError, match=r"'owner/name': vita_head.safetensors cannot be read \(not there\); make the folder with"
+    ):
+        load_head("owner/name")
+    assert given == [("owner/name", "vita_head.safetensors", not answers)]
+    with pytest.raises(InputError, match="there is no such folder, nor one in RVOS_CHECKPOINTS; make it with rvos-cache convert"):
+        load_head("/nowhere/vita")
+    assert len(given) == 1
 
 
 def test_a_checkpoint_that_moved_is_found_by_its_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

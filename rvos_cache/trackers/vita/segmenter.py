@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import FOLDERS, device, load_frozen, located, weights_digest
+from rvos_cache.pretrained import FOLDERS, device, load_frozen, source_of, weights_digest
 from rvos_cache.trackers.vita.head import VitaHead
 
 HEAD_FILE = "vita_head.safetensors"
@@ -60,8 +60,9 @@ def load_head(checkpoint: str) -> VitaHead:
     from safetensors.torch import load_file
     from transformers.utils import cached_file
 
+    source, local = source_of(checkpoint, WHAT, "make it with rvos-cache convert-vita, or name the folder that holds it there")
     try:
-        path = cached_file(located(checkpoint), HEAD_FILE)
+        path = cached_file(source, HEAD_FILE, local_files_only=local)
         tensors = load_file(str(path))
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
     except Exception as error:
