@@ -113,8 +113,9 @@ def test_ask_answers_like_the_cached_route(work: Path) -> None:
     [
         ("tracks", {"producer": "sola"}, "trained on imported tracks"),
         ("tracks", {"settings": {"masks": "imported"}}, "trained on imported tracks"),
-        ("tracks", {"weights": {"flow": "1"}}, "tracker flow: flow is None, the run was trained with 1"),
+        ("tracks", {"weights": {"flow": "1"}}, "run, tracker flow: flow is none that is named, the run was trained with 1"),
         ("text", {"weights": {"hanta": "1.2.1, rules 1"}}, "the run was trained with 1.2.1, rules 1; bring that one back"),
+        ("text", {"weights": {}}, "the run was trained with none that is named; bring that one back, or extract and train again"),
     ],
 )
 def test_ask_runs_nothing_but_what_the_run_was_trained_on(
@@ -127,6 +128,8 @@ def test_ask_runs_nothing_but_what_the_run_was_trained_on(
     frames = sorted((work / "data/valid_u/JPEGImages").iterdir())[0]
     said = run("rvos-select", "ask", frames, "the star", "--run", tmp_path / "run", "--out", tmp_path / "ask", code=1)
     assert says in said and len(said.strip().splitlines()) == 1
+    # Words are compared before the tracker runs.
+    assert (tmp_path / "ask").exists() == ("weights" in changes and kind == "tracks")
 
 
 @pytest.mark.parametrize(
