@@ -196,11 +196,22 @@ def begin_run(settings: TrainSettings, sources: Sources, config: Settings, out: 
         if now.get(name) != then.get(name) and (name != "epochs" or settings.optim.schedule in ("cosine", "step")):
             raise InputError(f"{out}: was started with {name} = {then.get(name)!r}, now it is {now.get(name)!r}")
     for kind, cards in sources.cards.items():
-        mine = [Card.model_validate(card) for card in cards]
-        theirs = [Card.model_validate(card) for card in held["cards"][kind]]
-        if len(mine) != len(theirs) or any(a.differences(b) for a, b in zip(mine, theirs)):
-            raise InputError(f"{out}: was started with other {kind} caches; give the same, or another --out")
+        _same_caches(out, kind, cards, held["cards"][kind])
     write_json(path, {**held, "settings": record["settings"]})
+
+
+def _same_caches(out: Path, kind: str, now: Sequence[dict[str, Any]], then: Sequence[dict[str, Any]]) -> None:
+    """Raises InputError, naming the field, when the cards of a run to resume are not those it was started with."""
+    if len(now) != len(then):
+        raise InputError(
+            f"{out}: was started with {len(then)} {kind} caches, now there are {len(now)}; give the same, or another --out"
+        )
+    for mine, theirs in zip(map(Card.model_validate, now), map(Card.model_validate, then)):
+        for name in mine.differences(theirs):
+            was, came = theirs.value(name), mine.value(name)
+            raise InputError(
+                f"{out}: was started with {kind} caches of {name} = {was!r}, now it is {came!r}; give the same, or another --out"
+            )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -369,6 +370,22 @@ def test_the_record_holds_what_the_caches_decided(tmp_path: Path, caches: tuple[
     assert resolved["config"]["motion_dropout"] == 0.2
     with pytest.raises(InputError, match="layers"):
         run(caches, out, resume=True, epochs=1, config={**settings().config, "layers": 2})
+
+
+def test_other_caches_do_not_resume_a_run_and_the_field_is_named(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    """As of a text cache that older code had tagged: its card named no tagger."""
+    out = run(caches, tmp_path / "run", epochs=1)
+    record = json.loads((out / "settings.json").read_text())
+    tagged = copy.deepcopy(record)
+    tagged["cards"]["valid_text"][0]["weights"] = {"hanta": "rules 0"}
+    (out / "settings.json").write_text(json.dumps(tagged))
+    wanted = "was started with valid_text caches of weights.hanta = 'rules 0', now it is None; give the same, or another --out"
+    with pytest.raises(InputError, match=wanted):
+        run(caches, out, resume=True, epochs=2)
+    record["cards"]["tracks"] *= 2
+    (out / "settings.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="was started with 2 tracks caches, now there are 1; give the same"):
+        run(caches, out, resume=True, epochs=2)
 
 
 def test_bf16_learns_too(tmp_path: Path, caches: tuple[Path, ...]) -> None:
