@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -118,10 +119,10 @@ def decision(selections: SelectionCache, choice: Choice = AS_CARD, top1_unasked:
     return Decision(threshold, empty=choice.empty or empty)
 
 
-def own_decision(selector: Any, dataset: str) -> Decision:
-    """A selector's rule for expressions of `dataset`, where nothing is asked. Raises InputError for an unknown `empty`."""
+def own_decision(selector: Any, datasets: Iterable[str]) -> Decision:
+    """A selector's rule for expressions of `datasets`, where nothing is asked. Raises InputError for an unknown `empty`."""
     empty = checked_empty(selector.empty, f"selector {type(selector).__name__}")
-    return Decision(selector.threshold, selector.top1_of_one and names_one_object(dataset), empty)
+    return Decision(selector.threshold, selector.top1_of_one and all(map(names_one_object, datasets)), empty)
 
 
 def names_one_object(dataset: str) -> bool:

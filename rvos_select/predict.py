@@ -43,7 +43,7 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
     model.bind(source.cards)
     weights = {"best": _weights_digest(Path(run) / "best/model.safetensors")}
     card = selections_card(str(run), run_settings(Path(run))["settings"], model.threshold, source, words, weights)
-    card = card.model_copy(update={"extra": {**card.extra, **_entries(model, card)}})
+    card = card.model_copy(update={"extra": {**card.extra, **_entries(model, source)}})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     requires = tuple(model.requires)
@@ -57,9 +57,9 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
         return _all(out, write_videos(out, card, source.video_ids(), one, f"predict {card.split}"))
 
 
-def _entries(model: Any, card: Card) -> dict[str, Any]:
+def _entries(model: Any, source: TrackSource) -> dict[str, Any]:
     """What the selector says, beside its threshold, of how tracks are chosen. Raises InputError for an unknown `empty`."""
-    rule = own_decision(model, card.dataset)
+    rule = own_decision(model, {card.dataset for card in source.cards})
     found: dict[str, Any] = {TOP1: rule.top1}
     if model.draws:
         found[LOWEST] = model.lowest

@@ -62,7 +62,7 @@ class Validator:
                 batch = video_batch(sample, rows, requires).to(device)
                 scores = torch.sigmoid(model(batch).float()).cpu().numpy()
                 allowed = np.ones_like(scores, bool) if model.draws else batch.track_mask.cpu().numpy()
-                chosen = own_decision(model, sample.set_name.partition("/")[0]).among(scores, allowed)
+                chosen = own_decision(model, [sample.set_name.partition("/")[0]]).among(scores, allowed)
                 if model.draws:
                     drawn = draw_masks(model, batch, torch.from_numpy(chosen).to(device))
                     pairs = self._drawn(sample, rows, chosen, drawn)

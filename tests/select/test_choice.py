@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from test_oracle import write_cache, write_words
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card, SelectionCache
 from rvos_cache.types import Selection
-from rvos_select.choice import AS_CARD, Choice, Decision, completed, decision
+from rvos_select.choice import AS_CARD, Choice, Decision, completed, decision, own_decision
 from rvos_select.cli import cli
 from rvos_select.predict import predict
 from rvos_select.selectors import SELECTORS, selector_class
@@ -168,6 +169,18 @@ def test_records_of_older_code() -> None:
     assert completed({"threshold": None, "top1": True}) == Decision(0.5, top1=True).record()
     assert completed({"threshold": 0.5, "top1": False}) != Decision(0.5, empty="top1").record()
     assert completed(Decision(0.5, empty="top1").record()) == Decision(0.5, empty="top1").record()
+
+
+@pytest.mark.parametrize(
+    ("datasets", "best"),
+    [(["refcoco"], True), (["mevis"], False), (["refcoco", "ref-youtube-vos"], True), (["refcoco", "mevis"], False)],
+)
+def test_the_best_track_answers_where_every_expression_names_one_object(datasets: list[str], best: bool) -> None:
+    """Also of joined caches, in any order: an expression of MeViS may name several."""
+    selector = SimpleNamespace(threshold=0.7, empty="zeros", top1_of_one=True)
+    for order in (datasets, datasets[::-1]):
+        assert own_decision(selector, order) == Decision(0.7, top1=best)
+    assert own_decision(SimpleNamespace(threshold=0.7, empty="top1", top1_of_one=False), datasets) == Decision(0.7, empty="top1")
 
 
 COMMANDS = {
