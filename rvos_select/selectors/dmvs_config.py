@@ -103,6 +103,8 @@ class DmvsConfig(Settings):
     def _fitting(self) -> Self:
         if self.masks == "frozen" and (self.init != "video" or self.position == "query" or self.mask_init != "random"):
             raise ValueError("masks=frozen chooses among tracks: it wants init=video, mask_init=random and no position=query")
+        if self.masks == "drawn" and (self.match != "hungarian" or self.match_scope != "clip"):
+            raise ValueError("match=iou_multi and match_scope=video compare tracks with objects: they want masks=frozen")
         if self.init == "text" and self.position == "none":
             raise ValueError("init=text begins with equal queries; only a position tells them apart: position=rank")
         if self.init != "video" and self.position == "query":

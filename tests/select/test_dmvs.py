@@ -174,6 +174,8 @@ def test_every_row_of_the_tables_is_a_setting(values: dict[str, Any], more: int)
     [
         ({"masks": "frozen", "init": "random"}, "masks=frozen"),
         ({"init": "text", "position": "none"}, "position"),
+        ({"match": "iou_multi"}, "masks=frozen"),
+        ({"match_scope": "video"}, "masks=frozen"),
         ({"init": "random", "position": "query"}, "position"),
         ({"mee": False, "mee_static": False}, "mee_static"),
         ({"width": 100}, "multiple of 8"),

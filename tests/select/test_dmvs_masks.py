@@ -215,6 +215,20 @@ def test_an_object_in_two_tracks_has_two_positives_where_it_is_asked_for() -> No
     assert positives(match="iou_multi", positive_iou=0.9) == [0]
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_expression_without_an_object_has_no_positive(seen: bool) -> None:
+    """It names none, or the frames show none; then every track is a negative."""
+    x = batch(1, t=1, tracks=3)
+    count = 0 if seen else 1
+    none = Overlap(
+        np.zeros((3, count, 1), np.int32), np.full((3, 1), 5, np.int32), np.zeros((count, 1), np.int32), np.ones(1, bool)
+    )
+    model, labels = dmvs(masks="frozen", match="iou_multi", duplicate_iou=0.5), torch.full((1, 1, 3), 1)
+    x = replace(x, overlap=(none,))
+    assert model._match_tracks(x, model.decode(x), torch.zeros(1, 1, 3, 2), labels).all() and (labels == 1).all()
+    assert model.loss(x)["loss"].isfinite()
+
+
 def test_frozen_scores_follow_their_tracks() -> None:
     model, x = dmvs(masks="frozen"), batch()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
@@ -227,8 +241,9 @@ def test_frozen_scores_follow_their_tracks() -> None:
     assert model.loss(x)["loss"].isfinite()
 
 
-def test_no_track_at_all_gives_numbers() -> None:
-    model, x = dmvs(masks="frozen"), batch(tracks=0)
+@pytest.mark.parametrize("match", ["hungarian", "iou_multi"])
+def test_no_track_at_all_gives_numbers(match: str) -> None:
+    model, x = dmvs(masks="frozen", match=match), batch(tracks=0)
     assert model(x).shape == (3, 0)
     losses = model.loss(x)
     assert losses["loss"].item() == 0
