@@ -36,6 +36,7 @@ from rvos_cache.types import TrackSet
 from rvos_select import train as loop
 from rvos_select.checkpoint import load_selector
 from rvos_select.choice import Choice, decision, names_one_object
+from rvos_select.data import Batch
 from rvos_select.evaluate import evaluate_pngs, evaluate_selections
 from rvos_select.evaluate.scope import Scope
 from rvos_select.merge import merge
@@ -185,6 +186,26 @@ def test_frozen_masks_need_no_mask_features_and_no_checkpoint(work: Work, tmp_pa
         hidden.rename(work.checkpoint)
     (video,) = said.video_ids()
     assert all(s.masks is None and len(s.scores) == TrackCache(tracks[1]).info(video).tracks for s in said.selections(video))
+
+
+@pytest.mark.parametrize("scope", ["clip", "video"])
+def test_tracks_are_matched_in_the_clip_or_in_the_video(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
+) -> None:
+    counted, match = set(), Dmvs._match_tracks
+
+    def watched(self: Dmvs, batch: Batch, *given: Any) -> Any:
+        counted.update(x.inter.shape[2] for x in batch.overlap or ())
+        return match(self, batch, *given)
+
+    monkeypatch.setattr(Dmvs, "_match_tracks", watched)
+    config = {"masks": "frozen", "match": "iou_multi", "match_scope": scope}
+    rows = numbers(work.train(tmp_path / "run", "selection_only", epochs=1, config=config))
+    assert np.isfinite(rows[-1]["valid/loss"])
+    lengths = {
+        cache.info(v).frames for s in ("train", "valid_u") for cache in [TrackCache(work.tracks(s))] for v in cache.video_ids()
+    }
+    assert 4 not in lengths and counted == (lengths if scope == "video" else {4})
 
 
 def test_an_expression_that_nothing_answers_may_have_its_best_query(work: Work, tmp_path: Path) -> None:
