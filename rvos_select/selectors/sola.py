@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rvos_cache.settings import Settings
 from rvos_select.data import Batch
@@ -119,6 +120,11 @@ class Sola(HubSelector):
     def align(self, batch: Batch) -> Aligned:
         """Run the module; tracks that no expression may select are left out of the computation."""
         used = batch.track_mask.any(0)
+        if not len(used):
+            # Reshapes cannot tell the sizes of nothing: one track of padding stands for none.
+            tokens, tracks = F.pad(batch.tokens, (0, 0, 0, 0, 0, 1)), F.pad(batch.track_mask, (0, 1))
+            none = self._align(tokens, batch.frame_mask, tracks, batch.words, batch.word_mask)
+            return Aligned(none.logits[:, :0], none.objects[:, :0], none.anchor)
         if bool(used.all()) or not bool(used.any()):
             return self._align(batch.tokens, batch.frame_mask, batch.track_mask, batch.words, batch.word_mask)
         at = used.nonzero()[:, 0]

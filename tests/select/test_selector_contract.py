@@ -191,6 +191,18 @@ def test_no_candidate_anywhere_gives_numbers(model: torch.nn.Module) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_video_without_tracks_gives_numbers(model: torch.nn.Module, shared: bool) -> None:
+    """N = 0 is legal: a tracker may find nothing. Nothing is learnt of it, weight decay apart."""
+    x = batch(2, n=0, shared=shared)
+    x.frame_mask[:, 7:] = False
+    assert model(x).shape == (2, 0)
+    losses = model.loss(x)
+    losses["loss"].backward()
+    assert all(value.item() == 0 for value in losses.values())
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
 def test_bfloat16_autocast_stays_near(model: torch.nn.Module) -> None:
     x = batch(3, shared=True)
     x.track_mask[1, 2] = False
