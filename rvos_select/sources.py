@@ -106,7 +106,7 @@ def read_sources(
     label_iou: float | None,
     hold_out: float,
 ) -> Sources:
-    """Everything into memory. Raises InputError when caches do not fit or there is nothing to train or validate on.
+    """Everything into memory. Raises InputError when caches do not fit, or the given ones hold nothing to train or validate on.
 
     Warns where videos to validate with are trained on too.
     """
@@ -137,6 +137,8 @@ def read_sources(
     held_back = [sample for name, held in others.items() for sample in held.load(valid_ids[name], label_iou, requires)]
     if not any(len(s.expressions) for s in samples):
         raise InputError(f"{tracks[0]}: no expression to train on; extract more videos")
+    if valid_tracks and not any(len(s.expressions) for s in held_back):
+        raise InputError(f"{valid_tracks[0]}: no expression to validate with; extract its videos, or leave --valid-cache out")
     cards = {**_cards(sets), **{f"valid_{kind}": found for kind, found in _cards(others).items()}}
     each = [limit for held in sets.values() for limit in label_limits(held.tracks, label_iou).values()]
     made_at = each[0] if len(set(each)) == 1 else each

@@ -372,6 +372,13 @@ def test_the_record_holds_what_the_caches_decided(tmp_path: Path, caches: tuple[
         run(caches, out, resume=True, epochs=1, config={**settings().config, "layers": 2})
 
 
+def test_a_validation_cache_without_videos_is_no_validation(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    CacheWriter(tmp_path / "none.zarr", read_card(caches[2]))
+    with pytest.raises(InputError, match=r"none\.zarr: no expression to validate with; extract its videos, or leave"):
+        run((*caches[:2], tmp_path / "none.zarr", caches[3]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_caches_do_not_resume_a_run_and_the_field_is_named(tmp_path: Path, caches: tuple[Path, ...]) -> None:
     """As of a text cache that older code had tagged: its card named no tagger."""
     out = run(caches, tmp_path / "run", epochs=1)
