@@ -15,11 +15,10 @@ from rvos_cache.cli import run_command
 from rvos_cache.extract import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
-from rvos_select.choice import Choice
 from rvos_select.cli import show_scores
 from rvos_select.evaluate import evaluate_selections
 from rvos_select.oracle import oracle
-from rvos_select.predict import predict
+from rvos_select.predict import predict, select_all
 from rvos_select.report import report
 from rvos_select.train import TrainSettings, train
 
@@ -56,7 +55,8 @@ def dmvs_shapes(
         train(build(TrainSettings, values, str(page)), tracks["train"], texts["train"], *valid, run, resume=run.exists())
         selections = predict(run, tracks["valid_u"], texts["valid_u"], out / f"selections/{run.name}.zarr")
         scores[name] = evaluate_selections(selections, tracks["valid_u"], root=root)
-    scores["all of VITA's tracks"] = evaluate_selections(selections, tracks["valid_u"], root=root, choice=Choice(threshold=0.0))
+    everything = select_all(tracks["valid_u"], texts["valid_u"], out / "selections/all_tracks.zarr")
+    scores["all of VITA's tracks"] = evaluate_selections(everything, tracks["valid_u"], root=root)
     scores["oracle of VITA's tracks"] = oracle(tracks["valid_u"])
     index = report(out / "runs/dmvs", out / "selections/dmvs.zarr", tracks["valid_u"], out / "report", root=root, rows=scores)
     show_scores(scores, out / "metrics.json", scores["dmvs"])

@@ -147,6 +147,7 @@ def test_the_shapes_page_trains_a_vita_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"epochs": 1, "batch_size": 8, "clip.frames": 3, "config.hidden": 16, "config.layers": 1, "config.points": 40}
+    small["config.motion_queries"] = 1
     sets = [word for k, v in small.items() for word in ("--set", f"{k}={v}")]
     sizes = ["--videos", "3", "--vita-videos", "2", "--vita-steps", "2"]
     monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *sizes, *sets])
@@ -158,3 +159,7 @@ def test_the_shapes_page_trains_a_vita_of_its_own(
     assert card.weights["vita_head.safetensors"] == head_hash(head)["vita_head.safetensors"]
     assert all(parameter.isfinite().all() for parameter in head.parameters())
     assert (tmp_path / "out/report/index.html").exists()
+    # All tracks are all, also of a module that chooses among fewer.
+    everything = SelectionCache(tmp_path / "out/selections/all_tracks.zarr")
+    chosen = [decision(everything)(said).tolist() for v in everything.video_ids() for said in everything.selections(v)]
+    assert chosen and all(len(tracks) > 1 and tracks == list(range(len(tracks))) for tracks in chosen)
