@@ -22,7 +22,10 @@ POSITION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Read:
-    """A memory map as each layer reads it: keys, turned by their places in the frame, and values, each (B, n, L, C / n)."""
+    """A memory map as each layer reads it: keys, turned by their places in the frame, and values, each (B, n, L, C / n).
+
+    17 MB of bfloat16 an object for four layers at 1024 pixels, where the map itself has 0.5 MB.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
