@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from test_train import TRACKS, numbers, settings, write
+from tiny_caches import TRACKS, numbers, settings, write
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import SelectionCache, read_card

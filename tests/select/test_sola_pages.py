@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import settings
+from tiny_caches import settings
 
 from pipelines.sola_joint import sola_joint
 from pipelines.sola_zero_shot import sola_zero_shot

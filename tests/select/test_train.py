@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_caches import FRAMES, TRACKS, numbers, run, settings, write
 
 from rvos_cache.errors import InputError
-from rvos_cache.masks import RleMasks
-from rvos_cache.overlap import count_overlap
-from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, TrackRecord, read_card, write_text, write_tracks
-from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet, Words
+from rvos_cache.store import CacheWriter, SelectionCache, read_card
+from rvos_cache.types import Overlap
 from rvos_select import sources
 from rvos_select import train as loop
 from rvos_select.caches import TrackSource, find_text
@@ -25,68 +24,8 @@ from rvos_select.checkpoint import load_selector
 from rvos_select.cli import main
 from rvos_select.labels import mean_iou, track_targets
 from rvos_select.predict import predict
-from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.sources import held_out
-from rvos_select.train import TrainSettings, train
-
-SIZE, FRAMES, TRACKS = (8, 12), 3, 3
-
-
-def write(
-    folder: Path, split: str, videos: list[str], hidden: bool = False, only: bool = False, dataset: str = "tiny",
-    narrow: bool = False, said_by: dict[str, object] | None = None, **card: object,
-) -> tuple[Path, Path]:  # fmt: skip
-    """Three tracks that are the three objects, or with narrow two thirds of each; expression k names object k, one names none.
-
-    card, said_by: fields of the cards of tracks and words.
-    """
-    tracks, text = folder / split / "flow.zarr", folder / split / "text-hashed.zarr"
-    shared = {"dataset": dataset, "split": split}
-    of = {"producer": "flow", "channels": 8, "label_iou": 0.5, "training_only": only, **card}
-    track_writer = CacheWriter(tracks, Card(kind="tracks", **of, **shared))
-    text_writer = CacheWriter(text, Card(kind="text", **{"producer": "hashed", "channels": 8, **(said_by or {})}, **shared))
-    dense = np.zeros((TRACKS, FRAMES, *SIZE), bool)
-    for k in range(TRACKS):
-        dense[k, :, 2:6, 4 * k : 4 * k + 3] = True
-    truth = GroundTruth(("a", "b", "c"), RleMasks.from_dense(dense), np.ones(FRAMES, bool))
-    if narrow:
-        dense[..., 2::4] = False
-    masks = RleMasks.from_dense(dense)
-    for number, video in enumerate(videos):
-        noise = np.random.default_rng(number).normal(0, 0.05, (TRACKS, FRAMES, 8))
-        tokens = (noise + np.eye(TRACKS, 8)[:, None]).astype(np.float16)
-        named = [("a",), ("b",), ("c",), ()]
-        said = tuple(Expression(video, str(i), f"number {i}", None if hidden else targets) for i, targets in enumerate(named))
-        zeros = np.zeros(TRACKS, np.int32)
-        found = TrackSet(tokens, np.ones((TRACKS, FRAMES), np.float16), masks, zeros - 1, ("flow",) * TRACKS, zeros,
-                         np.zeros((TRACKS, 4), np.float32))  # fmt: skip
-        answers = (None, None) if hidden else (truth, count_overlap(masks, truth))
-        names = tuple(f"{t:05d}" for t in range(FRAMES))
-        write_tracks(track_writer, TrackRecord(video, names, SIZE, said, found, *answers))
-        words = tuple(Words(np.eye(4, 8)[i : i + 1].astype(np.float16), np.zeros((1, 2), np.int32), ("",)) for i in range(4))
-        write_text(text_writer, TextRecord(video, said, words))
-    return tracks, text
-
-
-@pytest.fixture
-def caches(tmp_path: Path) -> tuple[Path, Path, Path, Path]:
-    return (*write(tmp_path, "train", ["v0", "v1", "v2"]), *write(tmp_path, "valid", ["w0"]))
-
-
-def settings(**values: object) -> TrainSettings:
-    small = {"word_channels": 8, "width": 16, "layers": 1, "heads": 2, "negatives": 2}
-    base = {"config": small, "optim": {"lr": 3e-3}, "epochs": 3, "batch": "video"}
-    return TrainSettings.model_validate({**base, **values})
-
-
-def run(caches: tuple[Path, ...], out: Path, resume: bool = False, **values: object) -> Path:
-    a, b, c, d = caches
-    return train(settings(**values), [a], [b], [c], [d], out, resume)
-
-
-def numbers(path: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+from rvos_select.train import train
 
 
 def test_labels_by_hand() -> None:
@@ -244,50 +183,6 @@ def test_hidden_answers_are_never_negatives(tmp_path: Path, caches: tuple[Path, 
     hidden = write(tmp_path / "hidden", "test", ["v9"], hidden=True)
     with pytest.raises(InputError, match="hides"):
         run((*hidden, *caches[2:]), tmp_path / "run")
-
-
-def rates(path: Path) -> list[float]:
-    return [row["lr"] for row in numbers(path)]
-
-
-def test_schedules(tmp_path: Path, caches: tuple[Path, ...]) -> None:
-    """Three steps an epoch; the recorded rate is that of an epoch's last step."""
-    flat = run(caches, tmp_path / "flat", optim={"lr": 1e-3, "schedule": "constant", "warmup": 4})
-    assert rates(flat) == pytest.approx([0.75e-3, 1e-3, 1e-3])
-    wave = run(caches, tmp_path / "wave", optim={"lr": 1e-3, "schedule": "cosine"})
-    assert rates(wave) == pytest.approx([5e-4 * (1 + np.cos(np.pi * step / 9)) for step in (2, 5, 8)])
-    # a rate this large never lowers the loss again after some epochs: each time `patience` more than 0 epochs wait
-    out = run(caches, tmp_path / "plateau", optim={"lr": 1.0, "patience": 0}, epochs=6)
-    losses, expected, rate, lowest = [row["valid/loss"] for row in numbers(out)], [], 1.0, float("inf")
-    for loss in losses:
-        expected.append(rate)
-        rate, lowest = (rate, loss) if loss < lowest else (rate / 2, lowest)
-    assert rates(out) == pytest.approx(expected)
-    assert expected[-1] < 1.0
-
-
-def test_the_rate_falls_at_milestones(tmp_path: Path, caches: tuple[Path, ...]) -> None:
-    """Nine steps; the recorded ones are 2, 5 and 8, at 0.22, 0.56 and 0.89 of them."""
-    optim = {"lr": 1e-3, "schedule": "step", "factor": 0.1, "milestones": [0.3, 0.7]}
-    assert rates(run(caches, tmp_path / "run", optim=optim)) == pytest.approx([1e-3, 1e-4, 1e-5])
-    with pytest.raises(InputError, match="epochs"):
-        run(caches, tmp_path / "run", resume=True, optim=optim, epochs=4)
-
-
-def test_norms_and_embeddings_may_go_without_decay(tmp_path: Path, caches: tuple[Path, ...]) -> None:
-    model = Sola(SolaConfig(token_channels=8, word_channels=16, width=8, heads=2))
-    decayed, free = (group["params"] for group in loop.decay_groups(model, 0.1))
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert {names[id(p)] for p in free} >= {"negative_token.weight", "short_motion_encoder.1.bias"}
-    assert {names[id(p)] for p in decayed} >= {"short_motion_encoder.0.weight", "short_motion_encoder.0.bias"}
-    assert len(decayed) + len(free) == len(names)
-    for decay_all in (True, False):
-        # With a rate of nothing but decay: 1e-3 x 10 of each value a step, three steps.
-        optim = {"lr": 1e-3, "weight_decay": 10.0, "clip": 1e-12, "schedule": "constant", "decay_all": decay_all}
-        before = loop.make_selector(settings(optim=optim), (8, 8)).state_dict()
-        after = load_selector(run(caches, tmp_path / str(decay_all), epochs=1, optim=optim)).state_dict()
-        shrunk = (after["negative_token.weight"].norm() / before["negative_token.weight"].norm()).item()
-        assert shrunk == pytest.approx(0.99**3 if decay_all else 1.0, abs=5e-3)
 
 
 def test_nan_stops_with_the_video_s_name_and_the_state_is_kept(
