@@ -15,6 +15,7 @@ import numpy as np
 from rvos_cache.errors import InputError
 
 ANSWER_SECONDS = 10.0
+"""How long the hub may take to say that it is there."""
 FOLDERS = "RVOS_CHECKPOINTS"
 """Environment variable: folders, joined as in PATH, that hold checkpoints under the last part of their names."""
 
@@ -65,7 +66,7 @@ def load_frozen(
 
 
 def load_processor(kind: Any, checkpoint: str, what: str, setting: str = "checkpoint", **options: Any) -> Any:
-    """The tokenizer or processor of `checkpoint`. Raises InputError."""
+    """The tokenizer or processor `kind` of `checkpoint`; what, setting, options: as in `load_frozen`. Raises InputError."""
     return _asked(kind, checkpoint, what, setting, options)
 
 
@@ -79,7 +80,14 @@ def source_of(checkpoint: str, what: str, remedy: str) -> tuple[str, bool]:
     # A hub name is "name" or "owner/name": what the hub says of a mistyped path speaks of names alone.
     if source.startswith((".", "/", "~")) and not here:
         raise InputError(f"{what} {checkpoint!r}: there is no such folder, nor one in {FOLDERS}; {remedy}")
-    return source, here or not _hub_answers()
+    return source, here or bool(_hub_fault())
+
+
+def reason(error: Exception, source: str) -> str:
+    """What a loader said of `source` in one line, and what keeps the hub away where it was wanted."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    away = "" if Path(source).is_dir() else _hub_fault()
+    return f"{said} [{away}]" if away else said
 
 
 @contextmanager
@@ -103,26 +111,25 @@ def _asked(kind: Any, checkpoint: str, what: str, setting: str, options: dict[st
         return kind.from_pretrained(source, local_files_only=local, **options)
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{what} {checkpoint!r} cannot be loaded ({lines[0]}); give a hub name or a folder with config.json, "
+            f"{what} {checkpoint!r} cannot be loaded ({reason(error, source)}); give a hub name or a folder with config.json, "
             f"model.safetensors and what its tokenizer or processor needs: --set {setting}=FOLDER"
         ) from error
 
 
 @lru_cache(maxsize=1)
-def _hub_answers() -> bool:
-    """Whether the hub can be reached. Without it a loader tries again for a minute, five times for every file."""
+def _hub_fault() -> str:
+    """Why the hub cannot be reached, "" where it can. Without it a loader tries again for a minute, five times for every file."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
-        return False
+        return "HF_HUB_OFFLINE is set"
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
-    # Which error it is depends on the HTTP library that huggingface_hub has.
-    except Exception:
-        return False
-    return True
+    # Which error it is depends on the HTTP library that huggingface_hub has. It is told where a checkpoint is not here either.
+    except Exception as error:
+        return f"{constants.ENDPOINT}: {type(error).__name__}: {error}"
+    return ""
 
 
 def device() -> Any:

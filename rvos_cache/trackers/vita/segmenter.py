@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import FOLDERS, device, load_frozen, source_of, weights_digest
+from rvos_cache.pretrained import FOLDERS, device, load_frozen, reason, source_of, weights_digest
 from rvos_cache.trackers.vita.head import VitaHead
 
 HEAD_FILE = "vita_head.safetensors"
@@ -66,9 +66,8 @@ def load_head(checkpoint: str) -> VitaHead:
         tensors = load_file(str(path))
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{WHAT} {checkpoint!r}: {HEAD_FILE} cannot be read ({lines[0]}); make the folder with rvos-cache convert-vita, or "
+            f"{WHAT} {checkpoint!r}: {HEAD_FILE} cannot be read ({reason(error, source)}); make the folder with rvos-cache convert-vita, or "
             f"name the one that holds it in {FOLDERS}"
         ) from error
     return VitaHead.from_official(tensors).to(device())
