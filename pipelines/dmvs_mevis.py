@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
+from pipelines.dmvs_models import frozen_models, text_cache
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract, extract_text
+from rvos_cache.extract import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_select.choice import Choice
 from rvos_select.cli import show_scores
@@ -30,10 +31,6 @@ from rvos_select.train import TrainSettings, train
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS shows the answers of valid_u; all tables but one column of the first are scored on valid, by the benchmark's server."""
 MAIN = "table_1_mevis.val_u"
-TEXT = {"checkpoint": "FacebookAI/roberta-base", "normalise": "lower"}
-"""Frozen RoBERTa, of sentences in lower case as its relatives' (section 4.2)."""
-TRACKER = {"profile": "exact"}
-"""All of VITA's mask features, a terabyte for MeViS's training split; `rvos-cache plan` says how much less others take."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 """Swept on valid_u; the paper's is 0.7."""
 
@@ -41,37 +38,20 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_mevis"), show_default=True)
-@click.option("--vita", required=True, help="A hub name or a folder that rvos-cache convert-vita wrote.")
+@frozen_models
 @click.option("--row", default=MAIN, show_default=True, help="Of papers/dmvs.toml.")
-@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
-@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
-@click.option(
-    "--tracker-set", "tracker_settings", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. profile=low_rank."
-)
 @click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_mevis.toml and to the row.")
-def dmvs_mevis(
-    root: Path,
-    out: Path,
-    vita: str,
-    row: str,
-    encoder: str,
-    jobs: int,
-    tracker_settings: tuple[str, ...],
-    settings: tuple[str, ...],
-) -> None:
+def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], models: dict[str, Any]) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
     published = published_row(page.parent / "papers/dmvs.toml", row)
     resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
-    tracker = merge({**TRACKER, "checkpoint": vita}, parse_overrides(tracker_settings))
 
     caches = out / "cache"
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
     tracks = {split: [caches / split / "vita.zarr"] for split in splits}
-    texts = {split: [caches / split / f"text-{encoder.rpartition(':')[2]}.zarr"] for split in splits}
-    for split in splits:
-        extract("mevis", root, split, "vita", tracks[split][0], overrides=tracker, jobs=jobs)
-        extract_text("mevis", root, split, encoder, texts[split][0], overrides=TEXT if encoder == "roberta" else None)
+    texts = {split: [caches / split / text_cache(models)] for split in splits}
+    extract_all("mevis", root, splits=splits, out=caches, **models)
 
     run, said = out / row / "run", out / row / "selections"
     train(resolved, tracks["train"], texts["train"], tracks[OPEN], texts[OPEN], run, resume=run.exists())

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pipelines.dmvs_mevis import TEXT, TRACKER
+from pipelines.dmvs_models import frozen_models, text_cache
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extract import extract_all
@@ -47,45 +47,25 @@ names shows its answers, and is not trained on here. Ref-DAVIS17's valid shows i
 )
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_single_object"), show_default=True)
-@click.option("--vita", required=True, help="A hub name or a folder that rvos-cache convert-vita wrote.")
-@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
-@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
-@click.option(
-    "--tracker-set", "tracker_settings", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. profile=low_rank."
-)
+@frozen_models
 @click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_single_object.toml.")
 def dmvs_single_object(
-    youtube: Path,
-    images: Path,
-    davis: Path,
-    out: Path,
-    vita: str,
-    encoder: str,
-    jobs: int,
-    tracker_settings: tuple[str, ...],
-    settings: tuple[str, ...],
+    youtube: Path, images: Path, davis: Path, out: Path, settings: tuple[str, ...], models: dict[str, Any]
 ) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
     page = Path(__file__).with_suffix(".toml")
     resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
     roots = {YOUTUBE: youtube, **dict.fromkeys(IMAGES, images), DAVIS: davis}
-    shown: dict[str, Any] = {
-        "tracker": "vita",
-        "encoder": encoder,
-        "overrides": merge({**TRACKER, "checkpoint": vita}, parse_overrides(tracker_settings)),
-        "text_overrides": TEXT if encoder == "roberta" else None,
-        "jobs": jobs,
-    }
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, TRAINED[YOUTUBE])).splits(youtube)
     for name, root in roots.items():
         splits = [*(named[name] for named in (TRAINED, OPEN) if name in named), *([HIDDEN] if hidden and name == YOUTUBE else [])]
-        extract_all(name, root, splits=splits, out=out / "cache" / name, **shown)
+        extract_all(name, root, splits=splits, out=out / "cache" / name, **models)
 
     def tracks(name: str, split: str) -> Path:
         return out / "cache" / name / split / "vita.zarr"
 
     def texts(name: str, split: str) -> Path:
-        return out / "cache" / name / split / f"text-{encoder.rpartition(':')[2]}.zarr"
+        return out / "cache" / name / split / text_cache(models)
 
     run = out / "run"
     train(

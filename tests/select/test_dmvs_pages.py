@@ -14,6 +14,7 @@ from test_sola_pages import write_davis, write_youtube
 from tiny_vita import CHANNELS, SMALL, write_checkpoint
 
 from pipelines import dmvs_mevis as page
+from pipelines import dmvs_models
 from pipelines.dmvs_shapes import dmvs_shapes
 from pipelines.dmvs_single_object import IMAGES, dmvs_single_object
 from rvos_cache.errors import InputError
@@ -45,8 +46,8 @@ def test_every_row_is_settings_away_and_its_numbers_fit(row: str) -> None:
 
 
 def test_the_caches_settings_exist() -> None:
-    assert build(RobertaSettings, page.TEXT, "text").normalise == "lower"
-    assert build(VitaSettings, {**page.TRACKER, "checkpoint": "x"}, "tracker").short_side == 360
+    assert build(RobertaSettings, dmvs_models.TEXT, "text").normalise == "lower"
+    assert build(VitaSettings, {**dmvs_models.TRACKER, "checkpoint": "x"}, "tracker").short_side == 360
 
 
 def test_the_schedule_is_the_paper_s() -> None:
