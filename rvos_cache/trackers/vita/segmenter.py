@@ -67,8 +67,8 @@ def load_head(checkpoint: str) -> VitaHead:
     # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
     except Exception as error:
         raise InputError(
-            f"{WHAT} {checkpoint!r}: {HEAD_FILE} cannot be read ({reason(error, source)}); make the folder with rvos-cache convert-vita, or "
-            f"name the one that holds it in {FOLDERS}"
+            f"{WHAT} {checkpoint!r}: {HEAD_FILE} cannot be read ({reason(error, source)}); "
+            f"make the folder with rvos-cache convert-vita, or name the one that holds it in {FOLDERS}"
         ) from error
     return VitaHead.from_official(tensors).to(device())
 
