@@ -16,17 +16,17 @@ from pipelines.dmvs_models import frozen_models, text_cache
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract_all
+from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_select.choice import Choice
-from rvos_select.cli import show_scores
-from rvos_select.evaluate import evaluate_selections
-from rvos_select.merge import merge as merge_masks
-from rvos_select.oracle import oracle
-from rvos_select.predict import predict
-from rvos_select.report import report
-from rvos_select.submit import submit
-from rvos_select.train import TrainSettings, train
+from rvos_select.cli.commands import show_scores
+from rvos_select.evaluation import evaluate_selections
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.inference.predict import predict
+from rvos_select.merging.merge import merge as merge_masks
+from rvos_select.merging.policy import PolicyOptions
+from rvos_select.reporting import report
+from rvos_select.submission import submit
+from rvos_select.training.train import TrainSettings, train
 
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS shows the answers of valid_u; all tables but one column of the first are scored on valid, by the benchmark's server."""
@@ -60,7 +60,9 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
     ours = evaluate_selections(selections, tracks[OPEN], root=root)
     scores = {f"{row}, {OPEN}": ours, f"tracks' oracle, {OPEN}": oracle(tracks[OPEN])}
     for threshold in THRESHOLDS:
-        scores[f"threshold {threshold}"] = evaluate_selections(selections, tracks[OPEN], root=root, choice=Choice(threshold))
+        scores[f"threshold {threshold}"] = evaluate_selections(
+            selections, tracks[OPEN], root=root, policy=PolicyOptions(threshold)
+        )
     index = report(run, selections, tracks[OPEN], out / row / "report", root=root, rows=scores)
     show_scores(scores, out / row / "metrics.json", ours)
     j_and_f, j, f = published["paper"]

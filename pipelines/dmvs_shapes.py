@@ -12,15 +12,15 @@ import click
 
 from pipelines.vita_shapes import LONG, SHORT, train_vita
 from rvos_cache.cli import run_command
-from rvos_cache.extract import extract_all
+from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
-from rvos_select.cli import show_scores
-from rvos_select.evaluate import evaluate_selections
-from rvos_select.oracle import oracle
-from rvos_select.predict import predict, select_all
-from rvos_select.report import report
-from rvos_select.train import TrainSettings, train
+from rvos_select.cli.commands import show_scores
+from rvos_select.evaluation import evaluate_selections
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.inference.predict import predict, select_all
+from rvos_select.reporting import report
+from rvos_select.training.train import TrainSettings, train
 
 SPLITS = ("train", "valid_u")
 FROZEN = {"config": {"masks": "frozen", "mask_init": "random"}}

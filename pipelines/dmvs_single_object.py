@@ -15,16 +15,16 @@ import click
 from pipelines.dmvs_models import frozen_models, text_cache
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.extract import extract_all
+from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_select.cli import show_scores
-from rvos_select.evaluate import benchmark_selections
-from rvos_select.merge import merge as merge_masks
-from rvos_select.oracle import oracle
-from rvos_select.predict import predict
-from rvos_select.report import report
-from rvos_select.submit import submit, submit_selections
-from rvos_select.train import TrainSettings, train
+from rvos_select.cli.commands import show_scores
+from rvos_select.evaluation import benchmark_selections
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.inference.predict import predict
+from rvos_select.merging.merge import merge as merge_masks
+from rvos_select.reporting import report
+from rvos_select.submission import submit, submit_selections
+from rvos_select.training.train import TrainSettings, train
 
 YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
 IMAGES = ("refcoco", "refcoco+", "refcocog")

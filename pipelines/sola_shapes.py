@@ -15,17 +15,17 @@ from typing import Any
 import click
 
 from rvos_cache.cli import run_command
-from rvos_cache.extract import extract_all, extract_text
-from rvos_cache.mirror import mirror
+from rvos_cache.exchange.mirror import mirror
+from rvos_cache.extraction import extract_all, extract_text
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.shapes import write_shapes
-from rvos_select.cli import show_scores
-from rvos_select.evaluate import Scope, evaluate_pngs, evaluate_selections
-from rvos_select.merge import merge as merge_masks
-from rvos_select.oracle import oracle
-from rvos_select.predict import predict, select_all
-from rvos_select.report import report
-from rvos_select.train import TrainSettings, train
+from rvos_select.cli.commands import show_scores
+from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.inference.predict import predict, select_all
+from rvos_select.merging.merge import merge as merge_masks
+from rvos_select.reporting import report
+from rvos_select.training.train import TrainSettings, train
 
 VIDEOS, SEED = 800, 7
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from rvos_cache.errors import InputError
-from rvos_cache.runs import Runs, joint_frames, paint
+from rvos_cache.mask_runs import MaskRuns, joint_frames, paint
 
 Rle = dict[str, Any]
 """COCO's compressed form: {"size": [H, W], "counts": bytes}."""
@@ -188,8 +188,8 @@ class RleMasks:
         return cls.from_bytes(rows, t, (h, w))
 
     @classmethod
-    def from_runs(cls, runs: Runs) -> RleMasks:
-        """From where the runs end, spelled as COCO's `rleToString` does (the format: `run_total`)."""
+    def from_runs(cls, runs: MaskRuns) -> RleMasks:
+        """From where the runs end, format_uri as COCO's `rleToString` does (the format: `run_total`)."""
         ends, stops = runs.ends, runs.stops
         starts = np.concatenate([stops[:0], [0], stops[:-1]])[: len(stops)]
         counts = np.diff(ends, prepend=0)
@@ -218,11 +218,11 @@ class RleMasks:
         offsets = np.concatenate([np.zeros(1, np.int64), after[stops - 1] if len(stops) else stops])
         return cls(rle, offsets, runs.shape, runs.size)
 
-    def runs(self) -> Runs:
+    def runs(self) -> MaskRuns:
         """Where the runs end. Raises ValueError when a mask breaks off inside a number."""
         none = np.zeros(0, np.int64)
         ends, stops = run_ends(self.rle, self.offsets) if len(self.rle) else (none, none)
-        return Runs(ends, stops, self.shape, self.size)
+        return MaskRuns(ends, stops, self.shape, self.size)
 
     @classmethod
     def empty(cls, count: int, frames: int, size: tuple[int, int]) -> RleMasks:

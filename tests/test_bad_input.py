@@ -21,8 +21,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from rvos_cache.store import TrackCache, content_digest, verify
-from rvos_select.ask import ask
-from rvos_select.choice import Choice
+from rvos_select.inference.ask import ask
+from rvos_select.merging.policy import PolicyOptions
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "cache"))
@@ -204,7 +204,7 @@ def test_a_second_question_reads_only_its_sentence(made: Path, rvos: Callable[..
         drawn[name] = [path.read_bytes() for path in sorted((tmp_path / "ask/masks/t0/0").iterdir())]
     assert drawn["best"] == drawn["fallback"] != drawn["none"]
     for empty, count in (("top1", 1), ("zeros", 0)):
-        answer = ask(frames, "the red square", made / "run", tmp_path / "ask", Choice(1.0, empty=empty))
+        answer = ask(frames, "the red square", made / "run", tmp_path / "ask", PolicyOptions(1.0, empty=empty))
         assert answer.selected == count < answer.tracks
     assert len(list((tmp_path / "ask/cache").glob("tracks-*"))) == 1
     assert len(list((tmp_path / "ask/cache").glob("text-*"))) == 2

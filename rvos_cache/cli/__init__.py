@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rvos_cache.cli import exchange, extract, look, make, vita
-from rvos_cache.cli.look import info
+from rvos_cache.cli import exchange, extract, inspect_caches, make_data, vita
+from rvos_cache.cli.inspect_caches import info
 from rvos_cache.cli.run import run_command
 
 __all__ = ["cli", "info", "main", "run_command"]
@@ -16,7 +16,7 @@ def cli() -> None:
     """Run frozen trackers and text encoders over a dataset once and keep what they see."""
 
 
-for group in (make, extract, exchange, vita, look):
+for group in (make_data, extract, exchange, vita, inspect_caches):
     for command in group.COMMANDS:
         cli.add_command(command)
 

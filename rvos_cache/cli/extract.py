@@ -45,8 +45,8 @@ def extract(
     **engine: Any,
 ) -> None:
     """Write the tracks of a split. Run it again to resume."""
-    from rvos_cache.extract import engine_of
-    from rvos_cache.extract import extract as step
+    from rvos_cache.extraction import engine_of
+    from rvos_cache.extraction import extract as step
     from rvos_cache.settings import parse_overrides
 
     settings = parse_overrides(overrides)
@@ -68,7 +68,7 @@ def extract(
 @OUT
 def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: tuple[str, ...], out: Path) -> None:
     """Write the words of a split's expressions."""
-    from rvos_cache.extract import extract_text as step
+    from rvos_cache.extraction import extract_text as step
     from rvos_cache.settings import parse_overrides
 
     told({str(out): step(dataset, root, split, encoder, out, overrides=parse_overrides(overrides))})
@@ -102,8 +102,8 @@ def extract_all(
     **engine: Any,
 ) -> None:
     """Tracks and words of every split: what `make extract DATASET=...` runs."""
-    from rvos_cache.extract import engine_of
-    from rvos_cache.extract import extract_all as step
+    from rvos_cache.extraction import engine_of
+    from rvos_cache.extraction import extract_all as step
     from rvos_cache.settings import parse_overrides
 
     where = root or Path("data") / dataset
@@ -140,8 +140,8 @@ def plan(
     """Videos, frames, bytes and hours of an extraction, from a timing of a few videos on this machine."""
     from rich.filesize import decimal
 
-    from rvos_cache.extract import TrackWork
-    from rvos_cache.extract import plan as step
+    from rvos_cache.extraction import TrackWork
+    from rvos_cache.extraction import plan as step
     from rvos_cache.settings import parse_overrides
 
     def known(planned: PlannedBytes) -> None:

@@ -41,7 +41,7 @@ JOBS = click.option("--jobs", type=click.IntRange(1), default=1, show_default=Tr
 
 
 def ENGINE(command: F) -> F:
-    """--engine and the options of each, as keywords of `rvos_cache.extract.engine_of`."""
+    """--engine and the options of each, as keywords of `rvos_cache.extraction.engine_of`."""
     for option in (
         click.option("--ray-cores", type=click.IntRange(1), metavar="N", help="A Ray worker per N cores.  [default: per GPU]"),
         click.option("--ray-address", metavar="ADDRESS", help="The Ray cluster.  [default: RAY_ADDRESS, or this machine's]"),

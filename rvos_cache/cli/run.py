@@ -13,16 +13,16 @@ import click
 from rvos_cache.errors import InputError
 
 if TYPE_CHECKING:
-    from rvos_cache.extract import ExtractReport
+    from rvos_cache.extraction import ExtractReport
 
 
 def told(reports: Mapping[str, ExtractReport]) -> None:
     """One line per cache; exit status 1 when any video failed."""
-    from rvos_cache.store import spelled
+    from rvos_cache.store import format_uri
 
     failed = total = 0
     for where, report in reports.items():
-        click.echo(f"{spelled(where)}: {len(report.done)} done, {len(report.skipped)} were there, {len(report.failed)} failed")
+        click.echo(f"{format_uri(where)}: {len(report.done)} done, {len(report.skipped)} were there, {len(report.failed)} failed")
         for video, error in report.failed.items():
             click.echo(f"failed {video}: {error}", err=True)
         failed += len(report.failed)

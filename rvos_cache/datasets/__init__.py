@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rvos_cache.datasets.mirrored import SUFFIX, Mirrored
-from rvos_cache.seams import resolve
+from rvos_cache.plugins import resolve
 from rvos_cache.types import Expression, GroundTruth, Video
 
 DATASETS = {
@@ -45,7 +45,7 @@ class Dataset(Protocol):
         """The splits found under `root`, in the dataset's own order."""
 
     @property
-    def has_answers(self) -> bool:
+    def has_ground_truth(self) -> bool:
         """Whether the split shows its ground truth."""
 
     def video_ids(self) -> tuple[str, ...]:

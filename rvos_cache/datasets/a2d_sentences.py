@@ -67,7 +67,7 @@ class A2dSentences(ListedSplit[_Entry]):
 
     name = "a2d-sentences"
     one_object = True
-    has_answers = True
+    has_ground_truth = True
 
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = Path(root), split

@@ -48,7 +48,7 @@ class JhmdbSentences(ListedSplit[_Entry]):
 
     name = "jhmdb-sentences"
     one_object = True
-    has_answers = True
+    has_ground_truth = True
 
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = Path(root), split

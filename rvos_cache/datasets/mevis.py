@@ -56,7 +56,7 @@ class Mevis(ListedVideos):
         return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
 
     @property
-    def has_answers(self) -> bool:
+    def has_ground_truth(self) -> bool:
         """Whether the split shows its answers: MeViS's open splits do (missing masks are a fault there), others by their file."""
         return self.split in OPEN or (self.folder / MASKS).exists()
 
@@ -66,7 +66,7 @@ class Mevis(ListedVideos):
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """In file order. Raises InputError for an empty text, a bad id, or an id that is not annotated."""
-        return tuple(self._expression(video_id, key, self.has_answers) for key in self.expression_ids(video_id))
+        return tuple(self._expression(video_id, key, self.has_ground_truth) for key in self.expression_ids(video_id))
 
     def _expression(self, video_id: str, key: str, answers: bool) -> Expression:
         return self._sentence(video_id, key, self._targets if answers else None)
@@ -84,7 +84,7 @@ class Mevis(ListedVideos):
 
     def ground_truth(self, video_id: str) -> GroundTruth | None:
         """The objects that the video's expressions name, by anno_id. None when the split has no masks. Raises InputError."""
-        if not self.has_answers:
+        if not self.has_ground_truth:
             return None
         video = self.video(video_id)
         named = [target for e in self.expressions(video_id) for target in e.targets or ()]
@@ -112,7 +112,7 @@ class Mevis(ListedVideos):
 
     def check(self) -> Iterator[str]:
         """Every fault, one line each."""
-        answers = self.has_answers
+        answers = self.has_ground_truth
         if answers:
             try:
                 _ = self.masks

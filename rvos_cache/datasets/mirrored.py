@@ -41,9 +41,9 @@ class Mirrored:
         return []
 
     @property
-    def has_answers(self) -> bool:
+    def has_ground_truth(self) -> bool:
         """Whether the split itself shows its ground truth."""
-        return self.dataset.has_answers
+        return self.dataset.has_ground_truth
 
     def video_ids(self) -> tuple[str, ...]:
         """The split's videos, `-mirror` behind each."""

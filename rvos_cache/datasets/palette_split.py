@@ -58,7 +58,7 @@ class PaletteSplit(ListedVideos):
         return found_splits(root, ())
 
     @property
-    def has_answers(self) -> bool:
+    def has_ground_truth(self) -> bool:
         """Whether the split shows its answers."""
         return self.answers
 
@@ -80,7 +80,7 @@ class PaletteSplit(ListedVideos):
 
         Raises InputError: a PNG is damaged, of another size or absent, or no PNG shows an object that is named.
         """
-        if not self.has_answers:
+        if not self.has_ground_truth:
             return None
         video, named = self.video(video_id), self._named(video_id)
         paths = self._annotation_paths(video)
@@ -97,7 +97,7 @@ class PaletteSplit(ListedVideos):
         for key in self.repeated:
             yield twice(self.file, key)
         known, path, repeated = None, self.folder / OBJECTS, list[str]()
-        if self.has_answers and path.exists():
+        if self.has_ground_truth and path.exists():
             try:
                 known = read_videos(path, repeated)
             except InputError as error:
@@ -125,7 +125,7 @@ class PaletteSplit(ListedVideos):
         def targets(entry: dict[str, Any], where: str) -> tuple[str, ...]:
             return (self.object_id(video_id, object_number(entry.get("obj_id"), where)),)
 
-        return self._sentence(video_id, key, targets if self.has_answers else None)
+        return self._sentence(video_id, key, targets if self.has_ground_truth else None)
 
     def _named(self, video_id: str) -> dict[int, str]:
         """Object number, rising, -> the first expression that names it. Raises InputError."""
@@ -171,7 +171,7 @@ class PaletteSplit(ListedVideos):
             size = yield from check_frames(folder, names, frame_files(folder))
         except InputError as error:
             yield str(error)
-        if not self.has_answers:
+        if not self.has_ground_truth:
             return
         shown = yield from self._check_objects(video_id, named, known)
         faults = list(self._annotation_faults(video_id, names, size, named, shown))

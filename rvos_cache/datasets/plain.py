@@ -63,7 +63,7 @@ class Plain:
         return sorted(found | ({ALL} if (Path(root) / EXPRESSIONS).exists() else set()))
 
     @property
-    def has_answers(self) -> bool:
+    def has_ground_truth(self) -> bool:
         """Whether there are masks and some expression names its objects; one that does not is a fault then."""
         return self.named and self.masks.is_dir()
 
@@ -94,7 +94,7 @@ class Plain:
         annotated: the frames that have a PNG, or all where no expression names an object. Raises InputError: a PNG is damaged
         or of another size, no frame has one, or none shows an object that is named.
         """
-        if not self.has_answers:
+        if not self.has_ground_truth:
             return None
         named = self._named(video_id)
         frames, size = self._shape(video_id)
@@ -152,7 +152,7 @@ class Plain:
         if not isinstance(text, str):
             raise InputError(f'{where}: wanted a text or {{"text": text, "objects": [numbers]}}; write it again')
         targets = None
-        if self.has_answers:
+        if self.has_ground_truth:
             targets = tuple(f"{video_id}-{number}" for number in _objects(entry, where))
         try:
             return Expression(video_id, key, text, targets)
@@ -197,7 +197,7 @@ class Plain:
                 names, size = self._shape(video_id)
         except InputError as error:
             yield str(error)
-        if self.has_answers:
+        if self.has_ground_truth:
             faults = list(self._mask_faults(video_id, names, size))
             yield from faults[:FAULTS]
             if len(faults) > FAULTS:

@@ -54,7 +54,7 @@ class RefCoco(ListedSplit[_Entry]):
     name = "refcoco"
     one_object = True
     known: tuple[str, ...] = ("train", "val", "testA", "testB")
-    has_answers = True
+    has_ground_truth = True
 
     def __init__(self, root: Path, split: str) -> None:
         """Raises InputError, also where an entry of the list names no image."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from rvos_cache.errors import InputError, naming
 from rvos_cache.exchange.sola_files import MASKLETS, METRICS, TOKENS, Kind, SolaTrack, object_name, split_folder, write_track
-from rvos_cache.extract import at_hand
+from rvos_cache.extraction import at_hand
 from rvos_cache.overlap import frame_mean, iou, precision, recall
 from rvos_cache.store import TrackCache, TrackInfo
 from rvos_cache.types import VIDEO

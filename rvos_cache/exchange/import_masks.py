@@ -24,7 +24,7 @@ from PIL import Image
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extract import ExtractReport, chosen_videos, write_videos
+from rvos_cache.extraction import ExtractReport, chosen_videos, write_videos
 from rvos_cache.frames import BROKEN
 from rvos_cache.masks import RleMasks, encode, from_coco
 from rvos_cache.overlap import count_overlap
@@ -95,7 +95,7 @@ def read_video(directory: Path, source: Dataset, video_id: str, settings: FlowSe
     else:
         raise InputError(f"{folder}: not found, and no {file.name}; a video without a track is an empty folder")
     masks = RleMasks.from_bytes(list(rows.values()), len(video), video.size)
-    truth = source.ground_truth(video_id) if source.has_answers else None
+    truth = source.ground_truth(video_id) if source.has_ground_truth else None
     overlap = None if truth is None else count_overlap(masks, truth)
     expressions, tracks = source.expressions(video_id), described(video, masks, settings)
     return TrackRecord(video_id, video.frame_names, video.size, expressions, tracks, truth, overlap), list(rows)

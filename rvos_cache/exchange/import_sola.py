@@ -20,7 +20,7 @@ import numpy as np
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.sola_files import CHANNELS, ORIGINS, Kind, SolaFolder, SolaTrack, object_name
-from rvos_cache.extract import ExtractReport, bound_digest, chosen_videos, write_videos
+from rvos_cache.extraction import ExtractReport, bound_digest, chosen_videos, write_videos
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap, frame_mean, iou
 from rvos_cache.store import CacheWriter, Card, TrackCache, TrackRecord, provenance, write_tracks
@@ -142,7 +142,7 @@ def read_video(folder: SolaFolder, source: Dataset, video_id: str) -> tuple[Trac
         prompt_frame=np.full(n, UNKNOWN_FRAME, np.int32),
         prompt_box=np.zeros((n, 4), np.float32),
     )
-    truth = source.ground_truth(video_id) if source.has_answers else None
+    truth = source.ground_truth(video_id) if source.has_ground_truth else None
     overlap = None if truth is None else count_overlap(masks, truth)
     record = TrackRecord(video_id, video.frame_names, video.size, expressions, tracks, truth, overlap)
     held: dict[str, Any] = {"tracks": [dict(track.fields) for track in found]}

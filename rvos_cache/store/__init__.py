@@ -13,21 +13,21 @@ A cache may also lie in an object store, where nothing can be renamed: objects.p
 The arrays of each kind stand at the top of tracks.py, text.py and selections.py.
 """
 
-from rvos_cache.store.address import place_of, spelled
+from rvos_cache.store.backend import Backend
 from rvos_cache.store.card import FREE, Card, provenance, read_card
-from rvos_cache.store.folder import sync
-from rvos_cache.store.place import Place
+from rvos_cache.store.checksum import canonical, digest
+from rvos_cache.store.folder_backend import sync
 from rvos_cache.store.reader import Cache, VideoFolder
-from rvos_cache.store.seal import canonical, digest
 from rvos_cache.store.selections import SelectionCache, SelectionInfo, SelectionRecord, write_selections
 from rvos_cache.store.text import TextCache, TextRecord, write_text
 from rvos_cache.store.tracks import TrackCache, TrackInfo, TrackRecord, write_tracks
+from rvos_cache.store.uri import format_uri, open_backend
 from rvos_cache.store.verify import content_digest, leftovers, open_cache, verify, video_digest
 from rvos_cache.store.writer import CacheWriter
 
 __all__ = [
-    "FREE", "Cache", "CacheWriter", "Card", "Place", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache",
+    "FREE", "Cache", "CacheWriter", "Card", "Backend", "SelectionCache", "SelectionInfo", "SelectionRecord", "TextCache",
     "TextRecord", "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest", "digest", "leftovers",
-    "open_cache", "place_of", "provenance", "read_card", "spelled", "sync", "verify", "video_digest", "write_selections",
+    "open_cache", "open_backend", "provenance", "read_card", "format_uri", "sync", "verify", "video_digest", "write_selections",
     "write_text", "write_tracks",
 ]  # fmt: skip

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
-from rvos_cache.store.address import place_of
-from rvos_cache.store.place import Place
-from rvos_cache.store.seal import unsealed
+from rvos_cache.store.backend import Backend
+from rvos_cache.store.checksum import read_checked
+from rvos_cache.store.uri import open_backend
 
 FORMAT_VERSION = 2
 """2: masks as turns of their columns, overlap counts in one table, small arrays in the attributes."""
@@ -71,15 +71,15 @@ def read_card(path: Path | str) -> Card:
 
     Raises InputError when there is none, or it is damaged or of another format.
     """
-    return card_in(place_of(path))
+    return card_in(open_backend(path))
 
 
-def card_in(place: Place) -> Card:
+def card_in(place: Backend) -> Card:
     """The card of the cache that lives in `place`. Raises like `read_card`."""
     if not place.exists():
         raise InputError(f"{place}: no cache here; make it with rvos-cache extract (words: extract-text)")
     where = f"{place}/card.json"
-    values = unsealed(
+    values = read_checked(
         lambda: place.read("card.json").tobytes(), where, "this is not a whole cache: extract it again into a new path"
     )
     if values.get("format_version") != FORMAT_VERSION:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.address import place_of, spelled
+from rvos_cache.store.backend import Backend
 from rvos_cache.store.card import Card, card_in
-from rvos_cache.store.place import Place
-from rvos_cache.store.seal import canonical, digest
+from rvos_cache.store.checksum import canonical, digest
+from rvos_cache.store.uri import format_uri, open_backend
 
 CODECS = ["bytes", "crc32c"]
 
@@ -55,8 +55,8 @@ class VideoFolder:
     arrays' shapes are those of the moment they were first read. Raises InputError when the video is absent or damaged.
     """
 
-    def __init__(self, place: Place, video_id: str) -> None:
-        self.place = place
+    def __init__(self, place: Backend, video_id: str) -> None:
+        self.backend = place
         published = place.published(video_id)
         self.at, self.files, self.remedy = published.at, dict(published.files), published.remedy
         self._passed: dict[str, tuple[int, bytes]] = {}
@@ -65,7 +65,7 @@ class VideoFolder:
 
     def where(self, name: str = "") -> str:
         """The full name of a file, or of the whole video, for messages."""
-        return f"{self.place}/{self.at}/{name}".rstrip("/")
+        return f"{self.backend}/{self.at}/{name}".rstrip("/")
 
     def names(self) -> list[str]:
         """The arrays of the video."""
@@ -93,7 +93,7 @@ class VideoFolder:
     def check(self, name: str) -> NDArray[np.uint8]:
         """The bytes of the file `name`. Raises InputError when it is missing or its bytes changed."""
         try:
-            raw = self.place.read(f"{self.at}/{name}")
+            raw = self.backend.read(f"{self.at}/{name}")
         except OSError as error:
             raise InputError(f"{self.where(name)}: missing or unreadable ({error.strerror}); {self.remedy}") from error
         # The last four bytes are kept beside, not summed: over a chunk and its own crc32c the sum is the same for all chunks.
@@ -151,19 +151,19 @@ class Cache:
     kind: Literal["tracks", "text", "selections"]
 
     def __init__(self, path: Path | str) -> None:
-        self.path, self.place = spelled(path), place_of(path)
-        self.card: Card = card_in(self.place)
+        self.path, self.backend = format_uri(path), open_backend(path)
+        self.card: Card = card_in(self.backend)
         if self.card.kind != self.kind:
-            raise InputError(f"{self.place}: holds {self.card.kind}, wanted {self.kind}; give the cache of that kind")
+            raise InputError(f"{self.backend}: holds {self.card.kind}, wanted {self.kind}; give the cache of that kind")
         # A handle parses two small JSON files; a thousand of them are a few megabytes.
         self.folder = lru_cache(maxsize=4096)(self._open)
 
     def _open(self, video_id: str) -> VideoFolder:
-        return VideoFolder(self.place, video_id)
+        return VideoFolder(self.backend, video_id)
 
     def video_ids(self) -> tuple[str, ...]:
         """The published videos, sorted."""
-        return tuple(sorted(self.place.video_ids()))
+        return tuple(sorted(self.backend.video_ids()))
 
     def failures(self) -> dict[str, str]:
         """Videos that failed and are still not there, with the last error of each."""
@@ -183,6 +183,6 @@ class Cache:
 
     def _failure_records(self) -> list[tuple[str, bytes]]:
         try:
-            return list(self.place.failures())
+            return list(self.backend.failures())
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be read ({error.strerror}); remove or repair it") from error

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from rvos_cache.masks import RleMasks
+from rvos_cache.store.mask_codec import pack, unpack
 from rvos_cache.store.reader import Cache
-from rvos_cache.store.turns import pack, unpack
 from rvos_cache.store.writer import CacheWriter
 from rvos_cache.types import Selection
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
+from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
-from rvos_cache.runs import Runs
+from rvos_cache.store.mask_codec import pack, unpack
 from rvos_cache.store.reader import Cache
-from rvos_cache.store.turns import pack, unpack
 from rvos_cache.store.writer import CacheWriter
 from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet
 
@@ -170,7 +170,7 @@ class TrackCache(Cache):
         """(N, T) masks, or those of the given tracks alone, in that order. Raises IndexError for a track beyond the last."""
         return RleMasks.from_runs(self.runs(video_id, tracks))
 
-    def runs(self, video_id: str, tracks: Iterable[int] | None = None) -> Runs:
+    def runs(self, video_id: str, tracks: Iterable[int] | None = None) -> MaskRuns:
         """The same as the places where runs end: what pixels are drawn from soonest."""
         return self._runs(video_id, "mask_rle", self.folder(video_id).attributes["tracks"], tracks)
 
@@ -217,7 +217,7 @@ class TrackCache(Cache):
         ids = tuple(self.folder(video_id).attributes["object_ids"])
         return GroundTruth(ids, RleMasks.from_runs(self._runs(video_id, "gt_rle", len(ids))), counts[-1, -1] != 0)
 
-    def _runs(self, video_id: str, name: str, count: int, chosen: Iterable[int] | None = None) -> Runs:
+    def _runs(self, video_id: str, name: str, count: int, chosen: Iterable[int] | None = None) -> MaskRuns:
         folder = self.folder(video_id)
         shape = (count, len(folder.attributes["frame_names"]))
         size = (folder.attributes["size"][0], folder.attributes["size"][1])

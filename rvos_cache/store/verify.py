@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.address import place_of
 from rvos_cache.store.card import read_card
+from rvos_cache.store.checksum import canonical, digest
 from rvos_cache.store.reader import Cache, VideoFolder
-from rvos_cache.store.seal import canonical, digest
 from rvos_cache.store.selections import SelectionCache
 from rvos_cache.store.text import TextCache
 from rvos_cache.store.tracks import TrackCache
+from rvos_cache.store.uri import open_backend
 
 THREADS = 8
 KINDS: dict[str, type[Cache]] = {"tracks": TrackCache, "text": TextCache, "selections": SelectionCache}
@@ -65,7 +65,7 @@ def verify(path: Path | str) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
-    for stray in cache.place.strays():
+    for stray in cache.backend.strays():
         yield f"{stray}: does not belong here; move it out of the cache"
     # Threads: a store far away answers many questions at once, and digests of large files leave Python's lock.
     with ThreadPoolExecutor(THREADS) as pool:
@@ -85,12 +85,12 @@ def _video_faults(cache: Cache, video_id: str) -> list[str]:
 
 def leftovers(path: Path | str) -> Iterator[str]:
     """Notes, one line each: what dead writers left. It is never read, and the next extraction sweeps it."""
-    for left in place_of(path).leftovers():
+    for left in open_backend(path).leftovers():
         yield f"{left}: left by a process that died; the next extraction into this cache removes it"
 
 
 def _faults(folder: VideoFolder) -> Iterator[str]:
-    present = folder.place.inside(folder.at)
+    present = folder.backend.inside(folder.at)
     belong = {"digests.json", *folder.files, *(str(parent) for name in folder.files for parent in Path(name).parents)}
     for name in sorted(present - belong):
         yield f"{folder.where(name)}: does not belong here; {folder.remedy}"
@@ -110,4 +110,4 @@ def _misfits(cache: Cache, video_id: str) -> Iterator[str]:
         elif isinstance(cache, SelectionCache):
             cache.selections(video_id)
     except (InputError, ValueError) as error:
-        yield f"{cache.place}, video {video_id}: {error}"
+        yield f"{cache.backend}, video {video_id}: {error}"

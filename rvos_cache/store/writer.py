@@ -14,10 +14,10 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from rvos_cache.errors import InputError
-from rvos_cache.store.address import place_of
-from rvos_cache.store.attempts import HOST
 from rvos_cache.store.card import Card, card_in
-from rvos_cache.store.seal import canonical, digest, sealed
+from rvos_cache.store.checksum import canonical, digest, with_checksum
+from rvos_cache.store.staging import HOST
+from rvos_cache.store.uri import open_backend
 
 
 class CacheWriter:
@@ -29,18 +29,18 @@ class CacheWriter:
     """
 
     def __init__(self, path: Path | str, card: Card) -> None:
-        self.path, self.card, self.place = Path(path), card, place_of(path)
-        if not self.place.has_card():
-            self.place.claim(sealed(card.model_dump()))
-        found = card_in(self.place)
+        self.path, self.card, self.backend = Path(path), card, open_backend(path)
+        if not self.backend.has_card():
+            self.backend.claim(with_checksum(card.model_dump()))
+        found = card_in(self.backend)
         different = found.differences(card)
         if different:
             name = different[0]
             raise InputError(
-                f"{self.place}: made with {name} = {found.value(name)!r}, now it is {card.value(name)!r}; "
+                f"{self.backend}: made with {name} = {found.value(name)!r}, now it is {card.value(name)!r}; "
                 "use another path or the old settings"
             )
-        self.place.open_for_writing()
+        self.backend.open_for_writing()
 
     @classmethod
     def join(cls, path: Path | str, card: Card, mark: str) -> CacheWriter:
@@ -48,7 +48,7 @@ class CacheWriter:
 
         Raises InputError when this machine sees another place under that name: what it wrote there would be lost.
         """
-        place = place_of(path)
+        place = open_backend(path)
         try:
             place.read(mark)
         except FileNotFoundError as error:
@@ -60,7 +60,7 @@ class CacheWriter:
 
     def done(self) -> set[str]:
         """Ids of the published videos."""
-        return self.place.video_ids()
+        return self.backend.video_ids()
 
     def publish(
         self,
@@ -76,19 +76,19 @@ class CacheWriter:
         """
         # Zarr would write NaN as something that is not JSON.
         canonical(attributes)
-        with self.place.staging(video_id) as folder:
+        with self.backend.staging(video_id) as folder:
             group = zarr.open_group(folder, mode="w-", zarr_format=3)
             # One write of the attributes: each update would rewrite zarr.json.
             group.attrs.put({**attributes, "provenance": dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))})
             for name, value in arrays.items():
                 _write_array(group, name, value)
             files = {str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
-            return self.place.publish(folder, video_id, files)
+            return self.backend.publish(folder, video_id, files)
 
     def fail(self, video_id: str, message: str) -> None:
         """Record that `video_id` could not be made."""
         entry = {"video": video_id, "error": " ".join(message.split()), "when": time.strftime("%FT%TZ", time.gmtime())}
-        self.place.add_failure(json.dumps({**entry, "digest": digest(canonical(entry))}).encode())
+        self.backend.add_failure(json.dumps({**entry, "digest": digest(canonical(entry))}).encode())
 
 
 def _write_array(group: zarr.Group, name: str, value: Any) -> None:

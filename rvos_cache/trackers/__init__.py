@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rvos_cache import settings
-from rvos_cache.seams import resolve
+from rvos_cache.plugins import resolve
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Video
 
 TRACKERS = {

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extract import at_hand, failed_videos
+from rvos_cache.extraction import at_hand, failed_videos
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import TrackCache
 from rvos_cache.types import Expression, GroundTruth
-from rvos_select.caches import TrackSource
+from rvos_select.data.caches import TrackSource
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def chosen_videos(known: Sequence[str], videos: Sequence[str], limit: int | None
 def from_dataset(dataset: Dataset, video_id: str) -> VideoAnswers:
     """The answers that the dataset has. Raises InputError when its split hides them or the video cannot be read."""
     where = f"{dataset.root} {dataset.split}"
-    if not dataset.has_answers:
+    if not dataset.has_ground_truth:
         raise InputError(f"{where}: the split hides its answers; score another split, or submit to the benchmark's server")
     kind = getattr(dataset, "kind", None)
     truth = dataset.ground_truth(video_id)
@@ -116,7 +116,7 @@ def answers(
             found = from_cache(cache, video_id)
         if found is not None:
             yield found
-        elif allow_missing and (known is None or known.has_answers):
+        elif allow_missing and (known is None or known.has_ground_truth):
             yield _keys(known, video_id)
         else:
             raise lost

@@ -7,11 +7,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rvos_cache.seams import resolve
+from rvos_cache.plugins import resolve
 from rvos_cache.settings import Settings
 from rvos_cache.store import Card
-from rvos_select.choice import Empty
-from rvos_select.data import Batch
+from rvos_select.data.batch import Batch
+from rvos_select.merging.policy import Empty
 
 SELECTORS = {
     "sola": "rvos_select.selectors.sola:Sola",
@@ -56,9 +56,9 @@ class Selector(Protocol):
 
 
 class DrawingSelector(Selector, Protocol):
-    """A selector with `draws`. lowest: score below which a query is drawn only where it is an expression's best."""
+    """A selector with `draws`. draw_threshold: score below which a query is drawn only where it is an expression's best."""
 
-    lowest: float
+    draw_threshold: float
 
     def draw(self, batch: Batch, wanted: Tensor) -> Iterator[Tensor]:
         """The masks of the K queries `wanted` bool (B, Q), row by row: bool (K, t, H, W), one chunk of frames after another."""

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
-from rvos_select.choice import Empty
-from rvos_select.data import Batch
-from rvos_select.matching import assign, counted_costs
+from rvos_select.data.batch import Batch
+from rvos_select.losses.matching import assign, counted_costs
+from rvos_select.merging.policy import Empty
+from rvos_select.selectors.base import Selector, checked_config
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.selectors.dmvs_layers import (
     MaskMlp,
@@ -30,7 +31,6 @@ from rvos_select.selectors.dmvs_layers import (
 )
 from rvos_select.selectors.dmvs_masks import drawn, in_input, mask_logits, pair_losses, point_costs
 from rvos_select.selectors.dmvs_vita import FrozenVita
-from rvos_select.selectors.hub import HubSelector, checked_config
 
 REFERRED, NO_OBJECT = 0, 1
 
@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
     began: Tensor | None
 
 
-class Dmvs(HubSelector):
+class Dmvs(Selector):
     """Scores motion queries and draws their masks, or with masks=frozen scores the cache's tracks."""
 
     Config = DmvsConfig
@@ -87,9 +87,9 @@ class Dmvs(HubSelector):
         return self.config.masks == "drawn"
 
     @property
-    def lowest(self) -> float:
+    def draw_threshold(self) -> float:
         """Score below which a query is drawn only where it is an expression's best."""
-        return self.config.lowest
+        return self.config.draw_threshold
 
     @property
     def empty(self) -> Empty:
@@ -176,10 +176,10 @@ class Dmvs(HubSelector):
 
         Raises InputError when the pooler is asked for and a text begins with a word.
         """
-        words = batch.words[:, : self.config.longest].to(self.class_head.weight.dtype)
-        mask = batch.word_mask[:, : self.config.longest]
+        words = batch.words[:, : self.config.max_length].to(self.class_head.weight.dtype)
+        mask = batch.word_mask[:, : self.config.max_length]
         assert batch.spans is not None
-        spans = batch.spans[:, : self.config.longest]
+        spans = batch.spans[:, : self.config.max_length]
         said = mask & (spans[..., 1] > spans[..., 0])
         projection = self.word_projection if self.sentence_projection is None else self.sentence_projection
         if self.pooler is None:

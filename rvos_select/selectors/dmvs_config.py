@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from rvos_cache.settings import Settings
-from rvos_select.choice import Empty
+from rvos_select.merging.policy import Empty
 from rvos_select.selectors.dmvs_layers import HEADS
 
 
@@ -56,7 +56,7 @@ class DmvsConfig(Settings):
     sentence: Literal["mean_own", "mean_shared", "roberta_pooler"] = "mean_own"
     """F_se: the mean word through a projection of its own, or through that of the words; or RoBERTa's pooler over its first
     token, random and frozen as roberta-base leaves it, through a projection of its own (LMPM, DsHmp)."""
-    longest: int = Field(default=40, ge=1)
+    max_length: int = Field(default=40, ge=1)
     """Words, special ones included, beyond which a sentence is cut."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """In the text projections."""
@@ -96,7 +96,7 @@ class DmvsConfig(Settings):
     """What answers where no score is above the threshold: nothing (the relatives' code), or the best query."""
     chunk: int = Field(default=5, ge=1)
     """Frames whose mask features are read at once when masks are drawn."""
-    lowest: float = Field(default=0.1, ge=0, lt=1)
+    draw_threshold: float = Field(default=0.1, ge=0, lt=1)
     """drawn: queries of lower scores are no candidates and have no mask, but for an expression's best."""
 
     @model_validator(mode="after")

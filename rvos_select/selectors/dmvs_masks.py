@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rvos_cache.trackers.vita.geometry import FrameGeometry
-from rvos_select.data import FrameArray
-from rvos_select.matching import bce_costs, dice_costs
-from rvos_select.points import bce_loss, dice_loss, sample, uncertain_points
+from rvos_select.data.batch import FrameArray
+from rvos_select.losses.matching import bce_costs, dice_costs
+from rvos_select.losses.points import bce_loss, dice_loss, sample, uncertain_points
 
 FULL = 16
 """Masks that are held at once as logits at the frame's size."""

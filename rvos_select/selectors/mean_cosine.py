@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_cache.settings import Settings
-from rvos_select.data import Batch
-from rvos_select.losses import bce
-from rvos_select.selectors.hub import HubSelector, checked_config
+from rvos_select.data.batch import Batch
+from rvos_select.losses.tracks import bce
+from rvos_select.selectors.base import Selector, checked_config
 
 
 class MeanCosineConfig(Settings):
@@ -28,7 +28,7 @@ class MeanCosineConfig(Settings):
     positive_weight: float = Field(default=1.5, gt=0)
 
 
-class MeanCosine(HubSelector):
+class MeanCosine(Selector):
     """logit = scale · cos(A·mean token, B·mean word) + bias; A and B linear maps without bias."""
 
     Config = MeanCosineConfig

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_cache.settings import Settings
-from rvos_select.data import Batch
-from rvos_select.losses import alignment_code, alignment_paper, bce
-from rvos_select.selectors.hub import HubSelector, checked_config, load_strictly
+from rvos_select.data.batch import Batch
+from rvos_select.losses.tracks import alignment_code, alignment_paper, bce
+from rvos_select.selectors.base import Selector, checked_config, load_strictly
 from rvos_select.selectors.sola_layers import (
     GROUPS,
     AlignmentLayer,
@@ -72,7 +72,7 @@ class Aligned(NamedTuple):
     anchor: Tensor
 
 
-class Sola(HubSelector):
+class Sola(Selector):
     """Scores tracks by their aligned tokens; reads tokens and words only."""
 
     Config = SolaConfig

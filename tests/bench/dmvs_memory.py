@@ -16,7 +16,7 @@ import time
 import torch
 
 from rvos_cache.trackers.vita.head import HeadSizes, VitaHead
-from rvos_select.data import Batch
+from rvos_select.data.batch import Batch
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.selectors.dmvs_vita import FrozenVita

@@ -23,8 +23,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rvos_select.evaluate import evaluate_pngs, evaluate_selections
-from rvos_select.merge import merge
+from rvos_select.evaluation import evaluate_pngs, evaluate_selections
+from rvos_select.merging.merge import merge
 
 HERE = Path(__file__).resolve().parent
 GOALS = {"PNGs": 4, "selections": 8}

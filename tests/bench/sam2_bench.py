@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cache"))
 from plain_sam2 import plain_tracks
 from tiny_sam2 import tiny_sam2
 
-from rvos_cache.extract.plan import machine
+from rvos_cache.extraction.plan import machine
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.trackers.sam2.backend import prompts_of
@@ -65,7 +65,7 @@ def prompt_masks(count: int, size: tuple[int, int]) -> NDArray[np.bool_]:
     return masks
 
 
-class Runs:
+class MaskRuns:
     """Both runs on `tracks` prompts of the middle frame of a video."""
 
     def __init__(self, made: TransformersBackend, frames: int, tracks: int, size: tuple[int, int]) -> None:
@@ -115,7 +115,7 @@ def say(**values: Any) -> None:
 def compare(made: TransformersBackend, repeats: int) -> None:
     """Both runs side by side: each repeat runs one and then the other, so that a busy machine slows both."""
     frames, tracks, size = 24, 16, (120, 160)
-    runs = Runs(made, frames, tracks, size)
+    runs = MaskRuns(made, frames, tracks, size)
     prompted = [runs.ours()[:, runs.t], runs.plain()[:, runs.t]]
     pairs = [(seconds(runs.ours, 1), seconds(runs.plain, 1)) for _ in range(repeats)]
     ours, plain = (statistics.median(times) for times in zip(*pairs))
@@ -131,7 +131,7 @@ def growth(made: TransformersBackend, repeats: int) -> None:
     rows, taken = [], []
     for frames in (8, 16, 32):
         for tracks in (4, 8, 16):
-            runs = Runs(made, frames, tracks, (120, 160))
+            runs = MaskRuns(made, frames, tracks, (120, 160))
             rows.append([1, frames, frames * tracks])
             taken.append(seconds(runs.ours, repeats))
     # Relative errors: a second in a long run is no worse than a tenth of one in a short run.
@@ -140,7 +140,7 @@ def growth(made: TransformersBackend, repeats: int) -> None:
     error = np.abs(share @ fit - 1).max()
     say(fixed_s=fit[0], read_s_per_frame=fit[1], follow_s_per_frame_and_track=fit[2], largest_error=float(error))
     for size in ((120, 160), (240, 320), (480, 640), (720, 1280)):
-        say(size=list(size), s_per_frame=seconds(Runs(made, 8, 4, size).ours, repeats) / 8)
+        say(size=list(size), s_per_frame=seconds(MaskRuns(made, 8, 4, size).ours, repeats) / 8)
 
 
 def moving(frames: int, size: tuple[int, int]) -> Video:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.settings import read_toml
-from rvos_select.data import Batch
+from rvos_select.data.batch import Batch
 from rvos_select.selectors.sola import Sola, SolaConfig
 
 

@@ -20,7 +20,7 @@ class Tiny:
     """`root` names the number of videos; v01 has one frame, v02 has no object; texts are long and not English."""
 
     name = "tiny"
-    has_answers = True
+    has_ground_truth = True
 
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = Path(root), split

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rvos_cache.cli import cli
 from rvos_cache.cli.extract import spoken_time
 from rvos_cache.errors import InputError
-from rvos_cache.extract import TrackWork, extract, extract_all, plan
+from rvos_cache.extraction import TrackWork, extract, extract_all, plan
 from rvos_cache.trackers import TRACKERS
 from rvos_cache.trackers.planned import PlannedBytes
 

@@ -16,12 +16,12 @@ from scipy import ndimage, stats
 
 from rvos_cache.corruptions import CORRUPTIONS, corrupted, impulse_noise, motion_blur, parsed
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract, extract_all
+from rvos_cache.exchange.mirror import mirror
+from rvos_cache.extraction import extract, extract_all
 from rvos_cache.frames import folder_video
-from rvos_cache.mirror import mirror
 from rvos_cache.store import TrackCache, content_digest
 from rvos_cache.types import Video
-from rvos_select.caches import TrackSource
+from rvos_select.data.caches import TrackSource
 
 NAMES = sorted(CORRUPTIONS)
 GAUSSIAN = {1: 0.08, 2: 0.12, 3: 0.18, 4: 0.26, 5: 0.38}

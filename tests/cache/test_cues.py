@@ -10,16 +10,15 @@ import pytest
 import torch
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract_text
+from rvos_cache.extraction import extract_text
 from rvos_cache.shapes.language import PHRASES
 from rvos_cache.store import read_card
 from rvos_cache.text import hanta
 from rvos_cache.text.cues import cue, particles, split_words, tag_words, tagger_version
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.types import Expression
-from rvos_select.caches import TextSource
-from rvos_select.checkpoint import same_words
-from rvos_select.samples import VideoSample, video_batch
+from rvos_select.data.caches import TextSource, same_words
+from rvos_select.data.samples import VideoSample, video_batch
 from rvos_select.selectors.dmvs import Dmvs
 
 MODES = ("dmvs", "dmvs_particles", "dshmp")

@@ -139,7 +139,7 @@ def test_videos_read_alike_every_time(data: Dataset) -> None:
 
 
 def test_expressions_name_objects_that_are_annotated(data: Dataset) -> None:
-    assert data.has_answers
+    assert data.has_ground_truth
     seen: list[str] = []
     for video_id in data.video_ids():
         said, video, truth = data.expressions(video_id), data.video(video_id), data.ground_truth(video_id)
@@ -165,11 +165,11 @@ def test_one_object_for_each_expression_where_it_is_said(data: Dataset) -> None:
 def test_a_split_that_hides_its_answers(name: str, sample: Sample) -> None:
     if sample.hidden is None:
         splits = type(open_dataset(name, sample.root, sample.shown)).splits(sample.root)
-        assert splits and all(open_dataset(name, sample.root, split).has_answers for split in splits)
+        assert splits and all(open_dataset(name, sample.root, split).has_ground_truth for split in splits)
         return
     data = open_dataset(name, sample.root, sample.hidden)
     video_id = data.video_ids()[0]
-    assert not data.has_answers
+    assert not data.has_ground_truth
     assert data.ground_truth(video_id) is None
     assert {e.targets for e in data.expressions(video_id)} == {None}
     assert list(data.check()) == []

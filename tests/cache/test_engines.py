@@ -19,11 +19,11 @@ from click.testing import CliRunner
 
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
-from rvos_cache.extract import TrackWork, engine_of, extract, plan
-from rvos_cache.extract.local_engine import LocalEngine
-from rvos_cache.extract.plan import spread
-from rvos_cache.extract.progress import Progress
-from rvos_cache.extract.work import Made
+from rvos_cache.extraction import TrackWork, engine_of, extract, plan
+from rvos_cache.extraction.local_engine import LocalEngine
+from rvos_cache.extraction.plan import spread
+from rvos_cache.extraction.progress import Progress
+from rvos_cache.extraction.work import Made
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, verify
 
 HERE = Path(__file__).parent
@@ -204,10 +204,10 @@ def test_a_video_that_kills_every_worker_fails_and_the_run_goes_on(tmp_path: Pat
 def test_a_worker_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
     card = Card(kind="text", dataset="d", split="s", producer="p")
     here, there = (CacheWriter(tmp_path / name, card) for name in ("here.zarr", "there.zarr"))
-    with here.place.marked() as mark:
-        assert CacheWriter.join(here.place.address(), card, mark).done() == set()
+    with here.backend.marked() as mark:
+        assert CacheWriter.join(here.backend.address(), card, mark).done() == set()
         with pytest.raises(InputError, match=r"there.zarr: .* does not see what the run's own machine wrote"):
-            CacheWriter.join(there.place.address(), card, mark)
+            CacheWriter.join(there.backend.address(), card, mark)
     assert not list((tmp_path / "here.zarr/.staging").iterdir())
 
 
@@ -260,7 +260,7 @@ def test_who_answers_but_lets_nobody_in_may_want_a_token(tmp_path: Path, monkeyp
 
 def test_progress_counts_videos_frames_and_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [100.0]
-    monkeypatch.setattr("rvos_cache.extract.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rvos_cache.extraction.progress.time.monotonic", lambda: now[0])
     with Progress("flow train", total=412, skipped=10) as progress:
         for i in range(4):
             now[0] += 25

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract
+from rvos_cache.extraction import extract
 from rvos_cache.store import TrackCache, content_digest, verify
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from PIL import Image
 from sola_folder import VIDEOS, tracks_of, truth, write_data
 
 from rvos_cache.exchange.import_masks import import_masks
-from rvos_cache.extract import extract
+from rvos_cache.extraction import extract
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import TrackCache, content_digest, verify
 from rvos_cache.types import VIDEO

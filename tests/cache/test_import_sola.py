@@ -26,7 +26,7 @@ from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, TrackCache, content_digest, verify
 from rvos_cache.store import write_tracks as write_record
 from rvos_cache.types import VIDEO, GroundTruth
-from rvos_select.caches import TrackSource, candidates
+from rvos_select.data.caches import TrackSource, candidates
 
 KINDS = ("grid", "gdino", "gt")
 

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from rvos_cache.errors import InputError
+from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks, empty_rle, from_coco, intersections, mask_ends, run_ends, run_total
 from rvos_cache.overlap import count_overlap, frame_mean, iou, precision, recall
-from rvos_cache.runs import Runs
 from rvos_cache.settings import Settings, build, merge, parse_overrides
 from rvos_cache.types import GroundTruth
 
@@ -41,7 +41,7 @@ def test_runs_and_dense_agree(dense: np.ndarray, wanted: list[int]) -> None:
     runs = masks.runs()
     assert RleMasks.from_runs(runs) == masks
     assert RleMasks.from_runs(runs.select(picked)) == masks.select(picked)
-    both = Runs.concatenate([runs, runs.select(picked)])
+    both = MaskRuns.concatenate([runs, runs.select(picked)])
     assert RleMasks.from_runs(both) == RleMasks.concatenate([masks, masks.select(picked)])
     for t in range(dense.shape[1]):
         assert np.array_equal(runs.union(t), dense[:, t].any(0))
@@ -67,12 +67,12 @@ def test_runs_that_fill_no_frame_are_not_drawn() -> None:
     runs = RleMasks.from_dense(np.ones((2, 1, 3, 4), bool)).runs()
     for size in ((3, 5), (4, 4), (2, 4)):
         with pytest.raises(ValueError, match="do not fill"):
-            Runs(runs.ends, runs.stops, runs.shape, size).union(0)
+            MaskRuns(runs.ends, runs.stops, runs.shape, size).union(0)
     for wanted, frame in (([2], 0), ([0], 1)):
         with pytest.raises(IndexError):
             runs.union(frame, wanted)
     with pytest.raises(ValueError, match="are no masks"):
-        Runs(runs.ends[:-1], runs.stops, runs.shape, runs.size)
+        MaskRuns(runs.ends[:-1], runs.stops, runs.shape, runs.size)
     none = RleMasks.empty(0, 2, (3, 4)).runs()
     assert none.shape == (0, 2) and not none.union(1).any() and RleMasks.from_runs(none) == RleMasks.empty(0, 2, (3, 4))
 

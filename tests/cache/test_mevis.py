@@ -59,7 +59,7 @@ def test_a_split_without_masks_hides_its_answers(root: Path) -> None:
     (root / "valid_u/mask_dict.json").unlink()
     (root / "valid_u").rename(root / "valid")
     data = Mevis(root, "valid")
-    assert not data.has_answers
+    assert not data.has_ground_truth
     assert data.ground_truth("a") is None
     assert [e.targets for e in data.expressions("a")] == [None, None]
 

@@ -10,13 +10,13 @@ from test_a2d_sentences import write_a2d
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract_all
-from rvos_cache.mirror import mirror
+from rvos_cache.exchange.mirror import mirror
+from rvos_cache.extraction import extract_all
 from rvos_cache.overlap import count_overlap
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TextCache, TrackCache
 from rvos_cache.trackers.flow import tokens
-from rvos_select.caches import TextSource, TrackSource
+from rvos_select.data.caches import TextSource, TrackSource
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_frames_masks_and_sentences_are_flipped(root: Path) -> None:
     own, seen = open_dataset("mevis", root, "train"), open_dataset("mevis", root, "train-mirror")
-    assert seen.split == "train-mirror" and seen.has_answers and list(seen.check()) == []
+    assert seen.split == "train-mirror" and seen.has_ground_truth and list(seen.check()) == []
     swapped = 0
     for video_id, mirrored in zip(own.video_ids(), seen.video_ids(), strict=True):
         assert mirrored == video_id + "-mirror"

@@ -19,11 +19,11 @@ from click.testing import CliRunner
 
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract, extract_text
-from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, leftovers, place_of, read_card, verify
-from rvos_cache.store.attempts import DAY, HOST
-from rvos_cache.store.objects import Objects
-from rvos_select.caches import TextSource, TrackSource, find_text, texts_of
+from rvos_cache.extraction import extract, extract_text
+from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, leftovers, open_backend, read_card, verify
+from rvos_cache.store.object_backend import ObjectBackend
+from rvos_cache.store.staging import DAY, HOST
+from rvos_select.data.caches import TextSource, TrackSource, find_text, texts_of
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -183,7 +183,7 @@ def test_what_no_commit_names_is_swept_after_a_day(tmp_path: Path, out: str, s3:
     run(tmp_path, out, 2)
     assert all(map(s3.exists, names)) and list(leftovers(out)) == [] and list(verify(out)) == []
     now, before = time.time, content_digest(out)
-    monkeypatch.setattr("rvos_cache.store.attempts.time.time", lambda: now() + DAY + 60)
+    monkeypatch.setattr("rvos_cache.store.staging.time.time", lambda: now() + DAY + 60)
     assert [note.split(": left")[0] for note in leftovers(out)] == sorted(names)
     run(tmp_path, out, 2)
     assert len(s3.ls(f"{out}/attempts")) == 2 and list(verify(out)) == [] and content_digest(out) == before
@@ -193,7 +193,7 @@ def test_a_writer_that_took_half_a_day_does_not_commit(tmp_path: Path, out: str,
     writer = CacheWriter(out, Card(kind="text", dataset="d", split="s", producer="p"))
     clock = itertools.count(time.time(), DAY / 2 + 60)
     with monkeypatch.context() as patch:
-        patch.setattr("rvos_cache.store.objects.time.time", lambda: next(clock))
+        patch.setattr("rvos_cache.store.object_backend.time.time", lambda: next(clock))
         with pytest.raises(OSError, match="half a day"):
             writer.publish("v", {"a": np.zeros(3, np.float32)}, {})
     assert writer.done() == set()
@@ -289,10 +289,10 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, server: str, s3
         run(tmp_path, "s3://nowhere/a.zarr")
     assert caught.value.filename.startswith("s3://nowhere/a.zarr")
     with pytest.raises(InputError, match="no way to fax:// here"):
-        place_of("fax://x/a.zarr")
+        open_backend("fax://x/a.zarr")
     type(s3).clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(OSError, match="connect"):
-        Objects(f"s3://{BUCKET}/a.zarr").has_card()
+        ObjectBackend(f"s3://{BUCKET}/a.zarr").has_card()
     type(s3).clear_instance_cache()

@@ -72,7 +72,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 def test_reads_what_is_there(root: Path) -> None:
     data = open_dataset("plain", root, "train")
     assert Plain.splits(root) == ["test", "train"]
-    assert data.video_ids() == ("a b", "film") and data.has_answers
+    assert data.video_ids() == ("a b", "film") and data.has_ground_truth
     assert [(e.expression_id, e.text, e.targets) for e in data.expressions("a b")] == [
         ("x", "both squares", ("a b-2", "a b-1")),
         ("y", "a dog", ()),
@@ -95,7 +95,7 @@ def test_reads_what_is_there(root: Path) -> None:
 
 def test_texts_alone_hide_the_answers(root: Path) -> None:
     data = Plain(root, "test")
-    assert not data.has_answers and data.ground_truth("a b") is None
+    assert not data.has_ground_truth and data.ground_truth("a b") is None
     assert [(e.expression_id, e.text, e.targets) for e in data.expressions("film")] == [
         ("0", "the square", None),
         ("1", "it", None),
@@ -106,7 +106,7 @@ def test_a_root_without_splits_is_one(root: Path) -> None:
     whole = root / "train"
     assert Plain.splits(whole) == ["all"]
     data = Plain(whole, "all")
-    assert data.video_ids() == ("a b", "film") and data.has_answers
+    assert data.video_ids() == ("a b", "film") and data.has_ground_truth
     assert list(data.check()) == []
     with pytest.raises(InputError, match=r"no split 'train'.*splits: all;"):
         Plain(whole, "train")
@@ -122,7 +122,7 @@ def test_a_root_without_splits_is_one(root: Path) -> None:
 def test_half_of_an_answer_is_none_and_check_says_so(root: Path, change: Callable[[Path], object], said: str) -> None:
     change(root)
     data = Plain(root, "test" if "no expression" in said else "train")
-    assert not data.has_answers
+    assert not data.has_ground_truth
     assert {e.targets for v in data.video_ids() for e in data.expressions(v)} == {None}
     with pytest.warns(UserWarning, match=said):
         assert list(data.check()) == []
@@ -277,7 +277,7 @@ def test_a_malformed_list_names_its_file(root: Path, text: str) -> None:
 
 def test_a_split_named_all_beside_one(root: Path) -> None:
     (root / "train").rename(root / "all")
-    assert Plain(root, "all").has_answers
+    assert Plain(root, "all").has_ground_truth
     (root / "expressions.json").write_text('{"a b": ["x"]}')
     with pytest.raises(InputError, match="both are split 'all'"):
         Plain(root, "all")

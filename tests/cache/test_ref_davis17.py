@@ -45,7 +45,7 @@ def root(tmp_path: Path) -> Path:
 def test_reads_what_is_there(root: Path) -> None:
     data = open_dataset("ref-davis17", root, "valid")
     assert RefDavis17.splits(root) == ["train", "valid"]
-    assert data.video_ids() == ("a", "b") and data.has_answers
+    assert data.video_ids() == ("a", "b") and data.has_ground_truth
     said = data.expressions("a")
     assert [e.expression_id for e in said] == [str(i) for i in range(12)]
     assert [e.targets for e in said] == [(f"a-{i // 4 + 1}",) for i in range(12)]

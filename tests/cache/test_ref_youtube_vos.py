@@ -18,7 +18,7 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.ref_youtube_vos import RefYoutubeVos, is_held_out
 from rvos_cache.errors import InputError
 from rvos_cache.frames import write_mask_png
-from rvos_select.submit import submit
+from rvos_select.submission import submit
 
 SIZE = (8, 12)
 NAMES = ("00000", "00005", "00010")
@@ -145,7 +145,7 @@ def test_a_list_of_valid_with_nothing_of_its_own(root: Path) -> None:
 def test_the_parts_of_train(root: Path) -> None:
     assert RefYoutubeVos(root, "fit").video_ids() == ("a",)
     held = RefYoutubeVos(root, "held_out")
-    assert held.video_ids() == (HELD,) and held.has_answers
+    assert held.video_ids() == (HELD,) and held.has_ground_truth
     assert held.ground_truth(HELD) is not None
     assert list(held.check()) == []
     share = sum(is_held_out(f"{i:010x}") for i in range(4000)) / 4000
@@ -156,15 +156,15 @@ def test_released_answers_of_valid(root: Path) -> None:
     """First frames as YouTube-VOS has them are no answers; annotations that expressions name are."""
     for t, name in enumerate(NAMES):
         write_png(root / f"valid/Annotations/c/{name}.png", numbers(1, t))
-    assert not RefYoutubeVos(root, "valid").has_answers
+    assert not RefYoutubeVos(root, "valid").has_ground_truth
     meta(root, lambda v: [e.update(obj_id="1") for e in v["c"]["expressions"].values()], "valid")
     data = RefYoutubeVos(root, "valid")
-    assert data.has_answers
+    assert data.has_ground_truth
     truth = data.ground_truth("c")
     assert truth is not None and truth.masks.area().tolist() == [[4, 4, 4]]
     assert list(data.check()) == []
     shutil.rmtree(root / "valid/Annotations")
-    assert not RefYoutubeVos(root, "valid").has_answers
+    assert not RefYoutubeVos(root, "valid").has_ground_truth
 
 
 def test_a_submission_has_the_videos_and_frames_of_its_split(root: Path) -> None:
@@ -379,7 +379,7 @@ def test_real_expressions(real_data: Path, tmp_path: Path) -> None:
     (root / "meta_expressions/test/meta_expressions.json").write_text(json.dumps({"videos": test}))
     parts = [RefYoutubeVos(root, split) for split in ("valid", "test")]
     assert [len(part.video_ids()) for part in parts] == [202, 305]
-    assert not any(part.has_answers for part in parts)
+    assert not any(part.has_ground_truth for part in parts)
     said = {e.key: e.text for part in parts for v in part.video_ids() for e in part.expressions(v)}
     assert len(said) == 2096
     assert said["0062f687f1/1"] == "a dog with puppies all around"

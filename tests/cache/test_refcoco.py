@@ -84,7 +84,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 def test_an_image_is_a_video_with_all_its_sentences(root: Path) -> None:
     data = open_dataset("refcoco", root, "train")
     assert RefCoco.splits(root) == ["train", "val"]
-    assert data.video_ids() == (ONE, TWO) and data.has_answers
+    assert data.video_ids() == (ONE, TWO) and data.has_ground_truth
     assert [(e.expression_id, e.text, e.targets) for e in data.expressions(ONE)] == [
         ("1", "the left box", ("11",)),
         ("2", "a flat box", ("11",)),

@@ -14,7 +14,7 @@ from PIL import Image
 from test_tracker_contract import scene
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract import TrackWork, extract, extract_all, extract_video, plan
+from rvos_cache.extraction import TrackWork, extract, extract_all, extract_video, plan
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.store import content_digest, open_cache

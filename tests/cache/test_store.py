@@ -38,11 +38,11 @@ from rvos_cache.store import (
     write_text,
     write_tracks,
 )
-from rvos_cache.store.attempts import HOST
-from rvos_cache.store.seal import sealed
+from rvos_cache.store.checksum import with_checksum
+from rvos_cache.store.staging import HOST
 from rvos_cache.store.tracks import _finite
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
-from rvos_select.caches import TrackSource
+from rvos_select.data.caches import TrackSource
 
 SIZE = (6, 7)
 FEATURES = [{"name": "map", "dims": ["T", 3], "dtype": "float32", "by_frame": True}]
@@ -261,7 +261,7 @@ def test_a_cache_of_the_first_format_is_refused_in_one_line(cache: TrackCache) -
     path = Path(cache.path) / "card.json"
     held = json.loads(path.read_text())
     del held["digest"]
-    path.write_bytes(sealed({**held, "format_version": 1}))
+    path.write_bytes(with_checksum({**held, "format_version": 1}))
     for use in (TrackCache, writer, lambda p: InputError(next(iter(verify(p)))), content_digest):
         try:
             said = str(use(cache.path))  # type: ignore[operator]

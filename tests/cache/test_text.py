@@ -12,7 +12,7 @@ from text_fixtures import tiny_roberta
 
 from rvos_cache.cli import main
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract_text
+from rvos_cache.extraction import extract_text
 from rvos_cache.settings import build
 from rvos_cache.store import read_card
 from rvos_cache.text.cues import align_tags, cue, particles, split_words

@@ -11,7 +11,7 @@ import tiny_sam2
 import tiny_vita
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract_video
+from rvos_cache.extraction import extract_video
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackCache, write_tracks

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from numcodecs import Zstd
 
 from rvos_cache.masks import RleMasks, from_coco
-from rvos_cache.store.turns import pack, unpack
+from rvos_cache.store.mask_codec import pack, unpack
 
 
 def read(*given: Any) -> RleMasks:

@@ -14,7 +14,7 @@ from test_tracker_contract import scene
 from tiny_vita import CHANNELS, SIZES, SMALL, mask2former, shared_checkpoint, vita_head, write_checkpoint
 
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract_video
+from rvos_cache.extraction import extract_video
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackCache, write_tracks
 from rvos_cache.trackers.vita import FrameGeometry, VideoQueries, VitaHead, VitaSettings, VitaTracker, load_head

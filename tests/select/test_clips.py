@@ -16,11 +16,11 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Words
-from rvos_select.by_frame import StoredFrames
-from rvos_select.caches import TextSource, TrackSource
-from rvos_select.clips import Clips, ClipSettings, ahead, clip_batch, seen, shown_frames
-from rvos_select.data import Batch
-from rvos_select.samples import VideoSample, batches, load_video, padded_batch, video_batch
+from rvos_select.data.batch import Batch
+from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.clips import Clips, ClipSettings, ahead, clip_batch, seen, shown_frames
+from rvos_select.data.features import StoredFeature
+from rvos_select.data.samples import VideoSample, batches, load_video, padded_batch, video_batch
 
 SIZE = (6, 9)
 SPECS = (
@@ -96,7 +96,7 @@ def samples(sources: tuple[TrackSource, TextSource], requires: tuple[str, ...] =
 def test_stored_frames_are_those_written(sources: tuple[TrackSource, TextSource]) -> None:
     held = arrays(12, 2, 0)
     for name in ("maps", "queries"):
-        stored = StoredFrames(sources[0], "v0", name)
+        stored = StoredFeature(sources[0], "v0", name)
         assert len(stored) == 12 and stored.kept.tolist() == list(range(12))
         np.testing.assert_array_equal(stored[3:8].numpy(), held[name][3:8])
         np.testing.assert_array_equal(stored.take([1, 1, 7, 11]).numpy(), held[name][[1, 1, 7, 11]])
@@ -105,7 +105,7 @@ def test_stored_frames_are_those_written(sources: tuple[TrackSource, TextSource]
 
 
 def test_only_the_chunks_asked_for_are_read(sources: tuple[TrackSource, TextSource], monkeypatch: pytest.MonkeyPatch) -> None:
-    stored, asked = StoredFrames(sources[0], "v0", "maps"), []
+    stored, asked = StoredFeature(sources[0], "v0", "maps"), []
     read = TrackSource.feature
     monkeypatch.setattr(TrackSource, "feature", lambda self, v, n, frames=None: asked.append(frames) or read(self, v, n, frames))
     stored.take([2, 2, 9])
@@ -113,16 +113,16 @@ def test_only_the_chunks_asked_for_are_read(sources: tuple[TrackSource, TextSour
 
 
 def test_a_feature_of_some_frames_says_which(sources: tuple[TrackSource, TextSource]) -> None:
-    stored = StoredFrames(sources[0], "v0", "some_maps")
+    stored = StoredFeature(sources[0], "v0", "some_maps")
     assert stored.kept.tolist() == [0, 2, 4, 6, 8, 10] and len(stored) == 12
     np.testing.assert_array_equal(stored.take([4, 10]).numpy(), arrays(12, 2, 0)["maps"][[4, 10]])
     with pytest.raises(InputError, match="6 of 12 frames, not of frame 1; .*profile") as fault:
         stored[:]
     assert "\n" not in str(fault.value)
     with pytest.raises(InputError, match=r"'own' of tracker vita is not by frames; .*'N'"):
-        StoredFrames(sources[0], "v0", "own")
+        StoredFeature(sources[0], "v0", "own")
     with pytest.raises(InputError, match=r"no cache holds the feature 'f_mask' \(there are: maps, some_maps"):
-        StoredFrames(sources[0], "v0", "f_mask")
+        StoredFeature(sources[0], "v0", "f_mask")
 
 
 @pytest.mark.parametrize("within", [0, 2, 10])
@@ -202,9 +202,9 @@ def test_a_batch_of_clips_holds_what_was_written(sources: tuple[TrackSource, Tex
 def test_a_whole_video_reads_its_frames_when_asked(sources: tuple[TrackSource, TextSource]) -> None:
     v0, v1 = samples(sources)
     x = video_batch(v0, [1, 2], REQUIRES)
-    assert isinstance(x.frames["maps"][0], StoredFrames) and x.truth is None
+    assert isinstance(x.frames["maps"][0], StoredFeature) and x.truth is None
     assert x.overlap[1].inter.shape == (2, 0, 12)
-    assert isinstance(x.to(torch.device("cpu")).frames["maps"][0], StoredFrames)
+    assert isinstance(x.to(torch.device("cpu")).frames["maps"][0], StoredFeature)
     with pytest.raises(InputError, match='batch = "clip"'):
         padded_batch([(v0, 0), (v1, 0)], REQUIRES)
     with pytest.raises(ValueError, match="frames"):

@@ -19,8 +19,8 @@ from plain_scores import plain_davis
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks, from_coco
-from rvos_select.evaluate.ref_davis import davis_truth
-from rvos_select.label_maps import Answer, label_map
+from rvos_select.evaluation.ref_davis import davis_truth
+from rvos_select.merging.label_maps import Answer, label_map
 from rvos_select.metrics.davis import DavisTruth, score_maps
 
 

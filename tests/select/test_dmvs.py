@@ -18,7 +18,7 @@ from transformers import RobertaConfig, RobertaModel
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_cache.trackers.vita.head import WINDOW
-from rvos_select.data import Batch
+from rvos_select.data.batch import Batch
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.selectors.dmvs_vita import FrozenVita
@@ -305,7 +305,7 @@ def test_the_pooler_is_roberta_s_with_frozen_weights(tmp_path: Path) -> None:
 
 
 def test_words_beyond_the_longest_are_cut_with_their_tags() -> None:
-    model, x = dmvs(longest=3), batch(length=6)
+    model, x = dmvs(max_length=3), batch(length=6)
     short = replace(
         x, **{name: getattr(x, name)[:, :3] for name in ("words", "word_mask", "spans", "static_words", "motion_words")}
     )

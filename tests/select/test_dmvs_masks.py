@@ -14,8 +14,8 @@ from tiny_vita import CHANNELS
 from torch.nn import functional as F
 
 from rvos_cache.types import Overlap
-from rvos_select.data import Batch
-from rvos_select.matching import assign, counted_costs
+from rvos_select.data.batch import Batch
+from rvos_select.losses.matching import assign, counted_costs
 from rvos_select.selectors.dmvs_masks import in_input, mask_logits
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}

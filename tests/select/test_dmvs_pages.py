@@ -23,9 +23,9 @@ from rvos_cache.store import SelectionCache, read_card
 from rvos_cache.text.roberta import RobertaSettings
 from rvos_cache.trackers.vita import VitaSettings, load_head
 from rvos_cache.trackers.vita.segmenter import head_hash
-from rvos_select.choice import decision
+from rvos_select.merging.policy import resolve_policy
 from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.train import TrainSettings
+from rvos_select.training.train import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from odd_videos import SAID, write_split
@@ -137,7 +137,7 @@ def test_the_page_of_one_object_each_trains_on_all_and_answers_with_the_best(
     assert drawn == {"ref-youtube-vos/fit": 4, **{f"{name}/train-pseudo10": 5 for name in IMAGES}}
     for name, split in (("ref-youtube-vos", "held_out"), ("ref-davis17", "valid")):
         selections = SelectionCache(tmp_path / f"out/selections/{name}-{split}.zarr")
-        assert decision(selections).top1
+        assert resolve_policy(selections).top1
         assert json.loads((tmp_path / f"out/metrics/{name}.json").read_text())["dataset"] == name
     for name, first in (("ref-youtube-vos", "Annotations/hidden/0/00000.png"), ("ref-davis17", "anno_0/d0/00000.png")):
         with zipfile.ZipFile(tmp_path / f"out/{name}_valid.zip") as archive:
@@ -162,5 +162,5 @@ def test_the_shapes_page_trains_a_vita_of_its_own(
     assert (tmp_path / "out/report/index.html").exists()
     # All tracks are all, also of a module that chooses among fewer.
     everything = SelectionCache(tmp_path / "out/selections/all_tracks.zarr")
-    chosen = [decision(everything)(said).tolist() for v in everything.video_ids() for said in everything.selections(v)]
+    chosen = [resolve_policy(everything)(said).tolist() for v in everything.video_ids() for said in everything.selections(v)]
     assert chosen and all(len(tracks) > 1 and tracks == list(range(len(tracks))) for tracks in chosen)

@@ -14,7 +14,7 @@ from tiny_vita import CHANNELS, SIZES, SMALL, mask2former, vita_head, write_chec
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extract import extract, extract_text
+from rvos_cache.extraction import extract, extract_text
 from rvos_cache.frames import read_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
@@ -33,18 +33,18 @@ from rvos_cache.store import (
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.types import TrackSet
-from rvos_select import train as loop
-from rvos_select.checkpoint import load_selector
-from rvos_select.choice import Choice, decision, names_one_object
-from rvos_select.data import Batch
-from rvos_select.evaluate import evaluate_pngs, evaluate_selections
-from rvos_select.evaluate.scope import Scope
-from rvos_select.merge import merge
-from rvos_select.oracle import oracle
-from rvos_select.predict import predict
-from rvos_select.report import report
+from rvos_select.data.batch import Batch
+from rvos_select.evaluation import evaluate_pngs, evaluate_selections
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.evaluation.scope import Scope
+from rvos_select.inference.predict import predict
+from rvos_select.merging.merge import merge
+from rvos_select.merging.policy import PolicyOptions, names_one_object, resolve_policy
+from rvos_select.reporting import report
+from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.dmvs import Dmvs
-from rvos_select.train import TrainSettings, train
+from rvos_select.training import train as loop
+from rvos_select.training.train import TrainSettings, train
 
 MODULE = {"width": CHANNELS, "hidden": 32, "layers": 2, "points": 60, "motion_queries": 5, "dropout": 0.0}
 SHOWN = {"mask_init": "vita"}
@@ -103,7 +103,7 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     said, caches = SelectionCache(selections), [work.tracks("valid_u")]
     (video,) = said.video_ids()
     held = said.selections(video)
-    assert said.card.extra["threshold"] == 0.7 and said.card.extra["lowest"] == 0.1
+    assert said.card.extra["threshold"] == 0.7 and said.card.extra["draw_threshold"] == 0.1
     assert any(0 < s.masks.area().sum() < s.masks.area().size * 96 * 160 for s in held)
     for s in held:
         assert s.scores.shape == (MODULE["motion_queries"],)
@@ -112,16 +112,16 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     # What the last epoch measured is what the selections give: threshold, OR, scores of the same queries.
     if rows[-1]["valid/jf"] >= rows[0]["valid/jf"]:
         assert evaluate_selections(selections, caches)["jf"] == pytest.approx(rows[-1]["valid/jf"], abs=1e-6)
-    masks = merge(selections, caches, tmp_path / "masks", Choice(top1=True))
-    best = evaluate_selections(selections, caches, choice=Choice(top1=True))
+    masks = merge(selections, caches, tmp_path / "masks", PolicyOptions(top1=True))
+    best = evaluate_selections(selections, caches, policy=PolicyOptions(top1=True))
     root = work.root / "data"
     assert evaluate_pngs("mevis", root, "valid_u", masks, Scope(videos=[video]))["jf"] == pytest.approx(best["jf"], abs=1e-9)
     info = TrackCache(caches[0]).info(video)
     drawn = read_mask_png(masks / video / held[0].expression_id / f"{info.frame_names[3]}.png", info.size)
     assert (drawn == held[0].masks.decode(int(held[0].scores.argmax()), 3)).all()
     assert report(run, selections, caches, tmp_path / "page", root=root).exists()
-    assert evaluate_selections(selections, caches, choice=Choice(1.0, empty="top1")) == best
-    for choice in (Choice(0.05), Choice(0.05, empty="top1")):
+    assert evaluate_selections(selections, caches, policy=PolicyOptions(1.0, empty="top1")) == best
+    for choice in (PolicyOptions(0.05), PolicyOptions(0.05, empty="top1")):
         with pytest.raises(InputError, match="threshold 0.05, but only masks of scores above 0.1"):
             merge(selections, caches, tmp_path / "low", choice)
 
@@ -137,9 +137,9 @@ def test_the_best_track_answers_where_expressions_name_one_object(work: Work, tm
         assert names_one_object(dataset) is best
         card = said.card.model_copy(update={"extra": {**said.card.extra, "top1": best}})
         said.card = card
-        assert len(decision(said)(selection)) == (1 if best else (selection.scores > 0.7).sum())
-        assert len(decision(said, Choice(0.0))(selection)) == (selection.scores > 0).sum()
-        assert len(decision(said, Choice(top1=True))(selection)) == 1
+        assert len(resolve_policy(said)(selection)) == (1 if best else (selection.scores > 0.7).sum())
+        assert len(resolve_policy(said, PolicyOptions(0.0))(selection)) == (selection.scores > 0).sum()
+        assert len(resolve_policy(said, PolicyOptions(top1=True))(selection)) == 1
     assert load_selector(run).top1_of_one
     assert not load_selector(work.train(tmp_path / "sola", selector="sola", batch="video", epochs=1)).top1_of_one
 
@@ -211,11 +211,11 @@ def test_tracks_are_matched_in_the_clip_or_in_the_video(
 def test_an_expression_that_nothing_answers_may_have_its_best_query(work: Work, tmp_path: Path) -> None:
     said = SelectionCache(work.predict(work.train(tmp_path / "run", config={"empty": "top1"}), tmp_path / "s.zarr"))
     (video,) = said.video_ids()
-    highest = Choice(threshold=1.0)
+    highest = PolicyOptions(threshold=1.0)
     for selection in said.selections(video):
-        best = decision(said, highest)(selection)
+        best = resolve_policy(said, highest)(selection)
         assert best.tolist() == [int(np.where(selection.candidates, selection.scores, -1).argmax())]
-        assert not decision(said, Choice(threshold=1.0, empty="zeros"))(selection).size
+        assert not resolve_policy(said, PolicyOptions(threshold=1.0, empty="zeros"))(selection).size
 
 
 @pytest.mark.parametrize("rule", ["empty", "one"])
@@ -226,13 +226,13 @@ def test_an_epoch_is_judged_by_the_rule_that_answers(
     """Nothing is above the threshold, so every answer is the best query, of validation and of the selections alike."""
     monkeypatch.setattr(Dmvs, "threshold", 1.0)
     if rule == "one":
-        monkeypatch.setattr("rvos_select.choice.names_one_object", lambda dataset: dataset == "mevis")
+        monkeypatch.setattr("rvos_select.merging.policy.names_one_object", lambda dataset: dataset == "mevis")
     config = {**SHOWN, "masks": masks, **({"empty": "top1"} if rule == "empty" else {}), "mask_init": "random"}
     run = work.train(tmp_path / "run", epochs=1, config=config)
     selections = work.predict(run, tmp_path / "s.zarr")
     ours = evaluate_selections(selections, [work.tracks("valid_u")])["jf"]
     assert ours == pytest.approx(numbers(run)[-1]["valid/jf"], abs=1e-6)
-    nothing = evaluate_selections(selections, [work.tracks("valid_u")], choice=Choice(threshold=1.0, empty="zeros"))["jf"]
+    nothing = evaluate_selections(selections, [work.tracks("valid_u")], policy=PolicyOptions(threshold=1.0, empty="zeros"))["jf"]
     assert ours != nothing
 
 

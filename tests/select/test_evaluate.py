@@ -19,13 +19,13 @@ from rvos_cache.cli import info
 from rvos_cache.errors import InputError
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
 from rvos_cache.types import Expression, Words
-from rvos_select.caches import TrackSource
-from rvos_select.choice import Choice
-from rvos_select.evaluate import Scope, evaluate_pngs, evaluate_selections
-from rvos_select.evaluate import video as video_protocol
-from rvos_select.evaluate.pngs import read_prediction
-from rvos_select.merge import merge
-from rvos_select.oracle import oracle
+from rvos_select.data.caches import TrackSource
+from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
+from rvos_select.evaluation import video as video_protocol
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.evaluation.pngs import read_prediction
+from rvos_select.merging.merge import merge
+from rvos_select.merging.policy import PolicyOptions
 
 KEYS = {f"{video}/{e}" for video, held in EXPRESSIONS.items() for e in held}
 
@@ -217,9 +217,9 @@ def test_hidden_answers_are_no_hole(split: Path) -> None:
 
 
 def test_settings_of_the_merge_reach_the_scores(split: Path) -> None:
-    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], choice=Choice(0.05))
-    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], choice=Choice(0.95))
-    best = evaluate_selections(split / "s.zarr", [split / "c.zarr"], choice=Choice(top1=True))
+    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], policy=PolicyOptions(0.05))
+    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], policy=PolicyOptions(0.95))
+    best = evaluate_selections(split / "s.zarr", [split / "c.zarr"], policy=PolicyOptions(top1=True))
     assert nothing["jf"] == 0.25  # only the expression without target
     assert everything["expressions"]["b/0"]["j"] == pytest.approx(7 / 9)
     assert best["expressions"]["a/0"]["j"] == 1.0
@@ -230,19 +230,20 @@ def test_settings_of_the_merge_reach_the_scores(split: Path) -> None:
 def test_the_best_track_where_none_is_above(split: Path) -> None:
     """By hand: a/2 names nothing, and its best track is an object's; the other expressions have scores above 0.5."""
     said, cache = split / "s.zarr", [split / "c.zarr"]
-    given = evaluate_selections(said, cache, root=split / "data", choice=Choice(empty="top1"))
+    given = evaluate_selections(said, cache, root=split / "data", policy=PolicyOptions(empty="top1"))
     assert {key: row["j"] for key, row in given["expressions"].items()} == {"a/0": 1.0, "a/1": 1.0, "a/2": 0.0, "b/0": 1.0}
     assert (given["n_acc"], given["t_acc"]) == (0, 1)
-    masks = merge(said, cache, split / "best", Choice(empty="top1"))
+    masks = merge(said, cache, split / "best", PolicyOptions(empty="top1"))
     assert given == evaluate_pngs("mevis", split / "data", "valid_u", masks)
     # No score is above 0.95, so that the best track answers all of them.
     fallback, best = (
-        evaluate_selections(said, cache, choice=choice) for choice in (Choice(0.95, empty="top1"), Choice(top1=True))
+        evaluate_selections(said, cache, policy=choice)
+        for choice in (PolicyOptions(0.95, empty="top1"), PolicyOptions(top1=True))
     )
     assert fallback == best != given
     eager = write_perfect(split / "eager.zarr", cache[0], empty="top1")
     assert evaluate_selections(eager, cache, root=split / "data") == given
-    assert evaluate_selections(eager, cache, choice=Choice(empty="zeros"))["jf"] == 1.0
+    assert evaluate_selections(eager, cache, policy=PolicyOptions(empty="zeros"))["jf"] == 1.0
 
 
 def test_training_tracks_are_refused(split: Path) -> None:
@@ -339,8 +340,8 @@ def test_slices_and_no_target(split: Path) -> None:
         "size": {"large": 3, "none": 1},
         "frames": {"1-50": 4},
     }
-    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", choice=Choice(0.95))
-    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", choice=Choice(0.05))
+    nothing = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", policy=PolicyOptions(0.95))
+    everything = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data", policy=PolicyOptions(0.05))
     assert (nothing["n_acc"], nothing["t_acc"]) == (1, 0)
     assert (everything["n_acc"], everything["t_acc"]) == (0, 1)
     assert nothing["slices"]["targets"]["none"]["jf"] == 1 and nothing["slices"]["targets"]["single"]["jf"] == 0

@@ -23,11 +23,11 @@ from rvos_cache.frames import write_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
 from rvos_cache.types import Selection, TrackSet
-from rvos_select.choice import Choice
-from rvos_select.cli import main
-from rvos_select.compare import compare
-from rvos_select.evaluate import PROTOCOLS, Scope, benchmark_pngs, benchmark_selections
-from rvos_select.oracle import oracle
+from rvos_select.cli.commands import main
+from rvos_select.evaluation import PROTOCOLS, Scope, benchmark_pngs, benchmark_selections
+from rvos_select.evaluation.compare import compare
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.merging.policy import PolicyOptions
 
 IMAGES = ("a2d-sentences", "jhmdb-sentences", "refcoco", "refcoco+", "refcocog")
 
@@ -45,7 +45,7 @@ class Made:
         return benchmark_pngs(self.name, self.root, self.split, pngs or self.out / "pngs", options or {}, Scope(**scope))
 
     def by_selections(self, options: dict[str, Any] | None = None, said: str = "s.zarr", **scope: Any) -> dict[str, Any]:
-        more = {name: scope.pop(name) for name in ("dataset", "choice") if name in scope}
+        more = {name: scope.pop(name) for name in ("dataset", "policy") if name in scope}
         caches = [self.out / "c.zarr"]
         return benchmark_selections(self.out / said, caches, options or {}, root=self.root, scope=Scope(**scope), **more)
 
@@ -191,9 +191,9 @@ def test_candidates_and_modes_of_images(make: Callable[[str], Made], tmp_path: P
 
 def test_images_need_the_dataset_and_no_merging(make: Callable[[str], Made], tmp_path: Path) -> None:
     made = make("jhmdb-sentences")
-    for choice in (Choice(0.3), Choice(top1=True), Choice(empty="zeros")):
+    for choice in (PolicyOptions(0.3), PolicyOptions(top1=True), PolicyOptions(empty="zeros")):
         with pytest.raises(InputError, match="every candidate counts with its score; leave --threshold, --top1 and --empty out"):
-            made.by_selections(choice=choice)
+            made.by_selections(policy=choice)
     shutil.copytree(made.out, tmp_path / "moved")
     card = tmp_path / "moved/c.zarr/card.json"
     other = Made(made.name, tmp_path / "nowhere", made.split, tmp_path / "moved")

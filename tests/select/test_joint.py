@@ -17,12 +17,12 @@ from tiny_caches import TRACKS, numbers, settings, write
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import SelectionCache, read_card
-from rvos_select import train as loop
-from rvos_select.caches import TextSource, TrackSource
-from rvos_select.predict import predict
-from rvos_select.samples import batches, count_batches, drawn, label_limits, load_video, set_draws, set_weights
-from rvos_select.sources import held_out, read_sources
-from rvos_select.train import train
+from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.samples import batches, count_batches, drawn, label_limits, load_video, set_draws, set_weights
+from rvos_select.data.sources import held_out, read_sources
+from rvos_select.inference.predict import predict
+from rvos_select.training import train as loop
+from rvos_select.training.train import train
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rvos_select.losses import TEMPERATURE, alignment_code, alignment_paper, bce
+from rvos_select.losses.tracks import TEMPERATURE, alignment_code, alignment_paper, bce
 
 ALL = torch.tensor([True])
 

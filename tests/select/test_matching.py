@@ -13,8 +13,8 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerHung
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.types import GroundTruth
-from rvos_select.matching import assign, bce_costs, counted_costs, dice_costs
-from rvos_select.points import bce_loss, dice_loss, sample, uncertain_points
+from rvos_select.losses.matching import assign, bce_costs, counted_costs, dice_costs
+from rvos_select.losses.points import bce_loss, dice_loss, sample, uncertain_points
 
 
 @pytest.mark.parametrize(("queries", "objects"), [(5, 3), (3, 5), (4, 4), (3, 0)])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rvos_select.data import Batch
+from rvos_select.data.batch import Batch
 from rvos_select.selectors.mean_cosine import MeanCosine, MeanCosineConfig
 
 

@@ -16,8 +16,8 @@ from rvos_cache.frames import read_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, SelectionCache, SelectionRecord, write_selections
 from rvos_cache.types import Selection
-from rvos_select.choice import Choice, Decision
-from rvos_select.merge import RECORD, merge, merge_masks
+from rvos_select.merging.merge import RECORD, merge, merge_masks
+from rvos_select.merging.policy import PolicyOptions, SelectionPolicy
 
 
 def selection(scores: list[float], candidates: list[bool] | None = None, masks: RleMasks | None = None) -> Selection:
@@ -27,16 +27,16 @@ def selection(scores: list[float], candidates: list[bool] | None = None, masks: 
 
 def test_merged_is_the_or_of_pixels() -> None:
     dense = np.random.default_rng(0).random((4, 3, 9, 11)) > 0.7
-    merged = merge_masks(selection([0.9, 0.1, 0.8, 0.7]), RleMasks.from_dense(dense), Decision(0.5))
+    merged = merge_masks(selection([0.9, 0.1, 0.8, 0.7]), RleMasks.from_dense(dense), SelectionPolicy(0.5))
     assert np.array_equal(merged.dense()[0], dense[[0, 2, 3]].any(0))
-    assert not merge_masks(selection([0.1] * 4), RleMasks.from_dense(dense), Decision(0.5)).dense().any()
+    assert not merge_masks(selection([0.1] * 4), RleMasks.from_dense(dense), SelectionPolicy(0.5)).dense().any()
 
 
 def test_drawn_masks_replace_the_tracks() -> None:
     drawn = RleMasks.from_dense(np.ones((1, 3, 9, 11), bool))
-    assert merge_masks(selection([0.9], masks=drawn), RleMasks.empty(5, 3, (9, 11)), Decision(0.5)).dense().all()
+    assert merge_masks(selection([0.9], masks=drawn), RleMasks.empty(5, 3, (9, 11)), SelectionPolicy(0.5)).dense().all()
     with pytest.raises(InputError, match="scores 1 tracks, the caches hold 5"):
-        merge_masks(selection([0.9]), RleMasks.empty(5, 3, (9, 11)), Decision(0.5))
+        merge_masks(selection([0.9]), RleMasks.empty(5, 3, (9, 11)), SelectionPolicy(0.5))
 
 
 def test_pngs_of_a_split(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_pngs_of_a_split(tmp_path: Path) -> None:
     assert sorted(p.name for p in (out / "b").iterdir()) == ["0"]
     assert len(list((out / "b" / "0").iterdir())) == len(NAMES)
     with pytest.raises(InputError, match="other selections or settings"):
-        merge(said, [cache], out, Choice(0.7))
+        merge(said, [cache], out, PolicyOptions(0.7))
 
 
 def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:
@@ -83,8 +83,12 @@ def test_a_folder_holds_masks_of_one_rule(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c.zarr")
     said = write_perfect(tmp_path / "s.zarr", cache)
     for name, same, others in (
-        ("zeros", [Choice(), Choice(0.5), Choice(empty="zeros")], [Choice(empty="top1"), Choice(top1=True), Choice(0.6)]),
-        ("best", [Choice(top1=True)], [Choice(0.95, empty="top1"), Choice()]),
+        (
+            "zeros",
+            [PolicyOptions(), PolicyOptions(0.5), PolicyOptions(empty="zeros")],
+            [PolicyOptions(empty="top1"), PolicyOptions(top1=True), PolicyOptions(0.6)],
+        ),
+        ("best", [PolicyOptions(top1=True)], [PolicyOptions(0.95, empty="top1"), PolicyOptions()]),
     ):
         out = merge(said, [cache], tmp_path / name, same[0])
         record = json.loads((out / RECORD).read_text())
@@ -97,11 +101,11 @@ def test_a_folder_holds_masks_of_one_rule(tmp_path: Path) -> None:
                 (out / RECORD).write_text(json.dumps(held))
                 merge(said, [cache], out, choice)
                 assert json.loads((out / RECORD).read_text()) == record
-    out = merge(said, [cache], tmp_path / "top1", Choice(empty="top1"))
+    out = merge(said, [cache], tmp_path / "top1", PolicyOptions(empty="top1"))
     record = json.loads((out / RECORD).read_text())
     (out / RECORD).write_text(json.dumps({key: value for key, value in record.items() if key != "empty"}))
     with pytest.raises(InputError, match="other selections or settings"):
-        merge(said, [cache], out, Choice(empty="top1"))
+        merge(said, [cache], out, PolicyOptions(empty="top1"))
 
 
 def test_the_best_track_is_drawn_where_none_is_above(tmp_path: Path) -> None:
@@ -110,7 +114,7 @@ def test_the_best_track_is_drawn_where_none_is_above(tmp_path: Path) -> None:
     said = write_perfect(tmp_path / "s.zarr", cache)
     wanted = {"zeros": np.zeros_like(truth_masks(1)[0]), "top1": truth_masks(1)[0]}
     for empty in ("zeros", "top1"):
-        out = merge(said, [cache], tmp_path / empty, Choice(empty=empty))
+        out = merge(said, [cache], tmp_path / empty, PolicyOptions(empty=empty))
         for t, name in enumerate(NAMES):
             assert np.array_equal(read_mask_png(out / "a" / "2" / f"{name}.png", SIZE), wanted[empty][t])
             assert np.array_equal(read_mask_png(out / "a" / "1" / f"{name}.png", SIZE), truth_masks(2).any(0)[t])
@@ -118,7 +122,7 @@ def test_the_best_track_is_drawn_where_none_is_above(tmp_path: Path) -> None:
 
 def test_no_candidate_is_an_empty_mask_whatever_is_asked() -> None:
     tracks = RleMasks.from_dense(np.ones((2, 3, 9, 11), bool))
-    for rule in (Decision(0.5), Decision(0.5, empty="top1"), Decision(0.5, top1=True)):
+    for rule in (SelectionPolicy(0.5), SelectionPolicy(0.5, empty="top1"), SelectionPolicy(0.5, top1=True)):
         for one, masks in ((selection([0.9, 0.9], [False, False]), tracks), (selection([]), RleMasks.empty(0, 3, (9, 11)))):
             merged = merge_masks(one, masks, rule)
             assert merged.shape == (1, 3) and not merged.area().any()
@@ -130,7 +134,7 @@ def test_the_best_query_is_drawn_though_its_score_is_low(empty: Any, wanted: lis
     dense = np.zeros((3, 2, 9, 11), bool)
     dense[1, :, 2:5, 3:7] = True
     drawn = selection([0.04, 0.08, 0.06], [False, True, False], RleMasks.from_dense(dense))
-    merged = merge_masks(drawn, RleMasks.empty(0, 2, (9, 11)), Decision(0.1, empty=empty))
+    merged = merge_masks(drawn, RleMasks.empty(0, 2, (9, 11)), SelectionPolicy(0.1, empty=empty))
     assert np.array_equal(merged.dense()[0], dense[wanted].any(0))
 
 

@@ -18,8 +18,8 @@ from skimage.morphology import disk
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks, encode
-from rvos_select.evaluate import Scope, evaluate_pngs, evaluate_selections
-from rvos_select.merge import merge
+from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
+from rvos_select.merging.merge import merge
 from rvos_select.metrics import Scores, f, j
 from rvos_select.metrics.boundary import boundary, frame_f, tolerance
 from rvos_select.metrics.scores import score

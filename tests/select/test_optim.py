@@ -9,9 +9,9 @@ import pytest
 from tiny_caches import numbers, run, settings
 
 from rvos_cache.errors import InputError
-from rvos_select import train as loop
-from rvos_select.checkpoint import load_selector
+from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.sola import Sola, SolaConfig
+from rvos_select.training import train as loop
 
 
 def rates(path: Path) -> list[float]:

@@ -22,14 +22,14 @@ from rvos_cache.store import (
     write_tracks,
 )
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
-from rvos_select.caches import TrackSource, candidates
-from rvos_select.choice import Choice
-from rvos_select.evaluate import evaluate_pngs, evaluate_selections
-from rvos_select.labels import mean_iou, oracle_tracks
-from rvos_select.merge import merge
-from rvos_select.oracle import oracle
-from rvos_select.predict import predict
-from rvos_select.train import TrainSettings, train
+from rvos_select.data.caches import TrackSource, candidates
+from rvos_select.data.labels import mean_iou, oracle_tracks
+from rvos_select.evaluation import evaluate_pngs, evaluate_selections
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.inference.predict import predict
+from rvos_select.merging.merge import merge
+from rvos_select.merging.policy import PolicyOptions
+from rvos_select.training.train import TrainSettings, train
 
 TRACKS = 9
 SHARED = {"dataset": "mevis", "split": "valid_u"}
@@ -120,7 +120,7 @@ def test_the_order_of_tracks_means_nothing(tmp_path: Path, selector: str, config
     middle = scores[len(scores) // 4 : -len(scores) // 4]
     widest = int(np.argmax(np.diff(middle)))
     threshold = float(middle[widest : widest + 2].mean())
-    tables = [evaluate_selections(path, [cache], choice=Choice(threshold)) for path, cache in zip(said, (one, two))]
+    tables = [evaluate_selections(path, [cache], policy=PolicyOptions(threshold)) for path, cache in zip(said, (one, two))]
     assert tables[0]["expressions"] == tables[1]["expressions"]
     assert 0.05 < tables[0]["jf"] < 0.95
     best = [oracle([cache]) for cache in (one, two)]

@@ -10,8 +10,8 @@ import pytest
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_select.evaluate.processes import in_order
-from rvos_select.evaluate.video import Drawn, Row, Task, score_video
+from rvos_select.evaluation.processes import in_order
+from rvos_select.evaluation.video import Drawn, Row, Task, score_video
 
 
 def test_processes_read_only_the_next_tasks() -> None:

@@ -31,10 +31,10 @@ from rvos_cache.errors import InputError
 from rvos_cache.frames import write_mask_png
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
 from rvos_cache.types import Words
-from rvos_select.choice import Choice
-from rvos_select.evaluate import Scope, annotator_rows
-from rvos_select.evaluate.ref_davis import evaluate_pngs, evaluate_selections
-from rvos_select.merge import merge
+from rvos_select.evaluation import Scope, annotator_rows
+from rvos_select.evaluation.ref_davis import evaluate_pngs, evaluate_selections
+from rvos_select.merging.merge import merge
+from rvos_select.merging.policy import PolicyOptions
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_selections_score_as_their_masks_do(split: Path) -> None:
     """The right halves; nothing overlaps, so that PNGs say the same."""
     cache = write_cache(split / "c.zarr", split / "data")
     said = write_said(split / "s.zarr", lambda video, i: right(video, i + NAMED[video]))
-    pngs = merge(said, [cache], split / "halves", Choice(top1=True))
+    pngs = merge(said, [cache], split / "halves", PolicyOptions(top1=True))
     for strict in (False, True):
         found = evaluate_selections(said, [cache], strict=strict)
         assert found == evaluate_pngs("ref-davis17", split / "data", "valid", pngs, strict=strict)
@@ -295,20 +295,20 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
 
     said = write_said(split / "s.zarr", halves)
     for choice, wanted in (
-        (Choice(), 0.5),
-        (Choice(0.5), 1.0),
-        (Choice(0.58), 0.5),
-        (Choice(top1=True), 0.5),
-        (Choice(0.9), 0.0),
-        (Choice(0.9, empty="zeros"), 0.0),
-        (Choice(0.9, empty="top1"), 0.5),
-        (Choice(0.5, empty="top1"), 1.0),
+        (PolicyOptions(), 0.5),
+        (PolicyOptions(0.5), 1.0),
+        (PolicyOptions(0.58), 0.5),
+        (PolicyOptions(top1=True), 0.5),
+        (PolicyOptions(0.9), 0.0),
+        (PolicyOptions(0.9, empty="zeros"), 0.0),
+        (PolicyOptions(0.9, empty="top1"), 0.5),
+        (PolicyOptions(0.5, empty="top1"), 1.0),
     ):
-        found = evaluate_selections(said, [cache], scope=Scope(videos=["a"]), choice=choice)
+        found = evaluate_selections(said, [cache], scope=Scope(videos=["a"]), policy=choice)
         assert found["j"] == pytest.approx(wanted)
     # Without a threshold an answer is never empty.
     with pytest.raises(InputError, match="s.zarr: each expression has its best track; give --empty together with --threshold"):
-        evaluate_selections(said, [cache], choice=Choice(empty="zeros"))
+        evaluate_selections(said, [cache], policy=PolicyOptions(empty="zeros"))
 
 
 def test_holes_of_selections_and_caches(split: Path) -> None:

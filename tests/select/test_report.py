@@ -15,9 +15,9 @@ from chain import write_cache, write_perfect, write_split
 from PIL import Image
 
 from rvos_cache.store import CacheWriter
-from rvos_select.caches import TrackSource
-from rvos_select.report import report
-from rvos_select.report.diagnose import Case, cause_of, choose, diagnose
+from rvos_select.data.caches import TrackSource
+from rvos_select.reporting import report
+from rvos_select.reporting.diagnose import Case, cause_of, choose, diagnose
 
 HOSTILE = '<script>alert("1")</script> & the "dog" <img src=x>'
 

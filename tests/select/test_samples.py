@@ -12,10 +12,10 @@ from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
 from rvos_cache.types import Expression, TrackSet, Words
-from rvos_select.caches import TextSource, TrackSource
-from rvos_select.clips import clip_batch
-from rvos_select.data import Batch
-from rvos_select.samples import VideoSample, load_video, padded_batch, video_batch
+from rvos_select.data.batch import Batch
+from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.clips import clip_batch
+from rvos_select.data.samples import VideoSample, load_video, padded_batch, video_batch
 
 SIZE, FRAMES = (4, 6), 3
 CUES = ("motion_words", "static_words", "spans")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_select.data import Batch
+from rvos_select.data.batch import Batch
 from rvos_select.selectors import SELECTORS, selector_class
 
 SMALL = {"token_channels": 12, "word_channels": 16}

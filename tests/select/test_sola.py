@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
-from rvos_select.data import Batch
+from rvos_select.data.batch import Batch
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.selectors.sola_layers import StandardConv1d
 

@@ -21,7 +21,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.exchange.export_sola import export_sola
 from rvos_cache.exchange.import_masks import import_masks
 from rvos_cache.exchange.import_sola import import_sola as import_tracks
-from rvos_cache.extract import extract, extract_text
+from rvos_cache.extraction import extract, extract_text
 from rvos_cache.frames import read_mask_png
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, SelectionCache, TextCache, TrackCache
@@ -30,10 +30,10 @@ from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
 from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.flow import FlowTracker
 from rvos_select import cli
-from rvos_select.caches import TrackSource
-from rvos_select.checkpoint import run_cards, run_settings
-from rvos_select.import_sola import import_sola
-from rvos_select.predict import predict, same_tokens
+from rvos_select.data.caches import TrackSource
+from rvos_select.exchange.import_sola import import_sola
+from rvos_select.inference.predict import predict, same_tokens
+from rvos_select.runs.checkpoint import run_cards, run_settings
 from rvos_select.selectors.sola import Sola, SolaConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "cache"))

@@ -18,11 +18,11 @@ from tiny_caches import settings
 from pipelines.sola_joint import sola_joint
 from pipelines.sola_zero_shot import sola_zero_shot
 from rvos_cache.datasets.ref_youtube_vos import is_held_out
-from rvos_cache.extract import extract, extract_text
-from rvos_select.caches import TrackSource
-from rvos_select.evaluate import benchmark_selections
-from rvos_select.predict import predict
-from rvos_select.train import train
+from rvos_cache.extraction import extract, extract_text
+from rvos_select.data.caches import TrackSource
+from rvos_select.evaluation import benchmark_selections
+from rvos_select.inference.predict import predict
+from rvos_select.training.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from odd_videos import SAID, write_split

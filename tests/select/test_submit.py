@@ -20,15 +20,15 @@ from plain_scores import plain_davis
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png, write_mask_png
-from rvos_select import label_maps
-from rvos_select.choice import Choice
-from rvos_select.cli import main
-from rvos_select.evaluate import Scope
-from rvos_select.evaluate.ref_davis import evaluate_pngs, evaluate_selections
-from rvos_select.label_maps import SelectionAnswers
-from rvos_select.merge import merge
-from rvos_select.submit import submit, submit_selections
-from rvos_select.submit.ref_davis import submit_ref_davis
+from rvos_select.cli.commands import main
+from rvos_select.evaluation import Scope
+from rvos_select.evaluation.ref_davis import evaluate_pngs, evaluate_selections
+from rvos_select.merging import label_maps
+from rvos_select.merging.label_maps import SelectionAnswers
+from rvos_select.merging.merge import merge
+from rvos_select.merging.policy import PolicyOptions
+from rvos_select.submission import submit, submit_selections
+from rvos_select.submission.ref_davis import submit_ref_davis
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
     data = RefDavis17(split / "data", "valid")
     sure = pictures(submit_ref_davis(SelectionAnswers(said, [cache]), data, split / "x.zip"))
     assert set(np.unique(sure["anno_1/a/00000.png"])) == {0, 3}
-    pngs = merge(said, [cache], split / "merged", Choice(top1=True))
+    pngs = merge(said, [cache], split / "merged", PolicyOptions(top1=True))
     plain = pictures(submit_ref_davis(pngs, data, split / "y.zip"))
     assert set(np.unique(plain["anno_1/a/00000.png"])) == {0, 1, 2, 3}
     maps = np.stack([sure[f"anno_1/a/{t}.png"] for t in davis.NAMES])

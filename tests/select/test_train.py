@@ -17,15 +17,15 @@ from tiny_caches import FRAMES, TRACKS, numbers, run, settings, write
 from rvos_cache.errors import InputError
 from rvos_cache.store import CacheWriter, SelectionCache, read_card
 from rvos_cache.types import Overlap
-from rvos_select import sources
-from rvos_select import train as loop
-from rvos_select.caches import TrackSource, find_text
-from rvos_select.checkpoint import load_selector
-from rvos_select.cli import main
-from rvos_select.labels import mean_iou, track_targets
-from rvos_select.predict import predict
-from rvos_select.sources import held_out
-from rvos_select.train import train
+from rvos_select.cli.commands import main
+from rvos_select.data import sources
+from rvos_select.data.caches import TrackSource, find_text
+from rvos_select.data.labels import mean_iou, track_targets
+from rvos_select.data.sources import held_out
+from rvos_select.inference.predict import predict
+from rvos_select.runs.checkpoint import load_selector
+from rvos_select.training import train as loop
+from rvos_select.training.train import train
 
 
 def test_labels_by_hand() -> None:

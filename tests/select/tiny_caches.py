@@ -11,7 +11,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
 from rvos_cache.types import Expression, GroundTruth, TrackSet, Words
-from rvos_select.train import TrainSettings, train
+from rvos_select.training.train import TrainSettings, train
 
 SIZE, FRAMES, TRACKS = (8, 12), 3, 3
 

@@ -11,7 +11,7 @@ from tiny_vita import CHANNELS, SIZES, vita_head
 from torch import Tensor
 
 from rvos_cache.types import Overlap
-from rvos_select.data import Batch
+from rvos_select.data.batch import Batch
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.selectors.dmvs_vita import FrozenVita

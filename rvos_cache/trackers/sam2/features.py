@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvos_cache.trackers.sam2.ahead import ahead
+from rvos_cache.trackers.sam2.prefetch import ahead
 
 Shape = tuple[int, int, int]
 

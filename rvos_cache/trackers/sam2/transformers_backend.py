@@ -14,11 +14,11 @@ from transformers import Sam2VideoModel
 from rvos_cache.masks import RleMasks
 from rvos_cache.pretrained import load_frozen, weights_digest
 from rvos_cache.trackers.sam2 import generate
-from rvos_cache.trackers.sam2.ahead import ahead
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated
 from rvos_cache.trackers.sam2.features import FeatureStore
 from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.precision import computing, native_dtype
+from rvos_cache.trackers.sam2.prefetch import ahead
 from rvos_cache.trackers.sam2.preprocess import mask_prompts, normalised, resized
 from rvos_cache.trackers.sam2.propagate import propagate
 from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings

@@ -1,0 +1,64 @@
+"""A cache seen in a mirror: the tracks of `<split>-mirror` from those of `<split>`, without tracking again.
+
+Masks are flipped, sentences have left and right swapped, and tokens are what the tracker says they become: only one whose
+tokens are documented numbers can say so. For any other, extract the split `<split>-mirror`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.datasets.mirrored import SUFFIX, flipped, mirrored_expressions, mirrored_truth
+from rvos_cache.errors import InputError
+from rvos_cache.extraction import ExtractReport, write_videos
+from rvos_cache.store import CacheWriter, TrackCache, TrackRecord, provenance, write_tracks
+from rvos_cache.trackers import tracker_class
+
+Flip = Callable[[NDArray[Any]], NDArray[Any]]
+"""Tokens (N, T, C) -> the tokens of the same tracks in the mirror."""
+
+
+def mirror(cache: Path, out: Path, jobs: int = 1) -> ExtractReport:
+    """Write the mirror image `out` of the tracks cache `cache`; run again, it does what is left.
+
+    Raises InputError: the tracker knows no mirror image of its tokens or other features, its tracks depend on the sentences,
+    or `out` is another cache.
+    """
+    source = TrackCache(cache)
+    card = source.card
+    flip: Flip | None = getattr(tracker_class(card.producer), "mirrored_tokens", None)
+    if flip is None or card.feature_specs or card.expressions_digest is not None:
+        raise InputError(
+            f"{cache}: what {card.producer} found has no known mirror image; extract split {card.split}{SUFFIX} instead"
+        )
+
+    def one(writer: CacheWriter, video_id: str) -> int:
+        record = mirrored_record(source.read(video_id.removesuffix(SUFFIX)), flip)
+        write_tracks(writer, record, {"host": socket.gethostname()})
+        return len(record.frame_names)
+
+    # another cache than one extracted from mirrored frames, where the tracker may find other tracks
+    seen = card.model_copy(update={"split": card.split + SUFFIX, "extra": {**card.extra, "mirrored": True}, **provenance()})
+    have = [video_id + SUFFIX for video_id in source.video_ids()]
+    return write_videos(out, seen, have, one, f"{card.producer} {seen.split}", jobs)
+
+
+def mirrored_record(record: TrackRecord, flip: Flip) -> TrackRecord:
+    """One video in the mirror. Counted pixels are the same on either side."""
+    tracks, width = record.tracks, record.size[1]
+    boxes = tracks.prompt_box.copy()
+    boxes[:, [0, 2]] = width - tracks.prompt_box[:, [2, 0]]
+    return replace(
+        record,
+        video_id=record.video_id + SUFFIX,
+        expressions=mirrored_expressions(record.expressions),
+        tracks=replace(tracks, tokens=flip(tracks.tokens), masks=flipped(tracks.masks), prompt_box=boxes.astype(np.float32)),
+        ground_truth=None if record.ground_truth is None else mirrored_truth(record.ground_truth),
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints of released systems as runs."""

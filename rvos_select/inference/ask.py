@@ -1,0 +1,137 @@
+"""One sentence about one video of the user's own: extract, select, merge, draw."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_cache.errors import InputError
+from rvos_cache.exchange.import_masks import IMPORTED
+from rvos_cache.exchange.import_sola import PRODUCER as SOLA_FILES
+from rvos_cache.extraction import extract_video
+from rvos_cache.frames import VideoWriter, open_video, read_mask_png
+from rvos_cache.settings import build
+from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, write_text, write_tracks
+from rvos_cache.text import encoder_class
+from rvos_cache.trackers import tracker_class
+from rvos_cache.types import Expression, Video
+from rvos_select.inference.predict import predict
+from rvos_select.merging.merge import RECORD, merge
+from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, resolve_policy
+from rvos_select.runs.checkpoint import run_cards
+
+TINT = np.array([255, 96, 32], np.float32)
+FRAMES_PER_SECOND = 12
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where the masks and the overlay video lie, and how sure the selector was.
+
+    tracks: those that it could choose; selected: those that it chose; best_score: of any, in [0, 1], 0 where there is none.
+    """
+
+    masks: Path
+    overlay: Path
+    tracks: int
+    selected: int
+    best_score: float
+
+
+def ask(source: Path, sentence: str, run: Path, out: Path, policy: PolicyOptions = DEFAULT_POLICY) -> Answer:
+    """Segment what `sentence` names in `source`, an mp4 or a folder of frames.
+
+    Tracker and text encoder are the ones the run was trained with. The video's tracks are kept under `out`, so a second
+    question about the same video only reads the sentence; its answer replaces the first. Raises InputError for a video, run
+    or sentence that cannot be used.
+    """
+    video = open_video(source)
+    expression = Expression(video.video_id, "0", sentence, None)
+    cards = run_cards(run)
+    tracks_card, text_card = cards["tracks"], cards["text"]
+    if tracks_card.training_only:
+        raise InputError(f"{run}: trained on ground-truth tracks only; train with tracks that a tracker finds")
+    if tracks_card.producer == SOLA_FILES or IMPORTED.items() <= tracks_card.settings.items():
+        raise InputError(
+            f"{run}: trained on imported tracks, which no tracker here finds in a new video; import this one's too, then predict"
+        )
+
+    # The split names the very file and, for the words and for trackers that read them, the sentence: another video or
+    # sentence gets other caches, the same one finds its own again.
+    shown = _digest(f"{source.resolve()} {source.stat().st_mtime_ns} {len(video)}")
+    asked = _digest(shown + sentence)
+    at = {"dataset": "ask", "split": shown, "root": str(source)}
+    kept = out / "cache"
+    encoder_type = encoder_class(text_card.producer)
+    encoder = encoder_type(build(encoder_type.Settings, text_card.settings, str(run)))
+    # Before the tracks, which take the time.
+    _same_weights(encoder.weight_hashes(), text_card, f"{run}, text encoder {text_card.producer}")
+    bound = asked if tracks_card.expressions_digest is not None else None
+    card = tracks_card.model_copy(update={**at, "expressions_digest": bound})
+    tracks = _tracks(kept / f"tracks-{bound or shown}.zarr", video, expression, card, run)
+    text_path = kept / f"text-{asked}.zarr"
+    text_writer = CacheWriter(text_path, text_card.model_copy(update={**at, "expressions_digest": asked}))
+    if video.video_id not in text_writer.done():
+        write_text(text_writer, TextRecord(video.video_id, (expression,), tuple(encoder.encode([sentence]))))
+
+    selections = predict(run, [tracks], [text_path], kept / f"selections-{asked}.zarr")
+    # The answer to an earlier question gives way; what merge has not written stays, and merge says so.
+    if (out / "masks" / RECORD).exists():
+        shutil.rmtree(out / "masks")
+    masks = merge(selections, [tracks], out / "masks", policy)
+    said = SelectionCache(selections)
+    selection = said.selections(video.video_id)[0]
+    scores = selection.scores[selection.candidates]
+    overlay = draw(video, masks / video.video_id / "0", out / "overlay.mp4")
+    selected = len(resolve_policy(said, policy)(selection))
+    return Answer(masks / video.video_id / "0", overlay, len(scores), selected, float(scores.max(initial=0.0)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _same_weights(found: dict[str, str], card: Card, where: str) -> None:
+    """Raises InputError when what runs now has other weights than what the run was trained on."""
+    for name in sorted(found.keys() | card.weights):
+        if found.get(name) != card.weights.get(name):
+            have, trained = (weights.get(name, "none that is named") for weights in (found, card.weights))
+            raise InputError(
+                f"{where}: {name} is {have}, the run was trained with {trained}; bring that one back, or extract and train again"
+            )
+
+
+def _tracks(path: Path, video: Video, expression: Expression, card: Card, run: Path) -> Path:
+    """The tracks cache of this one video, extracted unless it is there."""
+    writer = CacheWriter(path, card)
+    if video.video_id not in writer.done():
+        tracker_type = tracker_class(card.producer)
+        tracker = tracker_type(build(tracker_type.Settings, card.settings, str(path)))
+        # A run of SOLA's released weights names its tracker, whose digest is not known.
+        if card.weights:
+            _same_weights(tracker.weight_hashes(), card, f"{run}, tracker {card.producer}")
+        write_tracks(writer, extract_video(tracker, video, (expression,), None))
+    return path
+
+
+def draw(video: Video, masks: Path, out: Path) -> Path:
+    """Write the video with the masks `<masks>/<frame>.png` tinted and outlined, an mp4; returns `out`. Raises InputError."""
+    with VideoWriter(out, FRAMES_PER_SECOND, video.size) as film:
+        for t, name in enumerate(video.frame_names):
+            film.write(tint(video.read(t), read_mask_png(masks / f"{name}.png", video.size)))
+    return out
+
+
+def tint(frame: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """`frame` (H, W, 3) uint8 RGB with `mask` (H, W) tinted at half strength and outlined."""
+    out = frame.copy()
+    out[mask] = (0.5 * frame[mask] + 0.5 * TINT).astype(np.uint8)
+    outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(out, outline, -1, (255, 255, 255), max(1, min(mask.shape) // 240))
+    return out

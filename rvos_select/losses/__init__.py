@@ -1,0 +1,1 @@
+"""Losses of selectors: over candidate tracks, over masks at sampled points, and the matching of queries and objects."""

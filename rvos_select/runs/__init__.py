@@ -1,0 +1,1 @@
+"""A run's folder on disk: settings, weights, the state to resume from."""

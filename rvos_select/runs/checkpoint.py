@@ -1,0 +1,158 @@
+"""A run's folder on disk: settings, a resumable state, the best module. Tensors are safetensors, the rest is JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rvos_cache.errors import InputError, naming
+from rvos_cache.plugins import resolve
+from rvos_cache.store import Card, sync
+from rvos_select.selectors import SELECTORS
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """What is written below `path` while training. Raises InputError, naming the file, when the disk refuses."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has an error of its own, and names no file.
+        named, said = (error.filename, error.strerror) if isinstance(error, OSError) else (None, str(error))
+        raise InputError(
+            f"{named or path}: cannot be written ({said or type(error).__name__}); make room, then run the same command with "
+            "--resume: the last whole checkpoint is kept"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is whole or not there."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is whole or as it was."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with naming(path), open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """A JSON file of a run. Raises InputError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; {what}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); {what}") from error
+
+
+def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder beside `target` with `fill(folder)`, bring it to the disk and put it in its place.
+
+    A kill leaves `target` whole, or `.<name>.old` whole, which `restore_folder` puts back. Raises InputError, with `target`
+    as it was, when the disk refuses.
+    """
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    old = target.with_name(f".{target.name}.old")
+    with storing(target):
+        try:
+            aside.mkdir(parents=True)
+            fill(aside)
+            for path in (*aside.rglob("*"), aside):
+                sync(path)
+            shutil.rmtree(old, ignore_errors=True)
+            if target.exists():
+                os.rename(target, old)
+            os.rename(aside, target)
+            sync(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Undo what a kill inside `replace_folder` left: put an old folder back, remove half-written ones."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+    for path in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def save_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """`<run>/last`: weights, optimiser tensors and `state`, replaced as a whole."""
+
+    def fill(folder: Path) -> None:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+        tensors = {}
+        for index, held in optimizer.state_dict()["state"].items():
+            for name, value in held.items():
+                tensors[f"{index}.{name}"] = torch.as_tensor(value).contiguous()
+        save_file(tensors, folder / "optimizer.safetensors")
+        write_json(folder / "state.json", dict(state))
+
+    replace_folder(run / "last", fill)
+
+
+def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put back what `save_state` wrote and return its `state`. Raises InputError when it is missing or damaged."""
+    folder = run / "last"
+    state: dict[str, Any] = read_json(folder / "state.json", "nothing to resume; train without --resume")
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        stored = load_file(folder / "optimizer.safetensors")
+    except (SafetensorError, OSError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{folder}: the checkpoint does not load ({first}); train again into another --out") from error
+    by_parameter: dict[int, dict[str, Tensor]] = {}
+    for name, value in stored.items():
+        index, _, key = name.partition(".")
+        by_parameter.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": by_parameter, "param_groups": groups})
+    return state
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """`<run>/settings.json`: resolved settings, cards, versions."""
+    if not run.is_dir():
+        raise InputError(f"{run}: no run here; rvos-select train makes one")
+    settings: dict[str, Any] = read_json(run / "settings.json", "not a training run; rvos-select train makes one")
+    return settings
+
+
+def run_cards(run: Path) -> dict[str, Card]:
+    """The cards ("tracks", "text") of the first caches that a run was trained on."""
+    cards = run_settings(run)["cards"]
+    return {kind: Card.model_validate(cards[kind][0]) for kind in ("tracks", "text")}
+
+
+def load_selector(run: Path) -> Any:
+    """The best module of a run, in eval mode. Raises InputError when it is missing or damaged."""
+    name = run_settings(run)["settings"]["selector"]
+    restore_folder(run / "best")
+    if not (run / "best").is_dir():
+        raise InputError(f"{run}/best: not found; the run has not finished an epoch: train --resume")
+    read_json(run / "best/config.json", "the checkpoint is not whole: train again into another --out")
+    model = resolve(SELECTORS, name, "selector").from_pretrained(str(run / "best"))
+    return model.eval()
