@@ -26,7 +26,8 @@ from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS shows the answers of valid_u; all tables but one column of the first are scored on valid, by the benchmark's server."""
@@ -54,7 +55,15 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
     extract_all("mevis", root, splits=splits, out=caches, **models)
 
     run, said = out / row / "run", out / row / "selections"
-    train(resolved, tracks["train"], texts["train"], tracks[OPEN], texts[OPEN], run, resume=run.exists())
+    train(
+        tracks["train"],
+        texts["train"],
+        settings=resolved,
+        valid_tracks=tracks[OPEN],
+        valid_texts=texts[OPEN],
+        out=run,
+        resume=run.exists(),
+    )
 
     selections = predict(run, tracks[OPEN], texts[OPEN], said / f"{OPEN}.zarr")
     ours = evaluate_selections(selections, tracks[OPEN], root=root)

@@ -20,7 +20,8 @@ from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.inference.predict import predict, select_all
 from rvos_select.reporting import report
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 SPLITS = ("train", "valid_u")
 FROZEN = {"config": {"masks": "frozen", "mask_init": "random"}}
@@ -51,8 +52,15 @@ def dmvs_shapes(
     scores = {}
     for name, values in (("dmvs", base), ("frozen masks", merge(base, FROZEN))):
         run = out / "runs" / name.replace(" ", "_")
-        valid = (tracks["valid_u"], texts["valid_u"])
-        train(build(TrainSettings, values, str(page)), tracks["train"], texts["train"], *valid, run, resume=run.exists())
+        train(
+            tracks["train"],
+            texts["train"],
+            valid_tracks=tracks["valid_u"],
+            valid_texts=texts["valid_u"],
+            settings=build(TrainSettings, values, str(page)),
+            out=run,
+            resume=run.exists(),
+        )
         selections = predict(run, tracks["valid_u"], texts["valid_u"], out / f"selections/{run.name}.zarr")
         scores[name] = evaluate_selections(selections, tracks["valid_u"], root=root)
     everything = select_all(tracks["valid_u"], texts["valid_u"], out / "selections/all_tracks.zarr")

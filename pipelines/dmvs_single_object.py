@@ -24,7 +24,8 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
 IMAGES = ("refcoco", "refcoco+", "refcocog")
@@ -69,12 +70,12 @@ def dmvs_single_object(
 
     run = out / "run"
     train(
-        resolved,
         [tracks(name, split) for name, split in TRAINED.items()],
         [texts(name, split) for name, split in TRAINED.items()],
-        [tracks(YOUTUBE, OPEN[YOUTUBE])],
-        [texts(YOUTUBE, OPEN[YOUTUBE])],
-        run,
+        settings=resolved,
+        valid_tracks=[tracks(YOUTUBE, OPEN[YOUTUBE])],
+        valid_texts=[texts(YOUTUBE, OPEN[YOUTUBE])],
+        out=run,
         resume=run.exists(),
     )
 

@@ -21,7 +21,8 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 TRAIN = {"mevis": "train", "ref-youtube-vos": "fit"}
 OPEN = {"mevis": "valid_u", "ref-youtube-vos": "held_out"}
@@ -57,12 +58,12 @@ def sola_joint(mevis: Path, youtube: Path, out: Path, tracker: str, encoder: str
     page = Path(__file__).with_suffix(".toml")
     resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
     train(
-        resolved,
         [tracks(name, TRAIN[name]) for name in roots],
         [texts(name, TRAIN[name]) for name in roots],
-        [tracks(name, OPEN[name]) for name in roots],
-        [texts(name, OPEN[name]) for name in roots],
-        run,
+        settings=resolved,
+        valid_tracks=[tracks(name, OPEN[name]) for name in roots],
+        valid_texts=[texts(name, OPEN[name]) for name in roots],
+        out=run,
         resume=run.exists(),
     )
 

@@ -20,7 +20,8 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS shows the answers of valid_u; the paper's table is scored on valid, by the benchmark's server."""
@@ -47,7 +48,15 @@ def sola_mevis(root: Path, out: Path, tracker: str, encoder: str, jobs: int, set
     run = out / "run"
     page = Path(__file__).with_suffix(".toml")
     resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
-    train(resolved, tracks("train"), texts("train"), tracks(OPEN), texts(OPEN), run, resume=run.exists())
+    train(
+        tracks("train"),
+        texts("train"),
+        settings=resolved,
+        valid_tracks=tracks(OPEN),
+        valid_texts=texts(OPEN),
+        out=run,
+        resume=run.exists(),
+    )
 
     selections = predict(run, tracks(OPEN), texts(OPEN), out / f"selections/{OPEN}.zarr")
     ours = evaluate_selections(selections, tracks(OPEN), root=root)

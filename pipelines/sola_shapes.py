@@ -25,7 +25,8 @@ from rvos_select.evaluation.oracle import oracle
 from rvos_select.inference.predict import predict, select_all
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 VIDEOS, SEED = 800, 7
 
@@ -61,7 +62,15 @@ def demo(out: Path, videos: int, jobs: int) -> None:
                 values = {**values, "config": {}, "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
             settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
             seen, said = ([of["train"], of["train-mirror"]] for of in (tracks, texts))
-            train(settings, seen, said, [tracks["valid_u"]], [texts["valid_u"]], run, resume=run.exists())
+            train(
+                seen,
+                said,
+                settings=settings,
+                valid_tracks=[tracks["valid_u"]],
+                valid_texts=[texts["valid_u"]],
+                out=run,
+                resume=run.exists(),
+            )
 
     selections = {name: out / f"selections/{name}.zarr" for name in (*runs, "all_tracks")}
     with clock("predict"):

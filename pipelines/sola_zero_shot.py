@@ -23,7 +23,8 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 TRAINED, VALIDATED = "train", "valid_u"
 OPEN = {"ref-youtube-vos": "held_out", "ref-davis17": "valid"}
@@ -71,12 +72,12 @@ def sola_zero_shot(
         extracted("mevis", mevis, [TRAINED, VALIDATED])
         resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
         train(
-            resolved,
             [tracks("mevis", TRAINED)],
             [texts("mevis", TRAINED)],
-            [tracks("mevis", VALIDATED)],
-            [texts("mevis", VALIDATED)],
-            run,
+            settings=resolved,
+            valid_tracks=[tracks("mevis", VALIDATED)],
+            valid_texts=[texts("mevis", VALIDATED)],
+            out=run,
             resume=run.exists(),
         )
 

@@ -56,24 +56,14 @@ def train(
 ) -> None:
     """Train a selection module from caches."""
     from rvos_cache.settings import build, merge, parse_overrides, read_toml
-    from rvos_select.data.caches import texts_of
-    from rvos_select.training import train as step
+    from rvos_select.training.settings import TrainSettings
+    from rvos_select.training.train import train as step
 
-    values: dict[str, Any] = read_toml(config) if config else {}
-    values = merge(values, parse_overrides(overrides))
+    values: dict[str, Any] = merge(read_toml(config) if config else {}, parse_overrides(overrides))
     if selector:
         values["selector"] = selector
-    settings = build(step.TrainSettings, values, str(config) if config else "train settings")
-    run = out or Path("out/runs") / settings.selector.rpartition(":")[2]
-    step.train(
-        settings,
-        list(caches),
-        texts_of(caches, texts),
-        list(valid_caches),
-        texts_of(valid_caches, valid_texts),
-        run,
-        resume,
-    )
+    settings = build(TrainSettings, values, str(config) if config else "train settings")
+    run = step(caches, texts, valid_tracks=valid_caches, valid_texts=valid_texts, settings=settings, out=out, resume=resume)
     click.echo(f"run: {run}")
 
 
@@ -85,10 +75,9 @@ def train(
 def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: Path) -> None:
     """Score every candidate track of every expression."""
     from rvos_cache.store import format_uri
-    from rvos_select.data.caches import texts_of
-    from rvos_select.inference import predict as step
+    from rvos_select.inference.predict import predict as step
 
-    step.predict(run, list(caches), texts_of(caches, texts), out)
+    step(run, caches, texts, out)
     click.echo(f"selections: {format_uri(out)}")
 
 

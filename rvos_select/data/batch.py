@@ -1,43 +1,82 @@
-"""Caches to batches: what a selector sees of an expression."""
+"""What a selector reads: the expressions of a step, with the parts that it requires."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rvos_cache.errors import InputError
 from rvos_cache.types import Overlap
+
+PARTS: dict[str, str] = {
+    "presence": "presence of each track in each frame",
+    "spans": "character range of each word in its sentence",
+    "motion_words": "which words are motion cues",
+    "static_words": "which words are static cues",
+    "particle_words": "which words are particles or prepositions of a verb",
+    "pixels": "the frames themselves",
+    "overlap": "pixel counts of tracks and the expression's objects in the frames of the batch",
+    "overlap.video": "the same in all frames of the video, of clips too",
+    "truth": "the masks of the expression's objects",
+}
+"""What a selector may list in `requires`, beside the named arrays of `NAMED_PARTS`."""
+NAMED_PARTS: dict[str, str] = {
+    "features": "a feature of the tracks cache, held in memory",
+    "frames": "a feature of the tracks cache, read from disk by frames",
+    "measured": "a measurement of the tracks cache, of the expression's objects",
+}
+"""Prefix of `<prefix>.<name>` in `requires`."""
+
+
+def check_requires(requires: Iterable[str], selector: str) -> None:
+    """Raises InputError for a name that is no part of a batch."""
+    for name in requires:
+        prefix, _, rest = name.partition(".")
+        if name not in PARTS and not (prefix in NAMED_PARTS and rest):
+            known = [*PARTS, *(f"{prefix}.<name>" for prefix in NAMED_PARTS)]
+            raise InputError(
+                f"selector {selector}: requires {name!r}, which is no part of a batch; there are: {', '.join(known)}"
+            )
 
 
 class FrameArray(Protocol):
-    """An array whose first dimension is T, in memory or read from a cache when a part of it is asked for.
-
-    A tensor is one.
-    """
+    """An array whose first dimension is T, in memory or read from disk when a part of it is requested. A tensor is one."""
 
     def __len__(self) -> int:
         """T."""
 
     def __getitem__(self, frames: slice, /) -> Tensor:
-        """The frames asked for, (t, ...)."""
+        """The requested frames, (t, ...)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Expressions ready for a selector. True = real in every mask.
+    """B expressions, padded to the largest T, N and L. In every mask True means real.
 
-    tokens: (B, N, T, C) float, or (1, N, T, C) shared by the B expressions of one video; frame_mask: bool (B, T) or
-    (1, T), the same leading size as tokens; track_mask: bool (B, N), real tracks that are candidates of their expression;
-    words: (B, L, D) float; word_mask: bool (B, L); target: float (B, N) in {0, 1}, None when the split hides its answers.
-    What a selector may ask for by name: presence (B or 1, N, T); spans int32 (B, L, 2); motion_words, static_words and
-    particle_words (prepositions and particles of a verb) bool (B, L); features by name, (B or 1, ...); frames
-    by name, one array (T, ...) for each of the B or 1 leading places, whose other dimensions may differ; overlap: for each
-    expression the counts of all tracks (N) with its own objects (A) in the T frames, or asked for as overlap.video in all
-    frames of the video; truth: for each expression bool (A, T, H, W), its own objects, of clips only.
-    sizes: (H, W) of the frames of each leading place.
+    The leading size A of what belongs to a video is 1 where all expressions share one video, else B. N counts the tracks that
+    some expression of the video (A = 1), or the expression itself (A = B), may select; other tracks are not in the batch.
+
+    Always there:
+        tokens: float (A, N, T, C); frame_mask: bool (A, T); track_mask: bool (B, N), candidates of each expression;
+        words: float (B, L, D); word_mask: bool (B, L); target: float (B, N) in {0, 1}, None where the split hides its ground
+        truth or labels were not asked for;
+        video_ids, expression_ids, sentences: B texts each; sizes: (H, W) of the frames of each of the A videos;
+        track_index: int64 (A, N), position of each track in its video, -1 in padding; frame_index: int64 (A, T), number of
+        each frame in its video, -1 in padding.
+    Where a selector requires them:
+        presence: float (A, N, T); spans: int32 (B, L, 2); motion_words, static_words, particle_words: bool (B, L);
+        pixels: A arrays (T, H, W, 3) uint8 RGB, as `frames`;
+        features, measured: name -> (A, ...), or (B, ...) for an array with an axis E or A: of E the own expression alone, so
+        the axis is gone, of A the expression's objects; padded with zeros, see `lengths`;
+        frames: name -> A arrays (T, ...), or B for an array with an axis E or A; in a batch of a whole video they are read when
+        they are indexed;
+        overlap: for each expression the counts of the N tracks with its own objects in the T frames (all frames for
+        `overlap.video`); truth: for each expression bool (A, T, H, W), the masks of its own objects.
+        lengths: letter -> int64 (A or B,), the size before padding of every other axis of `features` and `measured`.
     """
 
     tokens: Tensor
@@ -56,37 +95,60 @@ class Batch:
     truth: tuple[Tensor, ...] | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     particle_words: Tensor | None = None
+    video_ids: tuple[str, ...] = ()
+    expression_ids: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
+    track_index: Tensor | None = None
+    frame_index: Tensor | None = None
+    pixels: tuple[FrameArray, ...] | None = None
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
+    lengths: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         b, length = self.word_mask.shape
         lead, n, t = self.tokens.shape[:3]
-        wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+        if lead not in (1, b):
+            raise ValueError(f"Batch.tokens: leading size {lead}, expected {b} (expressions), or 1 for a shared video")
+        shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
             "frame_mask": (self.frame_mask.shape, (lead, t)),
             "track_mask": (self.track_mask.shape, (b, n)),
             "words": (self.words.shape[:2], (b, length)),
         }
-        if self.target is not None:
-            wanted["target"] = (self.target.shape, (b, n))
-        for name, arrays in self.frames.items():
-            wanted[f"frames[{name!r}]"] = (tuple(map(len, arrays)), (t,) * lead)
+        expected: tuple[int, ...]
+        for name, expected in (
+            ("target", (b, n)),
+            ("track_index", (lead, n)),
+            ("frame_index", (lead, t)),
+            ("presence", (lead, n, t)),
+        ):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                shapes[name] = (tensor.shape, expected)
+        for name, arrays in {**self.frames, **({} if self.pixels is None else {"pixels": self.pixels})}.items():
+            shapes[f"frames[{name!r}]"] = (tuple(map(len, arrays)), (t,) * (b if len(arrays) == b else lead))
         for name in ("overlap", "truth"):
-            held = getattr(self, name)
-            if held is not None:
-                wanted[name] = ((len(held),), (b,))
-        for name, (found, shape) in wanted.items():
-            if tuple(found) != shape:
-                raise ValueError(f"Batch.{name}: {tuple(found)}, wanted {shape}")
-        if lead not in (1, b):
-            raise ValueError(f"Batch.tokens: leading size {lead} where {b} expressions want {b}, or 1 for shared tokens")
+            parts = getattr(self, name)
+            if parts is not None:
+                shapes[name] = ((len(parts),), (b,))
+        for name in ("video_ids", "expression_ids", "sentences"):
+            if getattr(self, name):
+                shapes[name] = ((len(getattr(self, name)),), (b,))
+        for name, (shape, expected) in shapes.items():
+            if tuple(shape) != expected:
+                raise ValueError(f"Batch.{name}: {tuple(shape)}, expected {expected}")
 
-    def to(self, device: torch.device) -> Batch:
-        """This batch on `device`, but for what is read from a cache when it is asked for and the counts."""
+    def __len__(self) -> int:
+        """B."""
+        return len(self.word_mask)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """This batch on `device`, except the overlap counts and what is read from disk when it is indexed."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
             if isinstance(value, Mapping):
-                return {name: move(held) for name, held in value.items()}
-            return tuple(move(held) for held in value) if isinstance(value, tuple) else value
+                return {name: move(item) for name, item in value.items()}
+            return tuple(move(item) for item in value) if isinstance(value, tuple) else value
 
         return replace(self, **{name: move(value) for name, value in vars(self).items()})

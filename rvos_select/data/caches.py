@@ -1,10 +1,11 @@
-"""Several caches as one: tracks of the same split join their tracks, caches of other splits join their videos."""
+"""Several caches read as one: caches of one split contribute their tracks, caches of other splits their videos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,46 +17,59 @@ from rvos_cache.store import Card, TextCache, TrackCache, TrackInfo, format_uri,
 from rvos_cache.text.cues import CUES, DEFAULT_TAGGER, Tagger
 from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, Words
 
+Spec = Mapping[str, Any]
+"""A feature or measurement as a card lists it: name, dims, dtype, by_frame."""
+
+
+class CacheCards(NamedTuple):
+    """The cards of the caches that a selector works on."""
+
+    tracks: Sequence[Card]
+    text: Sequence[Card] = ()
+
 
 class TrackSource:
     """Tracks caches read as one, with TrackCache's getters. Raises InputError when they do not fit together.
 
-    of: video -> the caches that hold it, one or, where several of its split were given, each of them. holes: video that one
-    of those lacks -> what is wrong and the remedy; its tracks are not read, its answers are.
+    caches_of: video -> the caches that hold it: one or, where several of its split were given, each of them.
+    incomplete: video that one of those lacks -> which cache lacks it and how to fix that; its tracks are not read, its
+    expressions and ground truth are.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         if not paths:
             raise InputError("no tracks cache given; add --cache C.zarr")
         self.caches = [TrackCache(path) for path in paths]
-        self.of: dict[str, list[TrackCache]] = {}
-        self.holes: dict[str, str] = {}
-        self._partly: dict[str, TrackCache] = {}
-        first = self.caches[0].card
+        self.caches_of: dict[str, list[TrackCache]] = {}
+        self.incomplete: dict[str, str] = {}
+        self._first_of_incomplete: dict[str, TrackCache] = {}
         for cache in self.caches:
-            if cache.card.channels != first.channels:
-                raise InputError(
-                    f"{cache.path}: tokens of {cache.card.channels} channels, {self.caches[0].path} has {first.channels}; "
-                    "caches that are read together need the same"
-                )
-            for video_id in cache.video_ids():
-                held = self.of.setdefault(video_id, [])
-                if held and (held[0].card.dataset, held[0].card.split) != (cache.card.dataset, cache.card.split):
-                    raise InputError(f"{cache.path}: video {video_id} is also in {held[0].path}, of another split")
-                if held and (mine := _frames_of(cache)) != (theirs := _frames_of(held[0])):
-                    raise InputError(
-                        f"{cache.path}: tracks of {mine} frames, those of {held[0].path} are of {theirs} ones; "
-                        "give caches of one split extracted with the same --corrupt"
-                    )
-                held.append(cache)
-        for video_id, held in list(self.of.items()):
-            expected = [c for c in self.caches if (c.card.dataset, c.card.split) == (held[0].card.dataset, held[0].card.split)]
-            absent = [c.path for c in expected if c not in held]
+            self._add(cache)
+        for video_id, caches in list(self.caches_of.items()):
+            absent = [cache.path for cache in self.caches if _split_of(cache) == _split_of(caches[0]) and cache not in caches]
             if absent:
-                self.holes[video_id] = f"{absent[0]}: lacks video {video_id} that {held[0].path} has; extract it there too"
-                self._partly[video_id] = self.of.pop(video_id)[0]
-        if self.holes and not self.of:
-            raise InputError(next(iter(self.holes.values())))
+                self.incomplete[video_id] = f"{absent[0]}: lacks video {video_id} that {caches[0].path} has; extract it there too"
+                self._first_of_incomplete[video_id] = self.caches_of.pop(video_id)[0]
+        if self.incomplete and not self.caches_of:
+            raise InputError(next(iter(self.incomplete.values())))
+
+    def _add(self, cache: TrackCache) -> None:
+        first = self.caches[0]
+        if cache.card.channels != first.card.channels:
+            raise InputError(
+                f"{cache.path}: tokens of {cache.card.channels} channels, {first.path} has {first.card.channels}; "
+                "caches that are read together need the same"
+            )
+        for video_id in cache.video_ids():
+            caches = self.caches_of.setdefault(video_id, [])
+            if caches and _split_of(caches[0]) != _split_of(cache):
+                raise InputError(f"{cache.path}: video {video_id} is also in {caches[0].path}, of another split")
+            if caches and _corruption(cache) != _corruption(caches[0]):
+                raise InputError(
+                    f"{cache.path}: tracks of {_corruption(cache)} frames, those of {caches[0].path} are of "
+                    f"{_corruption(caches[0])} ones; give caches of one split extracted with the same --corrupt"
+                )
+            caches.append(cache)
 
     @property
     def card(self) -> Card:
@@ -69,45 +83,46 @@ class TrackSource:
 
     def video_ids(self) -> tuple[str, ...]:
         """The videos whose tracks can be read, sorted."""
-        return tuple(sorted(self.of))
+        return tuple(sorted(self.caches_of))
 
-    def skipped(self) -> str:
-        """One line on the holes, for a command that goes on without them."""
-        return f"{len(self.holes)} videos are left out, because not every cache has them; first {min(self.holes.items())[1]}"
+    def skipped_line(self) -> str:
+        """One line on the incomplete videos, for a command that leaves them out."""
+        first = min(self.incomplete.items())[1]
+        return f"{len(self.incomplete)} videos are left out, because not every cache has them; first {first}"
 
-    def _held(self, video_id: str) -> list[TrackCache]:
+    def _caches(self, video_id: str) -> list[TrackCache]:
         try:
-            return self.of[video_id]
+            return self.caches_of[video_id]
         except KeyError:
-            raise InputError(self.absence(video_id)) from None
+            raise InputError(self.missing_line(video_id)) from None
 
-    def absence(self, video_id: str) -> str:
-        """Why a video's tracks cannot be read, and the remedy."""
+    def missing_line(self, video_id: str) -> str:
+        """Why a video's tracks cannot be read, and how to fix that."""
         unknown = f"{self.caches[0].path}: no video {video_id}; run the extraction again to add it"
-        return self.holes.get(video_id, unknown)
+        return self.incomplete.get(video_id, unknown)
 
-    def answering(self, video_id: str) -> TrackCache | None:
-        """The first cache that holds the video's expressions and ground truth, also where another lacks it."""
-        held = self.of.get(video_id)
-        return held[0] if held else self._partly.get(video_id)
+    def ground_truth_cache(self, video_id: str) -> TrackCache | None:
+        """The first cache that holds the video's expressions and ground truth, also where another cache lacks the video."""
+        caches = self.caches_of.get(video_id)
+        return caches[0] if caches else self._first_of_incomplete.get(video_id)
 
     def info(self, video_id: str) -> TrackInfo:
-        """Joined info; prompts are indices into the expressions of the first cache."""
-        infos = [cache.info(video_id) for cache in self._held(video_id)]
+        """The info of all tracks; prompts are positions in the expressions of the first cache."""
+        caches = self._caches(video_id)
+        infos = [cache.info(video_id) for cache in caches]
         first = infos[0]
         if len(infos) == 1:
             return first
-        for other, cache in zip(infos, self._held(video_id)):
-            if (other.frame_names, other.size) != (first.frame_names, first.size):
-                raise InputError(f"{cache.path}, video {video_id}: other frames than {self._held(video_id)[0].path}")
         position = {e.expression_id: i for i, e in enumerate(first.expressions)}
         prompts = []
-        for other, cache in zip(infos, self._held(video_id)):
-            asked = [e.expression_id for e in other.expressions]
-            lost = [asked[p] for p in other.prompt if p != VIDEO and asked[p] not in position]
-            if lost:
-                raise InputError(f"{cache.path}, video {video_id}: tracks of expression {lost[0]}, which others lack")
-            prompts.append(np.array([VIDEO if p == VIDEO else position[asked[p]] for p in other.prompt], np.int32))
+        for info, cache in zip(infos, caches):
+            if (info.frame_names, info.size) != (first.frame_names, first.size):
+                raise InputError(f"{cache.path}, video {video_id}: other frames than {caches[0].path}")
+            ids = [e.expression_id for e in info.expressions]
+            unknown = [ids[p] for p in info.prompt if p != VIDEO and ids[p] not in position]
+            if unknown:
+                raise InputError(f"{cache.path}, video {video_id}: tracks of expression {unknown[0]}, which others lack")
+            prompts.append(np.array([VIDEO if p == VIDEO else position[ids[p]] for p in info.prompt], np.int32))
         return TrackInfo(
             video_id,
             first.frame_names,
@@ -123,35 +138,35 @@ class TrackSource:
 
     def tokens(self, video_id: str) -> NDArray[np.floating]:
         """(N, T, C)."""
-        return np.concatenate([cache.tokens(video_id) for cache in self._held(video_id)])
+        return np.concatenate([cache.tokens(video_id) for cache in self._caches(video_id)])
 
     def presence(self, video_id: str) -> NDArray[np.float16]:
         """(N, T)."""
-        return np.concatenate([cache.presence(video_id) for cache in self._held(video_id)])
+        return np.concatenate([cache.presence(video_id) for cache in self._caches(video_id)])
 
     def masks(self, video_id: str, tracks: Iterable[int] | None = None) -> RleMasks:
         """(N, T), or the masks of the given tracks alone, in that order. Raises IndexError for a track beyond the last."""
         return RleMasks.from_runs(self.runs(video_id, tracks))
 
     def runs(self, video_id: str, tracks: Iterable[int] | None = None) -> MaskRuns:
-        """The same as the places where runs end: what pixels are drawn from soonest."""
-        caches = self._held(video_id)
+        """The same as run-length ends, from which pixels are rendered fastest."""
+        caches = self._caches(video_id)
         if tracks is None or len(caches) == 1:
-            held = [cache.runs(video_id, tracks) for cache in caches]
-            return held[0] if len(held) == 1 else MaskRuns.concatenate(held)
+            parts = [cache.runs(video_id, tracks) for cache in caches]
+            return parts[0] if len(parts) == 1 else MaskRuns.concatenate(parts)
         ends = np.cumsum([cache.info(video_id).tracks for cache in caches])
-        wanted = [range(ends[-1])[int(k)] for k in tracks]
-        owners = np.searchsorted(ends, wanted, side="right")
-        # Each cache is asked for its own tracks alone; one for none of them, where nothing is selected.
+        indices = [range(ends[-1])[int(k)] for k in tracks]
+        owners = np.searchsorted(ends, indices, side="right")
+        # Each cache reads its own tracks alone; the first reads none of them where nothing is selected.
         parts, order = [], np.argsort(owners, kind="stable")
-        for o in sorted({0, *map(int, owners)}):
-            before = ends[o] - caches[o].info(video_id).tracks
-            parts.append(caches[o].runs(video_id, [wanted[i] - before for i in order if owners[i] == o]))
+        for owner in sorted({0, *map(int, owners)}):
+            before = ends[owner] - caches[owner].info(video_id).tracks
+            parts.append(caches[owner].runs(video_id, [indices[i] - before for i in order if owners[i] == owner]))
         return MaskRuns.concatenate(parts).select(np.argsort(order))
 
     def overlap(self, video_id: str) -> Overlap:
-        """Counts of all tracks. Raises InputError when the split hides its answers."""
-        parts = [cache.overlap(video_id) for cache in self._held(video_id)]
+        """Counts of all tracks. Raises InputError when the split hides its ground truth."""
+        parts = [cache.overlap(video_id) for cache in self._caches(video_id)]
         first = parts[0]
         return Overlap(
             np.concatenate([p.inter for p in parts]),
@@ -161,32 +176,112 @@ class TrackSource:
         )
 
     def ground_truth(self, video_id: str) -> GroundTruth:
-        """The annotated objects. Raises InputError when the split hides its answers."""
-        return self._held(video_id)[0].ground_truth(video_id)
+        """The annotated objects. Raises InputError when the split hides its ground truth."""
+        return self._caches(video_id)[0].ground_truth(video_id)
 
-    def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[np.generic]:
-        """The extra array `name` of the only cache that has it."""
-        return self.having(video_id, name).feature(video_id, name, frames)
+    def feature_specs(self, video_id: str) -> list[Spec]:
+        """The features of the video's caches, as their cards list them."""
+        return [spec for cache in self._caches(video_id) for spec in cache.card.feature_specs]
 
-    def having(self, video_id: str, name: str) -> TrackCache:
-        """The only cache of the video that has the extra array `name`. Raises InputError for none or several."""
-        having = [c for c in self._held(video_id) if any(s["name"] == name for s in c.card.feature_specs)]
-        if len(having) != 1:
-            found = "no cache holds" if not having else f"{len(having)} caches hold"
-            held = ", ".join(str(s["name"]) for c in self._held(video_id) for s in c.card.feature_specs) or "none"
+    def feature_spec(self, video_id: str, name: str) -> Spec:
+        """The feature `name`. Raises InputError: no cache has it, or several that cannot be concatenated along N."""
+        return self._holders(video_id, name, "feature")[1]
+
+    def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[Any]:
+        """The feature `name`, or its rows `frames` where it is stored by frame; of several caches concatenated along N.
+
+        An axis E has the expressions of `info`, in their order. Raises like `feature_spec`, and InputError where a cache of the
+        video lacks a feature of tracks, or one of expressions was extracted with other expressions.
+        """
+        caches, spec = self._holders(video_id, name, "feature")
+        return self._concatenated(video_id, name, spec, [(c, c.feature(video_id, name, frames)) for c in caches])
+
+    def measurement_spec(self, video_id: str, name: str) -> Spec:
+        """The measurement `name`. Raises like `feature_spec`."""
+        return self._holders(video_id, name, "measurement")[1]
+
+    def measurement(self, video_id: str, name: str) -> NDArray[Any]:
+        """The measurement `name`; of several caches concatenated along N. Raises like `feature`, and where it is hidden."""
+        caches, spec = self._holders(video_id, name, "measurement")
+        return self._concatenated(video_id, name, spec, [(c, c.measurement(video_id, name)) for c in caches])
+
+    def _holders(self, video_id: str, name: str, kind: str) -> tuple[list[TrackCache], Spec]:
+        """The caches of the video that have the array, and its spec."""
+        caches = self._caches(video_id)
+        specs = {c.path: spec for c in caches for spec in _specs(c.card, kind) if spec["name"] == name}
+        holders = [c for c in caches if c.path in specs]
+        where = f"{caches[0].path}, video {video_id}"
+        if not holders:
+            known = ", ".join(str(s["name"]) for c in caches for s in _specs(c.card, kind)) or "none"
             raise InputError(
-                f"{self.caches[0].path}, video {video_id}: {found} the feature {name!r} (there are: {held}); give the one "
-                "cache of a tracker that writes it"
+                f"{where}: no cache holds the {kind} {name!r} (there are: {known}); give the cache of a tracker that writes it"
             )
-        return having[0]
+        spec = specs[holders[0].path]
+        if "N" in spec["dims"] and len(holders) < len(caches):
+            other = next(c for c in caches if c not in holders)
+            raise InputError(
+                f"{holders[0].path}, video {video_id}: the {kind} {name!r} has an axis of tracks, {other.path} does not hold it; "
+                "give caches that all hold it, or this cache alone"
+            )
+        for cache in holders[1:]:
+            if "N" not in spec["dims"]:
+                raise InputError(
+                    f"{where}: {len(holders)} caches hold the {kind} {name!r}, which has no axis of tracks to concatenate; give one"
+                )
+            if any(specs[cache.path][key] != spec[key] for key in ("dims", "dtype")):
+                raise InputError(
+                    f"{cache.path}: the {kind} {name!r} is {specs[cache.path]['dtype']} {specs[cache.path]['dims']}, "
+                    f"{holders[0].path} has {spec['dtype']} {spec['dims']}; give caches of one tracker"
+                )
+        return holders, spec
+
+    def _concatenated(
+        self, video_id: str, name: str, spec: Spec, parts: Sequence[tuple[TrackCache, NDArray[Any]]]
+    ) -> NDArray[Any]:
+        dims, arrays = list(spec["dims"]), [array for _, array in parts]
+        if len(parts) > 1 or "E" in dims:
+            ids = [e.expression_id for e in self.info(video_id).expressions]
+            objects = self.info(video_id).object_ids
+            for i, (cache, array) in enumerate(parts):
+                info = cache.info(video_id)
+                if "A" in dims and info.object_ids != objects:
+                    raise InputError(
+                        f"{cache.path}, video {video_id}: other objects than {self.caches[0].path}; extract it again"
+                    )
+                if "E" in dims:
+                    own = [e.expression_id for e in info.expressions]
+                    if sorted(own) != sorted(ids):
+                        raise InputError(
+                            f"{cache.path}, video {video_id}: {name!r} has an axis of expressions, and they are not those of "
+                            f"{self._caches(video_id)[0].path}; extract it again"
+                        )
+                    arrays[i] = np.take(array, [own.index(e) for e in ids], axis=dims.index("E"))
+        if len(arrays) == 1:
+            return arrays[0]
+        axis = dims.index("N")
+        rest = [array.shape[:axis] + array.shape[axis + 1 :] for array in arrays]
+        if len(set(rest)) > 1:
+            raise InputError(
+                f"{parts[1][0].path}, video {video_id}: {name!r} has the shape {arrays[1].shape}, {parts[0][0].path} has "
+                f"{arrays[0].shape}; only the axis of tracks may differ"
+            )
+        return np.concatenate(arrays, axis)
 
 
-def _frames_of(cache: TrackCache) -> str:
+def _specs(card: Card, kind: str) -> list[Spec]:
+    return list(card.feature_specs if kind == "feature" else getattr(card, "measurement_specs", []))
+
+
+def _split_of(cache: TrackCache) -> tuple[str, str]:
+    return cache.card.dataset, cache.card.split
+
+
+def _corruption(cache: TrackCache) -> str:
     return cache.card.extra.get("corrupt", "clean")
 
 
 class TextSource:
-    """Text caches read as one. Raises InputError when they do not fit together."""
+    """Text caches read as one. Raises InputError when they do not fit together. cache_of: video -> the cache that holds it."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         if not paths:
@@ -195,26 +290,33 @@ class TextSource:
         widths = {cache.card.channels for cache in self.caches}
         if len(widths) > 1:
             raise InputError(f"{self.caches[1].path}: words of {sorted(widths)} channels; text caches need the same width")
-        self.of: dict[str, TextCache] = {}
+        self.cache_of: dict[str, TextCache] = {}
         for cache in self.caches:
             for video_id in cache.video_ids():
-                if video_id in self.of:
-                    raise InputError(f"{cache.path}: video {video_id} is also in {self.of[video_id].path}; give one of them")
-                self.of[video_id] = cache
+                if video_id in self.cache_of:
+                    raise InputError(
+                        f"{cache.path}: video {video_id} is also in {self.cache_of[video_id].path}; give one of them"
+                    )
+                self.cache_of[video_id] = cache
 
     @property
     def card(self) -> Card:
         """The first cache's card."""
         return self.caches[0].card
 
+    @property
+    def cards(self) -> list[Card]:
+        """The card of each cache, in the order given."""
+        return [cache.card for cache in self.caches]
+
     @cached_property
     def videos(self) -> frozenset[str]:
         """All videos."""
-        return frozenset(self.of)
+        return frozenset(self.cache_of)
 
     def _cache(self, video_id: str) -> TextCache:
         try:
-            return self.of[video_id]
+            return self.cache_of[video_id]
         except KeyError:
             raise InputError(
                 f"{self.caches[0].path}: no words of video {video_id}; run rvos-cache extract-text of its split"
@@ -229,47 +331,47 @@ class TextSource:
         return self._cache(video_id).words(video_id)
 
     def tagger(self, video_id: str) -> Tagger:
-        """What made the tags of the video's words. Raises InputError for one whose tags have no known meaning."""
+        """The tagger of the video's words. Raises InputError for one whose tags have no known meaning."""
         cache = self._cache(video_id)
-        made = cache.card.settings.get("tagger", DEFAULT_TAGGER)
+        name = cache.card.settings.get("tagger", DEFAULT_TAGGER)
         for known in CUES:
-            if made == known:
+            if name == known:
                 return known
-        raise InputError(f"{cache.path}: tags of {made!r}, cues are known of {', '.join(CUES)}; --set tagger in extract-text")
+        raise InputError(f"{cache.path}: tags of {name!r}, cues are known of {', '.join(CUES)}; --set tagger in extract-text")
 
 
-def same_words(wanted: Card, where: str, words: TextSource) -> None:
-    """Raises InputError, naming the field, when words come from another encoder than those of `wanted`, the card of `where`."""
+def check_same_encoder(expected: Card, location: str, words: TextSource) -> None:
+    """Raises InputError, naming the field, when words come from another encoder than `expected`, the card of `location`."""
     for cache in words.caches:
-        for name in cache.card.differences(wanted):
+        for name in cache.card.differences(expected):
             if name.partition(".")[0] in ("producer", "settings", "weights"):
-                have, want = cache.card.value(name), wanted.value(name)
-                raise InputError(f"{cache.path}: words with {name} = {have!r}, {where} has {want!r}; extract them alike")
+                value, other = cache.card.value(name), expected.value(name)
+                raise InputError(f"{cache.path}: words with {name} = {value!r}, {location} has {other!r}; extract them alike")
 
 
 def find_text(tracks: Path) -> Path:
-    """The text cache of the same dataset and split beside a tracks cache. Raises InputError for none or several."""
-    card, found = read_card(tracks), []
+    """The text cache of the same dataset and split next to a tracks cache. Raises InputError for none or several."""
+    card, paths = read_card(tracks), []
     for path in open_backend(tracks).beside():
         if open_backend(path).has_card():
             other = read_card(path)
             if (other.kind, other.dataset, other.split) == ("text", card.dataset, card.split):
-                found.append(path)
-    if len(found) != 1:
-        wanted = f"wanted one text cache of {card.dataset} {card.split} beside it, found {', '.join(found) or 'none'}"
-        raise InputError(f"{format_uri(tracks)}: {wanted}; give --text")
-    return Path(found[0])
+                paths.append(path)
+    if len(paths) != 1:
+        expected = f"expected one text cache of {card.dataset} {card.split} next to it, found {', '.join(paths) or 'none'}"
+        raise InputError(f"{format_uri(tracks)}: {expected}; give --text")
+    return Path(paths[0])
 
 
 def texts_of(tracks: Sequence[Path], texts: Sequence[Path]) -> list[Path]:
-    """The text caches given, or the one beside each tracks cache, none twice."""
+    """The text caches given, or the one next to each tracks cache, none twice."""
     return list(texts) or list(dict.fromkeys(find_text(path) for path in tracks))
 
 
 def candidates(info: TrackInfo, expression_id: str) -> NDArray[np.bool_]:
-    """bool (N,): the tracks that the expression may choose, those of the video and those it asked for itself.
+    """bool (N,): the tracks that the expression may select: those of the video and those that it prompted itself.
 
-    An expression that the tracks cache does not know, added after an extraction that read no sentence, may choose every
+    An expression that the tracks cache does not know, added after an extraction that read no sentence, may select every
     track of the video.
     """
     position = {e.expression_id: i for i, e in enumerate(info.expressions)}

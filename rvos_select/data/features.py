@@ -1,9 +1,15 @@
-"""Arrays of a video that are too large to hold for all videos: frames of them are read when they are asked for."""
+"""Named arrays of a video and the one place that selects along their axes.
+
+An array has its dims in letters (`rvos_cache.types`). A row of a batch keeps of each letter: N its candidate tracks, T the frames
+of its clip, E its own expression, A its own objects. Every other letter, and a number, is kept whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,65 +19,170 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_select.data.caches import TrackSource
 
+Dims = tuple[str | int, ...]
+Index = Mapping[str, Sequence[int] | Tensor | int]
+"""Letter -> the positions to keep; an int keeps one and removes the axis."""
+
+
+def take(array: Tensor, dims: Dims, index: Index) -> Tensor:
+    """`array` with the positions `index` along each of its letters."""
+    for axis in reversed(range(len(dims))):
+        letter = dims[axis]
+        if letter not in index:
+            continue
+        positions = index[letter]  # type: ignore[index]
+        if isinstance(positions, int):
+            array = array.select(axis, positions)
+            continue
+        chosen = torch.as_tensor(positions, dtype=torch.long)
+        if not torch.equal(chosen, torch.arange(array.shape[axis])):
+            array = array.index_select(axis, chosen)
+    return array
+
+
+def kept_dims(dims: Dims, index: Index) -> Dims:
+    """The dims that are left after `take`."""
+    return tuple(d for d in dims if not isinstance(index.get(d, ()), int))  # type: ignore[arg-type]
+
+
+class NamedArray(Protocol):
+    """An array of a video. dims: its axes, letters or numbers."""
+
+    @property
+    def dims(self) -> Dims: ...
+
+    def select(self, index: Index) -> Tensor:
+        """The positions `index` along each letter. Raises InputError for a frame that the cache does not hold."""
+
+
+class FrameSource(NamedArray, Protocol):
+    """A named array that is read by frames: its first axis is T."""
+
+    def __len__(self) -> int:
+        """T."""
+
+
+def frame_numbers(index: Index, length: int) -> Sequence[int]:
+    """The frames that `index` keeps; without an entry T all `length`."""
+    frames = index.get("T", range(length))
+    if isinstance(frames, int):
+        raise ValueError(f"an index keeps one frame, {frames}, where frames are read; give a sequence")
+    return frames.tolist() if isinstance(frames, Tensor) else frames
+
+
+@dataclass(frozen=True)
+class MemoryArray:
+    """An array in memory. array: a Tensor with the axes `dims`."""
+
+    array: Tensor
+    dims: Dims
+
+    def select(self, index: Index) -> Tensor:
+        """As NamedArray."""
+        return take(self.array, self.dims, index)
+
 
 class StoredFeature:
-    """The feature `name` of a video, (T, ...), on disk. As `rvos_select.data.batch.FrameArray`.
+    """The feature `name` of a video, read from disk by frames: T is its first axis, also where the cache has it elsewhere.
 
-    A feature whose first dimension is another letter than T holds some frames only: the feature of that dimension alone says
-    which. Raises InputError when no cache, or more than one, has the feature, or its first dimension is none of frames.
+    A feature whose first dimension is another letter than T, N, E and A holds some frames only: the feature of that dimension
+    alone lists their numbers. Raises InputError when no cache has the feature or it has no axis of frames.
     """
 
     def __init__(self, tracks: TrackSource, video_id: str, name: str) -> None:
         self.tracks, self.video_id, self.name = tracks, video_id, name
-        self.card = tracks.having(video_id, name).card
-        spec = next(s for s in self.card.feature_specs if s["name"] == name)
-        self.by_frame, self.letter = bool(spec["by_frame"]), spec["dims"][0]
-        self.frames = tracks.info(video_id).frames
-        self._index = None if self.letter == "T" else self._named_by(self.letter)
+        spec = tracks.feature_spec(video_id, name)
+        stored: Dims = tuple(spec["dims"])
+        self.length = tracks.info(video_id).frames
+        letter = "T" if "T" in stored else (stored[0] if stored else None)
+        self._listed = None if letter == "T" else self._frame_list(letter)
+        self._axis = stored.index(letter) if letter is not None else 0
+        self.by_frame = bool(spec["by_frame"]) and self._axis == 0
+        self.dims: Dims = ("T", *stored[: self._axis], *stored[self._axis + 1 :])
 
-    def _named_by(self, letter: object) -> str:
-        others = [s for s in self.card.feature_specs if s["name"] != self.name]
-        found = [s["name"] for s in others if list(s["dims"]) == [letter] and letter != "N"]
-        if len(found) != 1 or not isinstance(letter, str):
+    def _frame_list(self, letter: object) -> str:
+        """The feature that lists the frames which the axis `letter` holds."""
+        specs = self.tracks.feature_specs(self.video_id)
+        names = [s["name"] for s in specs if s["name"] != self.name and list(s["dims"]) == [letter]]
+        if len(names) != 1 or not isinstance(letter, str) or letter in "NEA":
             raise InputError(
-                f"video {self.video_id}: the feature {self.name!r} of tracker {self.card.producer} is not by frames; its first "
-                f"dimension is {letter!r}, wanted T or a letter that one other feature lists the frames of"
+                f"video {self.video_id}: the feature {self.name!r} has no axis of frames; its first dimension is {letter!r}, "
+                "expected T or a letter for which one other feature lists the frames; read it as features."
+                f"{self.name}"
             )
-        return str(found[0])
+        return str(names[0])
 
     @cached_property
-    def kept(self) -> NDArray[np.int64]:
-        """int64, ascending: the frames that are held, all T or some."""
-        if self._index is None:
-            return np.arange(self.frames)
-        return self.tracks.feature(self.video_id, self._index).astype(np.int64)
+    def frames(self) -> NDArray[np.int64]:
+        """int64, ascending: the frames that the cache holds, all T or some."""
+        if self._listed is None:
+            return np.arange(self.length)
+        return self.tracks.feature(self.video_id, self._listed).astype(np.int64)
 
     def __len__(self) -> int:
-        return self.frames
+        return self.length
 
-    def __getitem__(self, frames: slice, /) -> Tensor:
-        return self.take(range(self.frames)[frames])
+    def select(self, index: Index) -> Tensor:
+        """As NamedArray; without an entry T all frames."""
+        frames = frame_numbers(index, self.length)
+        others = {letter: positions for letter, positions in index.items() if letter != "T"}
+        return take(self._read(frames), self.dims, others)
 
-    def take(self, frames: Sequence[int]) -> Tensor:
-        """The frames of these numbers in that order, (t, ...), as stored. Raises InputError for one that is not held."""
-        places = {int(frame): place for place, frame in enumerate(self.kept)}
-        lost = [t for t in frames if int(t) not in places]
-        if lost:
+    def lazy(self, index: Index) -> FrameReader:
+        """The same array with the positions `index`, read when frames are requested."""
+        return FrameReader(self, index)
+
+    def _read(self, frames: Sequence[int]) -> Tensor:
+        """(t, ...) as stored, in the order of `frames`. Raises InputError for a frame that the cache does not hold."""
+        positions = {int(frame): position for position, frame in enumerate(self.frames)}
+        absent = [t for t in frames if int(t) not in positions]
+        if absent:
             raise InputError(
-                f"video {self.video_id}: the cache holds {self.name!r} of {len(places)} of {self.frames} frames, not of frame "
-                f"{lost[0]}; extract this split with another profile, one that keeps all frames"
+                f"video {self.video_id}: the cache holds {self.name!r} of {len(positions)} of {self.length} frames, not of frame "
+                f"{absent[0]}; extract this split with another profile, one that keeps all frames"
             )
-        rows = [places[int(t)] for t in frames]
+        rows = [positions[int(t)] for t in frames]
         if not self.by_frame or not rows:
-            whole = self.tracks.feature(self.video_id, self.name)[rows]
+            whole = np.moveaxis(self.tracks.feature(self.video_id, self.name), self._axis, 0)[rows]
             return torch.from_numpy(np.ascontiguousarray(whole))
         first = self.tracks.feature(self.video_id, self.name, slice(rows[0], rows[0] + 1))
-        # Read into its place: a clip's mask features are tens of megabytes.
+        # Read into one tensor: a clip's mask features are tens of megabytes.
         out = torch.empty(len(rows), *first.shape[1:], dtype=torch.from_numpy(first[:0].copy()).dtype)
-        for place, row in enumerate(rows):
-            if place and row == rows[place - 1]:
-                out[place] = out[place - 1]
+        for i, row in enumerate(rows):
+            if i and row == rows[i - 1]:
+                out[i] = out[i - 1]
                 continue
-            held = self.tracks.feature(self.video_id, self.name, slice(row, row + 1)) if place else first
-            out[place] = torch.from_numpy(np.ascontiguousarray(held[0]))
+            frame = self.tracks.feature(self.video_id, self.name, slice(row, row + 1)) if i else first
+            out[i] = torch.from_numpy(np.ascontiguousarray(frame[0]))
         return out
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """A stored feature of the frames `index["T"]` (default: all), with fixed positions along its other letters. A `FrameArray`."""
+
+    feature: FrameSource
+    index: Index
+
+    @cached_property
+    def numbers(self) -> Sequence[int]:
+        """The frames of the video that this array holds, in order."""
+        return frame_numbers(self.index, len(self.feature))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, frames: slice, /) -> Tensor:
+        return self.feature.select({**self.index, "T": list(self.numbers[frames])})
+
+
+def load_feature(tracks: TrackSource, video_id: str, name: str) -> MemoryArray:
+    """The feature `name` of a video in memory."""
+    value: NDArray[Any] = tracks.feature(video_id, name)
+    return MemoryArray(torch.from_numpy(np.ascontiguousarray(value)), tuple(tracks.feature_spec(video_id, name)["dims"]))
+
+
+def load_measurement(tracks: TrackSource, video_id: str, name: str) -> MemoryArray:
+    """The measurement `name` of a video in memory. Raises InputError where the split hides its ground truth."""
+    value: NDArray[Any] = tracks.measurement(video_id, name)
+    return MemoryArray(torch.from_numpy(np.ascontiguousarray(value)), tuple(tracks.measurement_spec(video_id, name)["dims"]))

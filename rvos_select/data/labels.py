@@ -1,15 +1,19 @@
-"""Overlap counts to labels: which tracks an expression means, as training and the oracle see it."""
+"""Overlap counts to labels: which tracks an expression means, for training and for the oracle."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.overlap import frame_mean, iou
+from rvos_cache.plugins import resolve
 from rvos_cache.types import Expression, Overlap
+
+LabelRule = Callable[[Overlap, Sequence[Sequence[int]], float], NDArray[np.float32]]
+"""(counts of N tracks, the objects of each of E expressions, threshold) -> float32 (E, N) in [0, 1], the targets of tracks."""
 
 
 def mean_iou(overlap: Overlap) -> NDArray[np.float64]:
@@ -22,29 +26,45 @@ def target_indices(expression: Expression, object_ids: Sequence[str] | None) -> 
     if expression.targets is None or object_ids is None:
         raise InputError(f"expression {expression.key}: its answers are hidden; labels need a split that shows them")
     position = {o: i for i, o in enumerate(object_ids)}
-    lost = [t for t in expression.targets if t not in position]
-    if lost:
-        raise InputError(f"expression {expression.key}: names object {lost[0]}, which its video has no masks of")
+    missing = [t for t in expression.targets if t not in position]
+    if missing:
+        raise InputError(f"expression {expression.key}: names object {missing[0]}, which its video has no masks of")
     return [position[t] for t in expression.targets]
 
 
-def track_targets(quality: NDArray[np.float64], targets: Sequence[int], threshold: float) -> NDArray[np.float32]:
-    """float32 (N,): 1 where the largest mean IoU over the expression's objects is above `threshold` (strict).
+def max_iou(overlap: Overlap, objects: Sequence[Sequence[int]], threshold: float) -> NDArray[np.float32]:
+    """1 where the largest mean IoU over the expression's objects is above `threshold` (strict); no object: zeros.
 
-    quality: (N, A) of `mean_iou`; no target: all zeros. SOLA section 3.6.
+    SOLA section 3.6.
     """
-    if not targets:
+    quality = mean_iou(overlap)
+    rows = [track_targets(quality, own, threshold) for own in objects]
+    return np.stack(rows) if rows else np.zeros((0, len(quality)), np.float32)
+
+
+LABEL_RULES = {"max_iou": "rvos_select.data.labels:max_iou"}
+
+
+def label_rule(name: str) -> LabelRule:
+    """The rule `name` (a name in LABEL_RULES or "package.module:function"). Raises InputError for an unknown one."""
+    rule: LabelRule = resolve(LABEL_RULES, name, "label rule")
+    return rule
+
+
+def track_targets(quality: NDArray[np.float64], objects: Sequence[int], threshold: float) -> NDArray[np.float32]:
+    """float32 (N,): `max_iou` of one expression. quality: (N, A) of `mean_iou`."""
+    if not objects:
         return np.zeros(len(quality), np.float32)
-    return (quality[:, list(targets)].max(axis=1) > threshold).astype(np.float32)
+    return (quality[:, list(objects)].max(axis=1) > threshold).astype(np.float32)
 
 
-def oracle_tracks(quality: NDArray[np.float64], targets: Sequence[int], candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """bool (N,): for each target object its best candidate by mean IoU. No target or no candidate: none.
+def oracle_tracks(quality: NDArray[np.float64], objects: Sequence[int], candidate: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """bool (N,): for each object its best candidate by mean IoU. No object or no candidate: none.
 
     The score of perfect labels, not the maximum over subsets of tracks.
     """
     chosen = np.zeros(len(quality), bool)
     if candidate.any():
-        for a in targets:
+        for a in objects:
             chosen[np.argmax(np.where(candidate, quality[:, a], -1.0))] = True
     return chosen

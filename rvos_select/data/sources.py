@@ -1,4 +1,4 @@
-"""What a training run reads: its caches as samples in memory, what is held out, and what is missing."""
+"""What a training run reads: its caches as samples in memory, the held-out videos, and the missing ones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ from rvos_cache.datasets.mirrored import SUFFIX
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import failed_videos
 from rvos_cache.store import format_uri, read_card
-from rvos_select.data.caches import TextSource, TrackSource, same_words, texts_of
-from rvos_select.data.samples import VideoSample, label_limits, load_video, set_name, set_weights
+from rvos_select.data.caches import TextSource, TrackSource, check_same_encoder, texts_of
+from rvos_select.data.epochs import set_weights
+from rvos_select.data.labels import label_rule
+from rvos_select.data.samples import VideoSample, label_thresholds, load_video, set_name
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How targets are made. iou: mean IoU above which a track is a positive, None: of each card; rule: name of the label rule."""
+
+    iou: float | None = None
+    rule: str = "max_iou"
 
 
 @dataclass(frozen=True)
@@ -24,10 +34,10 @@ class CachedSet:
     tracks: TrackSource
     words: TextSource
 
-    def load(self, video_ids: Sequence[str], label_iou: float | None, requires: Sequence[str]) -> list[VideoSample]:
+    def load(self, video_ids: Sequence[str], labels: LabelSettings, requires: Sequence[str]) -> list[VideoSample]:
         """The videos with their labels. Raises InputError as `load_video` does."""
-        limits = label_limits(self.tracks, label_iou)
-        return [load_video(self.tracks, self.words, v, limits=limits, requires=requires) for v in video_ids]
+        thresholds, rule = label_thresholds(self.tracks, labels.iou), label_rule(labels.rule)
+        return [load_video(self.tracks, self.words, v, thresholds=thresholds, requires=requires, rule=rule) for v in video_ids]
 
 
 CachedSets = dict[str, CachedSet]
@@ -59,39 +69,39 @@ def cached_sets(tracks: Sequence[Path], texts: Sequence[Path]) -> CachedSets:
     """
     if not tracks:
         raise InputError("no tracks cache given; add --cache C.zarr")
-    paths, first = dict[str, list[Path]](), read_card(tracks[0])
-    of_set, of_dataset = dict[str, list[Path]](), dict[str, list[Path]]()
+    tracks_of, texts_of_set, texts_of_dataset = (dict[str, list[Path]]() for _ in range(3))
+    first = read_card(tracks[0])
     for path in tracks:
         card = read_card(path)
-        paths.setdefault(set_name(card), []).append(path)
+        tracks_of.setdefault(set_name(card), []).append(path)
         if card.channels != first.channels:
-            has = f"tokens of {card.channels} channels, {format_uri(tracks[0])} has {first.channels}"
-            raise InputError(f"{format_uri(path)}: {has}; caches that are read together need the same")
+            difference = f"tokens of {card.channels} channels, {format_uri(tracks[0])} has {first.channels}"
+            raise InputError(f"{format_uri(path)}: {difference}; caches that are read together need the same")
     for path in texts:
-        card = read_card(path)
-        if card.channels != read_card(texts[0]).channels:
-            has = f"words of {card.channels} channels, {format_uri(texts[0])} has {read_card(texts[0]).channels}"
-            raise InputError(f"{format_uri(path)}: {has}; text caches need the same width")
-        of_set.setdefault(set_name(card), []).append(path)
-        of_dataset.setdefault(card.dataset, []).append(path)
-    found = {}
-    for name, held in paths.items():
-        said = of_set.get(name) or of_dataset.get(read_card(held[0]).dataset)
-        if not said:
-            raise InputError(f"{held[0]}: no text cache of {name} was given; add --text with the words of this split")
-        found[name] = CachedSet(TrackSource(held), TextSource(said))
-    return found
+        card, first = read_card(path), read_card(texts[0])
+        if card.channels != first.channels:
+            difference = f"words of {card.channels} channels, {format_uri(texts[0])} has {first.channels}"
+            raise InputError(f"{format_uri(path)}: {difference}; text caches need the same width")
+        texts_of_set.setdefault(set_name(card), []).append(path)
+        texts_of_dataset.setdefault(card.dataset, []).append(path)
+    sets = {}
+    for name, paths in tracks_of.items():
+        text_paths = texts_of_set.get(name) or texts_of_dataset.get(read_card(paths[0]).dataset)
+        if not text_paths:
+            raise InputError(f"{paths[0]}: no text cache of {name} was given; add --text with the words of this split")
+        sets[name] = CachedSet(TrackSource(paths), TextSource(text_paths))
+    return sets
 
 
 def held_out(video_ids: Sequence[str], share: float) -> list[str]:
     """The videos to hold out: those whose hash, uniform in [0, 1), is below `share`; of two videos or more at least one.
 
-    The choice is the same on every machine and for any order. A video and its mirror image count as one: both or neither.
+    The selection is the same on every machine and for any order. A video and its mirror image count as one: both or neither.
     """
-    seen = {v: v.removesuffix(SUFFIX) for v in video_ids}
-    place = {v: int.from_bytes(hashlib.sha256(v.encode()).digest()[:8], "big") / 2**64 for v in seen.values()}
-    lowest = min(place.values(), default=1.0) if share > 0 and len(place) > 1 else -1.0
-    return [v for v in video_ids if place[seen[v]] < share or place[seen[v]] == lowest]
+    originals = {v: v.removesuffix(SUFFIX) for v in video_ids}
+    hashes = {v: int.from_bytes(hashlib.sha256(v.encode()).digest()[:8], "big") / 2**64 for v in originals.values()}
+    smallest = min(hashes.values(), default=1.0) if share > 0 and len(hashes) > 1 else -1.0
+    return [v for v in video_ids if hashes[originals[v]] < share or hashes[originals[v]] == smallest]
 
 
 def read_sources(
@@ -102,101 +112,103 @@ def read_sources(
     *,
     requires: Sequence[str],
     weights: Mapping[str, float],
-    label_iou: float | None,
+    labels: LabelSettings,
     hold_out: float,
 ) -> Sources:
-    """Everything into memory. Raises InputError when caches do not fit, or the given ones hold nothing to train or validate on.
+    """Everything into memory. Raises InputError when caches do not fit together, or hold nothing to train or validate on.
 
     Warns where videos to validate with are trained on too.
     """
     texts = texts_of(tracks, texts)
     sets = cached_sets(tracks, texts)
-    of_set = set_weights([card for held in sets.values() for card in held.tracks.cards], weights)
-    train_ids = {name: held.tracks.video_ids() for name, held in sets.items()}
+    weight_of_set = set_weights([card for each in sets.values() for card in each.tracks.cards], weights)
+    train_ids = {name: each.tracks.video_ids() for name, each in sets.items()}
     if valid_tracks:
-        others = cached_sets(valid_tracks, texts_of(valid_tracks, valid_texts))
-        valid_ids = {name: held.tracks.video_ids() for name, held in others.items()}
-        _same_channels(sets, others)
+        valid_sets = cached_sets(valid_tracks, texts_of(valid_tracks, valid_texts))
+        valid_ids = {name: each.tracks.video_ids() for name, each in valid_sets.items()}
+        _check_channels(sets, valid_sets)
     else:
-        # Ground-truth tracks help to train; a validation that could choose them would flatter.
-        found = [path for path in tracks if not read_card(path).training_only]
-        if not found:
+        # Ground-truth tracks help to train; a validation that may select them would flatter.
+        paths = [path for path in tracks if not read_card(path).training_only]
+        if not paths:
             raise InputError(f"{tracks[0]}: only ground-truth tracks; add --valid-cache with tracks that a tracker finds")
-        others = cached_sets(found, texts)
-        kept_away = set(held_out(sorted({v for held in others.values() for v in held.tracks.video_ids()}), hold_out))
-        valid_ids = {name: tuple(v for v in held.tracks.video_ids() if v in kept_away) for name, held in others.items()}
-        own = {v.removesuffix(SUFFIX) for v in kept_away}
-        train_ids = {name: tuple(v for v in ids if v.removesuffix(SUFFIX) not in own) for name, ids in train_ids.items()}
-    _check_alike(sets, others)
+        valid_sets = cached_sets(paths, texts)
+        all_ids = sorted({v for each in valid_sets.values() for v in each.tracks.video_ids()})
+        held = set(held_out(all_ids, hold_out))
+        valid_ids = {name: tuple(v for v in each.tracks.video_ids() if v in held) for name, each in valid_sets.items()}
+        originals = {v.removesuffix(SUFFIX) for v in held}
+        train_ids = {name: tuple(v for v in ids if v.removesuffix(SUFFIX) not in originals) for name, ids in train_ids.items()}
+    _check_validation(sets, valid_sets)
     if valid_tracks:
-        _warn_of_seen(train_ids, valid_ids)
-    missing = {"training": absent("training", sets, warn=True)}
-    missing["validation"] = absent("validation", others, warn=bool(valid_tracks))
-    samples = [sample for name, held in sets.items() for sample in held.load(train_ids[name], label_iou, requires)]
-    held_back = [sample for name, held in others.items() for sample in held.load(valid_ids[name], label_iou, requires)]
-    if not any(len(s.expressions) for s in samples):
+        _warn_of_shared_videos(train_ids, valid_ids)
+    missing = {"training": missing_videos("training", sets, warn=True)}
+    missing["validation"] = missing_videos("validation", valid_sets, warn=bool(valid_tracks))
+    train = [sample for name, each in sets.items() for sample in each.load(train_ids[name], labels, requires)]
+    valid = [sample for name, each in valid_sets.items() for sample in each.load(valid_ids[name], labels, requires)]
+    if not any(len(s.expressions) for s in train):
         raise InputError(f"{tracks[0]}: no expression to train on; extract more videos")
-    if valid_tracks and not any(len(s.expressions) for s in held_back):
+    if valid_tracks and not any(len(s.expressions) for s in valid):
         raise InputError(f"{valid_tracks[0]}: no expression to validate with; extract its videos, or leave --valid-cache out")
-    cards = {**_cards(sets), **{f"valid_{kind}": found for kind, found in _cards(others).items()}}
-    each = [limit for held in sets.values() for limit in label_limits(held.tracks, label_iou).values()]
-    made_at = each[0] if len(set(each)) == 1 else each
+    cards = {**_cards(sets), **{f"valid_{kind}": cards for kind, cards in _cards(valid_sets).items()}}
+    thresholds = [value for each in sets.values() for value in label_thresholds(each.tracks, labels.iou).values()]
+    label_iou = thresholds[0] if len(set(thresholds)) == 1 else thresholds
     first = next(iter(sets.values()))
     channels = (first.tracks.card.channels, first.words.card.channels)
-    return Sources(samples, held_back, others, cards, of_set, made_at, missing, channels)
+    return Sources(train, valid, valid_sets, cards, weight_of_set, label_iou, missing, channels)
 
 
-def _same_channels(sets: CachedSets, others: CachedSets) -> None:
-    """Raises InputError when tokens or words of the sets to validate with are of another width."""
-    here, there = (next(iter(found.values())) for found in (sets, others))
-    for name, ours, theirs in (("tokens", here.tracks, there.tracks), ("words", here.words, there.words)):
-        if ours.card.channels != theirs.card.channels:  # type: ignore[attr-defined]
+def _check_channels(sets: CachedSets, valid_sets: CachedSets) -> None:
+    """Raises InputError when tokens or words of the sets to validate with have another width."""
+    train, valid = (next(iter(each.values())) for each in (sets, valid_sets))
+    for name, ours, theirs in (
+        ("tokens", train.tracks.card, valid.tracks.card),
+        ("words", train.words.card, valid.words.card),
+    ):
+        if ours.channels != theirs.channels:
             raise InputError(f"{name} differ in channels between training and validation caches; extract both alike")
 
 
-def _check_alike(sets: CachedSets, others: CachedSets) -> None:
+def _check_validation(sets: CachedSets, valid_sets: CachedSets) -> None:
     """Raises InputError for ground-truth tracks to validate with, and for words of two encoders."""
-    for held in others.values():
-        for cache in held.tracks.caches:
+    for each in valid_sets.values():
+        for cache in each.tracks.caches:
             if cache.card.training_only:
                 raise InputError(f"{cache.path}: ground-truth tracks are for training; validate with tracks that were found")
     first = next(iter(sets.values())).words
-    for held in (*sets.values(), *others.values()):
-        same_words(first.card, str(first.caches[0].path), held.words)
+    for each in (*sets.values(), *valid_sets.values()):
+        check_same_encoder(first.card, str(first.caches[0].path), each.words)
 
 
-def _warn_of_seen(train_ids: Mapping[str, Sequence[str]], valid_ids: Mapping[str, Sequence[str]]) -> None:
-    """Say in one line that videos to validate with, or their mirror images, are trained on too. Ids alone are compared."""
-    trained = {v.removesuffix(SUFFIX): name for name, ids in train_ids.items() for v in ids}
-    seen = [(v, name) for name, ids in valid_ids.items() for v in ids if v.removesuffix(SUFFIX) in trained]
-    if seen:
-        video_id, name = seen[0]
-        also = f"{len(seen)} videos to validate with are trained on too; first {video_id} of {name}"
-        source = trained[video_id.removesuffix(SUFFIX)]
-        warnings.warn(f"{also}, in {source}: the scores will flatter; keep each video in one of them", stacklevel=3)
+def _warn_of_shared_videos(train_ids: Mapping[str, Sequence[str]], valid_ids: Mapping[str, Sequence[str]]) -> None:
+    """Warn in one line where videos to validate with, or their mirror images, are trained on too. Only ids are compared."""
+    set_of = {v.removesuffix(SUFFIX): name for name, ids in train_ids.items() for v in ids}
+    shared = [(v, name) for name, ids in valid_ids.items() for v in ids if v.removesuffix(SUFFIX) in set_of]
+    if shared:
+        video_id, name = shared[0]
+        count = f"{len(shared)} videos to validate with are trained on too; first {video_id} of {name}"
+        train_set = set_of[video_id.removesuffix(SUFFIX)]
+        warnings.warn(f"{count}, in {train_set}: the scores will flatter; keep each video in one of them", stacklevel=3)
 
 
 def _cards(sets: CachedSets) -> dict[str, list[dict[str, Any]]]:
     return {
-        "tracks": [card.model_dump() for held in sets.values() for card in held.tracks.cards],
-        "text": [cache.card.model_dump() for held in sets.values() for cache in held.words.caches],
+        "tracks": [card.model_dump() for each in sets.values() for card in each.tracks.cards],
+        "text": [card.model_dump() for each in sets.values() for card in each.words.cards],
     }
 
 
-def absent(what: str, sets: CachedSets, warn: bool) -> dict[str, str]:
-    """Video -> why it is left out: one of its caches lacks it, or it failed in extraction. warn: say each in one line."""
-    holes, failed = dict[str, str](), dict[str, str]()
-    for source in (held.tracks for held in sets.values()):
-        holes |= source.holes
+def missing_videos(role: str, sets: CachedSets, warn: bool) -> dict[str, str]:
+    """Video -> why it is left out: a cache lacks it, or it failed in extraction. role: for messages; warn: one line for each."""
+    incomplete, failed = dict[str, str](), dict[str, str]()
+    for source in (each.tracks for each in sets.values()):
+        incomplete |= source.incomplete
         for cache in source.caches:
             for video_id, error in failed_videos(cache).items():
-                if video_id not in source.holes:
+                if video_id not in source.incomplete:
                     failed[video_id] = f"{cache.path}, video {video_id}: {error}"
-        if source.holes and warn:
-            warnings.warn(f"{what}: {source.skipped()}", stacklevel=3)
+        if source.incomplete and warn:
+            warnings.warn(f"{role}: {source.skipped_line()}", stacklevel=3)
     if failed and warn:
-        first, remedy = failed[min(failed)], "mend it and run the extraction again, or go on without them"
-        warnings.warn(
-            f"{what}: {len(failed)} videos failed in extraction and are left out; first {first}; {remedy}", stacklevel=3
-        )
-    return {**holes, **failed}
+        first, fix = failed[min(failed)], "fix it and run the extraction again, or go on without them"
+        warnings.warn(f"{role}: {len(failed)} videos failed in extraction and are left out; first {first}; {fix}", stacklevel=3)
+    return {**incomplete, **failed}

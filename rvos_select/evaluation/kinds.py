@@ -21,7 +21,7 @@ def kinds_of(texts: Sequence[Path]) -> Callable[[Expression], str | None]:
 
     def kind(expression: Expression) -> str | None:
         video_id = expression.video_id
-        if video_id not in source.of:
+        if video_id not in source.cache_of:
             return None
         if video_id not in kinds:
             kinds.clear()

@@ -56,9 +56,9 @@ def oracle(
         if not isinstance(video, VideoAnswers):
             for key in video:
                 scores.add(key, None, None)
-        elif video.video_id not in source.of:
+        elif video.video_id not in source.caches_of:
             if not allow_missing:
-                raise InputError(f"{source.absence(video.video_id)}, or give --allow-missing to score it 0")
+                raise InputError(f"{source.missing_line(video.video_id)}, or give --allow-missing to score it 0")
             for expression in video.expressions:
                 scores.add(expression.key, None, video.kind(expression))
             objects.update({f"{video.video_id}/{name}": 0.0 for name in video.truth.object_ids})

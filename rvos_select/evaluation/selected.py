@@ -19,10 +19,10 @@ def selections_of(
     Raises InputError for a video or, without `allow_missing`, an expression that is not there.
     """
     video_id = video.video_id
-    if video_id not in source.of and not allow_missing:
-        raise InputError(f"{source.absence(video_id)}, or give --allow-missing to score it 0")
+    if video_id not in source.caches_of and not allow_missing:
+        raise InputError(f"{source.missing_line(video_id)}, or give --allow-missing to score it 0")
     found: dict[str, Selection] = {}
-    if video_id in have and video_id in source.of:
+    if video_id in have and video_id in source.caches_of:
         check_pair(said, source, video_id)
         found = {s.expression_id: s for s in said.selections(video_id)}
     for expression in video.expressions:

@@ -19,7 +19,7 @@ from rvos_cache.trackers import tracker_class
 from rvos_select.data.caches import TextSource, TrackSource
 from rvos_select.runs.checkpoint import replace_folder, write_json
 from rvos_select.selectors.sola import Sola, SolaConfig
-from rvos_select.training.train import TrainSettings
+from rvos_select.training.settings import TrainSettings
 
 TRAINED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sam2-grid", {}),

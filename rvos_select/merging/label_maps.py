@@ -124,8 +124,8 @@ class SelectionAnswers:
         if self.video_id == video.video_id:
             return
         self.video_id, self.held = None, {}
-        if video.video_id not in self.source.of:
-            raise MissingAnswerError(self.source.absence(video.video_id))
+        if video.video_id not in self.source.caches_of:
+            raise MissingAnswerError(self.source.missing_line(video.video_id))
         info = self.source.info(video.video_id)
         if (info.frame_names, info.size) != (video.frame_names, video.size):
             raise InputError(

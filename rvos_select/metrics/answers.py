@@ -90,7 +90,7 @@ def listed_videos(source: TrackSource, known: Dataset | None) -> tuple[str, ...]
     """Every video to score: those of the dataset, else those that the caches hold or failed to hold."""
     if known is not None:
         return known.video_ids()
-    found = {*source.of, *source.holes}
+    found = {*source.caches_of, *source.incomplete}
     for cache in source.caches:
         found |= set(failed_videos(cache))
     return tuple(sorted(found))
@@ -111,7 +111,7 @@ def answers(
                 found = from_dataset(known, video_id)
             except InputError as error:
                 lost = error
-        cache = None if own is None else own.answering(video_id)
+        cache = None if own is None else own.ground_truth_cache(video_id)
         if found is None and cache is not None:
             found = from_cache(cache, video_id)
         if found is not None:

@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError, naming
-from rvos_cache.plugins import resolve
 from rvos_cache.store import Card, sync
-from rvos_select.selectors import SELECTORS
+from rvos_select.selectors import Selector, selector_class
 
 
 @contextmanager
@@ -103,10 +102,10 @@ def save_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, st
     """`<run>/last`: weights, optimiser tensors and `state`, replaced as a whole."""
 
     def fill(folder: Path) -> None:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+        save_file({name: value.clone().contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
         tensors = {}
-        for index, held in optimizer.state_dict()["state"].items():
-            for name, value in held.items():
+        for index, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
                 tensors[f"{index}.{name}"] = torch.as_tensor(value).contiguous()
         save_file(tensors, folder / "optimizer.safetensors")
         write_json(folder / "state.json", dict(state))
@@ -147,12 +146,16 @@ def run_cards(run: Path) -> dict[str, Card]:
     return {kind: Card.model_validate(cards[kind][0]) for kind in ("tracks", "text")}
 
 
-def load_selector(run: Path) -> Any:
-    """The best module of a run, in eval mode. Raises InputError when it is missing or damaged."""
-    name = run_settings(run)["settings"]["selector"]
+def load_selector(run: Path) -> Selector:
+    """The best module of a run, in eval mode; its frozen parts are loaded by `bind`, and must be those of the run.
+
+    Raises InputError when it is missing or damaged.
+    """
+    settings = run_settings(run)
     restore_folder(run / "best")
     if not (run / "best").is_dir():
         raise InputError(f"{run}/best: not found; the run has not finished an epoch: train --resume")
     read_json(run / "best/config.json", "the checkpoint is not whole: train again into another --out")
-    model = resolve(SELECTORS, name, "selector").from_pretrained(str(run / "best"))
-    return model.eval()
+    selector = selector_class(settings["settings"]["selector"]).from_pretrained(str(run / "best"))
+    selector.recorded_digests = settings.get("frozen", {})
+    return selector.eval()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import get_args
 
-from torch import Tensor
-
+from rvos_cache.errors import InputError
 from rvos_cache.plugins import resolve
-from rvos_cache.settings import Settings
-from rvos_cache.store import Card
-from rvos_select.data.batch import Batch
+from rvos_select.data.batch import check_requires
 from rvos_select.merging.policy import Empty
+from rvos_select.selectors.base import Scored, Selector, SelectorConfig
+from rvos_select.selectors.frozen import FrozenPart
+
+__all__ = ["SELECTORS", "FrozenPart", "Scored", "Selector", "SelectorConfig", "selector_class"]
 
 SELECTORS = {
     "sola": "rvos_select.selectors.sola:Sola",
@@ -20,51 +20,24 @@ SELECTORS = {
 }
 
 
-class Selector(Protocol):
-    """An `nn.Module` that scores tracks, or queries whose masks it draws itself.
+def selector_class(name: str) -> type[Selector]:
+    """The selector `name` (a name in SELECTORS or "package.module:Class").
 
-    Config: its frozen settings model (the paper's values are the defaults; `token_channels` C and `word_channels` D are
-    set from the caches); requires: the optional Batch parts it reads: "presence", "spans", "static_words", "motion_words",
-    "particle_words", "features.<name>" (in memory), "frames.<name>" (read by frames), "overlap", "overlap.video" (clips too
-    count all frames), "truth" (of clips); threshold: the default of the merge, strict >; empty: what answers where no score is
-    above it; top1_of_one: on datasets whose expressions name one object each, the merge takes its best track instead; draws: its
-    logits are (B, Q), of masks that `draw` gives.
+    Raises InputError, in one line, for a class that lacks a part that training or prediction needs.
     """
-
-    Config: type[Settings]
-    requires: tuple[str, ...]
-    threshold: float
-    empty: Empty
-    top1_of_one: bool
-    draws: bool
-
-    def __init__(self, config: Settings) -> None: ...
-
-    def bind(self, cards: Sequence[Card]) -> None:
-        """Load the frozen parts that it runs itself from the checkpoints that the cards of the tracks caches name, by hash.
-
-        Before the first batch, and before `requires` is read. Raises InputError for caches of another tracker or checkpoint.
-        """
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (B, N) or (B, Q); what they say of a track outside `batch.track_mask` has no meaning."""
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars by name; "loss" is the one to minimise. Each is the mean over the expressions of the batch, so that
-        a batch of all expressions of a video gives the mean of the single ones; but for a mean over objects, where the paper
-        has it."""
-
-
-class DrawingSelector(Selector, Protocol):
-    """A selector with `draws`. draw_threshold: score below which a query is drawn only where it is an expression's best."""
-
-    draw_threshold: float
-
-    def draw(self, batch: Batch, wanted: Tensor) -> Iterator[Tensor]:
-        """The masks of the K queries `wanted` bool (B, Q), row by row: bool (K, t, H, W), one chunk of frames after another."""
-
-
-def selector_class(name: str) -> type:
-    """The selector `name` (a name in SELECTORS or "package.module:Class")."""
-    found: type = resolve(SELECTORS, name, "selector")
-    return found
+    kind = resolve(SELECTORS, name, "selector")
+    if not isinstance(kind, type) or not issubclass(kind, Selector):
+        raise InputError(f"selector {name!r}: {kind!r} is no subclass of rvos_select.Selector; derive it from that class")
+    if not isinstance(kind.Config, type) or not issubclass(kind.Config, SelectorConfig):
+        raise InputError(f"selector {name!r}: Config is {kind.Config!r}; derive it from rvos_select.SelectorConfig")
+    needed = ["forward", "draw"] if kind.draws is True else ["forward"]
+    for method in needed:
+        if getattr(kind, method) is getattr(Selector, method):
+            raise InputError(f"selector {name!r}: {kind.__name__} has no method {method}; see rvos_select.Selector.{method}")
+    if isinstance(kind.requires, (tuple, list)):
+        check_requires(kind.requires, name)
+    elif not isinstance(kind.requires, property):
+        raise InputError(f'selector {name!r}: requires is {kind.requires!r}; write a tuple, as requires = ("presence",)')
+    if not isinstance(kind.empty, property) and kind.empty not in get_args(Empty):
+        raise InputError(f"selector {name!r}: empty is {kind.empty!r}; there are: {', '.join(get_args(Empty))}")
+    return kind

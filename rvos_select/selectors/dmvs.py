@@ -7,19 +7,21 @@ LMPM, DsHmp, VITA) and is a setting. Letters as in ARCHITECTURE; Nv video querie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_cache.errors import InputError
-from rvos_cache.store import Card
+from rvos_cache.trackers.vita.geometry import FrameGeometry
+from rvos_cache.trackers.vita.head import VitaHead
 from rvos_select.data.batch import Batch
+from rvos_select.data.caches import CacheCards
 from rvos_select.losses.matching import assign, counted_costs
 from rvos_select.merging.policy import Empty
-from rvos_select.selectors.base import Selector, checked_config
+from rvos_select.selectors.base import Selector
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.selectors.dmvs_layers import (
     MaskMlp,
@@ -30,7 +32,8 @@ from rvos_select.selectors.dmvs_layers import (
     masked_mean,
 )
 from rvos_select.selectors.dmvs_masks import drawn, in_input, mask_logits, pair_losses, point_costs
-from rvos_select.selectors.dmvs_vita import FrozenVita
+from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput, video_queries, vita_head
+from rvos_select.selectors.frozen import FrozenPart
 
 REFERRED, NO_OBJECT = 0, 1
 
@@ -51,9 +54,9 @@ class Dmvs(Selector):
     threshold = 0.7
     top1_of_one = True
 
-    def __init__(self, config: DmvsConfig | Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = c = checked_config(DmvsConfig, config)
+    def __init__(self, config: DmvsConfig) -> None:
+        super().__init__(config)
+        c = self.config
         self.word_projection = TextProjection(c.word_channels, c.width, c.dropout)
         own = c.sentence != "mean_shared"
         self.sentence_projection = TextProjection(c.word_channels, c.width, c.dropout) if own else None
@@ -66,63 +69,67 @@ class Dmvs(Selector):
         self.decoder_norm = nn.LayerNorm(c.width)
         self.class_head = nn.Linear(c.width, 2)
         self.mask_head = MaskMlp(c.width, c.token_channels) if c.masks == "drawn" else None
-        self._vita: FrozenVita | None = None
+        self.input: VitaInput | None = None
         self._untrained = True
         self.register_load_state_dict_post_hook(_trained)  # type: ignore[no-untyped-call]
 
     @property
-    def requires(self) -> tuple[str, ...]:
+    def requires(self) -> tuple[str, ...]:  # type: ignore[override]
         """The parts of a Batch that it reads; after `bind`."""
         particles = ("particle_words",) if self.config.cues == "dmvs_particles" else ()
         always = ("spans", "static_words", "motion_words", *particles, "frames.q_f")
         if self.config.masks == "frozen":
             scope = "overlap.video" if self.config.match_scope == "video" else "overlap"
             return (*always, "features.q_v", "features.logits", "features.query", scope)
-        basis = ("features.mask_basis",) if self._vita is not None and self._vita.low_rank else ()
+        basis = ("features.mask_basis",) if self.input is not None and self.input.low_rank else ()
         return (*always, "frames.f_mask", *basis, "truth")
 
     @property
-    def draws(self) -> bool:
+    def draws(self) -> bool:  # type: ignore[override]
         """Its logits are of queries with masks of their own, not of the tracks."""
         return self.config.masks == "drawn"
 
     @property
-    def draw_threshold(self) -> float:
+    def draw_threshold(self) -> float:  # type: ignore[override]
         """Score below which a query is drawn only where it is an expression's best."""
         return self.config.draw_threshold
 
     @property
-    def empty(self) -> Empty:
+    def empty(self) -> Empty:  # type: ignore[override]
         """What answers where no score is above the threshold."""
         return self.config.empty
 
-    def bind(self, cards: Sequence[Card]) -> None:
-        """Load VITA's frozen head, where it is run, from the checkpoint that the caches' cards name, and compare its digest.
+    def frozen_parts(self, cards: CacheCards) -> Sequence[FrozenPart]:
+        """VITA's head, where it is run, from the checkpoint that the caches' cards name.
 
-        Raises InputError for caches that are not of one VITA, or a checkpoint that is not theirs any more.
+        Raises InputError for caches that are not of one VITA.
         """
         c = self.config
         if c.masks == "frozen":
-            return
-        self._vita = FrozenVita.of(cards, c.width, c.token_channels)
-        self._vita.head.to(self.class_head.weight.device)
-        if c.mask_init == "vita" and self._untrained and self.mask_head is not None:
-            mine = [layer for layer in self.mask_head if isinstance(layer, nn.Linear)]
-            for layer, theirs in zip(mine, self._vita.head.mask_embed.layers):
-                layer.load_state_dict(theirs.state_dict())
+            return ()
+        self.input = VitaInput.of(cards.tracks)
+        return (vita_head(cards.tracks, c.width, c.token_channels),)
+
+    def bound(self, cards: CacheCards) -> None:
+        """The mask head starts as VITA's where `mask_init` says so and it has no weights of its own yet."""
+        if self.config.mask_init == "vita" and self._untrained and self.mask_head is not None:
+            own = [layer for layer in self.mask_head if isinstance(layer, nn.Linear)]
+            for layer, source in zip(own, self.vita.mask_embed.layers):
+                layer.load_state_dict(source.state_dict())
 
     @property
-    def vita(self) -> FrozenVita:
+    def vita(self) -> VitaHead:
         """The frozen head. Raises ValueError before `bind`."""
-        if self._vita is None:
-            raise ValueError("DMVS wants bind(cards) of its caches before it sees a batch")
-        return self._vita
+        if HEAD_NAME not in self.frozen:
+            raise ValueError("DMVS needs bind(cards) of its caches before it reads a batch")
+        head = self.frozen[HEAD_NAME]
+        assert isinstance(head, VitaHead)
+        return head
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # The frozen head is no submodule, so that it is neither counted nor saved; it goes where the module goes.
-        if self._vita is not None:
-            self._vita.head._apply(fn)  # type: ignore[no-untyped-call]
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+    def _geometry(self, size: tuple[int, int]) -> FrameGeometry:
+        if self.input is None:
+            raise ValueError("DMVS needs bind(cards) of its caches before it reads a batch")
+        return self.input.geometry(size)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, Q) of the last layer, the best class score's query first, or with frozen masks (B, N); their sigmoid is the
@@ -145,7 +152,7 @@ class Dmvs(Selector):
         if self.mask_head is None or len(batch.tokens) != 1:
             raise ValueError(f"masks={self.config.masks}, {len(batch.tokens)} videos: wanted a module that draws, and one video")
         embed = self._in_basis(self.mask_head(self.decode(batch).layers[-1][wanted]), batch, 0)
-        yield from drawn(embed, batch.frames["f_mask"][0], self.vita.geometry(batch.sizes[0]), self.config.chunk)
+        yield from drawn(embed, batch.frames["f_mask"][0], self._geometry(batch.sizes[0]), self.config.chunk)
 
     def decode(self, batch: Batch) -> Decoded:
         """The motion queries after each layer."""
@@ -163,7 +170,7 @@ class Dmvs(Selector):
         position = None if self.position is None else self.position.weight[: x.shape[1]]
         if c.position == "query":
             assert began is not None
-            position = self.vita.head.query_embed.weight[began]
+            position = self.vita.query_embed.weight[began]
         seen = None if bool(real.all()) else real
         layers = []
         for layer in self.decoder:
@@ -207,7 +214,7 @@ class Dmvs(Selector):
         """Video queries (A, Nv, C) and their class scores (A, Nv), A being B or 1. Frozen masks are those of the whole video's
         queries, and a clip's queries need not mean the same objects."""
         if self.draws:
-            return self.vita.video_queries(q_f, batch.frame_mask)
+            return video_queries(self.vita, q_f, batch.frame_mask)
         return batch.features["q_v"].float(), batch.features["logits"].float().softmax(-1)[..., :-1].amax(-1)
 
     def _motion_queries(
@@ -301,7 +308,7 @@ class Dmvs(Selector):
             objects += len(seen)
             if not len(seen):
                 continue
-            truth = in_input(seen, self.vita.geometry(batch.sizes[place])).to(embed.device)
+            truth = in_input(seen, self._geometry(batch.sizes[place])).to(embed.device)
             features = batch.frames["f_mask"][place][:].to(embed.device)
             mine = self._in_basis(embed[:, b], batch, place)
             mask_costs = point_costs(mine.detach().flatten(0, 1), features, truth, c.points)

@@ -9,12 +9,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rvos_cache.settings import Settings
 from rvos_select.merging.policy import Empty
+from rvos_select.selectors.base import SelectorConfig
 from rvos_select.selectors.dmvs_layers import HEADS
 
 
-class DmvsConfig(Settings):
+class DmvsConfig(SelectorConfig):
     """DMVS's settings; the defaults are the paper's (12,707,586 learnable parameters), and its relatives' where it says nothing.
 
     The tables' rows: Table 3 init=random mee=false (baseline), mee=false (with the video queries); Table 4 mee_static and

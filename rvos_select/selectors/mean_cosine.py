@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rvos_cache.settings import Settings
 from rvos_select.data.batch import Batch
 from rvos_select.losses.tracks import bce
-from rvos_select.selectors.base import Selector, checked_config
+from rvos_select.selectors.base import Selector, SelectorConfig
 
 
-class MeanCosineConfig(Settings):
+class MeanCosineConfig(SelectorConfig):
     """Settings of the mean-cosine baseline."""
 
-    token_channels: int = Field(default=256, ge=1)
-    word_channels: int = Field(default=1024, ge=1)
     width: int = Field(default=256, ge=1)
     """Channels of the space in which the cosine is taken."""
     scale: float = 10.0
-    """First value of the learned scale."""
+    """First value of the learned scale of the cosine."""
     positive_weight: float = Field(default=1.5, gt=0)
+    """Weight of positives in the binary cross-entropy. Source: SOLA's released code."""
 
 
 class MeanCosine(Selector):
     """logit = scale · cos(A·mean token, B·mean word) + bias; A and B linear maps without bias."""
 
     Config = MeanCosineConfig
-    requires: tuple[str, ...] = ()
-    threshold = 0.5
 
-    def __init__(self, config: MeanCosineConfig | Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = c = checked_config(MeanCosineConfig, config)
+    def __init__(self, config: MeanCosineConfig) -> None:
+        super().__init__(config)
+        c = self.config
         self.token_map = nn.Linear(c.token_channels, c.width, bias=False)
         self.word_map = nn.Linear(c.word_channels, c.width, bias=False)
         self.scale = nn.Parameter(torch.tensor(c.scale))
@@ -58,7 +51,7 @@ class MeanCosine(Selector):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars "loss" and "bce", the same number. Raises ValueError without a target."""
         if batch.target is None:
-            raise ValueError("mean-cosine's loss wants Batch.target; this split hides its answers")
+            raise ValueError("mean-cosine's loss needs Batch.target; this split hides its ground truth")
         logits = self(batch)
         target, counted = batch.target.to(logits.dtype), batch.word_mask.any(1)
         value = bce(logits, target, batch.track_mask, counted, self.config.positive_weight)

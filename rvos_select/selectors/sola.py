@@ -7,17 +7,16 @@ published numbers come from the code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rvos_cache.settings import Settings
 from rvos_select.data.batch import Batch
 from rvos_select.losses.tracks import alignment_code, alignment_paper, bce
-from rvos_select.selectors.base import Selector, checked_config, load_strictly
+from rvos_select.selectors.base import Selector, SelectorConfig, load_strictly
 from rvos_select.selectors.sola_layers import (
     GROUPS,
     AlignmentLayer,
@@ -29,28 +28,33 @@ from rvos_select.selectors.sola_layers import (
 )
 
 
-class SolaConfig(Settings):
+class SolaConfig(SelectorConfig):
     """SOLA's settings; the defaults are the paper's (32,980,480 parameters)."""
 
-    token_channels: int = Field(default=256, ge=1)
-    """C: numbers per token of the track cache."""
     word_channels: int = Field(default=1024, ge=GROUPS)
-    """D: numbers per word of the text cache, and the width of the alignment layers."""
+    """D, channels of a word of the text cache, and the width of the alignment layers. Source: RoBERTa-large."""
     width: int = Field(default=512, ge=GROUPS)
-    """Channels of the first three convolutions."""
+    """Channels of the first three convolutions of the motion encoder. Source: SOLA's released code."""
     layers: int = Field(default=2, ge=1)
+    """Alignment layers. Source: SOLA's released code."""
     heads: int = Field(default=8, ge=1)
+    """Heads of every attention. Source: SOLA's released code."""
     negatives: int = Field(default=32, ge=1)
-    """Learned negative tokens."""
+    """Learned negative tokens. Source: SOLA section 4.1."""
     motion_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Dropout in the motion encoder. Source: SOLA's released code."""
     attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of the attention. Source: SOLA's released code."""
     variant: Literal["code", "paper"] = "code"
+    """Which is followed where they differ in memory, score and losses. Source: the code made the published numbers."""
     bce_weight: float = Field(default=1.0, ge=0)
+    """Weight of the binary cross-entropy. Source: SOLA's released code."""
     align_weight: float = Field(default=0.3, ge=0)
+    """Weight of the alignment loss. Source: SOLA's released code."""
     positive_weight: float | None = Field(default=None, gt=0)
-    """Weight of positives in the BCE; None: the variant's own, 1.5 in the code and 1 in Eq. 6."""
+    """Weight of positives in the binary cross-entropy; None: the variant's own. Source: 1.5 in the code, 1 in SOLA Eq. 6."""
     align_positive_weight: float = Field(default=1.5, gt=0)
-    """Weight of the positive term of the code's alignment loss; the paper's has none."""
+    """Weight of the positive term of the code's alignment loss; the paper's has none. Source: SOLA's released code."""
 
     @model_validator(mode="after")
     def _divisible(self) -> SolaConfig:
@@ -76,12 +80,10 @@ class Sola(Selector):
     """Scores tracks by their aligned tokens; reads tokens and words only."""
 
     Config = SolaConfig
-    requires: tuple[str, ...] = ()
-    threshold = 0.5
 
-    def __init__(self, config: SolaConfig | Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = c = checked_config(SolaConfig, config)
+    def __init__(self, config: SolaConfig) -> None:
+        super().__init__(config)
+        c = self.config
         d = c.word_channels
         self.short_motion_encoder = MotionEncoder(c.token_channels, c.width, d, c.motion_dropout)
         layers = [AlignmentLayer(d, c.heads, c.attention_dropout) for _ in range(c.layers)]
@@ -104,24 +106,24 @@ class Sola(Selector):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: "loss" = bce_weight · "bce" + align_weight · "align". Raises ValueError without a target."""
         if batch.target is None:
-            raise ValueError("SOLA's loss wants Batch.target; this split hides its answers")
-        c, found = self.config, self.align(batch)
-        target = batch.target.to(found.logits.dtype)
+            raise ValueError("SOLA's loss needs Batch.target; this split hides its ground truth")
+        c, aligned = self.config, self.align(batch)
+        target = batch.target.to(aligned.logits.dtype)
         counted = batch.word_mask.any(1)
         positive = c.positive_weight or (1.5 if c.variant == "code" else 1.0)
         # in float32 whatever the autocast: scores are sums over D
-        with torch.autocast(found.logits.device.type, enabled=False):
-            bce_loss = bce(found.logits, target, batch.track_mask, counted, positive)
+        with torch.autocast(aligned.logits.device.type, enabled=False):
+            bce_loss = bce(aligned.logits, target, batch.track_mask, counted, positive)
             negatives = self.negative_token.weight
-            given = (found.objects, found.anchor, negatives, target, batch.track_mask, counted)
-            align = alignment_code(*given, c.align_positive_weight) if c.variant == "code" else alignment_paper(*given)
+            parts = (aligned.objects, aligned.anchor, negatives, target, batch.track_mask, counted)
+            align = alignment_code(*parts, c.align_positive_weight) if c.variant == "code" else alignment_paper(*parts)
             return {"loss": c.bce_weight * bce_loss + c.align_weight * align, "bce": bce_loss, "align": align}
 
     def align(self, batch: Batch) -> Aligned:
         """Run the module; tracks that no expression may select are left out of the computation."""
         used = batch.track_mask.any(0)
         if not len(used):
-            # Reshapes cannot tell the sizes of nothing: one track of padding stands for none.
+            # A reshape cannot infer the sizes of an empty tensor: one padded track stands for none.
             tokens, tracks = F.pad(batch.tokens, (0, 0, 0, 0, 0, 1)), F.pad(batch.track_mask, (0, 1))
             none = self._align(tokens, batch.frame_mask, tracks, batch.words, batch.word_mask)
             return Aligned(none.logits[:, :0], none.objects[:, :0], none.anchor)

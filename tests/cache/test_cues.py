@@ -17,7 +17,7 @@ from rvos_cache.text import hanta
 from rvos_cache.text.cues import cue, particles, split_words, tag_words, tagger_version
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.types import Expression
-from rvos_select.data.caches import TextSource, same_words
+from rvos_select.data.caches import TextSource, check_same_encoder
 from rvos_select.data.samples import VideoSample, video_batch
 from rvos_select.selectors.dmvs import Dmvs
 
@@ -233,4 +233,4 @@ def test_a_cache_tagged_by_other_rules_is_not_continued(tmp_path: Path, monkeypa
         extract_text(*given)
     wanted = read_card(tmp_path / "t.zarr").model_copy(update={"weights": {"hanta": "1.0.0, rules 0"}})
     with pytest.raises(InputError, match=r"words with weights.hanta = .* the run has '1.0.0, rules 0'; extract them alike"):
-        same_words(wanted, "the run", TextSource([tmp_path / "t.zarr"]))
+        check_same_encoder(wanted, "the run", TextSource([tmp_path / "t.zarr"]))

@@ -44,7 +44,8 @@ from rvos_select.reporting import report
 from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.training import train as loop
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 MODULE = {"width": CHANNELS, "hidden": 32, "layers": 2, "points": 60, "motion_queries": 5, "dropout": 0.0}
 SHOWN = {"mask_init": "vita"}
@@ -79,7 +80,8 @@ class Work:
         own = MODULE if selector == "dmvs" else {"width": 16, "heads": 4}
         settings = TrainSettings.model_validate({**base, **values, "selector": selector, "config": {**own, **config}})
         splits = [([self.tracks(split, name)], [self.text(split)]) for split in ("train", "valid_u")]
-        return train(settings, *splits[0], *splits[1], out, resume)
+        (tracks, texts), (valid_tracks, valid_texts) = splits
+        return train(tracks, texts, valid_tracks=valid_tracks, valid_texts=valid_texts, settings=settings, out=out, resume=resume)
 
     def predict(self, run: Path, out: Path, name: str = "exact") -> Path:
         return predict(run, [self.tracks("valid_u", name)], [self.text("valid_u")], out)
@@ -281,7 +283,14 @@ def test_clips_of_kept_frames_train_and_predict_says_what_is_missing(work: Work,
         {"batch": "clip", "batch_size": 4, "epochs": 1, "clip": {"frames": 3}, "selector": "dmvs", "config": MODULE}
     )
     valid = ([work.tracks("valid_u")], [work.text("valid_u")])
-    train(settings, [work.tracks("train", "frames")], [work.text("train")], *valid, run)
+    train(
+        [work.tracks("train", "frames")],
+        [work.text("train")],
+        valid_tracks=valid[0],
+        valid_texts=valid[1],
+        settings=settings,
+        out=run,
+    )
     work.tracks("valid_u", "frames", keep_every=3)
     with pytest.raises(InputError, match="'f_mask' of .* frames, not of frame 1; extract this split with another profile"):
         work.predict(run, tmp_path / "s.zarr", "frames")
@@ -317,11 +326,11 @@ def test_caches_that_do_not_fit_are_one_line(work: Work, tmp_path: Path, recwarn
     extract("mevis", work.root / "data", "train", "flow", flow, limit=1)
     settings = TrainSettings.model_validate({"selector": "dmvs", "batch": "clip", "config": MODULE})
     with pytest.raises(InputError, match="tracker flow: its card has no checkpoint; DMVS wants tracks of VITA") as fault:
-        train(settings, [flow], [work.text("train")], out=tmp_path / "c")
+        train([flow], [work.text("train")], settings=settings, out=tmp_path / "c")
     faults.append(fault)
     frozen = settings.model_copy(update={"config": {**MODULE, "masks": "frozen"}})
     with pytest.raises(InputError, match=r"no cache holds the feature 'q_v'|no cache holds the feature 'q_f'") as fault:
-        train(frozen, [flow], [work.text("train")], out=tmp_path / "d")
+        train([flow], [work.text("train")], settings=frozen, out=tmp_path / "d")
     faults.append(fault)
     with pytest.raises(InputError, match="selector dmvs has losses of masks, which only clips hold; --set batch=clip") as fault:
         work.train(tmp_path / "e", batch="single")
@@ -390,7 +399,7 @@ def test_eight_expressions_are_learnt_to_the_oracle(work: Work, tmp_path: Path) 
         }
     )  # fmt: skip
     with pytest.warns(UserWarning, match="flatter"):
-        run = train(settings, [tracks], [text], [tracks], [text], tmp_path / "run")
+        run = train([tracks], [text], settings=settings, valid_tracks=[tracks], valid_texts=[text], out=tmp_path / "run")
     selections = predict(run, [tracks], [text], tmp_path / "s.zarr")
     ours, ceiling = evaluate_selections(selections, [tracks])["jf"], oracle([tracks])["jf"]
     assert len(evaluate_selections(selections, [tracks])["expressions"]) == 8

@@ -85,7 +85,7 @@ def joint(tmp_path: Path) -> dict[str, tuple[Path, Path]]:
 
 def run(joint: dict[str, tuple[Path, Path]], out: Path, resume: bool = False, **values: object) -> Path:
     (a, b), (c, d), (e, f) = joint["one"], joint["two"], joint["valid"]
-    return train(settings(**values), [a, c], [b, d], [e], [f], out, resume)
+    return train([a, c], [b, d], settings=settings(**values), valid_tracks=[e], valid_texts=[f], out=out, resume=resume)
 
 
 @pytest.mark.parametrize(("how", "one", "two"), [("video", 8, 2), ("single", 32, 6)])
@@ -205,13 +205,24 @@ def test_each_validated_set_has_its_own_scores(tmp_path: Path, joint: dict[str, 
     """Tracks that are two thirds of their objects: J is 2/3, and 1 where nothing is named; the other set's tracks are whole."""
     narrow = write(tmp_path / "narrow", "valid", ["x0", "x1"], dataset="narrow", narrow=True)
     (a, b), (c, d) = joint["one"], joint["valid"]
-    row = numbers(train(settings(**perfect()), [a], [b], [c, narrow[0]], [d, narrow[1]], tmp_path / "run"))[-1]
+    row = numbers(
+        train(
+            [a],
+            [b],
+            settings=settings(**perfect()),
+            valid_tracks=[c, narrow[0]],
+            valid_texts=[d, narrow[1]],
+            out=tmp_path / "run",
+        )
+    )[-1]
     assert row["valid/one/valid/j"] == 1 == row["valid/one/valid/jf"]
     assert row["valid/narrow/valid/j"] == pytest.approx((3 * 2 / 3 + 1) / 4)
     for name in ("j", "f", "jf"):
         mean = (4 * row[f"valid/one/valid/{name}"] + 8 * row[f"valid/narrow/valid/{name}"]) / 12
         assert row[f"valid/{name}"] == pytest.approx(mean)
-    alone = numbers(train(settings(**perfect(epochs=1)), [a], [b], [c], [d], tmp_path / "alone"))[-1]
+    alone = numbers(
+        train([a], [b], settings=settings(**perfect(epochs=1)), valid_tracks=[c], valid_texts=[d], out=tmp_path / "alone")
+    )[-1]
     assert [name for name in alone if name.count("/") > 1] == []
 
 
@@ -221,7 +232,7 @@ def test_videos_that_are_trained_and_validated_on_are_said(tmp_path: Path) -> No
                          (["v2-mirror", "v0"], r"2 videos .* first v0 of tiny/valid")):  # fmt: skip
         c, d = write(tmp_path / videos[0], "valid", videos)
         with pytest.warns(UserWarning, match=says) as told:
-            train(settings(epochs=1), [a], [b], [c], [d], tmp_path / f"run-{videos[0]}")
+            train([a], [b], settings=settings(epochs=1), valid_tracks=[c], valid_texts=[d], out=tmp_path / f"run-{videos[0]}")
         assert ["trained on" in str(warning.message) for warning in told].count(True) == 1
 
 
@@ -229,21 +240,21 @@ def test_no_such_warning_where_none_is_seen(tmp_path: Path, joint: dict[str, tup
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         run(joint, tmp_path / "run", epochs=1)
-        train(settings(epochs=1), [joint["one"][0]], [joint["one"][1]], out=tmp_path / "by-hash")
+        train([joint["one"][0]], [joint["one"][1]], settings=settings(epochs=1), out=tmp_path / "by-hash")
     assert [str(warning.message) for warning in told if "trained on" in str(warning.message)] == []
 
 
 def test_a_set_without_words_is_one_line(tmp_path: Path, joint: dict[str, tuple[Path, Path]]) -> None:
     (a, b), (c, _) = joint["one"], joint["two"]
     with pytest.raises(InputError, match=r"two/train/flow.zarr: no text cache of two/train was given; add --text"):
-        train(settings(), [a, c], [b], out=tmp_path / "run")
+        train([a, c], [b], settings=settings(), out=tmp_path / "run")
 
 
 def test_words_of_a_whole_split_serve_its_parts(tmp_path: Path) -> None:
     """Ref-YouTube-VOS's fit, with words that were extracted for train."""
     a, _ = write(tmp_path, "fit", ["v0", "v1"])
     _, b = write(tmp_path, "train", ["v0", "v1", "v2"])
-    assert train(settings(epochs=1), [a], [b], out=tmp_path / "run").exists()
+    assert train([a], [b], settings=settings(epochs=1), out=tmp_path / "run").exists()
 
 
 # Labels.
@@ -265,9 +276,9 @@ def test_each_cache_has_its_own_threshold(tmp_path: Path) -> None:
     for limit, expected in ((0.6, right), (0.7, wrong)):
         same = load_video(tracks, words, "w0", limits=label_limits(tracks, limit)).target
         assert same is not None and np.array_equal(same.numpy(), expected)
-    out = train(settings(epochs=1), [one, two, three], [text, other], out=tmp_path / "run")
+    out = train([one, two, three], [text, other], settings=settings(epochs=1), out=tmp_path / "run")
     assert json.loads((out / "settings.json").read_text())["resolved"]["label_iou"] == [0.5, 0.7, 0.7]
-    out = train(settings(epochs=1, label_iou=0.6), [one, two, three], [text, other], out=tmp_path / "set")
+    out = train([one, two, three], [text, other], settings=settings(epochs=1, label_iou=0.6), out=tmp_path / "set")
     assert json.loads((out / "settings.json").read_text())["resolved"]["label_iou"] == 0.6
 
 
@@ -285,7 +296,7 @@ def test_zero_shot_scores_what_its_own_set_would(tmp_path: Path, joint: dict[str
     """The tokens of both sets mean the same, so a module trained on one selects right in the other."""
     (a, b), (c, d), (e, f) = joint["one"], joint["two"], joint["valid"]
     given = settings(selector="mean-cosine", config={}, optim={"lr": 0.03}, epochs=40)
-    out = train(given, [a], [b], [e], [f], tmp_path / "run")
+    out = train([a], [b], settings=given, valid_tracks=[e], valid_texts=[f], out=tmp_path / "run")
     said = SelectionCache(predict(out, [c], [d], tmp_path / "s.zarr"))
     assert (said.card.dataset, said.card.split) == ("two", "train")
     for video in ("w0", "w1", "w2"):
@@ -310,7 +321,7 @@ def test_zero_shot_scores_what_its_own_set_would(tmp_path: Path, joint: dict[str
 )
 def test_what_the_run_has_not_seen_is_one_line(tmp_path: Path, made: dict[str, object], says: str) -> None:
     a, b = write(tmp_path / "a", "train", ["v0", "v1"], weights={"m": "f00d"})
-    out = train(settings(epochs=1), [a], [b], out=tmp_path / "run")
+    out = train([a], [b], settings=settings(epochs=1), out=tmp_path / "run")
     other = write(tmp_path / "other", "train", ["w0"], dataset="other", **{"weights": {}, **made})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=says) as fault:
         predict(out, [other[0]], [other[1]], tmp_path / "s.zarr")
@@ -338,7 +349,7 @@ def test_sets_of_other_widths_do_not_train_together(
 def test_tracks_prompted_in_another_way_are_taken_when_the_frozen_model_is_the_same(tmp_path: Path) -> None:
     """SOLA trains on ground-truth and grid tracks, and selects among grid and box tracks; other settings are said."""
     a, b = write(tmp_path / "a", "train", ["v0", "v1"], weights={"m": "f00d"}, settings={"grid": 32})
-    out = train(settings(epochs=1), [a], [b], out=tmp_path / "run")
+    out = train([a], [b], settings=settings(epochs=1), out=tmp_path / "run")
     boxes = write(tmp_path / "box", "valid", ["w0"], producer="boxes", weights={"m": "f00d", "detector": "abba"})
     predict(out, [boxes[0]], [boxes[1]], tmp_path / "s.zarr")
     assert SelectionCache(tmp_path / "s.zarr").video_ids() == ("w0",)

@@ -29,7 +29,8 @@ from rvos_select.evaluation.oracle import oracle
 from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge
 from rvos_select.merging.policy import PolicyOptions
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 TRACKS = 9
 SHARED = {"dataset": "mevis", "split": "valid_u"}
@@ -109,7 +110,7 @@ def test_the_order_of_tracks_means_nothing(tmp_path: Path, selector: str, config
     one, two = write_cache(tmp_path / "a.zarr", 0), write_cache(tmp_path / "b.zarr", 0, shuffled=True)
     words = [write_words(tmp_path / "t.zarr")]
     settings = TrainSettings.model_validate({"selector": selector, "config": config, "epochs": 2, "optim": {"lr": 1e-2}})
-    run = train(settings, [one], words, [one], words, tmp_path / "run")
+    run = train([one], words, settings=settings, valid_tracks=[one], valid_texts=words, out=tmp_path / "run")
     said = [predict(run, [cache], words, tmp_path / f"s{i}.zarr") for i, cache in enumerate((one, two))]
     first, second = (SelectionCache(path).selections("a")[1] for path in said)
     assert not np.allclose(first.scores, second.scores, atol=1e-4)

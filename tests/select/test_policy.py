@@ -20,7 +20,8 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, completed, resolve_policy, selector_policy
 from rvos_select.selectors import SELECTORS, selector_class
 from rvos_select.selectors.mean_cosine import MeanCosine
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 NONE: list[int] = []
 
@@ -236,7 +237,7 @@ def test_selectors_leave_nothing_chosen_empty(name: str) -> None:
 def test_a_selector_names_its_own_answer_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, words = [write_cache(tmp_path / "c.zarr", 0)], [write_words(tmp_path / "t.zarr")]
     settings = TrainSettings.model_validate({"selector": "test_choice:Eager", "config": {"width": 8}, "epochs": 1})
-    run = train(settings, cache, words, cache, words, tmp_path / "run")
+    run = train(cache, words, settings=settings, valid_tracks=cache, valid_texts=words, out=tmp_path / "run")
     eager = SelectionCache(predict(run, cache, words, tmp_path / "eager.zarr"))
     assert resolve_policy(eager) == SelectionPolicy(0.5, empty="top1")
     assert resolve_policy(eager, PolicyOptions(empty="zeros")) == SelectionPolicy(0.5)

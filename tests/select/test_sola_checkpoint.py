@@ -32,7 +32,7 @@ from rvos_cache.trackers.flow import FlowTracker
 from rvos_select import cli
 from rvos_select.data.caches import TrackSource
 from rvos_select.exchange.import_sola import import_sola
-from rvos_select.inference.predict import predict, same_tokens
+from rvos_select.inference.predict import check_same_tokens, predict
 from rvos_select.runs.checkpoint import run_cards, run_settings
 from rvos_select.selectors.sola import Sola, SolaConfig
 
@@ -243,16 +243,16 @@ def test_a_run_takes_the_tracks_that_sola_was_made_for(work: Path, tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path in paths:
-            same_tokens(made, TrackSource([path]))
+            check_same_tokens(made, TrackSource([path]))
     fewer = tracker_class("sam2-grid").Settings(max_tracks=9).model_dump(mode="json")
     other = card.model_copy(update={"producer": "sam2-grid", "settings": fewer})
     write_record(CacheWriter(tmp_path / "other.zarr", other), record)
     with pytest.warns(UserWarning, match=r"settings.max_tracks = 9, .* was trained with 64"):
-        same_tokens(made, TrackSource([tmp_path / "other.zarr"]))
+        check_same_tokens(made, TrackSource([tmp_path / "other.zarr"]))
     flow = card.model_copy(update={"producer": "flow"})
     write_record(CacheWriter(tmp_path / "flow.zarr", flow), record)
     with pytest.raises(InputError, match="tokens of tracker flow, .* was trained with sam2-box, sam2-grid, sam2-gt, sola"):
-        same_tokens(made, TrackSource([tmp_path / "flow.zarr"]))
+        check_same_tokens(made, TrackSource([tmp_path / "flow.zarr"]))
     first = run_cards(made)["tracks"]
     assert not first.training_only and build(tracker_class(first.producer).Settings, first.settings, "ask")
 

@@ -72,7 +72,14 @@ def test_mevis_and_plain_train_together_from_their_own_layouts(tmp_path: Path) -
     names = ("mevis/train", "mevis/train-mirror", "plain/all")
     given = settings(selector="mean-cosine", config={}, optim={"lr": 5e-3}, epochs=2, weights={"plain": 2})
     valid = caches["mevis/valid_u"]
-    out = train(given, [caches[n][0] for n in names], [caches[n][1] for n in names], [valid[0]], [valid[1]], tmp_path / "run")
+    out = train(
+        [caches[n][0] for n in names],
+        [caches[n][1] for n in names],
+        settings=given,
+        valid_tracks=[valid[0]],
+        valid_texts=[valid[1]],
+        out=tmp_path / "run",
+    )
     sets = json.loads((out / "settings.json").read_text())["sets"]
     assert {name: row["drawn"] for name, row in sets.items()} == {"mevis/train": 2, "mevis/train-mirror": 2, "plain/all": 4}
     for name in ("mevis/valid_u", "plain/all"):

@@ -80,10 +80,24 @@ def test_a_video_that_one_of_the_joined_caches_lacks_is_left_out_and_said(tmp_pa
     small = settings(epochs=1)
     says = r"2 videos are left out, .* first .*again/train/flow.zarr: lacks video v2 that .*train/flow.zarr has; extract it there"
     with pytest.warns(UserWarning, match=says) as told:
-        out = train(small, [caches[0], other], [caches[1]], [caches[2]], [caches[3]], tmp_path / "run")
+        out = train(
+            [caches[0], other],
+            [caches[1]],
+            settings=small,
+            valid_tracks=[caches[2]],
+            valid_texts=[caches[3]],
+            out=tmp_path / "run",
+        )
     assert len([w for w in told if "left out" in str(w.message)]) == 1 and "\n" not in str(told[0].message)
     with pytest.warns(UserWarning, match=f"validation: {says}"):
-        train(small, [caches[2]], [caches[3]], [caches[0], other], [caches[1]], tmp_path / "run2")
+        train(
+            [caches[2]],
+            [caches[3]],
+            settings=small,
+            valid_tracks=[caches[0], other],
+            valid_texts=[caches[1]],
+            out=tmp_path / "run2",
+        )
     with pytest.warns(UserWarning, match=says):
         said = predict(out, [caches[0], other], [caches[1]], tmp_path / "s.zarr")
     assert SelectionCache(said).video_ids() == ("v0", "v1")
@@ -150,7 +164,7 @@ def test_videos_that_failed_are_said_and_recorded(tmp_path: Path, caches: tuple[
     assert {what: sorted(held) for what, held in missing.items()} == {"training": ["v8", "v9"], "validation": ["w9"]}
     assert "truncated" in missing["training"]["v9"]
     with pytest.warns(UserWarning, match="training: 2 videos failed") as told:
-        train(settings(epochs=1), [caches[0]], [caches[1]], out=tmp_path / "own")
+        train([caches[0]], [caches[1]], settings=settings(epochs=1), out=tmp_path / "own")
     assert len([w for w in told if "left out" in str(w.message)]) == 1
 
 

@@ -11,7 +11,8 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
 from rvos_cache.types import Expression, GroundTruth, TrackSet, Words
-from rvos_select.training.train import TrainSettings, train
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
 
 SIZE, FRAMES, TRACKS = (8, 12), 3, 3
 
@@ -60,7 +61,7 @@ def settings(**values: object) -> TrainSettings:
 
 def run(caches: tuple[Path, ...], out: Path, resume: bool = False, **values: object) -> Path:
     a, b, c, d = caches
-    return train(settings(**values), [a], [b], [c], [d], out, resume)
+    return train([a], [b], settings=settings(**values), valid_tracks=[c], valid_texts=[d], out=out, resume=resume)
 
 
 def numbers(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,255 @@
+"""Expressions to a batch: the one function that makes every kind of batch, with every part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rvos_cache.errors import InputError
+from rvos_cache.types import Overlap
+from rvos_select.data.augment import Augmentation, Clip
+from rvos_select.data.batch import Batch, FrameArray
+from rvos_select.data.features import FrameReader, FrameSource, MemoryArray, NamedArray, kept_dims
+from rvos_select.data.samples import VideoSample
+from rvos_select.data.text_cues import pad_words, word_parts
+
+Row = tuple[VideoSample, int]
+"""An expression: its video, and its row among the video's expressions."""
+
+
+def collate(
+    rows: Sequence[Row],
+    requires: Sequence[str] = (),
+    *,
+    frames: Sequence[Sequence[int]] | None = None,
+    augment: Augmentation | None = None,
+    generator: torch.Generator | None = None,
+) -> Batch:
+    """The batch of B expressions.
+
+    Without `frames` whole videos: of one video they share it (leading size 1), of several each is padded to the longest T.
+    frames: for each expression the frames of its clip, all of one number T; or one clip that the expressions of one video share.
+    augment: changes each clip; generator: its random numbers. Only tracks that are candidates are in the batch: of any of the
+    expressions where they share a video, else of each.
+    Raises InputError when the caches lack a required part or an array is damaged.
+    """
+    samples = [sample for sample, _ in rows]
+    shared = len({id(sample) for sample in samples}) == 1 and (frames is None or len(frames) == 1)
+    owners = samples[:1] if shared else samples
+    if shared:
+        kept = samples[0].candidates[[row for _, row in rows]].any(0)
+        tracks = [torch.nonzero(kept)[:, 0]]
+    else:
+        tracks = [torch.nonzero(sample.candidates[row])[:, 0] for sample, row in rows]
+    clips = [list(range(s.tokens.shape[1])) for s in owners] if frames is None else [list(f) for f in frames]
+    maker = _Maker(rows, owners, tracks, clips, shared, frames is None, requires)
+    words, word_mask = pad_words([sample.words[row] for sample, row in rows])
+    sentences, pixels, truth = _visual(maker, augment, generator)
+    features, measured, lengths = maker.stack_arrays()
+    return Batch(
+        tokens=maker.stack([s.tokens for s in owners], ("N", "T", "C")).float(),
+        frame_mask=maker.frame_mask(),
+        track_mask=maker.track_mask(),
+        words=words,
+        word_mask=word_mask,
+        target=maker.target(),
+        presence=maker.stack([s.presence for s in owners], ("N", "T")).float() if "presence" in requires else None,
+        **word_parts([s.words[row] for s, row in rows], [s.tagger for s in samples], words.shape[1], requires),
+        features=features,
+        measured=measured,
+        lengths=lengths,
+        frames=maker.frame_arrays(),
+        pixels=pixels,
+        overlap=maker.overlaps(),
+        truth=truth,
+        sizes=tuple(s.size for s in owners) if pixels is None or augment is None else _sizes(pixels),
+        video_ids=tuple(s.video_id for s in samples),
+        expression_ids=tuple(s.expressions[row].expression_id for s, row in rows),
+        sentences=sentences,
+        track_index=_pad(tracks, -1),
+        frame_index=_pad([torch.tensor(c, dtype=torch.long) for c in clips], -1),
+    )
+
+
+class _Maker:
+    """What each row keeps of its video along every letter, and the parts of a batch made of that."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        owners: Sequence[VideoSample],
+        tracks: Sequence[Tensor],
+        clips: Sequence[list[int]],
+        shared: bool,
+        whole: bool,
+        requires: Sequence[str],
+    ) -> None:
+        self.rows, self.owners, self.tracks, self.clips = rows, owners, tracks, clips
+        self.shared, self.whole, self.requires = shared, whole, requires
+
+    def owner(self, i: int) -> int:
+        """The place of row i's video among the owners."""
+        return 0 if self.shared else i
+
+    def index(self, i: int) -> dict[str, Any]:
+        """Of the video of owner i: its tracks and frames."""
+        return {"N": self.tracks[i], "T": self.clips[i]}
+
+    def row_index(self, i: int, dims: Sequence[str | int], name: str) -> dict[str, Any]:
+        """Of row i also its own expression and objects, where `dims` have an axis of them."""
+        sample, row = self.rows[i]
+        index = self.index(self.owner(i))
+        if "E" in dims:
+            position = sample.expression_index[row] if sample.expression_index else row
+            if position is None:
+                raise InputError(
+                    f"{sample.expressions[row].key}: the tracks cache does not know this expression, so {name!r} has no values "
+                    "of it; extract the tracks again"
+                )
+            index["E"] = position
+        if "A" in dims:
+            if sample.objects is None:
+                raise InputError(f"{sample.expressions[row].key}: {name!r} has an axis of objects, which this split hides")
+            index["A"] = list(sample.objects[row])
+        return index
+
+    def frame_mask(self) -> Tensor:
+        return _pad([torch.ones(len(c), dtype=torch.bool) for c in self.clips], False)
+
+    def track_mask(self) -> Tensor:
+        if self.shared:
+            return torch.stack([s.candidates[row][self.tracks[0]] for s, row in self.rows])
+        return _pad([torch.ones(len(t), dtype=torch.bool) for t in self.tracks], False)
+
+    def target(self) -> Tensor | None:
+        if any(s.target is None for s, _ in self.rows):
+            return None
+        targets = [s.target[row][self.tracks[self.owner(i)]] for i, (s, row) in enumerate(self.rows)]  # type: ignore[index]
+        return torch.stack(targets) if self.shared else _pad(targets, 0)
+
+    def stack(self, arrays: Sequence[Tensor], dims: tuple[str, ...]) -> Tensor:
+        """(A, ...): the kept tracks and frames of one array of each owner."""
+        return _pad([MemoryArray(array, dims).select(self.index(i)) for i, array in enumerate(arrays)], 0)
+
+    def stack_arrays(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """features, measured and lengths of a Batch."""
+        lengths: dict[str, Tensor] = {}
+        names = [(kind, name) for kind in ("features", "measured") for name in getattr(self.owners[0], kind)]
+        out: dict[str, dict[str, Tensor]] = {"features": {}, "measured": {}}
+        for kind, name in names:
+            arrays: list[NamedArray] = [getattr(s, kind)[name] for s in self.owners]
+            parts, dims = self._select(arrays, name)
+            out[kind][name] = _pad(parts, 0)
+            for axis, letter in enumerate(dims):
+                if isinstance(letter, str) and letter not in ("N", "T"):
+                    lengths[letter] = torch.tensor([part.shape[axis] for part in parts])
+        return out["features"], out["measured"], lengths
+
+    def _select(self, arrays: Sequence[NamedArray], name: str) -> tuple[list[Tensor], Sequence[str | int]]:
+        """What is kept of the array of each owner, for each row where it has an axis E or A; and the dims that are left."""
+        dims = arrays[0].dims
+        if _by_row(dims):
+            indices = [self.row_index(i, dims, name) for i in range(len(self.rows))]
+            return [arrays[self.owner(i)].select(index) for i, index in enumerate(indices)], kept_dims(dims, indices[0])
+        return [array.select(self.index(i)) for i, array in enumerate(arrays)], dims
+
+    def frame_arrays(self) -> dict[str, tuple[FrameArray, ...]]:
+        out: dict[str, tuple[FrameArray, ...]] = {}
+        for name in dict.fromkeys(name for s in self.owners for name in s.frames):
+            dims = self.owners[0].frames[name].dims
+            if _by_row(dims):
+                pairs = [(s.frames[name], self.row_index(i, dims, name)) for i, (s, _) in enumerate(self.rows)]
+            else:
+                pairs = [(s.frames[name], self.index(i)) for i, s in enumerate(self.owners)]
+            out[name] = tuple(self.read(array, index) for array, index in pairs)
+        return out
+
+    def read(self, array: FrameSource, index: Mapping[str, Any]) -> FrameArray:
+        """The frames of a clip, or of a whole video a reader of them."""
+        if not self.whole:
+            return array.select(index)
+        reader = FrameReader(array, index)
+        if len({len(c) for c in self.clips}) == 1:
+            return reader
+        # Padding of a shorter video: zeros behind its frames.
+        values = reader[:]
+        return torch.cat([values, values.new_zeros(max(map(len, self.clips)) - len(values), *values.shape[1:])])
+
+    def overlaps(self) -> tuple[Overlap, ...] | None:
+        """For each row the counts of its tracks with its own objects, in its frames or in the whole video."""
+        out = []
+        for i, (sample, row) in enumerate(self.rows):
+            counts = sample.overlap
+            if counts is None or sample.objects is None:
+                return None
+            own, tracks = list(sample.objects[row]), self.tracks[self.owner(i)].numpy()
+            at = slice(None) if self.whole or "overlap.video" in self.requires else self.clips[self.owner(i)]
+            out.append(
+                Overlap(
+                    counts.inter[tracks][:, own][:, :, at], counts.area[tracks][:, at], counts.gt_area[own][:, at],
+                    counts.annotated[at],
+                )
+            )  # fmt: skip
+        return tuple(out)
+
+    def truth(self, i: int) -> Tensor:
+        """bool (A, T, H, W): the masks of row i's objects. Raises InputError when the split hides its ground truth."""
+        sample, row = self.rows[i]
+        if sample.truth is None or sample.objects is None:
+            raise InputError(f"{sample.expressions[row].key}: this split hides its ground truth; masks need one that has it")
+        masks, decoded = sample.truth.masks, dict[tuple[int, int], np.ndarray]()
+        frames = self.clips[self.owner(i)]
+        out = np.zeros((len(sample.objects[row]), len(frames), *sample.size), bool)
+        for a, k in enumerate(sample.objects[row]):
+            for position, t in enumerate(frames):
+                if (k, t) not in decoded:
+                    decoded[k, t] = masks.decode(k, t)
+                out[a, position] = decoded[k, t]
+        return torch.from_numpy(out)
+
+
+def _visual(
+    maker: _Maker, augment: Augmentation | None, generator: torch.Generator | None
+) -> tuple[tuple[str, ...], tuple[FrameArray, ...] | None, tuple[Tensor, ...] | None]:
+    """sentences, pixels and truth of a Batch, changed by the augmentation."""
+    rows = maker.rows
+    sentences = tuple(s.expressions[row].text for s, row in rows)
+    labelled = all(s.truth is not None for s, _ in rows)
+    pixels: tuple[FrameArray, ...] | None = None
+    if "pixels" in maker.requires:
+        arrays = [s.pixels for s in maker.owners if s.pixels is not None]
+        pixels = tuple(maker.read(array, {"T": clip}) for array, clip in zip(arrays, maker.clips, strict=True))
+    truth = tuple(maker.truth(i) for i in range(len(rows))) if "truth" in maker.requires and labelled else None
+    if augment is None:
+        return sentences, pixels, truth
+    if pixels is None or generator is None or maker.whole:
+        raise ValueError("an augmentation changes the pixels of clips, with a generator; require pixels and give frames")
+    masks = truth or tuple(torch.zeros(0, len(c), *s.size, dtype=torch.bool) for s, c in zip(maker.owners, maker.clips))
+    clips = [augment(Clip(p, m, text), generator) for p, m, text in zip(pixels, masks, sentences)]  # type: ignore[arg-type]
+    return (
+        tuple(c.sentence for c in clips),
+        tuple(c.pixels for c in clips),
+        None if truth is None else tuple(c.truth for c in clips),
+    )
+
+
+def _sizes(pixels: Sequence[FrameArray]) -> tuple[tuple[int, int], ...]:
+    return tuple((frames.shape[1], frames.shape[2]) for frames in pixels)  # type: ignore[attr-defined]
+
+
+def _by_row(dims: Sequence[str | int]) -> bool:
+    return "E" in dims or "A" in dims
+
+
+def _pad(parts: Sequence[Tensor], fill: float) -> Tensor:
+    """(len(parts), ...): stacked, each axis padded with `fill` to its longest."""
+    if len({part.shape for part in parts}) == 1:
+        return torch.stack(list(parts))
+    out = parts[0].new_full((len(parts), *(max(sizes) for sizes in zip(*(part.shape for part in parts)))), fill)
+    for place, part in zip(out, parts):
+        place[tuple(slice(0, size) for size in part.shape)] = part
+    return out

@@ -1,0 +1,101 @@
+"""Frames as pixels: a stored uint8 feature of a cache, or the dataset that a card's root leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rvos_cache.corruptions import corrupted
+from rvos_cache.datasets import Dataset, open_dataset
+from rvos_cache.errors import InputError
+from rvos_cache.store import Card
+from rvos_cache.types import Video
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.features import Dims, Index, StoredFeature, frame_numbers
+
+PIXEL_DIMS = ("T", 3)
+"""First and last dimension of a stored feature of pixels; its dtype is uint8."""
+
+
+class PixelArray(Protocol):
+    """The frames of a video, uint8 RGB (T, H, W, 3)."""
+
+    @property
+    def dims(self) -> Dims: ...
+
+    def __len__(self) -> int: ...
+
+    def select(self, index: Index) -> Tensor:
+        """The frames `index["T"]`. Raises InputError when one cannot be read."""
+
+
+@dataclass(frozen=True)
+class DatasetPixels:
+    """The frames of a video of the dataset, decoded when they are requested."""
+
+    video: Video
+    dims: Dims = ("T", "H", "W", 3)
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def select(self, index: Index) -> Tensor:
+        """As PixelArray."""
+        frames = frame_numbers(index, len(self.video))
+        out = np.empty((len(frames), *self.video.size, 3), np.uint8)
+        for i, t in enumerate(frames):
+            out[i] = self.video.read(int(t))
+        return torch.from_numpy(out)
+
+
+def open_pixels(tracks: TrackSource, video_id: str) -> PixelArray:
+    """The pixels of a video: its only uint8 feature of dims (T, H, W, 3), else the frames of the dataset at the card's root.
+
+    Raises InputError when several features hold pixels, or there is no feature and the dataset is not where the card says, or
+    it holds other frames of the video than the cache.
+    """
+    names = [str(s["name"]) for s in tracks.feature_specs(video_id) if is_pixels(s["dims"], s["dtype"])]
+    if len(names) > 1:
+        raise InputError(f"{tracks.caches[0].path}: the features {', '.join(names)} all hold pixels; give a cache with one")
+    if names:
+        return StoredFeature(tracks, video_id, names[0])
+    card, info = tracks.caches_of[video_id][0].card, tracks.info(video_id)
+    where = f"{tracks.caches_of[video_id][0].path}, video {video_id}"
+    dataset = _dataset(card.dataset, card.root, card.split)
+    if dataset is None:
+        raise InputError(
+            f"{where}: the selector reads pixels, no uint8 feature (T, H, W, 3) holds them, and the dataset is not at "
+            f"{card.root or '(the card names no root)'}; bring it back, or give a cache of frames"
+        )
+    video = dataset.video(video_id)
+    if (video.frame_names, video.size) != (info.frame_names, info.size):
+        raise InputError(
+            f"{where}: holds {info.frames} frames of {info.size}, {card.root} has {len(video)} of {video.size}; extract it again"
+        )
+    corruption = card.extra.get("corrupt")
+    return DatasetPixels(corrupted(video, corruption) if corruption else video)
+
+
+def is_pixels(dims: Sequence[str | int], dtype: str) -> bool:
+    """Whether a feature holds frames: uint8, first axis T, last one 3, two in between."""
+    return dtype == "uint8" and len(dims) == 4 and (dims[0], dims[-1]) == PIXEL_DIMS
+
+
+def card_has_pixels(card: Card) -> bool:
+    """Whether a cache holds frames as a feature."""
+    return any(is_pixels(spec["dims"], spec["dtype"]) for spec in card.feature_specs)
+
+
+@lru_cache(maxsize=16)
+def _dataset(name: str, root: str, split: str) -> Dataset | None:
+    try:
+        return open_dataset(name, Path(root), split) if root else None
+    except InputError:
+        return None

@@ -1,0 +1,113 @@
+"""A selector applied to one video: the scores of its expressions, and the masks of a selector that predicts them.
+
+`predict`, validation during training and `ask` all go through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rvos_cache.masks import RleMasks
+from rvos_select.data.samples import VideoSample
+from rvos_select.data.video import InferenceVideo
+from rvos_select.selectors import Scored, Selector
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Scores of some expressions of a video.
+
+    rows: their positions in the sample; scores: float32 (R, N) of all tracks of the video, 0 where one is no candidate, or
+    (R, Q) of queries; candidates: bool (R, N), or all True for queries.
+    """
+
+    rows: tuple[int, ...]
+    scores: NDArray[np.float32]
+    candidates: NDArray[np.bool_]
+    scored: Scored
+    selector: Selector
+    frames: int
+
+    def masks(self, queries: NDArray[np.bool_]) -> RleMasks:
+        """The predicted masks of the K queries marked in bool (R, Q), row by row, as RleMasks (K, T).
+
+        The pixels of a few frames are in memory at a time.
+        """
+        batch, count = self.scored.batch, int(queries.sum())
+        size, frames = batch.sizes[0], self.frames
+        if not count:
+            return RleMasks.empty(0, frames, size)
+        draw = self.scored.draw or (lambda marked: self.selector.draw(batch, marked))
+        rows: list[list[bytes]] = [[] for _ in range(count)]
+        for pixels in draw(torch.from_numpy(queries).to(batch.tokens.device)):
+            part = RleMasks.from_dense(pixels.cpu().numpy())
+            for k, row in enumerate(rows):
+                row += [part.bytes_at(k, t) for t in range(part.shape[1])]
+        return RleMasks.from_bytes(rows, frames, size)
+
+
+def infer_video(
+    selector: Selector, sample: VideoSample, device: torch.device, rows: Sequence[int] | None = None
+) -> Iterator[ScoredRows]:
+    """Scores of the expressions `rows` (default: all) of a video, each exactly once, in the pieces in which the selector yields them.
+
+    Raises ValueError when the selector leaves out an expression, scores one twice, or returns logits of another shape.
+    """
+    wanted = tuple(range(len(sample.expressions)) if rows is None else rows)
+    position = {sample.expressions[row].expression_id: row for row in wanted}
+    if not wanted:
+        return
+    name = type(selector).__name__
+    if not selector.draws and not sample.candidates[list(wanted)].any():
+        # No track to score: a selector need not handle a video without any.
+        shape = (len(wanted), len(sample.tokens))
+        batch = InferenceVideo(sample, wanted, (), device).batch()
+        scored = Scored(batch, batch.tokens.new_zeros(len(wanted), 0))
+        yield ScoredRows(wanted, np.zeros(shape, np.float32), np.zeros(shape, bool), scored, selector, sample.tokens.shape[1])
+        return
+    for scored in selector.infer(InferenceVideo(sample, wanted, tuple(selector.requires), device)):
+        try:
+            scored_rows = tuple(position.pop(expression_id) for expression_id in scored.batch.expression_ids)
+        except KeyError as error:
+            raise ValueError(
+                f"{name}.infer: scored expression {error} of {sample.video_id} twice, or it was not requested"
+            ) from None
+        logits = scored.logits.float()
+        expected = scored.batch.track_mask.shape if not selector.draws else (len(scored_rows), *logits.shape[1:])
+        if tuple(logits.shape) != tuple(expected) or logits.ndim != 2:
+            raise ValueError(f"{name}.infer: logits {tuple(logits.shape)} of {sample.video_id}, expected {tuple(expected)}")
+        scores, candidates = _of_video(torch.sigmoid(logits), scored, sample, scored_rows, selector.draws)
+        yield ScoredRows(scored_rows, scores, candidates, scored, selector, sample.tokens.shape[1])
+    if position:
+        raise ValueError(f"{name}.infer: no scores of expression {next(iter(position))} of {sample.video_id}")
+
+
+def _of_video(
+    scores: Tensor, scored: Scored, sample: VideoSample, rows: tuple[int, ...], draws: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Scores and candidates of all tracks of the video, from those of the tracks in the batch."""
+    values = scores.cpu().numpy().astype(np.float32)
+    if draws:
+        return values, np.ones(values.shape, bool)
+    candidates = sample.candidates[list(rows)].numpy()
+    out = np.zeros(candidates.shape, np.float32)
+    index = scored.batch.track_index
+    if index is None:
+        raise ValueError("Scored.batch has no track_index; make it with InferenceVideo.batch")
+    for i, tracks in enumerate(index.cpu().numpy()[[0] * len(rows) if len(index) == 1 else range(len(rows))]):
+        out[i, tracks[tracks >= 0]] = values[i, tracks >= 0]
+    return np.where(candidates, out, np.float32(0)), candidates
+
+
+def queries_to_draw(scores: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+    """Which queries have their masks predicted, bool (R, Q): those with scores (R, Q) above `threshold`, and each row's best."""
+    best = np.zeros(scores.shape, bool)
+    if scores.shape[1]:
+        np.put_along_axis(best, scores.argmax(1)[:, None], True, 1)
+    return best | (scores > threshold)

@@ -1,0 +1,150 @@
+"""What a run writes about itself: its settings and caches, its metrics, its TensorBoard curves."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rvos_cache.errors import InputError
+from rvos_cache.settings import Settings
+from rvos_cache.store import Card, provenance
+from rvos_select.data.epochs import Grouping, items_per_epoch, set_sizes
+from rvos_select.data.sources import Sources
+from rvos_select.runs.checkpoint import read_json, storing, write_json, write_text
+from rvos_select.training.settings import TrainSettings
+
+SETTINGS, METRICS = "settings.json", "metrics.jsonl"
+
+
+def grouping_of(settings: TrainSettings) -> Grouping:
+    """Whether an epoch counts videos or expressions."""
+    return "video" if settings.batch == "video" else "single"
+
+
+def write_record(out: Path, settings: TrainSettings, sources: Sources, config: Settings, frozen: Mapping[str, str]) -> None:
+    """Write settings.json, or check that the run to resume is this one. Raises InputError otherwise.
+
+    "resolved" holds what the settings leave to the caches and to defaults: the selector's whole configuration and the
+    label threshold. "sets" counts the items of each training set and those that an epoch takes, "missing" lists the videos
+    that are left out, "frozen" the digests of the selector's frozen parts.
+    """
+    sizes = set_sizes(sources.train, grouping_of(settings))
+    sets = {
+        name: {"weight": weight, "items": sizes.get(name, 0), "drawn": items_per_epoch(sizes.get(name, 0), weight)}
+        for name, weight in sources.weights.items()
+    }
+    record = {
+        "settings": settings.model_dump(mode="json"),
+        "resolved": {"config": config.model_dump(mode="json"), "label_iou": sources.label_iou},
+        "frozen": dict(frozen),
+        "sets": sets,
+        "missing": sources.missing,
+        "cards": sources.cards,
+        **provenance(),
+    }
+    path = out / SETTINGS
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"{out}: exists and is not a run; choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        return
+    stored = read_json(path, "choose another --out")
+    _check_same_settings(out, record, stored, settings.optim.schedule in ("cosine", "step"))
+    for kind, cards in sources.cards.items():
+        _check_same_caches(out, kind, cards, stored["cards"][kind])
+    write_json(path, {**stored, "settings": record["settings"]})
+
+
+def _check_same_settings(out: Path, record: Mapping[str, Any], stored: Mapping[str, Any], fixed_epochs: bool) -> None:
+    """fixed_epochs: the schedule runs over all steps, so more epochs would change those already trained."""
+    new, old = (
+        {**_flat(r["settings"]), **_flat(r.get("resolved", {}), "resolved."), **_flat(r.get("frozen", {}), "frozen.")}
+        for r in (record, stored)
+    )
+    for name in sorted(new.keys() | old.keys()):
+        if new.get(name) != old.get(name) and (name != "epochs" or fixed_epochs):
+            raise InputError(f"{out}: was started with {name} = {old.get(name)!r}, now it is {new.get(name)!r}")
+
+
+def _check_same_caches(out: Path, kind: str, new: Sequence[dict[str, Any]], old: Sequence[dict[str, Any]]) -> None:
+    """Raises InputError, naming the field, when the cards of a run to resume are not those it was started with."""
+    if len(new) != len(old):
+        raise InputError(
+            f"{out}: was started with {len(old)} {kind} caches, now there are {len(new)}; give the same, or another --out"
+        )
+    for ours, theirs in zip(map(Card.model_validate, new), map(Card.model_validate, old)):
+        for name in ours.differences(theirs):
+            before, now = theirs.value(name), ours.value(name)
+            raise InputError(
+                f"{out}: was started with {kind} caches of {name} = {before!r}, now it is {now!r}; give the same, or another --out"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return out
+
+
+class Metrics:
+    """metrics.jsonl, a line per epoch, and the same numbers as TensorBoard curves. epoch: the last one that is complete."""
+
+    def __init__(self, out: Path, epoch: int) -> None:
+        self.out, self.epoch = out, epoch
+
+    def __enter__(self) -> Metrics:
+        with storing(self.out):
+            self._drop_later_rows()
+        self._board = _tensorboard(self.out / "tensorboard", self.epoch)
+        self._writer = self._board.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._board.__exit__(*error)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One epoch. Raises InputError when a write fails."""
+        with storing(self.out / "tensorboard"):
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, row["epoch"])
+        with storing(self.out / METRICS), open(self.out / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _drop_later_rows(self) -> None:
+        # A kill between the line and the checkpoint leaves the line of an epoch that is trained again.
+        path = self.out / METRICS
+        if path.exists():
+            lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["epoch"] <= self.epoch]
+            write_text(path, "".join(line + "\n" for line in kept))
+
+
+@contextmanager
+def _tensorboard(folder: Path, epoch: int) -> Iterator[Any]:
+    """A writer of TensorBoard curves that continue after `epoch`. Raises InputError when a write fails."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def ignore_os_errors(fault: threading.ExceptHookArgs) -> None:
+        # The writer's own thread prints the error that it also raises here.
+        if not isinstance(fault.exc_value, OSError):
+            hook(fault)
+
+    hook, threading.excepthook = threading.excepthook, ignore_os_errors
+    try:
+        with storing(folder):
+            writer = SummaryWriter(str(folder), purge_step=epoch + 1)
+        yield writer
+        with storing(folder):
+            writer.close()
+    finally:
+        threading.excepthook = hook
