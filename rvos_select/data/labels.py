@@ -24,7 +24,7 @@ def mean_iou(overlap: Overlap) -> NDArray[np.float64]:
 def target_indices(expression: Expression, object_ids: Sequence[str] | None) -> list[int]:
     """Positions of the expression's objects. Raises InputError when they are hidden or not annotated: never a negative."""
     if expression.targets is None or object_ids is None:
-        raise InputError(f"expression {expression.key}: its answers are hidden; labels need a split that shows them")
+        raise InputError(f"expression {expression.key}: its split hides its ground truth; labels need a split that has it")
     position = {o: i for i, o in enumerate(object_ids)}
     missing = [t for t in expression.targets if t not in position]
     if missing:

@@ -137,8 +137,7 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         self.frozen.clear()
         for part in self.frozen_parts(cards):
             module, digest = part.open(self.recorded_digests.get(part.name))
-            mark_frozen(module)
-            self.frozen[part.name] = module
+            self.attach_frozen(part.name, module)
             self.frozen_digests[part.name] = digest
             self._trains_mode |= {part.name} if part.trains_mode else set()
         self.frozen.to(next((p.device for p in self.parameters()), None))
@@ -146,6 +145,11 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         self.train(self.training)
         if adapters is not None and (adapters or self._adapters()):
             self._load_adapters(adapters)
+
+    def attach_frozen(self, name: str, module: nn.Module) -> None:
+        """Add `module` as the frozen part `name`: its weights are neither trained, counted nor saved."""
+        mark_frozen(module.requires_grad_(False))
+        self.frozen[name] = module
 
     def _adapters(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(FROZEN)}

@@ -19,7 +19,7 @@ from rvos_cache.trackers.vita.head import HeadSizes, VitaHead
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.selectors.dmvs_vita import FrozenVita
+from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput
 
 SIZES = HeadSizes(
     channels=256, map_channels=256, mask_channels=256, frame_queries=100, video_queries=100, classes=25, hidden=2048,
@@ -83,7 +83,8 @@ def main() -> int:
     head = VitaHead(SIZES)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    model._vita = FrozenVita(head.eval().requires_grad_(False), 360, 640, False)
+    model.attach_frozen(HEAD_NAME, head)
+    model.input = VitaInput(360, 640, False)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
     batch, before, seconds = clips(given.expressions, given.frames).to(device), peak(device), []

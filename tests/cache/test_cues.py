@@ -18,7 +18,8 @@ from rvos_cache.text.cues import cue, particles, split_words, tag_words, tagger_
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.types import Expression
 from rvos_select.data.caches import TextSource, check_same_encoder
-from rvos_select.data.samples import VideoSample, video_batch
+from rvos_select.data.collate import collate
+from rvos_select.data.samples import VideoSample
 from rvos_select.selectors.dmvs import Dmvs
 
 MODES = ("dmvs", "dmvs_particles", "dshmp")
@@ -37,6 +38,9 @@ class HandChecked(NamedTuple):
         return [of[mark] for mark in self.marks]
 
 
+CUE_PARTS = ("spans", "static_words", "motion_words", "particle_words")
+
+
 def hand_checked() -> list[HandChecked]:
     found = []
     for line in (Path(__file__).parent / "hand_checked_cues.txt").read_text("utf-8").splitlines():
@@ -53,8 +57,8 @@ def selected(mode: str, texts: list[str]) -> list[list[str]]:
     words = tuple(HashedEncoder(HashedSettings(channels=64)).encode(texts))
     said = tuple(Expression("v", str(i), text, None) for i, text in enumerate(texts))
     none = torch.zeros(0, 1)
-    sample = VideoSample("v", torch.zeros(0, 1, 256), none, said, words, torch.zeros(len(said), 0, dtype=torch.bool), None, {})
-    batch = video_batch(sample, None, model.requires)
+    sample = VideoSample("v", torch.zeros(0, 1, 256), none, said, words, torch.zeros(len(said), 0, dtype=torch.bool), None)
+    batch = collate([(sample, row) for row in range(len(said))], CUE_PARTS)
     static, motion = model._cues(batch, model._text(batch)[-1])
     assert not (static & motion)[:, :-1].any()
     found = []

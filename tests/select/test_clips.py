@@ -18,9 +18,11 @@ from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_t
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Words
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import TextSource, TrackSource
-from rvos_select.data.clips import Clips, ClipSettings, ahead, clip_batch, seen, shown_frames
-from rvos_select.data.features import StoredFeature
-from rvos_select.data.samples import VideoSample, batches, load_video, padded_batch, video_batch
+from rvos_select.data.clips import ClipSampler, ClipSettings, with_visible_rows
+from rvos_select.data.collate import collate
+from rvos_select.data.epochs import batches, prefetch
+from rvos_select.data.features import FrameReader, StoredFeature
+from rvos_select.data.samples import VideoSample, load_video
 
 SIZE = (6, 9)
 SPECS = (
@@ -89,37 +91,37 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackSource, Text
 
 
 def samples(sources: tuple[TrackSource, TextSource], requires: tuple[str, ...] = REQUIRES) -> list[VideoSample]:
-    limits = {sources[0].caches[0].path: 0.5}
-    return [load_video(*sources, v, limits=limits, requires=requires) for v in ("v0", "v1")]
+    thresholds = {sources[0].caches[0].path: 0.5}
+    return [load_video(*sources, v, thresholds=thresholds, requires=requires) for v in ("v0", "v1")]
 
 
 def test_stored_frames_are_those_written(sources: tuple[TrackSource, TextSource]) -> None:
     held = arrays(12, 2, 0)
     for name in ("maps", "queries"):
         stored = StoredFeature(sources[0], "v0", name)
-        assert len(stored) == 12 and stored.kept.tolist() == list(range(12))
-        np.testing.assert_array_equal(stored[3:8].numpy(), held[name][3:8])
-        np.testing.assert_array_equal(stored.take([1, 1, 7, 11]).numpy(), held[name][[1, 1, 7, 11]])
-        assert stored[:0].shape == (0, *held[name].shape[1:])
-        assert stored[:].dtype == torch.float16
+        assert len(stored) == 12 and stored.frames.tolist() == list(range(12))
+        np.testing.assert_array_equal(stored.lazy({})[3:8].numpy(), held[name][3:8])
+        np.testing.assert_array_equal(stored.select({"T": [1, 1, 7, 11]}).numpy(), held[name][[1, 1, 7, 11]])
+        assert stored.lazy({})[:0].shape == (0, *held[name].shape[1:])
+        assert stored.lazy({})[:].dtype == torch.float16
 
 
 def test_only_the_chunks_asked_for_are_read(sources: tuple[TrackSource, TextSource], monkeypatch: pytest.MonkeyPatch) -> None:
     stored, asked = StoredFeature(sources[0], "v0", "maps"), []
     read = TrackSource.feature
     monkeypatch.setattr(TrackSource, "feature", lambda self, v, n, frames=None: asked.append(frames) or read(self, v, n, frames))
-    stored.take([2, 2, 9])
+    stored.select({"T": [2, 2, 9]})
     assert asked == [slice(2, 3), slice(9, 10)]
 
 
 def test_a_feature_of_some_frames_says_which(sources: tuple[TrackSource, TextSource]) -> None:
     stored = StoredFeature(sources[0], "v0", "some_maps")
-    assert stored.kept.tolist() == [0, 2, 4, 6, 8, 10] and len(stored) == 12
-    np.testing.assert_array_equal(stored.take([4, 10]).numpy(), arrays(12, 2, 0)["maps"][[4, 10]])
+    assert stored.frames.tolist() == [0, 2, 4, 6, 8, 10] and len(stored) == 12
+    np.testing.assert_array_equal(stored.select({"T": [4, 10]}).numpy(), arrays(12, 2, 0)["maps"][[4, 10]])
     with pytest.raises(InputError, match="6 of 12 frames, not of frame 1; .*profile") as fault:
-        stored[:]
+        stored.lazy({})[:]
     assert "\n" not in str(fault.value)
-    with pytest.raises(InputError, match=r"'own' of tracker vita is not by frames; .*'N'"):
+    with pytest.raises(InputError, match=r"'own' has no axis of frames; .*'N'"):
         StoredFeature(sources[0], "v0", "own")
     with pytest.raises(InputError, match=r"no cache holds the feature 'f_mask' \(there are: maps, some_maps"):
         StoredFeature(sources[0], "v0", "f_mask")
@@ -128,9 +130,9 @@ def test_a_feature_of_some_frames_says_which(sources: tuple[TrackSource, TextSou
 @pytest.mark.parametrize("within", [0, 2, 10])
 def test_clips_are_near_a_frame_that_shows_the_object(sources: tuple[TrackSource, TextSource], within: int) -> None:
     v0, v1 = samples(sources)
-    clips, drawn = Clips(ClipSettings(frames=4, within=within), torch.Generator().manual_seed(0)), set()
+    clips, drawn = ClipSampler(ClipSettings(frames=4, within=within), torch.Generator().manual_seed(0)), set()
     for _ in range(200):
-        chosen = clips.draw(v0, 0)
+        chosen = clips.sample_frames(v0, 0)
         drawn |= set(chosen)
         assert chosen == sorted(chosen) and len(chosen) == 4
         # Around frame 0 there are three frames, too few.
@@ -140,42 +142,42 @@ def test_clips_are_near_a_frame_that_shows_the_object(sources: tuple[TrackSource
         assert within != 2 or any(max(abs(t - middle) for t in chosen) <= 2 for middle in chosen if middle < 6)
     # Frame 11 has no annotation; object a leaves after frame 5, and its clips reach as far as they may.
     assert drawn == set(range(8 if within == 2 else 11))
-    short = [clips.draw(v1, 0) for _ in range(200)]
+    short = [clips.sample_frames(v1, 0) for _ in range(200)]
     assert {t for chosen in short for t in chosen} == {0, 1, 2, 3}
 
 
 def test_too_few_frames_are_taken_more_than_once(sources: tuple[TrackSource, TextSource]) -> None:
     _, v1 = samples(sources)
-    clips = Clips(ClipSettings(frames=7), torch.Generator().manual_seed(0))
+    clips = ClipSampler(ClipSettings(frames=7), torch.Generator().manual_seed(0))
     for _ in range(20):
-        chosen = clips.draw(v1, 2)
+        chosen = clips.sample_frames(v1, 2)
         assert len(chosen) == 7 and set(chosen) <= {0, 1, 2, 3}
 
 
 def test_frames_that_an_array_lacks_are_not_drawn(sources: tuple[TrackSource, TextSource]) -> None:
     v0, _ = samples(sources, ("frames.some_maps", "overlap", "truth"))
-    clips = Clips(ClipSettings(frames=3), torch.Generator().manual_seed(0))
-    assert {t for _ in range(100) for t in clips.draw(v0, 1)} == {0, 2, 4, 6, 8, 10}
+    clips = ClipSampler(ClipSettings(frames=3), torch.Generator().manual_seed(0))
+    assert {t for _ in range(100) for t in clips.sample_frames(v0, 1)} == {0, 2, 4, 6, 8, 10}
     x = clips([(v0, 0), (v0, 1)])
     assert x.frames["some_maps"][0].shape == (3, 2, 3, 3)
 
 
 def test_an_expression_that_is_never_seen_is_left_out_and_said(sources: tuple[TrackSource, TextSource]) -> None:
     held = samples(sources)
-    with pytest.warns(UserWarning, match="2 expressions show none of their objects .* first v0/3"):
-        kept = seen(held)
+    with pytest.warns(UserWarning, match="2 expressions have no object visible .* first v0/3"):
+        kept = with_visible_rows(held)
     assert [[e.expression_id for e in s.expressions] for s in kept] == [["0", "1", "2"]] * 2
     assert [s.target.shape for s in kept] == [(3, 2), (3, 4)]
-    assert kept[0].named == ((0,), (0, 1), ())
-    assert shown_frames(kept[0], 2).tolist() == list(range(11))
+    assert kept[0].objects == ((0,), (0, 1), ())
+    assert kept[0].visible_frames(2).tolist() == list(range(11))
     with pytest.raises(ValueError, match="v0/3"):
-        Clips(ClipSettings(), torch.Generator()).draw(held[0], 3)
+        ClipSampler(ClipSettings(), torch.Generator()).sample_frames(held[0], 3)
 
 
 def test_a_batch_of_clips_holds_what_was_written(sources: tuple[TrackSource, TextSource]) -> None:
     v0, v1 = samples(sources)
     frames = [[1, 4, 9], [0, 0, 3]]
-    x = clip_batch([(v0, 1), (v1, 0)], frames, REQUIRES)
+    x = collate([(v0, 1), (v1, 0)], REQUIRES, frames=frames)
     assert x.tokens.shape == (2, 4, 3, 8) and x.frame_mask.all() and x.sizes == (SIZE, SIZE)
     assert x.track_mask.tolist() == [[True, True, False, False], [True] * 4]
     for i, (n, t, seed) in enumerate(((2, 12, 0), (4, 5, 1))):
@@ -194,30 +196,29 @@ def test_a_batch_of_clips_holds_what_was_written(sources: tuple[TrackSource, Tex
         np.testing.assert_array_equal(x.overlap[i].inter, counts.inter[:, named][:, :, frames[i]])
         np.testing.assert_array_equal(x.overlap[i].gt_area, counts.gt_area[named][:, frames[i]])
     assert x.tokens[0, 2:].abs().sum() == x.features["own"][0, 2:].sum() == 0
-    whole = clip_batch([(v0, 1), (v1, 0)], frames, ("overlap.video",)).overlap
+    whole = collate([(v0, 1), (v1, 0)], ("overlap.video",), frames=frames).overlap
     assert [counts.inter.shape[2] for counts in whole] == [12, 5]
     np.testing.assert_array_equal(whole[0].inter, v0.overlap.inter[:, [0, 1]])
 
 
 def test_a_whole_video_reads_its_frames_when_asked(sources: tuple[TrackSource, TextSource]) -> None:
-    v0, v1 = samples(sources)
-    x = video_batch(v0, [1, 2], REQUIRES)
-    assert isinstance(x.frames["maps"][0], StoredFeature) and x.truth is None
+    v0, _ = samples(sources)
+    x = collate([(v0, 1), (v0, 2)], REQUIRES)
+    assert isinstance(x.frames["maps"][0], FrameReader)
+    assert [masks.shape for masks in x.truth] == [(2, 12, *SIZE), (0, 12, *SIZE)]
     assert x.overlap[1].inter.shape == (2, 0, 12)
-    assert isinstance(x.to(torch.device("cpu")).frames["maps"][0], StoredFeature)
-    with pytest.raises(InputError, match='batch = "clip"'):
-        padded_batch([(v0, 0), (v1, 0)], REQUIRES)
+    assert isinstance(x.to(torch.device("cpu")).frames["maps"][0], FrameReader)
     with pytest.raises(ValueError, match="frames"):
         replace(x, frames={"maps": (torch.zeros(3, 1),)})
 
 
 def test_the_same_seed_draws_the_same_clips(sources: tuple[TrackSource, TextSource]) -> None:
     with pytest.warns(UserWarning, match="left out"):
-        held = seen(samples(sources))
+        held = with_visible_rows(samples(sources))
 
     def epoch(seed: int) -> list[Batch]:
         order = torch.Generator().manual_seed(seed)
-        return [x for x, _ in batches(held, "single", 4, order, REQUIRES, {}, Clips(ClipSettings(frames=3), order))]
+        return [x for x, _ in batches(held, "single", 4, order, ClipSampler(ClipSettings(frames=3), order, REQUIRES))]
 
     one, two, other = epoch(1), epoch(1), epoch(2)
     assert [len(x.words) for x in one] == [4, 2]
@@ -228,23 +229,23 @@ def test_the_same_seed_draws_the_same_clips(sources: tuple[TrackSource, TextSour
 def test_hidden_answers_make_no_clips(tmp_path: Path) -> None:
     tracks, words = write(tmp_path, hidden=True)
     with pytest.raises(InputError, match="hides"):
-        load_video(tracks, words, "v0", limits={tracks.caches[0].path: 0.5}, requires=REQUIRES)
+        load_video(tracks, words, "v0", thresholds={tracks.caches[0].path: 0.5}, requires=REQUIRES)
     read = load_video(tracks, words, "v0", requires=REQUIRES)
     assert read.truth is None and read.overlap is None
-    with pytest.raises(InputError, match="hidden"):
-        clip_batch([(read, 0)], [[0]], REQUIRES)
+    batch = collate([(read, 0)], ("presence",), frames=[[0]])
+    assert batch.truth is None and batch.overlap is None and batch.target is None
 
 
-def test_items_are_made_ahead_in_order_and_faults_come_through() -> None:
+def test_items_are_prefetched_in_order_and_faults_come_through() -> None:
     def items() -> Iterator[int]:
         yield from range(3)
         raise InputError("frame 7 is damaged")
 
-    found = ahead(items())
+    found = prefetch(items())
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(InputError, match="frame 7"):
         next(found)
-    assert list(ahead(iter(range(5)))) == list(range(5))
+    assert list(prefetch(iter(range(5)))) == list(range(5))
 
 
 def test_a_feature_of_tracks_does_not_fit_joined_caches(tmp_path: Path, sources: tuple[TrackSource, TextSource]) -> None:
@@ -254,6 +255,6 @@ def test_a_feature_of_tracks_does_not_fit_joined_caches(tmp_path: Path, sources:
     for record in map(sources[0].caches[0].read, ("v0", "v1")):
         write_tracks(writer, replace(record, tracks=replace(record.tracks, features={})))
     joined = TrackSource([sources[0].caches[0].path, tmp_path / "flow.zarr"])
-    with pytest.raises(InputError, match=r"'own' is of its own tracks, 4 of several caches .* this cache alone"):
+    with pytest.raises(InputError, match=r"'own' has an axis of tracks, .*flow.zarr does not hold it; .* this cache alone"):
         load_video(joined, sources[1], "v0", requires=("features.own",))
-    assert load_video(joined, sources[1], "v0", requires=("frames.maps",)).frames["maps"][:2].shape[0] == 2
+    assert load_video(joined, sources[1], "v0", requires=("frames.maps",)).frames["maps"].select({"T": [0, 1]}).shape[0] == 2

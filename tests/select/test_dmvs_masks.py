@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_dmvs import SIZE, VITA, batch, dmvs
+from tiny_dmvs import INPUT, SIZE, batch, dmvs
 from tiny_vita import CHANNELS
 from torch.nn import functional as F
 
@@ -30,7 +30,7 @@ def test_masks_are_drawn_in_chunks_at_the_frames_size() -> None:
     assert [chunk.shape[1] for chunk in chunks] == [3, 3, 1]
     found = torch.cat(chunks, 1)
     assert found.shape == (3, 7, *SIZE) and found.dtype == torch.bool
-    geometry = VITA.geometry(SIZE)
+    geometry = INPUT.geometry(SIZE)
     with torch.no_grad():
         embed = model.mask_head(model.decode(x).layers[-1])[wanted]
     for k in range(3):
@@ -87,7 +87,7 @@ def test_gradients_through_mask_logits_are_autograd_s() -> None:
 
 
 def test_truth_lies_in_the_input_as_its_image_does() -> None:
-    geometry = VITA.geometry(SIZE)
+    geometry = INPUT.geometry(SIZE)
     masks = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
     masks[..., :12, 20:] = True
     found = in_input(masks, geometry)[0, 0]
@@ -101,7 +101,7 @@ def test_a_perfect_answer_has_the_least_loss() -> None:
     """Masks of one-hot features and embeddings that pick them: every object is matched by its own query."""
     x = batch(1, t=2, objects=2)
     model = dmvs(points=400, bce_weight=1.0, dice_weight=1.0)
-    geometry = VITA.geometry(SIZE)
+    geometry = INPUT.geometry(SIZE)
     truth = torch.zeros(2, 2, *SIZE, dtype=torch.bool)
     truth[0, :, 4:12, 4:16] = truth[1, :, 12:20, 20:36] = True
     small = F.interpolate(in_input(truth, geometry), geometry.cells, mode="area").movedim(0, -1)
@@ -254,7 +254,7 @@ def test_masks_and_choice_are_learnt() -> None:
     truth = torch.zeros(2, 3, *SIZE, dtype=torch.bool)
     for t in range(3):
         truth[0, t, 3:13, 3 + 3 * t : 15 + 3 * t] = truth[1, t, 12:22, 26 - 3 * t : 38 - 3 * t] = True
-    share = F.interpolate(in_input(truth, VITA.geometry(SIZE)), VITA.geometry(SIZE).cells, mode="area")
+    share = F.interpolate(in_input(truth, INPUT.geometry(SIZE)), INPUT.geometry(SIZE).cells, mode="area")
     g = torch.Generator().manual_seed(0)
     features = torch.einsum("athw,ac->thwc", share, 3 * torch.randn(2, CHANNELS, generator=g))
     features = features + 0.1 * torch.randn(features.shape, generator=g) + 0.5 * torch.randn(CHANNELS, generator=g)
@@ -279,13 +279,13 @@ def test_masks_and_choice_are_learnt() -> None:
 def test_clips_of_videos_of_different_sizes_share_a_batch() -> None:
     """The losses are the single ones': class by expressions, masks by objects. The random points are drawn in the same order."""
     a, b = batch(1, t=3, objects=1, seed=1), batch(1, t=3, objects=2, seed=2)
-    wide = VITA.geometry((24, 24))
+    wide = INPUT.geometry((24, 24))
     g = torch.Generator().manual_seed(0)
     b = replace(
         b, sizes=((24, 24),), truth=(torch.rand(2, 3, 24, 24, generator=g) < 0.3,),
         frames={**b.frames, "f_mask": (torch.randn(3, *wide.cells, CHANNELS, generator=g),)},
     )  # fmt: skip
-    assert wide.cells != VITA.geometry(SIZE).cells
+    assert wide.cells != INPUT.geometry(SIZE).cells
     parts = {
         name: torch.cat([getattr(a, name), getattr(b, name)])
         for name in (

@@ -34,6 +34,7 @@ from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.types import TrackSet
 from rvos_select.data.batch import Batch
+from rvos_select.data.caches import CacheCards
 from rvos_select.evaluation import evaluate_pngs, evaluate_selections
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.evaluation.scope import Scope
@@ -272,7 +273,7 @@ def test_the_mask_head_may_begin_as_vita_s(work: Work, tmp_path: Path) -> None:
     moved["mask_head.0.weight"] += 1
     save_file(moved, run / "best/model.safetensors")
     model = load_selector(run)
-    model.bind([read_card(work.tracks("valid_u"))])
+    model.bind(CacheCards([read_card(work.tracks("valid_u"))]))
     torch.testing.assert_close(model.state_dict()["mask_head.0.weight"], moved["mask_head.0.weight"])
 
 
@@ -325,7 +326,7 @@ def test_caches_that_do_not_fit_are_one_line(work: Work, tmp_path: Path, recwarn
     flow = work.root / "train" / "flow.zarr"
     extract("mevis", work.root / "data", "train", "flow", flow, limit=1)
     settings = TrainSettings.model_validate({"selector": "dmvs", "batch": "clip", "config": MODULE})
-    with pytest.raises(InputError, match="tracker flow: its card has no checkpoint; DMVS wants tracks of VITA") as fault:
+    with pytest.raises(InputError, match="tracker flow: its card has no checkpoint; DMVS needs tracks of VITA") as fault:
         train([flow], [work.text("train")], settings=settings, out=tmp_path / "c")
     faults.append(fault)
     frozen = settings.model_copy(update={"config": {**MODULE, "masks": "frozen"}})

@@ -18,8 +18,10 @@ from tiny_caches import TRACKS, numbers, settings, write
 from rvos_cache.errors import InputError
 from rvos_cache.store import SelectionCache, read_card
 from rvos_select.data.caches import TextSource, TrackSource
-from rvos_select.data.samples import batches, count_batches, drawn, label_limits, load_video, set_draws, set_weights
-from rvos_select.data.sources import held_out, read_sources
+from rvos_select.data.collate import collate
+from rvos_select.data.epochs import batches, count_batches, epoch_order, items_per_epoch, set_weights
+from rvos_select.data.samples import label_thresholds, load_video
+from rvos_select.data.sources import LabelSettings, held_out, read_sources
 from rvos_select.inference.predict import predict
 from rvos_select.training import train as loop
 from rvos_select.training.train import train
@@ -31,11 +33,11 @@ def seeded(seed: int) -> torch.Generator:
 
 def test_drawn_by_hand() -> None:
     sets = ["a"] * 4 + ["b"] * 5
-    twice = Counter(drawn(sets, {"a": 2.5, "b": 0.5}, seeded(0)))
+    twice = Counter(epoch_order(sets, {"a": 2.5, "b": 0.5}, seeded(0)))
     assert {twice[i] for i in range(4)} == {2, 3} and sum(twice[i] for i in range(4)) == 10
     assert sum(twice[i] for i in range(4, 9)) == 3 == len([i for i in range(4, 9) if twice[i] == 1])
-    assert [set_draws(n, w) for n, w in ((5, 0.5), (3, 0.1), (0, 3.0), (4, 1.0), (7, 3.0))] == [3, 1, 0, 4, 21]
-    assert drawn(sets, {"a": 2}, None) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8]
+    assert [items_per_epoch(n, w) for n, w in ((5, 0.5), (3, 0.1), (0, 3.0), (4, 1.0), (7, 3.0))] == [3, 1, 0, 4, 21]
+    assert epoch_order(sets, {"a": 2}, None) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8]
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -45,7 +47,7 @@ def test_drawn_by_hand() -> None:
     st.integers(0, 99),
 )
 def test_every_item_comes_as_often_as_its_weight_says(sets: list[str], weights: dict[str, float], seed: int) -> None:
-    found = Counter(drawn(sets, weights, seeded(seed)))
+    found = Counter(epoch_order(sets, weights, seeded(seed)))
     for name, count in Counter(sets).items():
         times = [found[i] for i, own in enumerate(sets) if own == name]
         assert sum(times) == max(1, int(count * weights.get(name, 1.0) + 0.5))
@@ -55,11 +57,11 @@ def test_every_item_comes_as_often_as_its_weight_says(sets: list[str], weights: 
 def test_no_weight_is_the_plain_order_and_a_half_is_another_half_each_time() -> None:
     sets = ["b", "a"] * 10
     assert (
-        drawn(sets, {}, seeded(3))
-        == drawn(sets, {"a": 1, "b": 1.0}, seeded(3))
+        epoch_order(sets, {}, seeded(3))
+        == epoch_order(sets, {"a": 1, "b": 1.0}, seeded(3))
         == torch.randperm(20, generator=seeded(3)).tolist()
     )
-    times = Counter(i for seed in range(400) for i in drawn(["a"] * 10, {"a": 0.5}, seeded(seed)))
+    times = Counter(i for seed in range(400) for i in epoch_order(["a"] * 10, {"a": 0.5}, seeded(seed)))
     assert all(150 < times[i] < 250 for i in range(10))
 
 
@@ -162,7 +164,7 @@ def test_as_many_batches_as_counted(joint: dict[str, tuple[Path, Path]]) -> None
     samples = [load_video(tracks, words, v) for v in tracks.video_ids()]
     assert {s.set_name for s in samples} == {"one/train", "two/train"}
     for how, size, weights in (("video", 1, {}), ("single", 5, {"one/train": 0.3}), ("video", 1, {"two/train": 2.4})):
-        made = list(batches(samples, how, size, seeded(0), (), weights))  # type: ignore[arg-type]
+        made = list(batches(samples, how, size, seeded(0), collate, weights))  # type: ignore[arg-type]
         assert len(made) == count_batches(samples, how, size, weights)  # type: ignore[arg-type]
 
 
@@ -171,7 +173,7 @@ def test_the_mirror_of_a_held_out_video_is_not_trained_on(tmp_path: Path) -> Non
     names = [f"v{i}" for i in range(6)]
     found = write(tmp_path / "a", "train", names, dataset="one")
     true = write(tmp_path / "b", "train-mirror", [f"{n}-mirror" for n in names], dataset="one", only=True)
-    given = {"requires": (), "weights": {}, "label_iou": None, "hold_out": 0.3}
+    given = {"requires": (), "weights": {}, "labels": LabelSettings(), "hold_out": 0.3}
     read = read_sources([found[0], true[0]], [found[1], true[1]], (), (), **given)  # type: ignore[arg-type]
     held, trained = {s.video_id for s in read.valid}, {s.video_id for s in read.train}
     assert held == set(held_out(names, 0.3)) and 0 < len(held) < 6
@@ -186,7 +188,7 @@ def test_sets_that_name_videos_alike_train_together(tmp_path: Path) -> None:
     names = [f"v{i}" for i in range(4)]
     one = write(tmp_path / "one", "train", names, dataset="one")
     two = write(tmp_path / "two", "train", names, dataset="two", narrow=True)
-    given = {"requires": (), "weights": {}, "label_iou": 0.7, "hold_out": 0.3}
+    given = {"requires": (), "weights": {}, "labels": LabelSettings(0.7), "hold_out": 0.3}
     read = read_sources([one[0], two[0]], [one[1], two[1]], (), (), **given)  # type: ignore[arg-type]
     held = set(held_out(names, 0.3))
     assert 0 < len(held) < 4
@@ -266,15 +268,15 @@ def test_each_cache_has_its_own_threshold(tmp_path: Path) -> None:
     two, _ = write(tmp_path / "two", "train", ["v0"], narrow=True, label_iou=0.7)
     three, other = write(tmp_path / "three", "train", ["w0"], narrow=True, label_iou=0.7, dataset="other")
     tracks, words = TrackSource([one, two, three]), TextSource([text, other])
-    own = label_limits(tracks, None)
+    own = label_thresholds(tracks, None)
     assert [own[str(path)] for path in (one, two, three)] == [0.5, 0.7, 0.7]
     right, wrong = np.eye(4, TRACKS), np.zeros((4, TRACKS))
-    joined = load_video(tracks, words, "v0", limits=own).target
+    joined = load_video(tracks, words, "v0", thresholds=own).target
     assert joined is not None and np.array_equal(joined.numpy(), np.concatenate([right, wrong], axis=1))
-    alone = load_video(tracks, words, "w0", limits=own).target
+    alone = load_video(tracks, words, "w0", thresholds=own).target
     assert alone is not None and not alone.any()
     for limit, expected in ((0.6, right), (0.7, wrong)):
-        same = load_video(tracks, words, "w0", limits=label_limits(tracks, limit)).target
+        same = load_video(tracks, words, "w0", thresholds=label_thresholds(tracks, limit)).target
         assert same is not None and np.array_equal(same.numpy(), expected)
     out = train([one, two, three], [text, other], settings=settings(epochs=1), out=tmp_path / "run")
     assert json.loads((out / "settings.json").read_text())["resolved"]["label_iou"] == [0.5, 0.7, 0.7]

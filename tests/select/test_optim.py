@@ -9,9 +9,12 @@ import pytest
 from tiny_caches import numbers, run, settings
 
 from rvos_cache.errors import InputError
+from rvos_cache.store import read_card
+from rvos_select.data.caches import CacheCards
 from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.sola import Sola, SolaConfig
-from rvos_select.training import train as loop
+from rvos_select.training.optim import decay_groups
+from rvos_select.training.train import make_selector
 
 
 def rates(path: Path) -> list[float]:
@@ -44,7 +47,7 @@ def test_the_rate_falls_at_milestones(tmp_path: Path, caches: tuple[Path, ...]) 
 
 def test_norms_and_embeddings_may_go_without_decay(tmp_path: Path, caches: tuple[Path, ...]) -> None:
     model = Sola(SolaConfig(token_channels=8, word_channels=16, width=8, heads=2))
-    decayed, free = (group["params"] for group in loop.decay_groups(model, 0.1))
+    decayed, free = (group["params"] for group in decay_groups(model, 0.1))
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)] for p in free} >= {"negative_token.weight", "short_motion_encoder.1.bias"}
     assert {names[id(p)] for p in decayed} >= {"short_motion_encoder.0.weight", "short_motion_encoder.0.bias"}
@@ -52,7 +55,7 @@ def test_norms_and_embeddings_may_go_without_decay(tmp_path: Path, caches: tuple
     for decay_all in (True, False):
         # With a rate of nothing but decay: 1e-3 x 10 of each value a step, three steps.
         optim = {"lr": 1e-3, "weight_decay": 10.0, "clip": 1e-12, "schedule": "constant", "decay_all": decay_all}
-        before = loop.make_selector(settings(optim=optim), (8, 8)).state_dict()
+        before = make_selector(settings(optim=optim), CacheCards(*([read_card(path)] for path in caches[:2]))).state_dict()
         after = load_selector(run(caches, tmp_path / str(decay_all), epochs=1, optim=optim)).state_dict()
         shrunk = (after["negative_token.weight"].norm() / before["negative_token.weight"].norm()).item()
         assert shrunk == pytest.approx(0.99**3 if decay_all else 1.0, abs=5e-3)

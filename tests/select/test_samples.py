@@ -14,8 +14,8 @@ from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_t
 from rvos_cache.types import Expression, TrackSet, Words
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import TextSource, TrackSource
-from rvos_select.data.clips import clip_batch
-from rvos_select.data.samples import VideoSample, load_video, padded_batch, video_batch
+from rvos_select.data.collate import collate
+from rvos_select.data.samples import VideoSample, load_video
 
 SIZE, FRAMES = (4, 6), 3
 CUES = ("motion_words", "static_words", "spans")
@@ -63,30 +63,30 @@ def test_prepositions_of_a_verb_are_a_part_of_their_own(tmp_path: Path, monkeypa
     )
     for tagger, wanted in (("hanta", [0, 0, 0, 1, 1]), ("spacy", [0, 0, 0, 0, 1])):
         sample = loaded(tmp_path, tagger, {"tagger": tagger}, ("particle_words",))
-        marks = padded_batch([(sample, 0)], ("particle_words",)).particle_words
+        marks = collate([(sample, 0)], ("particle_words",)).particle_words
         assert marks is not None and marks.int().tolist() == [wanted]
-        assert padded_batch([(sample, 0)]).particle_words is None
+        assert collate([(sample, 0)]).particle_words is None
 
 
 def test_cues_are_those_of_the_words_own_tagger(tmp_path: Path) -> None:
     """In each kind of batch; two sets of one run may have been tagged by two."""
     both = [loaded(tmp_path, tagger, {"tagger": tagger}) for tagger in TAGS]
     for sample in both:
-        batch = video_batch(sample, None, CUES)
+        batch = collate([(sample, 0)], CUES)
         assert cues_of(batch, 0) == (MOTION[sample.video_id], [0, 0, 1, 0, 0])
         assert batch.spans is not None and batch.spans[0].tolist() == SPANS
     picked = [(sample, 0) for sample in both]
-    for batch in (padded_batch(picked, CUES), clip_batch(picked, [[0, 2], [1, 1]], CUES)):
+    for batch in (collate(picked, CUES), collate(picked, CUES, frames=[[0, 2], [1, 1]])):
         assert [cues_of(batch, i)[0] for i in range(2)] == [MOTION[sample.video_id] for sample in both]
 
 
 def test_an_encoder_that_names_no_tagger_has_the_default_one(tmp_path: Path) -> None:
     sample = loaded(tmp_path, "hanta", {})
-    assert cues_of(video_batch(sample, None, CUES), 0)[0] == MOTION["hanta"]
+    assert cues_of(collate([(sample, 0)], CUES), 0)[0] == MOTION["hanta"]
 
 
 def test_tags_without_a_known_meaning_are_refused_where_they_are_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"stanza-text\.zarr: tags of 'stanza', cues are known of hanta, spacy"):
         loaded(tmp_path / "a", "stanza", {"tagger": "stanza"})
-    batch = video_batch(loaded(tmp_path / "b", "stanza", {"tagger": "stanza"}, ("spans",)), None, ("spans",))
+    batch = collate([(loaded(tmp_path / "b", "stanza", {"tagger": "stanza"}, ("spans",)), 0)], ("spans",))
     assert batch.motion_words is None and batch.spans is not None

@@ -190,7 +190,7 @@ def test_the_command_says_in_one_line_that_videos_failed(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
     assert stop.value.code == 0
     assert line.startswith("warning: training: 1 videos failed in extraction and are left out; first ")
-    assert "video v9: v9/00000.jpg: truncated; mend it and run the extraction again" in line
+    assert "video v9: v9/00000.jpg: truncated; fix it and run the extraction again" in line
 
 
 def test_hidden_answers_are_never_negatives(tmp_path: Path, caches: tuple[Path, ...]) -> None:

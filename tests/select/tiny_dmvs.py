@@ -14,14 +14,14 @@ from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.selectors.dmvs_vita import FrozenVita
+from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput
 
 WORDS, SIZE = 16, (24, 40)
 SMALL: dict[str, Any] = {
     "token_channels": CHANNELS, "word_channels": WORDS, "width": CHANNELS, "hidden": 24, "layers": 2, "motion_queries": 4,
     "points": 50, "dropout": 0.0,
 }  # fmt: skip
-VITA = FrozenVita(vita_head(), 32, 48, False)
+VITA, INPUT = vita_head(), VitaInput(32, 48, False)
 
 
 def dmvs(seed: int = 3, **values: Any) -> Dmvs:
@@ -31,8 +31,14 @@ def dmvs(seed: int = 3, **values: Any) -> Dmvs:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    model._vita = VITA if model.draws else None
-    return model
+    return with_head(model) if model.draws else model
+
+
+def with_head(model: Dmvs) -> Dmvs:
+    """Bound to VITA, as `bind` does from a cache's card."""
+    model.attach_frozen(HEAD_NAME, VITA)
+    model.input = INPUT
+    return model.train(model.training)
 
 
 def batch(
@@ -40,7 +46,7 @@ def batch(
 ) -> Batch:
     """Everything that DMVS reads; the first word is a special one. shared: the expressions are of one video."""
     g = torch.Generator().manual_seed(seed)
-    lead, (h, w) = 1 if shared else b, VITA.geometry(SIZE).cells
+    lead, (h, w) = 1 if shared else b, INPUT.geometry(SIZE).cells
 
     def some(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=g)
