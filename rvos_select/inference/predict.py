@@ -16,6 +16,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, format_uri, provenance, write_selections
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TextSource, TrackSource, candidates, same_words
+from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.samples import VideoSample, load_video, video_batch
 from rvos_select.inference.drawing import draw_masks, queries_to_draw
 from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, selector_policy
@@ -59,7 +60,7 @@ def predict(run: Path, tracks: Sequence[Path], texts: Sequence[Path], out: Path)
 
 def _entries(model: Any, source: TrackSource) -> dict[str, Any]:
     """What the selector says, beside its threshold, of how tracks are chosen. Raises InputError for an unknown `empty`."""
-    rule = selector_policy(model, {card.dataset for card in source.cards})
+    rule = selector_policy(model, all_name_one_object({card.dataset for card in source.cards}))
     found: dict[str, Any] = {TOP1: rule.top1}
     if model.draws:
         found[DRAW_THRESHOLD] = model.draw_threshold

@@ -13,6 +13,7 @@ from rvos_cache.masks import RleMasks
 from rvos_select.data.batch import Batch
 from rvos_select.data.clips import Clips, ClipSettings, shown_frames
 from rvos_select.data.labels import target_indices
+from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.samples import VideoSample, video_batch
 from rvos_select.data.sources import CachedSets
 from rvos_select.inference.drawing import draw_masks
@@ -62,7 +63,7 @@ class Validator:
                 batch = video_batch(sample, rows, requires).to(device)
                 scores = torch.sigmoid(model(batch).float()).cpu().numpy()
                 allowed = np.ones_like(scores, bool) if model.draws else batch.track_mask.cpu().numpy()
-                chosen = selector_policy(model, [sample.set_name.partition("/")[0]]).among(scores, allowed)
+                chosen = selector_policy(model, all_name_one_object([sample.set_name.partition("/")[0]])).among(scores, allowed)
                 if model.draws:
                     drawn = draw_masks(model, batch, torch.from_numpy(chosen).to(device))
                     pairs = self._drawn(sample, rows, chosen, drawn)
