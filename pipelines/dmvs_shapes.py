@@ -15,7 +15,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
-from rvos_select.cli.commands import show_scores
+from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.inference.predict import predict, select_all

@@ -19,7 +19,7 @@ from rvos_cache.exchange.mirror import mirror
 from rvos_cache.extraction import extract_all, extract_text
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.shapes import write_shapes
-from rvos_select.cli.commands import show_scores
+from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.inference.predict import predict, select_all

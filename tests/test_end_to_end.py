@@ -23,7 +23,7 @@ SMALL = [
 
 def run(program: str, *words: object, code: int = 0) -> str:
     """What the command printed; it must end with `code` and never with a traceback."""
-    module = {"rvos-cache": "rvos_cache.cli", "rvos-select": "rvos_select.cli.commands"}[program]
+    module = {"rvos-cache": "rvos_cache.cli", "rvos-select": "rvos_select.cli"}[program]
     command = [sys.executable, "-c", f"from {module} import main; main()", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     said = done.stdout + done.stderr

@@ -16,30 +16,34 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=True, help="Tracks cache; may repeat.")
-TEXTS = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat.  [default: beside it]")
+TEXTS = click.option(
+    "--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat.  [default: the one next to the tracks]"
+)
 TEXTS_OF_SLICES = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache, for slices by kind; may repeat.")
-ROOT = click.option("--root", type=PATH, help="Where the dataset lies; overrides the hint in the card.")
+ROOT = click.option("--root", type=PATH, help="The dataset's folder.  [default: the root in the cache's card]")
 VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
 LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos of the split.")
-ALLOW_MISSING = click.option("--allow-missing", is_flag=True, help="Score absent predictions 0 and list them.")
+ALLOW_MISSING = click.option("--allow-missing", is_flag=True, help="Score missing predictions 0 and list them.")
 
 
-def policy_options(default: str = "the selector's", where: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def policy_options(default: str = "the selector's", prefix: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
     """--threshold, --top1 and --empty, which the command takes as one argument, `policy`.
 
-    default: what the help says of a threshold that is not given; where: what it says before each.
+    default: the threshold's default in the help; prefix: of each help text.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @click.option("--threshold", type=click.FloatRange(0, 1), help=f"{where}Select scores above.  [default: {default}]")
-        @click.option("--top1", is_flag=True, help=f"{where}Select the best candidate instead.")
+        @click.option(
+            "--threshold", type=click.FloatRange(0, 1), help=f"{prefix}Select tracks with scores above.  [default: {default}]"
+        )
+        @click.option("--top1", is_flag=True, help=f"{prefix}Select the best candidate instead.")
         @click.option(
             "--empty",
             type=click.Choice(["zeros", "top1"]),
-            help=f"{where}Where no score is above: no mask, or the best candidate's.  [default: the selector's]",
+            help=f"{prefix}Where no score is above: an empty mask, or the best candidate's.  [default: the selector's]",
         )
         @functools.wraps(command)
-        def with_choice(*args: Any, threshold: float | None, top1: bool, empty: Any, **others: Any) -> None:
+        def with_policy(*args: Any, threshold: float | None, top1: bool, empty: Any, **others: Any) -> None:
             from rvos_select.merging.policy import PolicyOptions
 
             try:
@@ -48,13 +52,13 @@ def policy_options(default: str = "the selector's", where: str = "") -> Callable
                 raise click.UsageError(str(error)) from error
             command(*args, policy=policy, **others)
 
-        return with_choice
+        return with_policy
 
     return decorate
 
 
 def reject_policy_options(policy: PolicyOptions) -> None:
-    """A usage error unless nothing is asked: what masks as PNGs hold was chosen in merge."""
+    """Raises UsageError unless `policy` is the default: the tracks of mask PNGs were selected by merge."""
     from rvos_select.merging.policy import DEFAULT_POLICY
 
     if policy != DEFAULT_POLICY:

@@ -1,4 +1,4 @@
-"""What the words of an expression speak of, by the tags of a text cache."""
+"""Kinds of expressions by the tags of a text cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rvos_select.metrics.slices import kind_of_words
 
 
 def kinds_of(texts: Sequence[Path]) -> Callable[[Expression], str | None]:
-    """Expression -> motion, static, both or neither, by `cues.cue`; None where no text cache of `texts` holds it."""
+    """Expression -> "motion", "static", "both" or "neither", by `cues.cue`; None where no cache of `texts` holds it."""
     if not texts:
         return lambda _: None
     source = TextSource(texts)
@@ -24,9 +24,11 @@ def kinds_of(texts: Sequence[Path]) -> Callable[[Expression], str | None]:
         if video_id not in source.cache_of:
             return None
         if video_id not in kinds:
+            # Only the kinds of the latest video stay in memory.
             kinds.clear()
-            said = zip(source.expressions(video_id), source.words(video_id))
-            kinds[video_id] = {e.expression_id: kind_of_words(w, partial(cue, tagger=source.tagger(video_id))) for e, w in said}
+            cue_of = partial(cue, tagger=source.tagger(video_id))
+            rows = zip(source.expressions(video_id), source.words(video_id))
+            kinds[video_id] = {e.expression_id: kind_of_words(words, cue_of) for e, words in rows}
         return kinds[video_id].get(expression.expression_id)
 
     return kind

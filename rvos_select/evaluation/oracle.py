@@ -1,6 +1,6 @@
-"""The score of perfect labels: for each target object its best candidate by mean IoU over frames, OR-ed.
+"""The scores of perfect labels: for each target object its best candidate by mean IoU over frames, OR-ed.
 
-Not the maximum over subsets of tracks; an expression without target scores the empty answer.
+Not the maximum over subsets of tracks; an expression without target gets the empty mask.
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.types import Overlap
 from rvos_select.data.caches import TrackSource, candidates
 from rvos_select.data.labels import mean_iou, oracle_tracks
-from rvos_select.evaluation import IMAGE, PROTOCOLS
-from rvos_select.evaluation.image import Row, Said, score_masks, table_of, task_of
-from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
-from rvos_select.metrics.scores import Scores, score
+from rvos_select.evaluation.ground_truth import (
+    AnnotatedVideo,
+    UnreadableVideo,
+    annotated_videos,
+    dataset_of,
+    select_videos,
+    videos_of,
+)
+from rvos_select.evaluation.image import Candidates, Row, score_masks, scores_of, task_of
+from rvos_select.evaluation.protocols import protocol_of
+from rvos_select.metrics.metric import FrameMetrics
+from rvos_select.metrics.scores import ExpressionScores
+from rvos_select.metrics.table import METRICS
 
 
 def oracle(
@@ -35,11 +45,11 @@ def oracle(
 ) -> dict[str, Any]:
     """J, F, J&F of the oracle, and "objects": {"<video>/<object>": its best track's mean IoU over annotated frames}.
 
-    The candidates of an expression are respected; an object's best track is any of its video. The answers are the dataset's
-    where `root`, or the hint in the card, leads to it, else those that the caches hold. Where that dataset is scored by frames,
-    "image" holds the scores of `evaluate.image`, the oracle's mask being the one answer of each expression; the caches alone do
-    not know the frames. Raises InputError for training-only caches and, unless `allow_missing`, for a video that the caches
-    lack (else it scores 0 and is listed).
+    An expression's best tracks are among its candidates; an object's best track is any of its video. The ground truth is the
+    dataset's, at `root` or at the root of the card, else that of the caches. For a dataset that is scored by single frames,
+    "image" has the scores of `evaluation.image`, with the oracle's mask as the only candidate of each expression; caches without
+    their dataset do not know the frames. Raises InputError for training-only caches and, unless `allow_missing`, for a video
+    that the caches lack (else it scores 0 and is listed).
     """
     source = TrackSource(caches)
     for cache in source.caches:
@@ -47,34 +57,73 @@ def oracle(
             raise InputError(
                 f"{cache.path}: its tracks were prompted with ground truth, for training only; give a cache of another tracker"
             )
-    scores, objects, rows = Scores(), dict[str, float](), list[list[Row]]()
-    known = dataset_of(source, dataset, root, split)
-    framed = known if known is not None and PROTOCOLS.get(known.name) == IMAGE else None
-    asked = chosen_videos(listed_videos(source, known), videos, limit, str(source.caches[0].path))
-    for video in answers(asked, known, source if root is None else None, allow_missing):
-        said: Said = {}
-        if not isinstance(video, VideoAnswers):
-            for key in video:
-                scores.add(key, None, None)
-        elif video.video_id not in source.caches_of:
-            if not allow_missing:
-                raise InputError(f"{source.missing_line(video.video_id)}, or give --allow-missing to score it 0")
+    data = dataset_of(source, dataset, root, split)
+    video_ids = select_videos(videos_of(source, data), videos, limit, str(source.caches[0].path))
+    table = _Oracle(source, data if data is not None and protocol_of(data.name).name == "image" else None)
+    for video in annotated_videos(video_ids, data, source if root is None else None, allow_missing):
+        if isinstance(video, AnnotatedVideo) and video.video_id not in source.caches_of and not allow_missing:
+            raise InputError(f"{source.missing_line(video.video_id)}, or give --allow-missing to score it 0")
+        table.add(video)
+    return table.scores()
+
+
+class _Oracle:
+    """Scores of the oracle, filled in video by video. images: the dataset, where it is scored by single frames."""
+
+    def __init__(self, source: TrackSource, images: Dataset | None) -> None:
+        self.source, self.images = source, images
+        self.metrics = FrameMetrics(METRICS["video"])
+        self.expressions = ExpressionScores(METRICS["video"])
+        self.objects: dict[str, float] = {}
+        self.rows: list[list[Row]] = []
+
+    def add(self, video: AnnotatedVideo | UnreadableVideo) -> None:
+        """Score a video; one that cannot be read or that the caches lack scores 0."""
+        masks: Candidates = {}
+        if isinstance(video, UnreadableVideo):
+            for key in video.keys:
+                self.expressions.add(key, None)
+        elif video.video_id not in self.source.caches_of:
             for expression in video.expressions:
-                scores.add(expression.key, None, video.kind(expression))
-            objects.update({f"{video.video_id}/{name}": 0.0 for name in video.truth.object_ids})
+                self.expressions.add(expression.key, None, video.kind(expression))
+            self.objects.update({f"{video.video_id}/{name}": 0.0 for name in video.truth.object_ids})
         else:
-            quality = _quality(source, video)
+            quality = _quality(self.source, video)
             best = quality.max(axis=0) if len(quality) else np.zeros(quality.shape[1])
-            objects.update({f"{video.video_id}/{name}": float(b) for name, b in zip(video.truth.object_ids, best)})
-            said = _add(scores, source, video, quality)
-        if framed is not None:
-            rows.append(score_masks(task_of(video, framed, said=said)))
-    out = {**scores.table(), "objects": objects}
-    return out if framed is None else {**out, "image": table_of(rows, "all-queries", framed.name, framed.split)}
+            self.objects.update({f"{video.video_id}/{name}": float(b) for name, b in zip(video.truth.object_ids, best)})
+            masks = self._add_expressions(video, quality)
+        if self.images is not None:
+            self.rows.append(score_masks(task_of(video, self.images, candidates=masks)))
+
+    def _add_expressions(self, video: AnnotatedVideo, quality: NDArray[np.float64]) -> Candidates:
+        """Score the oracle's mask of each expression; returns these masks, each with score 1."""
+        info, masks = self.source.info(video.video_id), self.source.masks(video.video_id)
+        scored: dict[tuple[tuple[str, ...], bytes], tuple[RleMasks, tuple[tuple[float, ...], ...]]] = {}
+        predicted: Candidates = {}
+        for expression in video.expressions:
+            allowed = candidates(info, expression.expression_id)
+            case = (expression.targets or (), allowed.tobytes())
+            if case not in scored:
+                truth = video.union(expression)
+                tracks = oracle_tracks(quality, video.truth.indices(case[0]), allowed)
+                mask = masks.union(np.flatnonzero(tracks))
+                # Without the number of targets: N-acc and T-acc of labels that know the targets say nothing.
+                scored[case] = mask, self.metrics.score(mask, truth, video.truth.annotated, targets=None)
+            mask, items = scored[case]
+            self.expressions.add(expression.key, items, video.kind(expression))
+            predicted[expression.key] = (mask, np.ones(1, np.float32))
+        return predicted
+
+    def scores(self) -> dict[str, Any]:
+        """As JSON has them. Raises InputError when there is no expression."""
+        scores = {**self.expressions.table(), "objects": self.objects}
+        if self.images is not None:
+            scores["image"] = scores_of(self.rows, "all-queries", self.images.name, self.images.split)
+        return scores
 
 
-def _quality(source: TrackSource, video: VideoAnswers) -> NDArray[np.float64]:
-    """Mean IoU (N, A) of each track with each of the video's objects, from the stored counts where they are the same."""
+def _quality(source: TrackSource, video: AnnotatedVideo) -> NDArray[np.float64]:
+    """Mean IoU (N, A) of each track with each of the video's objects, from the stored counts where the objects are the same."""
     info, truth = source.info(video.video_id), video.truth.masks
     if (info.frames, info.size) != (truth.shape[1], truth.size):
         raise InputError(
@@ -86,22 +135,3 @@ def _quality(source: TrackSource, video: VideoAnswers) -> NDArray[np.float64]:
     else:
         overlap = count_overlap(source.masks(video.video_id), video.truth)
     return mean_iou(overlap)
-
-
-def _add(scores: Scores, source: TrackSource, video: VideoAnswers, quality: NDArray[np.float64]) -> Said:
-    """Score the oracle's mask of each expression; returns these masks, each with score 1."""
-    info, masks = source.info(video.video_id), source.masks(video.video_id)
-    done: dict[tuple[tuple[str, ...], bytes], tuple[RleMasks, tuple[float, float]]] = {}
-    said: Said = {}
-    for expression in video.expressions:
-        allowed = candidates(info, expression.expression_id)
-        case = (expression.targets or (), allowed.tobytes())
-        if case not in done:
-            truth = video.union(expression)
-            picked = oracle_tracks(quality, video.truth.indices(case[0]), allowed)
-            mask = masks.union(np.flatnonzero(picked))
-            done[case] = mask, score(mask, truth, video.truth.annotated)
-        mask, value = done[case]
-        scores.add(expression.key, value, video.kind(expression))
-        said[expression.key] = (mask, np.ones(1, np.float32))
-    return said

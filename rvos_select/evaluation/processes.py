@@ -1,4 +1,4 @@
-"""A step for each of many tasks, in this process or in several, in order and in constant memory."""
+"""Apply a function to many tasks, in this process or in several, in order and in constant memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def in_order(step: Callable[[Task], Result], tasks: Iterable[Task], processes: int) -> Iterator[Result]:
-    """`step` of every task in order; only the tasks of the next moments are held. What a step raises is raised here.
+    """`step(task)` of every task in order; only a few tasks are read ahead. An exception of a step is raised here.
 
     Raises InputError when a process dies.
     """
@@ -25,7 +25,7 @@ def in_order(step: Callable[[Task], Result], tasks: Iterable[Task], processes: i
         yield from map(step, tasks)
         return
     pending = deque[Future[Result]]()
-    # spawn: forking a process that has loaded torch or zarr threads can hang. Ctrl-C is the parent's to handle.
+    # spawn: forking a process with threads of torch or zarr can hang. The parent handles Ctrl-C.
     with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             for task in tasks:

@@ -1,4 +1,4 @@
-"""How much of a split is scored, and how: what every protocol is asked alike."""
+"""Which part of a split is scored, and how missing predictions are treated: the same for every protocol."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Scope:
-    """The videos to score and how holes are met. Every expression of them is needed.
+    """The videos to score; every expression of them needs a prediction.
 
-    videos: only these; limit: only the first so many; allow_missing: an absent prediction scores 0 and is listed under
-    "missing", else it is an InputError that names it; processes: over videos; texts: text caches, whose tags say the kind of
-    expressions where the dataset does not.
+    videos: only these; limit: only the first so many; allow_missing: a missing prediction scores 0 and is listed under
+    "missing", otherwise it is an InputError that names it; processes: over videos; texts: text caches, whose tags give the kind
+    of expressions where the dataset does not.
     """
 
     videos: Sequence[str] = ()
@@ -24,4 +24,4 @@ class Scope:
 
 
 WHOLE = Scope()
-"""The whole split without a hole, in this process."""
+"""The whole split, every prediction required, in this process."""

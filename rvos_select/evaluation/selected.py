@@ -1,39 +1,57 @@
-"""What a selections file says of a video that is scored, checked against the tracks and the answers."""
+"""The selections of a video that is scored, checked against its tracks and its ground truth."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
-from rvos_select.merging.merge import check_pair
-from rvos_select.metrics.answers import VideoAnswers
+from rvos_select.evaluation.ground_truth import AnnotatedVideo
+from rvos_select.merging.merge import check_cards, check_same_frames
 
 
-def selections_of(
-    video: VideoAnswers, source: TrackSource, said: SelectionCache, have: set[str], allow_missing: bool
-) -> list[Selection]:
-    """The selections of the video's expressions, in their order. have: the videos of `said`.
+@dataclass(frozen=True)
+class SelectedTracks:
+    """A selections cache with the tracks caches that it was made of. video_ids: of the selections."""
 
-    Raises InputError for a video or, without `allow_missing`, an expression that is not there.
-    """
-    video_id = video.video_id
-    if video_id not in source.caches_of and not allow_missing:
-        raise InputError(f"{source.missing_line(video_id)}, or give --allow-missing to score it 0")
-    found: dict[str, Selection] = {}
-    if video_id in have and video_id in source.caches_of:
-        check_pair(said, source, video_id)
-        found = {s.expression_id: s for s in said.selections(video_id)}
-    for expression in video.expressions:
-        if expression.expression_id not in found and not allow_missing:
-            remedy = "extract and predict its video, or give --allow-missing"
-            raise InputError(f"{said.path}: no selection of expression {expression.key}; {remedy}")
-    return [found[e.expression_id] for e in video.expressions if e.expression_id in found]
+    cache: SelectionCache
+    source: TrackSource
+    video_ids: frozenset[str]
+
+    @classmethod
+    def open(cls, selections: Path, caches: tuple[Path, ...] | list[Path]) -> SelectedTracks:
+        """Raises InputError when the caches are not those of the selections."""
+        source, cache = TrackSource(caches), SelectionCache(selections)
+        check_cards(cache, source)
+        return cls(cache, source, frozenset(cache.video_ids()))
+
+    def of(self, video: AnnotatedVideo, allow_missing: bool) -> list[Selection]:
+        """The selections of the video's expressions, in their order.
+
+        Raises InputError for a missing video or, without `allow_missing`, a missing expression.
+        """
+        video_id = video.video_id
+        if video_id not in self.source.caches_of and not allow_missing:
+            raise InputError(f"{self.source.missing_line(video_id)}, or give --allow-missing to score it 0")
+        selections: dict[str, Selection] = {}
+        if video_id in self.video_ids and video_id in self.source.caches_of:
+            check_same_frames(self.cache, self.source, video_id)
+            selections = {s.expression_id: s for s in self.cache.selections(video_id)}
+        for expression in video.expressions:
+            if expression.expression_id not in selections and not allow_missing:
+                raise InputError(
+                    f"{self.cache.path}: no selection of expression {expression.key}; extract and predict its video, or give "
+                    "--allow-missing"
+                )
+        return [selections[e.expression_id] for e in video.expressions if e.expression_id in selections]
 
 
-def check_frames(video: VideoAnswers, masks: RleMasks, key: str) -> None:
-    """Raises InputError unless the masks of expression `key` have the frames and the size of the answers."""
+def check_frames(video: AnnotatedVideo, masks: RleMasks, key: str) -> None:
+    """Raises InputError unless the masks of expression `key` have the frames and the size of the ground truth."""
     truth = video.truth.masks
     if (masks.shape[1], masks.size) != (truth.shape[1], truth.size):
         raise InputError(

@@ -1,7 +1,7 @@
-"""J, F and J&F of whole videos, as MeViS and Ref-YouTube-VOS score them; N-acc and T-acc where expressions have no target.
+"""Scores of expressions over whole videos, as MeViS and Ref-YouTube-VOS score them: J, F, J&F; N-acc and T-acc.
 
-A missing prediction is an error that names it, never a dropped row. A video's frames are worked through one after the other,
-with every expression in each of them: what equal targets, equal predictions or both share is worked out once.
+A missing prediction is an error that names it, never a dropped row. The frames of a video are scored one after the other, all
+expressions in each: silhouettes and scores of equal targets and equal predictions are computed once.
 """
 
 from __future__ import annotations
@@ -17,41 +17,46 @@ from pycocotools import mask as coco
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import SelectionCache
 from rvos_cache.types import Expression
-from rvos_select.data.caches import TrackSource
+from rvos_select.evaluation.ground_truth import (
+    AnnotatedVideo,
+    UnreadableVideo,
+    annotated_videos,
+    dataset_of,
+    select_videos,
+    videos_of,
+)
 from rvos_select.evaluation.kinds import kinds_of
 from rvos_select.evaluation.pngs import check_folder, prediction_bytes, read_prediction
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
-from rvos_select.evaluation.selected import check_frames, selections_of
-from rvos_select.merging.merge import check_cards, check_width
+from rvos_select.evaluation.selected import SelectedTracks, check_frames
+from rvos_select.merging.merge import check_track_count
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
-from rvos_select.metrics.answers import VideoAnswers, answers, chosen_videos, dataset_of, listed_videos
-from rvos_select.metrics.scores import Scores
-from rvos_select.metrics.silhouette import EMPTY, Silhouette, j_and_f
+from rvos_select.metrics.metric import NO_FRAME, FrameMetrics
+from rvos_select.metrics.scores import ExpressionScores
+from rvos_select.metrics.silhouette import EMPTY, Silhouette
 from rvos_select.metrics.slices import Facts, mean_share
+from rvos_select.metrics.table import METRICS
 
-OPTIONS: frozenset[str] = frozenset()
-PROTOCOL = "video"
-Picks = tuple[int, tuple[int, ...]]
-"""Which masks are OR-ed: the position of their RleMasks in `Drawn.masks`, and their own in it."""
+LABEL = "video"
+Union = tuple[int, tuple[int, ...]]
+"""Masks whose OR is a prediction: the index of their RleMasks in `MergedMasks.masks`, and their indices in it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One expression's scores. value: J and F, None where the prediction is missing; empty: no pixel in any scored frame."""
+    """One expression's scores. items: by each metric, None where the prediction is missing."""
 
     key: str
-    value: tuple[float, float] | None = None
+    items: tuple[tuple[float, ...], ...] | None = None
     kind: str | None = None
     facts: Facts | None = None
-    empty: bool | None = None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One expression of a task. targets: positions of its objects in the task's truth."""
+class ScoredExpression:
+    """One expression of a task. targets: indices of its objects in the task's truth; words: count; cue: kind by its words."""
 
     key: str
     targets: tuple[int, ...]
@@ -61,105 +66,104 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Pngs:
+class PngMasks:
     """Predictions as files, `<folder>/<video>/<expression>/<frame>.png`."""
 
     folder: Path
     allow_missing: bool
 
-    def named(self, task: Task, asked: Asked, t: int) -> bytes | None:
-        """What tells the prediction of frame t from others: the file's bytes; None where it is missing, or InputError."""
-        return prediction_bytes(self._path(task, asked, t), self.allow_missing)
+    def identity(self, task: Task, expression: ScoredExpression, t: int) -> bytes | None:
+        """What two equal predictions of frame t share: the file's bytes. None: it is missing, or an InputError."""
+        return prediction_bytes(self._path(task, expression, t), self.allow_missing)
 
-    def silhouette(self, task: Task, asked: Asked, t: int, name: Any) -> Silhouette:
+    def silhouette(self, task: Task, expression: ScoredExpression, t: int, identity: Any) -> Silhouette:
         """The mask of frame t. Raises InputError for a file that is no mask of the frame's size."""
-        return Silhouette.of_pixels(read_prediction(self._path(task, asked, t), name, task.truth.size))
+        return Silhouette.of_pixels(read_prediction(self._path(task, expression, t), identity, task.truth.size))
 
-    def _path(self, task: Task, asked: Asked, t: int) -> Path:
-        return self.folder / asked.key / f"{task.frame_names[t]}.png"
+    def _path(self, task: Task, expression: ScoredExpression, t: int) -> Path:
+        return self.folder / expression.key / f"{task.frame_names[t]}.png"
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Predictions as unions of masks. picks: by expression key; no key: the prediction is missing."""
+class MergedMasks:
+    """Predictions as unions of masks. unions: by the expression's key; no entry: the prediction is missing."""
 
     masks: tuple[RleMasks, ...] = ()
-    picks: dict[str, Picks] = field(default_factory=dict)
+    unions: dict[str, Union] = field(default_factory=dict)
 
-    def named(self, task: Task, asked: Asked, t: int) -> Picks | None:
-        """What tells the prediction from others; None where it is missing."""
-        return self.picks.get(asked.key)
+    def identity(self, task: Task, expression: ScoredExpression, t: int) -> Union | None:
+        """What two equal predictions share; None: it is missing."""
+        return self.unions.get(expression.key)
 
-    def silhouette(self, task: Task, asked: Asked, t: int, name: Any) -> Silhouette:
-        """The OR of the picked masks in frame t."""
-        which, picked = name
-        return union(self.masks[which], picked, t)
+    def silhouette(self, task: Task, expression: ScoredExpression, t: int, identity: Any) -> Silhouette:
+        """The OR of the masks in frame t."""
+        which, indices = identity
+        return union(self.masks[which], indices, t)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One video to score. annotated: positions of the frames that are; lost: keys of a video that cannot be read."""
+    """One video to score. annotated: indices of the annotated frames; unreadable: keys of a video that cannot be read."""
 
     frame_names: tuple[str, ...]
     annotated: tuple[int, ...]
     truth: RleMasks
-    asked: tuple[Asked, ...]
-    predictions: Pngs | Drawn
-    lost: tuple[str, ...] = ()
+    expressions: tuple[ScoredExpression, ...]
+    predictions: PngMasks | MergedMasks
+    unreadable: tuple[str, ...] = ()
 
 
-def union(masks: RleMasks, picked: Sequence[int], t: int) -> Silhouette:
-    """The OR of the masks `picked` in frame t; none: empty."""
-    if not picked:
+def union(masks: RleMasks, indices: Sequence[int], t: int) -> Silhouette:
+    """The OR of the masks `indices` in frame t; none: empty."""
+    if not indices:
         return EMPTY
-    raw = masks.bytes_at(picked[0], t)
-    if len(picked) > 1:
-        raw = bytes(coco.merge([masks.at(k, t) for k in picked], intersect=0)["counts"])
-    return Silhouette.of_runs(raw, masks.size)
+    runs = masks.bytes_at(indices[0], t)
+    if len(indices) > 1:
+        runs = bytes(coco.merge([masks.at(k, t) for k in indices], intersect=0)["counts"])
+    return Silhouette.of_runs(runs, masks.size)
 
 
 def score_video(task: Task) -> list[Row]:
     """The scores of every expression of a video. Raises InputError when no frame is annotated or a prediction is missing."""
-    if task.lost:
-        return [Row(key) for key in task.lost]
+    if task.unreadable:
+        return [Row(key) for key in task.unreadable]
     if not task.annotated:
-        raise InputError("an expression's video has no annotated frame, so it cannot be scored; leave the video out")
-    values = np.zeros((len(task.asked), len(task.annotated), 2))
-    missing, drawn = [False] * len(task.asked), [False] * len(task.asked)
-    shares: dict[tuple[int, ...], list[int]] = {asked.targets: [] for asked in task.asked}
+        raise InputError(NO_FRAME)
+    metrics = FrameMetrics(METRICS["video"])
+    numbers = np.zeros((len(task.expressions), len(task.annotated), metrics.width))
+    missing = [False] * len(task.expressions)
+    areas: dict[tuple[int, ...], list[int]] = {expression.targets: [] for expression in task.expressions}
     for i, t in enumerate(task.annotated):
-        truths = {targets: union(task.truth, targets, t) for targets in shares}
+        truths = {targets: union(task.truth, targets, t) for targets in areas}
         for targets, truth in truths.items():
-            shares[targets].append(truth.area)
-        seen: dict[Any, Silhouette] = {}
-        done: dict[tuple[Any, tuple[int, ...]], tuple[float, float]] = {}
-        for e, asked in enumerate(task.asked):
-            name = None if missing[e] else task.predictions.named(task, asked, t)
-            if name is None:
+            areas[targets].append(truth.area)
+        silhouettes: dict[Any, Silhouette] = {}
+        scored: dict[tuple[Any, tuple[int, ...]], tuple[float, ...]] = {}
+        for e, expression in enumerate(task.expressions):
+            identity = None if missing[e] else task.predictions.identity(task, expression, t)
+            if identity is None:
                 missing[e] = True
                 continue
-            if name not in seen:
-                seen[name] = task.predictions.silhouette(task, asked, t, name)
-            drawn[e] = drawn[e] or seen[name].area > 0
-            pair = (name, asked.targets)
-            if pair not in done:
-                done[pair] = j_and_f(seen[name], truths[asked.targets])
-            values[e, i] = done[pair]
-    means = values.mean(axis=1)
+            if identity not in silhouettes:
+                silhouettes[identity] = task.predictions.silhouette(task, expression, t, identity)
+            pair = (identity, expression.targets)
+            if pair not in scored:
+                scored[pair] = metrics.frame(silhouettes[identity], truths[expression.targets])
+            numbers[e, i] = scored[pair]
     return [
         Row(
-            asked.key,
-            None if missing[e] else (float(means[e, 0]), float(means[e, 1])),
-            asked.kind,
-            _facts(asked, len(task.frame_names), shares[asked.targets], task.truth.size),
-            None if missing[e] else not drawn[e],
+            expression.key,
+            None if missing[e] else metrics.items(numbers[e], len(expression.targets)),
+            expression.kind,
+            _facts(expression, len(task.frame_names), areas[expression.targets], task.truth.size),
         )
-        for e, asked in enumerate(task.asked)
+        for e, expression in enumerate(task.expressions)
     ]
 
 
-def _facts(asked: Asked, frames: int, areas: Sequence[int], size: tuple[int, int]) -> Facts:
-    return Facts(asked.words, len(asked.targets), frames, mean_share(areas, size), asked.kind or asked.cue)
+def _facts(expression: ScoredExpression, frames: int, areas: Sequence[int], size: tuple[int, int]) -> Facts:
+    kind = expression.kind or expression.cue
+    return Facts(expression.words, len(expression.targets), frames, mean_share(areas, size), kind)
 
 
 def evaluate_pngs(
@@ -171,16 +175,15 @@ def evaluate_pngs(
 ) -> dict[str, Any]:
     """Scores of `<predictions>/<video>/<expression>/<frame>.png`; any value but 0 is foreground.
 
-    Every annotated frame of the expressions in `scope` needs its PNG. Raises InputError that names the one that is absent.
+    Every annotated frame of the expressions in `scope` needs its PNG. Raises InputError that names a missing one.
     """
     predictions = check_folder(Path(predictions))
-    source = open_dataset(dataset, root, split)
-    asked = chosen_videos(source.video_ids(), scope.videos, scope.limit, f"{source.root} {source.split}")
-    cues = kinds_of(scope.texts)
-    tasks = (
-        _task(video, cues, Pngs(predictions, scope.allow_missing)) for video in answers(asked, source, None, scope.allow_missing)
-    )
-    return _table(in_order(score_video, tasks, scope.processes), dataset, split)
+    data = open_dataset(dataset, root, split)
+    video_ids = select_videos(data.video_ids(), scope.videos, scope.limit, f"{data.root} {data.split}")
+    cue = kinds_of(scope.texts)
+    videos = annotated_videos(video_ids, data, None, scope.allow_missing)
+    tasks = (_task(video, cue, PngMasks(predictions, scope.allow_missing)) for video in videos)
+    return _scores(in_order(score_video, tasks, scope.processes), dataset, split)
 
 
 def evaluate_selections(
@@ -194,69 +197,66 @@ def evaluate_selections(
 ) -> dict[str, Any]:
     """Scores of selections, merged in memory.
 
-    The answers are the dataset's where `root`, or the hint in the card, leads to it; else, and where the dataset has lost a
-    video since, those that the caches hold. A video that failed in extraction and whose expressions nobody knows counts as
-    one expression, "<video>". Raises like `evaluate_pngs`.
+    The ground truth is the dataset's, at `root` or at the root of the card; where it is not there, and for videos that the
+    dataset lacks by now, that of the caches. A video that failed in extraction and whose expressions are not known counts as one
+    expression, "<video>". Raises like `evaluate_pngs`.
     """
-    source, said = TrackSource(caches), SelectionCache(selections)
-    check_cards(said, source)
-    known = dataset_of(source, dataset, root, split)
-    asked = chosen_videos(listed_videos(source, known), scope.videos, scope.limit, str(source.caches[0].path))
-    rule = resolve_policy(said, policy)
-    have, cues = set(said.video_ids()), kinds_of(scope.texts)
+    selected = SelectedTracks.open(selections, list(caches))
+    source = selected.source
+    data = dataset_of(source, dataset, root, split)
+    video_ids = select_videos(videos_of(source, data), scope.videos, scope.limit, str(source.caches[0].path))
+    resolved, cue = resolve_policy(selected.cache, policy), kinds_of(scope.texts)
 
     def tasks() -> Iterator[Task]:
-        for video in answers(asked, known, source if root is None else None, scope.allow_missing):
-            drawn = Drawn()
-            if isinstance(video, VideoAnswers):
-                drawn = _drawn(video, source, said, have, rule, scope.allow_missing)
-            yield _task(video, cues, drawn)
+        for video in annotated_videos(video_ids, data, source if root is None else None, scope.allow_missing):
+            masks = MergedMasks()
+            if isinstance(video, AnnotatedVideo):
+                masks = _merged(video, selected, resolved, scope.allow_missing)
+            yield _task(video, cue, masks)
 
     names = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
-    return _table(in_order(score_video, tasks(), scope.processes), *names)
+    return _scores(in_order(score_video, tasks(), scope.processes), *names)
 
 
-def _drawn(
-    video: VideoAnswers,
-    source: TrackSource,
-    said: SelectionCache,
-    have: set[str],
-    rule: SelectionPolicy,
-    allow_missing: bool,
-) -> Drawn:
-    """What the selections say of a video; only the masks of tracks that an expression chose are kept."""
-    video_id, kept = video.video_id, selections_of(video, source, said, have, allow_missing)
-    if not kept:
-        return Drawn()
-    tracks, picks = source.info(video_id).tracks, [rule(s) for s in kept]
-    for s in kept:
-        check_width(s, tracks if s.masks is None else s.masks.shape[0])
-    wanted = np.unique(np.concatenate([np.zeros(0, np.intp), *(p for s, p in zip(kept, picks) if s.masks is None)]))
-    masks, out = [source.masks(video_id, wanted.tolist())], {}
-    for s, picked in zip(kept, picks):
-        key = f"{video_id}/{s.expression_id}"
-        if s.masks is None:
-            out[key] = (0, tuple(np.searchsorted(wanted, picked).tolist()))
+def _merged(video: AnnotatedVideo, selected: SelectedTracks, policy: SelectionPolicy, allow_missing: bool) -> MergedMasks:
+    """The selected masks of a video; masks of tracks that no expression selects are not read."""
+    video_id, selections = video.video_id, selected.of(video, allow_missing)
+    if not selections:
+        return MergedMasks()
+    count = selected.source.info(video_id).tracks
+    indices = [policy(selection) for selection in selections]
+    for selection in selections:
+        check_track_count(selection, count if selection.masks is None else selection.masks.shape[0])
+    of_tracks = [own for selection, own in zip(selections, indices) if selection.masks is None]
+    tracks = np.unique(np.concatenate([np.zeros(0, np.intp), *of_tracks]))
+    masks, unions = [selected.source.masks(video_id, tracks.tolist())], {}
+    for selection, own in zip(selections, indices):
+        key = f"{video_id}/{selection.expression_id}"
+        if selection.masks is None:
+            unions[key] = (0, tuple(np.searchsorted(tracks, own).tolist()))
         else:
-            out[key] = (len(masks), tuple(range(len(picked))))
-            masks.append(s.masks.select(picked.tolist()))
-    check_frames(video, masks[0], next(iter(out)))
-    return Drawn(tuple(masks), out)
+            unions[key] = (len(masks), tuple(range(len(own))))
+            masks.append(selection.masks.select(own.tolist()))
+    check_frames(video, masks[0], next(iter(unions)))
+    return MergedMasks(tuple(masks), unions)
 
 
-def _task(video: VideoAnswers | tuple[str, ...], cues: Callable[[Expression], str | None], predictions: Pngs | Drawn) -> Task:
-    if not isinstance(video, VideoAnswers):
-        return Task((), (), RleMasks.empty(0, 0, (1, 1)), (), predictions, video)
-    asked = tuple(
-        Asked(e.key, tuple(sorted(video.targets(e))), len(e.text.split()), video.kind(e), cues(e)) for e in video.expressions
+def _task(
+    video: AnnotatedVideo | UnreadableVideo, cue: Callable[[Expression], str | None], predictions: PngMasks | MergedMasks
+) -> Task:
+    if isinstance(video, UnreadableVideo):
+        return Task((), (), RleMasks.empty(0, 0, (1, 1)), (), predictions, video.keys)
+    expressions = tuple(
+        ScoredExpression(e.key, tuple(sorted(video.targets(e))), len(e.text.split()), video.kind(e), cue(e))
+        for e in video.expressions
     )
     annotated = tuple(np.flatnonzero(video.truth.annotated).tolist())
-    return Task(video.frame_names, annotated, video.truth.masks, asked, predictions)
+    return Task(video.frame_names, annotated, video.truth.masks, expressions, predictions)
 
 
-def _table(videos: Iterable[list[Row]], dataset: str, split: str) -> dict[str, Any]:
-    scores = Scores()
+def _scores(videos: Iterable[list[Row]], dataset: str, split: str) -> dict[str, Any]:
+    scores = ExpressionScores()
     for rows in videos:
         for row in rows:
-            scores.add(row.key, row.value, row.kind, row.facts, row.empty)
-    return {"protocol": PROTOCOL, "dataset": dataset, "split": split, **scores.table()}
+            scores.add(row.key, row.items, row.kind, row.facts)
+    return {"protocol": LABEL, "dataset": dataset, "split": split, **scores.table()}

@@ -27,29 +27,27 @@ TRAINED: tuple[tuple[str, dict[str, Any]], ...] = (
     (PRODUCER, {"tracks": "grid"}),
     (PRODUCER, {"tracks": "gt"}),
 )
-"""Trackers, with settings, whose tracks are those that SOLA trains on: extracted here, or imported from its files. The first
-is the one that `ask` runs."""
+"""Trackers, with settings, of the tracks that SOLA trains on, extracted here or imported from its files. `ask` runs the first."""
 VALIDATED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sam2-grid", {"prompt_every": "half"}),
     ("sam2-box", {}),
     (PRODUCER, {"tracks": "grid"}),
     (PRODUCER, {"tracks": "gdino"}),
 )
-"""The same of its evaluation."""
+"""Those of SOLA's evaluation."""
 ENCODER = "roberta"
 
 
 def import_sola(checkpoint: Path, out: Path, caches: Sequence[Path] = (), texts: Sequence[Path] = ()) -> Path:
     """Write the run `out` with the weights of `checkpoint` and return it; only tensors are read, never code.
 
-    caches, texts: with tokens and words such as the checkpoint was trained on, for one that was trained on others than SOLA's
-    own: SAM 2's tracks of its stage one, extracted here or imported from its files, and the words of its RoBERTa, which is
-    loaded once for its digest. Raises InputError for a file that is no such checkpoint, caches of other sizes, or a folder
-    `out` that holds something.
+    caches, texts: caches like those that the checkpoint was trained on. Default: SOLA's, SAM 2's tracks, extracted here or
+    imported from its files, and the words of its RoBERTa, which is loaded once for its digest. Raises InputError for a file that
+    is no such checkpoint, caches of other widths, or a folder `out` that is not empty.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is there already; choose another --out")
+        raise InputError(f"{out}: exists already; choose another --out")
     model = load_checkpoint(checkpoint)
     config = model.config
     cards = {
@@ -58,11 +56,11 @@ def import_sola(checkpoint: Path, out: Path, caches: Sequence[Path] = (), texts:
         "valid_tracks": [] if caches else tracks_cards(VALIDATED),
         "valid_text": list[Card](),
     }
-    for kind, what, wanted in (("tracks", "tokens", config.token_channels), ("text", "words", config.word_channels)):
+    for kind, what, channels in (("tracks", "tokens", config.token_channels), ("text", "words", config.word_channels)):
         for card in cards[kind]:
-            if card.channels != wanted:
+            if card.channels != channels:
                 raise InputError(
-                    f"{checkpoint}: reads {what} of {wanted} channels, those of {card.producer} have {card.channels}; "
+                    f"{checkpoint}: reads {what} of {channels} channels, those of {card.producer} have {card.channels}; "
                     "give --cache and --text of what it was trained on"
                 )
     record = {
@@ -71,7 +69,7 @@ def import_sola(checkpoint: Path, out: Path, caches: Sequence[Path] = (), texts:
         "imported": {"checkpoint": str(checkpoint), "digest": digest(checkpoint.read_bytes())},
         "sets": {},
         "missing": {},
-        "cards": {kind: [card.model_dump() for card in held] for kind, held in cards.items()},
+        "cards": {kind: [card.model_dump() for card in of_kind] for kind, of_kind in cards.items()},
         **provenance(),
     }
 
@@ -84,7 +82,7 @@ def import_sola(checkpoint: Path, out: Path, caches: Sequence[Path] = (), texts:
 
 
 def load_checkpoint(path: Path) -> Sola:
-    """The module whose tensors `path` holds, its sizes read from their shapes, in evaluation mode. Raises InputError."""
+    """The module with the tensors of `path`, its sizes read from their shapes, in evaluation mode. Raises InputError."""
     state = read_tensors(path)
     model = Sola(build(SolaConfig, sizes(state), str(path)))
     try:
@@ -95,51 +93,51 @@ def load_checkpoint(path: Path) -> Sola:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Name -> finite floating tensor of a file that torch.save wrote. Raises InputError, also for one that holds objects."""
+    """Name -> finite floating tensor of a file of torch.save. Raises InputError, also for a file with other objects."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the epoch_<n>.pth that SOLA's train.py saved")
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    # What torch raises for a damaged file differs with the damage; for one with code it is pickle's error.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # The exceptions of torch differ with the damage; for a file with code it is pickle's.
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"{path}: cannot be read as tensors alone ({why[:140]}); nothing else is ever run: save its state_dict() again"
+            f"{path}: cannot be read as tensors alone ({why[:140]}); code is never run: save its state_dict() again"
         ) from error
-    if not isinstance(held, Mapping) or not held or not all(isinstance(v, Tensor) for v in held.values()):
-        raise InputError(f"{path}: wanted names and tensors, found {_described(held)}; save the module's state_dict() alone")
-    for name, tensor in held.items():
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(f"{path}: expected names and tensors, not {_describe(content)}; save the module's state_dict() alone")
+    for name, tensor in content.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{path}: {name} holds other than finite numbers; take another epoch's checkpoint")
-    return dict(held)
+            raise InputError(f"{path}: {name} has values that are not finite; use another epoch's checkpoint")
+    return dict(content)
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """SolaConfig's sizes as the tensors have them; what is absent or of other dimensions is left to the defaults.
+    """SolaConfig's sizes by the shapes of the tensors; those of missing tensors are left to the defaults.
 
-    SOLA's code fixes the number of heads (8), which no shape shows.
+    No shape depends on the number of heads, which SOLA's code fixes (8).
     """
     first, negatives = state.get("short_motion_encoder.0.weight"), state.get("negative_token.weight")
     layers = {name.split(".")[1] for name in state if name.startswith("object_lang_align_layers.")}
-    found: dict[str, int] = {"layers": len(layers)} if layers else {}
+    config: dict[str, int] = {"layers": len(layers)} if layers else {}
     if first is not None and first.ndim == 3:
-        found |= {"width": first.shape[0], "token_channels": first.shape[1]}
+        config |= {"width": first.shape[0], "token_channels": first.shape[1]}
     if negatives is not None and negatives.ndim == 2:
-        found |= {"negatives": negatives.shape[0], "word_channels": negatives.shape[1]}
-    return found
+        config |= {"negatives": negatives.shape[0], "word_channels": negatives.shape[1]}
+    return config
 
 
 def tracks_cards(trackers: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Card]:
-    """A card of MeViS's tracks for each tracker and its settings. The digest of the weights is not known."""
-    found = []
-    for name, changed in trackers:
-        settings, training_only = dict(changed), changed.get("tracks") == "gt"
+    """A card of MeViS's tracks for each tracker and its settings, without the digest of the weights, which is not known."""
+    cards = []
+    for name, given in trackers:
+        settings, training_only = dict(given), given.get("tracks") == "gt"
         if name != PRODUCER:
             kind = tracker_class(name)
-            settings = build(kind.Settings, changed, f"tracker {name}").model_dump(mode="json")
+            settings = build(kind.Settings, given, f"tracker {name}").model_dump(mode="json")
             training_only = kind.wants_ground_truth
-        found.append(_card("tracks", name, settings, CHANNELS, label_iou=LABEL_IOU, training_only=training_only))
-    return found
+        cards.append(_card("tracks", name, settings, CHANNELS, label_iou=LABEL_IOU, training_only=training_only))
+    return cards
 
 
 def words_card() -> Card:
@@ -147,20 +145,20 @@ def words_card() -> Card:
     kind = encoder_class(ENCODER)
     settings = build(kind.Settings, {}, f"text encoder {ENCODER}")
     try:
-        made = kind(settings)
+        encoder = kind(settings)
     except InputError as error:
         raise InputError(
-            f"no --text was given, and the encoder of SOLA's words is not at hand: give --text T.zarr ({error})"
+            f"no --text was given, and the encoder of SOLA's words cannot be loaded: give --text T.zarr ({error})"
         ) from error
-    return _card("text", ENCODER, settings.model_dump(mode="json"), made.channels, weights=made.weight_hashes())
+    return _card("text", ENCODER, settings.model_dump(mode="json"), encoder.channels, weights=encoder.weight_hashes())
 
 
 def _card(kind: Literal["tracks", "text"], producer: str, settings: dict[str, Any], channels: int, **more: Any) -> Card:
-    # SOLA's released weights are of MeViS's training split.
+    # SOLA's released weights were trained on MeViS's training split.
     return Card(kind=kind, dataset="mevis", split="train", producer=producer, settings=settings, channels=channels, **more)
 
 
-def _described(held: Any) -> str:
-    if not isinstance(held, Mapping):
-        return type(held).__name__
-    return ", ".join(f"{name!s:.40}: {type(value).__name__}" for name, value in list(held.items())[:3]) or "none"
+def _describe(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return type(content).__name__
+    return ", ".join(f"{name!s:.40}: {type(value).__name__}" for name, value in list(content.items())[:3]) or "none"

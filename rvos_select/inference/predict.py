@@ -16,6 +16,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, digest, format_uri, provenance, write_selections
 from rvos_cache.types import Selection
 from rvos_select.data.caches import CacheCards, TextSource, TrackSource, candidates, check_same_encoder, texts_of
+from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.inference.infer import infer_video, queries_to_draw
 from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, selector_policy
@@ -86,7 +87,7 @@ def _check_channels(run: Path, selector: Selector, source: TrackSource, words: T
 
 def _policy_entries(selector: Selector, source: TrackSource) -> dict[str, Any]:
     """Entries of the card: how tracks are selected by default, next to the threshold. Raises InputError for an unknown `empty`."""
-    policy = selector_policy(selector, {card.dataset for card in source.cards})
+    policy = selector_policy(selector, all_name_one_object({card.dataset for card in source.cards}))
     entries: dict[str, Any] = {TOP1: policy.top1}
     if selector.draws:
         entries[DRAW_THRESHOLD] = selector.draw_threshold

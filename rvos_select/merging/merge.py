@@ -1,4 +1,4 @@
-"""Selected tracks to masks: OR, PNGs as the benchmarks take them."""
+"""Selected tracks to masks: their OR as PNGs, one per frame, as the benchmarks read them."""
 
 from __future__ import annotations
 
@@ -16,157 +16,163 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import FREE, SelectionCache, canonical, digest, video_digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
-from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, completed, resolve_policy
+from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
 
 RECORD = ".merge.json"
-"""What the masks of a folder were made from, so that a later run only goes on with the same: run and settings as a whole,
-and the selections of each video, since predict may add videos that failed before."""
+"""The record of what the masks of a folder were made from, so that a later run continues only with the same: the card of the
+selections and the selection policy, and the digest of the selections of each video, since predict may add videos later."""
 
 
-def merge_masks(selection: Selection, masks: RleMasks, rule: SelectionPolicy) -> RleMasks:
-    """The OR of the selected tracks, RleMasks (1, T). masks: (N, T) of the video; not read where the selector drew its own.
+def merge_masks(selection: Selection, masks: RleMasks, policy: SelectionPolicy) -> RleMasks:
+    """The OR of the selected tracks, RleMasks (1, T). masks: (N, T) of the video; not read where the selection has its own.
 
-    Raises InputError when the selection is of another number of tracks.
+    Raises InputError when the selection has scores of another number of tracks.
     """
     source = masks if selection.masks is None else selection.masks
-    check_width(selection, source.shape[0])
-    return source.union(rule(selection))
+    check_track_count(selection, source.shape[0])
+    return source.union(policy(selection))
 
 
-def check_width(selection: Selection, tracks: int) -> None:
-    """Raises InputError unless the selection scores that many `tracks`."""
+def check_track_count(selection: Selection, tracks: int) -> None:
+    """Raises InputError unless the selection has scores of that many `tracks`."""
     if len(selection.scores) != tracks:
         raise InputError(
-            f"the selection of expression {selection.expression_id} scores {len(selection.scores)} tracks, the caches hold "
-            f"{tracks}; give --cache as predict was given it"
+            f"the selection of expression {selection.expression_id} has {len(selection.scores)} scores, the caches have {tracks} "
+            "tracks; give the same --cache as for predict"
         )
 
 
-def _merged(
-    todo: Sequence[Selection], source: TrackSource, video_id: str, rule: SelectionPolicy
+def _grouped(
+    selections: Sequence[Selection], source: TrackSource, video_id: str, policy: SelectionPolicy
 ) -> Iterator[tuple[list[Selection], MaskRuns, list[int]]]:
-    """Selections that chose the same, with the masks of the video and those among them whose OR they mean.
+    """Groups of selections with equal masks: the selections, mask runs, and the indices in these whose OR is the mask.
 
-    A video's sentences mean few objects, so what is drawn for one is mostly drawn for several. The masks of tracks that
-    nobody chose are not read.
+    The expressions of a video name few objects, so many have the same mask. Masks of tracks that are not selected are not read.
     """
     tracks = source.info(video_id).tracks
-    same: dict[tuple[int, ...], list[Selection]] = {}
-    for selection in todo:
-        check_width(selection, tracks if selection.masks is None else selection.masks.shape[0])
-        picked = rule(selection).tolist()
+    by_tracks: dict[tuple[int, ...], list[Selection]] = {}
+    for selection in selections:
+        check_track_count(selection, tracks if selection.masks is None else selection.masks.shape[0])
+        selected = policy(selection).tolist()
         if selection.masks is None:
-            same.setdefault(tuple(picked), []).append(selection)
+            by_tracks.setdefault(tuple(selected), []).append(selection)
         else:
-            yield [selection], selection.masks.runs(), picked
-    if same:
-        wanted = sorted({track for picked in same for track in picked})
-        runs = source.runs(video_id, wanted)
-        for picked, selections in same.items():
-            yield selections, runs, [wanted.index(track) for track in picked]
+            yield [selection], selection.masks.runs(), selected
+    if by_tracks:
+        needed = sorted({track for selected in by_tracks for track in selected})
+        runs = source.runs(video_id, needed)
+        for tracks_of_group, group in by_tracks.items():
+            yield group, runs, [needed.index(track) for track in tracks_of_group]
 
 
-def check_pair(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:
-    """Raises InputError when the caches hold other frames of the video than the selections were made of."""
-    said, held = selections.info(video_id), tracks.info(video_id)
-    if (said.frame_names, said.size) != (held.frame_names, held.size):
+def check_same_frames(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:
+    """Raises InputError unless the caches have the frames of the video that the selections were made of."""
+    selected, tracked = selections.info(video_id), tracks.info(video_id)
+    if (selected.frame_names, selected.size) != (tracked.frame_names, tracked.size):
         raise InputError(
-            f"{selections.path}, video {video_id}: made of {len(said.frame_names)} frames of {said.size}, "
-            f"{tracks.caches[0].path} holds {held.frames} of {held.size}; predict again"
+            f"{selections.path}, video {video_id}: made of {len(selected.frame_names)} frames of {selected.size}, "
+            f"{tracks.caches[0].path} holds {tracked.frames} of {tracked.size}; predict again"
         )
 
 
 def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
     """Raises InputError, naming the field, when the selections were made of other caches than these, or in another order."""
-    made = selections.card.extra.get("tracks")
-    if made is None:
+    cards = selections.card.extra.get("tracks")
+    if cards is None:
         return
-    remedy = "give --cache as predict was given it"
-    if len(made) != len(tracks.caches):
-        raise InputError(f"{selections.path}: made of {len(made)} caches, {len(tracks.caches)} were given; {remedy}")
-    for wanted, cache in zip(made, tracks.caches):
-        for field, value in wanted.items():
-            have = getattr(cache.card, field)
-            if have != value:
-                raise InputError(f"{selections.path}: made of tracks with {field} {value}, {cache.path} has {have}; {remedy}")
+    fix = "give the same --cache as for predict"
+    if len(cards) != len(tracks.caches):
+        raise InputError(f"{selections.path}: made of {len(cards)} caches, {len(tracks.caches)} were given; {fix}")
+    for card, cache in zip(cards, tracks.caches):
+        for field, expected in card.items():
+            value = getattr(cache.card, field)
+            if value != expected:
+                raise InputError(f"{selections.path}: made of tracks with {field} {expected}, {cache.path} has {value}; {fix}")
 
 
 def merge(selections: Path, caches: Sequence[Path], out: Path, policy: PolicyOptions = DEFAULT_POLICY) -> Path:
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
-    An expression's folder appears by one rename, so one that is there is complete and a later run goes on after it.
-    Raises InputError when `out` holds masks made from other selections or settings, or cannot be written, and in the end
-    for videos that are damaged, which stop no other.
+    The folder of an expression appears by one rename, so an existing one is complete and a later run skips it.
+    Raises InputError when `out` has masks made from other selections or settings, or cannot be written, and at the end for
+    damaged videos; the others are written all the same.
     """
-    source, said, out = TrackSource(caches), SelectionCache(selections), Path(out)
-    check_cards(said, source)
+    source, cache, out = TrackSource(caches), SelectionCache(selections), Path(out)
+    check_cards(cache, source)
     failed: dict[str, InputError] = {}
-    rule = resolve_policy(said, policy)
+    resolved = resolve_policy(cache, policy)
     digests: dict[str, str] = {}
-    for video_id in said.video_ids():
+    for video_id in cache.video_ids():
         try:
-            digests[video_id] = video_digest(said, video_id)
+            digests[video_id] = video_digest(cache, video_id)
         except InputError as error:
             failed[video_id] = error
     try:
-        whole = {"selections": digest(canonical(said.card.model_dump(exclude=set(FREE))))}
-        _claim(out, {**whole, **rule.record()}, digests)
+        card = {"selections": digest(canonical(cache.card.model_dump(exclude=set(FREE))))}
+        _claim(out, {**card, **resolved.record()}, digests)
         for video_id in digests:
             try:
-                check_pair(said, source, video_id)
-                todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
-                names = said.info(video_id).frame_names
-                for selections_alike, runs, picked in _merged(todo, source, video_id, rule):
-                    pictures = ((f"{name}.png", mask_png(runs.union(t, picked))) for t, name in enumerate(names))
-                    _write(pictures, [out / video_id / s.expression_id for s in selections_alike])
+                _merge_video(cache, source, video_id, resolved, out)
             except InputError as error:
                 failed[video_id] = error
     except OSError as error:
-        raise InputError(f"{error.filename or out}: the masks cannot be written ({error.strerror}); free or change it") from error
+        raise InputError(
+            f"{error.filename or out}: cannot write the masks ({error.strerror}); free space there, or choose another --out"
+        ) from error
     if failed:
         video_id, first = next(iter(failed.items()))
         raise InputError(f"{out}: {len(failed)} videos have no masks, first {video_id}: {first}; then run the same command again")
     return out
 
 
-def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> None:
-    """Bind `out` to what its masks are made from; sweep what an interrupted run left half written.
+def _merge_video(cache: SelectionCache, source: TrackSource, video_id: str, policy: SelectionPolicy, out: Path) -> None:
+    """Write the masks of the expressions of a video that have no folder yet."""
+    check_same_frames(cache, source, video_id)
+    selections = [s for s in cache.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
+    frame_names = cache.info(video_id).frame_names
+    for group, runs, selected in _grouped(selections, source, video_id, policy):
+        pictures = ((f"{name}.png", mask_png(runs.union(t, selected))) for t, name in enumerate(frame_names))
+        _write(pictures, [out / video_id / s.expression_id for s in group])
 
-    record: of the run and the settings; digests: video -> of its selections. Raises InputError when `out` is bound to others.
+
+def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> None:
+    """Write the record of `out`, and remove what an interrupted run left unfinished.
+
+    record: of the run and the policy; digests: video -> digest of its selections. Raises InputError when `out` has another
+    record.
     """
     path = out / RECORD
     known: dict[str, str] = {}
     if path.exists():
         try:
-            held = json.loads(path.read_text("utf-8"))
-            known = dict(held.pop("videos"))
-            held = completed(held)
+            stored = json.loads(path.read_text("utf-8"))
+            known = dict(stored.pop("videos"))
         except (ValueError, KeyError, TypeError, AttributeError):
-            held = None
-        if held != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
+            stored = None
+        if stored != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
             raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
     elif out.exists() and any(not path.name.startswith(RECORD) for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    aside = out / f"{RECORD}.{uuid.uuid4().hex}"
+    temporary = out / f"{RECORD}.{uuid.uuid4().hex}"
     try:
-        aside.write_text(json.dumps({**record, "videos": {**known, **digests}}), "utf-8")
-        aside.replace(path)
+        temporary.write_text(json.dumps({**record, "videos": {**known, **digests}}), "utf-8")
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
-    for left in out.glob("*/.part-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+    for unfinished in out.glob("*/.part-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write(pictures: Iterable[tuple[str, bytes]], folders: Sequence[Path]) -> None:
-    """Each picture, a name and its bytes, in every folder; a folder appears by one rename when it is whole."""
+    """Write each picture, a name and its bytes, into every folder; a folder appears by one rename when it is complete."""
     parts = [folder.parent / f".part-{folder.name}.{os.getpid()}" for folder in folders]
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    for name, raw in pictures:
+    for name, content in pictures:
         for part in parts:
-            (part / name).write_bytes(raw)
+            (part / name).write_bytes(content)
     for part, folder in zip(parts, folders):
         try:
             part.rename(folder)

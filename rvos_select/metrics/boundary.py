@@ -3,11 +3,11 @@
 The definition is the benchmark code's (`db_eval_boundary`, used by DAVIS and MeViS): boundary pixels by `seg2bmap`, the
 tolerance ceil(0.008 * diagonal) pixels, boundaries dilated by a disk x^2 + y^2 <= tolerance^2, precision and recall
 counted on boundary pixels. A pixel is a boundary pixel when it differs from its right, lower or lower-right neighbour, so
-an object's contour at the image border is none, and a mask that fills the frame has no boundary at all.
+an object has no contour at the image border, and a mask that fills the frame has no boundary at all.
 
-The same numbers come here faster: only the box around both masks is looked at, one pixel wider because a pixel's
-membership reads its right and lower neighbours (every boundary pixel lies inside, and dilation is only asked for at
-boundary pixels), and the box is dilated, not the frame.
+Only the box around both masks is computed, one pixel wider because a boundary pixel depends on its right and lower
+neighbours: every boundary pixel lies inside, and the dilation is read at boundary pixels alone. `silhouette` gives the same
+numbers faster.
 """
 
 from __future__ import annotations
@@ -26,33 +26,36 @@ TOLERANCE = 0.008
 
 
 def f(prediction: Masks, truth: Masks) -> NDArray[np.float64]:
-    """F of each frame, (T,); neither has a boundary: 1; only one has: 0. Raises ValueError when frames or sizes differ."""
+    """F of each frame, float64 (T,): 1 where neither mask has a boundary, 0 where only one has.
+
+    Raises ValueError when frames or sizes differ.
+    """
     check_pair(prediction, truth)
     frames = prediction.shape[1] if isinstance(prediction, RleMasks) else len(prediction)
     return np.array([frame_f(_frame(prediction, t), _frame(truth, t)) for t in range(frames)], np.float64)
 
 
 def tolerance(size: tuple[int, int]) -> int:
-    """Pixels that boundaries may lie apart in a frame of `size` (H, W)."""
+    """Tolerance in pixels in a frame of `size` (H, W)."""
     return int(np.ceil(TOLERANCE * np.linalg.norm(size)))
 
 
 def frame_f(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     """F of one frame, both bool (H, W)."""
     height, width = prediction.shape
-    reach = tolerance((height, width))
+    radius = tolerance((height, width))
     box = _box(prediction, truth)
     if box is None:
         return 1.0
-    ours, theirs = boundary(prediction[box]), boundary(truth[box])
-    count, truth_count = int(ours.sum()), int(theirs.sum())
+    predicted, true = boundary(prediction[box]), boundary(truth[box])
+    count, truth_count = int(predicted.sum()), int(true.sum())
     if count == 0 and truth_count == 0:
         return 1.0
     if count == 0 or truth_count == 0:
-        # The code's rule: precision 1 and recall 0, or the other way round; their F is 0 either way.
+        # In the benchmark's code precision is 1 and recall 0, or the reverse; F is 0 in both cases.
         return 0.0
-    precision = int((_dilate(theirs, reach) & ours).sum()) / count
-    recall = int((_dilate(ours, reach) & theirs).sum()) / truth_count
+    precision = int((_dilate(true, radius) & predicted).sum()) / count
+    recall = int((_dilate(predicted, radius) & true).sum()) / truth_count
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
 
 
@@ -61,23 +64,23 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
     In the last row only the right neighbour counts, in the last column only the lower one; the last pixel never.
     """
-    out = np.zeros(mask.shape, bool)
-    out[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
-    out[:-1] |= mask[:-1] ^ mask[1:]
-    out[:-1, :-1] |= mask[:-1, :-1] ^ mask[1:, 1:]
-    return out
+    edge = np.zeros(mask.shape, bool)
+    edge[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
+    edge[:-1] |= mask[:-1] ^ mask[1:]
+    edge[:-1, :-1] |= mask[:-1, :-1] ^ mask[1:, 1:]
+    return edge
 
 
-def _dilate(points: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
-    """Pixels within `reach` of one of `points`."""
-    return np.asarray(cv2.dilate(points.view(np.uint8), _disk(reach))).view(bool)
+def _dilate(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Pixels within `radius` of a pixel of `mask`."""
+    return np.asarray(cv2.dilate(mask.view(np.uint8), _disk(radius))).view(bool)
 
 
 @lru_cache(maxsize=32)
-def _disk(reach: int) -> NDArray[np.uint8]:
-    """x^2 + y^2 <= reach^2 as 0 and 1, (2 reach + 1, 2 reach + 1)."""
-    square = np.arange(-reach, reach + 1) ** 2
-    return (square[:, None] + square[None] <= reach**2).astype(np.uint8)
+def _disk(radius: int) -> NDArray[np.uint8]:
+    """x^2 + y^2 <= radius^2 as 0 and 1, (2 radius + 1, 2 radius + 1)."""
+    square = np.arange(-radius, radius + 1) ** 2
+    return (square[:, None] + square[None] <= radius**2).astype(np.uint8)
 
 
 def _box(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[slice, slice] | None:

@@ -1,4 +1,4 @@
-"""J, region similarity: intersection over union per frame (Perazzi et al., DAVIS, CVPR 2016, section 5; MeViS as it)."""
+"""J, region similarity: intersection over union per frame (Perazzi et al., DAVIS, CVPR 2016, section 5; used by MeViS too)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Masks = RleMasks | NDArray[Any]
 
 
 def j(prediction: Masks, truth: Masks) -> NDArray[np.float64]:
-    """J of each frame, (T,); both empty counts 1. Raises ValueError when frames or sizes differ."""
+    """J of each frame, float64 (T,): 1 where both masks are empty. Raises ValueError when frames or sizes differ."""
     check_pair(prediction, truth)
     if isinstance(prediction, RleMasks) and isinstance(truth, RleMasks):
         return _runs(prediction, truth)
@@ -26,12 +26,12 @@ def j(prediction: Masks, truth: Masks) -> NDArray[np.float64]:
 
 
 def _runs(prediction: RleMasks, truth: RleMasks) -> NDArray[np.float64]:
-    """The same without decoding. pycocotools has no rule for an empty union, so it is asked for first."""
+    """J without decoding. pycocotools does not define the IoU of two empty masks, so these frames are left out."""
     both_empty = (prediction.area()[0] == 0) & (truth.area()[0] == 0)
-    out = np.ones(len(both_empty))
+    iou = np.ones(len(both_empty))
     for t in np.flatnonzero(~both_empty).tolist():
-        out[t] = coco.iou([prediction.at(0, t)], [truth.at(0, t)], [0])[0, 0]
-    return out
+        iou[t] = coco.iou([prediction.at(0, t)], [truth.at(0, t)], [0])[0, 0]
+    return iou
 
 
 def pixels(masks: Masks) -> NDArray[np.bool_]:
@@ -50,4 +50,4 @@ def check_pair(prediction: Masks, truth: Masks) -> None:
         else:
             shapes.append((1, *masks.shape))
     if shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][0] != 1:
-        raise ValueError(f"prediction (K, T, H, W) {shapes[0]}, truth {shapes[1]}: wanted one mask each, same frames and size")
+        raise ValueError(f"prediction (K, T, H, W) {shapes[0]}, truth {shapes[1]}: expected one mask each, same frames and size")

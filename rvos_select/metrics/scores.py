@@ -1,8 +1,8 @@
-"""Scores of expressions and their means: frame mean, then expression mean, in fractions of 1."""
+"""Scores of many items by several metrics: numbers of each item, their combination, and that of each slice and kind."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_select.metrics.region import check_pair
-from rvos_select.metrics.silhouette import Silhouette, j_and_f
-from rvos_select.metrics.slices import Facts, sliced
+from rvos_select.metrics.metric import FrameMetric, FrameMetrics, Metric
+from rvos_select.metrics.region_contour import REGION_CONTOUR
+from rvos_select.metrics.slices import Facts, slice_keys
+from rvos_select.metrics.table import METRICS
 
 
 def score(prediction: RleMasks, truth: RleMasks, annotated: NDArray[np.bool_]) -> tuple[float, float]:
@@ -20,78 +21,96 @@ def score(prediction: RleMasks, truth: RleMasks, annotated: NDArray[np.bool_]) -
 
     Raises InputError when no frame is annotated, ValueError when frames or sizes differ.
     """
-    if not annotated.any():
-        raise InputError("an expression's video has no annotated frame, so it cannot be scored; leave the video out")
-    check_pair(prediction, truth)
-    pairs = [
-        j_and_f(*(Silhouette.of_runs(masks.bytes_at(0, t), masks.size) for masks in (prediction, truth)))
-        for t in np.flatnonzero(annotated).tolist()
-    ]
-    region, contour = np.array(pairs).mean(axis=0).tolist()
+    ((region, contour),) = FrameMetrics([REGION_CONTOUR]).score(prediction, truth, annotated)
     return region, contour
 
 
-@dataclass
 class Scores:
-    """J and F by "<video>/<expression>", filled in one by one; `table` gives the means."""
+    """Items by key, added one by one, and what is known of each; no masks are kept.
 
-    expressions: dict[str, tuple[float, float]] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    facts: dict[str, Facts | None] = field(default_factory=dict)
-    empty: dict[str, bool | None] = field(default_factory=dict)
+    metrics: of one protocol; items: key -> its item by each metric; missing: keys of missing predictions.
+    """
 
-    def add(
-        self,
-        key: str,
-        value: tuple[float, float] | None,
-        kind: str | None,
-        facts: Facts | None = None,
-        empty: bool | None = None,
-    ) -> None:
-        """One expression; `value` None: its prediction is missing, which scores 0 and is listed.
+    def __init__(self, metrics: Iterable[Metric[Any]]) -> None:
+        self.metrics = tuple(metrics)
+        self.items: dict[str, Sequence[Any]] = {}
+        self.facts: dict[str, Facts | None] = {}
+        self.missing: list[str] = []
 
-        facts: for the slices, None where nothing is known; empty: whether the prediction has no pixel, None where it is missing.
+    def add_item(self, key: str, values: Sequence[Any], facts: Facts | None = None) -> None:
+        """One item. values: by each metric; facts: for the slices, None: nothing is known.
+
+        Raises ValueError for a key that was added before.
         """
-        self.expressions[key] = (0.0, 0.0) if value is None else value
-        self.facts[key], self.empty[key] = facts, empty
-        if value is None:
-            self.missing.append(key)
+        if key in self.items:
+            raise ValueError(f"{key} was added twice")
+        self.items[key], self.facts[key] = values, facts
+
+    def add_missing_item(self, key: str, truth: int | None, facts: Facts | None = None) -> None:
+        """An item whose prediction is missing. truth: as in `Metric.missing`."""
+        self.add_item(key, [metric.missing(truth) for metric in self.metrics], facts)
+        self.missing.append(key)
+
+    def means(self, keys: Sequence[str] | None = None, of_slice: bool = False) -> dict[str, Any]:
+        """The fields of all metrics over the items `keys`, one or more (None: all); of_slice: of those in slices alone."""
+        keys = list(self.items) if keys is None else keys
+        means: dict[str, Any] = {}
+        for i, metric in enumerate(self.metrics):
+            if metric.in_slices or not of_slice:
+                means |= metric.combine({key: self.items[key][i] for key in keys})
+        return means
+
+    def numbers(self, key: str) -> dict[str, float]:
+        """The numbers of one item that results keep."""
+        return {
+            field.key: number
+            for metric, values in zip(self.metrics, self.items[key])
+            for field, number in (zip(metric.item_fields, values) if metric.item_fields else ())
+        }
+
+    def part(self, keys: Sequence[str]) -> dict[str, Any]:
+        """The scores of a part of the items: {**means, "count"}."""
+        return {**self.means(keys, of_slice=True), "count": len(keys)}
+
+    def slices(self) -> dict[str, Any]:
+        """{"slices": {attribute: {slice: {**means, "count"}}}}, or nothing where nothing is known of any item."""
+        slices = {
+            attribute: {name: self.part(keys) for name, keys in of_attribute.items()}
+            for attribute, of_attribute in slice_keys(self.facts).items()
+        }
+        return {"slices": slices} if slices else {}
+
+
+class ExpressionScores(Scores):
+    """Scores of the expressions of videos, by "<video>/<expression>"."""
+
+    def __init__(self, metrics: Iterable[FrameMetric] | None = None) -> None:
+        super().__init__(METRICS["video"] if metrics is None else metrics)
+        self.kinds: dict[str, str] = {}
+
+    def add(self, key: str, values: Sequence[Any] | None, kind: str | None = None, facts: Facts | None = None) -> None:
+        """One expression. values: its item by each metric, None: its prediction is missing; kind: the dataset's."""
+        if values is None:
+            self.add_missing_item(key, None if facts is None else facts.targets, facts)
+        else:
+            self.add_item(key, values, facts)
         if kind is not None:
             self.kinds[key] = kind
 
     def table(self) -> dict[str, Any]:
-        """{"jf", "j", "f", "expressions": {key: {"j", "f"}}}; "missing", "kinds", "n_acc", "t_acc", "slices" where there are any.
+        """{**means, "expressions": {key: numbers}}; "missing", "kinds", "slices" where there are any.
 
-        kinds: {kind: {"jf", "j", "f", "count"}}; slices: {attribute: {part: the same}}, see `slices`. n_acc, t_acc: MeViSv2's,
-        there where expressions have no target: the share of these that is answered without a pixel, and the share of the
-        others, where there are any, that is answered with one. A missing prediction is no right answer to either.
+        kinds: {kind: {**means, "count"}}; slices: {attribute: {slice: the same}}, see `metrics.slices`. Raises InputError when
+        there is no expression.
         """
-        if not self.expressions:
+        if not self.items:
             raise InputError("there is no expression to score; check --split, --video and --limit")
-        out: dict[str, Any] = self._means(list(self.expressions))
-        out |= self._empty_answers()
-        out["expressions"] = {key: {"j": a, "f": b} for key, (a, b) in self.expressions.items()}
+        table: dict[str, Any] = {**self.means(), "expressions": {key: self.numbers(key) for key in self.items}}
         if self.missing:
-            out["missing"] = self.missing
+            table["missing"] = self.missing
         if self.kinds:
-            out["kinds"] = {}
-            for kind in sorted(set(self.kinds.values())):
-                keys = [key for key, found in self.kinds.items() if found == kind]
-                out["kinds"][kind] = {**self._means(keys), "count": len(keys)}
-        slices = sliced(self.facts, self._means)
-        return {**out, "slices": slices} if slices else out
-
-    def _means(self, keys: list[str]) -> dict[str, float]:
-        rows = np.array([self.expressions[key] for key in keys], np.float64)
-        region, contour = (float(x) for x in rows.mean(axis=0))
-        return {"jf": (region + contour) / 2, "j": region, "f": contour}
-
-    def _empty_answers(self) -> dict[str, float]:
-        named = {key: None if found is None else found.targets for key, found in self.facts.items()}
-        known = {key: count > 0 for key, count in named.items() if count is not None}
-        without, given = ([key for key, aimed in known.items() if aimed is wanted] for wanted in (False, True))
-        if not without:
-            return {}
-        out = {"n_acc": sum(self.empty[key] is True for key in without) / len(without)}
-        return {**out, "t_acc": sum(self.empty[key] is False for key in given) / len(given)} if given else out
+            table["kinds"] = {
+                kind: self.part([key for key, own in self.kinds.items() if own == kind])
+                for kind in sorted(set(self.kinds.values()))
+            }
+        return table | self.slices()

@@ -1,8 +1,8 @@
 """J and F of single frames on bits: what `region` and `boundary` define, for the frames of whole splits.
 
-64 rows of a column are one number, so a picture's union, its boundary and its dilation are a few dozen operations on a few
-thousand numbers, and the runs of an RLE become bits without a pixel in between. Everything that one mask needs is worked out
-once, whatever it is compared with: its boundary, and the pixels within the tolerance of that.
+64 rows of a column are one number, so the union, boundary and dilation of a mask are a few dozen operations on a few
+thousand numbers, and the runs of an RLE are converted to bits without decoding pixels. What a comparison needs of one mask
+alone is computed once: its boundary, and the pixels within the tolerance of the boundary.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Silhouette:
 
     @classmethod
     def of_runs(cls, raw: bytes, size: tuple[int, int]) -> Silhouette:
-        """From the compressed runs of a mask of `size` (H, W), which must be whole (`from_coco` checks foreign ones)."""
+        """From the compressed runs of a mask of `size` (H, W), which must be valid (`from_coco` checks foreign ones)."""
         height = size[0]
         edges = mask_ends(np.frombuffer(raw, np.uint8))
         starts, ends = edges[::2][: len(edges) // 2], edges[1::2]
@@ -50,14 +50,15 @@ class Silhouette:
         first, last = starts // height, (ends - 1) // height
         rows, stops = starts - first * height, ends - last * height
         crossed = last - first
-        whole = bool(crossed.any())
-        box = (0 if whole else int(rows.min()), height if whole else int(stops.max()), int(first[0]), int(last[-1]) + 1)
+        crosses = bool(crossed.any())
+        box = (0 if crosses else int(rows.min()), height if crosses else int(stops.max()), int(first[0]), int(last[-1]) + 1)
         window = _Window.around(box, size)
-        if whole:
-            # A run that goes on in the next column ends at the foot of its own and starts again at the head of each other.
-            feet = np.concatenate([np.arange(a, b) for a, b in zip(first[crossed > 0], last[crossed > 0])])
-            columns = np.concatenate([first, last, feet, feet + 1])
-            toggled = np.concatenate([rows, stops, np.full(len(feet), height), np.zeros(len(feet), np.int64)])
+        if crosses:
+            # A run that continues in the next column ends below the last row of its own and starts again in row 0 of the others.
+            crossed_columns = np.concatenate([np.arange(a, b) for a, b in zip(first[crossed > 0], last[crossed > 0])])
+            columns = np.concatenate([first, last, crossed_columns, crossed_columns + 1])
+            count = len(crossed_columns)
+            toggled = np.concatenate([rows, stops, np.full(count, height), np.zeros(count, np.int64)])
         else:
             columns, toggled = np.concatenate([first, last]), np.concatenate([rows, stops])
         return window.silhouette(_filled(columns - window.left, toggled - window.top, window), int((ends - starts).sum()))
@@ -77,7 +78,7 @@ class Silhouette:
 
 
 EMPTY = Silhouette(*(np.zeros((0, 0), np.uint64),) * 3, 0, 0, 0, 0)
-"""Of a mask without a pixel."""
+"""The silhouette of a mask without a pixel."""
 
 
 def j_and_f(a: Silhouette, b: Silhouette) -> tuple[float, float]:
@@ -107,7 +108,7 @@ class _Window:
         """box: rows y0 <= y < y1 and columns x0 <= x < x1 of the mask."""
         y0, y1, x0, x1 = box
         reach = tolerance(size)
-        # A pixel is of the boundary also when its right or lower neighbour is of the mask, hence one more on that side.
+        # A pixel left of or above the mask is a boundary pixel too, because its right or lower neighbour is in the mask.
         top = (y0 - 1 - reach) // WORD * WORD
         return cls(x0 - 1 - reach, top, x1 - x0 + 1 + 2 * reach, -(-(y1 + reach + 1 - top) // WORD), size, reach)
 
@@ -122,27 +123,27 @@ class _Window:
         lower[:-1] |= mask[1:] << np.uint64(WORD - 1)
         edge = (mask ^ lower) & below
         # Columns 0 to W - 2 have a right neighbour.
-        here, right = slice(max(-self.left, 0), min(inner, self.columns - 1)), slice(max(-self.left, 0) + 1, inner + 1)
-        edge[:, here] |= mask[:, here] ^ mask[:, right]
-        edge[:, here] |= (mask[:, here] ^ lower[:, right]) & below
+        own, right = slice(max(-self.left, 0), min(inner, self.columns - 1)), slice(max(-self.left, 0) + 1, inner + 1)
+        edge[:, own] |= mask[:, own] ^ mask[:, right]
+        edge[:, own] |= (mask[:, own] ^ lower[:, right]) & below
         return edge
 
 
 @lru_cache(maxsize=256)
 def _rows(count: int, top: int, words: int) -> Bits:
-    """Rows 0 to count - 1 of a window that begins at row `top`, (words, 1)."""
+    """The bits of rows 0 to count - 1 in a window whose first row is `top`, (words, 1)."""
     rows = np.arange(top, top + WORD * words)
     return np.packbits((rows >= 0) & (rows < count), bitorder="little").view("<u8").astype(np.uint64)[:, None]
 
 
 def _filled(columns: NDArray[np.int64], rows: NDArray[np.int64], window: _Window) -> Bits:
     """Bits (words, columns): a row is set when an odd number of the given points lies at or above it in its column."""
-    out = np.zeros(window.words * window.columns, np.uint64)
-    place = (rows & (WORD - 1)).astype(np.uint64)
-    np.bitwise_xor.at(out, (rows // WORD) * window.columns + columns, np.uint64(1) << place)
+    flat = np.zeros(window.words * window.columns, np.uint64)
+    bit = (rows & (WORD - 1)).astype(np.uint64)
+    np.bitwise_xor.at(flat, (rows // WORD) * window.columns + columns, np.uint64(1) << bit)
     for step in (1, 2, 4, 8, 16, 32):
-        out ^= out << np.uint64(step)
-    bits = out.reshape(window.words, window.columns)
+        flat ^= flat << np.uint64(step)
+    bits = flat.reshape(window.words, window.columns)
     for w in range(1, window.words):
         bits[w] ^= np.uint64(0) - (bits[w - 1] >> np.uint64(WORD - 1))
     return bits
@@ -153,9 +154,9 @@ def _spread(edge: Bits, reach: int) -> Bits:
     out, tall, height = np.zeros_like(edge), edge, 0
     # The window is `reach` wider than the edge on every side, so a shift of the flat array takes no bit into another row of it.
     flat = out.ravel()
-    for x, wanted in _disk(reach):
-        while height < wanted:
-            step = min(wanted - height, 2 * height + 1, WORD - 1)
+    for x, half_height in _disk(reach):
+        while height < half_height:
+            step = min(half_height - height, 2 * height + 1, WORD - 1)
             near, far = np.uint64(step), np.uint64(WORD - step)
             grown = tall << near
             grown |= tall

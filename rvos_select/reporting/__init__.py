@@ -1,4 +1,4 @@
-"""Static pages with scores, curves and pictures."""
+"""Static HTML pages with scores, curves and pictures."""
 
 from rvos_select.reporting.page import report
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rvos_select.metrics.region_contour import REGION_CONTOUR
+
 Cause = Literal["good", "no good candidate", "wrong selection", "poor mask"]
 GOOD, GAP = 0.75, 0.15
 
 
 @dataclass(frozen=True)
 class Case:
-    """One expression with its J&F, the J&F of perfect labels, and why it fell short."""
+    """One expression with its J&F, the J&F of perfect labels, and the cause of the difference."""
 
     video_id: str
     expression_id: str
@@ -27,10 +29,10 @@ class Case:
 
 
 def cause_of(jf: float, oracle: float) -> Cause:
-    """The cause by two questions: was a good answer there, and was it chosen?
+    """The cause by two questions: was there a good candidate, and was it selected?
 
-    J&F at least GOOD: good. Perfect labels more than GAP above: the selection was wrong. Otherwise what was chosen is about
-    the best there was: poor masks when the best is at least half right, no good candidate when not even that.
+    J&F at least GOOD: good. Perfect labels more than GAP above: the selection was wrong. Otherwise the selection is about as
+    good as the candidates allow: poor masks where perfect labels reach 0.5, no good candidate where they do not.
     """
     if jf >= GOOD:
         return "good"
@@ -42,25 +44,23 @@ def cause_of(jf: float, oracle: float) -> Cause:
 def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any]) -> list[Case]:
     """Every expression of `scores["expressions"]` that has a prediction, worst first."""
     cases, missing = [], set(scores.get("missing", []))
-    for key, own in scores["expressions"].items():
+    for key, numbers in scores["expressions"].items():
         if key in missing:
             continue
         video_id, _, expression_id = key.partition("/")
-        jf = (own["j"] + own["f"]) / 2
-        best = oracle["expressions"][key]
-        top = (best["j"] + best["f"]) / 2
-        cases.append(Case(video_id, expression_id, jf, top, cause_of(jf, top)))
+        jf, best = (REGION_CONTOUR.measures(of_expression)["jf"] for of_expression in (numbers, oracle["expressions"][key]))
+        cases.append(Case(video_id, expression_id, jf, best, cause_of(jf, best)))
     return sorted(cases, key=lambda case: (case.jf, case.key))
 
 
 def choose(cases: list[Case], each: int) -> dict[str, list[Case]]:
     """Up to `each` worst, median and best cases of `cases` (worst first), none twice."""
-    # Exactly 1 is nothing to find and nothing drawn, or masks copied from the truth: among the best there is more to see.
+    # A J&F of exactly 1 is an empty mask without target, or a mask copied from the truth: among the best, others come first.
     best = sorted(cases, key=lambda case: (case.jf == 1, -case.jf))
     middle = max(0, len(cases) // 2 - each // 2)
-    chosen: dict[str, list[Case]] = {}
-    seen: set[str] = set()
+    groups: dict[str, list[Case]] = {}
+    used: set[str] = set()
     for name, part in (("worst", cases[:each]), ("median", cases[middle : middle + each]), ("best", best[:each])):
-        chosen[name] = [case for case in part if case.key not in seen]
-        seen |= {case.key for case in chosen[name]}
-    return chosen
+        groups[name] = [case for case in part if case.key not in used]
+        used |= {case.key for case in groups[name]}
+    return groups

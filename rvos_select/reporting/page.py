@@ -1,4 +1,4 @@
-"""The page: one folder that opens from disk."""
+"""The page of a run: one folder of HTML and pictures that a browser opens from disk."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation import Scope, evaluate_selections
 from rvos_select.evaluation.oracle import oracle as oracle_step
 from rvos_select.merging.policy import SelectionPolicy, resolve_policy
-from rvos_select.metrics.scores import Scores
+from rvos_select.metrics.metric import percent
+from rvos_select.metrics.region_contour import REGION_CONTOUR
+from rvos_select.metrics.scores import ExpressionScores
+from rvos_select.metrics.table import METRICS
 from rvos_select.reporting.curves import curves, histogram
 from rvos_select.reporting.diagnose import Case, choose, diagnose
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
 from rvos_select.runs.checkpoint import run_settings
 
-EACH, SHOWN_FRAMES, TOP_TRACKS = 4, 5, 3
+EACH, FRAMES, TOP_TRACKS = 4, 5, 3
 NAMES = {"sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)"}
 
 
@@ -42,8 +45,8 @@ def report(
 ) -> Path:
     """Write `<out>/index.html` and its pictures; returns the page's path.
 
-    selections, caches: what to show of a split whose answers are known; without them only the training is shown.
-    Expressions without prediction score 0 and are named; frames that cannot be read are grey.
+    selections, caches: of a split with ground truth; without them only the training is shown.
+    Expressions without prediction score 0 and are listed; frames that cannot be read are grey.
     rows: name -> {"j", "f", "jf"} for the table; default: the selections and the oracle. Raises InputError.
     """
     with naming(Path(out)):
@@ -63,12 +66,12 @@ def _report(
     body = [f"<h1>{escape(str(settings['settings']['selector']))}</h1>", _origin(settings)]
     results = ""
     if selections is not None:
-        source, said = TrackSource(caches), SelectionCache(selections)
+        source, cache = TrackSource(caches), SelectionCache(selections)
         scores = evaluate_selections(selections, caches, root=root, scope=Scope(allow_missing=True))
         best, missing = _oracle(caches, root, scores), scores.get("missing", [])
         rows = rows or {"prediction": scores, "oracle": best}
         cases = diagnose(scores, best)
-        results = _missing(missing) + _results(cases) + _cases(cases, source, said, _frames(source, root), out)
+        results = _missing(missing) + _results(cases) + _cases(cases, source, cache, _dataset(source, root), out)
     if rows:
         body.append(_table(rows))
     body.append(_training(run))
@@ -83,43 +86,48 @@ def _report(
 
 
 def _oracle(caches: Sequence[Path], root: Path | None, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The oracle's scores of the expressions that `scores` holds; those missing there score 0 here too."""
+    """The oracle's scores of the expressions in `scores`; those missing there score 0 here too."""
     missing = set(scores.get("missing", []))
     if not missing:
         return oracle_step(caches, root=root)
-    whole = {key.partition("/")[0] for key in scores["expressions"].keys() - missing}
-    if not whole:
+    predicted = {key.partition("/")[0] for key in scores["expressions"].keys() - missing}
+    if not predicted:
         raise InputError(f"{caches[0]}: there is no prediction of any expression; predict first")
-    found = oracle_step(caches, root=root, videos=sorted(whole))
-    both = Scores()
+    best = oracle_step(caches, root=root, videos=sorted(predicted))["expressions"]
+    metrics = [metric for metric in METRICS["video"] if metric.item_fields]
+    combined = ExpressionScores(metrics)
     for key in scores["expressions"]:
-        own = None if key in missing else found["expressions"].get(key)
-        both.add(key, own and (own["j"], own["f"]), None)
-    return both.table()
+        numbers = None if key in missing else best.get(key)
+        combined.add(key, numbers and [[numbers[field.key] for field in metric.item_fields] for metric in metrics])
+    return combined.table()
 
 
 def _missing(keys: Sequence[str]) -> str:
     if not keys:
         return ""
-    named = ", ".join(keys[:10]) + (" …" if len(keys) > 10 else "")
-    return f'<p class="note">Without prediction, scored 0: {len(keys)} expressions ({escape(named)}).</p>'
+    listed = ", ".join(keys[:10]) + (" …" if len(keys) > 10 else "")
+    return f'<p class="note">Without prediction, scored 0: {len(keys)} expressions ({escape(listed)}).</p>'
 
 
 def _origin(settings: Mapping[str, Any]) -> str:
     card = settings["cards"]["tracks"][0]
     text = settings["cards"]["text"][0]["producer"]
-    said = f"trained on {card['dataset']} {card['split']}: tracks of {card['producer']}, words of {text}"
-    said += f", code {settings['commit'] or '?'}"
-    return f'<p class="note">{escape(said)}</p>'
+    origin = f"trained on {card['dataset']} {card['split']}: tracks of {card['producer']}, words of {text}"
+    origin += f", code {settings['commit'] or '?'}"
+    return f'<p class="note">{escape(origin)}</p>'
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Rows of scores: the fields of the metrics, then the main one for each kind of expressions."""
+    fields = [field for metric in METRICS["video"] if metric.in_slices for field in metric.fields]
     kinds = sorted({kind for row in rows.values() for kind in row.get("kinds", {})})
-    head = "".join(f"<th>{name}</th>" for name in ["J&amp;F", "J", "F", *(f"J&amp;F {escape(kind)}" for kind in kinds)])
+    titles = [*(field.title for field in fields), *(f"{fields[0].title} {kind}" for kind in kinds)]
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     lines = []
     for name, row in rows.items():
-        values = [row["jf"], row["j"], row["f"], *(row.get("kinds", {}).get(kind, {}).get("jf") for kind in kinds)]
-        cells = "".join(f"<td>{'–' if v is None else f'{100 * v:.1f}'}</td>" for v in values)
+        values = [field.value(row) for field in fields]
+        values += [fields[0].value(row.get("kinds", {}).get(kind, {})) for kind in kinds]
+        cells = "".join(f"<td>{percent(value)}</td>" for value in values)
         lines.append(f"<tr><td>{escape(NAMES.get(name, name))}</td>{cells}</tr>")
     return f"<h2>Scores, percent</h2><table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 
@@ -131,13 +139,14 @@ def _training(run: Path) -> str:
     try:
         epochs = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except ValueError as error:
-        raise InputError(f"{path}: not JSON lines ({error}); go on with train --resume, which rewrites it") from error
+        raise InputError(f"{path}: not JSON lines ({error}); run train --resume, which rewrites it") from error
 
-    def of(name: str) -> list[float]:
+    def series(name: str) -> list[float]:
         return [row[name] for row in epochs if name in row]
 
-    loss = curves("Loss", {"training": of("train/loss"), "validation": of("valid/loss")})
-    score = curves("Validation, percent", {"J&F": of("valid/jf"), "J": of("valid/j"), "F": of("valid/f")}, percent=True)
+    loss = curves("Loss", {"training": series("train/loss"), "validation": series("valid/loss")})
+    scores = {field.title: series(f"valid/{field.key}") for field in REGION_CONTOUR.fields}
+    score = curves("Validation, percent", scores, percent=True)
     return f'<h2>Training</h2><div class="charts">{loss}{score}</div>'
 
 
@@ -151,7 +160,8 @@ def _results(cases: Sequence[Case]) -> str:
     )
 
 
-def _frames(source: TrackSource, root: Path | None) -> Dataset | None:
+def _dataset(source: TrackSource, root: Path | None) -> Dataset | None:
+    """The dataset with the frames; None where it cannot be opened."""
     card = source.card
     try:
         return open_dataset(card.dataset, root or Path(card.root), card.split)
@@ -159,43 +169,45 @@ def _frames(source: TrackSource, root: Path | None) -> Dataset | None:
         return None
 
 
-def _cases(cases: list[Case], source: TrackSource, said: SelectionCache, frames: Dataset | None, out: Path) -> str:
+def _cases(cases: list[Case], source: TrackSource, cache: SelectionCache, frames: Dataset | None, out: Path) -> str:
     parts = []
     if frames is None:
         parts.append('<p class="note">The frames were not found: masks are drawn on grey. Give --root to see them.</p>')
-    rule = resolve_policy(said)
-    for name, picked in choose(cases, EACH).items():
+    policy = resolve_policy(cache)
+    for name, group in choose(cases, EACH).items():
         parts.append(f"<h2>{name.capitalize()} cases</h2>")
         parts.append('<p class="note">Orange: the prediction; cyan outline: the ground truth.</p>')
-        parts += [_case(case, source, said, frames, rule, out) for case in picked]
+        parts += [_case(case, source, cache, frames, policy, out) for case in group]
     return "".join(parts)
 
 
-def _case(case: Case, source: TrackSource, said: SelectionCache, frames: Dataset | None, rule: SelectionPolicy, out: Path) -> str:
+def _case(
+    case: Case, source: TrackSource, cache: SelectionCache, frames: Dataset | None, policy: SelectionPolicy, out: Path
+) -> str:
     info, masks = source.info(case.video_id), source.masks(case.video_id)
     truth = source.ground_truth(case.video_id)
     expression = _expression(case, info, frames)
-    selection = next(s for s in said.selections(case.video_id) if s.expression_id == case.expression_id)
+    selection = next(s for s in cache.selections(case.video_id) if s.expression_id == case.expression_id)
     masks = masks if selection.masks is None else selection.masks
-    picked = rule(selection)
-    union, wanted = masks.union(picked), truth.masks.union(truth.indices(expression.targets or ()))
-    times = [int(t) for t in np.unique(np.linspace(0, info.frames - 1, SHOWN_FRAMES).round())]
+    selected = policy(selection)
+    union, true = masks.union(selected), truth.masks.union(truth.indices(expression.targets or ()))
+    times = [int(t) for t in np.unique(np.linspace(0, info.frames - 1, FRAMES).round())]
     images = _images(frames, info, times)
     folder = out / "pictures" / case.video_id / case.expression_id
     main = folder / "answer.jpg"
-    strip([overlay(image, union.decode(0, t), PREDICTION, wanted.decode(0, t)) for image, t in zip(images, times)], main)
+    strip([overlay(image, union.decode(0, t), PREDICTION, true.decode(0, t)) for image, t in zip(images, times)], main)
     cells = []
     for rank, k in enumerate(_best(selection)):
         path = folder / f"track-{rank}.jpg"
         strip([overlay(image, masks.decode(k, t), TRACK) for image, t in list(zip(images, times))[::2]], path)
-        mark = ' <span class="chosen">chosen</span>' if k in picked else ""
+        mark = ' <span class="chosen">chosen</span>' if k in selected else ""
         cells.append(
             f'<div>track {k}, score {selection.scores[k]:.2f}{mark}<img loading="lazy" src="{_link(path, out)}" alt=""></div>'
         )
     targets = len(expression.targets or ())
     facts = (
         f"{escape(case.key)} · J&amp;F {100 * case.jf:.1f} · perfect labels {100 * case.oracle:.1f} · "
-        f"{targets} targets · {len(picked)} chosen"
+        f"{targets} targets · {len(selected)} chosen"
     )
     return (
         f"<article><h3>{escape(expression.text)}</h3>"
@@ -206,15 +218,15 @@ def _case(case: Case, source: TrackSource, said: SelectionCache, frames: Dataset
 
 
 def _expression(case: Case, info: TrackInfo, frames: Dataset | None) -> Expression:
-    """The case's expression as its dataset says it now, else as the caches do. Raises InputError when neither has it."""
+    """The case's expression in its dataset, else in the caches. Raises InputError when neither has it."""
     try:
-        listed = [*(frames.expressions(case.video_id) if frames else ()), *info.expressions]
+        expressions = [*(frames.expressions(case.video_id) if frames else ()), *info.expressions]
     except InputError:
-        listed = list(info.expressions)
-    found = next((e for e in listed if e.expression_id == case.expression_id), None)
-    if found is None:
-        raise InputError(f"expression {case.key}: neither the caches nor the dataset know its sentence; give --root")
-    return found
+        expressions = list(info.expressions)
+    expression = next((e for e in expressions if e.expression_id == case.expression_id), None)
+    if expression is None:
+        raise InputError(f"expression {case.key}: its sentence is neither in the caches nor in the dataset; give --root")
+    return expression
 
 
 def _images(frames: Dataset | None, info: TrackInfo, times: Sequence[int]) -> list[NDArray[np.uint8]]:

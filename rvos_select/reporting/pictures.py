@@ -16,18 +16,18 @@ TRACK = (150, 110, 255)
 
 
 def overlay(
-    frame: NDArray[np.uint8], tinted: NDArray[np.bool_], color: tuple[int, int, int], outlined: NDArray[np.bool_] | None = None
+    frame: NDArray[np.uint8], mask: NDArray[np.bool_], color: tuple[int, int, int], truth: NDArray[np.bool_] | None = None
 ) -> NDArray[np.uint8]:
-    """`frame` (H, W, 3) at HEIGHT pixels: `tinted` (H, W) filled in `color`, `outlined` (H, W) as a contour in TRUTH."""
+    """`frame` (H, W, 3) at HEIGHT pixels, with `mask` (H, W) filled in `color` and the contour of `truth` (H, W) in TRUTH."""
     scale = HEIGHT / frame.shape[0]
     size = (max(1, round(frame.shape[1] * scale)), HEIGHT)
-    out = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    shown = cv2.resize(tinted.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
-    out[shown] = (0.45 * out[shown] + 0.55 * np.array(color)).astype(np.uint8)
-    _contour(out, shown, color, 1)
-    if outlined is not None:
-        _contour(out, cv2.resize(outlined.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool), TRUTH, 2)
-    return out
+    picture = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    fill = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    picture[fill] = (0.45 * picture[fill] + 0.55 * np.array(color)).astype(np.uint8)
+    _contour(picture, fill, color, 1)
+    if truth is not None:
+        _contour(picture, cv2.resize(truth.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool), TRUTH, 2)
+    return picture
 
 
 def _contour(image: NDArray[np.uint8], mask: NDArray[np.bool_], color: tuple[int, int, int], width: int) -> None:
@@ -36,7 +36,7 @@ def _contour(image: NDArray[np.uint8], mask: NDArray[np.bool_], color: tuple[int
 
 
 def strip(pictures: list[NDArray[np.uint8]], path: Path) -> None:
-    """Pictures side by side with a thin gap, as one JPEG."""
+    """Write pictures side by side with a thin gap, as one JPEG."""
     gap = np.full((pictures[0].shape[0], 4, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (picture, gap)][:-1]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pack mask PNGs as a benchmark's server takes them, after checking that they are all there and whole."""
+"""Pack mask PNGs for a benchmark's server, after checking that none is missing or damaged."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image, UnidentifiedImageError
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
-from rvos_select.merging.label_maps import SelectionAnswers
+from rvos_select.evaluation.ground_truth import dataset_of
+from rvos_select.merging.label_maps import SelectionPredictions
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
-from rvos_select.metrics.answers import dataset_of
 from rvos_select.submission.ref_davis import LAYOUT, submit_ref_davis
 from rvos_select.submission.zips import write_zip
 
@@ -23,9 +23,9 @@ LAYOUTS = {
     "ref-davis17": LAYOUT,
     "ref-youtube-vos": "Annotations/{video}/{expression}/{frame}.png",
 }
-"""Dataset -> place of a mask in its zip. MeViS: video folders at the root, no folder above them; Ref-YouTube-VOS: one above."""
-SCORED = {"mevis": "valid_u", "ref-davis17": "valid"}
-"""Dataset -> its split that shows its answers and that the benchmark's code scores all the same."""
+"""Dataset -> path of a mask in its zip. MeViS: video folders at the root; Ref-YouTube-VOS: in one folder."""
+PUBLIC = {"mevis": "valid_u", "ref-davis17": "valid"}
+"""Dataset -> its split with public ground truth that can be submitted all the same."""
 
 
 def submit(
@@ -35,18 +35,18 @@ def submit(
 
     expected: the split to submit; default: `dataset` under `root` (default data/<dataset>) and `split`. The zip appears when
     everything is checked. Ref-DAVIS17's masks are merged first, see `submit_ref_davis`. Raises InputError naming the first mask
-    that is missing or wrong, and for a split that no benchmark scores because its answers are public.
+    that is missing or wrong, and for a split that no benchmark scores because its ground truth is public.
     """
-    _known(dataset)
+    _check_dataset(dataset)
     predictions, out = Path(predictions), Path(out)
     if not predictions.is_dir():
         raise InputError(f"{predictions}: no such folder of predictions; run rvos-select merge first")
-    split_of = expected or open_dataset(dataset, root or Path("data") / dataset, split)
-    _scored(dataset, split_of)
-    if isinstance(split_of, RefDavis17):
-        return submit_ref_davis(predictions, split_of, out)
-    places = list(_places(predictions, split_of, LAYOUTS[dataset]))
-    return write_zip(out, ((name, _checked(path, size)) for name, path, size in sorted(places)))
+    data = expected or open_dataset(dataset, root or Path("data") / dataset, split)
+    _check_split(dataset, data)
+    if isinstance(data, RefDavis17):
+        return submit_ref_davis(predictions, data, out)
+    masks = sorted(_masks(predictions, data, LAYOUTS[dataset]))
+    return write_zip(out, ((name, _read_checked(path, size)) for name, path, size in masks))
 
 
 def submit_selections(
@@ -58,65 +58,70 @@ def submit_selections(
     split: str | None = None,
     policy: PolicyOptions = DEFAULT_POLICY,
 ) -> Path:
-    """Write `out`, Ref-DAVIS17's zip, from selections; returns it. Where objects overlap their scores decide: PNGs hold none.
+    """Write `out`, Ref-DAVIS17's zip, from selections; returns it. Where objects overlap their scores decide: PNGs have none.
 
-    dataset, split: those of the caches when given; root: default, the hint in the card. Without a threshold the best track of
-    each expression answers, as the benchmark's methods do. Raises InputError as `submit` does, and for caches of another
-    dataset, whose masks do not meet in one picture and are merged first.
+    dataset, split: must be those of the caches; root: default, that of the card. Without a threshold the best track of each
+    expression is selected, as the benchmark's methods do. Raises InputError as `submit` does, and for caches of another dataset,
+    whose selections are merged to PNGs first.
     """
-    answers = SelectionAnswers(Path(selections), caches, policy)
-    of = answers.source.card.dataset
-    _known(of)
-    known = dataset_of(answers.source, dataset, root, split)
-    where = answers.source.caches[0].path
-    if known is None:
-        raise InputError(f"{where}: the dataset says who named which object, and is not at hand; give --root")
-    if not isinstance(known, RefDavis17):
-        raise InputError(f"{where}: of {of}, not ref-davis17; run rvos-select merge, then submit --predictions")
-    _scored(of, known)
-    return submit_ref_davis(answers, known, Path(out))
+    predictions = SelectionPredictions(Path(selections), caches, policy)
+    tracks = predictions.tracks
+    name, path = tracks.card.dataset, tracks.caches[0].path
+    _check_dataset(name)
+    data = dataset_of(tracks, dataset, root, split)
+    if data is None:
+        raise InputError(
+            f"{path}: the dataset, which lists the annotators of the expressions, is not at the root of the card; give --root"
+        )
+    if not isinstance(data, RefDavis17):
+        raise InputError(f"{path}: of {name}, not ref-davis17; run rvos-select merge, then submit --predictions")
+    _check_split(name, data)
+    return submit_ref_davis(predictions, data, Path(out))
 
 
-def _known(dataset: str) -> None:
+def _check_dataset(dataset: str) -> None:
+    """Raises InputError for a dataset without a submission format."""
     if dataset not in LAYOUTS:
         raise InputError(f"no submission format of dataset {dataset!r}; there are: {', '.join(sorted(LAYOUTS))}")
 
 
-def _scored(dataset: str, split_of: Dataset) -> None:
-    if split_of.has_ground_truth and split_of.split != SCORED.get(dataset):
+def _check_split(dataset: str, data: Dataset) -> None:
+    """Raises InputError for a split that no benchmark scores."""
+    if data.has_ground_truth and data.split != PUBLIC.get(dataset):
         raise InputError(
-            f"{split_of.root}: split {split_of.split} of {dataset} shows its answers, so no benchmark scores it; "
+            f"{data.root}: split {data.split} of {dataset} has public ground truth, so no benchmark scores it; "
             "score it with rvos-select evaluate, or give the --split that is submitted"
         )
 
 
-def _places(predictions: Path, dataset: Dataset, layout: str) -> Iterator[tuple[str, Path, tuple[int, int]]]:
-    """(name in the zip, file, size) of every mask of the split, each looked up."""
+def _masks(predictions: Path, dataset: Dataset, layout: str) -> Iterator[tuple[str, Path, tuple[int, int]]]:
+    """(name in the zip, file, size) of every mask of the split. Raises InputError for a missing file."""
     for video_id in dataset.video_ids():
         video = dataset.video(video_id)
         for expression in dataset.expressions(video_id):
             for frame in video.frame_names:
                 path = predictions / video_id / expression.expression_id / f"{frame}.png"
                 if not path.is_file():
-                    needs = "a submission needs every frame of every expression"
-                    raise InputError(f"{path}: the mask is missing, {needs}; run merge for it")
+                    raise InputError(
+                        f"{path}: the mask is missing, a submission needs every frame of every expression; run merge for it"
+                    )
                 yield layout.format(video=video_id, expression=expression.expression_id, frame=frame), path, video.size
 
 
-def _checked(path: Path, size: tuple[int, int]) -> bytes:
-    """The file's bytes, a mask (H, W) of `size`. Raises InputError."""
-    # Pillow and not OpenCV, which writes lines of its own about a damaged file.
+def _read_checked(path: Path, size: tuple[int, int]) -> bytes:
+    """The bytes of a file that is a mask (H, W) of `size`. Raises InputError."""
+    # Pillow and not OpenCV, which prints its own lines about a damaged file.
     try:
         raw = path.read_bytes()
         with Image.open(io.BytesIO(raw)) as file:
             mode, image = file.mode, np.asarray(file)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        # Pillow's own words would name the bytes in memory.
+        # Pillow's message names the object in memory.
         why = "no image" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{path}: not a readable PNG ({why}); write it again") from error
     if mode != "L" or image.shape != size:
-        raise InputError(f"{path}: wanted 8-bit grey {size} (height, width), found {mode} {image.shape}; write it again")
+        raise InputError(f"{path}: expected 8-bit grey {size} (height, width), not {mode} {image.shape}; write it again")
     if not ((image == 0) | (image == 255)).all():
-        found = int(image[(image > 0) & (image < 255)][0])
-        raise InputError(f"{path}: wanted values 0 and 255 only, found {found}; write it again")
+        other = int(image[(image > 0) & (image < 255)][0])
+        raise InputError(f"{path}: expected values 0 and 255 only, not {other}; write it again")
     return raw

@@ -1,4 +1,4 @@
-"""Zips as the benchmarks' servers take them: whole or not there, and equal files give equal bytes."""
+"""Zips for the benchmarks' servers: written completely or not at all, and equal files give equal bytes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 from rvos_cache.errors import InputError
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest time a zip can hold."""
+"""The earliest time that a zip can store."""
 
 
 def write_zip(out: Path, entries: Iterable[tuple[str, bytes]]) -> Path:
-    """Write `out` from names and contents, which are taken one after the other; returns it.
+    """Write `out` from names and contents, read one after the other; returns it.
 
-    What `entries` raises leaves nothing behind. Raises InputError: `out` cannot be written.
+    Nothing is left on disk when `entries` raises. Raises InputError when `out` cannot be written.
     """
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-            # Stored: PNGs are compressed already.
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            # Stored without compression: PNGs are compressed already.
             for name, content in entries:
                 entry = zipfile.ZipInfo(name, EPOCH)
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, content)
-        os.replace(aside, out)
+        os.replace(temporary, out)
     except OSError as error:
-        raise InputError(f"{out}: the zip cannot be written ({error.strerror}); free or change the place") from error
+        raise InputError(f"{out}: cannot write the zip ({error.strerror}); free space there, or choose another --out") from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return out

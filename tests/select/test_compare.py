@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rvos_cache.errors import InputError
-from rvos_select.cli.commands import main
+from rvos_select.cli import main
 from rvos_select.evaluation.compare import RESAMPLES, compare
 
 BASE = {"protocol": "video", "dataset": "mevis", "split": "valid_u"}

@@ -35,12 +35,13 @@ from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.types import TrackSet
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
+from rvos_select.data.one_object import names_one_object
 from rvos_select.evaluation import evaluate_pngs, evaluate_selections
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.evaluation.scope import Scope
 from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge
-from rvos_select.merging.policy import PolicyOptions, names_one_object, resolve_policy
+from rvos_select.merging.policy import PolicyOptions, resolve_policy
 from rvos_select.reporting import report
 from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.dmvs import Dmvs
@@ -229,7 +230,7 @@ def test_an_epoch_is_judged_by_the_rule_that_answers(
     """Nothing is above the threshold, so every answer is the best query, of validation and of the selections alike."""
     monkeypatch.setattr(Dmvs, "threshold", 1.0)
     if rule == "one":
-        monkeypatch.setattr("rvos_select.merging.policy.names_one_object", lambda dataset: dataset == "mevis")
+        monkeypatch.setattr("rvos_select.data.one_object.names_one_object", lambda dataset: dataset == "mevis")
     config = {**SHOWN, "masks": masks, **({"empty": "top1"} if rule == "empty" else {}), "mask_init": "random"}
     run = work.train(tmp_path / "run", epochs=1, config=config)
     selections = work.predict(run, tmp_path / "s.zarr")

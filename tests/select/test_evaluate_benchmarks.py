@@ -23,7 +23,7 @@ from rvos_cache.frames import write_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
 from rvos_cache.types import Selection, TrackSet
-from rvos_select.cli.commands import main
+from rvos_select.cli import main
 from rvos_select.evaluation import PROTOCOLS, Scope, benchmark_pngs, benchmark_selections
 from rvos_select.evaluation.compare import compare
 from rvos_select.evaluation.oracle import oracle

@@ -15,7 +15,7 @@ from test_oracle import write_cache, write_words
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card, SelectionCache
 from rvos_cache.types import Selection
-from rvos_select.cli.commands import cli
+from rvos_select.cli import cli
 from rvos_select.inference.predict import predict
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, completed, resolve_policy, selector_policy
 from rvos_select.selectors import SELECTORS, selector_class

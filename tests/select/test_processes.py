@@ -11,7 +11,7 @@ import pytest
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_select.evaluation.processes import in_order
-from rvos_select.evaluation.video import Drawn, Row, Task, score_video
+from rvos_select.evaluation.video import MergedMasks, Row, Task, score_video
 
 
 def test_processes_read_only_the_next_tasks() -> None:
@@ -21,7 +21,7 @@ def test_processes_read_only_the_next_tasks() -> None:
     def tasks() -> Iterator[Task]:
         for i in range(1000):
             made.append(i)
-            yield Task((), (), RleMasks.empty(0, 0, (1, 1)), (), Drawn(), (str(i),))
+            yield Task((), (), RleMasks.empty(0, 0, (1, 1)), (), MergedMasks(), (str(i),))
 
     rows = in_order(score_video, tasks(), 2)
     assert next(rows) == [Row("0")]

@@ -20,11 +20,11 @@ from plain_scores import plain_davis
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_mask_png, write_mask_png
-from rvos_select.cli.commands import main
+from rvos_select.cli import main
 from rvos_select.evaluation import Scope
 from rvos_select.evaluation.ref_davis import evaluate_pngs, evaluate_selections
 from rvos_select.merging import label_maps
-from rvos_select.merging.label_maps import SelectionAnswers
+from rvos_select.merging.label_maps import SelectionPredictions
 from rvos_select.merging.merge import merge
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.submission import submit, submit_selections
@@ -183,7 +183,7 @@ def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
         lambda v, i: np.where(np.arange(7) == 6, 0.7, 0.1) if (v, i) == ("a", 2) else davis.right(v, i),
     )
     data = RefDavis17(split / "data", "valid")
-    sure = pictures(submit_ref_davis(SelectionAnswers(said, [cache]), data, split / "x.zip"))
+    sure = pictures(submit_ref_davis(SelectionPredictions(said, [cache]), data, split / "x.zip"))
     assert set(np.unique(sure["anno_1/a/00000.png"])) == {0, 3}
     pngs = merge(said, [cache], split / "merged", PolicyOptions(top1=True))
     plain = pictures(submit_ref_davis(pngs, data, split / "y.zip"))
@@ -200,7 +200,9 @@ def test_the_command_packs_selections_as_their_scores_say(
     """By the hint in the card or by --root, the same bytes; every other way to ask is one line, and nothing is written."""
     cache = davis.write_cache(split / "c.zarr", split / "data")
     said = davis.write_said(split / "s.zarr", davis.right)
-    wanted = submit_ref_davis(SelectionAnswers(said, [cache]), RefDavis17(split / "data", "valid"), split / "w.zip").read_bytes()
+    wanted = submit_ref_davis(
+        SelectionPredictions(said, [cache]), RefDavis17(split / "data", "valid"), split / "w.zip"
+    ).read_bytes()
 
     def asked(*words: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["rvos-select", "submit", *map(str, words)])

@@ -17,7 +17,7 @@ from tiny_caches import FRAMES, TRACKS, numbers, run, settings, write
 from rvos_cache.errors import InputError
 from rvos_cache.store import CacheWriter, SelectionCache, read_card
 from rvos_cache.types import Overlap
-from rvos_select.cli.commands import main
+from rvos_select.cli import main
 from rvos_select.data import sources
 from rvos_select.data.caches import TrackSource, find_text
 from rvos_select.data.labels import mean_iou, track_targets

@@ -1,0 +1,43 @@
+"""`rvos-select predict` and `merge`: from a run to selections, from selections to masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rvos_select.cli.options import CACHES, PATH, TEXTS, policy_options
+
+if TYPE_CHECKING:
+    from rvos_select.merging.policy import PolicyOptions
+
+
+@click.command()
+@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@CACHES
+@TEXTS
+@click.option("--out", type=PATH, required=True, help="Selections to write (.zarr).")
+def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: Path) -> None:
+    """Score every candidate track of every expression."""
+    from rvos_cache.store import format_uri
+    from rvos_select.inference.predict import predict as step
+
+    step(run, caches, texts, out)
+    click.echo(f"selections: {format_uri(out)}")
+
+
+@click.command()
+@click.option("--selections", type=PATH, required=True)
+@CACHES
+@click.option("--out", type=PATH, required=True, help="Folder for <video>/<expression>/<frame>.png.")
+@policy_options()
+def merge(selections: Path, caches: tuple[Path, ...], out: Path, policy: PolicyOptions) -> None:
+    """Merge (OR) the selected tracks of each expression and write mask PNGs."""
+    from rvos_select.merging import merge as step
+
+    step.merge(selections, list(caches), out, policy)
+    click.echo(f"masks: {out}")
+
+
+COMMANDS = (predict, merge)

@@ -1,0 +1,46 @@
+"""`rvos-select report` and `ask`: commands that show results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rvos_select.cli.options import PATH, ROOT, policy_options
+
+if TYPE_CHECKING:
+    from rvos_select.merging.policy import PolicyOptions
+
+
+@click.command()
+@click.option("--run", type=PATH, required=True)
+@click.option("--selections", type=PATH)
+@click.option("--cache", "caches", type=PATH, multiple=True)
+@ROOT
+@click.option("--out", type=PATH, required=True, help="Folder of the page.")
+def report(run: Path, selections: Path | None, caches: tuple[Path, ...], root: Path | None, out: Path) -> None:
+    """Write a page with curves, scores and pictures; a browser opens it from disk."""
+    if (selections is None) != (not caches):
+        raise click.UsageError("give --selections and --cache together")
+    from rvos_select.reporting import report as step
+
+    click.echo(f"page: {step(run, selections, list(caches), out, root=root)}")
+
+
+@click.command()
+@click.argument("video", type=PATH)
+@click.argument("sentence")
+@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option("--out", type=PATH, required=True, help="Folder for masks/ and overlay.mp4.")
+@policy_options()
+def ask(video: Path, sentence: str, run: Path, out: Path, policy: PolicyOptions) -> None:
+    """Segment the objects that SENTENCE names in VIDEO, an mp4 or a folder of frames."""
+    from rvos_select.inference import ask as step
+
+    answer = step.ask(video, sentence, run, out, policy)
+    click.echo(f"{answer.selected} of {answer.tracks} tracks selected; best score {answer.best_score:.2f}")
+    click.echo(f"masks: {answer.masks}\noverlay: {answer.overlay}")
+
+
+COMMANDS = (report, ask)

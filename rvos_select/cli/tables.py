@@ -1,0 +1,97 @@
+"""Scores as tables on the terminal, and as JSON files. Titles and columns are those of the metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rvos_cache.errors import naming
+
+if TYPE_CHECKING:
+    from rvos_select.evaluation.protocols import Protocol
+
+
+def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, scores: Mapping[str, Any]) -> None:
+    """Print a table in percent, and write `scores` as JSON in fractions of 1.
+
+    rows: title -> scores of the same protocol as `scores`; columns that no row has are left out.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from rvos_select.metrics.metric import percent
+
+    protocol = _protocol(scores)
+    fields = [field for field in protocol.fields if any(field.value(row) is not None for row in rows.values())]
+    table = Table("", *(field.title for field in fields), protocol.counted)
+    for name, row in rows.items():
+        table.add_row(name, *(percent(field.value(row)) for field in fields), str(len(row[protocol.counted])))
+    Console().print(table)
+    missing = scores.get("missing") or []
+    if missing:
+        click.echo(f"{len(missing)} missing predictions were scored 0: {', '.join(missing[:5])}", err=True)
+    write_json(json_path, scores)
+
+
+def show_slices(scores: Mapping[str, Any]) -> None:
+    """Print the scores of the slices of each attribute in percent, where there are any."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rvos_select.metrics.metric import percent
+
+    slices = scores.get("slices", {})
+    if not slices:
+        return
+    titles = _protocol(scores).titles()
+    keys = [key for key in next(iter(next(iter(slices.values())).values())) if key != "count"]
+    table = Table("slice", "", *(titles[key] for key in keys), "count")
+    for attribute, of_attribute in slices.items():
+        for name, row in of_attribute.items():
+            table.add_row(attribute, name, *(percent(row[key]) for key in keys), str(row["count"]))
+    Console().print(table)
+
+
+def show_comparison(comparison: Mapping[str, Any]) -> None:
+    """Print what `compare` returned, in percent."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rvos_select.metrics.metric import percent
+
+    table = Table("", "A", "B", "B - A", "95 % of resampled videos")
+    for field in _protocol(comparison).measure_fields:
+        row = comparison[field.key]
+        interval = row["interval"] and " to ".join(f"{100 * end:+.2f}" for end in row["interval"])
+        difference = f"{100 * row['difference']:+.2f}"
+        table.add_row(field.title, percent(row["a"]), percent(row["b"]), difference, interval or "– (one video)")
+    Console().print(table)
+    moved = Table("moved most", "A", "B", "B - A")
+    for row in [*comparison["up"], *comparison["down"][::-1]]:
+        moved.add_row(escape(row["expression"]), percent(row["a"]), percent(row["b"]), f"{100 * row['difference']:+.1f}")
+    if moved.row_count:
+        Console().print(moved)
+    click.echo(f"{comparison['expressions']} expressions of {comparison['videos']} videos")
+    for name, keys in (("A", comparison["only_a"]), ("B", comparison["only_b"])):
+        if keys:
+            click.echo(f"{len(keys)} expressions only in {name}: {', '.join(keys[:5])}", err=True)
+
+
+def _protocol(scores: Mapping[str, Any]) -> Protocol:
+    """The protocol of scores; the default one where they name none that is known."""
+    from rvos_select.evaluation.protocols import DEFAULT_PROTOCOL, protocol_of_scores
+
+    return protocol_of_scores(scores) or DEFAULT_PROTOCOL
+
+
+def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path`; None: nothing. Raises InputError when it cannot be written."""
+    if path is not None:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -1,0 +1,59 @@
+"""`rvos-select train` and `import-sola`: commands that write a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rvos_select.cli.options import CACHES, PATH, TEXTS
+
+
+@click.command()
+@CACHES
+@TEXTS
+@click.option("--valid-cache", "valid_caches", type=PATH, multiple=True, help="Validation tracks; may repeat.")
+@click.option("--valid-text", "valid_texts", type=PATH, multiple=True, help="Validation words; may repeat.")
+@click.option("--selector", help="sola, dmvs, mean-cosine, or your own package.module:Class.  [default: sola]")
+@click.option("--config", type=PATH, help="TOML file with settings.")
+@click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting, e.g. optim.lr=1e-4; may repeat.")
+@click.option("--out", type=PATH, help="The run's folder.  [default: out/runs/<selector>]")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+def train(
+    caches: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    valid_caches: tuple[Path, ...],
+    valid_texts: tuple[Path, ...],
+    selector: str | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+) -> None:
+    """Train a selection module from caches."""
+    from rvos_cache.settings import build, merge, parse_overrides, read_toml
+    from rvos_select.training.settings import TrainSettings
+    from rvos_select.training.train import train as step
+
+    values: dict[str, Any] = merge(read_toml(config) if config else {}, parse_overrides(overrides))
+    if selector:
+        values["selector"] = selector
+    settings = build(TrainSettings, values, str(config) if config else "train settings")
+    run = step(caches, texts, valid_tracks=valid_caches, valid_texts=valid_texts, settings=settings, out=out, resume=resume)
+    click.echo(f"run: {run}")
+
+
+@click.command("import-sola")
+@click.argument("checkpoint", type=PATH, metavar="CHECKPOINT.pth")
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks it was trained on, if not SOLA's; may repeat.")
+@click.option("--text", "texts", type=PATH, multiple=True, help="Words it was trained on.  [default: SOLA's RoBERTa]")
+def import_sola(checkpoint: Path, out: Path, caches: tuple[Path, ...], texts: tuple[Path, ...]) -> None:
+    """Convert a checkpoint of SOLA's released train.py to a run; only tensors are read from it."""
+    from rvos_select.exchange.import_sola import import_sola as step
+
+    click.echo(f"run: {step(checkpoint, out, list(caches), list(texts))}")
+
+
+COMMANDS = (train, import_sola)
