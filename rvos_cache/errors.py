@@ -1,4 +1,4 @@
-"""The one error a person is meant to read."""
+"""The error that users read."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 class InputError(Exception):
-    """Something outside the program is wrong: a file, a setting, a disk.
+    """Something outside the program is wrong: a file, a setting, a plugin, a disk.
 
-    The message is one line: what was wanted, what came, which file, what to do. The command lines print it
-    without a traceback and exit with status 1; everything else that is raised is a bug and keeps its traceback.
+    The message is one line: what was expected, what was found, which file, what to do. The command lines print it
+    without a traceback and exit with status 1; any other exception is a bug and keeps its traceback.
     """
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What is written below `path`: a fault of the disk that names no file, as a full disk's, gets `path` as its file."""
+    """Set `path` as the file name of an OSError that has none (a full disk, for example), for code that writes below `path`."""
     try:
         yield
     except OSError as error:

@@ -1,28 +1,47 @@
-"""Settings: a pydantic model holds the schema and defaults, a TOML file the values, `--set name=value` the exceptions."""
+"""Settings: a pydantic model has the schema and the defaults, a TOML file the values, `--set name=value` overrides them."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from rvos_cache.errors import InputError
 
 
 class Settings(BaseModel):
-    """Base of every settings model: frozen, and an unknown name is an error."""
+    """Base class of all settings models: frozen, and an unknown name is an error.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The docstring below a field is its meaning. It may end with a sentence "Source: <paper and section, or file>."
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class SettingInfo:
+    """One setting as text. name: with dots if nested; default: "" if the setting is required; source: of its default."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+    source: str
+
+
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["optim.lr=1e-4", "name=x"]` as a nested dict; values are read as TOML, and as text where they are not TOML.
+    """`["optim.lr=1e-4", "name=x"]` as a nested dict; a value is parsed as TOML, and is text if it is not TOML.
 
     Raises InputError for a pair without '='.
     """
@@ -35,52 +54,127 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             value = tomllib.loads(f"value = {raw}")["value"]
         except tomllib.TOMLDecodeError:
             value = raw
-        at = out
+        level = out
         *parents, last = name.strip().split(".")
         for parent in parents:
-            at = at.setdefault(parent, {})
-            if not isinstance(at, dict):
-                raise InputError(f"--set {pair!r}: {parent!r} was given a value before; it cannot also hold names")
-        at[last] = value
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise InputError(f"--set {pair!r}: {parent!r} was given a value before; it cannot also have settings below it")
+        level[last] = value
     return out
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dict. Raises InputError when it cannot be read."""
+    """A TOML file as a dict. Raises InputError if it cannot be read."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from error
 
 
-def merge(base: Mapping[str, Any], exceptions: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the names of `exceptions` replaced, level by level."""
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `overrides`, level by level."""
     out = dict(base)
-    for name, value in exceptions.items():
-        held = out.get(name)
-        out[name] = merge(held, value) if isinstance(held, Mapping) and isinstance(value, Mapping) else value
+    for name, value in overrides.items():
+        current = out.get(name)
+        out[name] = merge(current, value) if isinstance(current, Mapping) and isinstance(value, Mapping) else value
     return out
 
 
 def build(model: type[S], values: Mapping[str, Any], where: str) -> S:
-    """The settings `model` from plain values. Raises InputError with one line that lists what exists."""
+    """The settings `model` from plain values. Raises InputError, one line that starts with `where`, for the first bad value."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "(all)"
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{where}: no setting {name!r}; there are: {', '.join(names(model))}") from error
+            raise InputError(f"{where}: no setting {name!r}; there are: {', '.join(names(model)) or 'none'}") from error
+        if first["type"] == "missing":
+            raise InputError(f"{where}: setting {name!r} is required; give --set {name}=...") from error
         raise InputError(f"{where}: setting {name!r}: {first['msg']}; got {first.get('input')!r}") from error
 
 
-def names(model: type[BaseModel], prefix: str = "") -> list[str]:
+def names(model: type[BaseModel]) -> list[str]:
     """Every setting of `model`, nested ones with dots."""
-    found: list[str] = []
-    for name, info in model.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found += names(inner, f"{prefix}{name}.")
+    return [info.name for info in describe(model)]
+
+
+def describe(model: type[BaseModel]) -> list[SettingInfo]:
+    """Every setting of `model` in the order of its fields, nested ones with dots."""
+    out: list[SettingInfo] = []
+    for name, field in model.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            out += [SettingInfo(f"{name}.{i.name}", i.type, i.default, i.meaning, i.source) for i in describe(nested)]
         else:
-            found.append(prefix + name)
-    return found
+            meaning, source = _split_source(field.description or "")
+            out.append(SettingInfo(name, _type_text(field.annotation, field.metadata), _default_text(field), meaning, source))
+    return out
+
+
+def format_settings(title: str, settings: Iterable[SettingInfo], width: int = 110) -> str:
+    """Settings as text under `title`: a line of name, type and default for each, with meaning and source below it."""
+    rows = list(settings)
+    if not rows:
+        return f"{title}: no settings"
+    longest_name = max(len(row.name) for row in rows)
+    longest_type = max((len(row.type) for row in rows if len(row.type) <= 40), default=0)
+    lines = [f"{title}: --set NAME=VALUE"]
+    for row in rows:
+        default = f"default {row.default}" if row.default else "required"
+        lines += ["", f"  {row.name:<{longest_name}}  {row.type:<{longest_type}}  {default}"]
+        for text in (row.meaning, row.source and f"Source: {row.source}"):
+            lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _split_source(docstring: str) -> tuple[str, str]:
+    """Meaning and source of a setting, each on one line."""
+    text = " ".join(docstring.split())
+    found = re.fullmatch(r"(.*?)\s*\bSource: (.*?)\.?", text)
+    return (found[1], found[2]) if found else (text, "")
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, ByteSize):
+        return default.human_readable()
+    return _value_text(default)
+
+
+def _value_text(value: object) -> str:
+    """A value as TOML writes it, so that it can be given to --set."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = arguments[1:]
+        constraints = [m for part in inner for m in (part.metadata if isinstance(part, FieldInfo) else [part])]
+        return _type_text(arguments[0], constraints)
+    if origin is Literal:
+        text = " | ".join(map(_value_text, arguments))
+    elif origin in (Union, types.UnionType):
+        text = " | ".join(map(_type_text, arguments))
+    elif annotation is type(None):
+        text = "none"
+    elif origin is not None:
+        parts = ", ".join("..." if part is Ellipsis else _type_text(part) for part in arguments)
+        text = f"{getattr(origin, '__name__', origin)}[{parts}]"
+    elif annotation is ByteSize:
+        text = 'size ("8GB")'
+    else:
+        text = getattr(annotation, "__name__", str(annotation)).replace("str", "text")
+    limits = [_limit_text(limit) for limit in metadata]
+    return " ".join([text, ", ".join(filter(None, limits))]).strip()
+
+
+def _limit_text(limit: object) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "length >="}
+    return ", ".join(f"{sign} {getattr(limit, name)}" for name, sign in signs.items() if getattr(limit, name, None) is not None)

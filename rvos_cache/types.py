@@ -1,46 +1,72 @@
-"""The nouns of the pipeline: frozen dataclasses that check their shapes when they are made.
+"""The nouns of the project, as frozen dataclasses that check their shapes when they are made.
 
-Letters everywhere: B batch, E expressions, T frames, H W pixels, N tracks, A annotated objects, L words, C token
-channels, D word channels, Q a selector's own queries.
+Letters of dimensions: B batch, E expressions, T frames, H W pixels, N tracks, A annotated objects, L words, C token channels,
+D word channels, Q a selector's own queries.
+
+Glossary (the same words in code, messages and READMEs):
+    split          part of a dataset ("train", "valid_u"); it has its ground truth or hides it
+    Video          T frames of one size
+    Expression     one sentence about one video; its targets are the objects that it names
+    GroundTruth    the annotated objects of a video: A masks over T frames
+    track          one candidate object of a tracker: a mask, a presence and a token in each frame
+    token          feature vector (C,) of a track in a frame
+    presence       probability that the object of a track is visible in a frame
+    TrackSet       all N tracks of a video: what a tracker returns
+    feature        extra array that a tracker declares (`FeatureSpec`) and returns for every video
+    measurement    array that a tracker declares and measures against the ground truth; stored where the split has it
+    Overlap        pixel counts of tracks and annotated objects, from which training makes its labels
+    Words          the encoded words of one expression
+    cache          a `.zarr` folder with the tracks, the words or the selections of a split
+    card           what a cache is: dataset, split, tracker or encoder, settings, weights
+    candidate      track that an expression may select
+    selector       module of stage two that scores the candidates of an expression
+    Selection      the scores of one expression's candidates
+    selection policy   how scores become selected tracks: threshold, top-1, fallback
+    prediction     the union of the selected tracks' masks
+    run            folder of one training run
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from rvos_cache.axes import check_dims, format_dims
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 
 VIDEO = -1
-"""`TrackSet.prompt` of a track that no expression asked for: a candidate of every expression."""
+"""`TrackSet.prompt` of a track that belongs to the whole video: a candidate of every expression."""
 
 FORBIDDEN = r'[/\\\x00-\x1f:*?"<>|]'
-"""What no id may hold: ids name folders here, in zips, and on file systems elsewhere."""
+"""Characters that no id may have: ids name folders, also inside zip files and on other file systems."""
+
+DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+"""Dtypes of declared arrays."""
 
 
 def check_id(identifier: str, where: str) -> str:
-    """`identifier` when it can name a folder; InputError when it is empty, hidden or would leave its parent."""
+    """`identifier`, if it can name a folder. Raises InputError if it is empty, hidden or would leave its parent folder."""
     bad = not isinstance(identifier, str) or not identifier or identifier.startswith(".") or not _writable(identifier)
-    # 140 bytes: the store adds host, process and a number to it, and 255 is what file systems take.
+    # At most 140 bytes: the store adds host, process and a number, and file systems allow 255.
     if bad or re.search(FORBIDDEN, identifier) or len(identifier.encode()) > 140:
         raise InputError(f"{where}: the id {identifier!r} cannot name a folder; rename it (no '/', '..', leading '.')")
     return identifier
 
 
 def _writable(text: str) -> bool:
-    # JSON can hold half of a surrogate pair, which no file and no tokenizer takes.
+    # JSON may contain half of a surrogate pair, which files and tokenizers refuse.
     return not re.search(r"[\ud800-\udfff]", text)
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video as a tracker sees it. JPEG folders, mp4 files and corrupted frames look alike.
+    """The frames of one video; JPEG folders, mp4 files and corrupted frames have the same interface.
 
     video_id; frame_names: T stems in order, they name the output PNGs; size: (H, W) pixels;
     source: t -> (H, W, 3) uint8 RGB.
@@ -62,11 +88,11 @@ class Video:
         return len(self.frame_names)
 
     def read(self, t: int) -> NDArray[np.uint8]:
-        """Frame t, (H, W, 3) uint8 RGB. Raises InputError when it cannot be read or has another size."""
+        """Frame t, (H, W, 3) uint8 RGB. Raises InputError if it cannot be read or has another size."""
         frame = self.source(t)
         if frame.shape != (*self.size, 3) or frame.dtype != np.uint8:
             raise InputError(
-                f"video {self.video_id}, frame {self.frame_names[t]}: wanted {self.size} pixels (height, width) like the "
+                f"video {self.video_id}, frame {self.frame_names[t]}: expected {self.size} pixels (height, width) like the "
                 f"first frame, found {frame.shape[:2]}; all frames of a video must have one size"
             )
         return frame
@@ -74,7 +100,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Expression:
-    """One sentence about one video. targets: object ids; () nothing matches; None: hidden by the split."""
+    """One sentence about one video. targets: object ids; () if nothing matches, None if the split hides them."""
 
     video_id: str
     expression_id: str
@@ -89,12 +115,12 @@ class Expression:
             )
         if not _writable(self.text):
             raise InputError(
-                f"video {self.video_id}, expression {self.expression_id}: the text holds half a character; write it again"
+                f"video {self.video_id}, expression {self.expression_id}: the text has half a character; write it again"
             )
 
     @property
     def key(self) -> str:
-        """`<video>/<expression>`, as in every JSON that lists expressions."""
+        """`<video>/<expression>`, as in every JSON file that lists expressions."""
         return f"{self.video_id}/{self.expression_id}"
 
 
@@ -103,7 +129,7 @@ class GroundTruth:
     """The annotated objects of one video.
 
     object_ids: A ids, unique in the dataset (MeViS: `anno_id` as text); masks: RleMasks (A, T);
-    annotated: bool (T,), False where a frame has no annotation at all (it is not scored).
+    annotated: bool (T,), False for a frame without any annotation (it is not scored).
     """
 
     object_ids: tuple[str, ...]
@@ -126,25 +152,55 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """A named extra array that a tracker declares: dims in the letters of this module or numbers, dtype, storage."""
+    """Declaration of an extra array of a tracker: a feature or a measurement.
+
+    name: a Python identifier; dims: one entry per dimension, a size or a letter. N, T, E and A mean what they mean in
+    `rvos_cache.axes`; any other letter is the tracker's own and has one size within a video. dtype: one of DTYPES.
+    Raises ValueError for anything else.
+    """
 
     name: str
     dims: tuple[str | int, ...]
     dtype: str = "float16"
     by_frame: bool = False
-    """True: the first dimension is T, one chunk per frame, and the array may arrive as an iterator of frames."""
+    """Store one chunk per entry of the first dimension (T, or a letter that counts frames), so that frames can be read alone.
+    The tracker may then return an iterator over that dimension instead of an array."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ValueError(f"FeatureSpec {self.name!r}: the name must be a Python identifier")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"FeatureSpec {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        try:
+            check_dims(self.dims)
+        except ValueError as error:
+            raise ValueError(f"FeatureSpec {self.name!r}: {error}") from error
+        if self.by_frame and not isinstance(self.dims[0], str):
+            raise ValueError(f"FeatureSpec {self.name!r}: by_frame needs a letter as first dimension, it is {self.dims[0]}")
+
+    def __str__(self) -> str:
+        return f"{self.name} {format_dims(self.dims)} {self.dtype}{', by frame' if self.by_frame else ''}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The declaration as a cache's card stores it."""
+        return {**asdict(self), "dims": list(self.dims)}
+
+
+Measure = Callable[[GroundTruth], Mapping[str, NDArray[Any]]]
+"""Ground truth of a video -> its measurements by name."""
 
 
 @dataclass(frozen=True)
 class TrackSet:
-    """What a tracker returns for one video. Track order is identity; N = 0 is legal.
+    """What a tracker returns for one video. The order of the tracks is their identity; N = 0 is legal.
 
     tokens: (N, T, C) floating; presence: (N, T) float16 probabilities that the object is visible; masks: RleMasks (N, T);
-    prompt: int32 (N,), index of the expression that asked for the track in the order of the expressions given, or VIDEO;
+    prompt: int32 (N,), index of the expression that the track belongs to, in the order of the expressions given, or VIDEO;
     origin: N names ("grid", "box", "gt", "flow", "query" ...); prompt_frame: int32 (N,), the frame that was prompted,
-    -1 where an import does not know it; prompt_box: float32 (N, 4), x0 y0 x1 y1 in pixels of that frame (unknown: zeros);
-    features: extra arrays by name.
-    The candidates of expression e are the tracks whose prompt is VIDEO or e.
+    -1 if unknown; prompt_box: float32 (N, 4), x0 y0 x1 y1 in pixels of that frame (zeros if unknown);
+    features: the declared features by name; measure: computes the declared measurements; it is called once, after `track` has
+    returned and before a feature's iterator is read, and only if the split has its ground truth.
+    The candidates of expression e are the tracks whose prompt is VIDEO or e. `from_masks` fills in what can be derived.
     """
 
     tokens: NDArray[Any]
@@ -155,6 +211,7 @@ class TrackSet:
     prompt_frame: NDArray[np.int32]
     prompt_box: NDArray[np.float32]
     features: Mapping[str, Any] = field(default_factory=dict)
+    measure: Measure | None = None
 
     def __post_init__(self) -> None:
         n, t = self.masks.shape
@@ -166,18 +223,61 @@ class TrackSet:
             "prompt_frame": (self.prompt_frame.shape, (n,)),
             "prompt_box": (self.prompt_box.shape, (n, 4)),
         }
-        for name, (found, wanted) in shapes.items():
-            if tuple(found) != wanted:
-                raise ValueError(f"TrackSet.{name}: {tuple(found)} where masks (N, T) = {(n, t)} want {wanted}")
+        for name, (shape, expected) in shapes.items():
+            if tuple(shape) != expected:
+                raise ValueError(f"TrackSet.{name} has shape {tuple(shape)}, expected {expected}: masks are (N, T) = {(n, t)}")
         if self.tokens.ndim != 3 or not np.issubdtype(self.tokens.dtype, np.floating):
             raise ValueError(f"TrackSet.tokens must be floating (N, T, C), are {self.tokens.dtype} {self.tokens.shape}")
         if not np.isfinite(self.tokens).all():
             raise ValueError("TrackSet.tokens hold NaN or infinite values")
 
+    @classmethod
+    def from_masks(
+        cls,
+        tokens: ArrayLike,
+        masks: NDArray[np.bool_] | RleMasks,
+        *,
+        presence: ArrayLike | None = None,
+        prompt: ArrayLike | None = None,
+        origin: str | Sequence[str] = "track",
+        features: Mapping[str, Any] | None = None,
+        measure: Measure | None = None,
+    ) -> TrackSet:
+        """A TrackSet from masks and tokens; everything else is derived from the masks unless it is given.
+
+        tokens: (N, T, C), stored as float16; masks: bool (N, T, H, W) or RleMasks (N, T); presence: (N, T), by default 1 where
+        a mask has pixels and 0 elsewhere; prompt: (N,), by default VIDEO; origin: one name for all tracks, or N.
+        prompt_frame is the first frame in which a track has pixels (0 if there is none), prompt_box its box there (zeros if
+        there is none). Raises ValueError if shapes do not fit together, or tokens are not finite as float16.
+        """
+        if not isinstance(masks, RleMasks):
+            dense = np.asarray(masks)
+            if dense.ndim != 4 or dense.dtype != bool:
+                raise ValueError(f"masks must be bool (N, T, H, W) or RleMasks, are {dense.dtype} {dense.shape}")
+            masks = RleMasks.from_dense(dense)
+        n = masks.shape[0]
+        visible = masks.area() > 0
+        frames = visible.argmax(1).astype(np.int32) if masks.shape[1] else np.zeros(n, np.int32)
+        boxes = masks.boxes()[np.arange(n), frames].astype(np.float32).reshape(n, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        with np.errstate(over="ignore"):
+            halved = np.asarray(tokens).astype(np.float16)
+        return cls(
+            tokens=halved,
+            presence=np.asarray(visible if presence is None else presence).astype(np.float16),
+            masks=masks,
+            prompt=np.full(n, VIDEO, np.int32) if prompt is None else np.asarray(prompt).astype(np.int32).reshape(-1),
+            origin=(origin,) * n if isinstance(origin, str) else tuple(origin),
+            prompt_frame=frames,
+            prompt_box=boxes,
+            features=features or {},
+            measure=measure,
+        )
+
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pixel counts of tracks and objects, from which labels are made at training time (int32).
+    """Pixel counts of tracks and annotated objects, from which labels are made at training time (int32).
 
     inter: (N, A, T) shared pixels; area: (N, T) of tracks; gt_area: (A, T) of objects; annotated: bool (T,).
     """
@@ -218,10 +318,10 @@ class Words:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a selector says of one expression; no decision inside.
+    """The output of a selector for one expression: scores, before any selection policy.
 
-    scores: float32 (N,) in [0, 1], or (Q,) when the selector drew its own masks: then masks: RleMasks (Q, T);
-    candidates: bool, same shape: the tracks that the expression may choose.
+    scores: float32 (N,) in [0, 1], or (Q,) if the selector predicts its own masks: then masks: RleMasks (Q, T);
+    candidates: bool, same shape: the tracks that the expression may select.
     """
 
     expression_id: str

@@ -1,10 +1,11 @@
-"""`rvos-cache`: a file per group of commands, each with its COMMANDS. Heavy imports happen in the command."""
+"""`rvos-cache`: one file per group of commands, each with its COMMANDS. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
 import click
 
-from rvos_cache.cli import exchange, extract, inspect_caches, make_data, vita
+from rvos_cache import __version__
+from rvos_cache.cli import exchange, extract, inspect_caches, make_data, plugins, vita
 from rvos_cache.cli.inspect_caches import info
 from rvos_cache.cli.run import run_command
 
@@ -12,11 +13,12 @@ __all__ = ["cli", "info", "main", "run_command"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, message="%(prog)s %(version)s", prog_name="rvos-cache")
 def cli() -> None:
-    """Run frozen trackers and text encoders over a dataset once and keep what they see."""
+    """Run frozen trackers and text encoders over a dataset once, and store their outputs in caches for rvos-select."""
 
 
-for group in (make_data, extract, exchange, vita, inspect_caches):
+for group in (make_data, extract, exchange, vita, inspect_caches, plugins):
     for command in group.COMMANDS:
         cli.add_command(command)
 

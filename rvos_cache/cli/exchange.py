@@ -8,13 +8,10 @@ from typing import Any
 
 import click
 
-from rvos_cache.cli.options import DATASET, JOBS, OUT, PATH, ROOT, SPLIT
-from rvos_cache.cli.run import told
+from rvos_cache.cli.options import DATASET, JOBS, LIMIT, OUT, PATH, ROOT, SHARD, SPLIT, VIDEOS
+from rvos_cache.cli.run import print_reports
 
 DIRECTORY = click.argument("directory", type=PATH, metavar="DIR")
-VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
-LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos.")
-SHARD = click.option("--shard", default="1/1", show_default=True, metavar="I/N", help="Every N-th video from the I-th.")
 
 
 @click.command("import-sola")
@@ -24,7 +21,7 @@ SHARD = click.option("--shard", default="1/1", show_default=True, metavar="I/N",
     type=click.Choice(["grid", "gdino", "gt"]),
     default="grid",
     show_default=True,
-    help="One cache each. gdino: boxes, candidates of their own expression alone; gt: prompted with labels, for training only.",
+    help="gdino: from text boxes, candidates of one expression each; gt: from ground truth, for training only. One cache each.",
 )
 @DATASET
 @ROOT
@@ -34,31 +31,31 @@ SHARD = click.option("--shard", default="1/1", show_default=True, metavar="I/N",
 @LIMIT
 @SHARD
 @JOBS
-def import_sola(directory: Path, tracks: Any, dataset: str, root: Path, split: str, out: Path, **chosen: Any) -> None:
-    """Make a cache of the sam2_tracks that SOLA's released scripts wrote. Run it again to resume.
+def import_sola(directory: Path, tracks: Any, dataset: str, root: Path, split: str, out: Path, **selection: Any) -> None:
+    """Make a cache from the sam2_tracks that SOLA's released scripts write. Run it again to resume.
 
-    To train as SOLA does, import gt and grid of train, grid and gdino of valid_u, and give two --cache and two --valid-cache.
+    To train like SOLA, import gt and grid of train, and grid and gdino of valid_u; give two --cache and two --valid-cache.
     """
     from rvos_cache.exchange.import_sola import LABEL_IOU
     from rvos_cache.exchange.import_sola import import_sola as step
 
-    done = step(directory, dataset, root, split, out, tracks=tracks, **chosen)
-    found = done.stored_iou
-    if found is not None:
-        nobody = f"; {found.unmatched} values are of objects that the split does not annotate" if found.unmatched else ""
+    result = step(directory, dataset, root, split, out, tracks=tracks, **selection)
+    iou = result.stored_iou
+    if iou is not None:
+        unmatched = f"; {iou.unmatched} values are of objects that the split does not annotate" if iou.unmatched else ""
         click.echo(
-            f"stored IoU of {found.pairs} pairs of track and object: {found.mean:.4f} from the counted one on average, "
-            f"{found.largest:.4f} at most; {found.crossed} labels at {LABEL_IOU} differ{nobody}",
+            f"stored IoU of {iou.pairs} pairs of track and object: {iou.mean:.4f} from the counted one on average, "
+            f"{iou.largest:.4f} at most; {iou.crossed} labels at {LABEL_IOU} differ{unmatched}",
             err=True,
         )
-    told({str(out): done.report})
+    print_reports({str(out): result.report})
 
 
 @click.command("export-sola")
 @click.argument("cache", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Folder for sam2_tracks.")
+@click.option("--out", type=PATH, required=True, help="Folder to write sam2_tracks into.")
 def export_sola(cache: Path, out: Path) -> None:
-    """Write the tracks of a cache as the sam2_tracks that SOLA's released code reads."""
+    """Write the tracks of a cache as sam2_tracks, which SOLA's released code reads."""
     from rvos_cache.exchange.export_sola import export_sola as step
 
     with click.progressbar(length=1, label="export", file=sys.stderr) as bar:
@@ -82,15 +79,15 @@ def export_sola(cache: Path, out: Path) -> None:
 @LIMIT
 @SHARD
 @JOBS
-def import_masks(directory: Path, dataset: str, root: Path, split: str, out: Path, **chosen: Any) -> None:
-    """Make a cache of any tracker's masks, with the flow tracker's tokens. Run it again to resume.
+def import_masks(directory: Path, dataset: str, root: Path, split: str, out: Path, **selection: Any) -> None:
+    """Make a cache from the masks of any tracker, with the flow tracker's tokens. Run it again to resume.
 
-    DIR holds for each video <video>/<track>/<frame>.png, any pixel but 0 is the track, or <video>.json:
+    DIR has for each video <video>/<track>/<frame>.png, where pixels other than 0 are the track, or <video>.json:
     {"<track>": [COCO RLE or null for each frame]}.
     """
     from rvos_cache.exchange.import_masks import import_masks as step
 
-    told({str(out): step(directory, dataset, root, split, out, **chosen)})
+    print_reports({str(out): step(directory, dataset, root, split, out, **selection)})
 
 
 COMMANDS: tuple[click.Command, ...] = (import_sola, export_sola, import_masks)

@@ -7,8 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rvos_cache.cli.options import BUDGET, CORRUPT, DATASET, ENCODER, ENGINE, JOBS, OUT, PATH, ROOT, SET, SPLIT, TRACKER
-from rvos_cache.cli.run import told
+from rvos_cache.cli.options import (
+    BUDGET,
+    CORRUPT,
+    DATASET,
+    ENCODER,
+    ENGINE,
+    JOBS,
+    LIMIT,
+    OUT,
+    PATH,
+    ROOT,
+    SET,
+    SHARD,
+    SPLIT,
+    TRACKER,
+    VIDEOS,
+)
+from rvos_cache.cli.run import print_reports
 from rvos_cache.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,9 +37,9 @@ if TYPE_CHECKING:
 @SPLIT
 @TRACKER
 @OUT
-@click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first N videos.")
-@click.option("--shard", default="1/1", show_default=True, metavar="I/N", help="Every N-th video from the I-th.")
+@VIDEOS
+@LIMIT
+@SHARD
 @SET
 @CORRUPT
 @BUDGET
@@ -44,13 +60,13 @@ def extract(
     jobs: int,
     **engine: Any,
 ) -> None:
-    """Write the tracks of a split. Run it again to resume."""
+    """Write the tracks of a split to a cache. Run it again to resume."""
     from rvos_cache.extraction import engine_of
     from rvos_cache.extraction import extract as step
     from rvos_cache.settings import parse_overrides
 
     settings = parse_overrides(overrides)
-    told({
+    print_reports({
         str(out): step(
             dataset, root, split, tracker, out,
             videos=videos, limit=limit, shard=shard, overrides=settings, corrupt=corrupt, budget=budget,
@@ -67,17 +83,17 @@ def extract(
 @SET
 @OUT
 def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: tuple[str, ...], out: Path) -> None:
-    """Write the words of a split's expressions."""
+    """Write the words of a split's expressions to a cache. Run it again to resume."""
     from rvos_cache.extraction import extract_text as step
     from rvos_cache.settings import parse_overrides
 
-    told({str(out): step(dataset, root, split, encoder, out, overrides=parse_overrides(overrides))})
+    print_reports({str(out): step(dataset, root, split, encoder, out, overrides=parse_overrides(overrides))})
 
 
 @click.command("extract-all")
 @DATASET
 @click.option("--root", type=PATH, help="Folder of the dataset.  [default: data/<dataset>]")
-@click.option("--split", "splits", multiple=True, help="Only this split; may repeat.  [default: every split found]")
+@click.option("--split", "splits", multiple=True, help="Only this split; may repeat.  [default: every split that is found]")
 @TRACKER
 @ENCODER
 @click.option("--out", type=PATH, help="Folder of the caches.  [default: out/cache/<dataset>]")
@@ -101,15 +117,15 @@ def extract_all(
     jobs: int,
     **engine: Any,
 ) -> None:
-    """Tracks and words of every split: what `make extract DATASET=...` runs."""
+    """Write tracks and words of every split; `make extract DATASET=...` runs this."""
     from rvos_cache.extraction import engine_of
     from rvos_cache.extraction import extract_all as step
     from rvos_cache.settings import parse_overrides
 
-    where = root or Path("data") / dataset
-    told(
+    folder = root or Path("data") / dataset
+    print_reports(
         step(
-            dataset, where, splits=splits, tracker=tracker, encoder=encoder, out=out,
+            dataset, folder, splits=splits, tracker=tracker, encoder=encoder, out=out,
             overrides=parse_overrides(overrides), text_overrides=parse_overrides(text_overrides),
             corrupt=corrupt, budget=budget, engine=engine_of(jobs=jobs, **engine),
         )
@@ -125,7 +141,7 @@ def extract_all(
 @CORRUPT
 @BUDGET
 @click.option("--sample", type=click.IntRange(1), default=3, show_default=True, help="Videos to time, from short to long.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, workers or machines to count on.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, workers or machines to plan for.")
 def plan(
     dataset: str,
     root: Path,
@@ -137,39 +153,39 @@ def plan(
     sample: int,
     jobs: int,
 ) -> None:
-    """Videos, frames, bytes and hours of an extraction, from a timing of a few videos on this machine."""
+    """Estimate videos, frames, bytes and hours of an extraction, from timing a few videos on this machine."""
     from rich.filesize import decimal
 
-    from rvos_cache.extraction import TrackWork
-    from rvos_cache.extraction import plan as step
+    from rvos_cache.extraction import TrackWork, plan_work
     from rvos_cache.settings import parse_overrides
 
-    def known(planned: PlannedBytes) -> None:
-        for value, size in planned.spoken().items():
-            click.echo(f"{value}: {size}{', this run' if value == f'{planned.setting}={planned.chosen}' else ''}")
+    def print_planned(planned: PlannedBytes) -> None:
+        for value, size in planned.formatted().items():
+            click.echo(f"{value}: {size}{', this run' if value == f'{planned.setting}={planned.value}' else ''}")
         if budget is not None:
             planned.check(budget)
 
-    found = step(TrackWork(dataset, root, split, tracker, parse_overrides(overrides), corrupt), sample, known)
-    one, fastest, slowest = (spoken_time(s / jobs + found.loading) for s in (found.seconds, found.fastest, found.slowest))
-    click.echo(f"{found.videos} videos, {found.frames} frames")
-    click.echo(f"{decimal(round(found.size), precision=2)} on disk")
-    click.echo(f"{one} with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {found.machine}")
+    result = plan_work(TrackWork(dataset, root, split, tracker, parse_overrides(overrides), corrupt), sample, print_planned)
+    durations = (result.seconds, result.fastest, result.slowest)
+    expected, fastest, slowest = (format_duration(seconds / jobs + result.loading) for seconds in durations)
+    click.echo(f"{result.videos} videos, {result.frames} frames")
+    click.echo(f"{decimal(round(result.size), precision=2)} on disk")
+    click.echo(f"{expected} with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {result.machine}")
     click.echo(f"  ({fastest} to {slowest} at the rates of the fastest and slowest video timed)")
-    per_frame, timed = found.seconds / found.frames, sum(found.timed.values())
-    each = ", ".join(f"{video_id} with {frames}" for video_id, frames in found.timed.items())
-    click.echo(f"timed: {per_frame:.3g} s per frame over {timed} frames, {each}")
-    for video_id, error in found.failed.items():
+    per_frame, frames = result.seconds / result.frames, sum(result.timed.values())
+    each = ", ".join(f"{video_id} with {count}" for video_id, count in result.timed.items())
+    click.echo(f"timed: {per_frame:.3g} s per frame over {frames} frames, {each}")
+    for video_id, error in result.failed.items():
         click.echo(f"failed {video_id}: {error}", err=True)
-    if budget is not None and found.planned is None and found.size > budget:
+    if budget is not None and result.planned is None and result.size > budget:
         raise InputError(
-            f"about {decimal(round(found.size), precision=2)} on disk, the budget is {decimal(budget, precision=2)}; "
+            f"about {decimal(round(result.size), precision=2)} on disk, the budget is {decimal(budget, precision=2)}; "
             "extract fewer videos or give more room"
         )
 
 
-def spoken_time(seconds: float) -> str:
-    """A duration in the largest unit of which it has two."""
+def format_duration(seconds: float) -> str:
+    """A duration in the largest unit of which it has at least two."""
     unit, name = next(((size, name) for size, name in ((3600, "hours"), (60, "minutes")) if seconds >= 2 * size), (1, "seconds"))
     count = seconds / unit
     return f"{count:.0f} {name}" if count >= 100 else f"{count:.3g} {name}"

@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: check, info, verify."""
+"""Commands that read and change nothing: check, info, verify."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rvos_cache.errors import InputError
 @ROOT
 @SPLIT
 def check(dataset: str, root: Path, split: str) -> None:
-    """Read everything of a split and name every fault with its file."""
+    """Read all files of a split, and print every fault with its file."""
     from rvos_cache.datasets import open_dataset
 
     source = open_dataset(dataset, root, split)
@@ -27,28 +27,28 @@ def check(dataset: str, root: Path, split: str) -> None:
         click.echo(fault)
         faults += 1
     if faults:
-        raise InputError(f"{root}, split {split}: faults found: {faults}; mend the files named above")
+        raise InputError(f"{root}, split {split}: faults found: {faults}; fix the files named above")
     videos = source.video_ids()
     expressions = sum(len(source.expressions(v)) for v in videos)
     frames = sum(len(source.video(v)) for v in videos)
     truths = (source.ground_truth(v) for v in videos) if source.has_ground_truth else ()
     objects = sum(len(t.object_ids) for t in truths if t is not None)
-    counted = f", {objects} objects" if source.has_ground_truth else ", answers hidden"
-    click.echo(f"{len(videos)} videos, {frames} frames, {expressions} expressions{counted}: no fault")
+    truth = f", {objects} objects" if source.has_ground_truth else ", ground truth hidden"
+    click.echo(f"{len(videos)} videos, {frames} frames, {expressions} expressions{truth}: no fault")
 
 
 @click.command()
 @click.argument("cache", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(cache: Path, as_json: bool) -> None:
-    """What a cache is and holds: videos done, failed and missing (neither), bytes, card, and one digest of the content."""
+    """Print what a cache is: videos done, failed and missing (neither), bytes, card, and one digest of the content."""
     from rich.filesize import decimal
 
-    from rvos_cache.extraction import at_hand, failed_videos
+    from rvos_cache.extraction import failed_videos, find_dataset
     from rvos_cache.store import content_digest, open_cache
 
     opened = open_cache(cache)
-    dataset = at_hand(opened.card)
+    dataset = find_dataset(opened.card)
     done, failed = opened.video_ids(), failed_videos(opened, dataset)
     facts: dict[str, Any] = {
         "done": len(done),
@@ -63,20 +63,29 @@ def info(cache: Path, as_json: bool) -> None:
         return
     card = opened.card
     click.echo(f"{card.kind} of {card.dataset} {card.split} by {card.producer}")
-    absent = "unknown (dataset not found)" if facts["missing"] is None else len(facts["missing"])
-    click.echo(f"done {facts['done']}, failed {len(failed)}, missing {absent}, {decimal(facts['bytes'], precision=2)}")
+    missing = "unknown (dataset not found)" if facts["missing"] is None else len(facts["missing"])
+    click.echo(f"done {facts['done']}, failed {len(failed)}, missing {missing}, {decimal(facts['bytes'], precision=2)}")
     for video, error in failed.items():
         click.echo(f"failed {video}: {error}")
     for name, value in card.model_dump().items():
-        if value not in ({}, [], None, ""):
+        if name in ("feature_specs", "measurement_specs"):
+            _print_declared(name.removesuffix("_specs"), value)
+        elif value not in ({}, [], None, ""):
             click.echo(f"  {name}: {value}")
     click.echo(f"content {facts['content']}")
+
+
+def _print_declared(kind: str, specs: list[dict[str, Any]]) -> None:
+    from rvos_cache.types import FeatureSpec
+
+    for spec in specs:
+        click.echo(f"  {kind}: {FeatureSpec(**{**spec, 'dims': tuple(spec['dims'])})}")
 
 
 @click.command()
 @click.argument("cache", type=PATH)
 def verify(cache: Path) -> None:
-    """Check every file of a cache; a line per fault and exit status 1. What a killed run left behind is a note."""
+    """Check every file of a cache; print one line per fault and exit with status 1. Files of a killed run are only a note."""
     from rvos_cache.store import leftovers
     from rvos_cache.store import verify as step
 

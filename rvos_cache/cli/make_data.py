@@ -1,4 +1,4 @@
-"""Commands that make a dataset or a cache from another: shapes, convert, mirror."""
+"""Commands that write a dataset, or a cache from another cache: shapes, convert, mirror."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from pathlib import Path
 import click
 
 from rvos_cache.cli.options import JOBS, OUT, PATH
-from rvos_cache.cli.run import told
+from rvos_cache.cli.run import print_reports
 
 
 @click.command()
-@click.option("--out", type=PATH, required=True, help="Folder to write, in MeViS's layout.")
-@click.option("--videos", type=click.IntRange(2), required=True, help="Videos in all; one fifth of them is valid_u.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=PATH, required=True, help="Folder to write, in the layout of MeViS.")
+@click.option(
+    "--videos",
+    type=click.IntRange(2),
+    required=True,
+    help="Number of videos; one fifth of them is the split valid_u, the rest train.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random generator.")
 @JOBS
 def shapes(out: Path, videos: int, seed: int, jobs: int) -> None:
-    """Make the moving-shapes dataset."""
+    """Write the moving-shapes dataset: synthetic videos with sentences and ground truth, to be read as --dataset mevis."""
     from rvos_cache.shapes import write_shapes
 
     with click.progressbar(length=videos, label="shapes", file=sys.stderr) as bar:
@@ -27,15 +32,15 @@ def shapes(out: Path, videos: int, seed: int, jobs: int) -> None:
 
 @click.group()
 def convert() -> None:
-    """Write a dataset from its published parts in the layout that is read here."""
+    """Write a dataset, from its published files, in the layout that --dataset reads."""
 
 
 @convert.command("ref-davis")
-@click.option("--davis", type=PATH, required=True, help="DAVIS-2017-Unsupervised-trainval-480p: its folder or zip.")
+@click.option("--davis", type=PATH, required=True, help="Folder or zip of DAVIS-2017-Unsupervised-trainval-480p.")
 @click.option("--text", type=PATH, required=True, help="Folder or zip of the four Davis17_annot*.txt.")
-@click.option("--out", type=PATH, required=True, help="Folder to write; must not be there.")
+@click.option("--out", type=PATH, required=True, help="Folder to write; it must not exist.")
 def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
-    """Ref-DAVIS17 in ReferFormer's layout; files are copied."""
+    """Write Ref-DAVIS17 in the layout of ReferFormer; files are copied."""
     from rvos_cache.datasets.convert_ref_davis import convert_ref_davis as step
 
     with click.progressbar(length=1, label="ref-davis", file=sys.stderr) as bar:
@@ -54,10 +59,10 @@ def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
 @OUT
 @JOBS
 def mirror(cache: Path, out: Path, jobs: int) -> None:
-    """The tracks of a split seen in a mirror, from its cache and without tracking again: more to train on."""
+    """Write the tracks of SPLIT-mirror, the split flipped from left to right, from a cache of SPLIT: more training data."""
     from rvos_cache.exchange.mirror import mirror as step
 
-    told({str(out): step(cache, out, jobs)})
+    print_reports({str(out): step(cache, out, jobs)})
 
 
 COMMANDS: tuple[click.Command, ...] = (shapes, convert, mirror)

@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def to_bytes(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """A size like 200GB (10^9), 1.5TiB (2^40) or 5000 in bytes. A usage error for what is no size."""
+    """A size like 200GB (10^9), 1.5TiB (2^40) or 5000 in bytes. Raises a usage error for any other text."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     try:
@@ -26,26 +26,46 @@ def to_bytes(context: click.Context, option: click.Parameter, value: str | None)
 
 
 PATH = click.Path(path_type=Path)
-DATASET = click.option("--dataset", required=True, help=f"{', '.join(DATASETS)}, or your own package.module:Class.")
+DATASET = click.option("--dataset", required=True, help=f"{', '.join(DATASETS)}, or your own my_module:MyDataset.")
 ROOT = click.option("--root", type=PATH, required=True, help="Folder of the dataset.")
-SPLIT = click.option("--split", required=True)
-TRACKER = click.option("--tracker", default="flow", show_default=True, help=f"{', '.join(TRACKERS)}, or your own.")
-ENCODER = click.option("--encoder", default="hashed", show_default=True, help=f"{', '.join(TEXT_ENCODERS)}, or your own.")
-SET = click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting; may repeat.")
-CORRUPT = click.option("--corrupt", metavar="NAME:1-5", help="What is done to frames first, as gaussian_noise:5 (ImageNet-C).")
-BUDGET = click.option(
-    "--budget", callback=to_bytes, metavar="SIZE", help="Refuse to begin what will take more on disk, as 200GB."
+SPLIT = click.option("--split", required=True, help="Split of the dataset, for example train; SPLIT-mirror flips it.")
+TRACKER = click.option(
+    "--tracker", default="flow", show_default=True, help=f"{', '.join(TRACKERS)}, or your own my_module:MyTracker."
 )
-OUT = click.option("--out", type=PATH, required=True, help="The cache to write (.zarr): a path, or s3://bucket/name.zarr.")
+ENCODER = click.option(
+    "--encoder", default="hashed", show_default=True, help=f"{', '.join(TEXT_ENCODERS)}, or your own my_module:MyEncoder."
+)
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="K=V", help="One setting; may repeat. `rvos-cache settings NAME` lists them."
+)
+CORRUPT = click.option(
+    "--corrupt", metavar="NAME:1-5", help="Corruption applied to the frames first, for example gaussian_noise:5 (ImageNet-C)."
+)
+BUDGET = click.option(
+    "--budget",
+    callback=to_bytes,
+    metavar="SIZE",
+    help="Stop before starting if more bytes are needed on disk, for example 200GB.",
+)
+OUT = click.option("--out", type=PATH, required=True, help="Cache to write (.zarr): a path, or s3://bucket/name.zarr.")
 JOBS = click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")
+VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
+LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos.")
+SHARD = click.option("--shard", default="1/1", show_default=True, metavar="I/N", help="Every N-th video from the I-th.")
 
 
 def ENGINE(command: F) -> F:
     """--engine and the options of each, as keywords of `rvos_cache.extraction.engine_of`."""
     for option in (
-        click.option("--ray-cores", type=click.IntRange(1), metavar="N", help="A Ray worker per N cores.  [default: per GPU]"),
-        click.option("--ray-address", metavar="ADDRESS", help="The Ray cluster.  [default: RAY_ADDRESS, or this machine's]"),
-        click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Who does it."),
+        click.option("--ray-cores", type=click.IntRange(1), metavar="N", help="One Ray worker per N cores.  [default: per GPU]"),
+        click.option("--ray-address", metavar="ADDRESS", help="Ray cluster.  [default: RAY_ADDRESS, or this machine's]"),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Run on this machine, or on a Ray cluster.",
+        ),
     ):
         command = option(command)
     return command

@@ -1,4 +1,4 @@
-"""How a command line ends: one line for a fault of the input, and its exit status."""
+"""The end of a command line: one line for an error of the input, and the exit status."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ if TYPE_CHECKING:
     from rvos_cache.extraction import ExtractReport
 
 
-def told(reports: Mapping[str, ExtractReport]) -> None:
-    """One line per cache; exit status 1 when any video failed."""
+def print_reports(reports: Mapping[str, ExtractReport]) -> None:
+    """One line per cache, named by the keys. Raises InputError if any video failed."""
     from rvos_cache.store import format_uri
 
     failed = total = 0
-    for where, report in reports.items():
-        click.echo(f"{format_uri(where)}: {len(report.done)} done, {len(report.skipped)} were there, {len(report.failed)} failed")
+    for cache, report in reports.items():
+        click.echo(f"{format_uri(cache)}: {len(report.done)} done, {len(report.skipped)} were there, {len(report.failed)} failed")
         for video, error in report.failed.items():
             click.echo(f"failed {video}: {error}", err=True)
         failed += len(report.failed)
         total += len(report.done) + len(report.skipped) + len(report.failed)
     if failed:
         raise InputError(
-            f"{failed} of {total} videos failed (rvos-cache info lists them); mend them and run the same command again"
+            f"{failed} of {total} videos failed (rvos-cache info lists them); fix them and run the same command again"
         )
 
 
 def run_command(command: Callable[..., object]) -> NoReturn:
-    """Run a click command line: a fault of the input is one line and status 1, usage 2, Ctrl-C 130; a warning is one line."""
+    """Run a click command line and exit. Errors of the input, and warnings, are one line each.
+
+    Exit status: 0 success, 1 an error of the input or the disk, 2 wrong usage, 130 Ctrl-C.
+    """
     warnings.showwarning = lambda message, *where: click.echo(f"warning: {' '.join(str(message).split())}", err=True)
     try:
         command(standalone_mode=False)
@@ -45,14 +48,14 @@ def run_command(command: Callable[..., object]) -> NoReturn:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
     except BrokenPipeError:
-        # Whoever read the output, `head` for one, has seen enough; nothing must be flushed to it at the end.
+        # The reader of the output (for example `head`) has closed it; nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        what = " ".join((error.strerror or type(error).__name__).split())
+        problem = " ".join((error.strerror or type(error).__name__).split())
         remote = "://" in str(error.filename)
-        remedy = "check bucket, endpoint and credentials" if remote else "make room or choose a writable path"
-        click.echo(f"error: {error.filename or 'file system'}: {what}; {remedy}", err=True)
+        fix = "check bucket, endpoint and credentials" if remote else "make room or choose a writable path"
+        click.echo(f"error: {error.filename or 'file system'}: {problem}; {fix}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; what was finished is kept: run the same command again to go on", err=True)

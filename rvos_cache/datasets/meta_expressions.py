@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from rvos_cache.datasets.base import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_image
 from rvos_cache.types import Expression, check_id
@@ -80,7 +81,7 @@ def listed_expressions(entry: dict[str, Any], where: str) -> dict[str, Any]:
     return listed
 
 
-class ListedVideos(ABC):
+class ListedVideos(Dataset, ABC):
     """A split whose `file` is such a list. An adapter reads the list first, and adds frames and answers.
 
     videos: video -> its entry, which may be damaged; repeated: keys of the file that stand twice.

@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_cache.datasets.base import Dataset
 from rvos_cache.datasets.captions import mirrored_text
 from rvos_cache.masks import RleMasks
 from rvos_cache.types import Expression, GroundTruth, Video
-
-if TYPE_CHECKING:
-    from rvos_cache.datasets import Dataset
 
 SUFFIX = "-mirror"
 """Of the split, of its videos and of its objects: both sets together name each once."""
@@ -27,7 +25,7 @@ OPTIONAL = ("expression_ids", "kind", SAMPLES)
 """What a Dataset may have."""
 
 
-class Mirrored:
+class Mirrored(Dataset):
     """A dataset's split with frames and masks flipped from left to right and sentences as `mirrored_text` gives them."""
 
     def __init__(self, dataset: Dataset) -> None:

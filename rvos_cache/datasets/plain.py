@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rvos_cache.datasets.base import Dataset
 from rvos_cache.datasets.meta_expressions import check_frames, check_once, read_json, twice
 from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
 from rvos_cache.errors import InputError
@@ -28,7 +29,7 @@ FAULTS = 20
 """Faults of masks that `check` names per video; the others are counted."""
 
 
-class Plain:
+class Plain(Dataset):
     """One split of the user's own videos."""
 
     name = "plain"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from rvos_cache.datasets.base import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.types import check_id
 
@@ -32,7 +33,7 @@ class Entry(Protocol):
 E = TypeVar("E", bound=Entry)
 
 
-class ListedSplit(ABC, Generic[E]):
+class ListedSplit(Dataset, ABC, Generic[E]):
     """One split whose `file` lists its videos. videos: video -> its entry. An adapter reads the file and adds what is its own."""
 
     split: str

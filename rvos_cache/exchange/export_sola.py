@@ -14,7 +14,7 @@ import numpy as np
 
 from rvos_cache.errors import InputError, naming
 from rvos_cache.exchange.sola_files import MASKLETS, METRICS, TOKENS, Kind, SolaTrack, object_name, split_folder, write_track
-from rvos_cache.extraction import at_hand
+from rvos_cache.extraction import find_dataset
 from rvos_cache.overlap import frame_mean, iou, precision, recall
 from rvos_cache.store import TrackCache, TrackInfo
 from rvos_cache.types import VIDEO
@@ -23,7 +23,7 @@ PROMPT_TYPES: dict[Kind, str] = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MAS
 """What SOLA's scripts write for each kind; its loader only compares it with itself."""
 
 
-def export_sola(cache: Path, out: Path, progress: Callable[[int], None] = lambda total: None) -> list[Path]:
+def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], None] = lambda total: None) -> list[Path]:
     """Write `sam2_tracks/<kind>_tracks/<dataset>/<split>` below `out`, and return these folders.
 
     Training-only tracks become gt_tracks; of the others those of the video grid_tracks and those that an expression asked
@@ -32,8 +32,8 @@ def export_sola(cache: Path, out: Path, progress: Callable[[int], None] = lambda
     size, where the split shows its answers. progress: called after each video with the number of videos.
     Raises InputError for a folder that is there already, OSError when the disk refuses; nothing is left then.
     """
-    source = TrackCache(cache)
-    dataset = at_hand(source.card)
+    source, out = TrackCache(cache), Path(out)
+    dataset = find_dataset(source.card)
     name = source.card.dataset.rpartition(":")[2] if dataset is None else dataset.name
     targets = {kind: out / "sam2_tracks" / split_folder(kind, name, source.card.split) for kind in kinds(source)}
     for target in targets.values():

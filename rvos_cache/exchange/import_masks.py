@@ -24,7 +24,7 @@ from PIL import Image
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import ExtractReport, chosen_videos, write_videos
+from rvos_cache.extraction import ExtractReport, select_videos, write_videos
 from rvos_cache.frames import BROKEN
 from rvos_cache.masks import RleMasks, encode, from_coco
 from rvos_cache.overlap import count_overlap
@@ -41,11 +41,11 @@ MODES = ("1", "L", "P", "I;16", "I")
 
 
 def import_masks(
-    directory: Path,
+    directory: Path | str,
     dataset: str,
-    root: Path,
+    root: Path | str,
     split: str,
-    out: Path,
+    out: Path | str,
     *,
     videos: Iterable[str] = (),
     limit: int | None = None,
@@ -79,7 +79,7 @@ def import_masks(
         write_tracks(writer, record, {**spent, "tracks": names})
         return len(record.frame_names)
 
-    return write_videos(out, card, chosen_videos(source, videos, limit, shard), one, f"masks {split}", jobs)
+    return write_videos(out, card, select_videos(source, videos, limit, shard), one, f"masks {split}", jobs)
 
 
 def read_video(directory: Path, source: Dataset, video_id: str, settings: FlowSettings) -> tuple[TrackRecord, list[str]]:

@@ -20,7 +20,7 @@ import numpy as np
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.sola_files import CHANNELS, ORIGINS, Kind, SolaFolder, SolaTrack, object_name
-from rvos_cache.extraction import ExtractReport, bound_digest, chosen_videos, write_videos
+from rvos_cache.extraction import ExtractReport, bound_digest, select_videos, write_videos
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap, frame_mean, iou
 from rvos_cache.store import CacheWriter, Card, TrackCache, TrackRecord, provenance, write_tracks
@@ -69,11 +69,11 @@ class SolaImport:
 
 
 def import_sola(
-    directory: Path,
+    directory: Path | str,
     dataset: str,
-    root: Path,
+    root: Path | str,
     split: str,
-    out: Path,
+    out: Path | str,
     *,
     tracks: Kind = "grid",
     videos: Iterable[str] = (),
@@ -102,7 +102,7 @@ def import_sola(
         root=str(source.root),
         **provenance(),
     )
-    chosen = chosen_videos(source, videos, limit, shard)
+    chosen = select_videos(source, videos, limit, shard)
     foreign = sorted(folder.video_ids() - set(source.video_ids()))
     if foreign:
         said = f"{folder.path}: {len(foreign)} videos are not of split {split} and are left out; first {foreign[0]}"

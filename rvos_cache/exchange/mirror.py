@@ -25,7 +25,7 @@ Flip = Callable[[NDArray[Any]], NDArray[Any]]
 """Tokens (N, T, C) -> the tokens of the same tracks in the mirror."""
 
 
-def mirror(cache: Path, out: Path, jobs: int = 1) -> ExtractReport:
+def mirror(cache: Path | str, out: Path | str, jobs: int = 1) -> ExtractReport:
     """Write the mirror image `out` of the tracks cache `cache`; run again, it does what is left.
 
     Raises InputError: the tracker knows no mirror image of its tokens or other features, its tracks depend on the sentences,
@@ -34,7 +34,7 @@ def mirror(cache: Path, out: Path, jobs: int = 1) -> ExtractReport:
     source = TrackCache(cache)
     card = source.card
     flip: Flip | None = getattr(tracker_class(card.producer), "mirrored_tokens", None)
-    if flip is None or card.feature_specs or card.expressions_digest is not None:
+    if flip is None or card.feature_specs or card.measurement_specs or card.expressions_digest is not None:
         raise InputError(
             f"{cache}: what {card.producer} found has no known mirror image; extract split {card.split}{SUFFIX} instead"
         )

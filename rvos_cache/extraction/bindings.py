@@ -1,4 +1,4 @@
-"""A cache and its dataset: the expressions that bind it, and which of its failures still count."""
+"""What connects a cache with its dataset: the digest of the expressions, and the failures that still count."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from rvos_cache.types import Expression
 
 
 def expressions_digest(dataset: Dataset) -> str:
-    """Digest of the whole split's expressions: ids, texts and targets in file order."""
-    listed = [
+    """Digest of the expressions of the whole split: ids, texts and targets in file order."""
+    rows = [
         [e.video_id, e.expression_id, e.text, e.targets]
         for video_id in dataset.video_ids()
         for e in _expressions(dataset, video_id)
     ]
-    return digest(canonical(listed))
+    return digest(canonical(rows))
 
 
-def bound_digest(dataset: Dataset, out: Path) -> str:
-    """The digest of `expressions_digest`, or that of the cache `out` where all it holds is said the same as now.
+def bound_digest(dataset: Dataset, out: Path | str) -> str:
+    """The digest for the card of the cache `out`: that of its card if all stored expressions are unchanged, else the current one.
 
-    So a video whose sentences were mended, or one that is new, joins the cache that it was missing from.
+    So a video whose expressions were repaired, or a new one, can be added to a cache that lacked it.
     Raises InputError for a damaged cache.
     """
-    now = expressions_digest(dataset)
+    current = expressions_digest(dataset)
     if not open_backend(out).has_card():
-        return now
+        return current
     cache = open_cache(out)
-    held = cache.card.expressions_digest
-    if held in (None, now) or not isinstance(cache, (TextCache, TrackCache)):
-        return now
+    stored = cache.card.expressions_digest
+    if stored in (None, current) or not isinstance(cache, (TextCache, TrackCache)):
+        return current
     listed = set(dataset.video_ids())
     for video_id in cache.video_ids():
-        stored = cache.expressions(video_id) if isinstance(cache, TextCache) else cache.info(video_id).expressions
-        if video_id not in listed or stored != _expressions(dataset, video_id):
-            return now
-    return held
+        expressions = cache.expressions(video_id) if isinstance(cache, TextCache) else cache.info(video_id).expressions
+        if video_id not in listed or expressions != _expressions(dataset, video_id):
+            return current
+    return stored
 
 
-def at_hand(card: Card) -> Dataset | None:
-    """The dataset that a cache was made of, where the hint in its card still leads to it."""
+def find_dataset(card: Card) -> Dataset | None:
+    """The dataset that a cache was made from, or None if it is no longer at the root that the card names."""
     try:
         return open_dataset(card.dataset, Path(card.root), card.split) if card.root else None
     except InputError:
@@ -50,20 +50,20 @@ def at_hand(card: Card) -> Dataset | None:
 
 
 def failed_videos(cache: Cache, dataset: Dataset | None = None) -> dict[str, str]:
-    """Videos of the split that failed and are still not there, with the error. dataset: default, the one at hand.
+    """Videos of the split that failed and are not in the cache, with their errors.
 
-    A record of a video that has left the split since is none of them.
+    dataset: by default that of `find_dataset`. Failures of videos that are no longer in the split do not count.
     """
-    failed = cache.failures()
-    if not failed:
+    failures = cache.failures()
+    if not failures:
         return {}
-    known = dataset or at_hand(cache.card)
-    listed = failed.keys() if known is None else set(known.video_ids())
-    return {video_id: error for video_id, error in failed.items() if video_id in listed}
+    source = dataset or find_dataset(cache.card)
+    listed = failures.keys() if source is None else set(source.video_ids())
+    return {video_id: error for video_id, error in failures.items() if video_id in listed}
 
 
 def _expressions(dataset: Dataset, video_id: str) -> tuple[Expression, ...]:
-    # A video whose expressions are broken fails when it is extracted; the digest of the rest still binds.
+    # A video whose expressions are damaged fails when it is extracted; the digest covers the others.
     try:
         return dataset.expressions(video_id)
     except InputError:

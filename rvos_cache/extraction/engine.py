@@ -1,24 +1,24 @@
-"""Who works on the videos: the seam between a run and the processes or machines that it uses."""
+"""The interface between a run and the processes or machines that process its videos."""
 
 from __future__ import annotations
 
 import errno
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.work import Work
+from rvos_cache.plugins import describe_error
 from rvos_cache.store import CacheWriter
 
 FATAL = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EREMOTEIO}
-"""Faults of the disk or object store, not of a video: the run stops instead of failing every video that is left."""
+"""Errors of the disk or object store that stop the run, instead of failing every video that is left."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a video: published with so many frames, or failed with an error."""
+    """Result of one video: published with `frames` frames, or failed with `error`."""
 
     video_id: str
     frames: int
@@ -26,21 +26,23 @@ class Outcome:
 
 
 class Engine(Protocol):
-    """Hands videos out and gives back what became of each."""
+    """Processes the videos of a run."""
 
     def run(self, work: Work, writer: CacheWriter, videos: Sequence[str]) -> Iterator[Outcome]:
-        """One outcome per video, as they come. A video's fault is an outcome; a fault of the disk is raised (OSError), and so
-        is what keeps all videos from being done (InputError)."""
+        """One outcome per video, in the order in which they finish.
+
+        Raises OSError for an error of the disk (FATAL) and InputError for a problem that concerns all videos; an error of one
+        video is its outcome.
+        """
 
 
-def fault(error: Exception) -> str:
-    """What is recorded of a video that failed. Raises the error again when it is not the video's."""
+def failure_message(error: Exception) -> str:
+    """The message that is recorded for a video that failed. Raises `error` again if it is an error of the disk (FATAL)."""
     if isinstance(error, OSError) and error.errno in FATAL:
         raise error
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError):
         return f"{type(error).__name__}: {error}"
-    # A tracker is somebody's model: whatever it raises on one video must not stop a night's run.
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({at.filename}:{at.lineno})"
+    # A tracker may raise anything; one video must not stop a long run.
+    return describe_error(error)

@@ -1,4 +1,4 @@
-"""Which engines there are."""
+"""The engines by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rvos_cache.extraction.engine import Engine
 
 
 def engine_of(engine: str = "local", jobs: int = 1, ray_address: str | None = None, ray_cores: int | None = None) -> Engine:
-    """The engine "local" or "ray". Raises InputError for an option of another engine, or when its package is not installed."""
+    """The engine "local" or "ray". Raises InputError for an option of the other engine, or if Ray is not installed."""
     if engine == "ray":
         if jobs != 1:
             raise InputError(f"--jobs {jobs} is for --engine local; on Ray there is a worker per GPU, or per --ray-cores N")

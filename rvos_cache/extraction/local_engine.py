@@ -1,4 +1,4 @@
-"""This machine: one process that writes a video while it makes the next, or several forked ones."""
+"""Videos on this machine: one process that writes a video while it computes the next, or several forked processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from rvos_cache.errors import InputError
-from rvos_cache.extraction.engine import Outcome, fault
-from rvos_cache.extraction.work import Made, Work
+from rvos_cache.extraction.engine import Outcome, failure_message
+from rvos_cache.extraction.work import Pending, Work
 from rvos_cache.store import CacheWriter
 
 
@@ -23,59 +23,59 @@ class LocalEngine:
     jobs: int = 1
 
     def run(self, work: Work, writer: CacheWriter, videos: Sequence[str]) -> Iterator[Outcome]:
-        """Outcomes in the order of `videos` for one process, as they come for several. Raises like Engine.run."""
+        """Outcomes in the order of `videos` for one process, in the order they finish for several. Raises like Engine.run."""
         if self.jobs <= 1 or len(videos) <= 1:
-            return _overlapped(work, writer, videos)
-        return _forked(work, writer, videos, self.jobs)
+            return _run_overlapped(work, writer, videos)
+        return _run_forked(work, writer, videos, self.jobs)
 
 
-def written(video_id: str, made: Made, writer: CacheWriter) -> Outcome:
-    """The outcome of writing a video. Raises OSError for a fault of the disk."""
+def write_pending(video_id: str, pending: Pending, writer: CacheWriter) -> Outcome:
+    """Write a video and return its outcome. Raises OSError for an error of the disk."""
     try:
-        return Outcome(video_id, made.write(writer))
+        return Outcome(video_id, pending.write(writer))
     except Exception as error:
-        return Outcome(video_id, 0, fault(error))
+        return Outcome(video_id, 0, failure_message(error))
 
 
-def _overlapped(work: Work, writer: CacheWriter, videos: Sequence[str]) -> Iterator[Outcome]:
-    """One thread writes a video (packing, disk) while the next is made (a GPU). Two records are in memory at most.
+def _run_overlapped(work: Work, writer: CacheWriter, videos: Sequence[str]) -> Iterator[Outcome]:
+    """One thread writes a video (packing, disk) while the next is computed (a GPU). At most two records are in memory.
 
-    Leaving, by Ctrl-C too, waits for the video that is being written.
+    Closing the iterator, also by Ctrl-C, waits for the video that is being written.
     """
     with ThreadPoolExecutor(1, "writer") as thread:
-        behind: Future[Outcome] | None = None
+        writing: Future[Outcome] | None = None
         for video_id in videos:
             try:
-                made: Made | Outcome = work.make(video_id)
+                result: Pending | Outcome = work.make(video_id)
             except Exception as error:
-                made = Outcome(video_id, 0, fault(error))
-            if behind is not None:
-                yield behind.result()
-                behind = None
-            if isinstance(made, Outcome):
-                yield made
-            elif made.detached:
-                behind = thread.submit(written, video_id, made, writer)
+                result = Outcome(video_id, 0, failure_message(error))
+            if writing is not None:
+                yield writing.result()
+                writing = None
+            if isinstance(result, Outcome):
+                yield result
+            elif result.detached:
+                writing = thread.submit(write_pending, video_id, result, writer)
             else:
-                yield written(video_id, made, writer)
-        if behind is not None:
-            yield behind.result()
+                yield write_pending(video_id, result, writer)
+        if writing is not None:
+            yield writing.result()
 
 
 _INHERITED: tuple[Work, CacheWriter] | None = None
 
 
-def _forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: int) -> Iterator[Outcome]:
-    # fork: a child inherits the opened dataset and tracker instead of reading them again.
+def _run_forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: int) -> Iterator[Outcome]:
+    # fork: a child process inherits the opened dataset and tracker instead of reading them again.
     # An executor, not a Pool: a Pool waits for ever for a process that the system killed for its memory.
     global _INHERITED
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise InputError(f"--jobs {jobs}: forked processes cannot use a GPU; leave it out, or use --engine ray or --shard i/n")
     _INHERITED = work, writer
-    pool = ProcessPoolExecutor(min(jobs, len(videos)), multiprocessing.get_context("fork"), _child_begins)
+    pool = ProcessPoolExecutor(min(jobs, len(videos)), multiprocessing.get_context("fork"), _start_child)
     try:
-        for future in as_completed([pool.submit(_in_child, v) for v in videos]):
+        for future in as_completed([pool.submit(_run_in_child, v) for v in videos]):
             yield future.result()
     except BrokenProcessPool:
         raise InputError("a process was killed (out of memory?); run the same command again with fewer --jobs") from None
@@ -84,20 +84,20 @@ def _forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: int) -
         _INHERITED = None
 
 
-def _child_begins() -> None:
-    # Ctrl-C is the parent's to answer.
+def _start_child() -> None:
+    # The parent process handles Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch = sys.modules.get("torch")
     if torch is not None:
-        # The parent's threads did not come along: a child that asks them for work waits for ever.
+        # The parent's thread pool does not exist in a forked child, which would wait for it for ever.
         torch.set_num_threads(1)
 
 
-def _in_child(video_id: str) -> Outcome:
+def _run_in_child(video_id: str) -> Outcome:
     assert _INHERITED is not None
     work, writer = _INHERITED
     try:
-        made = work.make(video_id)
+        pending = work.make(video_id)
     except Exception as error:
-        return Outcome(video_id, 0, fault(error))
-    return written(video_id, made, writer)
+        return Outcome(video_id, 0, failure_message(error))
+    return write_pending(video_id, pending, writer)

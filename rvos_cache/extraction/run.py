@@ -1,4 +1,4 @@
-"""A run: every video that a cache lacks, by an engine, with its report."""
+"""A run: process every video that a cache lacks, with one engine, and report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rvos_cache.store import CacheWriter, Card
 
 @dataclass
 class ExtractReport:
-    """Ids of the videos done now, those that were there before, and the failed ones with their errors."""
+    """Ids of the videos. done: written by this run; skipped: in the cache before; failed: with their errors."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -24,14 +24,14 @@ class ExtractReport:
 
 
 def run_videos(
-    out: Path, card: Card, videos: Sequence[str], work: Work, title: str, engine: Engine, unit: str = "frames"
+    out: Path | str, card: Card, videos: Sequence[str], work: Work, title: str, engine: Engine, unit: str = "frames"
 ) -> ExtractReport:
-    """Every video that is not in the cache `out` yet, done by `engine`; a failed one is recorded and stops no other.
+    """Process every video that the cache `out` lacks; a video that fails is recorded and stops no other.
 
-    Raises InputError when `out` is another cache, OSError when the disk is full or read-only.
+    Raises InputError if `out` has another card, OSError if the disk is full or read-only.
     """
     report = ExtractReport()
-    with naming(out):
+    with naming(Path(out)):
         writer = CacheWriter(out, card)
         done = writer.done()
         report.skipped = [v for v in videos if v in done]
@@ -48,11 +48,11 @@ def run_videos(
 
 
 def write_videos(
-    out: Path, card: Card, videos: Sequence[str], one: Callable[[CacheWriter, str], int], title: str, jobs: int = 1
+    out: Path | str, card: Card, videos: Sequence[str], one: Callable[[CacheWriter, str], int], title: str, jobs: int = 1
 ) -> ExtractReport:
-    """Every video that is not in the cache `out` yet, in this process or `jobs` forked ones that take turns.
+    """Write every video that the cache `out` lacks, in this process or in `jobs` forked ones.
 
-    one: writes a video and returns its frames; what it raises is recorded in failures.jsonl and stops no other video.
-    Raises InputError when `out` is another cache, OSError when the disk is full or read-only.
+    one: writes a video and returns its number of frames; if it raises, the error is recorded in failures.jsonl and the other
+    videos go on. Raises InputError if `out` has another card, OSError if the disk is full or read-only.
     """
     return run_videos(out, card, videos, OneStep(one), title, LocalEngine(jobs))

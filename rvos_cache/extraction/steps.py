@@ -1,4 +1,4 @@
-"""The steps of stage one: tracks of a split, words of a split, and both of every split."""
+"""The steps of stage one: tracks of a split, words of a split, and both for every split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rvos_cache.datasets import DATASETS, Dataset, open_dataset
+from rvos_cache.datasets import Dataset, dataset_class, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.bindings import bound_digest
 from rvos_cache.extraction.budget import check_budget
@@ -15,36 +15,40 @@ from rvos_cache.extraction.engine import Engine
 from rvos_cache.extraction.local_engine import LocalEngine
 from rvos_cache.extraction.run import ExtractReport, run_videos
 from rvos_cache.extraction.work import OneStep, TrackWork
-from rvos_cache.plugins import resolve
+from rvos_cache.plugins import checked_weights
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TextRecord, provenance, write_text
-from rvos_cache.text import encoder_class
+from rvos_cache.text import TEXT_ENCODERS, encoder_class, open_encoder
 
 
-def chosen_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, shard: str) -> list[str]:
-    """The videos of a run in file order. shard "i/n" takes every n-th from the i-th. Raises InputError."""
-    known = list(dataset.video_ids())
-    wanted = list(videos)
-    missing = [v for v in wanted if v not in set(known)]
+def select_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, shard: str) -> list[str]:
+    """The videos of a run in file order.
+
+    videos: ids (none: all of the split); limit: only the first so many; shard: "i/n", every n-th of these from the i-th.
+    Raises InputError for a video that the split does not have, or a malformed shard.
+    """
+    listed = list(dataset.video_ids())
+    requested = list(videos)
+    missing = [v for v in requested if v not in set(listed)]
     if missing:
         raise InputError(f"{dataset.root}, split {dataset.split}: no video {missing[0]!r}; rvos-cache check lists them")
-    chosen = [v for v in known if v in set(wanted)] if wanted else known
-    chosen = chosen[:limit]
+    selected = [v for v in listed if v in set(requested)] if requested else listed
+    selected = selected[:limit]
     try:
         index, count = (int(part) for part in shard.split("/"))
         if not 1 <= index <= count:
             raise ValueError
     except ValueError:
         raise InputError(f"--shard wants i/n with 1 <= i <= n, got {shard!r}") from None
-    return chosen[index - 1 :: count]
+    return selected[index - 1 :: count]
 
 
 def extract(
     dataset: str,
-    root: Path,
+    root: Path | str,
     split: str,
     tracker: str,
-    out: Path,
+    out: Path | str,
     *,
     videos: Iterable[str] = (),
     limit: int | None = None,
@@ -55,69 +59,75 @@ def extract(
     engine: Engine | None = None,
     budget: int | None = None,
 ) -> ExtractReport:
-    """Write the tracks of a split to the cache `out`. Running it again does what is left; a failed video stops no other.
+    """Write the tracks of a split to the cache `out`. Running it again processes what is left; a failed video stops no other.
 
-    corrupt: "name:severity" of what is done to frames before the tracker sees them (`corruptions`); it is part of the card.
-    engine: who does it; `jobs` processes of this machine by default. budget: bytes that the videos of all shards may take,
-    for a tracker that knows them.
-    Raises InputError for settings or a dataset that cannot be used or a budget that is passed, before anything runs; OSError
-    when the disk is full or read-only.
+    dataset, tracker: a built-in name, or "my_module:MyClass"; root: folder of the dataset; out: a path ending in .zarr, or a
+    URL; videos, limit, shard: as in `select_videos`; overrides: settings of the tracker; corrupt: "name:severity" of a
+    corruption that is applied to the frames first (`rvos_cache.corruptions`), it is part of the card; engine: by default
+    `jobs` processes on this machine; budget: bytes that the videos of all shards may take, for a tracker that knows them.
+    Raises InputError, before anything runs, for settings, a plugin or a dataset that cannot be used, or a budget that is
+    exceeded; OSError if the disk is full or read-only.
     """
     work = TrackWork(dataset, Path(root), split, tracker, overrides or {}, corrupt)
-    chosen = chosen_videos(work.source, videos, limit, shard)
+    selected = select_videos(work.source, videos, limit, shard)
     if budget is not None:
-        check_budget(work, [(work.source, v) for v in chosen_videos(work.source, videos, limit, "1/1")], budget)
-    return _tracked(work, out, chosen, engine or LocalEngine(jobs))
+        check_budget(work, [(work.source, v) for v in select_videos(work.source, videos, limit, "1/1")], budget)
+    return _extract_tracks(work, out, selected, engine or LocalEngine(jobs))
 
 
-def _tracked(work: TrackWork, out: Path, videos: Sequence[str], engine: Engine) -> ExtractReport:
+def _extract_tracks(work: TrackWork, out: Path | str, videos: Sequence[str], engine: Engine) -> ExtractReport:
     return run_videos(out, tracks_card(work, out), videos, work, f"{work.tracker} {work.split}", engine)
 
 
 def extract_text(
     dataset: str,
-    root: Path,
+    root: Path | str,
     split: str,
     encoder: str,
-    out: Path,
+    out: Path | str,
     *,
     overrides: Mapping[str, Any] | None = None,
 ) -> ExtractReport:
-    """Write the words of a split's expressions to the cache `out`. Raises like `extract`."""
+    """Write the words of a split's expressions to the cache `out`. overrides: settings of the encoder. Raises like `extract`."""
+    title = f"text encoder {encoder}"
+    settings = build(encoder_class(encoder).Settings, overrides or {}, title)
     source = open_dataset(dataset, root, split)
-    kind = encoder_class(encoder)
-    settings = build(kind.Settings, overrides or {}, f"text encoder {encoder}")
-    made = kind(settings)
+    model = open_encoder(encoder, settings)
     card = Card(
         kind="text",
         dataset=dataset,
         split=split,
         producer=encoder,
         settings=settings.model_dump(mode="json"),
-        weights=made.weight_hashes(),
+        weights=checked_weights(model, title, is_custom=encoder not in TEXT_ENCODERS),
         expressions_digest=bound_digest(source, out),
-        channels=made.channels,
+        channels=model.channels,
         root=str(Path(root)),
         **provenance(),
     )
 
-    def one(writer: CacheWriter, video_id: str) -> int:
+    def write_one(writer: CacheWriter, video_id: str) -> int:
         expressions = source.expressions(video_id)
-        words = made.encode([e.text for e in expressions])
+        words = model.encode([e.text for e in expressions])
+        if len(words) != len(expressions):
+            raise InputError(f"{title}: encode() returned {len(words)} Words for {len(expressions)} sentences")
+        wrong = [w.vectors.shape[1] for w in words if w.vectors.shape[1] != model.channels]
+        if wrong:
+            raise InputError(f"{title}: words have {wrong[0]} channels, declared {model.channels}")
         write_text(writer, TextRecord(video_id, expressions, tuple(words)))
         return len(expressions)
 
-    return run_videos(out, card, source.video_ids(), OneStep(one), f"{encoder} {split}", LocalEngine(), "expressions")
+    return run_videos(out, card, source.video_ids(), OneStep(write_one), f"{encoder} {split}", LocalEngine(), "expressions")
 
 
 def extract_all(
     dataset: str,
-    root: Path,
+    root: Path | str,
     *,
     splits: Sequence[str] = (),
     tracker: str = "flow",
     encoder: str = "hashed",
-    out: Path | None = None,
+    out: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     text_overrides: Mapping[str, Any] | None = None,
     corrupt: str | None = None,
@@ -125,28 +135,28 @@ def extract_all(
     engine: Engine | None = None,
     budget: int | None = None,
 ) -> dict[str, ExtractReport]:
-    """Tracks and words of every split found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
+    """Tracks and words of every split that is found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 
-    `out` is out/cache/<dataset> by default; tracks of corrupted frames lie in `<tracker>-<name>-<severity>.zarr`. overrides,
-    text_overrides: settings of the tracker and of the encoder; budget: of the tracks of all splits together. Where `splits`
-    names none, a split that hides what the tracker prompts with gets its words alone, with a warning.
-    Raises like `extract`, and InputError when no split is found.
+    `out` is out/cache/<dataset> by default; tracks of corrupted frames are written to `<tracker>-<name>-<severity>.zarr`.
+    overrides, text_overrides: settings of the tracker and of the encoder; budget: bytes of the tracks of all splits together.
+    If `splits` is empty, a split that hides the ground truth that the tracker prompts with gets its words only, with a warning.
+    Raises like `extract`, and InputError if no split is found.
     """
-    found = list(splits) or resolve(DATASETS, dataset, "dataset").splits(Path(root))
-    if not found:
+    names = list(splits) or dataset_class(dataset).splits(Path(root))
+    if not names:
         raise InputError(f"{root}: no split of {dataset} here; put the dataset there or give --root (make: ROOT=...)")
-    base = out or Path("out/cache") / dataset
-    work = TrackWork(dataset, Path(root), found[0], tracker, overrides or {}, corrupt)
+    base = Path(out) if out else Path("out/cache") / dataset
+    work = TrackWork(dataset, Path(root), names[0], tracker, overrides or {}, corrupt)
     if budget is not None:
-        sources = [work.of_split(split).source for split in found]
+        sources = [work.of_split(split).source for split in names]
         check_budget(work, [(source, v) for source in sources for v in source.video_ids()], budget)
     reports = {}
-    for split in found:
+    for split in names:
         name = "-".join([tracker.rpartition(":")[2], *(corrupt.split(":") if corrupt else [])])
         work = work.of_split(split)
-        if splits or work.prompted:
+        if splits or work.has_prompts:
             tracks = base / split / f"{name}.zarr"
-            reports[f"{split}/{name}"] = _tracked(work, tracks, work.source.video_ids(), engine or LocalEngine(jobs))
+            reports[f"{split}/{name}"] = _extract_tracks(work, tracks, work.source.video_ids(), engine or LocalEngine(jobs))
         else:
             warnings.warn(f"split {split} hides the ground truth that {tracker} prompts with: its words alone", stacklevel=2)
         words = base / split / f"text-{encoder.rpartition(':')[2]}.zarr"
@@ -154,23 +164,23 @@ def extract_all(
     return reports
 
 
-def tracks_card(work: TrackWork, out: Path) -> Card:
-    """The card of the tracks cache `out`. Raises InputError, also where the split hides what the tracker prompts with."""
-    work.check_prompted()
-    tracker, source = work.model, work.source
-    specs = [{"name": s.name, "dims": list(s.dims), "dtype": s.dtype, "by_frame": s.by_frame} for s in tracker.feature_specs]
+def tracks_card(work: TrackWork, out: Path | str) -> Card:
+    """The card of the tracks cache `out`. Raises InputError, also if the split hides the ground truth that the tracker needs."""
+    work.check_prompts()
+    settings, tracker, source = work.settings, work.model, work.source
     return Card(
         kind="tracks",
         dataset=work.dataset,
         split=source.split,
         producer=work.tracker,
-        settings=work.settings.model_dump(mode="json"),
-        weights=tracker.weight_hashes(),
+        settings=settings.model_dump(mode="json"),
+        weights=work.weights,
         expressions_digest=bound_digest(source, out) if tracker.reads_expressions else None,
         channels=tracker.channels,
         label_iou=tracker.label_iou,
         training_only=tracker.wants_ground_truth,
-        feature_specs=specs,
+        feature_specs=[spec.to_json() for spec in tracker.feature_specs],
+        measurement_specs=[spec.to_json() for spec in tracker.measurement_specs],
         extra={} if work.corrupt is None else {"corrupt": work.corrupt},
         root=str(source.root),
         **provenance(),

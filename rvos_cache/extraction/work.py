@@ -1,4 +1,4 @@
-"""What is made of one video: the part of a run that an engine hands out."""
+"""The processing of one video: what an engine calls for every video of a run."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from rvos_cache.corruptions import corrupted, parsed
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.overlap import count_overlap
+from rvos_cache.plugins import checked_weights
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackRecord, write_tracks
-from rvos_cache.trackers import Tracker, tracker_class
-from rvos_cache.types import Expression, GroundTruth, Video
+from rvos_cache.trackers import TRACKERS, Tracker, open_tracker, tracker_class
+from rvos_cache.types import Expression, GroundTruth, TrackSet, Video
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was made of a video and is not written yet.
+class Pending:
+    """A video that was computed and is not written yet.
 
-    write: publishes it and returns its frames; detached: it reads nothing that making the next video changes, so that a
-    thread may write it meanwhile.
+    write: publishes the video and returns its number of frames; detached: `write` reads nothing that computing the next video
+    changes, so that a thread may run it at the same time.
     """
 
     write: Callable[[CacheWriter], int]
@@ -35,30 +36,30 @@ class Made:
 
 
 class Work(Protocol):
-    """What is done with every video of a run. An engine on other machines pickles it; it then opens there what it needs."""
+    """What a run does with each of its videos. An engine on other machines pickles it, and calls `open` there."""
 
     def open(self, card: Card) -> None:
-        """Open all that `make` needs, on a machine that did not make the card.
+        """Open everything that `make` needs, on a machine that did not make the card.
 
-        Raises InputError where something is missing, or is not what the card says.
+        Raises InputError if something is missing, or differs from what the card says.
         """
 
-    def make(self, video_id: str) -> Made:
-        """Everything that comes before writing. What it raises is the fault of this video."""
+    def make(self, video_id: str) -> Pending:
+        """Everything before writing. An exception is the failure of this video."""
 
 
 @dataclass(frozen=True)
 class OneStep:
-    """Work of callers that make and write a video in one function, which returns its frames."""
+    """Work that computes and writes a video in one function, which returns the number of frames."""
 
     one: Callable[[CacheWriter, str], int]
 
     def open(self, card: Card) -> None:
-        """It was opened where the function was made."""
+        """Nothing to open: the function has it all."""
 
-    def make(self, video_id: str) -> Made:
-        """All is left to the writing."""
-        return Made(lambda writer: self.one(writer, video_id), detached=False)
+    def make(self, video_id: str) -> Pending:
+        """Leave everything to the writing."""
+        return Pending(lambda writer: self.one(writer, video_id), detached=False)
 
 
 @dataclass(frozen=True)
@@ -83,74 +84,111 @@ class TrackWork:
 
     @cached_property
     def settings(self) -> Any:
-        """The tracker's settings, resolved."""
+        """The tracker's settings, with defaults filled in."""
         return build(tracker_class(self.tracker).Settings, self.overrides, f"tracker {self.tracker}")
 
     @cached_property
     def model(self) -> Tracker:
         """The tracker with its weights."""
-        made: Tracker = tracker_class(self.tracker)(self.settings)
-        return made
+        return open_tracker(self.tracker, self.settings)
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Name of each checkpoint of the tracker -> digest."""
+        return checked_weights(self.model, f"tracker {self.tracker}", is_custom=self.tracker not in TRACKERS)
 
     @property
-    def prompted(self) -> bool:
-        """Whether the split shows what the tracker prompts with."""
+    def has_prompts(self) -> bool:
+        """Whether the split has the ground truth that the tracker prompts with, or the tracker prompts without."""
         return self.source.has_ground_truth or not tracker_class(self.tracker).wants_ground_truth
 
-    def check_prompted(self) -> None:
-        """Raises InputError where the split hides what the tracker prompts with."""
-        if not self.prompted:
+    def check_prompts(self) -> None:
+        """Raises InputError if the tracker prompts with ground truth that the split hides."""
+        if not self.has_prompts:
             raise InputError(
                 f"{self.root}, split {self.split}: tracker {self.tracker} prompts with ground truth, which this split hides; "
-                "give a split that shows it, or another tracker"
+                "give a split that has it, or another tracker"
             )
 
     def of_split(self, split: str) -> TrackWork:
-        """The same work on another split, with the tracker that is open."""
+        """The same work on another split, with the same opened tracker."""
         other = replace(self, split=split)
-        if "model" in vars(self):
-            vars(other)["model"] = self.model
+        vars(other).update({name: vars(self)[name] for name in ("settings", "model", "weights") if name in vars(self)})
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        # Not what was opened: another machine opens it itself, from another working folder.
+        # Without what is open: another machine opens it itself, from another working folder.
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "root": Path(self.root).absolute()}
 
     def open(self, card: Card) -> None:
-        """The dataset and the model. Raises InputError where one cannot be opened, or the weights are other ones."""
+        """Open the dataset and the tracker. Raises InputError if one cannot be opened, or its weights differ from the card's."""
         self.source.video_ids()
-        found = self.model.weight_hashes()
-        for name in sorted(found.keys() | card.weights):
-            if found.get(name) != card.weights.get(name):
+        for name in sorted(self.weights.keys() | card.weights):
+            if self.weights.get(name) != card.weights.get(name):
                 raise InputError(
-                    f"{name}: {socket.gethostname()} has other weights ({found.get(name)}) than the run's own machine "
-                    f"({card.weights.get(name)}); give all machines the same"
+                    f"{name}: {socket.gethostname()} has other weights ({self.weights.get(name)}) than the machine that started "
+                    f"the run ({card.weights.get(name)}); give all machines the same"
                 )
 
-    def make(self, video_id: str) -> Made:
-        """Tracks and overlap counts of one video."""
-        began, source = time.perf_counter(), self.source
+    def make(self, video_id: str) -> Pending:
+        """Tracks, overlap counts and measurements of one video."""
+        start, source = time.perf_counter(), self.source
         clean = source.video(video_id)
         video = clean if self.corrupt is None else corrupted(clean, self.corrupt)
         truth = source.ground_truth(video_id) if source.has_ground_truth else None
-        record = extract_video(self.model, video, source.expressions(video_id), truth)
-        origin = {"host": socket.gethostname(), "seconds": round(time.perf_counter() - began, 3)}
+        record = extract_video(self.model, video, source.expressions(video_id), truth, self.tracker)
+        origin = {"host": socket.gethostname(), "seconds": round(time.perf_counter() - start, 3)}
 
         def write(writer: CacheWriter) -> int:
             write_tracks(writer, record, origin)
             return len(video)
 
-        # A feature that comes frame by frame is still being computed while it is written.
-        return Made(write, all(isinstance(value, np.ndarray) for value in record.tracks.features.values()))
+        # A feature that is an iterator of frames is still being computed while it is written.
+        return Pending(write, all(isinstance(value, np.ndarray) for value in record.tracks.features.values()))
 
 
 def extract_video(
-    tracker: Tracker, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None
+    tracker: Tracker,
+    video: Video,
+    expressions: Sequence[Expression],
+    ground_truth: GroundTruth | None,
+    name: str | None = None,
 ) -> TrackRecord:
-    """Tracks of one video and their overlap with its ground truth (None: hidden). The step that `ask` shares."""
-    given = ground_truth if tracker.wants_ground_truth else None
-    if tracker.wants_ground_truth and given is None:
+    """Tracks of one video, with overlap counts and measurements if `ground_truth` is given.
+
+    The tracker does not see `ground_truth` while it tracks, unless it has `wants_ground_truth`. name: of the tracker, for
+    errors. Raises InputError if the tracker needs ground truth that is None, does not return a TrackSet of this video, or
+    does not measure what it declares.
+    """
+    title = f"tracker {name or type(tracker).__name__}"
+    if not tracker.wants_ground_truth:
+        tracks = tracker.track(video, expressions)
+    elif ground_truth is None:
         raise InputError(f"video {video.video_id}: this tracker prompts with ground truth, and the split hides it")
-    tracks = tracker.track(video, expressions, given)
+    else:
+        tracks = tracker.track(video, expressions, ground_truth)  # type: ignore[call-arg]
+    _check_tracks(tracker, tracks, video, title)
+    measurements: Mapping[str, Any] = {}
+    if ground_truth is not None and tracks.measure is not None:
+        measurements = tracks.measure(ground_truth)
+        if not isinstance(measurements, Mapping):
+            raise InputError(f"{title}: measure() returned a {type(measurements).__name__}, expected a dict of name to array")
     overlap = None if ground_truth is None else count_overlap(tracks.masks, ground_truth)
-    return TrackRecord(video.video_id, video.frame_names, video.size, tuple(expressions), tracks, ground_truth, overlap)
+    return TrackRecord(
+        video.video_id, video.frame_names, video.size, tuple(expressions), tracks, ground_truth, overlap, measurements
+    )
+
+
+def _check_tracks(tracker: Tracker, tracks: object, video: Video, title: str) -> None:
+    if not isinstance(tracks, TrackSet):
+        raise InputError(f"{title}: track() returned a {type(tracks).__name__}, expected a TrackSet")
+    if tracks.masks.shape[1] != len(video) or tracks.masks.size != tuple(video.size):
+        raise InputError(
+            f"{title}: masks have {tracks.masks.shape[1]} frames of {tracks.masks.size} pixels (height, width), the video has "
+            f"{len(video)} of {tuple(video.size)}"
+        )
+    if tracker.measurement_specs and tracks.measure is None:
+        names = ", ".join(spec.name for spec in tracker.measurement_specs)
+        raise InputError(f"{title}: declares measurements ({names}), but its TrackSet has no measure")
+    if tracks.measure is not None and not tracker.measurement_specs:
+        raise InputError(f"{title}: its TrackSet has measure, but measurement_specs declares no measurement")

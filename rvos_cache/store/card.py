@@ -25,7 +25,8 @@ class Card(Settings):
     producer: tracker or encoder name (the run, for selections); settings: its resolved settings; weights: checkpoint ->
     digest; expressions_digest: of the whole split's expressions, for text and for trackers that read them; channels,
     dtype: of tokens or words; label_iou: default of the labels; training_only: made from ground-truth prompts;
-    feature_specs: the extra arrays; extra: what only this kind has; root: where the dataset lay, a hint.
+    feature_specs: the extra arrays; measurement_specs: the arrays measured against ground truth; extra: what only this kind
+    has; root: where the dataset lay, a hint.
     """
 
     format_version: int = FORMAT_VERSION
@@ -41,6 +42,7 @@ class Card(Settings):
     label_iou: float | None = None
     training_only: bool = False
     feature_specs: list[dict[str, Any]] = []
+    measurement_specs: list[dict[str, Any]] = []
     extra: dict[str, Any] = {}
     commit: str = ""
     versions: dict[str, str] = {}

@@ -4,7 +4,7 @@ Layout of `videos/<video>/` (letters as in rvos_cache.types):
     tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [bytes] (turns.py: track-major, frame-minor)
     where the split shows its answers: gt_rle u1 [bytes] · overlap i4 [N+1,A+1,T], a table of tracks and objects:
     inter, with area as its last column, gt_area as its last row, and annotated (0 or 1) where those two meet
-    features/<name> as the tracker declares
+    features/<name> and, where the split has its ground truth, measured/<name>, as the tracker declares them
 Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, and of each track
 origin, prompt, prompt_frame and prompt_box (each number as the shortest text of its float32: read back it is the same).
 A file costs more than the few bytes of a small array, so whatever fits in the attributes is there.
@@ -13,7 +13,7 @@ A file costs more than the few bytes of a small array, so whatever fits in the a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from rvos_cache.errors import InputError
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
+from rvos_cache.store.card import Card
+from rvos_cache.store.declared import DeclaredArrays
 from rvos_cache.store.mask_codec import pack, unpack
 from rvos_cache.store.reader import Cache
 from rvos_cache.store.writer import CacheWriter
@@ -30,7 +32,11 @@ from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet
 
 @dataclass(frozen=True)
 class TrackRecord:
-    """One video of a tracks cache. ground_truth and overlap are None exactly when the split hides its answers."""
+    """One video of a tracks cache.
+
+    ground_truth, overlap: None if the split hides its ground truth, and then measurements is empty; measurements: arrays that
+    the tracker measured against the ground truth, by name.
+    """
 
     video_id: str
     frame_names: tuple[str, ...]
@@ -39,10 +45,13 @@ class TrackRecord:
     tracks: TrackSet
     ground_truth: GroundTruth | None
     overlap: Overlap | None
+    measurements: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.ground_truth is None) != (self.overlap is None):
             raise ValueError("ground truth and overlap counts come together or not at all")
+        if self.ground_truth is None and self.measurements:
+            raise ValueError(f"measurements {sorted(self.measurements)} of a video whose split hides its ground truth")
         if self.ground_truth and self.overlap and (self.ground_truth.annotated != self.overlap.annotated).any():
             raise ValueError("ground truth and overlap counts name other frames as annotated")
         if self.tracks.masks.shape[1] != len(self.frame_names) or self.tracks.masks.size != self.size:
@@ -85,8 +94,12 @@ def expressions_from_json(video_id: str, stored: list[Mapping[str, Any]]) -> tup
 
 
 def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[str, Any] | None = None) -> bool:
-    """Publish one video; False when another writer was first."""
+    """Publish one video; False when another writer was first.
+
+    Raises InputError if tokens, features or measurements are not as the card declares them.
+    """
     tracks, truth, overlap = record.tracks, record.ground_truth, record.overlap
+    declared = check_declared(writer.card, record)
     arrays: dict[str, Any] = {
         "tokens": tracks.tokens,
         "presence": tracks.presence,
@@ -94,10 +107,7 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
     }
     if truth is not None and overlap is not None:
         arrays |= {"gt_rle": pack(truth.masks), "overlap": _table(overlap)}
-    by_frame = {spec["name"] for spec in writer.card.feature_specs if spec.get("by_frame")}
-    for name, value in tracks.features.items():
-        whole = isinstance(value, np.ndarray) and name in by_frame
-        arrays[f"features/{name}"] = (value, True) if whole else value
+    arrays |= declared
     attributes = {
         "video": record.video_id,
         "size": list(record.size),
@@ -111,6 +121,32 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
         "expressions": expressions_to_json(record.expressions),
     }
     return writer.publish(record.video_id, arrays, attributes, provenance)
+
+
+def check_declared(card: Card, record: TrackRecord) -> dict[str, Any]:
+    """Features and measurements of a video as `CacheWriter.publish` takes them: "features/<name>" and "measured/<name>".
+
+    Raises InputError, naming the tracker and the array, if tokens, features or measurements are not as `card` declares them.
+    """
+    tracks, truth = record.tracks, record.ground_truth
+    tokens, where = tracks.tokens, f"tracker {card.producer}: tokens"
+    if tokens.dtype != np.dtype(card.dtype):
+        raise InputError(f"{where} are {tokens.dtype}, declared {card.dtype}")
+    if tokens.shape[2] != card.channels:
+        raise InputError(f"{where} have {tokens.shape[2]} channels, declared {card.channels}")
+    sizes = {"N": tokens.shape[0], "T": tokens.shape[1], "E": len(record.expressions)}
+    if truth is not None:
+        sizes["A"] = len(truth.object_ids)
+    declared = DeclaredArrays(card.producer, sizes)
+    # Measurements first: they are whole arrays, and the frames of a feature are computed while they are written.
+    specs = [] if truth is None else card.measurement_specs
+    measured = declared.check("measurement", specs, record.measurements)
+    features = declared.check("feature", card.feature_specs, tracks.features)
+    return {**_prefixed("features", features), **_prefixed("measured", measured)}
+
+
+def _prefixed(group: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{group}/{name}": value for name, value in arrays.items()}
 
 
 def _table(overlap: Overlap) -> NDArray[np.int32]:
@@ -186,6 +222,16 @@ class TrackCache(Cache):
         """The extra array `name`, or some frames of it where it is stored by frame."""
         return self.folder(video_id).array(f"features/{name}", frames)
 
+    def measurement(self, video_id: str, name: str) -> NDArray[Any]:
+        """The measurement `name`. Raises InputError if the split hides its ground truth, or the tracker does not declare it."""
+        names = [str(spec["name"]) for spec in self.card.measurement_specs]
+        if name not in names:
+            raise InputError(
+                f"{self.path}: no measurement {name!r}; tracker {self.card.producer} declares: {', '.join(names) or 'none'}"
+            )
+        self._check_ground_truth(video_id)
+        return self.folder(video_id).array(f"measured/{name}")
+
     def read(self, video_id: str) -> TrackRecord:
         """Everything of a video."""
         info = self.info(video_id)
@@ -203,15 +249,18 @@ class TrackCache(Cache):
             return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, None, None)
         counts = self._counts(video_id)
         truth, overlap = self._ground_truth(video_id, counts), _overlap(counts)
-        return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, truth, overlap)
+        measured = {spec["name"]: self.measurement(video_id, spec["name"]) for spec in self.card.measurement_specs}
+        return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, truth, overlap, measured)
+
+    def _check_ground_truth(self, video_id: str) -> None:
+        if self.folder(video_id).attributes["object_ids"] is None:
+            raise InputError(
+                f"{self.path}, video {video_id}: the split {self.card.split!r} hides its ground truth; use a split that has it"
+            )
 
     def _counts(self, video_id: str) -> NDArray[np.int32]:
-        folder = self.folder(video_id)
-        if folder.attributes["object_ids"] is None:
-            raise InputError(
-                f"{self.path}, video {video_id}: the split {self.card.split!r} hides its answers; use a split that shows them"
-            )
-        return folder.array("overlap")
+        self._check_ground_truth(video_id)
+        return self.folder(video_id).array("overlap")
 
     def _ground_truth(self, video_id: str, counts: NDArray[np.int32]) -> GroundTruth:
         ids = tuple(self.folder(video_id).attributes["object_ids"])

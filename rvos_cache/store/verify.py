@@ -16,7 +16,7 @@ from rvos_cache.store.checksum import canonical, digest
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.selections import SelectionCache
 from rvos_cache.store.text import TextCache
-from rvos_cache.store.tracks import TrackCache
+from rvos_cache.store.tracks import TrackCache, check_declared
 from rvos_cache.store.uri import open_backend
 
 THREADS = 8
@@ -104,7 +104,11 @@ def _faults(folder: VideoFolder) -> Iterator[str]:
 def _misfits(cache: Cache, video_id: str) -> Iterator[str]:
     try:
         if isinstance(cache, TrackCache):
-            cache.read(video_id)
+            record = cache.read(video_id)
+            declared = check_declared(cache.card, record)
+            extra = [name for name in cache.folder(video_id).names() if "/" in name and name not in declared]
+            if extra:
+                yield f"{cache.backend}, video {video_id}: array {extra[0]!r} is not declared in the card; extract it again"
         elif isinstance(cache, TextCache):
             cache.words(video_id)
         elif isinstance(cache, SelectionCache):

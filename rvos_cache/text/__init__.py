@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
-
-from rvos_cache import settings
 from rvos_cache.plugins import resolve
-from rvos_cache.types import Words
+from rvos_cache.text.base import TextEncoder, check_encoder_class, create_encoder
 
 TEXT_ENCODERS = {
     "hashed": "rvos_cache.text.hashed:HashedEncoder",
     "roberta": "rvos_cache.text.roberta:RobertaEncoder",
 }
 
-
-class TextEncoder(Protocol):
-    """Sentences to word vectors. Settings: its frozen settings model; channels: D of its words."""
-
-    Settings: type[settings.Settings]
-    channels: int
-
-    def __init__(self, settings: Any) -> None: ...
-
-    def weight_hashes(self) -> dict[str, str]:
-        """Name of each loaded checkpoint -> digest of its weights, and `cues.tagger_version` where it tags by that tagger."""
-
-    def encode(self, texts: Sequence[str]) -> list[Words]:
-        """One Words per sentence: vectors (L, D), spans and part-of-speech tags."""
+__all__ = ["TEXT_ENCODERS", "TextEncoder", "encoder_class", "open_encoder"]
 
 
 def encoder_class(name: str) -> type[TextEncoder]:
-    """The text encoder `name` (a name in TEXT_ENCODERS or "package.module:Class")."""
-    found: type[TextEncoder] = resolve(TEXT_ENCODERS, name, "text encoder")
-    return found
+    """The text encoder `name` (a name in TEXT_ENCODERS, or "my_module:MyEncoder" of the user's own).
+
+    Raises InputError, before anything runs, if there is none of that name or the class breaks the contract of `TextEncoder`.
+    """
+    cls: type[TextEncoder] = resolve(TEXT_ENCODERS, name, "text encoder", TextEncoder)
+    check_encoder_class(cls, f"text encoder {name}")
+    return cls
+
+
+def open_encoder(name: str, settings: object) -> TextEncoder:
+    """The text encoder `name` with its weights. Raises InputError like `encoder_class`, and if it cannot be created."""
+    return create_encoder(encoder_class(name), settings, f"text encoder {name}", is_custom=name not in TEXT_ENCODERS)

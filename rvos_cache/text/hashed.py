@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from rvos_cache.settings import Settings
+from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.cues import align_tags, split_words, tagger_version
 from rvos_cache.text.normalise import Normalise, normalised, written_spans
 from rvos_cache.types import Words
@@ -35,7 +36,7 @@ class HashedSettings(Settings):
     """The text that is tagged; the vectors never tell upper from lower case, nor how many blanks there were."""
 
 
-class HashedEncoder:
+class HashedEncoder(TextEncoder):
     """Each word: the normalised sum of fixed random vectors of its whole form (weight 1), its n-grams (sharing 1), and
     the pair of the word before and itself (`pairs`), the features of fastText (Joulin et al., 2017, section 2.1).
 
@@ -43,7 +44,7 @@ class HashedEncoder:
     the word's position. The first token is a sentence mark with the span (0, 0).
     """
 
-    Settings = HashedSettings
+    Settings: type[Settings] = HashedSettings
 
     def __init__(self, settings: HashedSettings) -> None:
         self.settings = settings

@@ -12,6 +12,7 @@ from pydantic import Field
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import device, load_frozen, load_processor, weights_digest
 from rvos_cache.settings import Settings
+from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
 from rvos_cache.text.normalise import Normalise, normalised, written_spans
 from rvos_cache.types import Words
@@ -28,10 +29,10 @@ class RobertaSettings(Settings):
     """raw: the sentence as written (SOLA's released code); lower: lower case and single blanks (MeViS's LMPM, DsHmp)."""
 
 
-class RobertaEncoder:
+class RobertaEncoder(TextEncoder):
     """Words are the last hidden state, special tokens included."""
 
-    Settings = RobertaSettings
+    Settings: type[Settings] = RobertaSettings
 
     def __init__(self, settings: RobertaSettings) -> None:
         from transformers import AutoModel, AutoTokenizer

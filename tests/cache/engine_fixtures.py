@@ -17,7 +17,7 @@ from store_fixtures import Tiny, TinyTracker
 
 from rvos_cache.errors import InputError
 from rvos_cache.trackers.planned import PlannedBytes
-from rvos_cache.types import TrackSet, Video
+from rvos_cache.types import Expression, TrackSet, Video
 
 
 class Dying(TinyTracker):
@@ -30,14 +30,14 @@ class Dying(TinyTracker):
 
     settings: Dying.Settings
 
-    def track(self, video: Video, expressions: Sequence[object], ground_truth: object = None) -> TrackSet:
+    def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         if video.video_id == self.settings.dies:
             graves = Path(self.settings.graves)
             died = len(list(graves.iterdir()))
             if died < self.settings.lives:
                 (graves / str(died)).write_text(str(os.getpid()))
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().track(video, expressions, ground_truth)  # type: ignore[arg-type]
+        return super().track(video, expressions)
 
 
 class Streaming(TinyTracker):
@@ -46,9 +46,9 @@ class Streaming(TinyTracker):
     busy = threading.Lock()
     overlapped = False
 
-    def track(self, video: Video, expressions: Sequence[object], ground_truth: object = None) -> TrackSet:
+    def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         with self._alone():
-            made = super().track(video, expressions, ground_truth)  # type: ignore[arg-type]
+            made = super().track(video, expressions)
         features: np.ndarray = made.features["map"]
         return replace(made, features={"map": self._frames(features)})
 

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from rvos_cache.cli import cli
-from rvos_cache.cli.extract import spoken_time
+from rvos_cache.cli.extract import format_duration
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import TrackWork, extract, extract_all, plan
+from rvos_cache.extraction import TrackWork, extract, extract_all, plan_work
 from rvos_cache.trackers import TRACKERS
 from rvos_cache.trackers.planned import PlannedBytes
 
@@ -140,16 +140,16 @@ def test_loading_a_tracker_that_knows_its_bytes_is_counted_as_loading(tmp_path: 
         made(self, settings)
 
     monkeypatch.setattr(TinyTracker, "__init__", slowly)
-    found = plan(TrackWork(TINY, tmp_path / "2", "train", LARGE), 1)
+    found = plan_work(TrackWork(TINY, tmp_path / "2", "train", LARGE), 1)
     assert found.loading >= 0.2 and found.planned is not None and found.planned.sizes["all"] == 6 * FRAME
 
 
 def test_a_plan_names_the_videos_that_cannot_be_opened_and_counts_the_others(tmp_path: Path) -> None:
-    found = plan(TrackWork("test_budget:Torn", tmp_path / "5", "train", TRACKER), 9)
+    found = plan_work(TrackWork("test_budget:Torn", tmp_path / "5", "train", TRACKER), 9)
     assert (found.videos, found.frames) == (4, 16) and found.failed == {"v02": "v02: frames are missing"}
     assert sorted(found.timed) == ["v00", "v01", "v03", "v04"]
     with pytest.raises(InputError, match="of 1 none can be opened; first v02: frames are missing; see rvos-cache check"):
-        plan(TrackWork("test_budget:OnlyTorn", tmp_path / "5", "train", TRACKER), 9)
+        plan_work(TrackWork("test_budget:OnlyTorn", tmp_path / "5", "train", TRACKER), 9)
 
 
 def test_plan_refuses_after_timing_what_nobody_knew_before(tmp_path: Path) -> None:
@@ -177,4 +177,4 @@ def test_what_is_no_size_is_a_usage_error(tmp_path: Path, size: str) -> None:
     ],
 )
 def test_a_duration_is_told_in_a_unit_that_fits(seconds: float, wanted: str) -> None:
-    assert spoken_time(seconds) == wanted
+    assert format_duration(seconds) == wanted

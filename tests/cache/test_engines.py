@@ -19,11 +19,11 @@ from click.testing import CliRunner
 
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import TrackWork, engine_of, extract, plan
+from rvos_cache.extraction import TrackWork, engine_of, extract, plan_work
 from rvos_cache.extraction.local_engine import LocalEngine
 from rvos_cache.extraction.plan import spread
 from rvos_cache.extraction.progress import Progress
-from rvos_cache.extraction.work import Made
+from rvos_cache.extraction.work import Pending
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, verify
 
 HERE = Path(__file__).parent
@@ -39,9 +39,9 @@ class Stages:
         self.slow, self.fails, self.detached = slow, fails or {}, detached
         self.log: list[tuple[str, str, str]] = []
 
-    def make(self, video_id: str) -> Made:
+    def make(self, video_id: str) -> Pending:
         self._step("make", video_id)
-        return Made(lambda writer: self._write(video_id), self.detached)
+        return Pending(lambda writer: self._write(video_id), self.detached)
 
     def _write(self, video_id: str) -> int:
         self._step("write", video_id)
@@ -65,7 +65,7 @@ def test_a_video_is_written_while_the_next_is_made() -> None:
 
         begun = {f"v{i}": threading.Event() for i in range(5)}
 
-        def make(self, video_id: str) -> Made:
+        def make(self, video_id: str) -> Pending:
             self.begun[video_id].set()
             return super().make(video_id)
 
@@ -106,7 +106,7 @@ def test_a_full_disk_stops_the_run(jobs: int) -> None:
 
 def test_a_stop_waits_for_the_video_that_is_being_written() -> None:
     class Stopped(Stages):
-        def make(self, video_id: str) -> Made:
+        def make(self, video_id: str) -> Pending:
             if video_id == "v1":
                 raise KeyboardInterrupt
             return super().make(video_id)
@@ -213,9 +213,9 @@ def test_a_worker_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
 
 def test_what_a_cluster_cannot_give_is_said_in_one_line(tmp_path: Path, cluster: Any) -> None:
     where = (TINY, tmp_path / "3", "train", TRACKER, tmp_path / "r.zarr")
-    with pytest.raises(InputError, match=r"has not a GPU \(machines: 2 cores and 0 GPUs\); give --ray-cores"):
+    with pytest.raises(InputError, match=r"has no GPU \(machines: 2 cores and 0 GPUs\); give --ray-cores"):
         extract(*where, engine=engine_of("ray"))
-    with pytest.raises(InputError, match="has not a machine with 3 cores"):
+    with pytest.raises(InputError, match="has no machine with 3 cores"):
         extract(*where, engine=engine_of("ray", ray_cores=3))
 
 
@@ -286,7 +286,7 @@ def test_the_sample_of_a_plan_is_spread_over_the_lengths() -> None:
 
 def test_a_plan_scales_by_frames(tmp_path: Path) -> None:
     # Every video waits 0.05 s and has five frames, v01 one: the whole split has 9 * 5 + 1.
-    found = plan(TrackWork(TINY, tmp_path / "10", "train", TRACKER, {"wait": 0.05, "bad": "v05"}), 3)
+    found = plan_work(TrackWork(TINY, tmp_path / "10", "train", TRACKER, {"wait": 0.05, "bad": "v05"}), 3)
     assert (found.videos, found.frames) == (10, 46) and set(found.timed.values()) <= {1, 5}
     assert found.fastest <= found.seconds <= found.slowest
     assert found.seconds >= 0.05 * len(found.timed) / sum(found.timed.values()) * 46
@@ -295,7 +295,7 @@ def test_a_plan_scales_by_frames(tmp_path: Path) -> None:
     held = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     assert 0.5 < found.size / held < 2
     with pytest.raises(InputError, match=r"of 1 videos tried none could be extracted; first v00/00002.jpg: truncated"):
-        plan(TrackWork(TINY, tmp_path / "1", "train", TRACKER, {"bad": "v00"}), 3)
+        plan_work(TrackWork(TINY, tmp_path / "1", "train", TRACKER, {"bad": "v00"}), 3)
 
 
 def test_the_plan_command_names_machine_and_jobs(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import tiny_sam2
 import torch
 from PIL import Image
 from plain_sam2 import pixel_values
-from test_tracker_contract import scene
 from torch.nn.functional import interpolate
 
+from rvos_cache.contracts.scene import make_scene as scene
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_cache.trackers import tracker_class
@@ -142,7 +142,7 @@ def tracks(name: str, backend: str, frames: int = 5, **more: Any) -> TrackSet:
         given |= {"grounding_checkpoint": tiny_sam2.shared_grounding(), **tiny_sam2.BOX}
     kind = tracker_class(name)
     video, truth = scene(frames, True)
-    return kind(build(kind.Settings, {**given, **more}, name)).track(video, SAID, truth)
+    return kind(build(kind.Settings, {**given, **more}, name)).track(video, SAID, *([truth] if kind.wants_ground_truth else []))
 
 
 @pytest.mark.usefixtures("installed")

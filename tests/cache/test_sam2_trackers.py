@@ -11,10 +11,10 @@ import pytest
 import tiny_sam2
 from odd_videos import write_split
 from PIL import Image
-from test_tracker_contract import scene
 
+from rvos_cache.contracts.scene import make_scene as scene
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import TrackWork, extract, extract_all, extract_video, plan
+from rvos_cache.extraction import TrackWork, extract, extract_all, extract_video, plan_work
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.store import content_digest, open_cache
@@ -120,9 +120,7 @@ def test_ground_truth_is_wanted_by_the_one_tracker_that_says_so() -> None:
     video, truth = scene(2, True)
     with pytest.raises(InputError, match="hides it"):
         extract_video(tracker("sam2-gt"), video, SAID, None)
-    with pytest.raises(ValueError, match="without ground truth"):
-        tracker("sam2-gt").track(video, SAID)
-    blind, seeing = (tracker("sam2-grid").track(video, SAID, given) for given in (None, truth))
+    blind, seeing = (extract_video(tracker("sam2-grid"), video, SAID, given).tracks for given in (None, truth))
     assert same(blind, seeing, np.arange(len(blind.origin)))
 
 
@@ -136,7 +134,7 @@ def test_a_split_that_hides_what_the_tracker_prompts_with_is_no_work(tmp_path: P
     with pytest.raises(InputError, match=said):
         extract("plain", root, "all", "sam2-gt", out / "a.zarr", overrides={"checkpoint": str(tmp_path / "nowhere")})
     with pytest.raises(InputError, match=said):
-        plan(TrackWork("plain", root, "all", "sam2-gt", {"checkpoint": str(tmp_path / "nowhere")}), 1)
+        plan_work(TrackWork("plain", root, "all", "sam2-gt", {"checkpoint": str(tmp_path / "nowhere")}), 1)
     with pytest.raises(InputError, match=said):
         extract_all("plain", root, splits=["all"], tracker="sam2-gt", out=out)
     with pytest.warns(UserWarning, match="split all hides the ground truth that sam2-gt prompts with: its words alone"):

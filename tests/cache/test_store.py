@@ -116,7 +116,7 @@ def test_tracks_there_and_back(tmp_path: Path, n: int, a: int, t: int, hidden: b
     for frames in (slice(0, 1), slice(1, 3), slice(None), slice(2, 2), slice(None, None, 2)):
         assert same(cache.feature("v", "map", frames), wrote.tracks.features["map"][frames])
     if hidden:
-        with pytest.raises(InputError, match="hides its answers"):
+        with pytest.raises(InputError, match="hides its ground truth"):
             cache.overlap("v")
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from test_tracker_contract import scene
 from tiny_vita import CHANNELS, SIZES, SMALL, mask2former, shared_checkpoint, vita_head, write_checkpoint
 
+from rvos_cache.contracts.scene import make_scene as scene
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_video
 from rvos_cache.settings import build

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from odd_videos import SIZE, write_split
 from rich.filesize import decimal
-from test_tracker_contract import scene
 from tiny_vita import CHANNELS, SMALL, shared_checkpoint
 
 from rvos_cache.cli import cli
+from rvos_cache.contracts.scene import make_scene as scene
 from rvos_cache.errors import InputError
 from rvos_cache.shapes import write_shapes
 from rvos_cache.trackers.vita import HeadSizes, VitaSettings, VitaTracker
@@ -217,7 +217,7 @@ def test_the_command_fits_a_basis_that_extraction_takes(tmp_path: Path) -> None:
     assert "rank 4; mean IoU with the exact masks 0." in said.output and "on 1 other videos" in said.output
     assert tracker(profile="low_rank", basis=str(out)).basis.rank == 4  # type: ignore[union-attr]
     again = CliRunner().invoke(cli, words)
-    assert isinstance(again.exception, InputError) and "is there already" in str(again.exception)
+    assert isinstance(again.exception, InputError) and "exists already" in str(again.exception)
 
 
 def test_a_spool_gives_its_frames_back_from_memory_and_from_disk(monkeypatch: pytest.MonkeyPatch) -> None:

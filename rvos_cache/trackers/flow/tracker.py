@@ -10,35 +10,28 @@ from numpy.typing import NDArray
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
+from rvos_cache.trackers.base import Tracker
 from rvos_cache.trackers.flow import motion as flows
 from rvos_cache.trackers.flow import tokens
 from rvos_cache.trackers.flow.settings import FlowSettings
 from rvos_cache.trackers.flow.small import SmallVideo
-from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
+from rvos_cache.types import VIDEO, Expression, TrackSet, Video
 
 LARGEST_SMALL = 400 * 640
 """Pixels of the largest frame that mode "small" takes."""
 
 
-class FlowTracker:
+class FlowTracker(Tracker):
     """Region proposals on key frames, propagated both ways; no weights, no sentences, no ground truth."""
 
     Settings: type[Settings] = FlowSettings
-    reads_expressions = False
-    wants_ground_truth = False
     channels = tokens.CHANNELS
-    feature_specs: tuple[FeatureSpec, ...] = ()
-    label_iou = 0.5
     mirrored_tokens = staticmethod(tokens.mirrored)
 
     def __init__(self, settings: FlowSettings) -> None:
         self.settings = settings
 
-    def weight_hashes(self) -> dict[str, str]:
-        """There are no weights."""
-        return {}
-
-    def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
+    def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         """All tracks of one video, at most `max_tracks`."""
         settings, (h, w) = self.settings, video.size
         small = _is_small(video.size, settings)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
+from rvos_cache.trackers.base import Tracker
 from rvos_cache.trackers.sam2.backend import Backend, Prompt, Session, prompts_of
 from rvos_cache.trackers.sam2.rounds import Followed, answers, rounds, whole_masks
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, GroundTruthSettings, PromptedSettings, Sam2Settings
-from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
+from rvos_cache.types import VIDEO, Expression, GroundTruth, TrackSet, Video
 
 
 def open_backend(settings: Sam2Settings) -> Backend:
@@ -36,12 +37,9 @@ def prompt_frames(frames: int, settings: PromptedSettings) -> range:
 S = TypeVar("S", bound=Sam2Settings)
 
 
-class _Sam2(Generic[S]):
+class _Sam2(Tracker, Generic[S]):
     """What the three ways of prompting share."""
 
-    reads_expressions = False
-    wants_ground_truth = False
-    feature_specs: tuple[FeatureSpec, ...] = ()
     label_iou = 0.7
 
     def __init__(self, settings: S) -> None:
@@ -59,7 +57,7 @@ class Sam2Grid(_Sam2[GridSettings]):
 
     Settings: type[Settings] = GridSettings
 
-    def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
+    def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         """At most `max_tracks` tracks of one video."""
         settings = self.settings
         with self.backend.open(video) as session:
@@ -88,7 +86,7 @@ class Sam2Box(_Sam2[BoxSettings]):
         parts = {"sam2": super().weight_hashes(), "grounding": self.finder.weight_hashes()}
         return {f"{part}/{name}": digest for part, hashes in parts.items() for name, digest in hashes.items()}
 
-    def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
+    def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         """At most `tracks_per_expression` tracks for each expression, in the order of the expressions."""
         settings, batch = self.settings, batch_size(video, self.settings)
         found: list[Followed] = []
@@ -121,10 +119,10 @@ class Sam2GroundTruth(_Sam2[GroundTruthSettings]):
     Settings: type[Settings] = GroundTruthSettings
     wants_ground_truth = True
 
-    def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
-        """One or two tracks of each annotated object. Raises ValueError without ground truth."""
-        if ground_truth is None:
-            raise ValueError(f"video {video.video_id}: sam2-gt was called without ground truth")
+    def track(  # type: ignore[override]
+        self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth
+    ) -> TrackSet:
+        """One or two tracks of each annotated object."""
         with self.backend.open(video) as session:
             found = answers(session, ground_truth, batch_size(video, self.settings), self.settings.again_iou)
         return track_set(video, found, [VIDEO] * len(found), "gt", self.channels)

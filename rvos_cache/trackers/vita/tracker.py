@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings
+from rvos_cache.trackers.base import Tracker
 from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.geometry import FrameGeometry
@@ -21,13 +22,13 @@ from rvos_cache.trackers.vita.segmenter import head_hash, load_vita
 from rvos_cache.trackers.vita.settings import VitaSettings
 from rvos_cache.trackers.vita.spool import Spool
 from rvos_cache.trackers.vita.tracks import draw_queries
-from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
+from rvos_cache.types import VIDEO, Expression, TrackSet, Video
 
 LARGEST = 6e4
 """Features beyond it, nearly all that float16 holds, are refused instead of rounded."""
 
 
-class VitaTracker:
+class VitaTracker(Tracker):
     """The best video queries of a frozen VITA as tracks, with its features; no sentences, no ground truth.
 
     All that is computed from features is computed from the float16 that is stored: the head gives a cache's `q_f` the stored
@@ -35,9 +36,6 @@ class VitaTracker:
     """
 
     Settings: type[Settings] = VitaSettings
-    reads_expressions = False
-    wants_ground_truth = False
-    label_iou = 0.5
 
     def __init__(self, settings: VitaSettings) -> None:
         self.settings = settings
@@ -49,9 +47,7 @@ class VitaTracker:
                 f"{settings.basis}: a basis of {len(self.basis.w)} channels, {settings.checkpoint} has {self.channels}; "
                 "fit it with the same checkpoint"
             )
-        self.feature_specs: tuple[FeatureSpec, ...] = feature_specs(
-            settings, self.head.sizes, self.basis.rank if self.basis else 0
-        )
+        self.feature_specs = feature_specs(settings, self.head.sizes, self.basis.rank if self.basis else 0)
 
     def weight_hashes(self) -> dict[str, str]:
         """Digests of Mask2Former, of the head and, where there is one, of the basis."""
@@ -62,7 +58,7 @@ class VitaTracker:
         rank = self.basis.rank if self.basis else min(PLANNED_RANK, self.channels)
         return PlannedBytes("profile", self.settings.profile, profile_bytes(self.settings, self.head.sizes, videos, rank))
 
-    def track(self, video: Video, expressions: Sequence[Expression], ground_truth: GroundTruth | None = None) -> TrackSet:
+    def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         """The tracks of one video, best class score first, at most `max_tracks`."""
         geometry = self.geometry(video)
         q_f, f_mask = self.frame_features(video, geometry)

@@ -1,0 +1,57 @@
+"""Commands about trackers and text encoders: settings, check-tracker."""
+
+from __future__ import annotations
+
+import click
+
+from rvos_cache.cli.options import SET
+from rvos_cache.errors import InputError
+
+
+@click.command()
+@click.argument("name")
+def settings(name: str) -> None:
+    """List the settings of the tracker or text encoder NAME: type, default, meaning and source of each.
+
+    NAME is a built-in name or your own my_module:MyClass. Values are given to other commands as --set NAME=VALUE.
+    """
+    from rvos_cache.plugins import resolve
+    from rvos_cache.settings import describe, format_settings
+    from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class
+    from rvos_cache.trackers import TRACKERS, tracker_class
+
+    if name not in TRACKERS and name not in TEXT_ENCODERS and ":" not in name:
+        raise InputError(
+            f"no tracker or text encoder {name!r}; trackers: {', '.join(sorted(TRACKERS))}; text encoders: "
+            f"{', '.join(sorted(TEXT_ENCODERS))}; or your own as my_module:MyClass"
+        )
+    is_encoder = name in TEXT_ENCODERS
+    if ":" in name:
+        found = resolve({}, name, "plugin")
+        is_encoder = isinstance(found, type) and issubclass(found, TextEncoder)
+    model = encoder_class(name).Settings if is_encoder else tracker_class(name).Settings
+    click.echo(format_settings(f"{'text encoder' if is_encoder else 'tracker'} {name}", describe(model)))
+
+
+@click.command("check-tracker")
+@click.argument("name")
+@SET
+def check_tracker(name: str, overrides: tuple[str, ...]) -> None:
+    """Run the contract tests on the tracker NAME, your own my_module:MyTracker or a built-in one.
+
+    The tracker runs on small synthetic videos. One line per test: ok, FAILED with the reason, or skipped; exit status 1 if any
+    test failed.
+    """
+    from rvos_cache.contracts import run_tracker_checks
+    from rvos_cache.settings import parse_overrides
+
+    failed = total = 0
+    for result in run_tracker_checks(name, parse_overrides(overrides)):
+        failed, total = failed + (result.status == "FAILED"), total + 1
+        click.echo(f"{result.status:<8}{result.title}{f': {result.message}' if result.message else ''}")
+    if failed:
+        raise InputError(f"tracker {name}: {failed} of {total} tests failed")
+    click.echo(f"tracker {name} passes")
+
+
+COMMANDS: tuple[click.Command, ...] = (settings, check_tracker)
