@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from rvos_cache.cli import run_command
-from rvos_select.cli import score, select, show, train
+from rvos_select.cli import plugins, score, select, show, train
 
 __all__ = ["cli", "main"]
 
-GROUPS = (train, select, score, show)
+GROUPS = (train, select, score, show, plugins)
 """The files of commands, in the order of the help. To add commands, write a file with COMMANDS and name it here."""
 
 

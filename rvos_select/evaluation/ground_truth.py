@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import at_hand, failed_videos
+from rvos_cache.extraction import failed_videos, find_dataset
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import TrackCache
 from rvos_cache.types import Expression, GroundTruth
@@ -103,7 +103,7 @@ def dataset_of(source: TrackSource, dataset: str | None, root: Path | None, spli
         )
     if root is not None:
         return open_dataset(parts[0][0], root, parts[0][1])
-    return at_hand(source.card) if len(parts) == 1 else None
+    return find_dataset(source.card) if len(parts) == 1 else None
 
 
 def videos_of(source: TrackSource, dataset: Dataset | None) -> tuple[str, ...]:

@@ -25,9 +25,7 @@ def selector_class(name: str) -> type[Selector]:
 
     Raises InputError, in one line, for a class that lacks a part that training or prediction needs.
     """
-    kind = resolve(SELECTORS, name, "selector")
-    if not isinstance(kind, type) or not issubclass(kind, Selector):
-        raise InputError(f"selector {name!r}: {kind!r} is no subclass of rvos_select.Selector; derive it from that class")
+    kind: type[Selector] = resolve(SELECTORS, name, "selector", Selector)
     if not isinstance(kind.Config, type) or not issubclass(kind.Config, SelectorConfig):
         raise InputError(f"selector {name!r}: Config is {kind.Config!r}; derive it from rvos_select.SelectorConfig")
     needed = ["forward", "draw"] if kind.draws is True else ["forward"]

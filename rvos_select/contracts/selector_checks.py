@@ -1,0 +1,412 @@
+"""What training, prediction and merging assume of every selector, as functions that raise CheckFailed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rvos_cache.contracts.tracker_checks import CheckFailed, CheckResult, CheckSkipped
+from rvos_cache.errors import InputError
+from rvos_cache.plugins import describe_error
+from rvos_cache.settings import build
+from rvos_cache.store import SelectionCache, read_card, verify
+from rvos_cache.types import FeatureSpec
+from rvos_select.contracts.caches import copy_videos, write_caches
+from rvos_select.data.batch import Batch
+from rvos_select.data.caches import CacheCards, TextSource, TrackSource
+from rvos_select.data.collate import Row, collate
+from rvos_select.data.features import Index, NamedArray
+from rvos_select.data.samples import VideoSample, load_video
+from rvos_select.inference.infer import infer_video
+from rvos_select.inference.predict import predict
+from rvos_select.selectors import Selector, selector_class
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import make_selector, required_parts, train
+
+UNKNOWN_SETTING = "no_such_setting"
+CPU = torch.device("cpu")
+CLIP_FRAMES = 4
+
+
+@dataclass
+class SelectorCase:
+    """A selector with settings, and small caches to run it on.
+
+    name: as `train` takes it; config: its settings; tracks, texts: caches whose shortest videos are used, by default random ones
+    with `features` and `measurements`; tolerance: relative, of comparisons in float32.
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    features: Sequence[FeatureSpec] = ()
+    measurements: Sequence[FeatureSpec] = ()
+    tracks: Path | None = None
+    texts: Path | None = None
+    tolerance: float = 1e-4
+
+    @cached_property
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="rvos-contract-")
+
+    def path(self) -> Path:
+        """A new folder."""
+        return Path(tempfile.mkdtemp(dir=self._folder.name))
+
+    @cached_property
+    def caches(self) -> tuple[Path, Path]:
+        """The tracks cache and the text cache."""
+        if self.tracks is not None and self.texts is not None:
+            return copy_videos(self.tracks, self.texts, self.path())
+        return write_caches(self.path(), self.features, self.measurements)
+
+    @cached_property
+    def cards(self) -> CacheCards:
+        """The cards of the caches."""
+        return CacheCards([read_card(self.caches[0])], [read_card(self.caches[1])])
+
+    def settings(self, **values: Any) -> TrainSettings:
+        """Training settings: clips where the selector has losses of masks, else videos."""
+        clips = "truth" in self.requires
+        base: dict[str, Any] = {
+            "selector": self.name,
+            "config": dict(self.config),
+            "batch": "clip" if clips else "video",
+            "batch_size": 4,
+            "clip": {"frames": CLIP_FRAMES},
+            "epochs": 2,
+            "optim": {"lr": 1e-3, "schedule": "constant"},
+            "precision": "float32",
+            "hold_out": 0.34,
+        }
+        return build(TrainSettings, {**base, **values}, f"selector {self.name}")
+
+    @cached_property
+    def requires(self) -> tuple[str, ...]:
+        """The parts of a batch that the selector reads."""
+        settings = TrainSettings(selector=self.name, config=dict(self.config))
+        selector = make_selector(settings, self.cards)
+        selector.bind(self.cards)
+        return tuple(selector.requires)
+
+    @cached_property
+    def selector(self) -> Selector:
+        """A bound selector in evaluation mode, its parameters away from their first values."""
+        selector = make_selector(self.settings(), self.cards)
+        selector.bind(self.cards)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in selector.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        return selector.eval()
+
+    @cached_property
+    def samples(self) -> list[VideoSample]:
+        """The videos with labels."""
+        return self.load(labelled=True)
+
+    def load(self, labelled: bool) -> list[VideoSample]:
+        """The videos, with or without ground truth."""
+        tracks, texts = TrackSource([self.caches[0]]), TextSource([self.caches[1]])
+        thresholds = {self.caches[0].as_posix(): 0.3} if labelled else None
+        requires = required_parts(self.settings(), self.selector)
+        return [load_video(tracks, texts, v, thresholds=thresholds, requires=requires) for v in tracks.video_ids()]
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """The batch of `rows` as training makes it, of clips of the first frames or of whole videos."""
+        if "truth" not in self.selector.requires:
+            return collate(rows, self.selector.requires)
+        frames = [sample.visible_frames(row).tolist() or [0] for sample, row in rows]
+        return collate(rows, self.selector.requires, frames=[(own * CLIP_FRAMES)[:CLIP_FRAMES] for own in frames])
+
+    def rows(self) -> list[Row]:
+        """Two expressions of each of the first two videos that have a candidate."""
+        rows = [(s, row) for s in self.samples for row in range(len(s.expressions)) if s.candidates[row].any()]
+        first = [[r for r in rows if r[0] is s][:2] for s in self.samples]
+        return [row for own in first if own for row in own][:4]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses, with the same random numbers each time."""
+        torch.manual_seed(0)
+        return self.selector.loss(batch)
+
+    @torch.no_grad()
+    def scores(self, sample: VideoSample, rows: Sequence[int] | None = None) -> Tensor:
+        """Scores of the expressions of a video, (E, N) or (E, Q)."""
+        parts = list(infer_video(self.selector, sample, CPU, rows))
+        order = [row for part in parts for row in part.rows]
+        scores = torch.cat([torch.from_numpy(part.scores) for part in parts])
+        return scores[[order.index(row) for row in (rows if rows is not None else range(len(sample.expressions)))]]
+
+    def close(self, a: Tensor, b: Tensor, what: str) -> None:
+        """Raises CheckFailed where two results differ by more than the tolerance of their largest value."""
+        if a.shape != b.shape:
+            raise CheckFailed(f"{what}: shape {tuple(a.shape)}, expected {tuple(b.shape)}")
+        finite = b.isfinite() | a.isfinite()
+        difference = (a - b)[finite].abs().amax().item() if finite.any() else 0.0
+        limit = self.tolerance * max(1.0, b[finite].abs().amax().item() if finite.any() else 1.0)
+        if not difference <= limit:
+            raise CheckFailed(f"{what}: differs by {difference:.2g}, allowed {limit:.2g}")
+
+
+def check_settings(case: SelectorCase) -> None:
+    """A setting that does not exist is an error."""
+    model = selector_class(case.name).Config
+    try:
+        build(model, {**case.config, UNKNOWN_SETTING: 1}, f"selector {case.name}")
+    except InputError as error:
+        if UNKNOWN_SETTING in str(error):
+            return
+        raise
+    raise CheckFailed(f'Config accepts the unknown name {UNKNOWN_SETTING!r}; do not set extra="allow" or "ignore"')
+
+
+def check_forward(case: SelectorCase) -> None:
+    """Logits (B, N) or (B, Q) that are numbers, for the expressions of a video together and for one alone."""
+    for sample in case.samples:
+        for rows in (list(range(len(sample.expressions))), [0]):
+            batch = collate([(sample, row) for row in rows], case.selector.requires)
+            logits = case.selector(batch)
+            expected = tuple(batch.track_mask.shape)
+            if logits.ndim != 2 or len(logits) != len(rows) or (not case.selector.draws and tuple(logits.shape) != expected):
+                raise CheckFailed(f"forward returns {tuple(logits.shape)}, expected (expressions, tracks) = {expected}")
+            if logits.isnan().any():
+                raise CheckFailed(f"forward returns NaN for video {sample.video_id}")
+
+
+def check_padding(case: SelectorCase) -> None:
+    """Padding of frames, tracks and words changes nothing: expressions of several videos together equal each alone."""
+    rows = [(s, 0) for s in case.samples if s.candidates[0].any()][:3]
+    batch = collate(rows, case.selector.requires)
+    logits = case.selector(batch)
+    for i, row in enumerate(rows):
+        alone = case.selector(collate([row], case.selector.requires))[0]
+        real = logits[i] if case.selector.draws else logits[i, batch.track_mask[i]]
+        case.close(real, alone, f"the logits of {row[0].expressions[0].key} in a padded batch")
+
+
+def check_together(case: SelectorCase) -> None:
+    """The expressions of a video together have the scores that each has alone, and in any order."""
+    for sample in case.samples:
+        together = case.scores(sample)
+        count = len(sample.expressions)
+        alone = torch.cat([case.scores(sample, [row]) for row in range(count)])
+        case.close(together, alone, f"the scores of video {sample.video_id}, expressions together")
+        case.close(case.scores(sample, range(count)[::-1]).flip(0), alone, "the scores of expressions in reverse order")
+
+
+def check_track_order(case: SelectorCase) -> None:
+    """Scores follow their tracks: another order of the tracks is the same order of the scores."""
+    if case.selector.draws:
+        raise CheckSkipped("it scores queries, not tracks")
+    for sample in case.samples:
+        order = torch.randperm(len(sample.tokens), generator=torch.Generator().manual_seed(2))
+        case.close(case.scores(_reordered(sample, order)), case.scores(sample)[:, order], f"the scores of {sample.video_id}")
+
+
+def check_loss(case: SelectorCase) -> None:
+    """The losses are finite scalars with "loss" among them, and its gradient reaches every trained parameter."""
+    selector = case.selector
+    selector.train()
+    try:
+        losses = case.loss(case.batch(case.rows()))
+        if "loss" not in losses:
+            raise CheckFailed(f'loss returns {sorted(losses)}, without "loss"')
+        for name, value in losses.items():
+            if value.ndim or not torch.isfinite(value):
+                raise CheckFailed(f"loss {name!r} is {value.tolist()}, expected a finite scalar")
+        if not losses["loss"].requires_grad:
+            raise CheckFailed("the loss has no gradient; do not compute it under no_grad or from detached tensors")
+        selector.zero_grad()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        unused = [name for name, parameter in selector.named_parameters() if parameter.grad is None]
+        if unused:
+            raise CheckFailed(
+                f"{len(unused)} parameters have no gradient, first {unused[0]}; remove them, or use them in the loss"
+            )
+        frozen = [name for name, p in selector.frozen.named_parameters() if p.grad is not None and not p.requires_grad]
+        if frozen:
+            raise CheckFailed(f"the frozen parameter {frozen[0]} has a gradient")
+    finally:
+        selector.zero_grad()
+        selector.eval()
+
+
+def check_loss_is_mean(case: SelectorCase) -> None:
+    """The loss of several expressions is the mean of their losses."""
+    if case.selector.draws:
+        raise CheckSkipped("losses of masks are means over objects")
+    rows = case.rows()
+    with torch.no_grad():
+        together = case.loss(case.batch(rows))["loss"]
+        single = torch.stack([case.loss(case.batch([row]))["loss"] for row in rows]).mean()
+    case.close(together, single, "the loss of a batch, against the mean of its expressions")
+
+
+def check_hidden(case: SelectorCase) -> None:
+    """Without ground truth there is no loss, but scores."""
+    sample = case.load(labelled=False)[0]
+    case.scores(sample)
+    frames = [[0] * CLIP_FRAMES] if "truth" in case.selector.requires else None
+    try:
+        case.loss(collate([(sample, 0)], case.selector.requires, frames=frames))
+    except ValueError:
+        return
+    raise CheckFailed("loss of a batch without ground truth raises no ValueError; missing labels must not become negatives")
+
+
+def check_no_tracks(case: SelectorCase) -> None:
+    """N = 0: a video without a candidate has finite losses, and no scores."""
+    empty = replace(case.samples[0], candidates=torch.zeros_like(case.samples[0].candidates))
+    scores = case.scores(empty)
+    if not scores.isfinite().all() or (not case.selector.draws and scores.any()):
+        raise CheckFailed("scores of a video without a candidate are not 0")
+    for name, value in case.loss(case.batch([(empty, 0)])).items():
+        if not torch.isfinite(value):
+            raise CheckFailed(f"loss {name!r} of an expression without a candidate is {value.item()}")
+
+
+def check_one_frame(case: SelectorCase) -> None:
+    """T = 1: a clip of one frame has logits that are numbers."""
+    for sample in case.samples:
+        logits = case.selector(collate([(sample, 0)], case.selector.requires, frames=[[0]]))
+        if logits.isnan().any():
+            raise CheckFailed(f"forward returns NaN for one frame of video {sample.video_id}")
+
+
+def check_files(case: SelectorCase) -> None:
+    """save_pretrained and from_pretrained give back settings, weights and scores; frozen parts are neither counted nor saved."""
+    folder, selector = case.path(), case.selector
+    selector.save_pretrained(folder)
+    again = type(selector).from_pretrained(folder)
+    if again.config != selector.config:
+        raise CheckFailed(f"the settings read back are {again.config!r}, saved {selector.config!r}")
+    again.bind(case.cards)
+    sample = case.samples[0]
+    batch = collate([(sample, row) for row in range(len(sample.expressions))], selector.requires)
+    case.close(again.eval()(batch), selector(batch), "the logits of the module read back")
+    saved, trained = set(load_file(folder / "model.safetensors")), {name for name, _ in selector.named_parameters()}
+    frozen = {f"frozen.{name}" for name, p in selector.frozen.named_parameters() if not p.requires_grad}
+    if frozen & saved or frozen & trained:
+        raise CheckFailed(f"the frozen weight {min(frozen & (saved | trained))} is counted or saved; see Selector.frozen_parts")
+
+
+def check_training(case: SelectorCase) -> None:
+    """Training resumes to the same weights, and predict scores every video with the best of them."""
+    whole, parts = case.path() / "whole", case.path() / "parts"
+    with _quiet():
+        train(*case.caches, settings=case.settings(), out=whole)
+        for epochs in (1, 2):
+            train(*case.caches, settings=case.settings(epochs=epochs), out=parts, resume=epochs > 1)
+    ours, theirs = (load_file(run / "last/model.safetensors") for run in (whole, parts))
+    for name, value in ours.items():
+        case.close(theirs[name].float(), value.float(), f"{name} of a resumed run; take random numbers from PyTorch alone")
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
+    if not all("valid/jf" in row for row in rows):
+        raise CheckFailed("validation has no J&F")
+    out = case.path() / "selections.zarr"
+    with _quiet():
+        predict(whole, *case.caches, out)
+    faults = list(verify(out))
+    if faults:
+        raise CheckFailed(faults[0])
+    videos = SelectionCache(out).video_ids()
+    if videos != tuple(s.video_id for s in case.samples):
+        raise CheckFailed(f"predict scored the videos {videos}")
+
+
+SELECTOR_CHECKS: dict[str, Callable[[SelectorCase], None]] = {
+    "unknown settings are rejected": check_settings,
+    "forward returns logits": check_forward,
+    "padding changes nothing": check_padding,
+    "expressions together equal each alone": check_together,
+    "scores follow their tracks": check_track_order,
+    "the loss is finite and trains every parameter": check_loss,
+    "the loss is a mean over expressions": check_loss_is_mean,
+    "hidden ground truth has scores but no loss": check_hidden,
+    "no candidate (N = 0)": check_no_tracks,
+    "one frame (T = 1)": check_one_frame,
+    "saved and read back": check_files,
+    "train, resume, predict": check_training,
+}
+"""Title -> check, in the order in which they run."""
+
+
+def run_selector_checks(case: SelectorCase) -> Iterator[CheckResult]:
+    """The result of every check, one after the other. Raises InputError if the selector cannot be made for the caches."""
+    _ = case.selector
+    for title, check in SELECTOR_CHECKS.items():
+        yield _result(title, check, case)
+
+
+def _result(title: str, check: Callable[[SelectorCase], None], case: SelectorCase) -> CheckResult:
+    try:
+        check(case)
+    except CheckSkipped as reason:
+        return CheckResult(title, "skipped", str(reason))
+    except (CheckFailed, InputError) as error:
+        return CheckResult(title, "FAILED", " ".join(str(error).split()))
+    except Exception as error:
+        return CheckResult(title, "FAILED", describe_error(error))
+    return CheckResult(title, "ok")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@dataclass(frozen=True)
+class _Reordered:
+    """A named array with its tracks in another order. order: int64 (N,)."""
+
+    array: Any
+    order: Tensor
+
+    @property
+    def dims(self) -> Any:
+        return self.array.dims
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def select(self, index: Index) -> Tensor:
+        tracks = index.get("N")
+        moved = index if tracks is None else {**index, "N": self.order[torch.as_tensor(tracks)]}
+        result: Tensor = self.array.select(moved)
+        return result
+
+
+def _reordered(sample: VideoSample, order: Tensor) -> VideoSample:
+    """The sample with its tracks in another order."""
+
+    def moved(arrays: Mapping[str, NamedArray]) -> dict[str, Any]:
+        return {name: _Reordered(array, order) for name, array in arrays.items()}
+
+    overlap = sample.overlap
+    if overlap is not None:
+        overlap = replace(overlap, inter=overlap.inter[order.numpy()], area=overlap.area[order.numpy()])
+    return replace(
+        sample,
+        tokens=sample.tokens[order],
+        presence=sample.presence[order],
+        candidates=sample.candidates[:, order],
+        target=None if sample.target is None else sample.target[:, order],
+        features=moved(sample.features),
+        measured=moved(sample.measured),
+        frames=moved(sample.frames),
+        overlap=overlap,
+    )
