@@ -23,18 +23,15 @@ def settings(name: str) -> None:
 
     if name == "train":
         click.echo(format_settings("train", describe(TrainSettings)))
-    else:
-        click.echo(
-            format_settings(f"selector {name}", describe(selector_class(name).Config)).replace("--set NAME", "--set config.NAME")
-        )
+        return
+    text = format_settings(f"selector {name}", describe(selector_class(name).Config))
+    click.echo(text.replace("--set NAME", "--set config.NAME", 1))
 
 
 @click.command("check-selector")
 @click.argument("name")
 @click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting of the selector; may repeat.")
-@click.option(
-    "--feature", "features", multiple=True, metavar="NAME:DIMS[:DTYPE]", help="A feature of the random caches, as maps:T,N,8."
-)
+@click.option("--feature", "features", multiple=True, metavar="NAME:DIMS[:DTYPE]", help="Feature of the caches, as maps:T,N,8.")
 @click.option("--measurement", "measurements", multiple=True, metavar="NAME:DIMS[:DTYPE]", help="The same for a measurement.")
 @click.option("--cache", type=PATH, help="Use the shortest videos of this tracks cache instead of random ones.")
 @click.option("--text", type=PATH, help="Its text cache.  [default: next to it]")
@@ -55,8 +52,8 @@ def check_selector(
     from rvos_select.data.caches import find_text
 
     texts = text or (find_text(cache) if cache else None)
-    specs = ([parse_spec(spec) for spec in given] for given in (features, measurements))
-    case = SelectorCase(name, parse_overrides(overrides), *specs, tracks=cache, texts=texts)
+    feature_specs, measurement_specs = ([parse_spec(spec) for spec in given] for given in (features, measurements))
+    case = SelectorCase(name, parse_overrides(overrides), feature_specs, measurement_specs, cache, texts)
     failed = total = 0
     for result in run_selector_checks(case):
         failed, total = failed + (result.status == "FAILED"), total + 1

@@ -46,16 +46,19 @@ def write_caches(
 
     The last track of each video is a candidate of one expression alone; the last frame of each is not annotated.
     """
-    card = {"dataset": "contract", "split": "train"}
-    specs, measured = ([{**asdict(s), "dims": list(s.dims)} for s in each] for each in (features, measurements))
-    tracks = CacheWriter(
-        folder / "tracks.zarr",
-        Card(
-            kind="tracks", producer="contract", channels=TOKEN_CHANNELS, label_iou=0.3, feature_specs=specs,
-            measurement_specs=measured, **card,
-        ),
-    )  # fmt: skip
-    text = CacheWriter(folder / "text.zarr", Card(kind="text", producer="contract", channels=WORD_CHANNELS, **card))
+    card = Card(
+        kind="tracks",
+        dataset="contract",
+        split="train",
+        producer="contract",
+        channels=TOKEN_CHANNELS,
+        label_iou=0.3,
+        feature_specs=[_as_card(spec) for spec in features],
+        measurement_specs=[_as_card(spec) for spec in measurements],
+    )
+    tracks = CacheWriter(folder / "tracks.zarr", card)
+    words = {"kind": "text", "channels": WORD_CHANNELS, "feature_specs": [], "measurement_specs": [], "label_iou": None}
+    text = CacheWriter(folder / "text.zarr", card.model_copy(update=words))
     letters = sorted(
         {d for s in (*features, *measurements) for d in s.dims if isinstance(d, str) and d not in ("N", "T", "E", "A")}
     )
@@ -98,6 +101,10 @@ def copy_videos(tracks: Path, texts: Path, folder: Path, count: int = 3) -> tupl
         write_tracks(out[0], replace(record, tracks=replace(record.tracks)))
         write_text(out[1], TextRecord(info.video_id, words.expressions(info.video_id), words.words(info.video_id)))
     return folder / "tracks.zarr", folder / "text.zarr"
+
+
+def _as_card(spec: FeatureSpec) -> dict[str, Any]:
+    return {**asdict(spec), "dims": list(spec.dims)}
 
 
 def _scene(rng: np.random.Generator, frames: int, count: int) -> tuple[GroundTruth, RleMasks]:

@@ -28,6 +28,22 @@ class CacheCards(NamedTuple):
     text: Sequence[Card] = ()
 
 
+def check_declared(requires: Iterable[str], cards: CacheCards, selector: str) -> None:
+    """Raises InputError for a feature or measurement in `requires` that no tracks cache of a set declares."""
+    for name in requires:
+        prefix, _, array = name.partition(".")
+        kind = {"features": "feature", "frames": "feature", "measured": "measurement"}.get(prefix)
+        if kind is None:
+            continue
+        for split in dict.fromkeys((card.dataset, card.split) for card in cards.tracks):
+            known = [str(s["name"]) for c in cards.tracks if (c.dataset, c.split) == split for s in _specs(c, kind)]
+            if array not in known:
+                raise InputError(
+                    f"selector {selector}: requires {name!r}, but no tracks cache of {'/'.join(split)} declares the {kind} "
+                    f"{array!r} (there are: {', '.join(known) or 'none'}); give the cache of a tracker that writes it"
+                )
+
+
 class TrackSource:
     """Tracks caches read as one, with TrackCache's getters. Raises InputError when they do not fit together.
 

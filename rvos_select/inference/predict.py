@@ -15,7 +15,15 @@ from rvos_cache.extraction import ExtractReport, write_videos
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, digest, format_uri, provenance, write_selections
 from rvos_cache.types import Selection
-from rvos_select.data.caches import CacheCards, TextSource, TrackSource, candidates, check_same_encoder, texts_of
+from rvos_select.data.caches import (
+    CacheCards,
+    TextSource,
+    TrackSource,
+    candidates,
+    check_declared,
+    check_same_encoder,
+    texts_of,
+)
 from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.inference.infer import infer_video, queries_to_draw
@@ -39,7 +47,10 @@ def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "ou
     _check_channels(run, selector, source, words)
     check_same_tokens(run, source)
     check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
-    selector.bind(CacheCards(source.cards, words.cards))
+    cards = CacheCards(source.cards, words.cards)
+    selector.bind(cards)
+    # Measurements are of the ground truth: prediction does without.
+    check_declared([name for name in selector.requires if not name.startswith("measured.")], cards, type(selector).__name__)
     weights = {"best": digest((run / "best/model.safetensors").read_bytes())}
     card = selections_card(str(run), run_settings(run)["settings"], selector.threshold, source, words, weights)
     card = card.model_copy(update={"extra": {**card.extra, **_policy_entries(selector, source)}})

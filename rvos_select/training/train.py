@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
-from rvos_cache.settings import build, read_toml
+from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
 from rvos_select.data.augment import check_augmentation, load_augmentation
 from rvos_select.data.batch import Batch, check_requires
-from rvos_select.data.caches import CacheCards, texts_of
+from rvos_select.data.caches import CacheCards, check_declared, texts_of
 from rvos_select.data.clips import ClipSampler, with_visible_rows
 from rvos_select.data.collate import collate
 from rvos_select.data.epochs import batches, count_batches, prefetch
@@ -42,15 +42,17 @@ def train(
     settings: TrainSettings | Mapping[str, Any] | PathLike | None = None,
     out: PathLike | None = None,
     resume: bool = False,
+    **values: Any,
 ) -> Path:
     """Train a selector and return the run's folder: settings.json, metrics.jsonl, tensorboard/, last/ (to resume), best/ (to use).
 
     tracks, valid_tracks: tracks caches, one or several; texts, valid_texts: their text caches, by default those next to them;
-    settings: TrainSettings, their values as a mapping, or a TOML file; out: by default out/runs/<selector>.
+    settings: TrainSettings, their values as a mapping, or a TOML file; values: single settings, which replace those, as
+    selector="sola" or optim={"lr": 1e-4}; out: by default out/runs/<selector>.
     Without valid_tracks a share of the videos is held out. Raises InputError for caches that do not fit together, hidden ground
     truth, an existing run without `resume`, or a loss that is not finite.
     """
-    settings = train_settings(settings)
+    settings = train_settings(settings, values)
     tracks, texts, valid_tracks, valid_texts = map(as_paths, (tracks, texts, valid_tracks, valid_texts))
     out = Path(out or Path("out/runs") / settings.selector.rpartition(":")[2])
     if (out / SETTINGS).exists() and not resume:
@@ -60,6 +62,7 @@ def train(
     selector = make_selector(settings, cards)
     selector.bind(cards)
     requires = required_parts(settings, selector)
+    check_declared(requires, cards, settings.selector)
     sources = read_sources(
         tracks,
         texts,
@@ -78,13 +81,17 @@ def train(
         return Run(settings, sources, selector.to(device), device, out).train(resume)
 
 
-def train_settings(settings: TrainSettings | Mapping[str, Any] | PathLike | None) -> TrainSettings:
-    """Settings from themselves, a mapping, a TOML file or None (the defaults). Raises InputError for unknown or wrong values."""
-    if settings is None or isinstance(settings, TrainSettings):
-        return settings or TrainSettings()
-    if isinstance(settings, Mapping):
-        return build(TrainSettings, settings, "train settings")
-    return build(TrainSettings, read_toml(Path(settings)), str(settings))
+def train_settings(
+    settings: TrainSettings | Mapping[str, Any] | PathLike | None, values: Mapping[str, Any] = {}
+) -> TrainSettings:
+    """Settings from themselves, a mapping, a TOML file or None (the defaults), with single `values` replaced.
+
+    Raises InputError for unknown or wrong values.
+    """
+    if settings is None or isinstance(settings, (TrainSettings, Mapping)):
+        base = settings.model_dump() if isinstance(settings, TrainSettings) else dict(settings or {})
+        return build(TrainSettings, merge(base, values), "train settings")
+    return build(TrainSettings, merge(read_toml(Path(settings)), values), str(settings))
 
 
 def make_selector(settings: TrainSettings, cards: CacheCards) -> Selector:
