@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_vita import CHANNELS, SIZES, SMALL, mask2former, vita_head, write_checkpoint
 
+from rvos_cache.contracts.tracker_checks import CheckSkipped
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_text
@@ -33,6 +36,7 @@ from rvos_cache.store import (
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.types import TrackSet
+from rvos_select.contracts import SELECTOR_CHECKS, SelectorCase
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
 from rvos_select.data.one_object import names_one_object
@@ -407,3 +411,20 @@ def test_eight_expressions_are_learnt_to_the_oracle(work: Work, tmp_path: Path) 
     assert len(evaluate_selections(selections, [tracks])["expressions"]) == 8
     assert ceiling > 0.7
     assert ours >= 0.95 * ceiling
+
+
+@pytest.fixture(scope="module", params=["drawn", "frozen"])
+def contract_case(request: pytest.FixtureRequest, work: Work, tmp_path_factory: pytest.TempPathFactory) -> SelectorCase:
+    """DMVS on three videos, in both of its ways of working."""
+    tracks = tmp_path_factory.mktemp("contract") / "vita.zarr"
+    overrides = {"checkpoint": str(work.checkpoint), **VITA, "profile": "exact"}
+    extract("mevis", work.root / "data", "train", "vita", tracks, limit=3, overrides=overrides)
+    config = {**MODULE, "masks": request.param, "layers": 1, "motion_queries": 20}
+    return SelectorCase("dmvs", config, tracks=tracks, texts=work.text("train"))
+
+
+@pytest.mark.parametrize("check", SELECTOR_CHECKS.values(), ids=lambda check: check.__name__)
+def test_contract(contract_case: SelectorCase, check: Callable[[SelectorCase], None]) -> None:
+    """The same functions that `rvos-select check-selector` runs."""
+    with contextlib.suppress(CheckSkipped):
+        check(contract_case)
