@@ -85,4 +85,4 @@ def check_dataset_class(cls: type[Dataset], title: str) -> None:
     own = [name for name in parts if getattr(cls, name) is not getattr(Dataset, name)]
     if len(own) == 1:
         missing = next(name for name in parts if name not in own)
-        raise InputError(f"{title}: has {own[0]}, but no {missing}; define both, or neither")
+        raise InputError(f"{title}: defines {own[0]}, but not {missing}; define both, or neither")

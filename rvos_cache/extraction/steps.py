@@ -144,7 +144,7 @@ def extract_all(
     """
     names = list(splits) or dataset_class(dataset).splits(Path(root))
     if not names:
-        raise InputError(f"{root}: no split of {dataset} here; put the dataset there or give --root (make: ROOT=...)")
+        raise InputError(f"{root}: no split of {dataset} here; put the dataset there, give --root (make: ROOT=...) or --split")
     base = Path(out) if out else Path("out/cache") / dataset
     work = TrackWork(dataset, Path(root), names[0], tracker, overrides or {}, corrupt)
     if budget is not None:

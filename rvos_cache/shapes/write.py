@@ -91,7 +91,9 @@ def _write_json(root: Path, videos: Mapping[str, Written]) -> None:
         aside.replace(root / f"{name}.json")
 
 
-def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int], None] | None = None, jobs: int = 1) -> None:
+def write_shapes(
+    out: Path | str, videos: int, seed: int = 0, progress: Callable[[int, int], None] | None = None, jobs: int = 1
+) -> None:
     """Write `videos` videos under `out`: one fifth (at least one) in `valid_u`, the others in `train`.
 
     progress(done, videos) is called after each; the bytes do not depend on `jobs`, the number of processes. Raises InputError
@@ -99,7 +101,7 @@ def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int
     """
     if videos < 2 or seed < 0:
         raise InputError(f"moving shapes: wanted 2 videos or more and a seed of 0 or more, got {videos} and {seed}; raise it")
-    valid = max(1, videos // 5)
+    out, valid = Path(out), max(1, videos // 5)
     mark, text = out / "shapes.json", json.dumps({"videos": videos, "seed": seed})
     other = not mark.exists() and any((out / s).exists() for s in ("train", "valid_u"))
     if other or (mark.exists() and mark.read_text() != text):

@@ -28,10 +28,13 @@ class HashedSettings(Settings):
     pairs: float = Field(default=0.4, ge=0)
     """Weight of the word pair that ends with a word, against the word's own 1: "then left" is not "first left"."""
     seed: int = 0
+    """Seed of the random vectors."""
     shortest: int = Field(default=3, ge=1)
+    """Length of the shortest character n-grams."""
     longest: int = Field(default=5, ge=1)
-    """Lengths of the character n-grams; the whole word always counts too."""
+    """Length of the longest character n-grams; the whole word always counts too."""
     tagger: Literal["hanta", "spacy"] = "hanta"
+    """Part-of-speech tagger."""
     normalise: Normalise = "raw"
     """The text that is tagged; the vectors never tell upper from lower case, nor how many blanks there were."""
 

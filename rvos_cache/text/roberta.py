@@ -24,7 +24,9 @@ class RobertaSettings(Settings):
     checkpoint: str = "sentence-transformers/all-roberta-large-v1"
     """A hub name or a folder with tokenizer, config and safetensors weights."""
     batch_size: int = Field(default=32, ge=1)
+    """Sentences that are encoded together."""
     tagger: Tagger = DEFAULT_TAGGER
+    """Part-of-speech tagger."""
     normalise: Normalise = "raw"
     """raw: the sentence as written (SOLA's released code); lower: lower case and single blanks (MeViS's LMPM, DsHmp)."""
 

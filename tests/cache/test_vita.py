@@ -245,7 +245,7 @@ def test_two_parts_that_are_not_of_one_vita_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "'checkpoint': Field required"),
+        ({}, "'checkpoint' is required"),
         ({"checkpoint": "x", "profile": "low_rank"}, "profile=low_rank and basis=FILE come together"),
         ({"checkpoint": "x", "basis": "b"}, "profile=low_rank and basis=FILE come together"),
         ({"checkpoint": "x", "profile": "p0"}, "'profile'"),

@@ -88,7 +88,7 @@ def test_a_tracker_plans_all_profiles_at_once(basis: Path) -> None:
     videos = [((41, 63), 7), ((30, 60), 3)]
     made = tracker(profile="low_rank", basis=str(basis))
     planned = made.planned_bytes(videos)
-    assert (planned.setting, planned.chosen) == ("profile", "low_rank")
+    assert (planned.setting, planned.value) == ("profile", "low_rank")
     found = planned.sizes
     for profile, total in found.items():
         settings = made.settings.model_copy(update={"profile": profile})

@@ -17,8 +17,9 @@ class VitaSettings(Settings):
     checkpoint: str
     """A hub name or a folder that `rvos-cache convert-vita` wrote."""
     short_side: int = Field(360, ge=32)
+    """Pixels of the resized frame's shorter side. Source: DMVS."""
     long_side: int = Field(640, ge=32)
-    """Pixels of the resized frame's shorter side, and what its longer side may not pass (DMVS)."""
+    """Largest number of pixels of the resized frame's longer side. Source: DMVS."""
     max_tracks: int = Field(20, ge=1)
     """Video queries whose masks become tracks: those of the best class scores, without the ones that are empty everywhere."""
     profile: Profile = "selection_only"
