@@ -136,7 +136,7 @@ def test_more_than_twenty_proposals_are_refused() -> None:
 def test_label_maps_of_other_frames_or_sizes() -> None:
     truth = truth_of(row(1, 0)[None])
     for maps in (row(1, 0, 0)[None], np.stack([row(1, 0)] * 2), np.zeros((0, 30, 24), np.uint8)):
-        with pytest.raises(ValueError, match="wanted"):
+        with pytest.raises(ValueError, match="expected"):
             score_maps(maps, truth)
 
 

@@ -212,7 +212,7 @@ def test_a_video_that_cannot_be_read_is_a_hole_too(split: Path) -> None:
 def test_hidden_answers_are_no_hole(split: Path) -> None:
     (split / "data/valid_u").rename(split / "data/valid")
     (split / "data/valid/mask_dict.json").unlink()
-    with pytest.raises(InputError, match="hides its answers"):
+    with pytest.raises(InputError, match="hides its ground truth"):
         evaluate_pngs("mevis", split / "data", "valid", split / "png", scope=Scope(allow_missing=True))
 
 

@@ -24,7 +24,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
 from rvos_cache.types import Selection, TrackSet
 from rvos_select.cli import main
-from rvos_select.evaluation import PROTOCOLS, Scope, benchmark_pngs, benchmark_selections
+from rvos_select.evaluation import PROTOCOLS, Scope, benchmark_pngs, benchmark_selections, protocol_of
 from rvos_select.evaluation.compare import compare
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.merging.policy import PolicyOptions
@@ -95,8 +95,33 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     return made
 
 
-def test_every_dataset_has_a_protocol() -> None:
-    assert PROTOCOLS.keys() == DATASETS.keys()
+def test_every_dataset_has_the_protocol_of_its_benchmark() -> None:
+    protocols = {name: protocol_of(name).name for name in DATASETS}
+    assert protocols == {name: "image" if name in IMAGES else "davis" if name == "ref-davis17" else "video" for name in DATASETS}
+
+
+class Mine:
+    """A dataset of one's own."""
+
+    protocol = "image"
+
+
+class Wrong:
+    """One with a protocol that does not exist."""
+
+    protocol = "audio"
+
+
+def test_a_dataset_of_ones_own_names_its_protocol() -> None:
+    assert protocol_of("test_evaluate_benchmarks:Mine") is PROTOCOLS["image"]
+    assert (
+        protocol_of("test_evaluate_benchmarks:make")
+        is protocol_of("unknown")
+        is protocol_of("no.such:Module")
+        is PROTOCOLS["video"]
+    )
+    with pytest.raises(InputError, match="unknown protocol 'audio'; there are: video, davis, image"):
+        protocol_of("test_evaluate_benchmarks:Wrong")
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
@@ -244,9 +269,9 @@ def test_the_oracle_by_frames_has_holes_and_needs_the_dataset(make: Callable[[st
 
 
 def test_options_of_other_protocols_are_refused(make: Callable[[str], Made]) -> None:
-    with pytest.raises(InputError, match="--map-mode is no setting of the scores of mevis"):
+    with pytest.raises(InputError, match="--map-mode is no option of the protocol of mevis"):
         make("mevis").by_pngs(options={"map_mode": "top1"})
-    with pytest.raises(InputError, match="--strict is no setting of the scores of jhmdb-sentences"):
+    with pytest.raises(InputError, match="--strict is no option of the protocol of jhmdb-sentences"):
         make("jhmdb-sentences").by_selections({"strict": True})
 
 
@@ -288,5 +313,5 @@ def test_the_commands(
 
 def test_caches_of_other_protocols_together(make: Callable[[str], Made]) -> None:
     caches = [make(name).out / "c.zarr" for name in ("mevis", "jhmdb-sentences")]
-    with pytest.raises(InputError, match="scored in other ways"):
+    with pytest.raises(InputError, match="which have different protocols"):
         benchmark_selections(make("mevis").out / "s.zarr", caches, {})

@@ -17,7 +17,9 @@ from pycocotools.cocoeval import COCOeval
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_select.metrics.image_level import Detections, ImageScores, MapMode, mean_average_precision, smooth_iou
+from rvos_select.metrics.average_precision import MapMode, mean_average_precision
+from rvos_select.metrics.detections import Detections, smooth_iou
+from rvos_select.metrics.image_level import ImageScores
 
 Sample = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 """Key, masks (Q, H, W), scores (Q,), truth (H, W)."""
@@ -123,7 +125,7 @@ def test_what_cannot_be_scored() -> None:
         Detections(np.array([0.5]), np.array([3]), np.array([4]), 2)
     with pytest.raises(ValueError, match="one length"):
         Detections(np.array([0.5]), np.array([3, 3]), np.array([4]), 9)
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         Detections.count(rle(SQUARE[None]), np.array([0.5]), RleMasks.empty(1, 1, (20, 31)))
 
 

@@ -35,7 +35,7 @@ def test_merged_is_the_or_of_pixels() -> None:
 def test_drawn_masks_replace_the_tracks() -> None:
     drawn = RleMasks.from_dense(np.ones((1, 3, 9, 11), bool))
     assert merge_masks(selection([0.9], masks=drawn), RleMasks.empty(5, 3, (9, 11)), SelectionPolicy(0.5)).dense().all()
-    with pytest.raises(InputError, match="scores 1 tracks, the caches hold 5"):
+    with pytest.raises(InputError, match="has 1 scores, the caches have 5 tracks"):
         merge_masks(selection([0.9]), RleMasks.empty(5, 3, (9, 11)), SelectionPolicy(0.5))
 
 
@@ -78,34 +78,35 @@ def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:
     assert sorted(p.name for p in out.rglob("*")) == before
 
 
-def test_a_folder_holds_masks_of_one_rule(tmp_path: Path) -> None:
-    """Another answer where none is above the threshold is another rule, also beside a record of code that knew only one."""
-    cache = write_cache(tmp_path / "c.zarr")
-    said = write_perfect(tmp_path / "s.zarr", cache)
-    for name, same, others in (
+@pytest.mark.parametrize(
+    ("same", "others"),
+    [
         (
-            "zeros",
             [PolicyOptions(), PolicyOptions(0.5), PolicyOptions(empty="zeros")],
             [PolicyOptions(empty="top1"), PolicyOptions(top1=True), PolicyOptions(0.6)],
         ),
-        ("best", [PolicyOptions(top1=True)], [PolicyOptions(0.95, empty="top1"), PolicyOptions()]),
-    ):
-        out = merge(said, [cache], tmp_path / name, same[0])
-        record = json.loads((out / RECORD).read_text())
-        for held in (record, {key: value for key, value in record.items() if key != "empty"}):
-            for choice in others:
-                (out / RECORD).write_text(json.dumps(held))
-                with pytest.raises(InputError, match="other selections or settings"):
-                    merge(said, [cache], out, choice)
-            for choice in same:
-                (out / RECORD).write_text(json.dumps(held))
-                merge(said, [cache], out, choice)
-                assert json.loads((out / RECORD).read_text()) == record
-    out = merge(said, [cache], tmp_path / "top1", PolicyOptions(empty="top1"))
-    record = json.loads((out / RECORD).read_text())
-    (out / RECORD).write_text(json.dumps({key: value for key, value in record.items() if key != "empty"}))
-    with pytest.raises(InputError, match="other selections or settings"):
-        merge(said, [cache], out, PolicyOptions(empty="top1"))
+        ([PolicyOptions(top1=True)], [PolicyOptions(0.95, empty="top1"), PolicyOptions()]),
+        ([PolicyOptions(empty="top1")], [PolicyOptions(), PolicyOptions(top1=True)]),
+    ],
+)
+def test_a_folder_holds_masks_of_one_policy(tmp_path: Path, same: list[PolicyOptions], others: list[PolicyOptions]) -> None:
+    """Options that resolve to the same policy go on; others, and a damaged record, are refused and change nothing."""
+    cache = write_cache(tmp_path / "c.zarr")
+    selections = write_perfect(tmp_path / "s.zarr", cache)
+    out = merge(selections, [cache], tmp_path / "png", same[0])
+    record = (out / RECORD).read_text()
+    for options in others:
+        with pytest.raises(InputError, match="other selections or settings"):
+            merge(selections, [cache], out, options)
+        assert (out / RECORD).read_text() == record
+    for options in same:
+        shutil.rmtree(out / "b/0")
+        merge(selections, [cache], out, options)
+        assert (out / RECORD).read_text() == record and (out / "b/0/00002.png").exists()
+    for damaged in ("", "[]", json.dumps({key: value for key, value in json.loads(record).items() if key != "empty"})):
+        (out / RECORD).write_text(damaged)
+        with pytest.raises(InputError, match="other selections or settings"):
+            merge(selections, [cache], out, same[0])
 
 
 def test_the_best_track_is_drawn_where_none_is_above(tmp_path: Path) -> None:
@@ -188,4 +189,4 @@ def test_selections_of_other_caches_are_refused(tmp_path: Path, field: str | Non
     CacheWriter(said, bound.model_copy(update={"extra": {**bound.extra, "tracks": made}}))
     with pytest.raises(InputError, match=says) as error:
         merge(said, [cache], tmp_path / "png")
-    assert "give --cache as predict was given it" in str(error.value)
+    assert "give the same --cache as for predict" in str(error.value)

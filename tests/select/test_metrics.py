@@ -20,11 +20,13 @@ from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks, encode
 from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.merging.merge import merge
-from rvos_select.metrics import Scores, f, j
+from rvos_select.metrics import METRICS, ExpressionScores, f, j
 from rvos_select.metrics.boundary import boundary, frame_f, tolerance
+from rvos_select.metrics.metric import FrameMetrics
+from rvos_select.metrics.region_contour import REGION_CONTOUR
 from rvos_select.metrics.scores import score
 from rvos_select.metrics.silhouette import Silhouette, _spread, j_and_f
-from rvos_select.metrics.slices import Facts, mean_share, parts
+from rvos_select.metrics.slices import Facts, mean_share, slice_keys
 
 
 def blob(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -128,9 +130,9 @@ def test_only_annotated_frames_count() -> None:
 
 
 def test_means_run_over_expressions_not_videos() -> None:
-    scores = Scores()
+    scores = ExpressionScores([REGION_CONTOUR])
     for key, value, kind in (("a/0", (1.0, 1.0), "motion"), ("a/1", (0.5, 0.0), "static"), ("b/0", None, "motion")):
-        scores.add(key, value, kind)
+        scores.add(key, value and (value,), kind)
     table = scores.table()
     assert (table["j"], table["f"], table["jf"]) == pytest.approx((0.5, 1 / 3, 5 / 12))
     assert table["missing"] == ["b/0"]
@@ -248,13 +250,19 @@ def test_runs_of_length_zero_change_nothing() -> None:
     assert j_and_f(a, b) == (1, 1)
 
 
+def items(value: float, targets: int, empty: bool) -> tuple[tuple[float, ...], ...]:
+    """An expression of two frames with J and F of `value`; unless `empty`, one of its predictions has pixels."""
+    frames = np.array([[value, value, 0.0], [value, value, float(not empty)]])
+    return FrameMetrics(METRICS["video"]).items(frames, targets)
+
+
 def facts(words: int = 3, targets: int | None = 1, frames: int = 10, share: float | None = 0.1, kind: str | None = None) -> Facts:
     return Facts(words, targets, frames, share, kind)
 
 
 def test_answers_to_expressions_without_target() -> None:
     """N-acc: one of three is answered with nothing, one is missing; T-acc: two of three are answered with something."""
-    scores = Scores()
+    scores = ExpressionScores()
     for key, targets, empty in (
         ("a/0", 0, True),
         ("a/1", 0, False),
@@ -263,20 +271,20 @@ def test_answers_to_expressions_without_target() -> None:
         ("b/1", 2, False),
         ("b/2", 1, True),
     ):
-        scores.add(key, None if empty is None else (0.5, 0.5), None, facts(targets=targets), empty)
+        scores.add(key, None if empty is None else items(0.5, targets, empty), None, facts(targets=targets))
     table = scores.table()
     assert (table["n_acc"], table["t_acc"]) == pytest.approx((1 / 3, 2 / 3))
 
 
 def test_no_accuracy_is_made_up() -> None:
     """Every expression has a target: neither is there; none has: no T-acc; nothing is known of it: no row of either."""
-    scores = Scores()
-    scores.add("a/0", (1.0, 1.0), None, facts(), False)
+    scores = ExpressionScores()
+    scores.add("a/0", items(1.0, 1, empty=False), None, facts())
     assert not {"n_acc", "t_acc"} & scores.table().keys()
     scores.add("b/0", None, None)
     assert not {"n_acc", "t_acc"} & scores.table().keys()
-    scores = Scores()
-    scores.add("a/0", (1.0, 1.0), None, facts(targets=0), True)
+    scores = ExpressionScores()
+    scores.add("a/0", items(1.0, 0, empty=True), None, facts(targets=0))
     table = scores.table()
     assert table["n_acc"] == 1 and "t_acc" not in table
 
@@ -291,9 +299,9 @@ def test_slices_by_hand() -> None:
         "a/4": facts(words=1, frames=1, share=None, targets=0),
         "b": None,
     }
-    scores = Scores()
+    scores = ExpressionScores([REGION_CONTOUR])
     for i, (key, known) in enumerate(rows.items()):
-        scores.add(key, (i / 10, 0.0), None, known, False)
+        scores.add(key, ((i / 10, 0.0),), None, known)
     held = scores.table()["slices"]
     counts = {name: {part: row["count"] for part, row in parts.items()} for name, parts in held.items()}
     assert counts == {
@@ -304,13 +312,15 @@ def test_slices_by_hand() -> None:
         "frames": {"1-50": 2, "51-100": 2, "101+": 1, "unknown": 1},
     }
     assert held["words"]["1-5"] == pytest.approx({"j": 0.2, "f": 0, "jf": 0.1, "count": 2})
-    assert not {"kind", "objects"} & Scores(expressions={"a/0": (1.0, 1.0)}, facts={"a/0": facts()}).table()["slices"].keys()
-    assert "slices" not in Scores(expressions={"a/0": (1.0, 1.0)}, facts={"a/0": None}).table()
+    for known, attributes in ((facts(), {"targets", "words", "size", "frames"}), (None, set())):
+        one = ExpressionScores([REGION_CONTOUR])
+        one.add("a/0", ((1.0, 1.0),), None, known)
+        assert one.table().get("slices", {}).keys() == attributes
 
 
 def test_objects_are_no_expressions() -> None:
     """They name nothing; of those that no text names nothing is said of the text."""
-    held = parts({"a/0/1": Facts(0, None, 4, 0.5, None, 1), "b/0/1": Facts(6, None, 4, 0.5, None, 2), "c": None})
+    held = slice_keys({"a/0/1": Facts(0, None, 4, 0.5, None, 1), "b/0/1": Facts(6, None, 4, 0.5, None, 2), "c": None})
     assert held == {
         "objects": {"multi": ["b/0/1"], "single": ["a/0/1"], "unknown": ["c"]},
         "words": {"6-10": ["b/0/1"], "none": ["a/0/1"], "unknown": ["c"]},

@@ -307,7 +307,7 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
         found = evaluate_selections(said, [cache], scope=Scope(videos=["a"]), policy=choice)
         assert found["j"] == pytest.approx(wanted)
     # Without a threshold an answer is never empty.
-    with pytest.raises(InputError, match="s.zarr: each expression has its best track; give --empty together with --threshold"):
+    with pytest.raises(InputError, match="s.zarr: each expression gets its best track; give --empty together with --threshold"):
         evaluate_selections(said, [cache], policy=PolicyOptions(empty="zeros"))
 
 

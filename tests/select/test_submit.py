@@ -96,7 +96,7 @@ def test_a_split_with_public_answers_is_refused(made: Path, masks: Path, tmp_pat
     """But for the one that MeViS's own code scores."""
     for split in ("train", "valid_u"):
         write_split(tmp_path / "public", split)
-    with pytest.raises(InputError, match="split train of mevis shows its answers"):
+    with pytest.raises(InputError, match="split train of mevis has public ground truth"):
         submit(masks, "mevis", tmp_path / "x.zip", root=tmp_path / "public", split="train")
     assert not (tmp_path / "x.zip").exists()
     out = submit(masks, "mevis", tmp_path / "x.zip", root=tmp_path / "public", split="valid_u")
@@ -109,13 +109,13 @@ def test_train_of_youtube_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"videos": {"a": {"frames": ["00000"], "expressions": {"0": {"exp": "x", "obj_id": "1"}}}}}))
     (tmp_path / "png").mkdir()
     for split in ("train", "fit"):
-        with pytest.raises(InputError, match=f"split {split} of ref-youtube-vos shows its answers"):
+        with pytest.raises(InputError, match=f"split {split} of ref-youtube-vos has public ground truth"):
             submit(tmp_path / "png", "ref-youtube-vos", tmp_path / "x.zip", root=tmp_path / "data", split=split)
 
 
 def test_released_answers_of_a_hidden_split(masks: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "public", "valid")
-    with pytest.raises(InputError, match="split valid of mevis shows its answers"):
+    with pytest.raises(InputError, match="split valid of mevis has public ground truth"):
         submit(masks, "mevis", tmp_path / "x.zip", root=tmp_path / "public")
 
 
@@ -200,7 +200,9 @@ def test_the_command_packs_selections_as_their_scores_say(
     """By the hint in the card or by --root, the same bytes; every other way to ask is one line, and nothing is written."""
     cache = davis.write_cache(split / "c.zarr", split / "data")
     said = davis.write_said(split / "s.zarr", davis.right)
-    wanted = submit_ref_davis(SelectionPredictions(said, [cache]), RefDavis17(split / "data", "valid"), split / "w.zip").read_bytes()
+    wanted = submit_ref_davis(
+        SelectionPredictions(said, [cache]), RefDavis17(split / "data", "valid"), split / "w.zip"
+    ).read_bytes()
 
     def asked(*words: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["rvos-select", "submit", *map(str, words)])
@@ -236,7 +238,7 @@ def test_the_command_packs_selections_as_their_scores_say(
         assert status == 1 and says in told and told.count("\n") == 1
     (split / "data").rename(split / "elsewhere")
     status, told = asked(*given, *out)
-    assert status == 1 and "is not at hand; give --root" in told
+    assert status == 1 and "is not at the root of the card; give --root" in told
     assert asked(*given, "--root", split / "elsewhere", "--out", split / "v.zip")[0] == 0
     assert (split / "v.zip").read_bytes() == wanted
     assert not (split / "no.zip").exists()
@@ -301,5 +303,5 @@ def test_an_object_number_that_the_benchmark_refuses(split: Path) -> None:
 def test_davis_train_is_scored_by_no_benchmark(split: Path) -> None:
     for folder in (split / "data/valid", split / "data/meta_expressions/valid"):
         folder.rename(folder.with_name("train"))
-    with pytest.raises(InputError, match="split train of ref-davis17 shows its answers"):
+    with pytest.raises(InputError, match="split train of ref-davis17 has public ground truth"):
         submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data", split="train")
