@@ -86,7 +86,7 @@ def test_every_chosen_expression_is_there_with_its_pictures(work: Path) -> None:
         assert ":" not in link
         with Image.open(work / "page" / unquote(urlsplit(link).path)) as image:
             image.load()
-    whole, tinted = (np.asarray(Image.open(work / "page/pictures/a" / e / "answer.jpg").convert("RGB")) for e in ("2", "0"))
+    whole, tinted = (np.asarray(Image.open(work / "page/pictures/a" / e / "prediction.jpg").convert("RGB")) for e in ("2", "0"))
     orange = [(image[..., 0].astype(int) - image[..., 2] > 60).mean() for image in (whole, tinted)]
     assert orange[0] == 0 and orange[1] > 0.02  # where nothing is meant nothing is drawn
 
@@ -97,7 +97,7 @@ def test_the_page_shows_what_an_empty_choice_becomes(work: Path) -> None:
         said = write_perfect(work / f"{empty}.zarr", work / "c.zarr", threshold=0.95, empty=empty)
         page = Page(report(work / "run", said, [work / "c.zarr"], work / "page"))
         assert page.words.count(chosen) == len(page.titles) == 4
-        tinted = np.asarray(Image.open(work / "page/pictures/a/2/answer.jpg").convert("RGB")).astype(int)
+        tinted = np.asarray(Image.open(work / "page/pictures/a/2/prediction.jpg").convert("RGB")).astype(int)
         orange = (tinted[..., 0] - tinted[..., 2] > 60).mean()
         assert orange > 0.02 if empty == "top1" else orange == 0
 
@@ -106,7 +106,7 @@ def test_without_frames_the_masks_are_drawn_on_grey(work: Path) -> None:
     frame = work / "data/valid_u/JPEGImages/a/00000.jpg"
     frame.write_bytes(frame.read_bytes()[:-20])
     assert len(shown(work).titles) == 4
-    with Image.open(work / "page/pictures/a/2/answer.jpg") as image:
+    with Image.open(work / "page/pictures/a/2/prediction.jpg") as image:
         assert np.abs(np.asarray(image.convert("L"))[:, :50].astype(int) - 128).max() < 5
     shutil.rmtree(work / "data")
     assert "Give --root" in shown(work).words
