@@ -72,8 +72,8 @@ def rvos(*words: object) -> str:
 
 
 def test_a_metric_of_videos(work: Path) -> None:
-    where = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
-    printed = rvos("evaluate", *where, "--predictions", work / "png", "--json", work / "a.json")
+    dataset = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    printed = rvos("evaluate", *dataset, "--predictions", work / "png", "--json", work / "a.json")
     assert printed.count("AR") == 2 and "75.0" in printed
     scores = json.loads((work / "a.json").read_text())
     assert scores["area_ratio"] == scores["jf"] == 0.75

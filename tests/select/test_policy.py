@@ -71,8 +71,8 @@ def test_chosen_by_hand(
     assert SelectionPolicy(threshold)(one).tolist() == SelectionPolicy(threshold, empty="zeros")(one).tolist() == zeros
     assert SelectionPolicy(threshold, empty="top1")(one).tolist() == fallback
     assert SelectionPolicy(threshold, top1=True)(one).tolist() == best
-    for rule in (SelectionPolicy(threshold), SelectionPolicy(threshold, empty="top1"), SelectionPolicy(threshold, top1=True)):
-        assert rule(one).dtype == np.intp
+    for policy in (SelectionPolicy(threshold), SelectionPolicy(threshold, empty="top1"), SelectionPolicy(threshold, top1=True)):
+        assert policy(one).dtype == np.intp
 
 
 def test_the_best_alone_is_what_answers_above_the_highest_score() -> None:
@@ -135,7 +135,7 @@ def test_queries_whose_masks_were_not_drawn_are_never_chosen(empty: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("options", "message"),
     [
         ({"threshold": 0.5, "top1": True}, "--threshold and --top1 exclude each other"),
         ({"threshold": 0.0, "top1": True}, "--threshold and --top1 exclude each other"),
@@ -148,9 +148,9 @@ def test_queries_whose_masks_were_not_drawn_are_never_chosen(empty: Any) -> None
         ({"empty": ""}, "--empty: empty must be one of zeros, top1, not ''"),
     ],
 )
-def test_choices_that_cannot_be(asked: dict[str, Any], says: str) -> None:
-    with pytest.raises(InputError, match=says) as error:
-        PolicyOptions(**asked)
+def test_choices_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        PolicyOptions(**options)
     assert "\n" not in str(error.value)
 
 
@@ -161,8 +161,8 @@ def test_a_card_that_is_not_understood(value: object) -> None:
 
 
 def test_the_record_tells_rules_apart() -> None:
-    rules = [SelectionPolicy(0.5), SelectionPolicy(0.7), SelectionPolicy(0.5, empty="top1"), SelectionPolicy(0.5, top1=True)]
-    records = [rule.record() for rule in rules]
+    policies = [SelectionPolicy(0.5), SelectionPolicy(0.7), SelectionPolicy(0.5, empty="top1"), SelectionPolicy(0.5, top1=True)]
+    records = [policy.record() for policy in policies]
     assert all(a != b for i, a in enumerate(records) for b in records[i + 1 :])
     # With the best track alone the threshold says nothing.
     assert SelectionPolicy(0.7, top1=True).record() == records[-1]
@@ -206,7 +206,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--threshold", "0.5", "--top1"], "--threshold and --top1 exclude each other"),
         (["--threshold", "0", "--top1"], "--threshold and --top1 exclude each other"),
@@ -215,17 +215,17 @@ COMMANDS = {
         (["--threshold", "1.5"], "1.5 is not in the range 0<=x<=1"),
     ],
 )
-def test_every_command_refuses_the_same(command: str, words: list[str], says: str) -> None:
+def test_every_command_refuses_the_same(command: str, words: list[str], message: str) -> None:
     """Before any file is looked for."""
-    done = CliRunner().invoke(cli, [command, *COMMANDS[command], *words])
-    assert done.exit_code == 2 and says in done.output
+    result = CliRunner().invoke(cli, [command, *COMMANDS[command], *words])
+    assert result.exit_code == 2 and message in result.output
 
 
 @pytest.mark.parametrize("words", [["--threshold", "0.5"], ["--top1"], ["--empty", "zeros"]])
 def test_masks_were_chosen_in_merge(words: list[str]) -> None:
-    where = ["--dataset", "mevis", "--root", "data", "--split", "valid_u", "--predictions", "png"]
-    done = CliRunner().invoke(cli, ["evaluate", *where, *words])
-    assert done.exit_code == 2 and "--predictions takes no --threshold, --top1 or --empty" in done.output
+    arguments = ["--dataset", "mevis", "--root", "data", "--split", "valid_u", "--predictions", "png"]
+    result = CliRunner().invoke(cli, ["evaluate", *arguments, *words])
+    assert result.exit_code == 2 and "--predictions takes no --threshold, --top1 or --empty" in result.output
 
 
 class Eager(MeanCosine):
