@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
+from rvos_cache.datasets.base import Dataset, Protocol
 from rvos_cache.datasets.mirrored import SUFFIX, Mirrored
+from rvos_cache.datasets.samples import Sample
+from rvos_cache.errors import InputError
 from rvos_cache.plugins import resolve
-from rvos_cache.types import Expression, GroundTruth, Video
+
+__all__ = ["DATASETS", "Dataset", "Protocol", "Sample", "dataset_class", "open_dataset"]
 
 DATASETS = {
     "a2d-sentences": "rvos_cache.datasets.a2d_sentences:A2dSentences",
@@ -21,53 +23,29 @@ DATASETS = {
     "refcoco+": "rvos_cache.datasets.refcoco:RefCocoPlus",
     "refcocog": "rvos_cache.datasets.refcoco:RefCocoG",
 }
+"""Name of a dataset -> its class."""
 
 
-class Dataset(Protocol):
-    """One split of one dataset. Making it reads the expressions, never frames or masks.
+def dataset_class(name: str) -> type[Dataset]:
+    """Return the class of the dataset `name`, a name in DATASETS or "package.module:Class".
 
-    one_object: every expression names exactly one object, so that an answer may be the best track alone.
-    A dataset may have more, which is read where it is there: `expression_ids(video_id)`, also the ids of expressions that cannot
-    be read, so that holes are counted; `kind(video_id, expression_id) -> str | None`, what a sentence speaks of; and
-    `samples(video_id) -> tuple[Sample, ...]`, the frames that its benchmark scores.
+    Its class attributes (`protocol`, `one_object`, ...) can be read without opening a split. Raises InputError: if there is no
+    such class, it is not a subclass of Dataset, or it lacks a required method.
     """
-
-    name: str
-    one_object: bool
-    root: Path
-    split: str
-
-    def __init__(self, root: Path, split: str) -> None:
-        """Raises InputError when the split is not there or its files cannot be read."""
-
-    @staticmethod
-    def splits(root: Path) -> list[str]:
-        """The splits found under `root`, in the dataset's own order."""
-
-    @property
-    def has_ground_truth(self) -> bool:
-        """Whether the split shows its ground truth."""
-
-    def video_ids(self) -> tuple[str, ...]:
-        """The videos of the split in file order. Raises InputError where its list has lost one."""
-
-    def video(self, video_id: str) -> Video:
-        """Raises InputError when the video is not listed or its frames are missing."""
-
-    def expressions(self, video_id: str) -> tuple[Expression, ...]:
-        """All expressions of the video in file order."""
-
-    def ground_truth(self, video_id: str) -> GroundTruth | None:
-        """None exactly when the split hides its answers. Raises InputError for a damaged annotation."""
-
-    def check(self) -> Iterator[str]:
-        """Every fault of the split, one line each, naming its file; reads everything."""
+    cls = resolve(DATASETS, name, "dataset")
+    if not (isinstance(cls, type) and issubclass(cls, Dataset)):
+        raise InputError(f"dataset {name!r}: expected a subclass of rvos_cache.datasets.Dataset, got {cls!r:.60}")
+    lacking = sorted(cls.__abstractmethods__)
+    if lacking:
+        raise InputError(f"dataset {name!r}: the class does not define {', '.join(lacking)}; see rvos_cache.datasets.Dataset")
+    return cls
 
 
 def open_dataset(name: str, root: Path, split: str) -> Dataset:
-    """The dataset `name` (a name in DATASETS or "package.module:Class"); `<split>-mirror` is the split seen in a mirror."""
-    kind = resolve(DATASETS, name, "dataset")
-    own = split.removesuffix(SUFFIX)
-    dataset: Dataset = kind(Path(root), own)
-    seen: Dataset = dataset if own == split else Mirrored(dataset)
-    return seen
+    """Open a split of the dataset `name` (see `dataset_class`); `<split>-mirror` is the split mirrored from left to right.
+
+    Raises InputError: if there is no such dataset or split, or its files cannot be read.
+    """
+    original = split.removesuffix(SUFFIX)
+    dataset = dataset_class(name)(Path(root), original)
+    return dataset if original == split else Mirrored(dataset)

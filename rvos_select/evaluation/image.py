@@ -197,9 +197,9 @@ def task_of(
 
 def _samples(known: Any, video: VideoAnswers | tuple[str, ...]) -> tuple[tuple[str, Sample], ...]:
     """Expression and frame of each sample of a video, or of the expressions of one that cannot be read. Raises InputError."""
-    if hasattr(known, "samples"):
-        video_id = video.video_id if isinstance(video, VideoAnswers) else video[0].partition("/")[0]
-        return tuple((f"{s.video_id}/{s.expression_id}", s) for s in known.samples(video_id))
+    listed = known.samples(video.video_id if isinstance(video, VideoAnswers) else video[0].partition("/")[0])
+    if listed is not None:
+        return tuple((f"{s.video_id}/{s.expression_id}", s) for s in listed)
     if not isinstance(video, VideoAnswers):
         return _once(video)
     frames = np.flatnonzero(video.truth.annotated).tolist()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
@@ -16,17 +17,13 @@ from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackS
 H, W = 12, 17
 
 
-class Tiny:
+class Tiny(Dataset):
     """`root` names the number of videos; v01 has one frame, v02 has no object; texts are long and not English."""
 
     name = "tiny"
-    has_ground_truth = True
 
-    def __init__(self, root: Path, split: str) -> None:
-        self.root, self.split = Path(root), split
-
-    @staticmethod
-    def splits(root: Path) -> list[str]:
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
         return ["train"]
 
     def video_ids(self) -> tuple[str, ...]:

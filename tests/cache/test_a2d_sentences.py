@@ -192,9 +192,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no instance": (lambda r: with_h5(r, lambda f: f.pop("instance")), "-a/00005.h5: no dataset 'instance'"),
     "a group": (lambda r: with_h5(r, lambda f: (f.pop("reMask"), f.create_group("reMask"))), "array of numbers"),
     "text for ids": (lambda r: replaced(r, "instance", ["a"]), "array of numbers"),
-    "half an id": (lambda r: replaced(r, "instance", [0.5]), "wanted whole numbers"),
-    "no number": (lambda r: replaced(r, "instance", [np.nan]), "wanted whole numbers"),
-    "ids without values": (lambda r: replaced(r, "instance", h5py.Empty("i4")), "instance holds None ids"),
+    "half an id": (lambda r: replaced(r, "instance", [0.5]), "expected whole numbers"),
+    "no number": (lambda r: replaced(r, "instance", [np.nan]), "expected whole numbers"),
+    "ids without values": (lambda r: replaced(r, "instance", h5py.Empty("i4")), "instance has None ids"),
     "no such file behind a link": (
         lambda r: replaced(r, "reMask", h5py.ExternalLink("../b/00005.h5", "reMask")),
         "inside the file",
@@ -202,9 +202,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a plug-in": (lambda r: with_h5(r, plugged), "compressed by a plug-in"),
     "mask of another size": (
         lambda r: replaced(r, "reMask", np.zeros((32, 48), np.uint8)),
-        "(32, 48), its video wants (1, 48, 32)",
+        "(32, 48), expected (1, 48, 32)",
     ),
-    "fewer masks than ids": (lambda r: replaced(r, "instance", [0, 1]), "its video wants (2, 48, 32)"),
+    "fewer masks than ids": (lambda r: replaced(r, "instance", [0, 1]), "expected (2, 48, 32)"),
     "instance listed, not there": (lambda r: replaced(r, "instance", [7]), "instance 0 is not in [7]"),
     "instance twice": (
         lambda r: write_h5(r / H5, [0, 0], [square(4, 0), square(4, 1)]),
@@ -218,11 +218,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "video cut short": (lambda r: cut(r / "Release/clips320H/-a.mp4", 300), "clips320H/-a.mp4: cannot be decoded"),
     "id that leaves the folder": (lambda r: rows(r, lambda c: c.append(["x", "../b", 2, 0])), "'../b'"),
     "empty sentence": (lambda r: rows(r, lambda c: [row.__setitem__(0, " ") for row in c[:2]]), "text is empty"),
-    "two texts": (lambda r: rows(r, lambda c: c[1].__setitem__(0, "other")), "row 2: instance 0 has another text"),
-    "frame twice": (lambda r: rows(r, lambda c: c.append(c[0])), "row 6: frame 2 of instance 0 stands twice"),
-    "frame zero": (lambda r: rows(r, lambda c: c[0].__setitem__(2, 0)), "row 1: wanted"),
-    "null": (lambda r: rows(r, lambda c: c[0].__setitem__(3, None)), "row 1: wanted"),
-    "true": (lambda r: rows(r, lambda c: c[0].__setitem__(3, True)), "row 1: wanted"),
+    "two texts": (
+        lambda r: rows(r, lambda c: c[1].__setitem__(0, "other")),
+        "row 2: instance 0 has another text",
+    ),
+    "frame twice": (lambda r: rows(r, lambda c: c.append(c[0])), "row 6: frame 2 of instance 0 is listed twice"),
+    "frame zero": (lambda r: rows(r, lambda c: c[0].__setitem__(2, 0)), "row 1: expected"),
+    "null": (lambda r: rows(r, lambda c: c[0].__setitem__(3, None)), "row 1: expected"),
+    "true": (lambda r: rows(r, lambda c: c[0].__setitem__(3, True)), "row 1: expected"),
 }
 
 
@@ -269,14 +272,20 @@ def lines(root: Path, name: str, change: Callable[[list[str]], object]) -> None:
 
 
 ORIGINAL: dict[str, tuple[Callable[[Path], object], str]] = {
-    "two sentences": (lambda r: lines(r, TEXT, lambda c: c.append("-a,0,again")), "line 8: instance 0 has a sentence above"),
+    "two sentences": (
+        lambda r: lines(r, TEXT, lambda c: c.append("-a,0,again")),
+        "line 8: instance 0 has a sentence",
+    ),
     "no number": (lambda r: lines(r, TEXT, lambda c: c.append("-a,x,again")), "line 8: instance 'x' is no number"),
     "a comma": (lambda r: lines(r, TEXT, lambda c: c.append("-a,4,a, b")), "line 8: 4 columns"),
-    "no header": (lambda r: lines(r, TEXT, lambda c: c.pop(0)), "line 1: wanted the header"),
+    "no header": (lambda r: lines(r, TEXT, lambda c: c.pop(0)), "line 1: expected the header"),
     "open quote": (lambda r: lines(r, TEXT, lambda c: c.append('-a,4,"a')), "cannot be read"),
     "not UTF-8": (lambda r: (r / TEXT).write_bytes(b"\xff\xfe\x00"), "cannot be read"),
-    "third subset": (lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,1,1,1,1,1,1,1,2")), "line 5: wanted nine"),
-    "fewer columns": (lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,0")), "line 5: wanted nine"),
+    "third subset": (
+        lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,1,1,1,1,1,1,1,2")),
+        "line 5: expected nine",
+    ),
+    "fewer columns": (lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,0")), "line 5: expected nine"),
     "id that leaves the folder": (
         lambda r: (
             lines(r, TEXT, lambda c: c.append("../b,0,out")),

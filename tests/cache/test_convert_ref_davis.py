@@ -143,8 +143,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "object 1 of video dogs-scale; no list has its dogs-scaled",
     ),
     "an object twice": (lambda p: edit(p, 0, b"clasic-car  2", b"classic-car 1"), "line 3: object 1 of video classic-car has a"),
-    "an object that is no number": (lambda p: edit(p, 0, b"clasic-car  2", b"clasic-car two"), "line 3: wanted an object number"),
-    "a line without a sentence": (lambda p: edit(p, 0, b"bear  1", b"bear\nbear  1"), "line 5: wanted <video> <object>"),
+    "an object that is no number": (
+        lambda p: edit(p, 0, b"clasic-car  2", b"clasic-car two"),
+        "3: expected an object number",
+    ),
+    "a line without a sentence": (lambda p: edit(p, 0, b"bear  1", b"bear\nbear  1"), "line 5: expected <video> <object>"),
     "an empty sentence": (lambda p: edit(p, 3, LINE[:-3].replace(b"by 2", b"by 3"), b'" "'), "line 3: video classic-car"),
     "other bytes than utf-8": (lambda p: edit(p, 0, "é".encode(), b"\xe9"), "Davis17_annot1.txt: not utf-8"),
     "a text file is missing": (
@@ -152,25 +155,25 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "Davis17_annot2_full_video.txt: cannot be read",
     ),
     "no text at all": (lambda p: shutil.rmtree(p / "text/davis_text_annotations"), "text: has no Davis17_annot1.txt"),
-    "no folder": (lambda p: shutil.rmtree(p / "davis"), "davis: wanted a folder or a zip, came nothing"),
+    "no folder": (lambda p: shutil.rmtree(p / "davis"), "davis: expected a folder or a zip file, got nothing"),
     "no list": (lambda p: (p / TRAIN).unlink(), "davis: has no ImageSets/2017/train.txt"),
     "no list of val": (lambda p: (p / VAL).unlink(), "val.txt: cannot be read"),
     "an empty list": (lambda p: (p / VAL).write_text("\n"), "val.txt: lists no video"),
     "a video in both lists": (lambda p: (p / VAL).write_text("bear\ndogs-scale\n"), "val.txt: video dogs-scale is listed twice"),
     "a video that leaves the folder": (lambda p: (p / VAL).write_text("../bear\n"), "val.txt, video: the id '../bear'"),
     "a video without frames": (lambda p: shutil.rmtree(p / FRAME.rpartition("/")[0]), "480p/bear: has no frames"),
-    "a frame is missing": (lambda p: (p / FRAME).unlink(), "480p/bear: has nothing of mask 00001"),
-    "an annotation is missing": (lambda p: (p / MASK).unlink(), "480p/bear: has nothing of frame 00001"),
+    "a frame is missing": (lambda p: (p / FRAME).unlink(), "480p/bear: has no file for mask 00001"),
+    "an annotation is missing": (lambda p: (p / MASK).unlink(), "480p/bear: has no file for frame 00001"),
     "an annotation cut short": (lambda p: cut(p / MASK), "bear/00001.png: not a whole PNG"),
-    "an annotation in colours": (lambda p: Image.new("RGB", SIZE[::-1]).save(p / MASK), "00001.png: wanted a palette PNG"),
+    "an annotation in colours": (lambda p: Image.new("RGB", SIZE[::-1]).save(p / MASK), "00001.png: expected a palette PNG"),
     "an annotation of another size": (
         lambda p: write_png(p / MASK, numbers(3, 0)[:5]),
-        "00001.png: wanted (8, 12) as the video's first frame, came (5, 12)",
+        "00001.png: expected (8, 12) as the video's first frame, got (5, 12)",
     ),
     "a frame that is no image": (lambda p: (p / FRAME).write_bytes(b"x"), "bear/00001.jpg: not an image"),
     "an object that is never shown": (
         lambda p: [write_png((p / MASK).with_name(f"{n}.png"), numbers(1, 0)) for n in NAMES],
-        "shows object 2",
+        "has object 2",
     ),
     "categories that are none": (lambda p: (p / "davis/DAVIS/davis_semantics.json").write_text("[]"), "davis_semantics.json"),
 }
@@ -192,7 +195,7 @@ def test_what_is_there_is_refused(parts: Path) -> None:
     converted(parts)
     before = sorted((parts / "out").rglob("*"))
     for _ in range(2):
-        with pytest.raises(InputError, match="out: is there already"):
+        with pytest.raises(InputError, match="out: exists"):
             converted(parts)
     assert sorted((parts / "out").rglob("*")) == before and left(parts) == ["out"]
 
@@ -202,7 +205,7 @@ def test_entries_that_leave_the_folder(parts: Path, name: str) -> None:
     path = zipped(parts / "davis")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"x")
-    with pytest.raises(InputError, match=r"davis\.zip: its entry .* leaves the folder"):
+    with pytest.raises(InputError, match=r"davis\.zip: its entry .* has a path outside of the folder"):
         convert_ref_davis(path, parts / "text", parts / "out")
     assert left(parts) == []
 
@@ -212,7 +215,7 @@ def test_a_link_in_a_zip(parts: Path) -> None:
     entry.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(entry, "/etc/passwd")
-    with pytest.raises(InputError, match="its entry 'away' leaves the folder"):
+    with pytest.raises(InputError, match="its entry 'away' has a path outside of the folder"):
         convert_ref_davis(parts / "davis", path, parts / "out")
 
 
@@ -226,7 +229,7 @@ def test_a_damaged_zip(parts: Path) -> None:
     with pytest.raises(InputError, match=r"davis\.zip, DAVIS/JPEGImages/480p/bear/00001\.jpg: cannot be unpacked"):
         convert_ref_davis(path, parts / "text", parts / "out")
     path.write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(InputError, match=r"davis\.zip: wanted a folder or a zip, came a file that is no zip"):
+    with pytest.raises(InputError, match=r"davis\.zip: expected a folder or a zip file, got a file that is no zip"):
         convert_ref_davis(path, parts / "text", parts / "out")
     assert left(parts) == []
 

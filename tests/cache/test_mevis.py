@@ -107,7 +107,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "masks missing": (lambda r: (r / "valid_u/mask_dict.json").unlink(), "mask_dict.json"),
     "broken masks": (lambda r: (r / "valid_u/mask_dict.json").write_text('{"7": ['), "mask_dict.json, line 1, column 8"),
     "too deep": (lambda r: (r / "valid_u/mask_dict.json").write_text("[" * 100_000), "mask_dict.json"),
-    "frame no list names": (lambda r: copy_frame(r, "00000.jpg", "00003.jpg"), "no list names 1 of its frames, 00003.jpg first"),
+    "frame no list names": (lambda r: copy_frame(r, "00000.jpg", "00003.jpg"), "1 of its frames are not listed, 00003.jpg first"),
     "frame listed twice": (lambda r: meta(r, lambda v: v["a"]["frames"].append("00001")), "frame 00001 is listed twice"),
     "frame as two files": (lambda r: copy_frame(r, "00001.jpg", "00001.png"), "00001.jpg and 00001.png"),
     "no list of frames": (lambda r: meta(r, lambda v: v["a"].pop("frames")), '"frames" must be'),
@@ -130,7 +130,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(anno_id=[None])),
         "object None is not in",
     ),
-    "expression of null": (lambda r: meta(r, lambda v: v["a"]["expressions"].update({"0": None})), 'wanted {"exp": text}'),
+    "expression of null": (lambda r: meta(r, lambda v: v["a"]["expressions"].update({"0": None})), 'expected {"exp": text}'),
     "video of null": (lambda r: meta(r, lambda v: v.update(a=None)), "no video 'a'"),
     "frames of null": (lambda r: meta(r, lambda v: v["a"].update(frames=[None])), '"frames" must be'),
     "expression that leaves the folder": (
@@ -180,8 +180,8 @@ def test_check_counts_mask_faults_past_a_number(root: Path) -> None:
 def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
     path = root / "valid_u/meta_expressions.json"
     path.write_text(path.read_text().replace('"b": {', '"a": {'))
-    assert any("'a' stands twice" in line for line in Mevis(root, "valid_u").check())
-    with pytest.raises(InputError, match="'a' stands twice in one object; the first is lost"):
+    assert any("'a' occurs twice" in line for line in Mevis(root, "valid_u").check())
+    with pytest.raises(InputError, match="'a' occurs twice in one object, and the first value is lost"):
         Mevis(root, "valid_u").video_ids()
 
 

@@ -55,19 +55,23 @@ def test_a_video_is_asked_for_by_its_mirrored_name(root: Path) -> None:
 
 
 def test_what_only_some_datasets_have_is_seen_in_the_mirror_too(root: Path, tmp_path: Path) -> None:
-    """Ids and kinds of sentences; the frames that A2D scores, each under a name of its own; where there is none, none."""
+    """Ids and kinds of expressions; the frames that A2D scores, each under an image id of its own."""
     own, seen = open_dataset("mevis", root, "train"), open_dataset("mevis", root, "train-mirror")
     for video_id, mirrored in zip(own.video_ids(), seen.video_ids(), strict=True):
-        ids = seen.expression_ids(mirrored)  # type: ignore[attr-defined]
-        assert ids == own.expression_ids(video_id) == tuple(e.expression_id for e in seen.expressions(mirrored))  # type: ignore[attr-defined]
-        assert [seen.kind(mirrored, i) for i in ids] == [own.kind(video_id, i) for i in ids]  # type: ignore[attr-defined]
-    assert not hasattr(seen, "samples")
+        ids = seen.expression_ids(mirrored)
+        assert ids == own.expression_ids(video_id) == tuple(e.expression_id for e in seen.expressions(mirrored))
+        kinds = [own.kind(video_id, i) for i in ids]
+        assert [seen.kind(mirrored, i) for i in ids] == kinds and "motion" in kinds
+        assert seen.samples(mirrored) is own.samples(video_id) is None
+    assert (seen.protocol, seen.one_object, seen.name) == ("video", False, "mevis")
     write_a2d(tmp_path)
     own, seen = open_dataset("a2d-sentences", tmp_path, "train"), open_dataset("a2d-sentences", tmp_path, "train-mirror")
-    held, flipped = own.samples("b"), seen.samples("b-mirror")  # type: ignore[attr-defined]
-    assert [(s.t, s.expression_id) for s in held] == [(s.t, s.expression_id) for s in flipped]
-    assert {s.video_id for s in flipped} == {"b-mirror"} and not {s.image_id for s in held} & {s.image_id for s in flipped}
-    assert not hasattr(seen, "kind")
+    original, flipped = own.samples("b"), seen.samples("b-mirror")
+    assert original and flipped
+    assert [(s.t, s.expression_id) for s in original] == [(s.t, s.expression_id) for s in flipped]
+    assert {s.video_id for s in flipped} == {"b-mirror"} and not {s.image_id for s in original} & {s.image_id for s in flipped}
+    assert seen.kind("b-mirror", "0") is None
+    assert (seen.protocol, seen.one_object, seen.name) == ("image", True, "a2d-sentences")
 
 
 def test_a_split_and_its_mirror_are_one_training_set(root: Path, tmp_path: Path) -> None:

@@ -108,15 +108,18 @@ def test_a_root_without_splits_is_one(root: Path) -> None:
     data = Plain(whole, "all")
     assert data.video_ids() == ("a b", "film") and data.has_ground_truth
     assert list(data.check()) == []
-    with pytest.raises(InputError, match=r"no split 'train'.*splits: all;"):
+    with pytest.raises(InputError, match=r"no split 'train'.*splits of .*: all;"):
         Plain(whole, "train")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda r: shutil.rmtree(r / "train/masks"), 'masks to the "objects" of expressions, so the split hides'),
-        (lambda r: shutil.copytree(r / "train/masks", r / "test/masks"), 'no expression has "objects", so the split hides'),
+        (lambda r: shutil.rmtree(r / "train/masks"), 'masks for the "objects" of expressions, so the split has no ground truth'),
+        (
+            lambda r: shutil.copytree(r / "train/masks", r / "test/masks"),
+            'no expression has "objects", so the split has no ground truth',
+        ),
     ],
 )
 def test_half_of_an_answer_is_none_and_check_says_so(root: Path, change: Callable[[Path], object], said: str) -> None:
@@ -179,7 +182,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "video listed but absent": (lambda r: shutil.rmtree(r / "train/videos/a b"), "videos/a b: not found, nor a b.mp4"),
     "film listed but absent": (lambda r: (r / "train/videos/film.mp4").unlink(), "videos/film: not found, nor film.mp4"),
     "film cut short": (lambda r: (r / "train/videos/film.mp4").write_bytes(b"film"), "film.mp4: cannot be decoded"),
-    "folder and film": (lambda r: (r / "train/videos/film").mkdir(), "videos/film and film.mp4: the video stands twice"),
+    "folder and film": (lambda r: (r / "train/videos/film").mkdir(), "videos/film and film.mp4: the video occurs twice"),
     "no frames": (lambda r: [frame(r, n).unlink() for n in ("2.jpg", "9.png", "10.png")], "videos/a b: no frames"),
     "frame cut short": (lambda r: cut(frame(r, "2.jpg")), "a b/2.jpg: not a whole image"),
     "frame that claims too many pixels": (lambda r: claim(frame(r, "9.png")), "a b/9.png: not a whole image"),
@@ -190,23 +193,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "video id that leaves the folder": (lambda r: lists(r, lambda v: v.update({"../test/videos/a b": ["x"]})), "'../test"),
     "video as a path": (lambda r: lists(r, lambda v: v.update({str(r): ["x"]})), "cannot name a folder"),
     "expression id that leaves the folder": (lambda r: lists(r, lambda v: v["a b"].update({"..": v["a b"]["y"]})), "'..'"),
-    "no expressions": (lambda r: lists(r, lambda v: v.update({"film": []})), "video film: wanted"),
-    "expressions of null": (lambda r: lists(r, lambda v: v.update({"film": None})), "video film: wanted"),
-    "text of null": (lambda r: first(r, lambda e: e.update(text=None)), "expression x: wanted a text"),
+    "no expressions": (lambda r: lists(r, lambda v: v.update({"film": []})), "video film: expected"),
+    "expressions of null": (lambda r: lists(r, lambda v: v.update({"film": None})), "video film: expected"),
+    "text of null": (lambda r: first(r, lambda e: e.update(text=None)), "expression x: expected a text"),
     "empty text": (lambda r: first(r, lambda e: e.update(text=" ")), "expression x: the text is empty"),
     "half a character": (lambda r: first(r, lambda e: e.update(text="\ud83d")), "half a character"),
     "objects left out": (
         lambda r: lists(r, lambda v: v["a b"].update(x="both")),
-        'expression x: wanted {"text": text, "objects"',
+        'expression x: expected {"text": text, "objects"',
     ),
-    "objects of null": (lambda r: first(r, lambda e: e.update(objects=None)), "expression x: wanted"),
-    "an object of text": (lambda r: first(r, lambda e: e.update(objects=["1"])), "from 1 to 254, came '1'"),
-    "object 0": (lambda r: first(r, lambda e: e.update(objects=[0])), "came 0"),
-    "object 255": (lambda r: first(r, lambda e: e.update(objects=[255])), "came 255"),
-    "object true": (lambda r: first(r, lambda e: e.update(objects=[True])), "came True"),
+    "objects of null": (lambda r: first(r, lambda e: e.update(objects=None)), "expression x: expected"),
+    "an object of text": (lambda r: first(r, lambda e: e.update(objects=["1"])), "from 1 to 254, got '1'"),
+    "object 0": (lambda r: first(r, lambda e: e.update(objects=[0])), "got 0"),
+    "object 255": (lambda r: first(r, lambda e: e.update(objects=[255])), "got 255"),
+    "object true": (lambda r: first(r, lambda e: e.update(objects=[True])), "got True"),
     "object that no mask shows": (lambda r: first(r, lambda e: e["objects"].append(7)), "expression x: no PNG in"),
-    "mask of an unknown object": (lambda r: lists(r, lambda v: [v["a b"].pop("x"), v["a b"].pop("z")]), "2.png: shows object 1"),
-    "mask of no frame": (lambda r: write_png(mask(r, "3"), numbers(2, 0)), "1 masks are of no frame, 3.png first"),
+    "mask of an unknown object": (lambda r: lists(r, lambda v: [v["a b"].pop("x"), v["a b"].pop("z")]), "2.png: has object 1"),
+    "mask of no frame": (lambda r: write_png(mask(r, "3"), numbers(2, 0)), "1 masks belong to no frame, 3.png first"),
     "masks of other names": (
         lambda r: [mask(r, old).rename(mask(r, new)) for old, new in (("2", "00002"), ("10", "00010"))],
         "masks/a b: no frame of the video has a mask",
@@ -214,7 +217,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "masks absent": (lambda r: shutil.rmtree(r / "train/masks/a b"), "masks/a b: no folder"),
     "mask cut short": (lambda r: cut(mask(r)), "a b/2.png: not a whole PNG"),
     "mask of another size": (lambda r: write_png(mask(r), numbers(2, 0)[:5]), "a b/2.png: (5, 12) pixels"),
-    "mask in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(mask(r)), "a b/2.png: wanted a palette PNG"),
+    "mask in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(mask(r)), "a b/2.png: expected a palette PNG"),
 }
 
 
@@ -244,7 +247,7 @@ def test_a_broken_expression_leaves_the_other_video(root: Path) -> None:
     lists(root, lambda v: v["a b"].update(x="both squares"))
     data = Plain(root, "train")
     for step in (data.expressions, data.ground_truth):
-        with pytest.raises(InputError, match="expression x: wanted"):
+        with pytest.raises(InputError, match="expression x: expected"):
             step("a b")
         assert step("film")
     assert data.expression_ids("a b") == ("x", "y", "z")
@@ -263,8 +266,8 @@ def test_check_names_all_faults_of_a_video(root: Path) -> None:
 def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
     path = root / "train/expressions.json"
     path.write_text(path.read_text().replace('"film": ', '"a b": '))
-    assert any("'a b' stands twice" in line for line in Plain(root, "train").check())
-    with pytest.raises(InputError, match="'a b' stands twice in one object; the first is lost"):
+    assert any("'a b' occurs twice" in line for line in Plain(root, "train").check())
+    with pytest.raises(InputError, match="'a b' occurs twice in one object, and the first value is lost"):
         Plain(root, "train").video_ids()
 
 

@@ -115,36 +115,39 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "link that became a file": (
         lambda r: (shutil.rmtree(r / "valid/JPEGImages"), (r / "valid/JPEGImages").write_text("../elsewhere")),
-        "valid/JPEGImages: wanted a folder of videos",
+        "valid/JPEGImages: expected a folder of videos",
     ),
     "missing annotation": (lambda r: annotation(r).unlink(), "a/00001.png: the annotation is missing"),
     "annotations absent": (lambda r: shutil.rmtree(r / "valid/Annotations"), "valid/Annotations/a: no folder"),
     "annotation cut short": (lambda r: cut(annotation(r)), "a/00001.png: not a whole PNG"),
     "annotation of another size": (lambda r: write_png(annotation(r), numbers(3, 0)[:5]), "a/00001.png: (5, 12) pixels"),
-    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00001.png: wanted a palette PNG"),
-    "annotation no list names": (lambda r: write_png(annotation(r, "00003"), numbers(3, 0)), "annotations, 00003.png first"),
+    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00001.png: expected a palette PNG"),
+    "annotation no list names": (
+        lambda r: write_png(annotation(r, "00003"), numbers(3, 0)),
+        "not listed, 00003.png first",
+    ),
     "unknown object": (
         lambda r: write_png(annotation(r), np.where(numbers(3, 0) == 2, 9, numbers(3, 0)).astype(np.uint8)),
-        "a/00001.png: shows object 9, which",
+        "a/00001.png: has object 9, which",
     ),
     "object that is never shown": (
         lambda r: [write_png(annotation(r, n), numbers(2, t)) for t, n in enumerate(NAMES)],
         "expression 8: no PNG in",
     ),
-    "an annotator is missing": (lambda r: said(r, lambda e: e.pop("5")), "wanted 4 expressions per object, came 11 in all"),
+    "an annotator is missing": (lambda r: said(r, lambda e: e.pop("5")), "expected 4 expressions per object, got 11 in all"),
     "expressions of two objects": (lambda r: said(r, lambda e: e["3"].update(obj_id="2")), "0 to 3 are of 1, 1, 1, 2"),
     "an object twice": (
         lambda r: said(r, lambda e: [e[str(i)].update(obj_id="1") for i in range(4, 8)]),
         "4 to 7 are of 1, 1, 1, 1",
     ),
-    "no object number": (lambda r: said(r, lambda e: e["0"].pop("obj_id")), "expression 0: wanted an object number"),
-    "void as an object": (lambda r: said(r, lambda e: e["0"].update(obj_id="255")), "expression 0: wanted an object number"),
+    "no object number": (lambda r: said(r, lambda e: e["0"].pop("obj_id")), "expression 0: expected an object number"),
+    "void as an object": (lambda r: said(r, lambda e: e["0"].update(obj_id="255")), "expression 0: expected an object number"),
     "empty sentence": (lambda r: said(r, lambda e: e["7"].update(exp="")), "expression 7: the text is empty"),
     "id that leaves the folder": (lambda r: lists(r, lambda v: v.update({"../x": v["a"]})), "'../x'"),
     "frame that leaves the folder": (lambda r: lists(r, lambda v: v["a"].update(frames=["../b/00000"])), "'../b/00000'"),
     "video as a path": (lambda r: lists(r, lambda v: v.update({str(r / "valid"): v["a"]})), "cannot name a folder"),
     "no expressions": (lambda r: lists(r, lambda v: v["a"].pop("expressions")), '"expressions" must be'),
-    "expressions that are none": (lambda r: said(r, lambda e: e.update({"0": 3})), "expression 0: wanted"),
+    "expressions that are none": (lambda r: said(r, lambda e: e.update({"0": 3})), "expression 0: expected"),
 }
 
 
@@ -189,7 +192,7 @@ def test_objects_of_meta_json_without_sentences(root: Path) -> None:
     """ReferFormer's text ends with the shortest annotator's list; meta.json knows the objects that lost theirs."""
     said(root, lambda e: [e.pop(str(i)) for i in range(8, 12)])
     (line, *_), path = list(RefDavis17(root, "valid").check()), root / "valid/meta.json"
-    assert "shows object 3" in line
+    assert "has object 3" in line
     known = {"a": {"objects": {str(n): {"category": "x"} for n in (1, 2, 3)}}, "b": {"objects": {"1": {"category": "x"}}}}
     path.write_text(json.dumps({"videos": known}))
     data = RefDavis17(root, "valid")
@@ -265,4 +268,4 @@ def test_a_fault_of_every_video_is_one_line(root: Path) -> None:
     (root / "valid/JPEGImages").write_text("../elsewhere")
     said = list(RefDavis17(root, "valid").check())
     assert len(RefDavis17(root, "valid").video_ids()) > 1
-    assert len([line for line in said if "wanted a folder of videos, came a file" in line]) == 1
+    assert len([line for line in said if "expected a folder of videos, got a file" in line]) == 1

@@ -127,10 +127,10 @@ def test_the_published_list_of_valid_needs_that_of_test(root: Path) -> None:
     write_list(root, "test", {v: videos[v] for v in list(videos)[202:]})
     assert RefYoutubeVos(root, "valid").video_ids() == tuple(videos)[:202]
     write_list(root, "test", {v: videos[v] for v in list(videos)[203:]})
-    with pytest.raises(InputError, match=r"valid.meta_expressions.json: wanted 202 videos = 507 - 305 of .*, came 203 of 507"):
+    with pytest.raises(InputError, match=r"valid.meta_expressions.json: expected 202 videos = 507 - 305 of .*, got 203 of 507"):
         RefYoutubeVos(root, "valid")
     (root / "meta_expressions/test/meta_expressions.json").unlink()
-    with pytest.raises(InputError, match="valid/meta_expressions.json: lists 507 videos, those of test too"):
+    with pytest.raises(InputError, match="valid/meta_expressions.json: lists 507 videos, also those of test"):
         RefYoutubeVos(root, "valid")
     write_list(root, "valid", dict(list(videos.items())[:202]))
     assert len(RefYoutubeVos(root, "valid").video_ids()) == 202
@@ -214,7 +214,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing frame": (lambda r: (r / "train/JPEGImages/a/00005.jpg").unlink(), "a/00005.jpg"),
     "truncated frame": (lambda r: cut(r / "train/JPEGImages/a/00010.jpg"), "a/00010.jpg"),
     "frame of another size": (lambda r: Image.new("RGB", (5, 5)).save(r / "train/JPEGImages/a/00005.jpg"), "a/00005.jpg: (5, 5)"),
-    "frame no list names": (lambda r: meta(r, lambda v: v["a"]["frames"].remove("00005")), "its frames, 00005.jpg first"),
+    "frame no list names": (
+        lambda r: meta(r, lambda v: v["a"]["frames"].remove("00005")),
+        "not listed, 00005.jpg first",
+    ),
     "video listed but absent": (lambda r: shutil.rmtree(r / "train/JPEGImages/a"), "train/JPEGImages/a: no folder"),
     "annotations absent": (lambda r: shutil.rmtree(r / "train/Annotations/a"), "train/Annotations/a: no folder"),
     "all annotations absent": (lambda r: shutil.rmtree(r / "train/Annotations"), "train/Annotations/a: no folder"),
@@ -225,14 +228,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "annotation that meta.json claims": (lambda r: annotation(r, "00010").unlink(), "a/00010.png: the annotation is missing"),
     "annotation no list names": (
         lambda r: write_png(annotation(r, "00007"), numbers(2, 0)),
-        "no list names 1 of its annotations, 00007.png first",
+        "1 of its annotations are not listed, 00007.png first",
     ),
     "annotation cut short": (lambda r: cut(annotation(r)), "a/00000.png: not a whole PNG"),
     "annotation of another size": (lambda r: write_png(annotation(r), numbers(2, 0)[:5]), "a/00000.png: (5, 12) pixels"),
-    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00000.png: wanted a palette PNG"),
+    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00000.png: expected a palette PNG"),
     "annotation with an unknown object": (
         lambda r: write_png(annotation(r), numbers(2, 0) + np.uint8(3) * (numbers(2, 5) > 0)),
-        "a/00000.png: shows object 3, which",
+        "a/00000.png: has object 3, which",
     ),
     "object that is never shown": (
         lambda r: [write_png(annotation(r, n), numbers(1, 0)) for n in ("00000", "00010")],
@@ -246,20 +249,20 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: objects(r, lambda v: v["a"]["objects"].pop("2")),
         "expression 1: object 2 is not in",
     ),
-    "video that meta.json lacks": (lambda r: objects(r, lambda v: v.pop("a")), "meta.json, video a: wanted"),
+    "video that meta.json lacks": (lambda r: objects(r, lambda v: v.pop("a")), "meta.json, video a: expected"),
     "bad frames in meta.json": (
         lambda r: objects(r, lambda v: v["a"]["objects"]["1"].update(frames=1)),
-        "video a, object 1: wanted",
+        "video a, object 1: expected",
     ),
-    "bad number in meta.json": (lambda r: objects(r, lambda v: v["a"]["objects"].update({"x": {}})), "came 'x'"),
+    "bad number in meta.json": (lambda r: objects(r, lambda v: v["a"]["objects"].update({"x": {}})), "got 'x'"),
     "broken meta.json": (lambda r: (r / "train/meta.json").write_text('{"videos":\n{,'), "meta.json, line 2, column 2"),
-    "no object number": (lambda r: first(r, lambda e: e.pop("obj_id")), "expression 0: wanted an object number"),
+    "no object number": (lambda r: first(r, lambda e: e.pop("obj_id")), "expression 0: expected an object number"),
     "object number 0": (lambda r: first(r, lambda e: e.update(obj_id="0")), "expression 0"),
     "object number 255": (lambda r: first(r, lambda e: e.update(obj_id=255)), "expression 0"),
-    "object number that is none": (lambda r: first(r, lambda e: e.update(obj_id=[1])), "came [1]"),
-    "object number that leaves the folder": (lambda r: first(r, lambda e: e.update(obj_id="../1")), "came '../1'"),
+    "object number that is none": (lambda r: first(r, lambda e: e.update(obj_id=[1])), "got [1]"),
+    "object number that leaves the folder": (lambda r: first(r, lambda e: e.update(obj_id="../1")), "got '../1'"),
     "empty sentence": (lambda r: first(r, lambda e: e.update(exp=" ")), "expression 0: the text is empty"),
-    "sentence that is none": (lambda r: first(r, lambda e: e.update(exp=None)), "expression 0: wanted"),
+    "sentence that is none": (lambda r: first(r, lambda e: e.update(exp=None)), "expression 0: expected"),
     "id that leaves the folder": (lambda r: meta(r, lambda v: v.update({"../x": v["a"]})), "'../x'"),
     "frame that leaves the folder": (lambda r: meta(r, lambda v: v["a"].update(frames=["../../b/0"])), "'../../b/0'"),
     "frame listed twice": (lambda r: meta(r, lambda v: v["a"]["frames"].append("00005")), "frame 00005 is listed twice"),
@@ -347,8 +350,8 @@ def test_folders_reached_by_a_link(root: Path) -> None:
 def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
     path = root / "meta_expressions/train/meta_expressions.json"
     path.write_text(path.read_text().replace(f'"{HELD}": {{', '"a": {'))
-    assert any("'a' stands twice" in line for line in RefYoutubeVos(root, "train").check())
-    with pytest.raises(InputError, match="'a' stands twice in one object; the first is lost"):
+    assert any("'a' occurs twice" in line for line in RefYoutubeVos(root, "train").check())
+    with pytest.raises(InputError, match="'a' occurs twice in one object, and the first value is lost"):
         RefYoutubeVos(root, "train").video_ids()
 
 

@@ -176,34 +176,40 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "image that leaves the folder": (lambda r: sentence(r, lambda i: i.update(file_name=f"../{ONE}.jpg")), f"'../{ONE}'"),
     "image as a path": (lambda r: sentence(r, lambda i: i.update(file_name=str(picture(r)))), "cannot name a folder"),
     "suffix that leaves the folder": (lambda r: sentence(r, lambda i: i.update(file_name="a./b")), "'a./b'"),
-    "two suffixes": (lambda r: sentence(r, lambda i: i.update(file_name=f"{ONE}.png")), f"{ONE}.png of (40, 60) above"),
-    "two sizes": (lambda r: sentence(r, lambda i: i.update(height=41)), "of (41, 60) above"),
+    "two suffixes": (
+        lambda r: sentence(r, lambda i: i.update(file_name=f"{ONE}.png")),
+        f"{ONE}.jpg of (40, 60), an earlier entry has",
+    ),
+    "two sizes": (lambda r: sentence(r, lambda i: i.update(height=41)), ".jpg of (41, 60)"),
     "size of null": (lambda r: sentence(r, lambda i: i.update(height=None)), "height and width are (None, 60)"),
-    "no id": (lambda r: sentence(r, lambda i: i.pop("id")), 'wanted a number as "id"'),
-    "id of text": (lambda r: sentence(r, lambda i: i.update(id="1")), 'wanted a number as "id"'),
-    "id twice": (lambda r: sentence(r, lambda i: i.update(id=3)), "the id 3 stands twice"),
+    "no id": (lambda r: sentence(r, lambda i: i.pop("id")), 'expected a number as "id"'),
+    "id of text": (lambda r: sentence(r, lambda i: i.update(id="1")), 'expected a number as "id"'),
+    "id twice": (lambda r: sentence(r, lambda i: i.update(id=3)), "the id 3 occurs twice"),
     "text of null": (lambda r: sentence(r, lambda i: i.update(caption=None)), 'a text as "caption"'),
     "empty text": (lambda r: sentence(r, lambda i: i.update(caption=" ")), "expression 1: the text is empty"),
     "no annotation": (lambda r: listed(r, lambda c: c["annotations"].pop(3)), "sentence 4: no annotation has"),
     "annotation of no sentence": (lambda r: annotation(r, lambda a: a.update(image_id=99)), "is of sentence 99"),
-    "annotation of null": (lambda r: listed(r, lambda c: c["annotations"].__setitem__(3, None)), "annotation 4: wanted"),
-    "sentence of null": (lambda r: annotation(r, lambda a: a.update(image_id=None)), "annotation 4: wanted"),
-    "no box": (lambda r: annotation(r, lambda a: a.pop("bbox")), 'sentence 4: wanted "bbox"'),
-    "box of text": (lambda r: annotation(r, lambda a: a.update(bbox="1 2 3 4")), 'wanted "bbox"'),
-    "box without end": (lambda r: annotation(r, lambda a: a.update(bbox=[0, 0, float("nan"), 10**400])), 'wanted "bbox"'),
+    "annotation of null": (lambda r: listed(r, lambda c: c["annotations"].__setitem__(3, None)), "annotation 4: expected"),
+    "sentence of null": (lambda r: annotation(r, lambda a: a.update(image_id=None)), "annotation 4: expected"),
+    "no box": (lambda r: annotation(r, lambda a: a.pop("bbox")), 'sentence 4: expected "bbox"'),
+    "box of text": (lambda r: annotation(r, lambda a: a.update(bbox="1 2 3 4")), 'expected "bbox"'),
+    "box without end": (lambda r: annotation(r, lambda a: a.update(bbox=[0, 0, float("nan"), 10**400])), 'expected "bbox"'),
     "object in two images": (lambda r: annotation(r, lambda a: a.update(original_id=21)), "object 21 is in another image"),
     "object with two masks": (lambda r: annotation(r, lambda a: a.update(original_id=11)), "object 11 has another mask"),
-    "mask of null": (lambda r: annotation(r, lambda a: a.update(segmentation=None)), "object 12: wanted polygons"),
-    "no mask": (lambda r: annotation(r, lambda a: a.pop("segmentation")), "object 12: wanted polygons"),
-    "mask of text": (lambda r: annotation(r, lambda a: a.update(segmentation="zz")), "object 12: wanted polygons"),
-    "mask of nothing": (lambda r: annotation(r, lambda a: a.update(segmentation=[])), "object 12: wanted polygons"),
-    "polygon of two points": (lambda r: annotation(r, lambda a: a.update(segmentation=[[1, 2, 3, 4]])), "wanted polygons"),
-    "polygon of text": (lambda r: annotation(r, lambda a: a.update(segmentation=[["1"] * 6])), "wanted polygons"),
+    "mask of null": (lambda r: annotation(r, lambda a: a.update(segmentation=None)), "object 12: expected polygons"),
+    "no mask": (lambda r: annotation(r, lambda a: a.pop("segmentation")), "object 12: expected polygons"),
+    "mask of text": (lambda r: annotation(r, lambda a: a.update(segmentation="zz")), "object 12: expected polygons"),
+    "mask of nothing": (lambda r: annotation(r, lambda a: a.update(segmentation=[])), "object 12: expected polygons"),
+    "polygon of two points": (lambda r: annotation(r, lambda a: a.update(segmentation=[[1, 2, 3, 4]])), "expected polygons"),
+    "polygon of text": (lambda r: annotation(r, lambda a: a.update(segmentation=[["1"] * 6])), "expected polygons"),
     "polygon far outside": (
         lambda r: annotation(r, lambda a: a.update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]])),
-        "wanted polygons",
+        "expected polygons",
     ),
-    "polygon of no number": (lambda r: annotation(r, lambda a: a.update(segmentation=[[0, 0, float("nan"), 0, 9, 9]])), "wanted"),
+    "polygon of no number": (
+        lambda r: annotation(r, lambda a: a.update(segmentation=[[0, 0, float("nan"), 0, 9, 9]])),
+        "expected",
+    ),
     "mask without a pixel": (lambda r: annotation(r, lambda a: a.update(segmentation=[[1, 1, 1, 1, 1, 1]])), "has no pixel"),
     "runs of another size": (lambda r: annotation(r, lambda a: a["segmentation"].update(size=[60, 40])), "the mask is (60, 40)"),
     "damaged runs": (lambda r: annotation(r, lambda a: a["segmentation"].update(counts="zz")), "do not fill"),
@@ -252,15 +258,15 @@ def test_a_malformed_list_names_its_file(root: Path, text: str) -> None:
 @pytest.mark.parametrize("image", [None, {}, {"file_name": 3}])
 def test_an_entry_that_names_no_image(root: Path, image: object) -> None:
     listed(root, lambda c: c["images"].append(image))
-    with pytest.raises(InputError, match="train.json, image 6: wanted"):
+    with pytest.raises(InputError, match="train.json, image 6: expected"):
         RefCoco(root, "train")
 
 
 def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
     path = root / "refcoco/instances_refcoco_train.json"
     path.write_text(path.read_text().replace('"caption": "Box"', '"id": 5'))
-    assert any("'id' stands twice" in line for line in RefCoco(root, "train").check())
-    with pytest.raises(InputError, match="'id' stands twice in one object; the first is lost"):
+    assert any("'id' occurs twice" in line for line in RefCoco(root, "train").check())
+    with pytest.raises(InputError, match="'id' occurs twice in one object, and the first value is lost"):
         RefCoco(root, "train").video_ids()
 
 
