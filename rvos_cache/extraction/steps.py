@@ -103,7 +103,7 @@ def extract_text(
 
     def one(writer: CacheWriter, video_id: str) -> int:
         expressions = source.expressions(video_id)
-        words = made.encode([e.text for e in expressions])
+        words = made.encode_checked([e.text for e in expressions])
         write_text(writer, TextRecord(video_id, expressions, tuple(words)))
         return len(expressions)
 

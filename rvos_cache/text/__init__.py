@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
-
-from rvos_cache import settings
+from rvos_cache.errors import InputError
 from rvos_cache.plugins import resolve
-from rvos_cache.types import Words
+from rvos_cache.text.base import TextEncoder, make_words
+
+__all__ = ["TEXT_ENCODERS", "TextEncoder", "encoder_class", "make_words"]
 
 TEXT_ENCODERS = {
     "hashed": "rvos_cache.text.hashed:HashedEncoder",
     "roberta": "rvos_cache.text.roberta:RobertaEncoder",
 }
-
-
-class TextEncoder(Protocol):
-    """Sentences to word vectors. Settings: its frozen settings model; channels: D of its words."""
-
-    Settings: type[settings.Settings]
-    channels: int
-
-    def __init__(self, settings: Any) -> None: ...
-
-    def weight_hashes(self) -> dict[str, str]:
-        """Name of each loaded checkpoint -> digest of its weights, and `cues.tagger_version` where it tags by that tagger."""
-
-    def encode(self, texts: Sequence[str]) -> list[Words]:
-        """One Words per sentence: vectors (L, D), spans and part-of-speech tags."""
+"""Name of a text encoder -> its class."""
 
 
 def encoder_class(name: str) -> type[TextEncoder]:
-    """The text encoder `name` (a name in TEXT_ENCODERS or "package.module:Class")."""
-    found: type[TextEncoder] = resolve(TEXT_ENCODERS, name, "text encoder")
-    return found
+    """Return the class of the text encoder `name`, a name in TEXT_ENCODERS or "package.module:Class".
+
+    Raises InputError: if there is no such class, it is not a subclass of TextEncoder, or it lacks a required method.
+    """
+    cls = resolve(TEXT_ENCODERS, name, "text encoder")
+    if not (isinstance(cls, type) and issubclass(cls, TextEncoder)):
+        raise InputError(f"text encoder {name!r}: expected a subclass of rvos_cache.text.TextEncoder, got {cls!r:.60}")
+    lacking = sorted(cls.__abstractmethods__)
+    if lacking:
+        raise InputError(
+            f"text encoder {name!r}: the class does not define {', '.join(lacking)}; see rvos_cache.text.TextEncoder"
+        )
+    return cls

@@ -78,7 +78,7 @@ def ask(source: Path, sentence: str, run: Path, out: Path, policy: PolicyOptions
     text_path = kept / f"text-{asked}.zarr"
     text_writer = CacheWriter(text_path, text_card.model_copy(update={**at, "expressions_digest": asked}))
     if video.video_id not in text_writer.done():
-        write_text(text_writer, TextRecord(video.video_id, (expression,), tuple(encoder.encode([sentence]))))
+        write_text(text_writer, TextRecord(video.video_id, (expression,), tuple(encoder.encode_checked([sentence]))))
 
     selections = predict(run, [tracks], [text_path], kept / f"selections-{asked}.zarr")
     # The answer to an earlier question gives way; what merge has not written stays, and merge says so.

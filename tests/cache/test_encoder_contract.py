@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from text_fixtures import tiny_roberta
 
+from rvos_cache.errors import InputError
+from rvos_cache.extraction import extract_text
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TextCache, TextRecord, write_text
-from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class
+from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, make_words
 from rvos_cache.types import Expression, Words
 
 TEXTS = [
@@ -105,3 +108,99 @@ def test_the_store_gives_them_back(make: Callable[[], TextEncoder], words: list[
     assert read.expressions("v") == said
     for one, two in zip(words, read.words("v")):
         assert np.array_equal(one.vectors, two.vectors) and np.array_equal(one.spans, two.spans) and one.tags == two.tags
+
+
+class Letters(TextEncoder):
+    """A user's encoder, with nothing but what is required."""
+
+    channels = 26
+
+    def encode(self, texts: Sequence[str]) -> list[Words]:
+        return [make_words([[word.count(chr(97 + i)) for i in range(26)] for word in text.split()]) for text in texts]
+
+
+class NoChannels(TextEncoder):
+    def encode(self, texts: Sequence[str]) -> list[Words]:
+        return [make_words(np.ones((1, 3))) for _ in texts]
+
+
+class NoEncode(TextEncoder):
+    channels = 3
+
+
+class Alone:
+    """No subclass of TextEncoder."""
+
+
+HERE = "test_encoder_contract"
+
+
+def extract(name: str, out: Path) -> TextCache:
+    report = extract_text("store_fixtures:Tiny", out.parent / "2", "train", f"{HERE}:{name}", out)
+    assert not report.failed, report.failed
+    return TextCache(out)
+
+
+def test_channels_and_encode_are_an_encoder(tmp_path: Path) -> None:
+    cache = extract("Letters", tmp_path / "t.zarr")
+    assert (cache.card.channels, cache.card.settings, cache.card.weights) == (26, {}, {})
+    words = cache.words("v00")[1]
+    assert words.vectors.dtype == np.float16 and words.vectors.sum(1).tolist() == [len("nothing")]
+    assert words.spans.tolist() == [[0, 0]] and words.tags == ("",)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("NoChannels", "NoChannels: it has no `channels`; set it"),
+        ("NoEncode", "does not define encode; see"),
+        ("Alone", "expected a subclass of rvos_cache.text.TextEncoder, got <class"),
+        ("Missing", "cannot be imported"),
+    ],
+)
+def test_a_class_that_is_no_encoder_is_one_line(tmp_path: Path, name: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem) as error:
+        extract(name, tmp_path / "t.zarr")
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("encode", "problem"),
+    [
+        (lambda self, texts: [], "Letters: expected words of 2 sentences, got 0"),
+        (
+            lambda self, texts: [make_words(np.ones((2, 25))) for _ in texts],
+            r"vectors \(L, 26\), got \(2, 25\) for 'two",
+        ),
+        (lambda self, texts: [np.ones((2, 26)) for _ in texts], "expected Words, got ndarray for 'two words'"),
+    ],
+)
+def test_words_that_break_the_contract_are_one_line(encode: Any, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Letters, "encode", encode)
+    with pytest.raises(InputError, match=problem):
+        Letters(Letters.Settings()).encode_checked(["two words", "one"])
+
+
+def test_make_words_takes_arrays_tensors_and_lists() -> None:
+    for vectors in ([[1, 2, 3], [4, 5, 6]], np.arange(1, 7).reshape(2, 3), torch.arange(1.0, 7).view(2, 3)):
+        words = make_words(vectors)
+        assert words.vectors.dtype == np.float16 and words.vectors.tolist() == [[1, 2, 3], [4, 5, 6]]
+        assert words.spans.dtype == np.int32
+    tagged = make_words(np.ones((2, 3)), spans=[(0, 3), (4, 7)], tags=["AT0", "NN1"])
+    assert tagged.spans.tolist() == [[0, 3], [4, 7]] and tagged.tags == ("AT0", "NN1")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "rest", "problem"),
+    [
+        ([], {}, r"expected vectors \(L, D\).*got \(0,\)"),
+        (np.ones(3), {}, r"got \(3,\)"),
+        ([[1e5]], {}, "not finite as float16"),
+        ([[np.nan]], {}, "not finite as float16"),
+        (np.ones((2, 3)), {"tags": ["NN1"]}, r"2 vectors, spans \(2, 2\) and 1 tags"),
+        (np.ones((2, 3)), {"spans": [(0, 1)]}, r"2 vectors, spans \(1, 2\) and 2 tags"),
+    ],
+)
+def test_make_words_names_what_is_wrong(vectors: Any, rest: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        make_words(vectors, **rest)
