@@ -55,9 +55,9 @@ def test_fractions(made: list[Any]) -> None:
 def test_hidden_and_same_look(made: list[Any]) -> None:
     hidden = []
     for scene, _, masks, _ in made:
-        looks = [t.look for t in scene.things]
-        assert 3 <= len(looks) <= 6
-        assert len(set(looks)) < len(looks)
+        appearances = [t.appearance for t in scene.things]
+        assert 3 <= len(appearances) <= 6
+        assert len(set(appearances)) < len(appearances)
         runs = np.lib.stride_tricks.sliding_window_view(~masks.any((2, 3)), 4, axis=1)
         hidden.append(runs.all(-1).any())
         assert (masks.sum(0) <= 1).all()
