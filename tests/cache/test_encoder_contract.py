@@ -1,4 +1,4 @@
-"""What text caches and selectors assume of every text encoder."""
+"""What text caches and selectors require of every text encoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = [
     "...",
     "the bird " * 250,
 ]
-# Encoder -> settings that make it work without a download. Every entry of TEXT_ENCODERS needs one.
+# Encoder -> settings with which it needs no download. Every entry of TEXT_ENCODERS needs one.
 SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hashed": lambda _: {"channels": 64},
     "roberta": lambda folder: {"checkpoint": str(tiny_roberta(folder, TEXTS)), "batch_size": 3},
@@ -45,7 +45,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def encode(encoder: TextEncoder, texts: list[str]) -> list[Words]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a sentence past the model's length is cut, and said so
+        warnings.simplefilter("ignore", UserWarning)  # the warning about a truncated sentence
         return encoder.encode(texts)
 
 
@@ -56,22 +56,22 @@ def words(make: Callable[[], TextEncoder]) -> list[Words]:
 
 def test_one_vector_span_and_tag_per_token(make: Callable[[], TextEncoder], words: list[Words]) -> None:
     assert len(words) == len(TEXTS)
-    for found in words:
-        length = len(found.tags)
-        assert found.vectors.shape == (length, make().channels) and found.vectors.dtype == np.float16
-        assert found.spans.shape == (length, 2) and found.spans.dtype == np.int32
-        assert np.isfinite(found.vectors).all() and (found.vectors != 0).any(1).all()
+    for one in words:
+        length = len(one.tags)
+        assert one.vectors.shape == (length, make().channels) and one.vectors.dtype == np.float16
+        assert one.spans.shape == (length, 2) and one.spans.dtype == np.int32
+        assert np.isfinite(one.vectors).all() and (one.vectors != 0).any(1).all()
 
 
 def test_spans_point_into_the_text_in_order(words: list[Words]) -> None:
-    for text, found in zip(TEXTS, words):
-        real = found.spans[found.spans[:, 1] > found.spans[:, 0]]
+    for text, one in zip(TEXTS, words):
+        real = one.spans[one.spans[:, 1] > one.spans[:, 0]]
         assert len(real) >= 1
         assert (real >= 0).all() and real.max() <= len(text)
         assert (np.diff(real[:, 0]) >= 0).all()
         assert text[real[0, 0]] == text.lstrip()[0]
-        # Special tokens, and those of a blank alone, have no characters.
-        assert not any(tag for tag, (start, end) in zip(found.tags, found.spans) if end <= start)
+        # Special tokens, and tokens of a blank only, have no characters.
+        assert not any(tag for tag, (start, end) in zip(one.tags, one.spans) if end <= start)
 
 
 def test_every_word_of_a_sentence_has_a_tag(words: list[Words]) -> None:
@@ -79,7 +79,7 @@ def test_every_word_of_a_sentence_has_a_tag(words: list[Words]) -> None:
     assert all(tagged.values()), tagged
 
 
-def test_a_new_encoder_says_the_very_same(make: Callable[[], TextEncoder], words: list[Words]) -> None:
+def test_a_new_encoder_gives_the_same_words(make: Callable[[], TextEncoder], words: list[Words]) -> None:
     encoder = make()
     for one, two in zip(words, encode(encoder, TEXTS)):
         assert np.array_equal(one.vectors, two.vectors) and np.array_equal(one.spans, two.spans) and one.tags == two.tags
@@ -87,8 +87,8 @@ def test_a_new_encoder_says_the_very_same(make: Callable[[], TextEncoder], words
     assert encode(encoder, []) == []
 
 
-def test_company_and_order_change_nothing(make: Callable[[], TextEncoder], words: list[Words]) -> None:
-    """Long and short sentences share batches: what pads the short ones is no word and reaches none."""
+def test_batch_and_order_change_nothing(make: Callable[[], TextEncoder], words: list[Words]) -> None:
+    """Long and short sentences share batches; padding is no word and does not change one."""
     for one, two in zip(words, reversed(encode(make(), TEXTS[::-1]))):
         assert one.spans.tolist() == two.spans.tolist()
         assert np.abs(one.vectors.astype(np.float32) - two.vectors.astype(np.float32)).max() < 4e-3
@@ -100,12 +100,12 @@ def test_sentences_differ(words: list[Words]) -> None:
     assert (apart[~np.eye(len(means), dtype=bool)] > 1e-3).all()
 
 
-def test_the_store_gives_them_back(make: Callable[[], TextEncoder], words: list[Words], tmp_path: Path) -> None:
+def test_the_store_returns_them_unchanged(make: Callable[[], TextEncoder], words: list[Words], tmp_path: Path) -> None:
     card = Card(kind="text", dataset="d", split="s", producer="test", channels=make().channels)
-    said = tuple(Expression("v", str(i), text, None) for i, text in enumerate(TEXTS))
-    write_text(CacheWriter(tmp_path / "t.zarr", card), TextRecord("v", said, tuple(words)))
+    expressions = tuple(Expression("v", str(i), text, None) for i, text in enumerate(TEXTS))
+    write_text(CacheWriter(tmp_path / "t.zarr", card), TextRecord("v", expressions, tuple(words)))
     read = TextCache(tmp_path / "t.zarr")
-    assert read.expressions("v") == said
+    assert read.expressions("v") == expressions
     for one, two in zip(words, read.words("v")):
         assert np.array_equal(one.vectors, two.vectors) and np.array_equal(one.spans, two.spans) and one.tags == two.tags
 
