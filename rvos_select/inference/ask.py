@@ -80,7 +80,7 @@ def ask(video: PathLike, sentence: str, run: PathLike, out: PathLike, policy: Po
     text_path = caches / f"text-{sentence_digest}.zarr"
     text_writer = CacheWriter(text_path, text_card.model_copy(update={**identity, "expressions_digest": sentence_digest}))
     if frames.video_id not in text_writer.done():
-        write_text(text_writer, TextRecord(frames.video_id, (expression,), tuple(encoder.encode([sentence]))))
+        write_text(text_writer, TextRecord(frames.video_id, (expression,), tuple(encoder.encode_checked([sentence]))))
 
     selections = SelectionCache(predict(run, tracks, text_path, caches / f"selections-{sentence_digest}.zarr"))
     # The masks of an earlier sentence are replaced; merge refuses a folder that it did not write.
