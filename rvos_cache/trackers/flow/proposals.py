@@ -22,7 +22,7 @@ LEVELS = (0.35, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Residual motion, in pixels per frame, above which connected components are proposals."""
 PRESELECT = 220
 """Nodes of the hierarchies that are scored as masks."""
-LEAST_AREA, LARGEST_AREA = 0.0007, 0.5
+SMALLEST_AREA, LARGEST_AREA = 0.0007, 0.5
 """Limits of a proposal's area, as shares of the frame."""
 
 
@@ -80,7 +80,7 @@ def _moving(cue: Cues) -> list[NDArray[np.bool_]]:
         byte = cv2.morphologyEx(byte, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         _, labels, stats, _ = cv2.connectedComponentsWithStats(byte)
         for piece in np.argsort(-stats[1:, cv2.CC_STAT_AREA])[:12] + 1:
-            if LEAST_AREA * h * w <= stats[piece, cv2.CC_STAT_AREA] <= LARGEST_AREA * h * w:
+            if SMALLEST_AREA * h * w <= stats[piece, cv2.CC_STAT_AREA] <= LARGEST_AREA * h * w:
                 out.append(labels == piece)
     return out
 
@@ -227,7 +227,7 @@ def _ward(graph: Graph, colour: float, flow: float, cue: Cues) -> list[tuple[flo
 
     heap = [(cost(i, j), i, j) for i in range(len(size)) for j in links[i] if i < j]
     heapq.heapify(heap)
-    limits = (LEAST_AREA * cue.speed.size, LARGEST_AREA * cue.speed.size)
+    limits = (SMALLEST_AREA * cue.speed.size, LARGEST_AREA * cue.speed.size)
     out = []
     for i in range(len(size)):
         if limits[0] <= size[i] <= limits[1]:

@@ -2,8 +2,8 @@
 
 A token describes its track in its frame: it contains no sums over time and nothing of other tracks; relations over time and
 between objects are left to the selection module. Most numbers are soft bins: a quantity is spread over its two nearest bin
-centres by linear interpolation, so that all parts of a token have a similar scale. The parts in GAINS are then multiplied, because
-they have few or small values and a selection module starts with equal weights for all channels.
+centres by linear interpolation, so that all parts of a token have a similar scale. The parts in GAINS are then multiplied,
+because they have few or small values and a selection module starts with equal weights for all channels.
 
 Coordinates: x to the right, y down, the frame's width and height each range from -1 to 1; D is the frame's diagonal and
 s(v) = tanh(v / 0.02 D) compresses a speed in pixels per frame, so 0.02 D per frame (four pixels at 96x160) is 0.76.

@@ -45,14 +45,14 @@ class FlowTracker:
         """All tracks of one video, at most `max_tracks`.
 
         Memory is bounded whatever the number of frames, except for the tracks themselves (see `planned_memory`): frames, flow and
-        masks beyond a fixed number of bytes go to a temporary file. Raises InputError if mode "small" is set for frames that are too
-        large for it, OSError if the temporary file cannot be written.
+        masks beyond a fixed number of bytes go to a temporary file. Raises InputError if mode "small" is set for frames that are
+        too large for it, OSError if the temporary file cannot be written.
         """
         settings, (h, w) = self.settings, video.size
         small = _is_small(video.size, settings)
         if small and h * w > LARGEST_SMALL:
             raise InputError(
-                f"{video.video_id}: mode=small is for frames of at most {LARGEST_SMALL} pixels, these are {h}x{w}; --set mode=full"
+                f"{video.video_id}: mode=small takes frames of up to {LARGEST_SMALL} pixels, not {h}x{w}; --set mode=full"
             )
         step = working_step(video.size, settings)
         motion = flows.measure(video.read, len(video), step, SMALL_IN_MEMORY if small else flows.IN_MEMORY)
