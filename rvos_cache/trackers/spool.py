@@ -39,7 +39,7 @@ class ArraySpool:
     def __setitem__(self, key: Hashable, array: NDArray[Any]) -> None:
         """Store an array. Raises OSError if the temporary file cannot be written."""
         self.pop(key)
-        array = np.ascontiguousarray(array).view()
+        array = np.asarray(array, order="C").view()
         array.flags.writeable = False
         self._keep(key, array)
 

@@ -1,7 +1,7 @@
 """A tiny VITA checkpoint: a random Mask2Former of transformers with a random head.
 
-`detectron2_names` returns the same tensors under the names of the released checkpoints, after the public code of VITA, Mask2Former
-and detectron2; it shares no code with the converter, which reads them.
+`detectron2_names` returns the same tensors under the names of the released checkpoints, after the public code of VITA,
+Mask2Former and detectron2; it shares no code with the converter, which reads them.
 """
 
 from __future__ import annotations
