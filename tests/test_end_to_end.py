@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_videos import call
 from PIL import Image
 
 from rvos_cache.frames import read_mask_png
@@ -173,15 +174,22 @@ def test_ask_predicts_the_masks_of_the_cached_route(work: Path) -> None:
     ],
 )
 def test_ask_refuses_models_that_the_run_was_not_trained_with(
-    work: Path, tmp_path: Path, kind: str, changes: dict[str, object], message: str
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    changes: dict[str, object],
+    message: str,
 ) -> None:
     shutil.copytree(work / "run", tmp_path / "run")
     settings = json.loads((tmp_path / "run/settings.json").read_text())
     settings["cards"][kind][0].update(changes)
     (tmp_path / "run/settings.json").write_text(json.dumps(settings))
     frames = sorted((work / "data/valid_u/JPEGImages").iterdir())[0]
-    output = run("rvos-select", "ask", frames, "the star", "--run", tmp_path / "run", "--out", tmp_path / "ask", code=1)
-    assert message in output and len(output.strip().splitlines()) == 1
+    arguments = ("ask", frames, "the star", "--run", tmp_path / "run", "--out", tmp_path / "ask")
+    code, stderr = call(monkeypatch, capsys, *arguments)
+    assert code == 1 and message in stderr and len(stderr.splitlines()) == 1
     # The text encoder is compared before the tracker runs.
     assert (tmp_path / "ask").exists() == ("weights" in changes and kind == "tracks")
 
