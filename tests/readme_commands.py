@@ -19,6 +19,7 @@ PROGRAMS = ("rvos-cache", "rvos-select", "python", "python3", "make")
 
 RUN_BY: dict[str, str] = {
     "rvos-cache check": "test_end_to_end.py::test_check_and_verify_find_no_fault",
+    "rvos-cache check-tracker": "test_commands.py::test_check_tracker_names_each_test",
     "rvos-cache convert ref-davis": "test_commands.py::test_convert_ref_davis",
     "rvos-cache convert-vita": "cache/test_vita_convert.py",
     "rvos-cache export-sola": "test_commands.py::test_export_and_import_of_sola_folders",
@@ -31,9 +32,11 @@ RUN_BY: dict[str, str] = {
     "rvos-cache info": "test_end_to_end.py::test_info_prints_what_its_json_holds",
     "rvos-cache mirror": "test_commands.py::test_mirror",
     "rvos-cache plan": "test_commands.py::test_plan_counts_the_split_and_writes_nothing",
+    "rvos-cache settings": "test_commands.py::test_settings_lists_every_setting",
     "rvos-cache shapes": "test_commands.py::work",
     "rvos-cache verify": "test_end_to_end.py::test_check_and_verify_find_no_fault",
     "rvos-select ask": "test_end_to_end.py::test_ask_predicts_the_masks_of_the_cached_route",
+    "rvos-select check-selector": "test_commands.py::test_check_selector_names_each_test",
     "rvos-select compare": "test_end_to_end.py::test_compare_prints_the_paired_difference",
     "rvos-select evaluate": "test_end_to_end.py::test_pngs_and_selections_score_the_same",
     "rvos-select import-sola": "select/test_sola_checkpoint.py",
@@ -41,6 +44,7 @@ RUN_BY: dict[str, str] = {
     "rvos-select oracle": "test_end_to_end.py::test_oracle_is_above_the_prediction",
     "rvos-select predict": "test_end_to_end.py::work",
     "rvos-select report": "test_end_to_end.py::test_report_opens_from_disk",
+    "rvos-select settings": "test_commands.py::test_settings_lists_every_setting",
     "rvos-select submit": "test_end_to_end.py::test_submission_has_a_folder_of_each_video_at_its_root",
     "rvos-select train": "test_end_to_end.py::work",
     "python -m pipelines.dmvs_mevis": "select/test_dmvs_pages.py",

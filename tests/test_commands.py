@@ -9,11 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from odd_videos import SAID, call, write_split
 from PIL import Image
 
+from rvos_cache.cli import cli as cache_cli
 from rvos_cache.datasets import open_dataset
 from rvos_cache.store import TextCache, TrackCache, content_digest, verify
+from rvos_cache.text import TEXT_ENCODERS, encoder_class
+from rvos_cache.trackers import tracker_class
+from rvos_select.cli import cli as select_cli
+from rvos_select.selectors import selector_class
+from rvos_select.training.train import TrainSettings
 
 Run = Callable[..., str]
 
@@ -141,3 +148,35 @@ def test_convert_ref_davis(run: Run, tmp_path: Path) -> None:
     )
     truth = dataset.ground_truth(video_id)
     assert truth is not None and truth.masks.area().tolist() == [[63, 63]]
+
+
+@pytest.mark.parametrize(
+    ("program", "name"), [("cache", "flow"), ("cache", "sam2-box"), ("cache", "hashed"), ("select", "sola"), ("select", "train")]
+)
+def test_settings_lists_every_setting(program: str, name: str) -> None:
+    pytest.importorskip("rvos_select.contracts")
+    if program == "cache":
+        model = encoder_class(name).Settings if name in TEXT_ENCODERS else tracker_class(name).Settings
+    else:
+        model = TrainSettings if name == "train" else selector_class(name).Config
+    result = CliRunner().invoke({"cache": cache_cli, "select": select_cli}[program], ["settings", name])
+    assert result.exit_code == 0, result.output
+    assert set(model.model_fields) <= set(re.findall(r"[a-z_0-9]+", result.output))
+
+
+def test_check_tracker_names_each_test() -> None:
+    """`flow` passes; the fixture's tracker makes random masks, presence apart from them, and boxes outside the frame."""
+    pytest.importorskip("rvos_cache.contracts")
+    for name, status in (("flow", 0), ("store_fixtures:TinyTracker", 1)):
+        result = CliRunner().invoke(cache_cli, ["check-tracker", name])
+        lines = result.output.splitlines()
+        verdicts = {line.split()[0] for line in lines if line.split()[0] in ("ok", "skipped", "FAILED")}
+        assert len(lines) > 5 and ("FAILED" in verdicts) == bool(status) and bool(result.exception) == bool(status)
+        assert (f"tracker {name} passes" in lines) == (not status)
+
+
+def test_check_selector_names_each_test(run: Run) -> None:
+    pytest.importorskip("rvos_select.contracts")
+    lines = run("check-selector", "mean-cosine").splitlines()
+    assert len(lines) > 5 and lines[-1] == "selector mean-cosine passes"
+    assert {line.split()[0] for line in lines[:-1]} <= {"ok", "skipped"}

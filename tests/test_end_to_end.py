@@ -28,7 +28,7 @@ SMALL = [
 
 def run(program: str, *arguments: object, code: int = 0) -> str:
     """The output of a command, stdout and then stderr. It must exit with status `code` and without a traceback."""
-    module = {"rvos-cache": "rvos_cache.cli", "rvos-select": "rvos_select.cli.commands"}[program]
+    module = {"rvos-cache": "rvos_cache.cli", "rvos-select": "rvos_select.cli"}[program]
     command = [sys.executable, "-c", f"from {module} import main; main()", *map(str, arguments)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     output = process.stdout + process.stderr

@@ -21,7 +21,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.text import TEXT_ENCODERS, encoder_class
 from rvos_cache.trackers import TRACKERS, tracker_class
-from rvos_select.cli.commands import cli as select_cli
+from rvos_select.cli import cli as select_cli
 from rvos_select.training.train import TrainSettings
 
 COMMANDS = [command for readme in READMES for command in printed_commands(readme)]
@@ -134,7 +134,7 @@ def test_every_command_of_the_programs_is_run_by_a_test() -> None:
         ]
 
     programs = {name for program, group in GROUPS.items() for name in names(group, program)}
-    assert programs == {name for name in RUN_BY if name.startswith("rvos-")}
+    assert programs <= RUN_BY.keys(), "add to RUN_BY of tests/readme_commands.py the test that runs it"
 
 
 @pytest.mark.parametrize("command", sorted(RUN_BY))
