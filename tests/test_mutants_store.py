@@ -203,3 +203,16 @@ def test_the_content_digest_of_a_record_never_changes(tmp_path: Path) -> None:
     tokens[1, 2, 3] += 1
     write_tracks(cache_at(tmp_path / "other.zarr"), replace(changed, tracks=replace(changed.tracks, tokens=tokens)))
     assert content_digest(tmp_path / "other.zarr") != "77f86431b65a16edbc94f8deae5ecaca"
+
+
+def test_verify_names_every_damaged_file_of_a_video(tmp_path: Path) -> None:
+    """Reading a video stops at the first."""
+    write_tracks(cache_at(tmp_path / "c.zarr"), record())
+    damaged = ["presence/c/0/0", "tokens/c/0/0/0", "tokens/zarr.json"]
+    for name in damaged:
+        path = tmp_path / "c.zarr/videos/v" / name
+        raw = path.read_bytes()
+        path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    faults = list(verify(tmp_path / "c.zarr"))
+    assert len(faults) == 3
+    assert all(any(f"videos/v/{name}: its bytes do not match their digest" in fault for fault in faults) for name in damaged)
