@@ -26,7 +26,8 @@ from rvos_cache.store import SelectionCache, TrackCache, content_digest, open_ca
 from rvos_cache.trackers.sam2.tracker import Sam2Box
 from rvos_cache.types import VIDEO
 
-SAID = 4
+pytestmark = pytest.mark.slow
+SENTENCES = 4
 """Sentences kept of each video."""
 FEW: dict[str, dict[str, Any]] = {
     "sam2-gt": {},
@@ -79,7 +80,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sam2")
     write_shapes(out / "data", 2, 3)
     for split in ("train", "valid_u"):
-        keep(out / "data", split, slice(SAID))
+        keep(out / "data", split, slice(SENTENCES))
     (out / "roberta").mkdir()
     sentences = [e["exp"] for video in said(out / "data", "train").values() for e in video["expressions"].values()]
     tiny_roberta(out / "roberta", sentences)
@@ -120,7 +121,7 @@ def test_pngs_and_selections_score_the_same(work: Path) -> None:
     assert run("evaluate", "--selections", work / "s.zarr", *caches, "--top1", "--json", work / "sel.json")[0] == 0
     pngs, direct = (json.loads((work / name).read_text()) for name in ("png.json", "sel.json"))
     wanted = {f"{video}/{e}" for video, held in said(work / "data", "valid_u").items() for e in held["expressions"]}
-    assert pngs["expressions"].keys() == direct["expressions"].keys() == wanted and len(wanted) == SAID
+    assert pngs["expressions"].keys() == direct["expressions"].keys() == wanted and len(wanted) == SENTENCES
     assert pngs["jf"] == pytest.approx(direct["jf"], abs=1e-9) and 0 < pngs["jf"] < 1
 
 
@@ -140,7 +141,7 @@ def test_the_masks_are_those_of_the_best_candidate(work: Path) -> None:
 def test_boxes_of_one_expression_are_no_candidates_of_another(work: Path) -> None:
     video_id = only(work / "s.zarr")
     grid, box = (TrackCache(work / f"{name}.zarr").info(video_id) for name in ("sam2-grid", "sam2-box"))
-    assert (grid.prompt == VIDEO).all() and len(grid.prompt) and set(box.prompt) == set(range(SAID))
+    assert (grid.prompt == VIDEO).all() and len(grid.prompt) and set(box.prompt) == set(range(SENTENCES))
     for e, selection in enumerate(SelectionCache(work / "s.zarr").selections(video_id)):
         assert selection.expression_id == box.expressions[e].expression_id
         wanted = np.concatenate([np.ones(len(grid.prompt), bool), box.prompt == e])

@@ -17,7 +17,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import TrackWork, extract, extract_all, extract_video, plan_work
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
-from rvos_cache.store import content_digest, open_cache
+from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, open_cache, write_tracks
 from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.sam2.settings import PromptedSettings
 from rvos_cache.trackers.sam2.tracker import prompt_frames
@@ -74,6 +74,27 @@ def test_boxes_of_one_expression_never_reach_another() -> None:
         assert (tracks.prompt == 0).all() and same(tracks, together, np.flatnonzero(together.prompt == e))
     assert not np.array_equal(alone[0].prompt_box, alone[1].prompt_box)
     assert (np.bincount(together.prompt) <= tiny_sam2.BOX["tracks_per_expression"]).all()
+
+
+def test_the_prompt_of_a_box_track_is_the_sentence_that_its_box_was_found_for(tmp_path: Path) -> None:
+    """Through extraction and the store: the expression that `prompt` points at has the track's box among its own."""
+    video, truth = scene(7, True)
+    texts = ("a bird", "a dog moving left", "", "the red square")
+    expressions = [Expression("v", f"e{i}", text, ()) for i, text in enumerate(texts) if text]
+    made = tracker("sam2-box", tracks_per_expression=3)
+    card = Card(kind="tracks", dataset="d", split="s", producer="sam2-box", channels=made.channels)
+    write_tracks(CacheWriter(tmp_path / "c.zarr", card), extract_video(made, video, expressions, truth))
+    info = TrackCache(tmp_path / "c.zarr").info("v")
+    assert [e.expression_id for e in info.expressions] == ["e0", "e1", "e3"]
+    height, width = video.size
+    unambiguous = set()
+    for prompt, frame, box in zip(info.prompt.tolist(), info.prompt_frame.tolist(), info.prompt_box):
+        frames = [boxes for boxes, _ in made.finder.find(video.read(frame), [e.text for e in info.expressions])]
+        shared = [np.isclose(np.clip(b, 0, (width, height) * 2), box, atol=1e-3).all(1).any() for b in frames]
+        assert shared[prompt], f"the box {box} is none of {info.expressions[prompt].text!r} in frame {frame}"
+        if sum(shared) == 1:
+            unambiguous.add(prompt)
+    assert unambiguous == {0, 1, 2}
 
 
 def test_a_sentence_without_boxes_has_no_candidates_and_no_sentence_no_track(encodes_nothing: None) -> None:
