@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rvos_cache.cli import exchange, extract, inspect_caches, make_data, vita
+from rvos_cache.cli import exchange, extract, inspect_caches, make_data, sam2, vita
 from rvos_cache.cli.inspect_caches import info
 from rvos_cache.cli.run import run_command
 
@@ -16,7 +16,7 @@ def cli() -> None:
     """Run frozen trackers and text encoders over a dataset once and keep what they see."""
 
 
-for group in (make_data, extract, exchange, vita, inspect_caches):
+for group in (make_data, extract, exchange, vita, sam2, inspect_caches):
     for command in group.COMMANDS:
         cli.add_command(command)
 

@@ -1,4 +1,4 @@
-"""Settings of the SAM 2 trackers: SOLA's stage one. [code]: its released scripts, where the paper is silent or differs."""
+"""Settings of the SAM 2 trackers: SOLA's stage one. [code]: as in its released scripts, where the paper is silent or differs."""
 
 from __future__ import annotations
 
@@ -10,38 +10,48 @@ from rvos_cache.settings import Settings
 
 
 class Sam2Settings(Settings):
-    """What every SAM 2 tracker needs. The last four change no track, so they are no part of a cache's card."""
+    """Settings of every SAM 2 tracker. The last four do not change the tracks, so they are not stored in a cache's card."""
 
     checkpoint: str = "facebook/sam2-hiera-large"
-    """A hub name or a folder; for the backend `official` a hub name."""
+    """A hub name or a folder of transformers; a `.pt` file of Meta's with `backend=official`, or after `rvos-cache convert-sam2`."""
     backend: Literal["transformers", "official"] = "transformers"
-    """official: Meta's own package `sam2`, installed by the user; it reads the image again for every batch and direction."""
+    """official: Meta's own package `sam2`, installed by the user; it encodes each frame again for every batch and direction. It
+    takes a hub name, a `.pt` file, or a folder with one `.pt` file or a model of transformers."""
     batch: int = Field(4, ge=1)
-    """Masks of one prompt frame that are propagated together [code]."""
+    """Prompts of one frame that are propagated together [code]."""
     long_batch: int = Field(2, ge=1)
     """The same for videos of more than `long_frames` frames [code]."""
     long_frames: int = Field(200, ge=1)
 
     gpu_memory: ByteSize = Field(ByteSize(8 << 30), ge=0, exclude=True)
-    """Image features of a video up to this size stay on the GPU ("8GB"): 8 MB a frame of a 1024-pixel model.
-    Without a GPU this counts for nothing."""
+    """Image features of a video up to this size stay on the GPU ("8GB"): 8 MB per frame of a 1024-pixel model. Without a GPU this
+    has no effect."""
     host_memory: ByteSize = Field(ByteSize(16 << 30), ge=0, exclude=True)
     """Those beyond `gpu_memory` stay in (pinned) host memory up to this size, the rest in a file of the temporary folder."""
     encoder_batch: int = Field(4, ge=1, exclude=True)
-    """Frames that the image encoder takes at once."""
+    """Frames in one batch of the image encoder."""
     compile: bool = Field(False, exclude=True)
-    """Compile the image encoder: minutes at the start, faster in a long run."""
+    """Compile the image encoder: takes minutes at the start, and is faster in a long run."""
 
 
 class PromptedSettings(Sam2Settings):
-    """What the trackers that look for their prompts themselves have in common."""
+    """Settings of the trackers that find their own prompts."""
 
     prompt_every: Annotated[int, Field(ge=1)] | Literal["half"] = 4
     """Frames between two prompt frames (SOLA, 4.2); half: every floor(T / 2) frames, as [code] does for `grid` at evaluation."""
+    prompt_features: Literal["image", "video"] = "image"
+    """Features from which the masks of points and boxes are made. image: the prompt frames are encoded once more, resized as in
+    Meta's image predictor (bilinear, floating pixels), as [code] does. video: the features of tracking (bicubic) are used, so
+    that each frame is encoded once: saves one encoding per prompt frame, but the prompt masks are not exactly SAM 2's."""
+    rounds: Literal["sola", "ours"] = "sola"
+    """How prompts are grouped into batches. sola: as [code]: near-duplicates of one frame are tracked in one batch; boxes of an
+    expression end a batch at the first prompt of another frame, and count twice towards the limit within it; an empty mask of a
+    box is tracked. ours: near-duplicates in a batch are skipped, batches are filled, and empty masks are dropped."""
     same_iou: float = Field(0.7, ge=0, le=1)
-    """A prompt mask is dropped when a track meets it in the prompt's own frame by a higher IoU (SOLA, appendix)."""
+    """A prompt is dropped when a track's mask in the prompt's own frame has a higher IoU with it (SOLA, appendix)."""
     iou_size: Literal["video", "540x960"] = "video"
-    """Pixels in which that IoU is taken: the video's own, or 540x960 (height, width) [code]."""
+    """Size at which that IoU is computed. video: that of the frames. 540x960: as [code], 540x960 pixels (height, width), or
+    960x540 where a frame is not wider than high; tracks are resized bilinearly and cut at 0.5, prompts by nearest pixels."""
 
 
 class GridSettings(PromptedSettings):
@@ -49,16 +59,16 @@ class GridSettings(PromptedSettings):
 
     points_per_side: int = Field(32, ge=1)
     points_per_batch: int = Field(64, ge=1, exclude=True)
-    """Points that the mask decoder takes at once; changes no mask."""
+    """Points in one batch of the mask decoder; does not change the masks."""
     predicted_iou: float = Field(0.8, ge=0, le=1)
-    """A mask is kept when SAM 2 expects a higher IoU of it."""
+    """A mask is kept when its predicted IoU is higher."""
     stability: float = Field(0.95, ge=0, le=1)
-    """A mask is kept when |logit > +offset| / |logit > -offset| is at least this."""
+    """A mask is kept when |logit > +offset| / |logit > -offset| is at least this; 0 keeps all."""
     stability_offset: float = Field(1.0, ge=0)
     nms_iou: float = Field(0.7, ge=0, le=1)
-    """Of two masks whose boxes meet by a higher IoU, the one that SAM 2 expects less of is dropped."""
+    """Of two masks whose boxes have a higher IoU, the one of lower predicted IoU is dropped."""
     part: float = Field(0.7, ge=0, le=1)
-    """A mask is part of a larger one, and dropped, when more than this share of it lies inside."""
+    """A mask is a part of a larger one, and dropped, when more than this share of it lies inside."""
     max_tracks: int = Field(64, ge=1)
 
 
@@ -70,6 +80,7 @@ class BoxSettings(PromptedSettings):
     box_threshold: float = Field(0.2, ge=0, le=1)
     text_threshold: float = Field(0.25, ge=0, le=1)
     stability: float = Field(0.85, ge=0, le=1)
+    """A mask is kept when |logit > +offset| / |logit > -offset| of its low-resolution logits is at least this [code]."""
     stability_offset: float = Field(1.0, ge=0)
     tracks_per_expression: int = Field(16, ge=1)
 
@@ -78,4 +89,4 @@ class GroundTruthSettings(Sam2Settings):
     """Settings of `sam2-gt`."""
 
     again_iou: float = Field(0.5, ge=0, le=1)
-    """An object is prompted a second time, in its first frame, when its track meets it there by a lower IoU."""
+    """An object is prompted a second time, in its first frame, when its track's IoU with it there is lower."""
