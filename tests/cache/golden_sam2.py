@@ -66,6 +66,7 @@ def weight(name: str, shape: torch.Size) -> Tensor:
     return 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
 
 
+@cache
 def golden_model(version: str) -> Any:
     """The Sam2VideoModel whose outputs were recorded."""
     from transformers import Sam2VideoConfig, Sam2VideoModel
@@ -96,6 +97,18 @@ def golden_checkpoint(version: str) -> str:
     _FOLDERS.append(tempfile.TemporaryDirectory(prefix=f"{version}-"))
     golden_model(version).save_pretrained(_FOLDERS[-1].name)
     return _FOLDERS[-1].name
+
+
+@cache
+def meta_tensors(version: str) -> dict[str, Tensor]:
+    """The weights of `golden_model(version)` under Meta's names, as tests/golden/sam2_names.txt lists them."""
+    state = golden_model(version).state_dict()
+    tensors: dict[str, Tensor] = {}
+    for line in (FOLDER / "sam2_names.txt").read_text("utf-8").splitlines():
+        ours, *meta = line.split()
+        if ours in state:
+            tensors.update(zip(meta, state[ours].chunk(len(meta))))
+    return tensors
 
 
 def unpack(masks: Tensor) -> Any:

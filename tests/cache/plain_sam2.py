@@ -1,6 +1,6 @@
 """SAM 2 as a plain script over transformers runs it: objects one by one, frames encoded as they are needed.
 
-What batches of objects and stored features are compared with, in tests and in the benchmark. `as_meta` replaces what transformers'
+Batches of objects and stored features are compared with it, in tests and in the benchmark. `as_meta` replaces what transformers'
 port computes differently from Meta's package; that the result is Meta's is tested with recorded values (test_sam2_golden.py).
 """
 

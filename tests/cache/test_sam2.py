@@ -339,7 +339,7 @@ def test_a_mask_prompt_is_cut_at_one_half_and_stays_empty_only_if_it_was() -> No
 
 
 def test_half_precision_gives_nearly_the_same_tracks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The precision of a GPU, on the CPU: every part takes bfloat16; the prompt frame, which attends to no memory, is the same."""
+    """The precision of a GPU, on the CPU: every part takes bfloat16; the prompt frame attends to no memory."""
     whole = propagate(4, 1, squares(1))
     monkeypatch.setattr("rvos_cache.trackers.sam2.transformers_backend.native_dtype", lambda device: torch.bfloat16)
     backend = make_backend(**tiny_sam2.GRID)
@@ -354,9 +354,7 @@ def test_half_precision_gives_nearly_the_same_tracks(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("features", ["image", "video"])
-def test_boxes_are_computed_in_float32_whatever_the_precision_of_tracking(
-    monkeypatch: pytest.MonkeyPatch, features: str
-) -> None:
+def test_boxes_are_computed_in_float32_whatever_the_precision_of_tracking(monkeypatch: pytest.MonkeyPatch, features: str) -> None:
     boxes, settings = np.array([[3, 3, 40, 40]], np.float32), BoxSettings(prompt_features=features)
     dtypes: list[torch.dtype] = []
     backend = make_backend()

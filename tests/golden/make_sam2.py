@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/cache")]
-
-warnings.simplefilter("ignore")
+sys.path.insert(0, str(Path(__file__).parents[1] / "cache"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from golden_sam2 import FOLDER, GRID, PROMPT_FRAME, SIDE, VERSIONS, golden, golden_model, unpack
 from sam2 import build_sam
@@ -152,7 +149,9 @@ def main() -> None:
     for name, tensor in golden().items():
         if name in recorded:
             before, now = tensor.numpy().astype(np.float64), recorded[name].astype(np.float64)
-            print(f"{name}: {np.abs(before[: len(now)] - now).max() if before[: len(now)].shape == now.shape else 'shape differs'}")
+            print(
+                f"{name}: {np.abs(before[: len(now)] - now).max() if before[: len(now)].shape == now.shape else 'shape differs'}"
+            )
     save_file({name: np.ascontiguousarray(value) for name, value in recorded.items()}, given.out)
     print(f"{given.out}: {given.out.stat().st_size} bytes")
 

@@ -84,7 +84,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def sam2_video_model(tensors: Mapping[str, Tensor]) -> Any:
-    """The Sam2VideoModel with the weights `tensors`, whose names are Meta's.
+    """A Sam2VideoModel with the weights `tensors`, whose names are Meta's. To be saved: buffers that are not saved have no data.
 
     Raises InputError that names a tensor that is unknown, missing or of another shape.
     """
@@ -92,11 +92,12 @@ def sam2_video_model(tensors: Mapping[str, Tensor]) -> Any:
 
     config = sam2_config({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     renamed, sources = to_transformers(tensors)
-    # Its initial weights are all replaced, so the global random state must not change.
-    with torch.random.fork_rng(devices=[]):
+    # Without memory: every tensor is replaced.
+    with torch.device("meta"):
         model = Sam2VideoModel(config)
     expected = model.state_dict()
-    renamed[SHARED] = renamed.get("shared_image_embedding.positional_embedding", torch.empty(0))
+    # transformers stores it twice; safetensors refuses tensors that share memory.
+    renamed[SHARED] = renamed.get("shared_image_embedding.positional_embedding", torch.empty(0)).clone()
     for name, tensor in renamed.items():
         if name not in expected:
             raise InputError(f"the tensor {sources[name][0]!r} has no counterpart in transformers' Sam2VideoModel ({name})")
@@ -106,8 +107,8 @@ def sam2_video_model(tensors: Mapping[str, Tensor]) -> Any:
     missing = sorted(expected.keys() - renamed.keys())
     if missing:
         raise InputError(f"the tensor for {missing[0]!r} is missing ({len(missing)} are); give a whole checkpoint of SAM 2")
-    model.load_state_dict({name: tensor.float() for name, tensor in renamed.items()})
-    return model.eval()
+    model.load_state_dict({name: tensor.float() for name, tensor in renamed.items()}, assign=True)
+    return model
 
 
 def sam2_config(shapes: Mapping[str, tuple[int, ...]]) -> Any:

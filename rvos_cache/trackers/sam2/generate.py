@@ -36,8 +36,8 @@ def grid_masks(network: Network, features: Features, size: tuple[int, int], sett
     points = grid_points(settings.points_per_side) * (size[1], size[0])
     logit_parts, iou_parts = [], []
     for start in range(0, len(points), settings.points_per_batch):
-        part = scale_points(points[start : start + settings.points_per_batch], size, network.side)
-        low, predicted_iou = _decode_prompts(network, features, points=part, multimask=True)
+        batch = scale_points(points[start : start + settings.points_per_batch], size, network.side)
+        low, predicted_iou = _decode_prompts(network, features, points=batch, multimask=True)
         likely = predicted_iou > settings.predicted_iou
         logit_parts.append(low[likely])
         iou_parts.append(predicted_iou[likely])

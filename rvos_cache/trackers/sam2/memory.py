@@ -1,7 +1,7 @@
 """Which earlier frames SAM 2 attends to in a frame, and which it can forget.
 
-Ravi et al. 2024, section 4: the prompt frame, the maps of the nearest frames and the object pointers of the nearest frames. On the
-way back it also attends to the frames behind the prompt frame that the way forward has tracked: both directions share one memory.
+Ravi et al. 2024, section 4: the prompt frame, the maps of the nearest frames and the object pointers of the nearest frames. Going
+backward it also attends to the frames behind the prompt frame, which were tracked forward: both directions share one memory.
 """
 
 from __future__ import annotations

@@ -65,14 +65,16 @@ SHARED = "prompt_encoder.shared_embedding.positional_embedding"
 MASK_DOWNSAMPLER = "memory_encoder.mask_downsampler."
 DOWNSAMPLER_LAYERS = 4
 """Convolutions of the mask downsampler before the last one; Meta numbers convolution, norm, activation one after the other."""
-MLP = re.compile(r"^(.*(?:mlp|output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|object_pointer_proj))\.layers\.(\d+)\.")
+MLP = re.compile(
+    r"^(.*(?:mlp|output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head|object_pointer_proj))\.layers\.(\d+)\."
+)
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """One of the four released sizes: what tensors' shapes do not tell.
+    """One of the four released sizes, with what the shapes of tensors do not determine.
 
-    letter: as in Meta's configuration files; width: channels of the first stage; blocks: of each stage; heads: of the first stage;
+    letter: as in Meta's configurations; width: channels of the first stage; blocks: of each stage; heads: of the first stage;
     windows: sides of the attention windows; background: side of the position table; global_blocks: blocks without windows.
     """
 
@@ -95,7 +97,7 @@ SIZES = (
 
 
 def model_size(shapes: Shapes) -> tuple[ModelSize, str]:
-    """The size and version ("2", "2.1") of a checkpoint with Meta's names. Raises InputError if it is none of the released ones."""
+    """The size and version ("2", "2.1") of a checkpoint with Meta's names. Raises InputError if it is not a released size."""
     prefix = "image_encoder.trunk."
     table = shapes.get(f"{prefix}pos_embed", ())
     numbers = [int(name.removeprefix(f"{prefix}blocks.").split(".")[0]) for name in shapes if name.startswith(f"{prefix}blocks.")]
@@ -149,7 +151,7 @@ def _mlp(names: Iterable[str]) -> Callable[[str], str]:
             return name
         number, end = int(match[2]), last[match[1]]
         part = "proj_in" if number == 0 else "proj_out" if number == end else f"layers.{number - 1}"
-        return f"{match[1]}.{part}.{name[match.end():]}"
+        return f"{match[1]}.{part}.{name[match.end() :]}"
 
     return rename
 
@@ -170,7 +172,9 @@ def to_transformers(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
     for name in sorted(renamed):
         new = rename(renamed[name])
         sources[new] = (*sources.get(new, ()), name)
-    out = {new: tensors[names[0]] if len(names) == 1 else cat([tensors[name] for name in names]) for new, names in sources.items()}
+    out = {
+        new: tensors[names[0]] if len(names) == 1 else cat([tensors[name] for name in names]) for new, names in sources.items()
+    }
     return out, sources
 
 

@@ -1,7 +1,7 @@
 """SAM 2's modules on the objects of one prompt frame as one batch; transformers' own `forward` loops over the objects.
 
-Equal to Meta's `SAM2VideoPredictor` (Ravi et al. 2024), which tests compare with recorded values. Where transformers' port differs
-from Meta's code, this follows Meta's; comments say where.
+Equal to Meta's `SAM2VideoPredictor` (Ravi et al. 2024), as tests with recorded values check. Where transformers' port differs,
+this follows Meta's code; comments say where.
 Letters: B objects, C channels of a pointer and of the top map, D channels of a memory, h w its cells, S the side of the square.
 """
 

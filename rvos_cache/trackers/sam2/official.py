@@ -120,7 +120,9 @@ def _from_transformers(build_sam: Any, folder: Path, target: str) -> Any:
     # Names that the choice of the size needs, as Meta calls them.
     prefix = "vision_encoder.backbone."
     shapes = {
-        f"image_encoder.trunk.{name.removeprefix(prefix)}": tuple(t.shape) for name, t in tensors.items() if name.startswith(prefix)
+        f"image_encoder.trunk.{name.removeprefix(prefix)}": tuple(t.shape)
+        for name, t in tensors.items()
+        if name.startswith(prefix)
     }
     if "occlusion_spatial_embedding_parameter" in tensors:
         shapes["no_obj_embed_spatial"] = ()

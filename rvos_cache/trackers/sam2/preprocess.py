@@ -54,8 +54,8 @@ def scale_points(points: NDArray[Any], size: tuple[int, int], side: int) -> NDAr
 def resize_mask_prompts(masks: Tensor, side: int) -> Tensor:
     """Masks (K, H, W) bool as (K, 1, S, S) float32 of 0 and 1: antialiased bilinear, 1 from one half.
 
-    A mask too small to reach one half anywhere keeps its strongest pixels; Meta's code would leave it empty, which SAM 2 takes for
-    an object that is hidden in the frame. A mask without pixels stays empty.
+    A mask too small to reach one half anywhere keeps its strongest pixels; Meta's code would leave it empty, which means that the
+    object is hidden in the frame. A mask without pixels stays empty.
     """
     resized = interpolate(masks[:, None].float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
     largest = resized.flatten(1).amax(1).view(-1, 1, 1, 1)

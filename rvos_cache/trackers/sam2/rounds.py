@@ -84,9 +84,7 @@ def _released_batch(rest: list[Prompt], batch: int, room: int, by_box: bool) -> 
     return chosen
 
 
-def _distinct_batch(
-    rest: list[Prompt], views: dict[int, Rle], batch: int, max_iou: float, compare: _Compare
-) -> list[Prompt]:
+def _distinct_batch(rest: list[Prompt], views: dict[int, Rle], batch: int, max_iou: float, compare: _Compare) -> list[Prompt]:
     """The next prompts of one frame, without those that an earlier one of the batch would drop if it were tracked first."""
     chosen: list[Prompt] = []
     for prompt in rest:
@@ -99,9 +97,7 @@ def _distinct_batch(
     return chosen
 
 
-def _distinct(
-    rest: list[Prompt], views: dict[int, Rle], tracks: RleMasks, max_iou: float, compare: _Compare
-) -> list[Prompt]:
+def _distinct(rest: list[Prompt], views: dict[int, Rle], tracks: RleMasks, max_iou: float, compare: _Compare) -> list[Prompt]:
     """The prompts whose IoU with each of the tracks, in the prompt's frame, is at most `max_iou`."""
     kept: dict[int, bool] = {}
     for t in {p.frame for p in rest}:

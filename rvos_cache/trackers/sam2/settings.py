@@ -13,7 +13,7 @@ class Sam2Settings(Settings):
     """Settings of every SAM 2 tracker. The last four do not change the tracks, so they are not stored in a cache's card."""
 
     checkpoint: str = "facebook/sam2-hiera-large"
-    """A hub name or a folder of transformers; a `.pt` file of Meta's with `backend=official`, or after `rvos-cache convert-sam2`."""
+    """A hub name or a folder of transformers. `rvos-cache convert-sam2` makes one of Meta's `.pt` file; `backend=official` reads it."""
     backend: Literal["transformers", "official"] = "transformers"
     """official: Meta's own package `sam2`, installed by the user; it encodes each frame again for every batch and direction. It
     takes a hub name, a `.pt` file, or a folder with one `.pt` file or a model of transformers."""
@@ -46,7 +46,7 @@ class PromptedSettings(Sam2Settings):
     rounds: Literal["sola", "ours"] = "sola"
     """How prompts are grouped into batches. sola: as [code]: near-duplicates of one frame are tracked in one batch; boxes of an
     expression end a batch at the first prompt of another frame, and count twice towards the limit within it; an empty mask of a
-    box is tracked. ours: near-duplicates in a batch are skipped, batches are filled, and empty masks are dropped."""
+    box is tracked, as an object that is hidden there. ours: near-duplicates in a batch are skipped, batches are filled, and empty masks are dropped."""
     same_iou: float = Field(0.7, ge=0, le=1)
     """A prompt is dropped when a track's mask in the prompt's own frame has a higher IoU with it (SOLA, appendix)."""
     iou_size: Literal["video", "540x960"] = "video"
