@@ -13,7 +13,7 @@ class Sam2Settings(Settings):
     """Settings of every SAM 2 tracker. The last four do not change the tracks, so they are not stored in a cache's card."""
 
     checkpoint: str = "facebook/sam2-hiera-large"
-    """A hub name or a folder of transformers. `rvos-cache convert-sam2` makes one of Meta's `.pt` file; `backend=official` reads it."""
+    """A hub name or a folder of transformers; `rvos-cache convert-sam2` makes such a folder of Meta's `.pt` file."""
     backend: Literal["transformers", "official"] = "transformers"
     """official: Meta's own package `sam2`, installed by the user; it encodes each frame again for every batch and direction. It
     takes a hub name, a `.pt` file, or a folder with one `.pt` file or a model of transformers."""
@@ -44,9 +44,10 @@ class PromptedSettings(Sam2Settings):
     Meta's image predictor (bilinear, floating pixels), as [code] does. video: the features of tracking (bicubic) are used, so
     that each frame is encoded once: saves one encoding per prompt frame, but the prompt masks are not exactly SAM 2's."""
     rounds: Literal["sola", "ours"] = "sola"
-    """How prompts are grouped into batches. sola: as [code]: near-duplicates of one frame are tracked in one batch; boxes of an
-    expression end a batch at the first prompt of another frame, and count twice towards the limit within it; an empty mask of a
-    box is tracked, as an object that is hidden there. ours: near-duplicates in a batch are skipped, batches are filled, and empty masks are dropped."""
+    """How prompts are grouped into batches. sola: as [code]. Near-duplicates of one frame are tracked in one batch; boxes of an
+    expression end a batch at the first prompt of another frame, and count twice towards the limit within it; the empty mask of a
+    box is tracked, as an object that is hidden in its frame. ours: near-duplicates in a batch are skipped, batches are filled,
+    and empty masks are dropped."""
     same_iou: float = Field(0.7, ge=0, le=1)
     """A prompt is dropped when a track's mask in the prompt's own frame has a higher IoU with it (SOLA, appendix)."""
     iou_size: Literal["video", "540x960"] = "video"
