@@ -80,7 +80,8 @@ def extract_command(root: Path, split: str, tracker: str, out: Path) -> list[obj
 
 
 def extract_text(root: Path, split: str, checkpoint: Path, out: Path) -> None:
-    assert run("extract-text", *split_options(root, split), "--encoder", "roberta", "--set", f"checkpoint={checkpoint}", "--out", out)[0] == 0
+    options = ["--encoder", "roberta", "--set", f"checkpoint={checkpoint}", "--out", out]
+    assert run("extract-text", *split_options(root, split), *options)[0] == 0
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,8 @@ def only(cache: Path) -> str:
 
 
 def test_pngs_and_selections_score_the_same(work: Path) -> None:
-    assert run("evaluate", *split_options(work / "data", "valid_u"), "--predictions", work / "masks", "--json", work / "png.json")[0] == 0
+    options = ["--predictions", work / "masks", "--json", work / "png.json"]
+    assert run("evaluate", *split_options(work / "data", "valid_u"), *options)[0] == 0
     caches = ["--cache", work / "sam2-grid.zarr", "--cache", work / "sam2-box.zarr"]
     assert run("evaluate", "--selections", work / "s.zarr", *caches, "--top1", "--json", work / "sel.json")[0] == 0
     pngs, direct = (json.loads((work / name).read_text()) for name in ("png.json", "sel.json"))
