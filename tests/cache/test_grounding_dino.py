@@ -250,9 +250,9 @@ def test_the_norm_that_detection_does_not_use_may_be_missing(own: Path, finder: 
     """transformers accepts checkpoints without the last norm of Swin, through which no feature map passes."""
     path = own / "model.safetensors"
     tensors = load_file(path)
-    kept = {name: tensor for name, tensor in tensors.items() if ".swin.layernorm." not in name}
-    assert len(tensors) - len(kept) == 2
-    save_file(kept, path, {"format": "pt"})
+    rest = {name: tensor for name, tensor in tensors.items() if ".swin.layernorm." not in name}
+    assert len(tensors) - len(rest) == 2
+    save_file(rest, path, {"format": "pt"})
     lacking = [BoxFinder(str(own), BOX, TEXT) for _ in range(2)]
     assert lacking[0].weight_hashes() == lacking[1].weight_hashes()
     assert_equal(lacking[0].find(picture(), TEXTS[:1])[0], finder.find(picture(), TEXTS[:1])[0], 0)

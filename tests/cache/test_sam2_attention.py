@@ -70,7 +70,7 @@ def test_equals_transformers(module: Any, objects: int) -> None:
 
 @pytest.mark.parametrize("objects", [1, 3])
 def test_half_precision_is_as_close_to_float32_as_transformers_is(module: Any, objects: int) -> None:
-    """As on a GPU: adding two rounded keys rounds no more than projecting a rounded sum; neither is kept in float32."""
+    """As on a GPU: adding two rounded keys rounds no more than projecting a rounded sum; neither stays in float32."""
     case = Case(module, objects)
     with torch.inference_mode():
         whole = case.transformers()

@@ -1,4 +1,4 @@
-"""Rounds of propagating and filtering, with a SAM 2 whose answers the tests define."""
+"""Rounds of propagating and filtering, with a SAM 2 whose tracks the tests define."""
 
 from __future__ import annotations
 

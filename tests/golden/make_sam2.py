@@ -140,7 +140,7 @@ def record() -> dict[str, NDArray[Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER / "sam2.safetensors")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     from safetensors.numpy import save_file
 
@@ -152,8 +152,8 @@ def main() -> None:
             print(
                 f"{name}: {np.abs(before[: len(now)] - now).max() if before[: len(now)].shape == now.shape else 'shape differs'}"
             )
-    save_file({name: np.ascontiguousarray(value) for name, value in recorded.items()}, given.out)
-    print(f"{given.out}: {given.out.stat().st_size} bytes")
+    save_file({name: np.ascontiguousarray(value) for name, value in recorded.items()}, options.out)
+    print(f"{options.out}: {options.out.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Frames, points, boxes and masks in the input format of SAM 2: a square of S x S pixels, whatever the frame's aspect ratio.
 
-Meta's two predictors resize frames differently, and both ways are kept: the video predictor with Pillow's bicubic filter
+Meta's two predictors resize frames differently, so there are two functions: the video predictor with Pillow's bicubic filter
 (`video_pixels`), the image predictor, which makes masks of points and boxes, with torch's antialiased bilinear filter on floating
 pixels (`image_pixels`). Letters: H W pixels of the frame, K masks.
 """

@@ -51,7 +51,7 @@ def track_prompts(
     """
     released = settings.rounds == "sola"
     compare = _Compare(size, settings.iou_size == "540x960", 1.0 if released else 0.0)
-    # Equal areas: in the order given, as in the released code; else in an order that does not depend on it.
+    # Equal areas stay in the order of `prompts`, as in the released code; else the order does not depend on it.
     rest = sorted(prompts, key=(lambda p: -p.area) if released else (lambda p: (-p.area, p.frame, p.mask)))
     views = {id(p): compare.prompt(p) for p in rest}
     tracks: list[PromptTrack] = []
@@ -63,8 +63,8 @@ def track_prompts(
             chosen = _distinct_batch(rest, views, min(batch, room), settings.same_iou, compare)
         propagated = session.propagate(chosen[0].frame, chosen)
         tracks += pair(chosen, propagated)
-        taken = set(map(id, chosen))
-        rest = [p for p in rest if id(p) not in taken]
+        chosen_ids = set(map(id, chosen))
+        rest = [p for p in rest if id(p) not in chosen_ids]
         rest = _distinct(rest, views, propagated.masks, settings.same_iou, compare)
     return tracks
 
@@ -99,12 +99,12 @@ def _distinct_batch(rest: list[Prompt], views: dict[int, Rle], batch: int, max_i
 
 def _distinct(rest: list[Prompt], views: dict[int, Rle], tracks: RleMasks, max_iou: float, compare: _Compare) -> list[Prompt]:
     """The prompts whose IoU with each of the tracks, in the prompt's frame, is at most `max_iou`."""
-    kept: dict[int, bool] = {}
+    is_distinct: dict[int, bool] = {}
     for t in {p.frame for p in rest}:
         prompts = [p for p in rest if p.frame == t]
         best = compare.iou(compare.tracks(tracks, t), [views[id(p)] for p in prompts]).max(0)
-        kept.update({id(p): iou <= max_iou for p, iou in zip(prompts, best.tolist())})
-    return [p for p in rest if kept[id(p)]]
+        is_distinct.update({id(p): iou <= max_iou for p, iou in zip(prompts, best.tolist())})
+    return [p for p in rest if is_distinct[id(p)]]
 
 
 class _Compare:
@@ -151,18 +151,18 @@ def _iou(a: list[Rle], b: list[Rle], both_empty: float = 0.0) -> NDArray[np.floa
 
 
 def whole_masks(masks: RleMasks, part: float) -> RleMasks:
-    """Masks (K, 1), largest first, without parts: masks of which more than the share `part` lies inside a larger kept one.
+    """Masks (K, 1), largest first, without parts: masks of which more than the share `part` lies inside a larger one.
 
     Masks without pixels are left out.
     """
     if not masks.shape[0]:
         return masks
     shared, area, _ = shared_pixels(masks.column(0), masks.column(0), masks.size)
-    kept: list[int] = []
+    whole: list[int] = []
     for k in np.argsort(-area, kind="stable").tolist():
-        if area[k] and all(shared[k, full] <= part * area[k] for full in kept):
-            kept.append(k)
-    return masks.select(kept)
+        if area[k] and all(shared[k, full] <= part * area[k] for full in whole):
+            whole.append(k)
+    return masks.select(whole)
 
 
 def track_ground_truth(session: Session, ground_truth: GroundTruth, batch: int, again_iou: float) -> list[PromptTrack]:

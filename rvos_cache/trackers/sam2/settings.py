@@ -46,8 +46,8 @@ class PromptedSettings(Sam2Settings):
     rounds: Literal["sola", "ours"] = "sola"
     """How prompts are grouped into batches. sola: as [code]. Near-duplicates of one frame are tracked in one batch; boxes of an
     expression end a batch at the first prompt of another frame, and count twice towards the limit within it; the empty mask of a
-    box is tracked, as an object that is hidden in its frame. ours: near-duplicates in a batch are skipped, batches are filled,
-    and empty masks are dropped."""
+    box is tracked, as an object that is hidden in its frame; tracks that are never visible are stored. ours: near-duplicates in a
+    batch are skipped, batches are filled, empty masks and tracks that are never visible are dropped."""
     same_iou: float = Field(0.7, ge=0, le=1)
     """A prompt is dropped when a track's mask in the prompt's own frame has a higher IoU with it (SOLA, appendix)."""
     iou_size: Literal["video", "540x960"] = "video"

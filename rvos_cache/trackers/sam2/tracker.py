@@ -67,7 +67,7 @@ class Sam2Grid(_Sam2[GridSettings]):
             for t in prompt_frames(len(video), settings):
                 prompts += make_prompts(whole_masks(session.grid_masks(t, settings), settings.part), t)
             tracks = track_prompts(session, prompts, video.size, batch_size(video, settings), settings.max_tracks, settings)
-        return track_set(video, tracks, [VIDEO] * len(tracks), "grid", self.channels)
+        return track_set(video, tracks, [VIDEO] * len(tracks), "grid", self.channels, keep_hidden=settings.rounds == "sola")
 
 
 class Sam2Box(_Sam2[BoxSettings]):
@@ -99,7 +99,7 @@ class Sam2Box(_Sam2[BoxSettings]):
                 new = track_prompts(session, prompts, video.size, batch, limit, settings, by_box=True)
                 tracks += new
                 prompted_by += [e] * len(new)
-        # SOLA's scripts keep a track of an empty mask, and so one that is never visible.
+        # SOLA's scripts also store tracks that are never visible, as of an empty mask.
         return track_set(video, tracks, prompted_by, "box", self.channels, keep_hidden=settings.rounds == "sola")
 
     def _prompts(self, session: Session, video: Video, expressions: Sequence[Expression]) -> list[list[Prompt]]:
@@ -107,7 +107,7 @@ class Sam2Box(_Sam2[BoxSettings]):
         released = settings.rounds == "sola"
         prompts: list[list[Prompt]] = [[] for _ in expressions]
         for t in prompt_frames(len(video), settings):
-            boxes = [found for found, _ in self.finder.find(video.read(t), [e.text for e in expressions])]
+            boxes = [part for part, _ in self.finder.find(video.read(t), [e.text for e in expressions])]
             if not sum(map(len, boxes)):
                 continue
             masks, stability = session.box_masks(t, np.concatenate(boxes), settings)
@@ -153,21 +153,21 @@ def track_set(
 
     prompted_by: of each track the index of its expression, or VIDEO; keep_hidden: keep tracks whose masks are all empty.
     """
-    kept = [i for i, track in enumerate(tracks) if keep_hidden or track.masks.area().any()]
-    if not kept:
+    rows = [i for i, track in enumerate(tracks) if keep_hidden or track.masks.area().any()]
+    if not rows:
         masks = RleMasks.empty(0, len(video), video.size)
         tokens, presence = np.zeros((0, len(video), channels), np.float16), np.zeros((0, len(video)), np.float16)
         return TrackSet(tokens, presence, masks, np.zeros(0, np.int32), (), np.zeros(0, np.int32), np.zeros((0, 4), np.float32))
-    masks = RleMasks.concatenate([tracks[i].masks for i in kept])
-    scores = np.stack([tracks[i].scores for i in kept]).astype(np.float64)
+    masks = RleMasks.concatenate([tracks[i].masks for i in rows])
+    scores = np.stack([tracks[i].scores for i in rows]).astype(np.float64)
     presence = (1 / (1 + np.exp(-scores))).astype(np.float16)
     presence[masks.area() == 0] = 0
     return TrackSet(
-        tokens=np.stack([tracks[i].tokens for i in kept]).astype(np.float16),
+        tokens=np.stack([tracks[i].tokens for i in rows]).astype(np.float16),
         presence=presence,
         masks=masks,
-        prompt=np.array([prompted_by[i] for i in kept], np.int32),
-        origin=(origin,) * len(kept),
-        prompt_frame=np.array([tracks[i].prompt.frame for i in kept], np.int32),
-        prompt_box=np.array([tracks[i].prompt.box for i in kept], np.float32),
+        prompt=np.array([prompted_by[i] for i in rows], np.int32),
+        origin=(origin,) * len(rows),
+        prompt_frame=np.array([tracks[i].prompt.frame for i in rows], np.int32),
+        prompt_box=np.array([tracks[i].prompt.box for i in rows], np.float32),
     )
