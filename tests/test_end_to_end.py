@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvos_cache.frames import read_mask_png
+from rvos_cache.mask_png import read_mask_png
 from rvos_cache.shapes import write_shapes
 
 SMALL = [

@@ -39,10 +39,10 @@ class RayEngine:
         """Outcomes as they come. Raises like Engine.run; InputError when there is no cluster or it has nothing to offer."""
         if not videos:
             return
-        with _connected(self.address) as ray, writer.backend.marked() as mark:
+        with _connected(self.address) as ray, writer.backend.marker_file() as mark:
             count = min(_capacity(ray, self.cores), len(videos))
             each = {"num_gpus": 1} if self.cores is None else {"num_cpus": self.cores}
-            crew = _Crew(ray, each, (work, writer.backend.address(), writer.card, mark), count)
+            crew = _Crew(ray, each, (work, writer.backend.uri(), writer.card, mark), count)
             try:
                 yield from crew.outcomes(videos)
             finally:
@@ -58,7 +58,7 @@ class Worker:
 
     def start(self) -> None:
         """Open the cache, dataset and model. Raises InputError when this machine sees others, or none, under their names."""
-        self.writer = CacheWriter.join(self.address, self.card, self.mark)
+        self.writer = CacheWriter.attach(self.address, self.card, self.mark)
         self.work.open(self.card)
 
     def do(self, video_id: str) -> Outcome | OSError:

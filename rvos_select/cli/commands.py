@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rvos_cache import files
 from rvos_cache.cli import run_command
-from rvos_cache.errors import naming
 from rvos_select.cli.options import (
     ALLOW_MISSING,
     CACHES,
@@ -379,9 +378,7 @@ def _percent(value: float | None) -> str:
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """Write `content` to `path`, where there is one. Raises InputError when the disk refuses."""
     if path is not None:
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        files.write_json(path, content)
 
 
 def main() -> None:

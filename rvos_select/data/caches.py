@@ -250,7 +250,7 @@ def same_words(wanted: Card, where: str, words: TextSource) -> None:
 def find_text(tracks: Path) -> Path:
     """The text cache of the same dataset and split beside a tracks cache. Raises InputError for none or several."""
     card, found = read_card(tracks), []
-    for path in open_backend(tracks).beside():
+    for path in open_backend(tracks).sibling_caches():
         if open_backend(path).has_card():
             other = read_card(path)
             if (other.kind, other.dataset, other.split) == ("text", card.dataset, card.split):

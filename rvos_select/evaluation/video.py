@@ -16,12 +16,13 @@ from pycocotools import mask as coco
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
+from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Expression
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation.kinds import kinds_of
-from rvos_select.evaluation.pngs import check_folder, prediction_bytes, read_prediction
+from rvos_select.evaluation.pngs import check_folder, prediction_bytes
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
 from rvos_select.evaluation.selected import check_frames, selections_of
@@ -73,7 +74,7 @@ class Pngs:
 
     def silhouette(self, task: Task, asked: Asked, t: int, name: Any) -> Silhouette:
         """The mask of frame t. Raises InputError for a file that is no mask of the frame's size."""
-        return Silhouette.of_pixels(read_prediction(self._path(task, asked, t), name, task.truth.size))
+        return Silhouette.of_pixels(decode_mask_png(self._path(task, asked, t), name, task.truth.size))
 
     def _path(self, task: Task, asked: Asked, t: int) -> Path:
         return self.folder / asked.key / f"{task.frame_names[t]}.png"

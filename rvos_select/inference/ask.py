@@ -15,7 +15,8 @@ from rvos_cache.errors import InputError
 from rvos_cache.exchange.import_masks import IMPORTED
 from rvos_cache.exchange.import_sola import PRODUCER as SOLA_FILES
 from rvos_cache.extraction import extract_video
-from rvos_cache.frames import VideoWriter, open_video, read_mask_png
+from rvos_cache.frames import VideoWriter, open_video
+from rvos_cache.mask_png import read_mask_png
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, write_text, write_tracks
 from rvos_cache.text import encoder_class
@@ -77,7 +78,7 @@ def ask(source: Path, sentence: str, run: Path, out: Path, policy: PolicyOptions
     tracks = _tracks(kept / f"tracks-{bound or shown}.zarr", video, expression, card, run)
     text_path = kept / f"text-{asked}.zarr"
     text_writer = CacheWriter(text_path, text_card.model_copy(update={**at, "expressions_digest": asked}))
-    if video.video_id not in text_writer.done():
+    if video.video_id not in text_writer.published_ids():
         write_text(text_writer, TextRecord(video.video_id, (expression,), tuple(encoder.encode([sentence]))))
 
     selections = predict(run, [tracks], [text_path], kept / f"selections-{asked}.zarr")
@@ -110,7 +111,7 @@ def _same_weights(found: dict[str, str], card: Card, where: str) -> None:
 def _tracks(path: Path, video: Video, expression: Expression, card: Card, run: Path) -> Path:
     """The tracks cache of this one video, extracted unless it is there."""
     writer = CacheWriter(path, card)
-    if video.video_id not in writer.done():
+    if video.video_id not in writer.published_ids():
         tracker_type = tracker_class(card.producer)
         tracker = tracker_type(build(tracker_type.Settings, card.settings, str(path)))
         # A run of SOLA's released weights names its tracker, whose digest is not known.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import mask_png
+from rvos_cache.files import write_text
+from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import FREE, SelectionCache, canonical, digest, video_digest
+from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest, video_digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, completed, resolve_policy
@@ -109,7 +109,7 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, policy: PolicyOpt
         except InputError as error:
             failed[video_id] = error
     try:
-        whole = {"selections": digest(canonical(said.card.model_dump(exclude=set(FREE))))}
+        whole = {"selections": digest(canonical(said.card.model_dump(exclude=set(PROVENANCE_FIELDS))))}
         _claim(out, {**whole, **rule.record()}, digests)
         for video_id in digests:
             try:
@@ -117,7 +117,7 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, policy: PolicyOpt
                 todo = [s for s in said.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
                 names = said.info(video_id).frame_names
                 for selections_alike, runs, picked in _merged(todo, source, video_id, rule):
-                    pictures = ((f"{name}.png", mask_png(runs.union(t, picked))) for t, name in enumerate(names))
+                    pictures = ((f"{name}.png", encode_mask_png(runs.union(t, picked))) for t, name in enumerate(names))
                     _write(pictures, [out / video_id / s.expression_id for s in selections_alike])
             except InputError as error:
                 failed[video_id] = error
@@ -145,15 +145,10 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
             held = None
         if held != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
             raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
-    elif out.exists() and any(not path.name.startswith(RECORD) for path in out.iterdir()):
+    elif out.exists() and any(RECORD not in path.name for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    aside = out / f"{RECORD}.{uuid.uuid4().hex}"
-    try:
-        aside.write_text(json.dumps({**record, "videos": {**known, **digests}}), "utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, json.dumps({**record, "videos": {**known, **digests}}))
     for left in out.glob("*/.part-*"):
         shutil.rmtree(left, ignore_errors=True)
 

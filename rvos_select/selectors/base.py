@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
 from rvos_cache.store import Card
+from rvos_cache.tensors import read_tensors
 from rvos_select.merging.policy import DEFAULT_EMPTY, Empty
 
 WEIGHTS = "model.safetensors"
@@ -97,8 +96,6 @@ class Selector(nn.Module, PyTorchModelHubMixin, coders={Settings: (_to_json, lam
         model = cls(**model_kwargs)
         if Path(model_id).is_dir():
             path = Path(model_id) / WEIGHTS
-            if not path.is_file():
-                raise InputError(f"{path}: wanted the selector's weights, no such file; give a run's best/ folder")
         else:
             path = Path(
                 hf_hub_download(
@@ -111,10 +108,7 @@ class Selector(nn.Module, PyTorchModelHubMixin, coders={Settings: (_to_json, lam
                     local_files_only=local_files_only,
                 )
             )
-        try:
-            state = load_file(path, device=map_location)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+        state = read_tensors(path, "give a run's best/ folder, or copy it again", map_location)
         if strict:
             load_strictly(model, state, str(path))
         else:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
+from rvos_cache.mask_png import check_mask_png
 from rvos_select.merging.label_maps import SelectionAnswers
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
 from rvos_select.metrics.answers import dataset_of
@@ -46,7 +43,7 @@ def submit(
     if isinstance(split_of, RefDavis17):
         return submit_ref_davis(predictions, split_of, out)
     places = list(_places(predictions, split_of, LAYOUTS[dataset]))
-    return write_zip(out, ((name, _checked(path, size)) for name, path, size in sorted(places)))
+    return write_zip(out, ((name, check_mask_png(path, size)) for name, path, size in sorted(places)))
 
 
 def submit_selections(
@@ -101,22 +98,3 @@ def _places(predictions: Path, dataset: Dataset, layout: str) -> Iterator[tuple[
                     needs = "a submission needs every frame of every expression"
                     raise InputError(f"{path}: the mask is missing, {needs}; run merge for it")
                 yield layout.format(video=video_id, expression=expression.expression_id, frame=frame), path, video.size
-
-
-def _checked(path: Path, size: tuple[int, int]) -> bytes:
-    """The file's bytes, a mask (H, W) of `size`. Raises InputError."""
-    # Pillow and not OpenCV, which writes lines of its own about a damaged file.
-    try:
-        raw = path.read_bytes()
-        with Image.open(io.BytesIO(raw)) as file:
-            mode, image = file.mode, np.asarray(file)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        # Pillow's own words would name the bytes in memory.
-        why = "no image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{path}: not a readable PNG ({why}); write it again") from error
-    if mode != "L" or image.shape != size:
-        raise InputError(f"{path}: wanted 8-bit grey {size} (height, width), found {mode} {image.shape}; write it again")
-    if not ((image == 0) | (image == 255)).all():
-        found = int(image[(image > 0) & (image < 255)][0])
-        raise InputError(f"{path}: wanted values 0 and 255 only, found {found}; write it again")
-    return raw

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import append_line, write_json, write_text
 from rvos_cache.plugins import resolve
 from rvos_cache.settings import Settings, build
 from rvos_cache.store import Card, provenance, read_card
@@ -33,8 +33,6 @@ from rvos_select.runs.checkpoint import (
     restore_folder,
     save_state,
     storing,
-    write_json,
-    write_text,
 )
 from rvos_select.selectors import SELECTORS
 from rvos_select.training.progress import TrainingProgress
@@ -258,10 +256,8 @@ class Run:
                     for name, value in row.items():
                         if isinstance(value, float):
                             board.add_scalar(name, value, epoch + 1)
-                with storing(self.out / "metrics.jsonl"), open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                with storing(self.out / "metrics.jsonl"):
+                    append_line(self.out / "metrics.jsonl", json.dumps(row).encode())
                 save_state(self.out, self.model, self.optimizer, self.state)
         return self.out
 

@@ -14,7 +14,7 @@ import pytest
 from odd_videos import SAID, Result, call, write_split
 from scipy import ndimage, stats
 
-from rvos_cache.corruptions import CORRUPTIONS, corrupted, impulse_noise, motion_blur, parsed
+from rvos_cache.corruptions import CORRUPTIONS, corrupt_video, impulse_noise, motion_blur, parse_corruption
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.mirror import mirror
 from rvos_cache.extraction import extract, extract_all
@@ -68,7 +68,7 @@ def share_up_to(frame: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("level", [0, 90, 255])
 def test_gaussian_noise_has_the_published_spread(severity: int, level: int) -> None:
     """A value at or below k is a normal draw below (k + 1) / 255: fractions are cut off."""
-    found = share_up_to(corrupted(video_of(flat(level)), f"gaussian_noise:{severity}").read(0))
+    found = share_up_to(corrupt_video(video_of(flat(level)), f"gaussian_noise:{severity}").read(0))
     wanted = stats.norm.cdf((np.arange(1, 256) / 255 - level / 255) / GAUSSIAN[severity])
     assert np.abs(found[:-1] - wanted).max() < FARTHEST
 
@@ -76,7 +76,7 @@ def test_gaussian_noise_has_the_published_spread(severity: int, level: int) -> N
 @pytest.mark.parametrize("severity", SHOT)
 def test_shot_noise_counts_photons(severity: int) -> None:
     photons = SHOT[severity]
-    noisy = corrupted(video_of(flat(102)), f"shot_noise:{severity}").read(0)  # 0.4 of the full range
+    noisy = corrupt_video(video_of(flat(102)), f"shot_noise:{severity}").read(0)  # 0.4 of the full range
     counts = np.rint((noisy + 0.5) * photons / 255).astype(int)
     wanted = stats.poisson.cdf(np.arange(photons), 0.4 * photons)
     assert np.abs(share_up_to(counts)[:photons] - wanted).max() < FARTHEST
@@ -86,7 +86,7 @@ def test_shot_noise_counts_photons(severity: int) -> None:
 @pytest.mark.parametrize("severity", IMPULSE)
 def test_impulse_noise_strikes_the_published_share(severity: int) -> None:
     """Five standard deviations of a share among 270,000 values."""
-    noisy = corrupted(video_of(flat(90)), f"impulse_noise:{severity}").read(0)
+    noisy = corrupt_video(video_of(flat(90)), f"impulse_noise:{severity}").read(0)
     within = 5 * (IMPULSE[severity] / 2 / noisy.size) ** 0.5
     for level in (0, 255):
         assert (noisy == level).mean() == pytest.approx(IMPULSE[severity] / 2, abs=within)
@@ -95,7 +95,7 @@ def test_impulse_noise_strikes_the_published_share(severity: int) -> None:
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "shot_noise", "impulse_noise"])
 def test_noise_is_its_own_in_every_pixel_channel_and_frame(name: str) -> None:
-    video = corrupted(video_of(flat(128), flat(128)), f"{name}:2")
+    video = corrupt_video(video_of(flat(128), flat(128)), f"{name}:2")
     first, second = (video.read(t).astype(float) for t in range(2))
     pairs = [(first[..., 0], first[..., 1]), (first[1:], first[:-1]), (first[:, 1:], first[:, :-1]), (first, second)]
     for one, other in pairs:
@@ -140,7 +140,7 @@ def test_each_frame_moves_at_its_own_angle() -> None:
     """A bright pixel's centre of mass lies at the drawn angle from it: both signs, within the range, not all alike."""
     frame = np.zeros((81, 81, 3), np.uint8)
     frame[40, 40] = 255
-    video = corrupted(video_of(*[frame] * 30), "motion_blur:5")
+    video = corrupt_video(video_of(*[frame] * 30), "motion_blur:5")
     centres = [ndimage.center_of_mass(video.read(t)[..., 0]) for t in range(30)]
     angles = np.rad2deg([np.arctan2(40 - y, 40 - x) for y, x in centres])
     assert angles.min() > -46 and angles.max() < 46 and angles.min() < -20 and angles.max() > 20
@@ -151,27 +151,27 @@ def test_each_frame_moves_at_its_own_angle() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (2, 70), (70, 3)])
 def test_frames_of_any_size_are_frames(name: str, size: tuple[int, int]) -> None:
     frame = textured(size)
-    found = corrupted(video_of(frame), f"{name}:5").read(0)
+    found = corrupt_video(video_of(frame), f"{name}:5").read(0)
     assert found.shape == (*size, 3) and found.dtype == np.uint8
     assert np.array_equal(frame, textured(size))
 
 
 def test_what_is_flat_is_blurred_to_itself() -> None:
-    np.testing.assert_array_equal(corrupted(video_of(flat(77, 5)), "motion_blur:5").read(0), flat(77, 5))
+    np.testing.assert_array_equal(corrupt_video(video_of(flat(77, 5)), "motion_blur:5").read(0), flat(77, 5))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_drawn_hangs_on_names_alone(name: str) -> None:
     frames = [textured(seed=t) for t in range(3)]
-    video = corrupted(video_of(*frames), f"{name}:5")
+    video = corrupt_video(video_of(*frames), f"{name}:5")
     forward = [video.read(t) for t in range(3)]
-    again = corrupted(video_of(*frames), f"{name}:5")
+    again = corrupt_video(video_of(*frames), f"{name}:5")
     for t in (2, 0, 1, 0):
         np.testing.assert_array_equal(again.read(t), forward[t])
     # Frame 00001 is the same where the video begins with it; of another video, or under another name, it is not.
-    np.testing.assert_array_equal(corrupted(video_of(frames[1], first=1), f"{name}:5").read(0), forward[1])
-    assert not np.array_equal(corrupted(video_of(frames[1], first=2), f"{name}:5").read(0), forward[1])
-    assert not np.array_equal(corrupted(video_of(*frames, video_id="w"), f"{name}:5").read(1), forward[1])
+    np.testing.assert_array_equal(corrupt_video(video_of(frames[1], first=1), f"{name}:5").read(0), forward[1])
+    assert not np.array_equal(corrupt_video(video_of(frames[1], first=2), f"{name}:5").read(0), forward[1])
+    assert not np.array_equal(corrupt_video(video_of(*frames, video_id="w"), f"{name}:5").read(1), forward[1])
     assert (video.video_id, video.frame_names, video.size) == ("v", ("00000", "00001", "00002"), (40, 56))
 
 
@@ -179,10 +179,10 @@ def test_another_process_sees_the_same() -> None:
     program = (
         "import sys; sys.path.insert(0, 'tests/cache'); from test_corruptions import *\n"
         "video = video_of(textured(), textured(seed=1))\n"
-        "print([int(corrupted(video, f'{name}:3').read(1).astype(int).ravel() @ np.arange(40 * 56 * 3)) for name in NAMES])"
+        "print([int(corrupt_video(video, f'{name}:3').read(1).astype(int).ravel() @ np.arange(40 * 56 * 3)) for name in NAMES])"
     )
     video = video_of(textured(), textured(seed=1))
-    here = [int(corrupted(video, f"{name}:3").read(1).astype(int).ravel() @ np.arange(40 * 56 * 3)) for name in NAMES]
+    here = [int(corrupt_video(video, f"{name}:3").read(1).astype(int).ravel() @ np.arange(40 * 56 * 3)) for name in NAMES]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     told = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, timeout=60)
@@ -193,16 +193,16 @@ def test_another_process_sees_the_same() -> None:
 def test_severities_grow(name: str) -> None:
     frame = textured((100, 100))
     clean = ndimage.gaussian_filter(frame.astype(float), (2, 2, 0)).astype(np.uint8)
-    changed = [np.abs(corrupted(video_of(clean), f"{name}:{s}").read(0) - clean.astype(float)).mean() for s in range(1, 6)]
+    changed = [np.abs(corrupt_video(video_of(clean), f"{name}:{s}").read(0) - clean.astype(float)).mean() for s in range(1, 6)]
     assert all(a < b for a, b in zip(changed, changed[1:]))
 
 
 @pytest.mark.parametrize("said", ["gaussian_noise", "gaussian_noise:0", "gaussian_noise:6", "fog:3", "", "motion_blur:5:1", ":5"])
 def test_another_name_or_severity_is_one_line(said: str) -> None:
     with pytest.raises(InputError, match=r"no corruption .*there are: gaussian_noise, .*motion_blur, .*from 1 to 5"):
-        parsed(said)
+        parse_corruption(said)
     with pytest.raises(InputError, match="no corruption"):
-        corrupted(video_of(flat(1, 4)), said)
+        corrupt_video(video_of(flat(1, 4)), said)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_tracks_of_one_split_join_only_those_of_the_same_frames(made: Callable[.
     assert TrackSource([noisy, made("c.zarr", limit=1, corrupt="shot_noise:1")]).video_ids()
 
 
-def test_a_mirror_stays_corrupted(made: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_mirror_stays_corrupt_video(made: Callable[..., Path], tmp_path: Path) -> None:
     mirror(made("a.zarr", limit=1, corrupt="shot_noise:1"), tmp_path / "m.zarr")
     assert TrackCache(tmp_path / "m.zarr").card.extra == {"corrupt": "shot_noise:1", "mirrored": True}
 
@@ -289,14 +289,14 @@ def test_real_frames(real_data: Path) -> None:
     """DAVIS: noise is that of the published spread where nothing is clipped, and blur keeps the mean and smooths edges."""
     video = folder_video(real_data / "mevis-davis/valid_u/JPEGImages/blackswan", "blackswan")
     frame = video.read(0).astype(float)
-    noise = corrupted(video, "gaussian_noise:1").read(0) - frame
+    noise = corrupt_video(video, "gaussian_noise:1").read(0) - frame
     inner = (frame > 100) & (frame < 155)  # five standard deviations from either end
     assert inner.sum() > 100_000
     assert noise[inner].std() == pytest.approx(0.08 * 255, rel=0.01)
     assert noise[inner].mean() == pytest.approx(-0.5, abs=0.2)
-    struck = corrupted(video, "gaussian_noise:5").read(0)
+    struck = corrupt_video(video, "gaussian_noise:5").read(0)
     dark = frame < 13
     assert (struck[dark] == 0).mean() == pytest.approx(float(stats.norm.cdf((1 - frame[dark]) / 255 / 0.38).mean()), abs=0.01)
-    blurred = corrupted(video, "motion_blur:5").read(0).astype(float)
+    blurred = corrupt_video(video, "motion_blur:5").read(0).astype(float)
     assert blurred.mean() == pytest.approx(frame.mean(), rel=0.02)
     assert np.abs(np.diff(blurred, axis=1)).mean() < np.abs(np.diff(frame, axis=1)).mean() / 3

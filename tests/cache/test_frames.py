@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import VideoWriter, file_video, folder_video, open_video, read_mask_png, write_mask_png
+from rvos_cache.frames import VideoWriter, file_video, folder_video, open_video
+from rvos_cache.mask_png import read_mask_png, write_mask_png
 
 
 def film(path: Path, count: int, size: tuple[int, int] = (48, 64)) -> list[int]:
@@ -46,7 +47,7 @@ def png(path: Path, pixels: np.ndarray) -> None:
         (lambda p: p.unlink(), "missing"),
         (lambda p: p.write_bytes(p.read_bytes()[:-30]), "not a whole PNG"),
         (lambda p: p.write_bytes(b""), "not a whole PNG"),
-        (lambda p: png(p, np.zeros((9, 9), np.uint8)), r"\(9, 9\), its frame \(40, 50\)"),
+        (lambda p: png(p, np.zeros((9, 9), np.uint8)), r"\(9, 9\), its frame has \(40, 50\)"),
         (lambda p: png(p, np.full((40, 50), 7, np.uint8)), "holds 0 and 255"),
         (lambda p: png(p, np.zeros((40, 50, 3), np.uint8)), "grey PNG"),
     ],
@@ -77,11 +78,11 @@ def test_a_film_of_one_frame_with_a_name_like_a_protocol(tmp_path: Path, monkeyp
     assert level_of(video.read(0)) == pytest.approx(levels[0], abs=2)
 
 
-@pytest.mark.parametrize("kept", [0, 3 * 48 * 64 * 3])
-def test_any_order_reads_the_same_frames_from_little_memory(tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("cache_bytes", [0, 3 * 48 * 64 * 3])
+def test_any_order_reads_the_same_frames_from_little_memory(tmp_path: Path, cache_bytes: int) -> None:
     """A film of which one or three frames are held, against the same film held whole."""
     film(tmp_path / "a.mp4", 12)
-    whole, part = file_video(tmp_path / "a.mp4", "a"), file_video(tmp_path / "a.mp4", "a", kept=kept)
+    whole, part = file_video(tmp_path / "a.mp4", "a"), file_video(tmp_path / "a.mp4", "a", cache_bytes=cache_bytes)
     wanted = [whole.read(t) for t in range(12)]
     order = [0, 1, 11, 10, 9, 3, 3, 0, *np.random.default_rng(0).integers(0, 12, 20).tolist()]
     for t in order:
@@ -91,8 +92,8 @@ def test_any_order_reads_the_same_frames_from_little_memory(tmp_path: Path, kept
 
 def test_the_frames_held_are_bounded(tmp_path: Path) -> None:
     film(tmp_path / "a.mp4", 9)
-    video = file_video(tmp_path / "a.mp4", "a", kept=4 * 48 * 64 * 3)
-    held = video.source.__self__.held  # type: ignore[attr-defined]
+    video = file_video(tmp_path / "a.mp4", "a", cache_bytes=4 * 48 * 64 * 3)
+    held = video.source.__self__.cached  # type: ignore[attr-defined]
     for t in (8, 0, 5):
         video.read(t)
         assert len(held) == 4
@@ -141,7 +142,7 @@ def test_a_folder_is_read_in_natural_order(tmp_path: Path) -> None:
 def test_a_frame_that_stands_twice_is_a_fault(tmp_path: Path, names: list[str] | None) -> None:
     for name in ("a.jpg", "b.jpg", "b.png"):
         image(tmp_path / "v" / name)
-    with pytest.raises(InputError, match=r"frame b stands twice, as b\.jpg and b\.png"):
+    with pytest.raises(InputError, match=r"frame b is there twice, as b\.jpg and b\.png"):
         folder_video(tmp_path / "v", "v", names)
 
 

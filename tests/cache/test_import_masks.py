@@ -120,7 +120,7 @@ FAULTS: dict[str, Damage] = {
     "PNG of another size": (picture(np.zeros((48, 32), np.uint8)), PNG, "(48, 32) pixels (height, width), its frame"),
     "PNG of colours": (picture(np.zeros((*SIZE, 3), np.uint8)), PNG, "found RGB"),
     "PNG cut short": (lambda d: (d / PNG).write_bytes((d / PNG).read_bytes()[:60]), PNG, "not a whole PNG"),
-    "a file among tracks": (lambda d: shutil.copy(d / PNG, d / "a/00002.png"), "a/00002.png", "wanted a folder per track"),
+    "a file among tracks": (lambda d: shutil.copy(d / PNG, d / "a/00002.png"), "a/00002.png", "expected a folder per track"),
     "no video": (lambda d: shutil.rmtree(d / "a"), "a", "not found, and no a.json"),
     "both forms": (lambda d: (d / "a.json").write_text("{}"), "a.json", "only one of them can be this video"),
 }  # fmt: skip
@@ -144,7 +144,7 @@ def test_a_bad_folder_is_one_line_and_stops_no_other(work: Path, rvos: Callable[
 
 
 RLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "one frame less": (lambda h: h["track 7"].pop(), "'track 7': wanted a list of 6 masks, found 5 masks; write"),
+    "one frame less": (lambda h: h["track 7"].pop(), "'track 7': expected a list of 6 masks, found 5 masks; write"),
     "no list": (lambda h: h.update({"track 7": {}}), "found dict"),
     "mask of another size": (lambda h: h["track 7"][3].update(size=[9, 9]), "'track 7', frame 3: the mask is (9, 9)"),
     "mask that does not fill": (lambda h: h["track 7"][3].update(counts=[5]), "'track 7', frame 3: the mask's counts"),
@@ -170,7 +170,7 @@ def test_a_bad_file_is_named(work: Path, tmp_path: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [('{"0": [', "not whole JSON"), ("[]", "found list"), ('{"0": [], "0": []}', "a name stands twice")]
+    ("text", "says"), [('{"0": [', "not whole JSON"), ("[]", "found list"), ('{"0": [], "0": []}', "a key is there twice")]
 )
 def test_a_file_that_is_no_object_is_named(work: Path, tmp_path: Path, text: str, says: str) -> None:
     assert refused(work, tmp_path, text, says)

@@ -20,7 +20,7 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.export_sola import export_sola
 from rvos_cache.exchange.import_masks import import_masks
-from rvos_cache.exchange.import_sola import IouDifference, compared, import_sola
+from rvos_cache.exchange.import_sola import IouDifference, compare_iou, import_sola
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, TrackCache, content_digest, verify
@@ -131,10 +131,10 @@ def test_differences_by_hand() -> None:
     held = GroundTruth(("v-1",), object_masks, np.ones(1, bool))
     overlap = count_overlap(RleMasks.from_dense(masks), held)
     fields: list[dict[str, Any]] = [{"iou": {"1": 0.9}}, {"iou": {"1": 0.8, "2": 0.1}}]
-    found = compared("v", fields, held, overlap)
+    found = compare_iou("v", fields, held, overlap)
     assert (found.pairs, found.crossed, found.unmatched) == (2, 1, 1)
     assert found.largest == pytest.approx(0.3) and found.mean == pytest.approx(0.2)
-    both = IouDifference.joined([found, IouDifference(6, 0.5, 0.1, 2, 0), IouDifference()])
+    both = IouDifference.combine([found, IouDifference(6, 0.5, 0.1, 2, 0), IouDifference()])
     assert (both.pairs, both.crossed, both.unmatched, both.largest) == (8, 3, 1, 0.5)
     assert both.mean == pytest.approx((2 * 0.2 + 6 * 0.1) / 8)
 
@@ -296,9 +296,9 @@ FAULTS: dict[str, Damage] = {
     "mask of another size": (edited(lambda h: h["rle"][2].update(size=[48, 32])), JSON, "frame 2: the mask is (48, 32)"),
     "mask cut short": (edited(lambda h: h["rle"][2].update(counts="0a")), JSON, "frame 2: the mask's run-length bytes"),
     "mask that is null": (edited(lambda h: h["rle"].__setitem__(4, None)), JSON, "frame 4: null"),
-    "no masks": (edited(lambda h: h.pop("rle")), JSON, "wanted an object with anno_id, rle"),
+    "no masks": (edited(lambda h: h.pop("rle")), JSON, "expected an object with anno_id, rle"),
     "JSON cut short": (lambda p, t: p.write_bytes(p.read_bytes()[:400]), JSON, "not whole JSON"),
-    "JSON of something else": (lambda p, t: p.write_text("[1]"), JSON, "wanted an object"),
+    "JSON of something else": (lambda p, t: p.write_text("[1]"), JSON, "expected an object"),
     "NaN": (edited(lambda h: h["iou"].update({"0": float("nan")})), JSON, "NaN"),
     "IoU of 7": (edited(lambda h: h["iou"].update({"0": 7})), JSON, "from 0 to 1"),
     "id of another file": (edited(lambda h: h.update(anno_id=8)), JSON, "found 8"),
@@ -306,11 +306,11 @@ FAULTS: dict[str, Damage] = {
     "no prompt type": (edited(lambda h: h.pop("prompt_type")), JSON, "prompt_type"),
     "no tokens": (lambda p, t: t.unlink(), NPY, "not found"),
     "no masks for tokens": (lambda p, t: p.unlink(), JSON, "not found"),
-    "tokens of one frame less": (saved(np.zeros((5, 256), np.float32)), NPY, "wanted float32 (6, 256)"),
+    "tokens of one frame less": (saved(np.zeros((5, 256), np.float32)), NPY, "expected float32 (6, 256)"),
     "tokens of another width": (saved(np.zeros((6, 128), np.float32)), NPY, "found float32 (6, 128)"),
     "tokens of another type": (saved(np.zeros((6, 256))), NPY, "found float64"),
     "tokens that are not numbers": (saved(broken_at(5)), NPY, "NaN"),
-    "pickled objects": (saved(np.array([{}, None], object), allow_pickle=True), NPY, "pickled objects are never read"),
+    "pickled objects": (saved(np.array([{}, None], object), allow_pickle=True), NPY, "pickled objects are never loaded"),
     "tokens cut short": (lambda p, t: t.write_bytes(t.read_bytes()[:-9]), NPY, "not an array of numbers"),
     "tokens without a byte": (lambda p, t: t.write_bytes(b""), NPY, "not an array of numbers"),
     "an archive": (lambda p, t: np.savez(t.open("wb"), x=np.zeros(1)), NPY, "found an archive"),

@@ -71,7 +71,7 @@ def test_runs_that_fill_no_frame_are_not_drawn() -> None:
     for wanted, frame in (([2], 0), ([0], 1)):
         with pytest.raises(IndexError):
             runs.union(frame, wanted)
-    with pytest.raises(ValueError, match="are no masks"):
+    with pytest.raises(ValueError, match="are not masks"):
         MaskRuns(runs.ends[:-1], runs.stops, runs.shape, runs.size)
     none = RleMasks.empty(0, 2, (3, 4)).runs()
     assert none.shape == (0, 2) and not none.union(1).any() and RleMasks.from_runs(none) == RleMasks.empty(0, 2, (3, 4))

@@ -22,7 +22,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_text
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, leftovers, open_backend, read_card, verify
 from rvos_cache.store.object_backend import ObjectBackend
-from rvos_cache.store.staging import DAY, HOST
+from rvos_cache.store.staging import HOST, VIDEO_LIFETIME
 from rvos_select.data.caches import TextSource, TrackSource, find_text, texts_of
 
 HERE = Path(__file__).parent
@@ -183,7 +183,7 @@ def test_what_no_commit_names_is_swept_after_a_day(tmp_path: Path, out: str, s3:
     run(tmp_path, out, 2)
     assert all(map(s3.exists, names)) and list(leftovers(out)) == [] and list(verify(out)) == []
     now, before = time.time, content_digest(out)
-    monkeypatch.setattr("rvos_cache.store.staging.time.time", lambda: now() + DAY + 60)
+    monkeypatch.setattr("rvos_cache.store.staging.time.time", lambda: now() + VIDEO_LIFETIME + 60)
     assert [note.split(": left")[0] for note in leftovers(out)] == sorted(names)
     run(tmp_path, out, 2)
     assert len(s3.ls(f"{out}/attempts")) == 2 and list(verify(out)) == [] and content_digest(out) == before
@@ -191,12 +191,12 @@ def test_what_no_commit_names_is_swept_after_a_day(tmp_path: Path, out: str, s3:
 
 def test_a_writer_that_took_half_a_day_does_not_commit(tmp_path: Path, out: str, monkeypatch: Any) -> None:
     writer = CacheWriter(out, Card(kind="text", dataset="d", split="s", producer="p"))
-    clock = itertools.count(time.time(), DAY / 2 + 60)
+    clock = itertools.count(time.time(), VIDEO_LIFETIME / 2 + 60)
     with monkeypatch.context() as patch:
         patch.setattr("rvos_cache.store.object_backend.time.time", lambda: next(clock))
         with pytest.raises(OSError, match="half a day"):
             writer.publish("v", {"a": np.zeros(3, np.float32)}, {})
-    assert writer.done() == set()
+    assert writer.published_ids() == set()
 
 
 def test_verify_fetches_each_file_once(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
@@ -288,7 +288,7 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, server: str, s3
     with pytest.raises(OSError, match="bucket does not exist") as caught:
         run(tmp_path, "s3://nowhere/a.zarr")
     assert caught.value.filename.startswith("s3://nowhere/a.zarr")
-    with pytest.raises(InputError, match="no way to fax:// here"):
+    with pytest.raises(InputError, match="no support for fax:// is installed"):
         open_backend("fax://x/a.zarr")
     type(s3).clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

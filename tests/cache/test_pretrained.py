@@ -99,7 +99,7 @@ def test_a_weight_of_another_shape_is_named_with_both_shapes(checkpoint: Path) -
     held = load_file(path)
     held["encoder.layer.0.output.dense.weight"] = held["encoder.layer.0.output.dense.weight"][:, :5].clone()
     save_file(held, path, {"format": "pt"})
-    with pytest.raises(InputError, match=r"encoder\.layer\.0\.output\.dense\.weight' has shape \(32, 5\), .* wants \(32, 64\)"):
+    with pytest.raises(InputError, match=r"encoder\.layer\.0\.output\.dense\.weight' has shape \(32, 5\), .* expects \(32, 64\)"):
         load_frozen(AutoModel, str(checkpoint), "text checkpoint")
 
 

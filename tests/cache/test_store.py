@@ -40,7 +40,7 @@ from rvos_cache.store import (
 )
 from rvos_cache.store.checksum import with_checksum
 from rvos_cache.store.staging import HOST
-from rvos_cache.store.tracks import _finite
+from rvos_cache.store.tracks import _is_finite
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
 from rvos_select.data.caches import TrackSource
 
@@ -109,14 +109,14 @@ def test_tracks_there_and_back(tmp_path: Path, n: int, a: int, t: int, hidden: b
     assert cache.tokens("v").flags.writeable
     # The files are plain Zarr: the library reads the same values.
     folder = cache.folder("v")
-    for name in folder.names():
+    for name in folder.array_names():
         stored = zarr.open_array(path / "videos/v" / name, mode="r", zarr_format=3)[...]
         assert same(np.asarray(stored), np.asarray(folder.array(name))), name
-    assert "features/map" in folder.names()
+    assert "features/map" in folder.array_names()
     for frames in (slice(0, 1), slice(1, 3), slice(None), slice(2, 2), slice(None, None, 2)):
         assert same(cache.feature("v", "map", frames), wrote.tracks.features["map"][frames])
     if hidden:
-        with pytest.raises(InputError, match="hides its answers"):
+        with pytest.raises(InputError, match="hides its ground truth"):
             cache.overlap("v")
 
 
@@ -144,7 +144,7 @@ def test_frames_that_come_one_by_one_are_the_same_files(tmp_path: Path, frames: 
 @pytest.mark.parametrize(
     ("frames", "said"),
     [
-        ([], "came without a frame"),
+        ([], "gave no frame"),
         ([np.zeros(3, np.float32), np.zeros(4, np.float32)], "frame 1 is float32"),
         ([np.zeros(3, np.float32), np.zeros(3, np.float16)], "frame 1 is float16"),
         ([np.zeros(3, np.float32), np.full(3, np.nan, np.float32)], "NaN or infinite"),
@@ -252,7 +252,7 @@ def test_a_video_that_was_made_again_is_not_read_by_an_old_handle(cache: TrackCa
 
 def test_a_chunk_that_was_never_listed_is_no_zeros(cache: TrackCache) -> None:
     folder = cache.folder("v")
-    del folder.files["tokens/c/0/0/0"]
+    del folder.digests["tokens/c/0/0/0"]
     with pytest.raises(InputError, match="not written"):
         cache.tokens("v")
 
@@ -280,7 +280,7 @@ def test_a_video_is_a_dozen_files(tmp_path: Path) -> None:
 
 def test_truth_and_counts_agree_on_the_annotated_frames() -> None:
     held = record()
-    with pytest.raises(ValueError, match="other frames as annotated"):
+    with pytest.raises(ValueError, match="differ in the annotated frames"):
         replace(held, overlap=replace(held.overlap, annotated=~held.overlap.annotated))
 
 
@@ -289,8 +289,8 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
     into.publish("v", {"a": np.zeros((4, 4), np.float32)}, {})
     held, layout = TrackCache(tmp_path / "c.zarr").folder("v"), tmp_path / "c.zarr/videos/v/a/zarr.json"
     layout.write_text(layout.read_text().replace("crc32c", "gzip"))
-    held.files["a/zarr.json"] = digest(layout.read_bytes())
-    with pytest.raises(InputError, match="not this format's"):
+    held.digests["a/zarr.json"] = digest(layout.read_bytes())
+    with pytest.raises(InputError, match="not of this format"):
         held.array("a")
 
 
@@ -371,7 +371,7 @@ def test_what_dead_processes_left_is_a_note_and_is_swept(cache: TrackCache) -> N
     assert content_digest(cache.path) == before
 
 
-def test_tokens_are_finite_exactly_when_numpy_says_so() -> None:
+def test_tokens_are_is_finite_exactly_when_numpy_says_so() -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    assert [_finite(every[i : i + 1]) for i in range(1 << 16)] == np.isfinite(every).tolist()
-    assert _finite(np.zeros((0, 2, 4), np.float16)) and not _finite(np.array([1, np.nan], np.float32))
+    assert [_is_finite(every[i : i + 1]) for i in range(1 << 16)] == np.isfinite(every).tolist()
+    assert _is_finite(np.zeros((0, 2, 4), np.float16)) and not _is_finite(np.array([1, np.nan], np.float32))

@@ -140,7 +140,7 @@ class Malicious:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": Malicious(tmp_path / "ran")}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="not a checkpoint of tensors alone"):
+    with pytest.raises(InputError, match="cannot be read as tensors alone"):
         convert_vita(tmp_path / "bad.pth", tmp_path / "out")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
@@ -160,7 +160,7 @@ def test_what_is_no_checkpoint_is_one_line(content: Any, tmp_path: Path) -> None
 
 
 def test_paths_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.pth: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.pth: no such file"):
         convert_vita(tmp_path / "none.pth", tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="is there already"):

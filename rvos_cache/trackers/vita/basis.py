@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_cache.errors import InputError, naming
+from rvos_cache.errors import InputError
+from rvos_cache.files import write_bytes
+from rvos_cache.tensors import read_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,23 +52,18 @@ class Basis:
         """Write the basis. Raises OSError."""
         from safetensors.numpy import save
 
-        with naming(path):
-            path.write_bytes(save({"w": self.w, "v": self.v}))
+        write_bytes(path, save({"w": self.w, "v": self.v}))
 
     @classmethod
     def load(cls, path: Path) -> Basis:
         """The basis of a file. Raises InputError when it holds none."""
-        from safetensors.numpy import load_file
-
+        how_to_fix = "make it with rvos-cache fit-vita-basis"
+        tensors = read_tensors(path, how_to_fix)
         try:
-            held = load_file(str(path))
-            return cls(held["w"], held["v"])
-        # safetensors has an error of its own.
-        except Exception as error:
-            raise InputError(
-                f"{path}: no basis of mask features ({type(error).__name__}: {' '.join(str(error).split())}); "
-                "make it with rvos-cache fit-vita-basis"
-            ) from error
+            return cls(tensors["w"].numpy(), tensors["v"].numpy())
+        except (KeyError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path}: no basis of mask features ({reason}); {how_to_fix}") from error
 
 
 class Moments:

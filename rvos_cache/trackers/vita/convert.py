@@ -5,7 +5,6 @@ Sizes are read from the tensors. Every tensor is used or listed; one that is mis
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import write_json
+from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.vita import names
 from rvos_cache.trackers.vita.head import PREFIX, HeadSizes, VitaHead
 from rvos_cache.trackers.vita.segmenter import HEAD_FILE
@@ -47,7 +48,7 @@ def convert_vita(checkpoint: Path, out: Path) -> Conversion:
     logging.disable_progress_bar()
     if out.exists():
         raise InputError(f"{out}: is there already; choose another folder or remove it")
-    held = read_tensors(checkpoint)
+    held = read_tensors(checkpoint, "give a VITA checkpoint (.pth), or save its model's state_dict", nested="model")
     try:
         model, unread = mask2former(held)
         head = VitaHead.from_official(held)
@@ -61,29 +62,12 @@ def convert_vita(checkpoint: Path, out: Path) -> Conversion:
         model.save_pretrained(aside)
         save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, aside / HEAD_FILE, {"format": "pt"})
         record = {"source": checkpoint.name, "tensors": found.tensors, "unread": unread}
-        (aside / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        write_json(aside / "conversion.json", record)
         aside.chmod(0o755)
         aside.rename(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return found
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The model's tensors of a checkpoint file, as they are or under "model". Raises InputError."""
-    try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a VITA checkpoint (.pth)") from error
-    # What torch raises for a file that is none of its own, or that holds more than tensors, differs with the file.
-    except Exception as error:
-        raise InputError(
-            f"{path}: not a checkpoint of tensors alone ({type(error).__name__}); it is not run, so save its model's state_dict"
-        ) from error
-    model = held.get("model", held) if isinstance(held, dict) else None
-    if not isinstance(model, dict) or not model or not all(isinstance(t, Tensor) for t in model.values()):
-        raise InputError(f"{path}: wanted named tensors, as they are or under 'model'; give a VITA checkpoint (.pth)")
-    return model
 
 
 def mask2former(held: Mapping[str, Tensor]) -> tuple[Any, tuple[str, ...]]:
