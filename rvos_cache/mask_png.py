@@ -87,12 +87,12 @@ def read_grey_png(path: Path, size: tuple[int, int], how_to_fix: str) -> NDArray
     """
     try:
         with Image.open(path) as image:
-            found = (image.height, image.width)
+            own_size = (image.height, image.width)
             if image.mode not in MODES:
-                raise InputError(f"{path}: expected one number per pixel, found {image.mode}; write a grey PNG")
-            if found != tuple(size):
+                raise InputError(f"{path}: a mask is a grey PNG, this is {image.mode}; write it again")
+            if own_size != tuple(size):
                 raise InputError(
-                    f"{path}: {found} pixels (height, width), its frame has {tuple(size)}; write it at the frame's size"
+                    f"{path}: the mask is {own_size}, its frame {tuple(size)} (height, width); write it at the frame's size"
                 )
             return np.asarray(image)
     except FileNotFoundError as error:

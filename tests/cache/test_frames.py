@@ -1,4 +1,4 @@
-"""Frames and masks as files: folders, films, mask PNGs."""
+"""Videos as files: folders of images and video files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from PIL import Image
 
 from rvos_cache.errors import InputError
 from rvos_cache.frames import VideoWriter, file_video, folder_video, open_video
-from rvos_cache.mask_png import read_mask_png, write_mask_png
 
 
 def film(path: Path, count: int, size: tuple[int, int] = (48, 64)) -> list[int]:
@@ -24,41 +23,6 @@ def film(path: Path, count: int, size: tuple[int, int] = (48, 64)) -> list[int]:
 
 def level_of(frame: np.ndarray) -> int:
     return round(float(frame.mean()))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (6, 8)])
-def test_mask_pngs_come_back(tmp_path: Path, size: tuple[int, int]) -> None:
-    mask = np.random.default_rng(0).random(size) > 0.5
-    write_mask_png(tmp_path / "m.png", mask)
-    assert np.array_equal(read_mask_png(tmp_path / "m.png", size), mask)
-    with Image.open(tmp_path / "m.png") as image:
-        assert image.mode == "L"
-        assert set(np.unique(np.asarray(image))) <= {0, 255}
-    assert [p.name for p in tmp_path.iterdir()] == ["m.png"]
-
-
-def png(path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda p: p.unlink(), "missing"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-30]), "not a whole PNG"),
-        (lambda p: p.write_bytes(b""), "not a whole PNG"),
-        (lambda p: png(p, np.zeros((9, 9), np.uint8)), r"\(9, 9\), its frame has \(40, 50\)"),
-        (lambda p: png(p, np.full((40, 50), 7, np.uint8)), "holds 0 and 255"),
-        (lambda p: png(p, np.zeros((40, 50, 3), np.uint8)), "grey PNG"),
-    ],
-)
-def test_a_mask_that_is_none_names_its_file(tmp_path: Path, damage: object, says: str) -> None:
-    path = tmp_path / "m.png"
-    write_mask_png(path, np.random.default_rng(0).random((40, 50)) > 0.5)
-    damage(path)  # type: ignore[operator]
-    with pytest.raises(InputError, match=says) as error:
-        read_mask_png(path, (40, 50))
-    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (47, 63), (2, 2)])

@@ -117,8 +117,8 @@ def picture(pixels: np.ndarray) -> Callable[[Path], object]:
 FAULTS: dict[str, Damage] = {
     "no PNG of a frame": (lambda d: (d / PNG).unlink(), PNG, "not found (1 of 6 frames lack one)"),
     "a PNG of no frame": (lambda d: shutil.copy(d / PNG, d / "a/track 7/00006.png"), "a/track 7/00006.png", "no such frame"),
-    "PNG of another size": (picture(np.zeros((48, 32), np.uint8)), PNG, "(48, 32) pixels (height, width), its frame"),
-    "PNG of colours": (picture(np.zeros((*SIZE, 3), np.uint8)), PNG, "found RGB"),
+    "PNG of another size": (picture(np.zeros((48, 32), np.uint8)), PNG, "the mask is (48, 32), its frame"),
+    "PNG of colours": (picture(np.zeros((*SIZE, 3), np.uint8)), PNG, "this is RGB"),
     "PNG cut short": (lambda d: (d / PNG).write_bytes((d / PNG).read_bytes()[:60]), PNG, "not a whole PNG"),
     "a file among tracks": (lambda d: shutil.copy(d / PNG, d / "a/00002.png"), "a/00002.png", "expected a folder per track"),
     "no video": (lambda d: shutil.rmtree(d / "a"), "a", "not found, and no a.json"),

@@ -96,6 +96,9 @@ def test_a_mirrored_cache_is_the_cache_of_mirrored_frames(root: Path, tmp_path: 
         a, b = own.read(video_id), seen.read(video_id + "-mirror")
         np.testing.assert_array_equal(b.tracks.masks.dense(), a.tracks.masks.dense()[..., ::-1])
         assert b.expressions == split.expressions(b.video_id)
+        for record in (a, b):
+            boxes = record.tracks.masks.boxes()[np.arange(len(record.tracks.origin)), record.tracks.prompt_frame]
+            np.testing.assert_array_equal(record.tracks.prompt_box, [[x, y, x + w, y + h] for x, y, w, h in boxes])
         assert b.ground_truth is not None and b.overlap is not None
         truth = split.ground_truth(b.video_id)
         assert truth is not None and truth.object_ids == b.ground_truth.object_ids and truth.masks == b.ground_truth.masks

@@ -31,8 +31,12 @@ from rvos_cache.store import (
     TrackCache,
     TrackRecord,
     content_digest,
+    default_folder,
     digest,
     leftovers,
+    open_backend,
+    text_path,
+    tracks_path,
     verify,
     write_selections,
     write_text,
@@ -225,6 +229,21 @@ def test_a_flipped_or_missing_chunk_is_never_read(cache: TrackCache, file: str, 
     assert len(list(verify(cache.path))) == 1
     path.write_bytes(raw)
     read(cache)
+
+
+@pytest.mark.parametrize("kind", ["folder", "object store"])
+def test_of_two_writers_that_start_together_the_first_writes_the_card(tmp_path: Path, kind: str) -> None:
+    backend = open_backend(tmp_path / "c.zarr" if kind == "folder" else f"memory://{tmp_path}/c.zarr")
+    for card in (b"first", b"second"):
+        backend.create(card)
+    assert backend.read("card.json").tobytes() == b"first"
+
+
+def test_names_of_caches(tmp_path: Path) -> None:
+    assert default_folder("mevis") == Path("out/cache/mevis")
+    assert tracks_path(tmp_path, "train", "flow") == tmp_path / "train/flow.zarr"
+    assert tracks_path(tmp_path, "train", "my.module:Tracker", "shot_noise:2") == tmp_path / "train/Tracker-shot_noise-2.zarr"
+    assert text_path(tmp_path, "valid", "my.module:Encoder") == tmp_path / "valid/text-Encoder.zarr"
 
 
 def test_every_bit_of_a_file_counts_under_an_open_handle(cache: TrackCache) -> None:
