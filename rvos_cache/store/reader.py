@@ -157,9 +157,7 @@ class Cache:
         self.path, self.backend = format_uri(path), open_backend(path)
         self.card: Card = read_card_from(self.backend)
         if self.card.kind != self.kind:
-            raise InputError(
-                f"{self.backend}: a cache of {self.card.kind}, expected one of {self.kind}; give a cache of that kind"
-            )
+            raise InputError(f"{self.backend}: holds {self.card.kind}, expected {self.kind}; give the cache of that kind")
         # To open a video is to parse two small JSON files; a thousand open videos take a few megabytes.
         self.folder = lru_cache(maxsize=4096)(self._open)
 

@@ -33,11 +33,11 @@ def run(tmp_path: Path, name: str, videos: int = 5, **options: object) -> Path:
 
 
 def spawn(tmp_path: Path, out: Path, videos: int, *more: str) -> subprocess.Popen[bytes]:
-    words = ["extract", "--dataset", TINY, "--root", str(tmp_path / str(videos)), "--split", "train"]
-    words += ["--tracker", TRACKER, "--out", str(out), *more]
+    arguments = ["extract", "--dataset", TINY, "--root", str(tmp_path / str(videos)), "--split", "train"]
+    arguments += ["--tracker", TRACKER, "--out", str(out), *more]
     code = "import sys; from rvos_cache.cli import main; sys.argv[0] = 'rvos-cache'; main()"
     env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
-    return subprocess.Popen([sys.executable, "-c", code, *words], env=env, stdout=-3, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, stdout=-3, stderr=subprocess.PIPE)
 
 
 def test_round_trip_and_shards(tmp_path: Path) -> None:
@@ -59,15 +59,15 @@ def test_200_byte_flips_are_found(tmp_path: Path) -> None:
     for _ in range(200):
         path = files[rng.integers(len(files))]
         raw = path.read_bytes()
-        torn = bytearray(raw)
-        torn[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
-        path.write_bytes(torn)
+        damaged = bytearray(raw)
+        damaged[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
         assert next(verify(out), None), path
         path.write_bytes(raw)
     assert list(verify(out)) == []
 
 
-def test_missing_and_foreign_files_are_found_and_not_read(tmp_path: Path) -> None:
+def test_missing_and_foreign_files_are_reported_and_not_read(tmp_path: Path) -> None:
     out = run(tmp_path, "a.zarr")
     (out / "videos/v03/tokens/c/0/0/0").unlink()
     (out / "videos/v02/extra").write_text("x")
@@ -76,7 +76,7 @@ def test_missing_and_foreign_files_are_found_and_not_read(tmp_path: Path) -> Non
         TrackCache(out).tokens("v03")
 
 
-def test_a_bad_video_stops_no_other(tmp_path: Path) -> None:
+def test_a_failed_video_does_not_stop_the_others(tmp_path: Path) -> None:
     report = extract(TINY, tmp_path / "5", "train", TRACKER, tmp_path / "a.zarr", overrides={"bad": "v01", "nan": "v03"})
     assert set(report.failed) == {"v01", "v03"} and len(report.done) == 3
     assert set(TrackCache(tmp_path / "a.zarr").failures()) == {"v01", "v03"}
@@ -193,7 +193,7 @@ def test_kills_at_random_times(tmp_path: Path) -> None:
     assert content_digest(out) == expected and not list((out / ".staging").glob("v*"))
 
 
-def test_four_writers(tmp_path: Path) -> None:
+def test_four_writers_at_once(tmp_path: Path) -> None:
     out = tmp_path / "w.zarr"
     started = [spawn(tmp_path, out, 12) for _ in range(4)]
     assert [p.wait(120) for p in started] == [0] * 4
@@ -203,5 +203,5 @@ def test_four_writers(tmp_path: Path) -> None:
 def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     process = spawn(tmp_path, tmp_path / "file" / "a.zarr", 3)
-    said = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 1 and said.startswith("error: ") and said.count("\n") == 1
+    stderr = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1

@@ -28,7 +28,7 @@ def png(path: Path, pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda p: p.unlink(), "missing"),
         (lambda p: p.write_bytes(p.read_bytes()[:-30]), "not a whole PNG"),
@@ -38,11 +38,11 @@ def png(path: Path, pixels: np.ndarray) -> None:
         (lambda p: png(p, np.zeros((40, 50, 3), np.uint8)), "grey PNG"),
     ],
 )
-def test_the_error_of_a_damaged_mask_names_its_file(tmp_path: Path, damage: object, says: str) -> None:
+def test_the_error_of_a_damaged_mask_names_its_file(tmp_path: Path, damage: object, message: str) -> None:
     path = tmp_path / "m.png"
     write_mask_png(path, np.random.default_rng(0).random((40, 50)) > 0.5)
     damage(path)  # type: ignore[operator]
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=message) as error:
         read_mask_png(path, (40, 50))
     assert str(path) in str(error.value)
 

@@ -1,4 +1,4 @@
-"""A split in a mirror against the split itself."""
+"""A mirrored split and a mirrored cache against the original."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_frames_masks_and_sentences_are_flipped(root: Path) -> None:
-    own, seen = open_dataset("mevis", root, "train"), open_dataset("mevis", root, "train-mirror")
-    assert seen.split == "train-mirror" and seen.has_ground_truth and list(seen.check()) == []
+    split, mirrored_split = open_dataset("mevis", root, "train"), open_dataset("mevis", root, "train-mirror")
+    assert mirrored_split.split == "train-mirror" and mirrored_split.has_ground_truth and list(mirrored_split.check()) == []
     swapped = 0
-    for video_id, mirrored in zip(own.video_ids(), seen.video_ids(), strict=True):
+    for video_id, mirrored in zip(split.video_ids(), mirrored_split.video_ids(), strict=True):
         assert mirrored == video_id + "-mirror"
-        a, b = own.video(video_id), seen.video(mirrored)
+        a, b = split.video(video_id), mirrored_split.video(mirrored)
         assert b.frame_names == a.frame_names and b.size == a.size
         np.testing.assert_array_equal(b.read(3), np.fliplr(a.read(3)))
-        truth, flipped = own.ground_truth(video_id), seen.ground_truth(mirrored)
+        truth, flipped = split.ground_truth(video_id), mirrored_split.ground_truth(mirrored)
         assert truth is not None and flipped is not None
         np.testing.assert_array_equal(flipped.masks.dense(), truth.masks.dense()[..., ::-1])
-        for e, f in zip(own.expressions(video_id), seen.expressions(mirrored), strict=True):
+        for e, f in zip(split.expressions(video_id), mirrored_split.expressions(mirrored), strict=True):
             assert e.targets is not None and f.targets is not None
             assert truth.indices(e.targets) == flipped.indices(f.targets)
             assert f.video_id == mirrored and f.expression_id == e.expression_id
@@ -48,52 +48,57 @@ def test_frames_masks_and_sentences_are_flipped(root: Path) -> None:
     assert swapped
 
 
-def test_a_video_is_asked_for_by_its_mirrored_name(root: Path) -> None:
-    seen = open_dataset("mevis", root, "train-mirror")
+def test_a_video_has_its_mirrored_name_only(root: Path) -> None:
+    mirrored_split = open_dataset("mevis", root, "train-mirror")
     with pytest.raises(InputError, match="no video"):
-        seen.video(seen.video_ids()[0].removesuffix("-mirror"))
+        mirrored_split.video(mirrored_split.video_ids()[0].removesuffix("-mirror"))
 
 
-def test_what_only_some_datasets_have_is_seen_in_the_mirror_too(root: Path, tmp_path: Path) -> None:
-    """Ids and kinds of sentences; the frames that A2D scores, each under a name of its own; where there is none, none."""
-    own, seen = open_dataset("mevis", root, "train"), open_dataset("mevis", root, "train-mirror")
-    for video_id, mirrored in zip(own.video_ids(), seen.video_ids(), strict=True):
-        ids = seen.expression_ids(mirrored)  # type: ignore[attr-defined]
-        assert ids == own.expression_ids(video_id) == tuple(e.expression_id for e in seen.expressions(mirrored))  # type: ignore[attr-defined]
-        assert [seen.kind(mirrored, i) for i in ids] == [own.kind(video_id, i) for i in ids]  # type: ignore[attr-defined]
-    assert not hasattr(seen, "samples")
+def test_a_mirrored_split_has_the_optional_methods_of_its_dataset(root: Path, tmp_path: Path) -> None:
+    """Ids and kinds of sentences; the frames that A2D scores, each with an id of its own; no other methods."""
+    split, flipped = open_dataset("mevis", root, "train"), open_dataset("mevis", root, "train-mirror")
+    for video_id, mirrored in zip(split.video_ids(), flipped.video_ids(), strict=True):
+        ids = flipped.expression_ids(mirrored)  # type: ignore[attr-defined]
+        assert ids == split.expression_ids(video_id) == tuple(e.expression_id for e in flipped.expressions(mirrored))  # type: ignore[attr-defined]
+        assert [flipped.kind(mirrored, i) for i in ids] == [split.kind(video_id, i) for i in ids]  # type: ignore[attr-defined]
+    assert not hasattr(flipped, "samples")
     write_a2d(tmp_path)
-    own, seen = open_dataset("a2d-sentences", tmp_path, "train"), open_dataset("a2d-sentences", tmp_path, "train-mirror")
-    held, flipped = own.samples("b"), seen.samples("b-mirror")  # type: ignore[attr-defined]
-    assert [(s.t, s.expression_id) for s in held] == [(s.t, s.expression_id) for s in flipped]
-    assert {s.video_id for s in flipped} == {"b-mirror"} and not {s.image_id for s in held} & {s.image_id for s in flipped}
-    assert not hasattr(seen, "kind")
+    split, flipped = (
+        open_dataset("a2d-sentences", tmp_path, "train"),
+        open_dataset("a2d-sentences", tmp_path, "train-mirror"),
+    )
+    samples, flipped_samples = split.samples("b"), flipped.samples("b-mirror")  # type: ignore[attr-defined]
+    assert [(s.t, s.expression_id) for s in samples] == [(s.t, s.expression_id) for s in flipped_samples]
+    assert {s.video_id for s in flipped_samples} == {"b-mirror"} and not {s.image_id for s in samples} & {
+        s.image_id for s in flipped_samples
+    }
+    assert not hasattr(flipped, "kind")
 
 
 def test_a_split_and_its_mirror_are_one_training_set(root: Path, tmp_path: Path) -> None:
     extract_all("mevis", root, splits=["train", "train-mirror"], tracker="flow", encoder="hashed", out=tmp_path)
     tracks = TrackSource([tmp_path / s / "flow.zarr" for s in ("train", "train-mirror")])
     texts = TextSource([tmp_path / s / "text-hashed.zarr" for s in ("train", "train-mirror")])
-    own = TrackCache(tmp_path / "train/flow.zarr").video_ids()
-    assert len(TextCache(tmp_path / "train-mirror/text-hashed.zarr").video_ids()) == len(own)
-    assert set(tracks.video_ids()) == {*own, *(v + "-mirror" for v in own)}
-    for video_id in own:
+    video_ids = TrackCache(tmp_path / "train/flow.zarr").video_ids()
+    assert len(TextCache(tmp_path / "train-mirror/text-hashed.zarr").video_ids()) == len(video_ids)
+    assert set(tracks.video_ids()) == {*video_ids, *(v + "-mirror" for v in video_ids)}
+    for video_id in video_ids:
         a, b = tracks.overlap(video_id), tracks.overlap(video_id + "-mirror")
-        # the pixels of each object are the same, whatever the tracker finds of them
+        # The objects have the same number of pixels, whatever the tracker finds.
         np.testing.assert_array_equal(a.gt_area, b.gt_area)
         assert [len(w.vectors) for w in texts.words(video_id)] == [len(w.vectors) for w in texts.words(video_id + "-mirror")]
 
 
 def test_a_mirrored_cache_is_the_cache_of_mirrored_frames(root: Path, tmp_path: Path) -> None:
-    """Tokens of the flipped masks over flipped frames, measured anew, against the tokens rearranged."""
+    """The rearranged tokens against tokens computed from the flipped masks and frames."""
     extract_all("mevis", root, splits=["train"], tracker="flow", encoder="hashed", out=tmp_path)
     path = tmp_path / "train/flow.zarr"
     report = mirror(path, tmp_path / "m.zarr")
     assert not report.failed
-    own, seen, split = TrackCache(path), TrackCache(tmp_path / "m.zarr"), open_dataset("mevis", root, "train-mirror")
-    assert seen.card.split == "train-mirror"
-    for video_id in own.video_ids():
-        a, b = own.read(video_id), seen.read(video_id + "-mirror")
+    cache, mirrored_cache, split = TrackCache(path), TrackCache(tmp_path / "m.zarr"), open_dataset("mevis", root, "train-mirror")
+    assert mirrored_cache.card.split == "train-mirror"
+    for video_id in cache.video_ids():
+        a, b = cache.read(video_id), mirrored_cache.read(video_id + "-mirror")
         np.testing.assert_array_equal(b.tracks.masks.dense(), a.tracks.masks.dense()[..., ::-1])
         assert b.expressions == split.expressions(b.video_id)
         for record in (a, b):
@@ -102,17 +107,17 @@ def test_a_mirrored_cache_is_the_cache_of_mirrored_frames(root: Path, tmp_path: 
         assert b.ground_truth is not None and b.overlap is not None
         truth = split.ground_truth(b.video_id)
         assert truth is not None and truth.object_ids == b.ground_truth.object_ids and truth.masks == b.ground_truth.masks
-        again = count_overlap(b.tracks.masks, b.ground_truth)
+        recounted = count_overlap(b.tracks.masks, b.ground_truth)
         for name in ("inter", "area", "gt_area"):
-            np.testing.assert_array_equal(getattr(again, name), getattr(b.overlap, name))
+            np.testing.assert_array_equal(getattr(recounted, name), getattr(b.overlap, name))
         np.testing.assert_array_equal(tokens.mirrored(tokens.mirrored(a.tracks.tokens)), a.tracks.tokens)
-        measured, _ = tokens.describe(split.video(b.video_id).read, b.tracks.masks)
-        for part, where in tokens.SLICES.items():
-            one, two = measured[..., where].astype(float), b.tracks.tokens[..., where].astype(float)
-            # flow is measured anew on flipped frames and is not quite the same there
-            away = np.abs(one - two).mean() / max(np.abs(one).mean(), 0.02)
-            assert away < (0.35 if part in ("velocity", "heading", "screen", "flow") else 0.05), (part, away)
+        tokens_of_split, _ = tokens.describe(split.video(b.video_id).read, b.tracks.masks)
+        for part, channels in tokens.SLICES.items():
+            expected, mirrored_part = tokens_of_split[..., channels].astype(float), b.tracks.tokens[..., channels].astype(float)
+            # Optical flow of flipped frames differs a little from the flipped optical flow.
+            difference = np.abs(expected - mirrored_part).mean() / max(np.abs(expected).mean(), 0.02)
+            assert difference < (0.35 if part in ("velocity", "heading", "screen", "flow") else 0.05), (part, difference)
     with pytest.raises(InputError, match="another"):
         mirror(path, path)
     again_report = mirror(path, tmp_path / "m.zarr")
-    assert len(again_report.skipped) == len(own.video_ids()) and not again_report.done
+    assert len(again_report.skipped) == len(cache.video_ids()) and not again_report.done
