@@ -70,6 +70,11 @@ def test_masks_are_those_of_the_pngs(work: Path, tmp_path: Path) -> None:
         assert np.array_equal(record.overlap.inter, (dense[:, None] & truth(video)).sum((3, 4)))
         assert set(record.tracks.origin) == {"import"} and set(record.tracks.prompt.tolist()) == {VIDEO}
         assert record.tracks.tokens.shape == (len(dense), frames, 256)
+        for n, masks in enumerate(dense):
+            t = masks.sum((1, 2)).argmax()
+            rows, columns = (np.flatnonzero(masks[t].any(axis)) for axis in (1, 0))
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            assert record.tracks.prompt_frame[n] == t and record.tracks.prompt_box[n].tolist() == box
         assert np.array_equal(record.tracks.presence > 0, dense.any((2, 3)))
         assert cache.folder(video).attributes["provenance"]["tracks"] == sorted(named(video))
 

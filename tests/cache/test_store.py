@@ -261,6 +261,19 @@ def test_every_bit_of_a_file_counts_under_an_open_handle(cache: TrackCache) -> N
             cache.presence("v")
 
 
+def test_every_bit_of_a_failure_record_counts(tmp_path: Path) -> None:
+    writer(tmp_path / "c.zarr").fail("v", "frame 3 is\ndamaged")
+    cache, path = TrackCache(tmp_path / "c.zarr"), tmp_path / "c.zarr/failures.jsonl"
+    raw = path.read_bytes()
+    assert cache.failures() == {"v": "frame 3 is damaged"}
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"failures.jsonl, line \d: not a failure record"):
+            cache.failures()
+
+
 def test_an_open_handle_does_not_read_a_video_that_was_replaced(cache: TrackCache, tmp_path: Path) -> None:
     cache.tokens("v")
     write_tracks(writer(tmp_path / "other.zarr"), record(seed=9))
