@@ -12,12 +12,13 @@ from typing import Any
 
 import click
 
-from pipelines.dmvs_models import frozen_models, text_cache
+from pipelines.dmvs_models import frozen_models
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -50,8 +51,8 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
 
     caches = out / "cache"
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
-    tracks = {split: [caches / split / "vita.zarr"] for split in splits}
-    texts = {split: [caches / split / text_cache(models)] for split in splits}
+    tracks = {split: [tracks_path(caches, split, models["tracker"])] for split in splits}
+    texts = {split: [text_path(caches, split, models["encoder"])] for split in splits}
     extract_all("mevis", root, splits=splits, out=caches, **models)
 
     run, said = out / row / "run", out / row / "selections"

@@ -15,6 +15,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -45,7 +46,8 @@ def dmvs_shapes(
     checkpoint = vita or train_vita(out / "vita", vita_videos, vita_steps, 5e-4, 11)
     tracker = {"checkpoint": str(checkpoint), "short_side": SHORT, "long_side": LONG, "profile": "exact", "max_tracks": 12}
     extract_all("mevis", root, tracker="vita", encoder="hashed", out=caches, overrides=tracker, jobs=jobs)
-    tracks, texts = ({split: [caches / split / name] for split in SPLITS} for name in ("vita.zarr", "text-hashed.zarr"))
+    tracks = {split: [tracks_path(caches, split, "vita")] for split in SPLITS}
+    texts = {split: [text_path(caches, split, "hashed")] for split in SPLITS}
 
     page = Path(__file__).with_suffix(".toml")
     base = merge(read_toml(page), parse_overrides(settings))

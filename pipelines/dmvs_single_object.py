@@ -12,11 +12,12 @@ from typing import Any
 
 import click
 
-from pipelines.dmvs_models import frozen_models, text_cache
+from pipelines.dmvs_models import frozen_models
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -63,10 +64,10 @@ def dmvs_single_object(
         extract_all(name, root, splits=splits, out=out / "cache" / name, **models)
 
     def tracks(name: str, split: str) -> Path:
-        return out / "cache" / name / split / "vita.zarr"
+        return tracks_path(out / "cache" / name, split, models["tracker"])
 
     def texts(name: str, split: str) -> Path:
-        return out / "cache" / name / split / text_cache(models)
+        return text_path(out / "cache" / name, split, models["encoder"])
 
     run = out / "run"
     train(

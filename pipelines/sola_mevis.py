@@ -13,6 +13,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -40,10 +41,10 @@ def sola_mevis(root: Path, out: Path, tracker: str, encoder: str, jobs: int, set
     extract_all("mevis", root, tracker=tracker, encoder=encoder, out=caches, jobs=jobs)
 
     def tracks(split: str) -> list[Path]:
-        return [caches / split / f"{tracker.rpartition(':')[2]}.zarr"]
+        return [tracks_path(caches, split, tracker)]
 
     def texts(split: str) -> list[Path]:
-        return [caches / split / f"text-{encoder.rpartition(':')[2]}.zarr"]
+        return [text_path(caches, split, encoder)]
 
     run = out / "run"
     page = Path(__file__).with_suffix(".toml")

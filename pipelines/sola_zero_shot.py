@@ -16,6 +16,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -61,10 +62,10 @@ def sola_zero_shot(
         extract_all(name, root, splits=splits, tracker=tracker, encoder=encoder, out=out / "cache" / name, jobs=jobs)
 
     def tracks(name: str, split: str) -> Path:
-        return out / "cache" / name / split / f"{tracker.rpartition(':')[2]}.zarr"
+        return tracks_path(out / "cache" / name, split, tracker)
 
     def texts(name: str, split: str) -> Path:
-        return out / "cache" / name / split / f"text-{encoder.rpartition(':')[2]}.zarr"
+        return text_path(out / "cache" / name, split, encoder)
 
     page = Path(__file__).with_suffix(".toml")
     run = trained or out / "run"
