@@ -1,7 +1,7 @@
 """DMVS on moving shapes with a VITA trained on them: every step of the two stages on one page, on a CPU.
 
-`python -m pipelines.dmvs_shapes --out out/dmvs_shapes`. Beside DMVS as in the paper stand its choice among VITA's own tracks,
-with frozen masks, all of those tracks, and their oracle. A step that is done is not done again.
+`python -m pipelines.dmvs_shapes --out out/dmvs_shapes`. It compares DMVS as in the paper, DMVS that selects among
+VITA's own tracks (frozen masks), all of those tracks, and their oracle. Completed steps are skipped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ FROZEN = {"config": {"masks": "frozen", "mask_init": "random"}}
 @click.option("--vita-steps", default=6000, show_default=True)
 @click.option("--videos", default=800, show_default=True, help="One fifth of them is held out.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_shapes.toml.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of dmvs_shapes.toml; may repeat."
+)
 def dmvs_shapes(
     out: Path, vita: Path | None, vita_videos: int, vita_steps: int, videos: int, jobs: int, settings: tuple[str, ...]
 ) -> None:

@@ -1,6 +1,7 @@
 """SOLA on MeViS (Table 1 of the paper): every step of the two stages on one page, the paper's numbers beside ours.
 
-`python -m pipelines.sola_mevis --root data/mevis`. A step that is done is not done again; a run that was cut goes on.
+`python -m pipelines.sola_mevis --root data/mevis`. Completed steps are skipped, an interrupted run
+continues.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
-"""MeViS shows the answers of valid_u; the paper's table is scored on valid, by the benchmark's server."""
+"""MeViS publishes the ground truth of valid_u; the paper's table is scored on valid, by the benchmark's server."""
 
 
 @click.command()
@@ -34,7 +35,9 @@ OPEN, HIDDEN = "valid_u", "valid"
 @click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
 @click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to sola_mevis.toml.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of sola_mevis.toml; may repeat."
+)
 def sola_mevis(root: Path, out: Path, tracker: str, encoder: str, jobs: int, settings: tuple[str, ...]) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     caches = out / "cache"

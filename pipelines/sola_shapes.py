@@ -62,10 +62,10 @@ def demo(out: Path, videos: int, jobs: int) -> None:
                 # The baseline's own settings; the same labels, epochs and batches, and the rate that suits it best.
                 values = {**values, "config": {}, "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
             settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
-            seen, said = ([of["train"], of["train-mirror"]] for of in (tracks, texts))
+            train_tracks, train_texts = ([paths["train"], paths["train-mirror"]] for paths in (tracks, texts))
             train(
-                seen,
-                said,
+                train_tracks,
+                train_texts,
                 settings=settings,
                 valid_tracks=[tracks["valid_u"]],
                 valid_texts=[texts["valid_u"]],
