@@ -19,7 +19,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.exchange.mirror import mirror
 from rvos_cache.extraction import extract, extract_all
 from rvos_cache.frames import folder_video
-from rvos_cache.store import TrackCache, content_digest
+from rvos_cache.store import TrackCache, content_digest, default_folder, text_path, tracks_path
 from rvos_cache.types import Video
 from rvos_select.data.caches import TrackSource
 
@@ -260,6 +260,13 @@ def test_only_caches_of_the_same_frames_are_combined(made: Callable[..., Path]) 
 def test_a_mirror_stays_corrupt_video(made: Callable[..., Path], tmp_path: Path) -> None:
     mirror(made("a.zarr", limit=1, corrupt="shot_noise:1"), tmp_path / "m.zarr")
     assert TrackCache(tmp_path / "m.zarr").card.extra == {"corrupt": "shot_noise:1", "mirrored": True}
+
+
+def test_names_of_caches(tmp_path: Path) -> None:
+    assert default_folder("mevis") == Path("out/cache/mevis")
+    assert tracks_path(tmp_path, "train", "flow") == tmp_path / "train/flow.zarr"
+    assert tracks_path(tmp_path, "train", "my.module:Tracker", "shot_noise:2") == tmp_path / "train/Tracker-shot_noise-2.zarr"
+    assert text_path(tmp_path, "valid", "my.module:Encoder") == tmp_path / "valid/text-Encoder.zarr"
 
 
 def test_corrupted_caches_are_next_to_the_clean_ones(root: Path, tmp_path: Path) -> None:

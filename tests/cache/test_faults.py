@@ -16,7 +16,7 @@ import pytest
 
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract
-from rvos_cache.store import TrackCache, content_digest, verify
+from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, open_backend, verify
 from rvos_cache.types import TrackSet, Video
 
 HERE = Path(__file__).parent
@@ -65,6 +65,27 @@ def test_200_byte_flips_are_found(tmp_path: Path) -> None:
         assert next(verify(out), None), path
         path.write_bytes(raw)
     assert list(verify(out)) == []
+
+
+def test_every_bit_of_a_failure_record_counts(tmp_path: Path) -> None:
+    CacheWriter(tmp_path / "c.zarr", Card(kind="tracks", dataset="d", split="s", producer="p")).fail("v", "frame 3 is\ndamaged")
+    cache, path = TrackCache(tmp_path / "c.zarr"), tmp_path / "c.zarr/failures.jsonl"
+    raw = path.read_bytes()
+    assert cache.failures() == {"v": "frame 3 is damaged"}
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"failures.jsonl, line \d: not a failure record"):
+            cache.failures()
+
+
+@pytest.mark.parametrize("kind", ["folder", "object store"])
+def test_of_two_writers_that_start_together_the_first_writes_the_card(tmp_path: Path, kind: str) -> None:
+    backend = open_backend(tmp_path / "c.zarr" if kind == "folder" else f"memory://caches{tmp_path}/c.zarr")
+    for card in (b"first", b"second"):
+        backend.create(card)
+    assert backend.read("card.json").tobytes() == b"first"
 
 
 def test_missing_and_foreign_files_are_reported_and_not_read(tmp_path: Path) -> None:

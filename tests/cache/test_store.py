@@ -31,12 +31,8 @@ from rvos_cache.store import (
     TrackCache,
     TrackRecord,
     content_digest,
-    default_folder,
     digest,
     leftovers,
-    open_backend,
-    text_path,
-    tracks_path,
     verify,
     write_selections,
     write_text,
@@ -234,21 +230,6 @@ def test_a_flipped_or_missing_chunk_is_never_read(cache: TrackCache, file: str, 
     read(cache)
 
 
-@pytest.mark.parametrize("kind", ["folder", "object store"])
-def test_of_two_writers_that_start_together_the_first_writes_the_card(tmp_path: Path, kind: str) -> None:
-    backend = open_backend(tmp_path / "c.zarr" if kind == "folder" else f"memory://caches{tmp_path}/c.zarr")
-    for card in (b"first", b"second"):
-        backend.create(card)
-    assert backend.read("card.json").tobytes() == b"first"
-
-
-def test_names_of_caches(tmp_path: Path) -> None:
-    assert default_folder("mevis") == Path("out/cache/mevis")
-    assert tracks_path(tmp_path, "train", "flow") == tmp_path / "train/flow.zarr"
-    assert tracks_path(tmp_path, "train", "my.module:Tracker", "shot_noise:2") == tmp_path / "train/Tracker-shot_noise-2.zarr"
-    assert text_path(tmp_path, "valid", "my.module:Encoder") == tmp_path / "valid/text-Encoder.zarr"
-
-
 def test_every_bit_of_a_file_counts_under_an_open_handle(cache: TrackCache) -> None:
     cache.presence("v")
     path = Path(cache.path) / "videos/v/presence/c/0/0"
@@ -259,19 +240,6 @@ def test_every_bit_of_a_file_counts_under_an_open_handle(cache: TrackCache) -> N
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="changed since"):
             cache.presence("v")
-
-
-def test_every_bit_of_a_failure_record_counts(tmp_path: Path) -> None:
-    writer(tmp_path / "c.zarr").fail("v", "frame 3 is\ndamaged")
-    cache, path = TrackCache(tmp_path / "c.zarr"), tmp_path / "c.zarr/failures.jsonl"
-    raw = path.read_bytes()
-    assert cache.failures() == {"v": "frame 3 is damaged"}
-    for bit in range(8 * len(raw)):
-        damaged = bytearray(raw)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"failures.jsonl, line \d: not a failure record"):
-            cache.failures()
 
 
 def test_an_open_handle_does_not_read_a_video_that_was_replaced(cache: TrackCache, tmp_path: Path) -> None:
