@@ -82,7 +82,7 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 
 def build(model: type[S], values: Mapping[str, Any], location: str) -> S:
-    """The settings `model` from plain values. Raises InputError, one line that starts with `location`, for the first bad value."""
+    """The settings `model` from plain values. Raises InputError, a line that starts with `location`, for the first bad value."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
