@@ -180,7 +180,7 @@ def test_an_absent_annotator_is_refused(split: Path) -> None:
     for i in range(3):
         del meta["videos"]["a"]["expressions"][str(4 * i + 3)]
     path.write_text(json.dumps(meta))
-    with pytest.raises(InputError, match="wanted 4 expressions per object, came 9"):
+    with pytest.raises(InputError, match="expected 4 expressions per object, got 9"):
         from_pngs(split)
 
 
