@@ -28,15 +28,9 @@ from plain_scores import plain_davis
 
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
-<<<<<<< HEAD
 from rvos_cache.mask_png import write_mask_png
-from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
-from rvos_cache.types import Words
-=======
-from rvos_cache.frames import write_mask_png
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TextRecord, TrackCache, write_selections, write_text
 from rvos_cache.types import Selection, Words
->>>>>>> refs/heads/metrics
 from rvos_select.evaluation import Scope, annotator_rows
 from rvos_select.evaluation.ref_davis import evaluate_pngs, evaluate_selections
 from rvos_select.merging.merge import merge
