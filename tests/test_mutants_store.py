@@ -107,12 +107,12 @@ STORED: dict[str, Any] = {
 )
 def test_a_layout_of_another_format_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="of this format|not this format"):
-        Layout.of({**STORED, **changes}, "a/zarr.json")
+        Layout.from_metadata({**STORED, **changes}, "a/zarr.json")
 
 
 @pytest.mark.parametrize(("chunk", "by_frame"), [([2, 3], False), ([1, 3], True)])
 def test_a_layout_is_one_chunk_or_one_per_frame(chunk: list[int], by_frame: bool) -> None:
-    layout = Layout.of({**STORED, "chunk_grid": {"configuration": {"chunk_shape": chunk}}}, "a/zarr.json")
+    layout = Layout.from_metadata({**STORED, "chunk_grid": {"configuration": {"chunk_shape": chunk}}}, "a/zarr.json")
     assert (layout.shape, layout.dtype, layout.by_frame) == ((2, 3), np.dtype("<f2"), by_frame)
 
 

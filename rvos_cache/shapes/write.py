@@ -90,7 +90,9 @@ def _write_json(root: Path, videos: Mapping[str, Annotations]) -> None:
         write_text(root / f"{name}.json", json.dumps(value))
 
 
-def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int], None] | None = None, jobs: int = 1) -> None:
+def write_shapes(
+    out: Path | str, videos: int, seed: int = 0, progress: Callable[[int, int], None] | None = None, jobs: int = 1
+) -> None:
     """Write `videos` videos under `out`: one fifth (at least one) in `valid_u`, the others in `train`.
 
     progress(done, videos) is called after each. jobs: number of processes; the files do not depend on it. Raises InputError: if
@@ -98,7 +100,7 @@ def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int
     """
     if videos < 2 or seed < 0:
         raise InputError(f"moving shapes: expected 2 videos or more and a seed of 0 or more, got {videos} and {seed}")
-    valid = max(1, videos // 5)
+    out, valid = Path(out), max(1, videos // 5)
     marker, text = out / "shapes.json", json.dumps({"videos": videos, "seed": seed})
     other = not marker.exists() and any((out / s).exists() for s in ("train", "valid_u"))
     if other or (marker.exists() and marker.read_text() != text):

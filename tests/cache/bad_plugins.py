@@ -282,15 +282,5 @@ class NoVideo(Dataset):
         return ("v",)
 
 
-class TruthWithoutMasks(NoVideo):
-    has_ground_truth = True
-
-    def video(self, video_id):
-        raise NotImplementedError
-
-    def expressions(self, video_id):
-        return ()
-
-
 class NotADataset:
     pass

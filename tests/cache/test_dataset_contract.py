@@ -320,9 +320,9 @@ def test_three_methods_are_a_dataset(folders: Path, tmp_path: Path, name: str, a
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("Unfinished", "does not define expressions, video; see"),
-        ("Alone", "expected a subclass of rvos_cache.datasets.Dataset, got <class"),
-        ("write_shapes", "expected a subclass"),
+        ("Unfinished", "has no video; write def video(self, video_id)"),
+        ("Alone", "is not a subclass of rvos_cache.Dataset"),
+        ("write_shapes", "is not a subclass of rvos_cache.Dataset"),
         ("Missing", "cannot be imported"),
     ],
 )

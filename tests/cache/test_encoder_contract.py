@@ -152,9 +152,9 @@ def test_channels_and_encode_are_an_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("NoChannels", "NoChannels: it has no `channels`; set it"),
-        ("NoEncode", "does not define encode; see"),
-        ("Alone", "expected a subclass of rvos_cache.text.TextEncoder, got <class"),
+        ("NoChannels", "NoChannels: has no channels; set it"),
+        ("NoEncode", "has no encode; write def encode"),
+        ("Alone", "is not a subclass of rvos_cache.TextEncoder"),
         ("Missing", "cannot be imported"),
     ],
 )

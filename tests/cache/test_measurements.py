@@ -47,7 +47,7 @@ def test_stored_where_the_split_has_its_ground_truth(caches: dict[str, Path]) ->
 
 def test_absent_where_the_split_hides_it(caches: dict[str, Path]) -> None:
     cache = TrackCache(caches["hidden"])
-    assert not any(name in MEASURED for name in cache.folder("v0").names()) and cache.read("v0").measurements == {}
+    assert not any(name in MEASURED for name in cache.folder("v0").array_names()) and cache.read("v0").measurements == {}
     with pytest.raises(InputError, match="hides its ground truth"):
         cache.measurement("v0", "soft_overlap")
     with pytest.raises(InputError, match="no measurement 'hits'; tracker corner_tracker:CornerTracker declares: soft_overlap"):
@@ -56,8 +56,8 @@ def test_absent_where_the_split_hides_it(caches: dict[str, Path]) -> None:
 
 def test_the_tracks_are_the_same(caches: dict[str, Path]) -> None:
     shown, hidden = (TrackCache(caches[split]).folder("v1") for split in ("train", "hidden"))
-    assert set(shown.names()) - set(hidden.names()) == {"gt_rle", "overlap", *MEASURED}
-    for name in hidden.names():
+    assert set(shown.array_names()) - set(hidden.array_names()) == {"gt_rle", "overlap", *MEASURED}
+    for name in hidden.array_names():
         assert np.array_equal(shown.array(name), hidden.array(name)), name
 
 
@@ -97,7 +97,7 @@ def test_an_array_that_the_card_does_not_declare_is_a_fault(caches: dict[str, Pa
     writer = CacheWriter(path, source.card.model_copy(update={"measurement_specs": [], "feature_specs": []}))
     folder = source.folder("v0")
     attributes = {name: value for name, value in folder.attributes.items() if name != "provenance"}
-    writer.publish("v0", {name: folder.array(name) for name in folder.names()}, attributes)
+    writer.publish("v0", {name: folder.array(name) for name in folder.array_names()}, attributes)
     assert any("'features/maps' is not declared" in fault for fault in verify(path))
 
 

@@ -226,7 +226,7 @@ def test_the_text_cache_next_to_a_tracks_cache_is_found_at_a_url(tmp_path: Path,
     """Only of the same dataset and split; the error has the URL with both slashes."""
     base = f"s3://{BUCKET}/beside"
     run(tmp_path, f"{base}/tracks.zarr", 1)
-    with pytest.raises(InputError, match=rf"^{base}/tracks.zarr: wanted one text cache of {TINY} train beside it, found none"):
+    with pytest.raises(InputError, match=rf"^{base}/tracks.zarr: expected one text cache of {TINY} train next to it, found none"):
         find_text(Path(f"{base}/tracks.zarr"))
     extract_text(TINY, tmp_path / "1", "train", "hashed", Path(f"{base}/text-hashed.zarr"))
     extract_text(TINY, tmp_path / "1", "valid", "hashed", Path(f"{base}/other.zarr"))

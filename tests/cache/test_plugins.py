@@ -120,14 +120,13 @@ def test_an_encoder_without_a_part(tmp_path: Path, name: str, message: str) -> N
 
 def test_an_encoder_that_loses_a_sentence(tmp_path: Path) -> None:
     report = extract_text(TINY, tmp_path / "1", "train", "bad_plugins:TooFewWords", tmp_path / "t.zarr")
-    assert report.failed == {"v00": "text encoder bad_plugins:TooFewWords: encode() returned 0 Words for 2 sentences"}
+    assert report.failed == {"v00": "text encoder TooFewWords: expected words of 2 sentences, got 0; return one per sentence"}
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("NoVideo", "has no video; write def video(self, video_id)"),
-        ("TruthWithoutMasks", "defines has_ground_truth, but not ground_truth"),
         ("NotADataset", "is not a subclass of rvos_cache.Dataset"),
     ],
 )

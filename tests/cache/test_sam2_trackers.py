@@ -198,9 +198,7 @@ def test_only_sam2_gt_needs_ground_truth() -> None:
     video, truth = scene(2, True)
     with pytest.raises(InputError, match="hides"):
         extract_video(make_tracker("sam2-gt"), video, EXPRESSIONS, None)
-    with pytest.raises(ValueError, match="without ground truth"):
-        make_tracker("sam2-gt").track(video, EXPRESSIONS)
-    without, with_truth = (make_tracker("sam2-grid").track(video, EXPRESSIONS, given) for given in (None, truth))
+    without, with_truth = (extract_video(make_tracker("sam2-grid"), video, EXPRESSIONS, given).tracks for given in (None, truth))
     assert are_rows(without, with_truth, np.arange(len(without.origin)))
 
 

@@ -160,7 +160,7 @@ def test_a_file_that_is_not_a_checkpoint_is_an_error_of_one_line(content: Any, t
 
 
 def test_a_missing_checkpoint_and_an_existing_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.pth: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.pth: no such file"):
         convert_vita(tmp_path / "none.pth", tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="out: already exists"):

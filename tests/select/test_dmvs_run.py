@@ -348,7 +348,7 @@ def test_caches_that_do_not_fit_are_one_line(work: Work, tmp_path: Path, recwarn
     kept = work.checkpoint.rename(work.root / "kept")
     other.rename(work.checkpoint)
     try:
-        with pytest.raises(InputError, match="vita_head.safetensors has digest .* bring that checkpoint back") as fault:
+        with pytest.raises(InputError, match="vita_head has digest .* bring that checkpoint back") as fault:
             work.predict(run, tmp_path / "s.zarr")
         faults.append(fault)
     finally:

@@ -100,16 +100,25 @@ def test_every_dataset_has_the_protocol_of_its_benchmark() -> None:
     assert protocols == {name: "image" if name in IMAGES else "davis" if name == "ref-davis17" else "video" for name in DATASETS}
 
 
-class Mine:
+class Mine(Dataset):
     """A dataset of one's own."""
 
     protocol = "image"
 
+    def video_ids(self) -> tuple[str, ...]:
+        return ()
 
-class Wrong:
+    def video(self, video_id: str) -> Video:
+        raise NotImplementedError
+
+    def expressions(self, video_id: str) -> tuple[Expression, ...]:
+        return ()
+
+
+class Wrong(Mine):
     """One with a protocol that does not exist."""
 
-    protocol = "audio"
+    protocol = "audio"  # type: ignore[assignment]
 
 
 def test_a_dataset_of_ones_own_names_its_protocol() -> None:
