@@ -10,7 +10,7 @@ JOBS ?= $(if $(filter flow,$(TRACKER)),2,1)
 # One thread per process: two threads on two busy cores are slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo extract test lint types bench clean
+.PHONY: env demo extract test test-all lint types bench clean
 
 env: .venv/installed
 
@@ -29,7 +29,11 @@ extract: env
 	$(BIN)/rvos-cache extract-all --dataset $(DATASET) --root $(ROOT) --tracker $(TRACKER) --encoder $(ENCODER) --jobs $(JOBS) \
 		$(SPLIT:%=--split %) $(SET:%=--set '%') $(TEXT_SET:%=--text-set '%') $(CORRUPT:%=--corrupt %) $(BUDGET:%=--budget %)
 
+# The tests in under four minutes on two cores: what is marked slow is left to test-all.
 test: env
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-all: env
 	$(BIN)/pytest -n 2
 
 lint: env

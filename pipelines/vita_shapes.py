@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from rvos_cache.cli import run_command
 from rvos_cache.shapes import make_video
-from rvos_cache.shapes.scene import COLOURS, SHAPES, Look
+from rvos_cache.shapes.scene import COLOURS, SHAPES, Appearance
 from rvos_cache.trackers.vita import FrameGeometry, HeadSizes, VitaHead
 from rvos_cache.trackers.vita.segmenter import HEAD_FILE
 from rvos_select.losses.matching import assign
@@ -144,12 +144,12 @@ def _head() -> VitaHead:
 def _video(seed: int, index: int) -> tuple[list[Any], Any, Tensor]:
     """Frames, masks and classes of one video."""
     scene, frames, masks, _ = make_video(seed, 0, index)
-    return frames, masks, torch.tensor([label(thing.look) for thing in scene.things])
+    return frames, masks, torch.tensor([label(thing.appearance) for thing in scene.things])
 
 
-def label(look: Look) -> int:
+def label(appearance: Appearance) -> int:
     """The class of an object."""
-    return CLASSES[look.colour, look.shape]
+    return CLASSES[appearance.colour, appearance.shape]
 
 
 def _clips(held: list[tuple[list[Any], Any, Tensor]], seed: int) -> Iterator[list[Clip]]:

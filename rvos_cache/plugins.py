@@ -9,11 +9,16 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from rvos_cache.errors import InputError
+
+PACKAGE = Path(__file__).parent
+INSTALLED = ("site-packages", "dist-packages")
+"""Folders of installed packages."""
 
 
 def resolve(table: Mapping[str, str], name: str, kind: str, base: type | None = None) -> Any:
@@ -25,16 +30,19 @@ def resolve(table: Mapping[str, str], name: str, kind: str, base: type | None = 
     target = table.get(name, name if ":" in name else None)
     if target is None:
         raise InputError(f"no {kind} {name!r}; there are: {', '.join(sorted(table))}, or your own as my_module:MyClass")
-    found = _import(target, f"{kind} {name!r}", is_custom=name not in table)
+    title = f"{kind} {name}"
+    found = _import(target, title, is_custom=name not in table)
     if base is not None and not (isinstance(found, type) and issubclass(found, base)):
         public = f"{base.__module__.split('.')[0]}.{base.__name__}"
         fix = f"write class {target.partition(':')[2]}({base.__name__})"
-        raise InputError(f"{kind} {name!r}: is not a subclass of {public}; {fix}")
+        raise InputError(f"{title}: is not a subclass of {public}; {fix}")
     return found
 
 
 def _import(target: str, title: str, is_custom: bool) -> Any:
     module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"{title}: expected my_module:MyClass")
     if is_custom:
         _add_current_folder()
     try:
@@ -65,11 +73,13 @@ def _add_current_folder() -> None:
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception as one line: its type, message, and the file and line that raised it."""
+    """An exception as one line: its type, message, file and line; of its frames the last one in the user's own code, if any."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    outside = [f for f in frames if not f.filename.startswith("<") and not set(INSTALLED) & set(Path(f.filename).parts)]
+    own = [f for f in outside if PACKAGE not in Path(f.filename).parents]
+    place = next((f" ({part[-1].filename}:{part[-1].lineno})" for part in (own, outside, frames) if part), "")
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
@@ -91,7 +101,7 @@ def check_settings_model(cls: type, base: type[BaseModel], title: str) -> None:
     model = getattr(cls, "Settings", None)
     if not (isinstance(model, type) and issubclass(model, base)):
         raise InputError(
-            f"{title}: Settings is {_name_of(model)}, expected a settings model; write class Settings(rvos_cache.Settings) with "
+            f"{title}: Settings is {type_text(model)}, expected a settings model; write class Settings(rvos_cache.Settings) with "
             "one typed field per setting"
         )
 
@@ -161,5 +171,6 @@ def _arguments(base: type, method: str) -> list[str]:
     return names if isinstance(member, staticmethod) else names[1:]
 
 
-def _name_of(value: object) -> str:
-    return value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
+def type_text(value: object) -> str:
+    """What `value` is, for messages: "None", a class by its name, or "a <type>"."""
+    return value.__name__ if isinstance(value, type) else "None" if value is None else f"a {type(value).__name__}"

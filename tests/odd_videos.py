@@ -19,13 +19,14 @@ SIZE = (32, 48)
 SAID = {"0": ("the red square", [0]), "1": ("the blue square moving left", [1]), "2": ("a dog", [])}
 ODD = {"0": ("the red square moves right and " * 84, [0]), "1": ("синий квадрат 蓝色方块 المربع الأزرق", [1])}
 Result = tuple[int, str]
-"""Exit status, and what was written to stderr, progress apart."""
+"""Exit status, and stderr without progress lines."""
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str] | None, *words: object) -> Result:
-    verb = str(words[0])
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str] | None, *arguments: object) -> Result:
+    """Run a command as its program does. capsys: None leaves stderr unread, and the second part of the result is empty."""
+    verb = str(arguments[0])
     main = cache_cli.main if verb in cache_cli.cli.commands else select_cli.main
-    monkeypatch.setattr(sys, "argv", ["rvos", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["rvos", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         main()
     lines = capsys.readouterr().err.splitlines() if capsys else []
@@ -35,7 +36,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str] | N
 def write_split(folder: Path, videos: dict[str, tuple[int, bool, dict[str, Any]]]) -> None:
     """Videos of (frames, whether a red and a blue square move over the grey, {id: (sentence, objects)}) in MeViS's layout."""
     listed, masks = {}, {}
-    for video, (count, moves, said) in videos.items():
+    for video, (count, moves, sentences) in videos.items():
         (folder / "JPEGImages" / video).mkdir(parents=True)
         dense = np.zeros((2, count, *SIZE), bool)
         for t in range(count if moves else 0):
@@ -48,7 +49,7 @@ def write_split(folder: Path, videos: dict[str, tuple[int, bool, dict[str, Any]]
         for a in range(2):
             row = [{"size": list(SIZE), "counts": runs.bytes_at(a, t).decode()} for t in range(count)]
             masks[str(first + a)] = [rle if dense[a, t].any() else None for t, rle in enumerate(row)]
-        expressions = {e: {"exp": text, "anno_id": [first + a for a in named]} for e, (text, named) in said.items()}
+        expressions = {e: {"exp": text, "anno_id": [first + a for a in named]} for e, (text, named) in sentences.items()}
         listed[video] = {"frames": [f"{t:05d}" for t in range(count)], "expressions": expressions}
     (folder / "meta_expressions.json").write_text(json.dumps({"videos": listed}))
     (folder / "mask_dict.json").write_text(json.dumps(masks))

@@ -1,4 +1,4 @@
-"""What a person can hand in wrong, through the command lines: one line that names the file, status 1, nothing lost."""
+"""Wrong input through the command lines: one line that names the file, status 1, nothing lost."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ sys.path.insert(0, str(HERE / "cache"))
 
 @pytest.fixture
 def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs a command line as its program does; status and what it wrote to stderr, progress apart."""
-    return lambda *words: call(monkeypatch, capsys, *words)
+    """Runs a command as its program does; returns its status and its stderr without progress lines."""
+    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data, tracks and words of both splits, a trained run, selections and masks. In valid_u the video `empty` cannot be
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, tracks and words of both splits, a trained run, selections and masks. In valid_u the video `empty` cannot be
     extracted, `flat` has no tracks, `one` has one frame, and `odd` has a sentence of 504 words and one in three scripts."""
     out = tmp_path_factory.mktemp("made")
     write_split(out / "data/train", dict.fromkeys(("t0", "t1"), (5, True, SAID)))
@@ -45,59 +45,59 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(out / "data/valid_u", odd)
     with pytest.MonkeyPatch.context() as patch:
         for split in ("train", "valid_u"):
-            where = ("--dataset", "mevis", "--root", out / "data", "--split", split)
+            location = ("--dataset", "mevis", "--root", out / "data", "--split", split)
             code = int(split == "valid_u")
-            assert call(patch, None, "extract", *where, "--out", out / f"{split}.zarr")[0] == code
-            assert call(patch, None, "extract-text", *where, "--out", out / f"{split}-text.zarr")[0] == code
+            assert call(patch, None, "extract", *location, "--out", out / f"{split}.zarr")[0] == code
+            assert call(patch, None, "extract-text", *location, "--out", out / f"{split}-text.zarr")[0] == code
         train, valid = (("cache", "train"), ("text", "train-text")), (("cache", "valid_u"), ("text", "valid_u-text"))
-        given = [w for option, name in train for w in (f"--{option}", out / f"{name}.zarr")]
-        given += [w for option, name in valid for w in (f"--valid-{option}", out / f"{name}.zarr")]
+        options = [w for option, name in train for w in (f"--{option}", out / f"{name}.zarr")]
+        options += [w for option, name in valid for w in (f"--valid-{option}", out / f"{name}.zarr")]
         chosen = ("--selector", "mean-cosine", "--set", "epochs=1", "--set", "config.width=8")
-        assert call(patch, None, "train", *given, *chosen, "--out", out / "run") == (0, "")
+        assert call(patch, None, "train", *options, *chosen, "--out", out / "run") == (0, "")
         tracks = ("--cache", out / "valid_u.zarr")
-        words = ("--text", out / "valid_u-text.zarr")
-        assert call(patch, None, "predict", "--run", out / "run", *tracks, *words, "--out", out / "s.zarr") == (0, "")
+        text = ("--text", out / "valid_u-text.zarr")
+        assert call(patch, None, "predict", "--run", out / "run", *tracks, *text, "--out", out / "s.zarr") == (0, "")
         assert call(patch, None, "merge", "--selections", out / "s.zarr", *tracks, "--out", out / "png") == (0, "")
     return out
 
 
-def test_odd_videos_go_through_the_whole_chain(made: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
-    cache = TrackCache(made / "valid_u.zarr")
+def test_odd_videos_go_through_the_whole_chain(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    cache = TrackCache(work / "valid_u.zarr")
     assert cache.video_ids() == ("flat", "odd", "one")
     assert (cache.info("flat").tracks, cache.info("one").frames) == (0, 1)
     assert cache.info("odd").tracks >= 2
     assert len(cache.info("odd").expressions[0].text.split()) == 504
-    where = ("--dataset", "mevis", "--root", made / "data", "--split", "valid_u")
-    selections = ("--selections", made / "s.zarr", "--cache", made / "valid_u.zarr")
+    location = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    selections = ("--selections", work / "s.zarr", "--cache", work / "valid_u.zarr")
     tables = {}
-    for name, words in {
-        "png": ("evaluate", *where, "--predictions", made / "png", "--allow-missing"),
+    for name, arguments in {
+        "png": ("evaluate", *location, "--predictions", work / "png", "--allow-missing"),
         "selections": ("evaluate", *selections, "--allow-missing"),
-        "oracle": ("oracle", "--cache", made / "valid_u.zarr", "--video", "odd", "--video", "one", "--video", "flat"),
+        "oracle": ("oracle", "--cache", work / "valid_u.zarr", "--video", "odd", "--video", "one", "--video", "flat"),
     }.items():
-        code, said = rvos(*words, "--json", tmp_path / f"{name}.json")
-        assert code == 0, said
+        code, stderr = rvos(*arguments, "--json", tmp_path / f"{name}.json")
+        assert code == 0, stderr
         tables[name] = json.loads((tmp_path / f"{name}.json").read_text())
     assert tables["png"] == tables["selections"]
     assert tables["png"]["missing"] == [f"empty/{i}" for i in range(4)]
     assert tables["png"]["expressions"].keys() - set(tables["png"]["missing"]) == tables["oracle"]["expressions"].keys()
     assert tables["oracle"]["expressions"]["flat/2"] == {"j": 1.0, "f": 1.0}
     assert tables["oracle"]["expressions"]["odd/0"]["j"] > 0.5
-    assert rvos("report", "--run", made / "run", *selections, "--out", tmp_path / "page") == (0, "")
+    assert rvos("report", "--run", work / "run", *selections, "--out", tmp_path / "page") == (0, "")
     page = (tmp_path / "page/index.html").read_text("utf-8")
     assert "蓝色方块" in page and "empty/3" in page
-    code, told = rvos("evaluate", *where, "--predictions", made / "png")
-    assert code == 1 and "video empty, expression 3: the text is empty" in told and told.count("\n") == 0
+    code, stderr = rvos("evaluate", *location, "--predictions", work / "png")
+    assert code == 1 and "video empty, expression 3: the text is empty" in stderr and stderr.count("\n") == 0
 
 
-def test_info_holds_what_a_cache_is(made: Path, rvos: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(pytest.MonkeyPatch(), None, "info", made / "valid_u.zarr", "--json")[0] == 0
-    held = json.loads(capsys.readouterr().out)
-    assert held.keys() == {"done", "failed", "missing", "bytes", "card", "content"}
-    assert (held["done"], held["failed"].keys(), held["missing"]) == (3, {"empty"}, [])
-    assert held["content"] == content_digest(made / "valid_u.zarr")
-    assert held["bytes"] == sum(p.stat().st_size for p in (made / "valid_u.zarr").rglob("*") if p.is_file())
-    assert held["card"]["settings"]["max_tracks"] == 64
+def test_info_counts_videos(work: Path, rvos: Callable[..., Result], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(pytest.MonkeyPatch(), None, "info", work / "valid_u.zarr", "--json")[0] == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts.keys() == {"done", "failed", "missing", "bytes", "card", "content"}
+    assert (facts["done"], facts["failed"].keys(), facts["missing"]) == (3, {"empty"}, [])
+    assert facts["content"] == content_digest(work / "valid_u.zarr")
+    assert facts["bytes"] == sum(p.stat().st_size for p in (work / "valid_u.zarr").rglob("*") if p.is_file())
+    assert facts["card"]["settings"]["max_tracks"] == 64
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:
@@ -110,7 +110,7 @@ def meta(split: Path, change: Callable[[Any], object]) -> None:
     edit(split / "meta_expressions.json", lambda content: change(content["videos"]))
 
 
-def said(text: str) -> Callable[[Path], object]:
+def write_sentence(text: str) -> Callable[[Path], object]:
     return lambda split: meta(split, lambda v: v["t0"]["expressions"]["1"].update(exp=text))
 
 
@@ -120,8 +120,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing frame": (lambda s: (s / FRAME).unlink(), FRAME),
     "frame of another size": (lambda s: Image.new("RGB", (9, 9)).save(s / FRAME), "00002"),
     "wrong mask size": (lambda s: edit(s / "mask_dict.json", lambda m: m["0"][2].update(size=[9, 9])), "mask_dict.json"),
-    "empty expression": (said(""), "meta_expressions.json, video t0, expression 1"),
-    "whitespace expression": (said(" \t\n"), "meta_expressions.json, video t0, expression 1"),
+    "empty expression": (write_sentence(""), "meta_expressions.json, video t0, expression 1"),
+    "whitespace expression": (write_sentence(" \t\n"), "meta_expressions.json, video t0, expression 1"),
     "video id with ..": (lambda s: meta(s, lambda v: v.update({"../t0": v["t0"]})), "'../t0'"),
     "video id with /": (lambda s: meta(s, lambda v: v.update({"t0/x": v["t0"]})), "'t0/x'"),
     "expression id with ..": (
@@ -133,88 +133,92 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", sorted(DAMAGE))
-def test_a_bad_video_is_one_line_and_stops_no_other(made: Path, rvos: Callable[..., Result], tmp_path: Path, fault: str) -> None:
+def test_a_bad_video_is_one_line_and_stops_no_other(work: Path, rvos: Callable[..., Result], tmp_path: Path, fault: str) -> None:
     damage, named = DAMAGE[fault]
-    shutil.copytree(made / "data/train", tmp_path / "train")
+    shutil.copytree(work / "data/train", tmp_path / "train")
     damage(tmp_path / "train")
-    words = ("extract", "--dataset", "mevis", "--root", tmp_path, "--split", "train", "--out", tmp_path / "c.zarr")
-    code, told = rvos(*words)
-    lines = told.splitlines()
-    assert code == 1 and len(lines) == 2, told
+    arguments = ("extract", "--dataset", "mevis", "--root", tmp_path, "--split", "train", "--out", tmp_path / "c.zarr")
+    code, stderr = rvos(*arguments)
+    lines = stderr.splitlines()
+    assert code == 1 and len(lines) == 2, stderr
     assert lines[0].startswith("failed ") and named in lines[0]
     assert lines[1].startswith("error: 1 of ") and "run the same command again" in lines[1]
     assert {p.name for p in (tmp_path / "c.zarr/videos").iterdir()} >= {"t1"}
     assert {p.name for p in tmp_path.iterdir()} == {"train", "c.zarr"}
     shutil.rmtree(tmp_path / "train")
-    shutil.copytree(made / "data/train", tmp_path / "train")
-    assert rvos(*words) == (0, "")
-    assert content_digest(tmp_path / "c.zarr") == content_digest(made / "train.zarr")
+    shutil.copytree(work / "data/train", tmp_path / "train")
+    assert rvos(*arguments) == (0, "")
+    assert content_digest(tmp_path / "c.zarr") == content_digest(work / "train.zarr")
 
 
-def test_words_of_a_mended_sentence_join_the_others(made: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
-    """The cache is bound to the split's sentences; one that could not be read when it was made is none of them."""
-    shutil.copytree(made / "data/train", tmp_path / "train")
+def test_words_of_a_fixed_sentence_are_added_to_the_cache(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    """The cache is bound to the split's sentences; one that could not be read when the cache was written is none of them."""
+    shutil.copytree(work / "data/train", tmp_path / "train")
     before = (tmp_path / "train/meta_expressions.json").read_bytes()
-    said("")(tmp_path / "train")
-    words = ("extract-text", "--dataset", "mevis", "--root", tmp_path, "--split", "train", "--out", tmp_path / "t.zarr")
-    code, told = rvos(*words)
-    assert code == 1 and "failed t0: " in told
+    write_sentence("")(tmp_path / "train")
+    arguments = ("extract-text", "--dataset", "mevis", "--root", tmp_path, "--split", "train", "--out", tmp_path / "t.zarr")
+    code, stderr = rvos(*arguments)
+    assert code == 1 and "failed t0: " in stderr
     (tmp_path / "train/meta_expressions.json").write_bytes(before)
-    assert rvos(*words) == rvos(*words) == (0, "")
-    assert content_digest(tmp_path / "t.zarr") == content_digest(made / "train-text.zarr")
-    said("another sentence")(tmp_path / "train")
-    code, told = rvos(*words)
-    assert code == 1 and "expressions_digest" in told and told.count("\n") == 0
+    assert rvos(*arguments) == rvos(*arguments) == (0, "")
+    assert content_digest(tmp_path / "t.zarr") == content_digest(work / "train-text.zarr")
+    write_sentence("another sentence")(tmp_path / "train")
+    code, stderr = rvos(*arguments)
+    assert code == 1 and "expressions_digest" in stderr and stderr.count("\n") == 0
 
 
 @pytest.mark.parametrize("verb", ["extract", "extract-text", "check"])
-def test_malformed_json_writes_nothing(made: Path, rvos: Callable[..., Result], tmp_path: Path, verb: str) -> None:
+def test_malformed_json_writes_nothing(work: Path, rvos: Callable[..., Result], tmp_path: Path, verb: str) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/meta_expressions.json").write_text('{"videos": {\n "a": }}')
     out = () if verb == "check" else ("--out", tmp_path / "c.zarr")
-    code, told = rvos(verb, "--dataset", "mevis", "--root", tmp_path, "--split", "train", *out)
-    assert code == 1 and told.startswith("error: ") and told.count("\n") == 0
-    assert "meta_expressions.json, line 2, column 7" in told
+    code, stderr = rvos(verb, "--dataset", "mevis", "--root", tmp_path, "--split", "train", *out)
+    assert code == 1 and stderr.startswith("error: ") and stderr.count("\n") == 0
+    assert "meta_expressions.json, line 2, column 7" in stderr
     assert not (tmp_path / "c.zarr").exists()
 
 
 def test_tokens_that_are_not_numbers(rvos: Callable[..., Result], tmp_path: Path) -> None:
-    given = ("--dataset", "store_fixtures:Tiny", "--root", tmp_path / "4", "--split", "train")
+    options = ("--dataset", "store_fixtures:Tiny", "--root", tmp_path / "4", "--split", "train")
     tracker = ("--tracker", "store_fixtures:TinyTracker", "--set", "nan=v03")
-    code, told = rvos("extract", *given, *tracker, "--out", tmp_path / "c.zarr")
-    assert code == 1 and "failed v03: ValueError: TrackSet.tokens hold NaN" in told
+    code, stderr = rvos("extract", *options, *tracker, "--out", tmp_path / "c.zarr")
+    assert code == 1 and "failed v03: ValueError: TrackSet.tokens hold NaN" in stderr
     assert TrackCache(tmp_path / "c.zarr").video_ids() == ("v00", "v01", "v02")
 
 
-def test_a_second_question_reads_only_its_sentence(made: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
-    """About the same video and into the same folder: the tracks stay, the answer is the new one's."""
-    given = ("--run", made / "run", "--out", tmp_path / "ask")
-    frames = made / "data/train/JPEGImages/t0"
-    for words in ((frames, "the red square"), (frames, "something blue", "--top1"), (frames, "the red square", "--threshold", 0)):
-        assert rvos("ask", *words, *given) == (0, "")
+def test_ask_again_reads_only_the_new_sentence(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    """The same video and output folder: the tracks stay, the masks are those of the new sentence."""
+    options = ("--run", work / "run", "--out", tmp_path / "ask")
+    frames = work / "data/train/JPEGImages/t0"
+    for arguments in (
+        (frames, "the red square"),
+        (frames, "something blue", "--top1"),
+        (frames, "the red square", "--threshold", 0),
+    ):
+        assert rvos("ask", *arguments, *options) == (0, "")
         assert len(list((tmp_path / "ask/masks/t0/0").iterdir())) == 5
     # No score is above 1: the same mask as the best track's, or none.
-    drawn = {}
-    for name, choice in {
+    masks = {}
+    for name, policy in {
         "best": ("--top1",),
         "fallback": ("--threshold", 1, "--empty", "top1"),
         "none": ("--threshold", 1),
     }.items():
-        assert rvos("ask", frames, "the red square", *choice, *given) == (0, "")
-        drawn[name] = [path.read_bytes() for path in sorted((tmp_path / "ask/masks/t0/0").iterdir())]
-    assert drawn["best"] == drawn["fallback"] != drawn["none"]
+        assert rvos("ask", frames, "the red square", *policy, *options) == (0, "")
+        masks[name] = [path.read_bytes() for path in sorted((tmp_path / "ask/masks/t0/0").iterdir())]
+    assert masks["best"] == masks["fallback"] != masks["none"]
     for empty, count in (("top1", 1), ("zeros", 0)):
-        answer = ask(frames, "the red square", made / "run", tmp_path / "ask", PolicyOptions(1.0, empty=empty))
-        assert answer.selected == count < answer.tracks
+        result = ask(frames, "the red square", work / "run", tmp_path / "ask", PolicyOptions(1.0, empty=empty))
+        assert result.selected == count < result.tracks
     assert len(list((tmp_path / "ask/cache").glob("tracks-*"))) == 1
     assert len(list((tmp_path / "ask/cache").glob("text-*"))) == 2
     (tmp_path / "ask/masks/.merge.json").unlink()
-    code, told = rvos("ask", frames, "the red square", *given)
-    assert code == 1 and "not written by merge" in told
+    code, stderr = rvos("ask", frames, "the red square", *options)
+    assert code == 1 and "not written by merge" in stderr
 
 
-def damaged_run(made: Path, to: Path, change: Callable[[dict[str, np.ndarray]], object]) -> Path:
-    shutil.copytree(made / "run", to)
+def damaged_run(work: Path, to: Path, change: Callable[[dict[str, np.ndarray]], object]) -> Path:
+    shutil.copytree(work / "run", to)
     weights = load_file(to / "best/model.safetensors")
     change(weights)
     save_file(weights, to / "best/model.safetensors")
@@ -222,7 +226,7 @@ def damaged_run(made: Path, to: Path, change: Callable[[dict[str, np.ndarray]], 
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda w: w.update({"token_map.weight": np.zeros((8, 9), np.float32)}), "best"),
         (lambda w: w.pop("word_map.weight"), "best"),
@@ -230,81 +234,81 @@ def damaged_run(made: Path, to: Path, change: Callable[[dict[str, np.ndarray]], 
     ],
 )
 def test_a_wrong_checkpoint(
-    made: Path, rvos: Callable[..., Result], tmp_path: Path, change: Callable[[Any], object], says: str
+    work: Path, rvos: Callable[..., Result], tmp_path: Path, change: Callable[[Any], object], message: str
 ) -> None:
-    run = damaged_run(made, tmp_path / "run", change)
-    given = ("--cache", made / "valid_u.zarr", "--text", made / "valid_u-text.zarr", "--out", tmp_path / "s.zarr")
-    code, told = rvos("predict", "--run", run, *given)
-    assert code == 1 and told.startswith("error: ") and told.count("\n") == 0
-    assert says in told
+    run = damaged_run(work, tmp_path / "run", change)
+    options = ("--cache", work / "valid_u.zarr", "--text", work / "valid_u-text.zarr", "--out", tmp_path / "s.zarr")
+    code, stderr = rvos("predict", "--run", run, *options)
+    assert code == 1 and stderr.startswith("error: ") and stderr.count("\n") == 0
+    assert message in stderr
 
 
-def test_a_damaged_cache_stops_no_other_video_in_predict(made: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
-    shutil.copytree(made / "valid_u.zarr", tmp_path / "c.zarr")
+def test_a_damaged_cache_stops_no_other_video_in_predict(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    shutil.copytree(work / "valid_u.zarr", tmp_path / "c.zarr")
     tokens = tmp_path / "c.zarr/videos/odd/tokens/c/0/0/0"
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[:40])
-    words = ("predict", "--run", made / "run", "--cache", tmp_path / "c.zarr", "--text", made / "valid_u-text.zarr")
-    code, told = rvos(*words, "--out", tmp_path / "s.zarr")
-    assert code == 1 and told.count("\n") == 0 and "videos/odd/tokens" in told
+    arguments = ("predict", "--run", work / "run", "--cache", tmp_path / "c.zarr", "--text", work / "valid_u-text.zarr")
+    code, stderr = rvos(*arguments, "--out", tmp_path / "s.zarr")
+    assert code == 1 and stderr.count("\n") == 0 and "videos/odd/tokens" in stderr
     assert {p.name for p in (tmp_path / "s.zarr/videos").iterdir()} == {"flat", "one"}
     assert json.loads((tmp_path / "s.zarr/failures.jsonl").read_text())["video"] == "odd"
     tokens.write_bytes(whole)
-    assert rvos(*words, "--out", tmp_path / "s.zarr") == (0, "")
-    assert content_digest(tmp_path / "s.zarr") == content_digest(made / "s.zarr")
+    assert rvos(*arguments, "--out", tmp_path / "s.zarr") == (0, "")
+    assert content_digest(tmp_path / "s.zarr") == content_digest(work / "s.zarr")
 
 
-VALID, TEXT = ("--cache", "{made}/valid_u.zarr"), ("--text", "{made}/valid_u-text.zarr")
-SPLIT = ("--dataset", "mevis", "--root", "{made}/data", "--split", "train")
+VALID, TEXT = ("--cache", "{work}/valid_u.zarr"), ("--text", "{work}/valid_u-text.zarr")
+SPLIT = ("--dataset", "mevis", "--root", "{work}/data", "--split", "train")
 FOREIGN: dict[str, tuple[tuple[str, ...], str]] = {
-    "another split's cache": (("extract", *SPLIT, "--out", "{made}/valid_u.zarr"), "made with split = 'valid_u'"),
-    "other settings": (("extract", *SPLIT, "--set", "max_tracks=3", "--out", "{made}/train.zarr"), "settings.max_tracks"),
-    "another kind": (("predict", "--run", "{made}/run", *TEXT, "--cache", "{made}/s.zarr", "--out", "{new}"), "holds selections"),
+    "another split's cache": (("extract", *SPLIT, "--out", "{work}/valid_u.zarr"), "made with split = 'valid_u'"),
+    "other settings": (("extract", *SPLIT, "--set", "max_tracks=3", "--out", "{work}/train.zarr"), "settings.max_tracks"),
+    "another kind": (("predict", "--run", "{work}/run", *TEXT, "--cache", "{work}/s.zarr", "--out", "{new}"), "holds selections"),
     "another split's words": (
-        ("predict", "--run", "{made}/run", *VALID, "--text", "{made}/train-text.zarr", "--out", "{new}"),
+        ("predict", "--run", "{work}/run", *VALID, "--text", "{work}/train-text.zarr", "--out", "{new}"),
         "give --text of its split",
     ),
     "another split's tracks": (
-        ("merge", "--selections", "{made}/s.zarr", "--cache", "{made}/train.zarr", "--out", "{new}"),
+        ("merge", "--selections", "{work}/s.zarr", "--cache", "{work}/train.zarr", "--out", "{new}"),
         "with split valid_u",
     ),
-    "no run": (("predict", "--run", "{made}/data", *VALID, *TEXT, "--out", "{new}"), "not a training run"),
-    "an empty question": (("ask", "{made}/data/train/JPEGImages/t0", " ", "--run", "{made}/run", "--out", "{new}"), "empty"),
-    "a film that is none": (("ask", "{made}/run/settings.json", "a", "--run", "{made}/run", "--out", "{new}"), "settings.json"),
+    "no run": (("predict", "--run", "{work}/data", *VALID, *TEXT, "--out", "{new}"), "not a training run"),
+    "an empty sentence": (("ask", "{work}/data/train/JPEGImages/t0", " ", "--run", "{work}/run", "--out", "{new}"), "empty"),
+    "no video": (("ask", "{work}/run/settings.json", "a", "--run", "{work}/run", "--out", "{new}"), "settings.json"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", sorted(FOREIGN))
-def test_what_does_not_belong_together_is_one_line(made: Path, rvos: Callable[..., Result], tmp_path: Path, case: str) -> None:
-    words, says = FOREIGN[case]
-    before = sorted((str(p), p.stat().st_mtime_ns) for p in made.rglob("*") if p.is_file())
-    code, told = rvos(*(w.format(made=made, new=tmp_path / "new") for w in words))
-    assert code == 1 and told.startswith("error: ") and told.count("\n") == 0
-    assert says in told
+def test_files_of_different_origin_are_one_line(work: Path, rvos: Callable[..., Result], tmp_path: Path, case: str) -> None:
+    arguments, message = FOREIGN[case]
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in work.rglob("*") if p.is_file())
+    code, stderr = rvos(*(w.format(work=work, new=tmp_path / "new") for w in arguments))
+    assert code == 1 and stderr.startswith("error: ") and stderr.count("\n") == 0
+    assert message in stderr
     assert not (tmp_path / "new").exists()
-    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in made.rglob("*") if p.is_file())
+    assert before == sorted((str(p), p.stat().st_mtime_ns) for p in work.rglob("*") if p.is_file())
 
 
 BELOW_A_FILE: dict[str, tuple[str, ...]] = {
     "extract": ("extract", *SPLIT, "--out", "{out}"),
     "extract-text": ("extract-text", *SPLIT, "--out", "{out}"),
-    "train": ("train", "--cache", "{made}/train.zarr", "--text", "{made}/train-text.zarr",
+    "train": ("train", "--cache", "{work}/train.zarr", "--text", "{work}/train-text.zarr",
               "--selector", "mean-cosine", "--out", "{out}"),
-    "predict": ("predict", "--run", "{made}/run", *VALID, *TEXT, "--out", "{out}"),
-    "merge": ("merge", "--selections", "{made}/s.zarr", *VALID, "--out", "{out}"),
-    "evaluate": ("evaluate", "--selections", "{made}/s.zarr", *VALID, "--video", "one", "--json", "{out}"),
-    "report": ("report", "--run", "{made}/run", "--out", "{out}"),
-    "ask": ("ask", "{made}/data/train/JPEGImages/t0", "a square", "--run", "{made}/run", "--out", "{out}"),
+    "predict": ("predict", "--run", "{work}/run", *VALID, *TEXT, "--out", "{out}"),
+    "merge": ("merge", "--selections", "{work}/s.zarr", *VALID, "--out", "{out}"),
+    "evaluate": ("evaluate", "--selections", "{work}/s.zarr", *VALID, "--video", "one", "--json", "{out}"),
+    "report": ("report", "--run", "{work}/run", "--out", "{out}"),
+    "ask": ("ask", "{work}/data/train/JPEGImages/t0", "a square", "--run", "{work}/run", "--out", "{out}"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", sorted(BELOW_A_FILE))
-def test_a_place_that_cannot_be_written(made: Path, rvos: Callable[..., Result], tmp_path: Path, verb: str) -> None:
+def test_a_path_that_cannot_be_written(work: Path, rvos: Callable[..., Result], tmp_path: Path, verb: str) -> None:
     """Below a regular file, where not even root can write."""
     (tmp_path / "file").write_text("kept")
-    code, told = rvos(*(w.format(made=made, out=tmp_path / "file/out") for w in BELOW_A_FILE[verb]))
-    assert code == 1 and told.startswith("error: ") and told.count("\n") == 0
-    assert str(tmp_path / "file") in told
+    code, stderr = rvos(*(w.format(work=work, out=tmp_path / "file/out") for w in BELOW_A_FILE[verb]))
+    assert code == 1 and stderr.startswith("error: ") and stderr.count("\n") == 0
+    assert str(tmp_path / "file") in stderr
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -313,8 +317,8 @@ def test_a_full_disk_keeps_what_was_finished(
     rvos: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
     """The disk is full once the second video is there: no other is called a failure, and room is all that a re-run needs."""
-    words = ("extract", "--dataset", "store_fixtures:Tiny", "--root", tmp_path / "6", "--split", "train", "--jobs", jobs)
-    words = (*words, "--tracker", "store_fixtures:TinyTracker", "--out")
+    arguments = ("extract", "--dataset", "store_fixtures:Tiny", "--root", tmp_path / "6", "--split", "train", "--jobs", jobs)
+    arguments = (*arguments, "--tracker", "store_fixtures:TinyTracker", "--out")
     sync, videos = os.fsync, tmp_path / "c.zarr/videos"
 
     def full(handle: int) -> None:
@@ -324,19 +328,19 @@ def test_a_full_disk_keeps_what_was_finished(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        code, told = rvos(*words, tmp_path / "c.zarr")
-    assert code == 1 and told == f"error: {tmp_path / 'c.zarr'}: No space left on device; make room or choose a writable path"
+        code, stderr = rvos(*arguments, tmp_path / "c.zarr")
+    assert code == 1 and stderr == f"error: {tmp_path / 'c.zarr'}: No space left on device; make room or choose a writable path"
     assert not (tmp_path / "c.zarr/failures.jsonl").exists()
     assert list(verify(tmp_path / "c.zarr")) == []
     assert 2 <= len(TrackCache(tmp_path / "c.zarr").video_ids()) < 6
-    assert rvos(*words, tmp_path / "c.zarr") == rvos(*words, tmp_path / "w.zarr") == (0, "")
+    assert rvos(*arguments, tmp_path / "c.zarr") == rvos(*arguments, tmp_path / "w.zarr") == (0, "")
     assert content_digest(tmp_path / "c.zarr") == content_digest(tmp_path / "w.zarr")
 
 
 def test_a_full_disk_while_masks_are_written(
-    made: Path, rvos: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, rvos: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("merge", "--selections", made / "s.zarr", "--cache", made / "valid_u.zarr", "--out", tmp_path / "png")
+    arguments = ("merge", "--selections", work / "s.zarr", "--cache", work / "valid_u.zarr", "--out", tmp_path / "png")
     write, count = Path.write_bytes, [0]
 
     def full(path: Path, raw: bytes) -> int:
@@ -348,23 +352,23 @@ def test_a_full_disk_while_masks_are_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        code, told = rvos(*words)
-    assert code == 1 and "No space left" in told and told.count("\n") == 0
-    assert rvos(*words) == (0, "")
-    names = [sorted(str(p.relative_to(at)) for p in at.rglob("*.png")) for at in (tmp_path / "png", made / "png")]
+        code, stderr = rvos(*arguments)
+    assert code == 1 and "No space left" in stderr and stderr.count("\n") == 0
+    assert rvos(*arguments) == (0, "")
+    names = [sorted(str(p.relative_to(at)) for p in at.rglob("*.png")) for at in (tmp_path / "png", work / "png")]
     assert names[0] == names[1]
 
 
-def test_scores_on_a_full_device(made: Path, rvos: Callable[..., Result]) -> None:
-    given = ("--selections", made / "s.zarr", "--cache", made / "valid_u.zarr", "--video", "one")
-    code, told = rvos("evaluate", *given, "--json", "/dev/full")
-    assert code == 1 and told == "error: /dev/full: No space left on device; make room or choose a writable path"
+def test_scores_on_a_full_device(work: Path, rvos: Callable[..., Result]) -> None:
+    options = ("--selections", work / "s.zarr", "--cache", work / "valid_u.zarr", "--video", "one")
+    code, stderr = rvos("evaluate", *options, "--json", "/dev/full")
+    assert code == 1 and stderr == "error: /dev/full: No space left on device; make room or choose a writable path"
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_leaves_a_resumable_state(rvos: Callable[..., Result], tmp_path: Path, jobs: int) -> None:
-    words = ["extract", "--dataset", "store_fixtures:Tiny", "--root", tmp_path / "12", "--split", "train", "--jobs", jobs]
-    words += ["--tracker", "store_fixtures:TinyTracker", "--out"]
+    arguments = ["extract", "--dataset", "store_fixtures:Tiny", "--root", tmp_path / "12", "--split", "train", "--jobs", jobs]
+    arguments += ["--tracker", "store_fixtures:TinyTracker", "--out"]
     out, slow = tmp_path / "c.zarr", ["--set", "wait=0.2"]
     # A run in the background ignores SIGINT, and so would its children.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'rvos-cache'"
@@ -372,18 +376,18 @@ def test_ctrl_c_leaves_a_resumable_state(rvos: Callable[..., Result], tmp_path: 
     env = {**os.environ, "PYTHONPATH": f"{HERE / 'cache'}:{HERE.parent}"}
     # A group of its own, so that all its processes get the signal, as from a terminal.
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, [*words, out, *slow])], env=env, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", code, *map(str, [*arguments, out, *slow])], env=env, stderr=subprocess.PIPE, start_new_session=True
     )
     start = time.monotonic()
     while not (out / "videos").is_dir() or not any((out / "videos").iterdir()):
         assert process.poll() is None and time.monotonic() - start < 60
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    told = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 130, told
-    assert told.splitlines()[-1].startswith("interrupted; what was finished is kept") and "Traceback" not in told
+    stderr = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-1].startswith("interrupted; what was finished is kept") and "Traceback" not in stderr
     assert list(verify(out)) == [] and not (out / "failures.jsonl").exists()
     assert 1 <= len(TrackCache(out).video_ids()) < 12
-    assert rvos(*words, out, *slow[:1], "wait=0.2") == (0, "")
-    assert rvos(*words, tmp_path / "w.zarr") == (0, "")
+    assert rvos(*arguments, out, *slow[:1], "wait=0.2") == (0, "")
+    assert rvos(*arguments, tmp_path / "w.zarr") == (0, "")
     assert content_digest(out) == content_digest(tmp_path / "w.zarr")

@@ -1,8 +1,10 @@
-"""The commands of the README on a handful of moving-shapes videos, as a person types them."""
+"""The commands of the READMEs, run in processes of their own on a handful of moving-shapes videos."""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_videos import call
+from PIL import Image
 
 from rvos_cache.frames import read_mask_png
 from rvos_cache.shapes import write_shapes
+from rvos_cache.store import content_digest
 
 SMALL = [
     "--set", "epochs=2", "--set", "batch=video", "--set", "optim.lr=1e-3",
@@ -21,26 +26,26 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(program: str, *words: object, code: int = 0) -> str:
-    """What the command printed; it must end with `code` and never with a traceback."""
+def run(program: str, *arguments: object, code: int = 0) -> str:
+    """The output of a command, stdout and then stderr. It must exit with status `code` and without a traceback."""
     module = {"rvos-cache": "rvos_cache.cli", "rvos-select": "rvos_select.cli"}[program]
-    command = [sys.executable, "-c", f"from {module} import main; main()", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    said = done.stdout + done.stderr
-    assert "Traceback" not in said, said
-    assert done.returncode == code, said
-    return said
+    command = [sys.executable, "-c", f"from {module} import main; main()", *map(str, arguments)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    output = process.stdout + process.stderr
+    assert "Traceback" not in output, output
+    assert process.returncode == code, output
+    return output
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, caches and a trained run; each test reads, none changes it."""
+    """A folder with data, caches, a trained run, its selections and masks. Tests must not change these files."""
     out = tmp_path_factory.mktemp("work")
     write_shapes(out / "data", 5, 3)
     for split, name in (("train", "train"), ("valid_u", "valid")):
-        where = ["--dataset", "mevis", "--root", out / "data", "--split", split]
-        run("rvos-cache", "extract", *where, "--tracker", "flow", "--out", out / f"{name}.zarr")
-        run("rvos-cache", "extract-text", *where, "--encoder", "hashed", "--out", out / f"text-{name}.zarr")
+        location = ["--dataset", "mevis", "--root", out / "data", "--split", split]
+        run("rvos-cache", "extract", *location, "--tracker", "flow", "--out", out / f"{name}.zarr")
+        run("rvos-cache", "extract-text", *location, "--encoder", "hashed", "--out", out / f"text-{name}.zarr")
     valid = ["--valid-cache", out / "valid.zarr", "--valid-text", out / "text-valid.zarr"]
     train = ["--cache", out / "train.zarr", "--text", out / "text-train.zarr", *valid]
     run("rvos-select", "train", *train, "--selector", "sola", *SMALL, "--out", out / "run")
@@ -51,65 +56,115 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pngs_and_selections_score_the_same(work: Path) -> None:
-    where = ["--dataset", "mevis", "--root", work / "data", "--split", "valid_u"]
-    run("rvos-select", "evaluate", *where, "--predictions", work / "masks", "--json", work / "png.json")
-    given = ["--selections", work / "s.zarr", "--cache", work / "valid.zarr"]
-    run("rvos-select", "evaluate", *where, *given, "--json", work / "sel.json")
+    location = ["--dataset", "mevis", "--root", work / "data", "--split", "valid_u"]
+    run("rvos-select", "evaluate", *location, "--predictions", work / "masks", "--json", work / "png.json")
+    selections = ["--selections", work / "s.zarr", "--cache", work / "valid.zarr"]
+    run("rvos-select", "evaluate", *location, *selections, "--json", work / "sel.json")
     pngs, direct = (json.loads((work / name).read_text()) for name in ("png.json", "sel.json"))
     assert pngs["expressions"].keys() == direct["expressions"].keys()
     assert pngs["jf"] == pytest.approx(direct["jf"], abs=1e-9)
     assert pngs["jf"] == pytest.approx((pngs["j"] + pngs["f"]) / 2, abs=1e-12)
 
 
-def test_oracle_is_above_the_prediction_and_names_objects(work: Path) -> None:
+def test_oracle_is_above_the_prediction(work: Path) -> None:
+    run("rvos-select", "evaluate", "--selections", work / "s.zarr", "--cache", work / "valid.zarr", "--json", work / "p.json")
     run("rvos-select", "oracle", "--cache", work / "valid.zarr", "--json", work / "o.json")
-    oracle = json.loads((work / "o.json").read_text())
-    truth = json.loads((work / "data/valid_u/mask_dict.json").read_text())
-    assert {key.split("/")[1] for key in oracle["objects"]} <= set(truth)
-    assert oracle["jf"] > 0.5
+    prediction, oracle = (json.loads((work / name).read_text()) for name in ("p.json", "o.json"))
+    assert oracle["expressions"].keys() == prediction["expressions"].keys()
+    assert oracle["jf"] > 0.5 and oracle["jf"] > prediction["jf"]
 
 
-def test_info_and_verify(work: Path) -> None:
-    info = json.loads(run("rvos-cache", "info", work / "valid.zarr", "--json"))
+def test_compare_prints_the_paired_difference(work: Path) -> None:
+    selections = ["--selections", work / "s.zarr", "--cache", work / "valid.zarr"]
+    for name, policy in (("above", []), ("best", ["--top1"])):
+        run("rvos-select", "evaluate", *selections, *policy, "--json", work / f"{name}.json")
+    printed = run("rvos-select", "compare", work / "above.json", work / "best.json", "--json", work / "difference.json")
+    above, best = (json.loads((work / f"{name}.json").read_text()) for name in ("above", "best"))
+    difference = json.loads((work / "difference.json").read_text())["jf"]
+    assert difference["difference"] == pytest.approx(best["jf"] - above["jf"], abs=1e-9)
+    assert "J&F" in printed
+
+
+def test_oracle_lists_every_object_of_the_ground_truth(work: Path) -> None:
+    run("rvos-select", "oracle", "--cache", work / "valid.zarr", "--json", work / "objects.json")
+    objects = json.loads((work / "objects.json").read_text())["objects"]
     videos = json.loads((work / "data/valid_u/meta_expressions.json").read_text())["videos"]
-    assert sorted(info["done"] if isinstance(info["done"], list) else videos) == sorted(videos)
-    assert info["content"]
-    run("rvos-cache", "verify", work / "valid.zarr")
-    run("rvos-cache", "check", "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    expected = {f"{v}/{i}" for v, video in videos.items() for e in video["expressions"].values() for i in e["anno_id"]}
+    assert objects.keys() >= expected and expected
+    assert {key.split("/")[1] for key in objects} <= set(json.loads((work / "data/valid_u/mask_dict.json").read_text()))
+    assert all(0 < iou <= 1 for iou in objects.values())
 
 
-def test_submission_has_video_folders_at_its_root(work: Path) -> None:
-    where = ["--dataset", "mevis", "--root", work / "data", "--split", "valid_u"]
-    run("rvos-select", "submit", "--predictions", work / "masks", *where, "--out", work / "x.zip")
-    names = zipfile.ZipFile(work / "x.zip").namelist()
+def test_info_counts_the_videos_of_the_split(work: Path) -> None:
+    videos = json.loads((work / "data/train/meta_expressions.json").read_text())["videos"]
+    facts = json.loads(run("rvos-cache", "info", work / "train.zarr", "--json"))
+    assert facts["done"] == len(videos) == 4
+    assert facts["failed"] == {} and facts["missing"] == []
+    assert facts["bytes"] == sum(path.stat().st_size for path in (work / "train.zarr").rglob("*") if path.is_file())
+    assert facts["content"] == content_digest(work / "train.zarr")
+    assert facts["card"]["split"] == "train" and facts["card"]["producer"] == "flow"
+
+
+def test_info_prints_what_its_json_holds(work: Path) -> None:
     videos = json.loads((work / "data/valid_u/meta_expressions.json").read_text())["videos"]
-    assert {name.split("/")[0] for name in names} == set(videos)
+    printed = run("rvos-cache", "info", work / "valid.zarr").splitlines()
+    assert printed[0] == "tracks of mevis valid_u by flow"
+    assert printed[1].startswith(f"done {len(videos)}, failed 0, missing 0, ")
+    assert printed[-1] == f"content {content_digest(work / 'valid.zarr')}"
+
+
+def test_check_and_verify_find_no_fault(work: Path) -> None:
+    videos = json.loads((work / "data/valid_u/meta_expressions.json").read_text())["videos"]
+    assert run("rvos-cache", "verify", work / "valid.zarr") == "no fault\n"
+    printed = run("rvos-cache", "check", "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    frames, expressions = (sum(len(video[part]) for video in videos.values()) for part in ("frames", "expressions"))
+    assert printed.startswith(f"{len(videos)} videos, {frames} frames, {expressions} expressions, ")
+    assert printed.endswith(" objects: no fault\n")
+
+
+def test_submission_has_a_folder_of_each_video_at_its_root(work: Path) -> None:
+    location = ["--dataset", "mevis", "--root", work / "data", "--split", "valid_u"]
+    run("rvos-select", "submit", "--predictions", work / "masks", *location, "--out", work / "x.zip")
+    archive = zipfile.ZipFile(work / "x.zip")
+    masks = {str(path.relative_to(work / "masks")): path.read_bytes() for path in (work / "masks").rglob("*.png")}
+    videos = json.loads((work / "data/valid_u/meta_expressions.json").read_text())["videos"]
+    assert {name.split("/")[0] for name in archive.namelist()} == set(videos)
+    assert set(archive.namelist()) == set(masks)
+    for name, png in masks.items():
+        stored, expected = (np.asarray(Image.open(io.BytesIO(raw))) for raw in (archive.read(name), png))
+        np.testing.assert_array_equal(stored > 0, expected > 0)
 
 
 def test_report_opens_from_disk(work: Path) -> None:
-    given = ["--selections", work / "s.zarr", "--cache", work / "valid.zarr"]
-    run("rvos-select", "report", "--run", work / "run", *given, "--out", work / "page")
+    selections = ["--selections", work / "s.zarr", "--cache", work / "valid.zarr"]
+    run("rvos-select", "report", "--run", work / "run", *selections, "--out", work / "page")
     page = (work / "page/index.html").read_text("utf-8")
-    assert "http://" not in page.replace("http://www.w3.org", "")
     assert "J&amp;F" in page
+    files = re.findall(r"""(?:src|href)=["']([^"'#]+)""", page)
+    assert files and all(file.startswith("data:") or (work / "page" / file).is_file() for file in files)
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
 
 
-def test_ask_answers_like_the_cached_route(work: Path) -> None:
+def test_ask_predicts_the_masks_of_the_cached_route(work: Path) -> None:
     """Live extraction of a video gives the masks that its cache gave."""
-    meta = json.loads((work / "data/valid_u/meta_expressions.json").read_text())["videos"]
-    video = sorted(meta)[0]
-    sentence = meta[video]["expressions"]["0"]["exp"]
+    videos = json.loads((work / "data/valid_u/meta_expressions.json").read_text())["videos"]
+    video = sorted(videos)[0]
+    sentence = videos[video]["expressions"]["0"]["exp"]
     frames = work / "data/valid_u/JPEGImages" / video
-    run("rvos-select", "ask", frames, sentence, "--run", work / "run", "--out", work / "ask")
+    run("rvos-select", "merge", "--selections", work / "s.zarr", "--cache", work / "valid.zarr", "--top1", "--out", work / "top1")
+    run("rvos-select", "ask", frames, sentence, "--run", work / "run", "--top1", "--out", work / "ask")
     assert (work / "ask/overlay.mp4").stat().st_size > 0
-    for name in meta[video]["frames"]:
-        cached = read_mask_png(work / "masks" / video / "0" / f"{name}.png", (96, 160))
+    pixels = 0
+    for name in videos[video]["frames"]:
+        cached = read_mask_png(work / "top1" / video / "0" / f"{name}.png", (96, 160))
         live = read_mask_png(work / "ask/masks" / video / "0" / f"{name}.png", (96, 160))
-        assert np.array_equal(cached, live)
+        np.testing.assert_array_equal(cached, live)
+        pixels += int(live.sum())
+    assert pixels
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "says"),
+    ("kind", "changes", "message"),
     [
         ("tracks", {"producer": "sola"}, "trained on imported tracks"),
         ("tracks", {"settings": {"masks": "imported"}}, "trained on imported tracks"),
@@ -118,42 +173,51 @@ def test_ask_answers_like_the_cached_route(work: Path) -> None:
         ("text", {"weights": {}}, "the run was trained with none that is named; bring that one back, or extract and train again"),
     ],
 )
-def test_ask_runs_nothing_but_what_the_run_was_trained_on(
-    work: Path, tmp_path: Path, kind: str, changes: dict[str, object], says: str
+def test_ask_refuses_models_that_the_run_was_not_trained_with(
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    changes: dict[str, object],
+    message: str,
 ) -> None:
     shutil.copytree(work / "run", tmp_path / "run")
-    held = json.loads((tmp_path / "run/settings.json").read_text())
-    held["cards"][kind][0].update(changes)
-    (tmp_path / "run/settings.json").write_text(json.dumps(held))
+    settings = json.loads((tmp_path / "run/settings.json").read_text())
+    settings["cards"][kind][0].update(changes)
+    (tmp_path / "run/settings.json").write_text(json.dumps(settings))
     frames = sorted((work / "data/valid_u/JPEGImages").iterdir())[0]
-    said = run("rvos-select", "ask", frames, "the star", "--run", tmp_path / "run", "--out", tmp_path / "ask", code=1)
-    assert says in said and len(said.strip().splitlines()) == 1
-    # Words are compared before the tracker runs.
+    arguments = ("ask", frames, "the star", "--run", tmp_path / "run", "--out", tmp_path / "ask")
+    code, stderr = call(monkeypatch, capsys, *arguments)
+    assert code == 1 and message in stderr and len(stderr.splitlines()) == 1
+    # The text encoder is compared before the tracker runs.
     assert (tmp_path / "ask").exists() == ("weights" in changes and kind == "tracks")
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("arguments", "code", "message"),
     [
-        (["extract", "--dataset", "nope", "--root", "{data}", "--split", "train", "--out", "x.zarr"], 1, "mevis"),
-        (["extract", "--dataset", "mevis", "--root", "{data}", "--split", "valid_x", "--out", "x.zarr"], 1, "valid_u"),
-        (["extract", "--dataset", "mevis", "--root", "{none}", "--split", "train", "--out", "x.zarr"], 1, "none"),
+        (["extract", "--dataset", "nope", "--root", "{data}", "--split", "train", "--out", "{new}"], 1, "mevis"),
+        (["extract", "--dataset", "mevis", "--root", "{data}", "--split", "valid_x", "--out", "{new}"], 1, "valid_u"),
+        (["extract", "--dataset", "mevis", "--root", "{none}", "--split", "train", "--out", "{new}"], 1, "{none}"),
         (["extract", "--dataset", "mevis"], 2, "Missing option"),
-        (["info", "{none}"], 1, "none"),
+        (["info", "{none}"], 1, "{none}"),
         (["verify", "{data}"], 1, "card.json"),
     ],
 )
-def test_wrong_words_get_one_line(work: Path, words: list[str], code: int, says: str) -> None:
-    places = {"data": work / "data", "none": work / "none"}
-    said = run("rvos-cache", *[word.format(**places) for word in words], code=code)
-    assert says in said
-    assert code == 2 or len(said.strip().splitlines()) == 1
+def test_wrong_arguments_are_one_line(work: Path, arguments: list[str], code: int, message: str) -> None:
+    paths = {"data": work / "data", "none": work / "absent", "new": work / "new.zarr"}
+    output = run("rvos-cache", *[argument.format(**paths) for argument in arguments], code=code)
+    assert message.format(**paths) in output
+    assert code == 2 or len(output.strip().splitlines()) == 1
+    assert not paths["new"].exists()
 
 
-def test_a_run_refuses_other_words(work: Path) -> None:
-    """A text cache of another width than the run was trained with."""
-    where = ["--dataset", "mevis", "--root", work / "data", "--split", "valid_u"]
-    run("rvos-cache", "extract-text", *where, "--encoder", "hashed", "--set", "channels=64", "--out", work / "t64.zarr")
-    given = ["--cache", work / "valid.zarr", "--text", work / "t64.zarr", "--out", work / "s64.zarr"]
-    said = run("rvos-select", "predict", "--run", work / "run", *given, code=1)
-    assert "64" in said
+def test_predict_refuses_words_of_another_width(work: Path) -> None:
+    location = ["--dataset", "mevis", "--root", work / "data", "--split", "valid_u"]
+    text, out = work / "text-narrow.zarr", work / "narrow.zarr"
+    run("rvos-cache", "extract-text", *location, "--encoder", "hashed", "--set", "channels=64", "--out", text)
+    caches = ["--cache", work / "valid.zarr", "--text", text]
+    output = run("rvos-select", "predict", "--run", work / "run", *caches, "--out", out, code=1)
+    assert len(output.strip().splitlines()) == 1 and "64" in output.replace(str(work), "")
+    assert not out.exists()

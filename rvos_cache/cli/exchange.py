@@ -32,9 +32,10 @@ DIRECTORY = click.argument("directory", type=PATH, metavar="DIR")
 @SHARD
 @JOBS
 def import_sola(directory: Path, tracks: Any, dataset: str, root: Path, split: str, out: Path, **selection: Any) -> None:
-    """Make a cache from the sam2_tracks that SOLA's released scripts write. Run it again to resume.
+    """Make a cache from SOLA's sam2_tracks. Run it again to resume.
 
-    To train like SOLA, import gt and grid of train, and grid and gdino of valid_u; give two --cache and two --valid-cache.
+    DIR is what SOLA's released scripts write. To train like SOLA, import gt and grid of train, and grid and gdino of valid_u;
+    give two --cache and two --valid-cache.
     """
     from rvos_cache.exchange.import_sola import LABEL_IOU
     from rvos_cache.exchange.import_sola import import_sola as step
@@ -55,7 +56,7 @@ def import_sola(directory: Path, tracks: Any, dataset: str, root: Path, split: s
 @click.argument("cache", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder to write sam2_tracks into.")
 def export_sola(cache: Path, out: Path) -> None:
-    """Write the tracks of a cache as sam2_tracks, which SOLA's released code reads."""
+    """Write tracks as sam2_tracks, for SOLA's code."""
     from rvos_cache.exchange.export_sola import export_sola as step
 
     with click.progressbar(length=1, label="export", file=sys.stderr) as bar:
@@ -80,10 +81,10 @@ def export_sola(cache: Path, out: Path) -> None:
 @SHARD
 @JOBS
 def import_masks(directory: Path, dataset: str, root: Path, split: str, out: Path, **selection: Any) -> None:
-    """Make a cache from the masks of any tracker, with the flow tracker's tokens. Run it again to resume.
+    """Make a cache from any tracker's masks. Run it again to resume.
 
-    DIR has for each video <video>/<track>/<frame>.png, where pixels other than 0 are the track, or <video>.json:
-    {"<track>": [COCO RLE or null for each frame]}.
+    Tokens are the flow tracker's. DIR has for each video <video>/<track>/<frame>.png, where pixels other than 0 are the track,
+    or <video>.json: {"<track>": [COCO RLE or null for each frame]}.
     """
     from rvos_cache.exchange.import_masks import import_masks as step
 

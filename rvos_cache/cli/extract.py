@@ -83,7 +83,7 @@ def extract(
 @SET
 @OUT
 def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: tuple[str, ...], out: Path) -> None:
-    """Write the words of a split's expressions to a cache. Run it again to resume."""
+    """Write the words of a split to a cache. Run it again to resume."""
     from rvos_cache.extraction import extract_text as step
     from rvos_cache.settings import parse_overrides
 
@@ -117,7 +117,7 @@ def extract_all(
     jobs: int,
     **engine: Any,
 ) -> None:
-    """Write tracks and words of every split; `make extract DATASET=...` runs this."""
+    """Write tracks and words of every split. `make extract DATASET=...` runs this."""
     from rvos_cache.extraction import engine_of
     from rvos_cache.extraction import extract_all as step
     from rvos_cache.settings import parse_overrides
@@ -153,7 +153,7 @@ def plan(
     sample: int,
     jobs: int,
 ) -> None:
-    """Estimate videos, frames, bytes and hours of an extraction, from timing a few videos on this machine."""
+    """Estimate time and bytes of an extraction. A few videos are timed on this machine; nothing is kept."""
     from rich.filesize import decimal
 
     from rvos_cache.extraction import TrackWork, plan_work

@@ -18,7 +18,7 @@ from rvos_cache.errors import InputError
 @ROOT
 @SPLIT
 def check(dataset: str, root: Path, split: str) -> None:
-    """Read all files of a split, and print every fault with its file."""
+    """Read a whole split and print its faults. Each fault is one line that names its file; exit status 1 if there is any."""
     from rvos_cache.datasets import open_dataset
 
     source = open_dataset(dataset, root, split)
@@ -41,7 +41,7 @@ def check(dataset: str, root: Path, split: str) -> None:
 @click.argument("cache", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(cache: Path, as_json: bool) -> None:
-    """Print what a cache is: videos done, failed and missing (neither), bytes, card, and one digest of the content."""
+    """Print what a cache contains. Videos done, failed and missing (neither), bytes, card, and one digest of the content."""
     from rich.filesize import decimal
 
     from rvos_cache.extraction import failed_videos, find_dataset
@@ -85,7 +85,7 @@ def _print_declared(kind: str, specs: list[dict[str, Any]]) -> None:
 @click.command()
 @click.argument("cache", type=PATH)
 def verify(cache: Path) -> None:
-    """Check every file of a cache; print one line per fault and exit with status 1. Files of a killed run are only a note."""
+    """Check every file of a cache. One line per fault, and exit status 1 if there is any; files of a killed run are a note."""
     from rvos_cache.store import leftovers
     from rvos_cache.store import verify as step
 

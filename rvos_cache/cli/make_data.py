@@ -22,7 +22,7 @@ from rvos_cache.cli.run import print_reports
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random generator.")
 @JOBS
 def shapes(out: Path, videos: int, seed: int, jobs: int) -> None:
-    """Write the moving-shapes dataset: synthetic videos with sentences and ground truth, to be read as --dataset mevis."""
+    """Write the moving-shapes dataset. Synthetic videos with sentences and ground truth; read them with --dataset mevis."""
     from rvos_cache.shapes import write_shapes
 
     with click.progressbar(length=videos, label="shapes", file=sys.stderr) as bar:
@@ -32,7 +32,7 @@ def shapes(out: Path, videos: int, seed: int, jobs: int) -> None:
 
 @click.group()
 def convert() -> None:
-    """Write a dataset, from its published files, in the layout that --dataset reads."""
+    """Write a dataset from its published files."""
 
 
 @convert.command("ref-davis")
@@ -40,7 +40,7 @@ def convert() -> None:
 @click.option("--text", type=PATH, required=True, help="Folder or zip of the four Davis17_annot*.txt.")
 @click.option("--out", type=PATH, required=True, help="Folder to write; it must not exist.")
 def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
-    """Write Ref-DAVIS17 in the layout of ReferFormer; files are copied."""
+    """Write Ref-DAVIS17 in ReferFormer's layout. Files are copied; read them with --dataset ref-davis17."""
     from rvos_cache.datasets.convert_ref_davis import convert_ref_davis as step
 
     with click.progressbar(length=1, label="ref-davis", file=sys.stderr) as bar:
@@ -59,7 +59,8 @@ def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
 @OUT
 @JOBS
 def mirror(cache: Path, out: Path, jobs: int) -> None:
-    """Write the tracks of SPLIT-mirror, the split flipped from left to right, from a cache of SPLIT: more training data."""
+    """Write the flipped tracks of a cache. They are the tracks of SPLIT-mirror, the split flipped from left to right, for more
+    training data without tracking again."""
     from rvos_cache.exchange.mirror import mirror as step
 
     print_reports({str(out): step(cache, out, jobs)})

@@ -11,9 +11,10 @@ from rvos_cache.errors import InputError
 @click.command()
 @click.argument("name")
 def settings(name: str) -> None:
-    """List the settings of the tracker or text encoder NAME: type, default, meaning and source of each.
+    """List the settings of a tracker or encoder.
 
-    NAME is a built-in name or your own my_module:MyClass. Values are given to other commands as --set NAME=VALUE.
+    NAME is a built-in name or your own my_module:MyClass. Each setting has a type, a default, a meaning and, where known, the
+    source of its default. Other commands take values as --set NAME=VALUE.
     """
     from rvos_cache.plugins import resolve
     from rvos_cache.settings import describe, format_settings
@@ -37,10 +38,10 @@ def settings(name: str) -> None:
 @click.argument("name")
 @SET
 def check_tracker(name: str, overrides: tuple[str, ...]) -> None:
-    """Run the contract tests on the tracker NAME, your own my_module:MyTracker or a built-in one.
+    """Run the contract tests on a tracker.
 
-    The tracker runs on small synthetic videos. One line per test: ok, FAILED with the reason, or skipped; exit status 1 if any
-    test failed.
+    NAME is your own my_module:MyTracker or a built-in name; it runs on small synthetic videos. One line per test: ok, FAILED
+    with the reason, or skipped; exit status 1 if any test failed.
     """
     from rvos_cache.contracts import run_tracker_checks
     from rvos_cache.settings import parse_overrides

@@ -15,7 +15,7 @@ from rvos_cache.errors import InputError
 @click.argument("checkpoint", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder to write; it must not exist.")
 def convert_vita(checkpoint: Path, out: Path) -> None:
-    """Convert a released VITA checkpoint (.pth, detectron2's format) to the folder that --set checkpoint=... takes."""
+    """Convert a released VITA checkpoint. From detectron2's .pth to the folder that --set checkpoint=... takes."""
     from rvos_cache.trackers.vita.convert import convert_vita as step
 
     converted = step(checkpoint, out)
@@ -40,7 +40,7 @@ def convert_vita(checkpoint: Path, out: Path) -> None:
 def fit_vita_basis(
     dataset: str, root: Path, split: str, overrides: tuple[str, ...], videos: int, check: int, rank: int, out: Path
 ) -> None:
-    """Fit the basis of profile=low_rank: fewer numbers per cell that give nearly the same masks."""
+    """Fit the basis of profile=low_rank. It stores fewer numbers per cell that give nearly the same masks."""
     from rvos_cache.datasets import open_dataset
     from rvos_cache.settings import build, parse_overrides
     from rvos_cache.trackers.vita import VitaSettings, VitaTracker

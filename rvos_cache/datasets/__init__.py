@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rvos_cache.datasets.base import Dataset, check_dataset_class
+from rvos_cache.datasets.base import Dataset, Protocol, check_dataset_class
 from rvos_cache.datasets.mirrored import SUFFIX, Mirrored
+from rvos_cache.datasets.samples import Sample
 from rvos_cache.plugins import reporting, resolve
+
+__all__ = ["DATASETS", "Dataset", "Protocol", "Sample", "dataset_class", "dataset_faults", "open_dataset"]
 
 DATASETS = {
     "a2d-sentences": "rvos_cache.datasets.a2d_sentences:A2dSentences",
@@ -19,14 +22,14 @@ DATASETS = {
     "refcoco+": "rvos_cache.datasets.refcoco:RefCocoPlus",
     "refcocog": "rvos_cache.datasets.refcoco:RefCocoG",
 }
-
-__all__ = ["DATASETS", "Dataset", "dataset_class", "dataset_faults", "open_dataset"]
+"""Name of a dataset -> its class."""
 
 
 def dataset_class(name: str) -> type[Dataset]:
-    """The dataset `name` (a name in DATASETS, or "my_module:MyDataset" of the user's own).
+    """Return the class of the dataset `name`, a name in DATASETS or "my_module:MyDataset" of the user's own.
 
-    Raises InputError if there is none of that name or the class breaks the contract of `Dataset`.
+    Its class attributes (`protocol`, `one_object`, ...) can be read without opening a split. Raises InputError: if there is no
+    such class, or it breaks the contract of `Dataset`.
     """
     cls: type[Dataset] = resolve(DATASETS, name, "dataset", Dataset)
     check_dataset_class(cls, f"dataset {name}")
@@ -34,17 +37,16 @@ def dataset_class(name: str) -> type[Dataset]:
 
 
 def open_dataset(name: str, root: Path | str, split: str) -> Dataset:
-    """The split `split` of the dataset `name`; `<split>-mirror` is the split flipped from left to right.
+    """Open a split of the dataset `name` (see `dataset_class`); `<split>-mirror` is the split mirrored from left to right.
 
-    name: a name in DATASETS or "my_module:MyDataset". Raises InputError like `dataset_class`, and if the split cannot be opened.
+    Raises InputError: if there is no such dataset or split, or its files cannot be read.
     """
-    cls = dataset_class(name)
-    own_split = split.removesuffix(SUFFIX)
-    with reporting(f"dataset {name}", f"split {own_split} cannot be opened", is_custom=name not in DATASETS):
-        dataset = cls(Path(root), own_split)
-    return dataset if own_split == split else Mirrored(dataset)
+    cls, original = dataset_class(name), split.removesuffix(SUFFIX)
+    with reporting(f"dataset {name}", f"split {original} cannot be opened", is_custom=name not in DATASETS):
+        dataset = cls(Path(root), original)
+    return dataset if original == split else Mirrored(dataset)
 
 
 def dataset_faults(name: str, root: Path | str, split: str) -> list[str]:
-    """Every fault of a split, one line each; reads all of its files. Raises like `open_dataset`."""
+    """Return every fault of a split, one line each; reads all of its files. Raises like `open_dataset`."""
     return list(open_dataset(name, root, split).check())

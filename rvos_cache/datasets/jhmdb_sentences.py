@@ -1,9 +1,12 @@
 """JHMDB-Sentences: `Rename_Images/<action>/<video>/<frame>.png` and `puppet_mask/<action>/<video>/puppet_mask.mat`.
 
-For evaluation alone, with the fixed list that MTTR drew: `jhmdb_sentences_samples_metadata.json`, rows [video, path of a
-frame, path of its masks, frames of the video, text], three frames a video, counted from 1. The paths begin with the folder of
-whoever drew the list; only what follows counts. `part_mask` (H, W, T) in the .mat is the actor in every frame; images past the
-last mask are not used.
+For evaluation only, with the fixed list of frames that MTTR sampled: `jhmdb_sentences_samples_metadata.json`, rows [video, path
+of a frame, path of its masks, number of frames, text], three frames per video, numbered from 1. The paths begin with a folder of
+MTTR's authors; only what follows it is used. `part_mask` (H, W, T) in the .mat file is the actor in every frame; images after
+the last mask are not used.
+
+Source: Gavrilyuk et al., "Actor and Action Video Segmentation from a Sentence", CVPR 2018; Botach et al., "End-to-End Referring
+Video Object Segmentation with Multimodal Transformers" (MTTR), CVPR 2022.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_cache.datasets.base import make_expression
+from rvos_cache.datasets.json_files import read_rows
+from rvos_cache.datasets.listed import RowDataset, check_frames
 from rvos_cache.datasets.matlab import read_array
-from rvos_cache.datasets.samples import ListedSplit, Sample, read_rows
+from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
 from rvos_cache.frames import image_size, read_image
 from rvos_cache.masks import RleMasks, empty_rle, encode
@@ -27,14 +33,14 @@ SPLIT = "test"
 LIST = "jhmdb_sentences_samples_metadata.json"
 FRAMES, MASKS, MASK_FILE, ARRAY = "Rename_Images", "puppet_mask", "puppet_mask.mat", "part_mask"
 SENTENCE = "0"
-"""The id of a video's one expression."""
-LONGEST = 1000
-"""Frames of the longest video that is read; the dataset's have 40."""
+"""The id of a video's only expression."""
+MAX_FRAMES = 1000
+"""Largest number of frames of a video that is read; the dataset's videos have 40."""
 
 
 @dataclass
 class _Entry:
-    """What the list says of one video. frames: those that are scored, from 1; count: frames that have a mask."""
+    """The rows of one video. frames: the scored frames, from 1; count: number of frames that have a mask."""
 
     action: str
     count: int
@@ -43,53 +49,53 @@ class _Entry:
     faults: list[str] = field(default_factory=list)
 
 
-class JhmdbSentences(ListedSplit[_Entry]):
-    """JHMDB-Sentences has one split, "test". A video has one sentence, about its one annotated actor."""
+class JhmdbSentences(RowDataset[_Entry]):
+    """JHMDB-Sentences, which has the split "test" only. A video has one sentence, about its one annotated actor."""
 
     name = "jhmdb-sentences"
+    protocol = "image"
     one_object = True
-    has_ground_truth = True
 
     def __init__(self, root: Path, split: str) -> None:
-        self.root, self.split = Path(root), split
-        self.file = self.root / LIST
-        if split not in self.splits(self.root):
-            there = ", ".join(self.splits(self.root)) or "none"
-            raise InputError(
-                f"{self.file}: not found for split {split!r}; splits of {self.root}: {there}; give another --root or --split, "
-                "or copy the list from MTTR's repository (other frames are another test)"
-            )
-        self.videos: dict[str, _Entry] = {}
+        """Raises InputError: if MTTR's list is missing or cannot be read."""
+        super().__init__(root, split)
+        self.file, self.duplicate_keys = self.root / LIST, []
+        self.videos = {}
         for number, row in enumerate(read_rows(self.file), 1):
-            _add(self.videos, row, f"{self.file}, row {number}")
+            _add_row(self.videos, row, f"{self.file}, row {number}")
 
-    @staticmethod
-    def splits(root: Path) -> list[str]:
-        """ "test" where MTTR's list is."""
+    def _check_split(self) -> None:
+        if self.split not in self.splits(self.root):
+            hint = ", or copy the list from MTTR's repository (other frames are another test)"
+            raise self._no_split(f"{self.root / LIST}: not found for split {self.split!r}", hint)
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        """Return "test" if MTTR's list is there."""
         return [SPLIT] if (Path(root) / LIST).exists() else []
 
     def video(self, video_id: str) -> Video:
-        """The frames that have a mask. Raises InputError: not listed, a bad id, or the first frame is missing."""
-        entry = self._sound(video_id)
-        paths = [self._folder(FRAMES, video_id) / f"{name}.png" for name in _names(entry.count)]
-        return Video(video_id, tuple(_names(entry.count)), image_size(paths[0]), lambda t: read_image(paths[t]))
+        """Return the frames that have a mask. Raises InputError: if the video is not listed or its first frame is missing."""
+        names = _frame_names(self._valid_entry(video_id).count)
+        paths = [self._folder(FRAMES, video_id) / f"{name}.png" for name in names]
+        return Video(video_id, tuple(names), image_size(paths[0]), lambda t: read_image(paths[t]))
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
-        """The one sentence. Raises InputError for a row that cannot be read or an empty text."""
-        entry = self._sound(video_id)
-        try:
-            return (Expression(video_id, SENTENCE, entry.text, (video_id,)),)
-        except InputError as error:
-            raise InputError(f"{self.file}, {error}") from error
+        """Return the only expression. Raises InputError: if its row cannot be read or its text is empty."""
+        entry = self._valid_entry(video_id)
+        return (make_expression(self.file, video_id, SENTENCE, entry.text, (video_id,)),)
 
     def expression_ids(self, video_id: str) -> tuple[str, ...]:
-        """The one id, also where the sentence cannot be read. Raises InputError."""
+        """Return the only id, also if the expression cannot be read. Raises InputError: if the video is not listed."""
         self._entry(video_id)
         return (SENTENCE,)
 
     def ground_truth(self, video_id: str) -> GroundTruth:
-        """The actor, named as the video, in the listed frames; those are `annotated`. Raises InputError: damaged masks."""
-        entry, video = self._sound(video_id), self.video(video_id)
+        """Return the actor, whose id is the video's, in the listed frames, which are `annotated`.
+
+        Raises InputError: if the masks are damaged.
+        """
+        entry, video = self._valid_entry(video_id), self.video(video_id)
         masks = self._masks(video_id, video.size)
         row = [empty_rle(video.size)] * entry.count
         annotated = np.zeros(entry.count, bool)
@@ -99,85 +105,77 @@ class JhmdbSentences(ListedSplit[_Entry]):
         return GroundTruth((video_id,), RleMasks.from_bytes([row], entry.count, video.size), annotated)
 
     def samples(self, video_id: str) -> tuple[Sample, ...]:
-        """The listed frames. Raises InputError."""
-        frames = self._sound(video_id).frames
+        """Return the listed frames. Raises InputError: if a row cannot be read."""
+        frames = self._valid_entry(video_id).frames
         return tuple(Sample(video_id, SENTENCE, n - 1, f"v_{video_id}_f_{n}") for n in frames)
 
     def _check_video(self, video_id: str, entry: _Entry) -> Iterator[str]:
         if entry.faults:
-            # Their paths are not known.
+            # The paths of such an entry are unknown.
             return
         try:
             self.expressions(video_id)
         except InputError as error:
             yield str(error)
-        size = None
-        for name in _names(entry.count):
-            path = self._folder(FRAMES, video_id) / f"{name}.png"
-            try:
-                found = read_image(path).shape[:2]
-            except InputError as error:
-                yield str(error)
-                continue
-            size = size or found
-            if found != size:
-                yield f"{path}: {found} pixels (height, width), the first frame has {size}; copy it again from the dataset"
+        names, folder = _frame_names(entry.count), self._folder(FRAMES, video_id)
+        size = yield from check_frames(folder, names, {name: [folder / f"{name}.png"] for name in names})
         try:
             self._masks(video_id, size)
         except InputError as error:
             yield str(error)
 
-    def _masks(self, video_id: str, size: tuple[int, ...] | None) -> NDArray[np.bool_]:
-        """The masks of all frames, bool (H, W, T), as large as the video's frames. Raises InputError."""
+    def _masks(self, video_id: str, size: tuple[int, int] | None) -> NDArray[np.bool_]:
+        """Return the masks of all frames, bool (H, W, T). size: (H, W) of the frames, None if unknown. Raises InputError."""
         path, count = self._folder(MASKS, video_id) / MASK_FILE, self._entry(video_id).count
         height, width = size or (4096, 4096)
-        held = read_array(path, ARRAY, height * width * LONGEST)
+        array = read_array(path, ARRAY, height * width * MAX_FRAMES)
         # MATLAB drops a last dimension of one.
-        shape = (*held.shape, 1) if held.ndim == 2 else held.shape
+        shape = (*array.shape, 1) if array.ndim == 2 else array.shape
         if len(shape) != 3 or (size is not None and shape[:2] != size):
-            wanted = "(height, width, frames)" if size is None else f"({height}, {width}, frames)"
-            raise InputError(f"{path}: {ARRAY} is {held.shape}, its video wants {wanted}; copy it again from the dataset")
+            expected = "(height, width, frames)" if size is None else f"({height}, {width}, frames)"
+            raise InputError(f"{path}: {ARRAY} is {array.shape}, expected {expected}; copy it again from the dataset")
         if shape[2] < count:
-            raise InputError(f"{path}: {shape[2]} masks, {self.file.name} says {count} frames; copy both again")
-        return held.reshape(shape) != 0
+            raise InputError(f"{path}: {shape[2]} masks, {self.file.name} lists {count} frames; copy both again")
+        return array.reshape(shape) != 0
 
     def _folder(self, kind: str, video_id: str) -> Path:
         return self.root / kind / self._entry(video_id).action / video_id
 
 
-def _names(count: int) -> list[str]:
+def _frame_names(count: int) -> list[str]:
     return [f"{n:05d}" for n in range(1, count + 1)]
 
 
-def _add(videos: dict[str, _Entry], row: list[Any], where: str) -> None:
-    """One row of the list; what is wrong with it goes to its video. Raises InputError when it has none."""
+def _add_row(videos: dict[str, _Entry], row: list[Any], location: str) -> None:
+    """Add a row to its video's entry, or a message to the entry's faults. Raises InputError: if the row names no video."""
     if len(row) != 5 or not isinstance(row[0], str):
-        raise InputError(f"{where}: wanted [video, path of a frame, path of its masks, frames, text]; copy the file again")
+        raise InputError(f"{location}: expected [video, path of a frame, path of its masks, frames, text]; copy the file again")
     video_id, frame, masks, count, text = row
     entry = videos.setdefault(video_id, _Entry("", 0, ""))
-    if not all(isinstance(v, str) for v in (frame, masks, text)) or type(count) is not int or not 0 < count <= LONGEST:
-        entry.faults.append(f"{where}: wanted two paths, 1 to {LONGEST} frames and a text; copy the file again")
+    if not all(isinstance(v, str) for v in (frame, masks, text)) or type(count) is not int or not 0 < count <= MAX_FRAMES:
+        entry.faults.append(f"{location}: expected two paths, 1 to {MAX_FRAMES} frames and a text; copy the file again")
         return
-    # Whatever lies before them is the folder of whoever drew the list.
-    at, at_masks = frame.split("/")[-4:], masks.split("/")[-4:]
-    action, stem = at[1] if len(at) == 4 else "", at[-1].removesuffix(".png")
+    # Only the last four parts are used: the folder before them belongs to MTTR's authors.
+    frame_parts, mask_parts = frame.split("/")[-4:], masks.split("/")[-4:]
+    action, stem = frame_parts[1] if len(frame_parts) == 4 else "", frame_parts[-1].removesuffix(".png")
     number = int(stem) if stem.isdecimal() else 0
-    if at != [FRAMES, action, video_id, f"{number:05d}.png"] or at_masks != [MASKS, action, video_id, MASK_FILE]:
+    expected_parts = [FRAMES, action, video_id, f"{number:05d}.png"], [MASKS, action, video_id, MASK_FILE]
+    if (frame_parts, mask_parts) != expected_parts:
         entry.faults.append(
-            f"{where}: wanted .../{FRAMES}/<action>/{video_id}/<frame>.png and .../{MASKS}/<action>/{video_id}/{MASK_FILE}, "
-            f"found {frame!r} and {masks!r}; copy the file again"
+            f"{location}: expected .../{FRAMES}/<action>/{video_id}/<frame>.png and "
+            f".../{MASKS}/<action>/{video_id}/{MASK_FILE}, got {frame!r} and {masks!r}; copy the file again"
         )
         return
     try:
-        check_id(action, f"{where}, action")
+        check_id(action, f"{location}, action")
     except InputError as error:
         entry.faults.append(str(error))
         return
     if not entry.frames:
         entry.action, entry.count, entry.text = action, count, text
     if (entry.action, entry.count, entry.text) != (action, count, text):
-        entry.faults.append(f"{where}: action, frames or text differ from the video's other rows; copy the file again")
+        entry.faults.append(f"{location}: action, frames or text differ from the video's other rows; copy the file again")
     elif number in entry.frames or not 0 < number <= count:
-        entry.faults.append(f"{where}: frame {number} of {count} stands twice or is none of them; copy the file again")
+        entry.faults.append(f"{location}: frame {number} of {count} is listed twice or out of range; copy the file again")
     else:
         entry.frames.append(number)

@@ -2,7 +2,7 @@
 
 `meta_expressions/<split>/meta_expressions.json`, `<split>/JPEGImages/<video>/<frame>.jpg`,
 `<split>/Annotations/<video>/<frame>.png`, `<split>/meta.json` (optional: {"videos": {video: {"objects": {number: {"frames":
-[stems of the object]}}}}}). Where the split shows its answers an expression holds "obj_id", the pixel value of its object.
+[stems of the object]}}}}}). In a split with ground truth an expression has "obj_id", the pixel value of its object.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets.meta_expressions import ListedVideos, check_frames, read_videos, twice
+from rvos_cache.datasets.base import limit_faults
+from rvos_cache.datasets.json_files import duplicate_key_message
+from rvos_cache.datasets.listed import check_frames
+from rvos_cache.datasets.meta_expressions import MetaExpressions, read_videos
 from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
 from rvos_cache.errors import InputError
 from rvos_cache.frames import folder_video, frame_files
@@ -21,145 +24,141 @@ from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 LISTS, EXPRESSIONS = "meta_expressions", "meta_expressions.json"
 FRAMES, ANNOTATIONS, OBJECTS = "JPEGImages", "Annotations", "meta.json"
-FAULTS = 20
-"""Faults of annotations that `check` names per video; the others are counted."""
 
 
-def found_splits(root: Path, known: tuple[str, ...]) -> list[str]:
-    """The splits whose expressions lie under `root`: `known` ones in that order, then others."""
-    found = {p.parent.name for p in (Path(root) / LISTS).glob(f"*/{EXPRESSIONS}")}
-    return [s for s in known if s in found] + sorted(found - set(known))
+class PaletteSplit(MetaExpressions):
+    """One split in this layout. A subclass adds its name and its splits."""
 
-
-class PaletteSplit(ListedVideos):
-    """One split in this layout. An adapter adds its name, its splits and what is its own.
-
-    every_frame: every listed frame must have its PNG; else frames without one are not annotated, but some must be.
-    all_named: where no meta.json tells the objects, the expressions name them all; else PNGs may show others.
-    unscored: pixel values that are no object.
-    """
-
-    name: str
+    one_object = True
+    known_splits: tuple[str, ...] = ()
+    """The published splits, in the order in which `splits` returns them."""
     every_frame = False
+    """Whether every listed frame must have a PNG. If not, frames without one are not annotated, but some must have one."""
     all_named = False
+    """Whether the expressions name all objects where no meta.json lists them. If not, PNGs may have other objects."""
     unscored: frozenset[int] = frozenset()
+    """Pixel values that are no object."""
 
-    def __init__(self, root: Path, split: str, listed: str | None = None) -> None:
-        """listed: the folder of a split that is a part of another. Raises InputError."""
-        self.root, self.split = Path(root), split
-        folder = check_id(listed or split, f"{self.root}, split")
+    def __init__(self, root: Path, split: str, folder: str | None = None) -> None:
+        """folder: the split's folder, where the split is a part of another (default: `split`).
+
+        Raises InputError: if the split has no list of videos or a damaged one.
+        """
+        super().__init__(root, split)
+        folder = folder or split
         self.folder, self.frames = self.root / folder, self.root / folder / FRAMES
         self._read_list(self.root / LISTS / folder / EXPRESSIONS)
-        self.answers = True
 
-    @staticmethod
-    def splits(root: Path) -> list[str]:
-        """The splits found under `root`."""
-        return found_splits(root, ())
+    def _check_split(self) -> None:
+        check_id(self.split, f"{self.root}, split")
 
-    @property
-    def has_ground_truth(self) -> bool:
-        """Whether the split shows its answers."""
-        return self.answers
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        """Return the splits under `root`: the published ones in their order, then every other folder with expressions."""
+        names = {p.parent.name for p in (Path(root) / LISTS).glob(f"*/{EXPRESSIONS}")}
+        return [s for s in cls.known_splits if s in names] + sorted(names - set(cls.known_splits))
 
     def video(self, video_id: str) -> Video:
-        """Raises InputError when it is not listed, its id cannot name a folder, or its frames are missing."""
+        """Return one video. Raises InputError: if it is not listed or its frames are missing."""
         names = self._frame_names(video_id)
         return folder_video(self._frame_folder(video_id), video_id, names)
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
-        """In file order. Raises InputError for an empty text, a bad id, or an "obj_id" that is no object number."""
-        return tuple(self._expression(video_id, key) for key in self._listed(video_id))
+        """Return the expressions in file order.
+
+        Raises InputError: if one has no text, a bad id, or an "obj_id" that is no object number.
+        """
+        return tuple(self._expression(video_id, key) for key in self._expression_entries(video_id))
 
     def object_id(self, video_id: str, number: int) -> str:
-        """The id, unique in the dataset, of the object with this pixel value."""
+        """Return the id, unique in the dataset, of the object with this pixel value."""
         return f"{video_id}-{number}"
 
     def ground_truth(self, video_id: str) -> GroundTruth | None:
-        """The objects that the video's expressions name, by number. None when the split hides its answers.
+        """Return the targets of the video's expressions, by number; None if the split has no ground truth.
 
-        Raises InputError: a PNG is damaged, of another size or absent, or no PNG shows an object that is named.
+        Raises InputError: if a PNG is damaged, missing or of another size, or a target is in no PNG.
         """
         if not self.has_ground_truth:
             return None
-        video, named = self.video(video_id), self._named(video_id)
+        video, targets = self.video(video_id), self._targets(video_id)
         paths = self._annotation_paths(video)
-        masks = palette_masks(paths, list(named), video.size)
-        lost = np.flatnonzero(masks.area().sum(1) == 0)
-        if len(lost):
-            number = list(named)[lost[0]]
-            raise InputError(self._never_shown(video_id, number, named[number]))
-        ids = tuple(self.object_id(video_id, number) for number in named)
+        masks = palette_masks(paths, list(targets), video.size)
+        absent = np.flatnonzero(masks.area().sum(1) == 0)
+        if len(absent):
+            number = list(targets)[absent[0]]
+            raise InputError(self._target_without_mask(video_id, number, targets[number]))
+        ids = tuple(self.object_id(video_id, number) for number in targets)
         return GroundTruth(ids, masks, np.array([path is not None for path in paths], bool))
 
     def check(self) -> Iterator[str]:
-        """Every fault, one line each."""
-        for key in self.repeated:
-            yield twice(self.file, key)
-        known, path, repeated = None, self.folder / OBJECTS, list[str]()
+        """Yield every fault, one line each."""
+        for key in self.duplicate_keys:
+            yield duplicate_key_message(self.file, key)
+        meta, path, duplicate_keys = None, self.folder / OBJECTS, list[str]()
         if self.has_ground_truth and path.exists():
             try:
-                known = read_videos(path, repeated)
+                meta = read_videos(path, duplicate_keys)
             except InputError as error:
                 yield str(error)
-        for key in repeated:
-            yield twice(path, key)
-        told: set[str] = set()
+        for key in duplicate_keys:
+            yield duplicate_key_message(path, key)
+        messages: set[str] = set()
         for video_id in self.videos:
-            for fault in self._check_video(video_id, known):
-                # A link that became a file is at fault in every video.
-                if fault not in told:
-                    told.add(fault)
+            for fault in self._check_video(video_id, meta):
+                # A link that became a file is a fault of every video.
+                if fault not in messages:
+                    messages.add(fault)
                     yield fault
 
     def check_together(self, video_id: str) -> None:
-        """What the adapter wants of a video's expressions as a whole. Raises InputError."""
+        """Check the expressions of a video as a whole, where a subclass requires something of them. Raises InputError."""
 
     def _frame_folder(self, video_id: str) -> Path:
-        # Archives of systems without links hold a file with the path instead.
+        # An archive that was unpacked on a system without links has a file with the link's target instead of the folder.
         if self.frames.is_file():
-            raise InputError(f"{self.frames}: wanted a folder of videos, came a file; if it was a link, make the link again")
+            raise InputError(f"{self.frames}: expected a folder of videos, got a file; if it was a link, make the link again")
         return self.frames / video_id
 
-    def _expression(self, video_id: str, key: str) -> Expression:
-        def targets(entry: dict[str, Any], where: str) -> tuple[str, ...]:
-            return (self.object_id(video_id, object_number(entry.get("obj_id"), where)),)
+    def _expression(self, video_id: str, expression_id: str) -> Expression:
+        def targets(entry: dict[str, Any], location: str) -> tuple[str, ...]:
+            return (self.object_id(video_id, object_number(entry.get("obj_id"), location)),)
 
-        return self._sentence(video_id, key, targets if self.has_ground_truth else None)
+        return self._read_expression(video_id, expression_id, targets if self.has_ground_truth else None)
 
-    def _named(self, video_id: str) -> dict[int, str]:
-        """Object number, rising, -> the first expression that names it. Raises InputError."""
-        where, named = f"{self.file}, video {video_id}, expression", dict[int, str]()
-        for key, entry in self._listed(video_id).items():
-            raw = entry.get("obj_id") if isinstance(entry, dict) else None
-            named.setdefault(object_number(raw, f"{where} {key}"), key)
-        return dict(sorted(named.items()))
+    def _targets(self, video_id: str) -> dict[int, str]:
+        """Return object number, ascending -> the id of the first expression that names it. Raises InputError."""
+        location, targets = f"{self.file}, video {video_id}, expression", dict[int, str]()
+        for key, entry in self._expression_entries(video_id).items():
+            value = entry.get("obj_id") if isinstance(entry, dict) else None
+            targets.setdefault(object_number(value, f"{location} {key}"), key)
+        return dict(sorted(targets.items()))
 
     def _annotations(self, video_id: str) -> Path:
         return self.folder / ANNOTATIONS / video_id
 
     def _annotation_paths(self, video: Video) -> list[Path | None]:
-        """The PNG of each frame (T), None where it is not annotated. Raises InputError where one must be there."""
+        """Return the PNG of each of the T frames, None where it has none. Raises InputError: if one is required."""
         folder = self._annotations(video.video_id)
         files = palette_files(folder)
         paths = [files.get(name) for name in video.frame_names]
         if self.every_frame and None in paths:
             raise InputError(_no_annotation(folder / f"{video.frame_names[paths.index(None)]}.png"))
         if not any(paths):
-            raise InputError(f"{folder}: no listed frame of the video has an annotation here; copy the folder again")
+            raise InputError(_no_annotation_of_video(folder))
         return paths
 
-    def _never_shown(self, video_id: str, number: int, key: str) -> str:
-        where = f"{self.file}, video {video_id}, expression {key}"
-        return f"{where}: no PNG in {self._annotations(video_id)} shows its object {number}; copy both again"
+    def _target_without_mask(self, video_id: str, number: int, expression_id: str) -> str:
+        location = f"{self.file}, video {video_id}, expression {expression_id}"
+        return f"{location}: no PNG in {self._annotations(video_id)} has its object {number}; copy both again"
 
-    def _check_video(self, video_id: str, known: dict[str, Any] | None) -> Iterator[str]:
+    def _check_video(self, video_id: str, meta: dict[str, Any] | None) -> Iterator[str]:
         try:
             self._entry(video_id)
         except InputError as error:
             yield str(error)
             return
-        named = yield from self._check_expressions(video_id)
+        targets = yield from self._check_expressions(video_id)
         try:
             self.check_together(video_id)
         except InputError as error:
@@ -173,108 +172,120 @@ class PaletteSplit(ListedVideos):
             yield str(error)
         if not self.has_ground_truth:
             return
-        shown = yield from self._check_objects(video_id, named, known)
-        faults = list(self._annotation_faults(video_id, names, size, named, shown))
-        yield from faults[:FAULTS]
-        if len(faults) > FAULTS:
-            yield f"{self._annotations(video_id)}: {len(faults) - FAULTS} more faults of annotations"
+        objects = yield from self._check_objects(video_id, targets, meta)
+        faults = self._annotation_faults(video_id, names, size, targets, objects)
+        yield from limit_faults(faults, str(self._annotations(video_id)), "annotations")
 
     def _check_expressions(self, video_id: str) -> Generator[str, None, dict[int, str]]:
-        """Faults of a video's expressions; returns the objects that they name, faulty expressions too."""
-        named: dict[int, str] = {}
+        """Yield the faults of a video's expressions; return their targets (see `_targets`), also those of faulty ones."""
+        targets: dict[int, str] = {}
         try:
-            listed = self._listed(video_id)
+            entries = self._expression_entries(video_id)
         except InputError as error:
             yield str(error)
-            return named
-        for key, entry in listed.items():
+            return targets
+        for key, entry in entries.items():
             try:
                 self._expression(video_id, key)
             except InputError as error:
                 yield str(error)
             try:
-                named.setdefault(object_number(entry.get("obj_id") if isinstance(entry, dict) else None, ""), key)
+                targets.setdefault(object_number(entry.get("obj_id") if isinstance(entry, dict) else None, ""), key)
             except InputError:
                 continue
-        return named
+        return targets
 
     def _check_objects(
-        self, video_id: str, named: dict[int, str], known: dict[str, Any] | None
+        self, video_id: str, targets: dict[int, str], meta: dict[str, Any] | None
     ) -> Generator[str, None, dict[int, list[str]] | None]:
-        """Faults of the video in meta.json; returns number -> frames that it lists, None when nothing tells the objects."""
-        if known is None:
+        """Yield the faults of the video in meta.json; return object number -> its frames there, None where nothing lists them.
+
+        meta: the videos of meta.json, None without that file.
+        """
+        if meta is None:
             try:
-                return {number: [] for number in self._named(video_id)} if self.all_named else None
+                return {number: [] for number in self._targets(video_id)} if self.all_named else None
             except InputError:
                 return None
-        where, entry = f"{self.folder / OBJECTS}, video {video_id}", known.get(video_id)
-        objects = entry.get("objects") if isinstance(entry, dict) else None
-        if not isinstance(objects, dict):
-            yield f'{where}: wanted {{"objects": {{number: ...}}}}; copy the file again'
+        location, entry = f"{self.folder / OBJECTS}, video {video_id}", meta.get(video_id)
+        entries = entry.get("objects") if isinstance(entry, dict) else None
+        if not isinstance(entries, dict):
+            yield f'{location}: expected {{"objects": {{number: ...}}}}; copy the file again'
             return None
-        found: dict[int, list[str]] = {}
-        for key, held in objects.items():
-            frames = held.get("frames", []) if isinstance(held, dict) else None
+        objects: dict[int, list[str]] = {}
+        for key, value in entries.items():
+            frames = value.get("frames", []) if isinstance(value, dict) else None
             if not isinstance(frames, list):
-                yield f'{where}, object {key}: wanted {{"frames": list}}; copy the file again'
+                yield f'{location}, object {key}: expected {{"frames": list}}; copy the file again'
             try:
-                found[object_number(key, f"{where}, object")] = frames if isinstance(frames, list) else []
+                objects[object_number(key, f"{location}, object")] = frames if isinstance(frames, list) else []
             except InputError as error:
                 yield str(error)
-        for number in sorted(named.keys() - found.keys()):
-            yield f"{self.file}, video {video_id}, expression {named[number]}: object {number} is not in {where}; copy both again"
-        return found
+        for number in sorted(targets.keys() - objects.keys()):
+            of_expression = f"{self.file}, video {video_id}, expression {targets[number]}"
+            yield f"{of_expression}: object {number} is not in {location}; copy both again"
+        return objects
 
     def _annotation_faults(
         self,
         video_id: str,
         names: list[str],
         size: tuple[int, int] | None,
-        named: dict[int, str],
-        shown: dict[int, list[str]] | None,
+        targets: dict[int, str],
+        objects: dict[int, list[str]] | None,
     ) -> Iterator[str]:
-        """Faults of a video's PNGs. size: (H, W) of its frames, where one can be read; shown: as `_check_objects` gives it."""
-        folder, allowed = self._annotations(video_id), self.unscored.union(shown or (), named)
+        """Yield the faults of a video's PNGs.
+
+        names: its listed frames; size: (H, W) of the first that can be read; targets: see `_targets`; objects: see
+        `_check_objects`.
+        """
+        folder, allowed = self._annotations(video_id), self.unscored.union(objects or (), targets)
         try:
             files = palette_files(folder)
         except InputError as error:
             yield str(error)
             return
-        claimed = {frame for frames in (shown or {}).values() for frame in frames if isinstance(frame, str)}
-        must = set(names) if self.every_frame else claimed.intersection(names)
-        for name in sorted(must - files.keys()):
+        annotated = {frame for frames in (objects or {}).values() for frame in frames if isinstance(frame, str)}
+        required = set(names) if self.every_frame else annotated.intersection(names)
+        for name in sorted(required - files.keys()):
             yield _no_annotation(folder / f"{name}.png")
         unlisted = sorted(files.keys() - set(names))
         if names and unlisted:
-            yield f"{folder}: no list names {len(unlisted)} of its annotations, {unlisted[0]}.png first; list or remove them"
-        if names and len(unlisted) == len(files) and not must:
-            yield f"{folder}: no listed frame of the video has an annotation here; copy the folder again"
-        seen, whole = set[int](), True
+            yield f"{folder}: {len(unlisted)} of its annotations are not listed, {unlisted[0]}.png first; list or remove them"
+        if names and len(unlisted) == len(files) and not required:
+            yield _no_annotation_of_video(folder)
+        visible, readable = set[int](), True
         for name, path in files.items():
             try:
-                held = numbers_in(read_palette(path, size))
+                numbers = numbers_in(read_palette(path, size))
             except InputError as error:
                 yield str(error)
-                whole = False
+                readable = False
                 continue
-            # A faulty list of frames hides no object: then every picture counts.
-            seen |= held if not names or name in names else set()
-            if shown is not None and held - allowed:
+            # If the list of frames is faulty, every PNG counts.
+            visible |= numbers if not names or name in names else set()
+            if objects is not None and numbers - allowed:
                 source = self.folder / OBJECTS if (self.folder / OBJECTS).exists() else self.file
-                yield f"{path}: shows object {min(held - allowed)}, which {source} does not have in this video; copy both again"
-        whole = whole and (not names or not files.keys().isdisjoint(names))
-        for number in sorted(named.keys() - seen) if whole else ():
-            yield self._never_shown(video_id, number, named[number])
+                yield f"{path}: has object {min(numbers - allowed)}, which {source} does not list in this video; copy both again"
+        readable = readable and (not names or not files.keys().isdisjoint(names))
+        for number in sorted(targets.keys() - visible) if readable else ():
+            yield self._target_without_mask(video_id, number, targets[number])
 
 
-def object_number(raw: object, where: str) -> int:
-    """A pixel value 1 to 254 from what JSON holds, a number or its text. Raises InputError."""
-    text = str(raw) if isinstance(raw, (str, int)) and not isinstance(raw, bool) else ""
+def object_number(value: object, location: str) -> int:
+    """Return a pixel value from 1 to 254, given as a number or as text. Raises InputError: if it is neither."""
+    text = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= 3 else 0
     if not 0 < number < 255:
-        raise InputError(f'{where}: wanted an object number ("obj_id") from 1 to 254, came {raw!r:.40}; copy the file again')
+        raise InputError(
+            f'{location}: expected an object number ("obj_id") from 1 to 254, got {value!r:.40}; copy the file again'
+        )
     return number
 
 
 def _no_annotation(path: Path) -> str:
     return f"{path}: the annotation is missing; copy it from the dataset's archive"
+
+
+def _no_annotation_of_video(folder: Path) -> str:
+    return f"{folder}: no listed frame of the video has an annotation here; copy the folder again"

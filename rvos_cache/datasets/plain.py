@@ -1,9 +1,10 @@
 """Videos of the user's own: `videos/<video>/<frame>.jpg` (or .png), or `videos/<video>.mp4`, and `expressions.json`.
 
-expressions.json: {video: {id: text}}, or {video: [texts]}, whose ids are "0", "1", ... in order. In place of a text may stand
-{"text": text, "objects": [numbers]}, [] where nothing matches; with `masks/<video>/<frame>.png`, palette PNGs whose pixels
-hold object numbers, the split then shows its answers. Frames without a PNG are not annotated; an mp4's are named "00000" on.
-Splits are folders that hold these, `<root>/<split>/`; where they lie in the root itself the one split is "all".
+expressions.json: {video: {id: text}}, or {video: [texts]}, whose ids are "0", "1", ... in order. Instead of a text there may be
+{"text": text, "objects": [numbers]}, with [] for an expression without a target. With `masks/<video>/<frame>.png`, palette PNGs
+whose pixel values are object numbers, the split then has ground truth. Frames without a PNG are not annotated; the frames of an
+mp4 are named from "00000" on. Splits are folders with these files, `<root>/<split>/`; if they are in the root itself the only
+split is "all".
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets.base import Dataset
-from rvos_cache.datasets.meta_expressions import check_frames, check_once, read_json, twice
+from rvos_cache.datasets.base import limit_faults, make_expression
+from rvos_cache.datasets.json_files import duplicate_key_message, read_json
+from rvos_cache.datasets.listed import ListedDataset, check_frames
 from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
 from rvos_cache.errors import InputError
 from rvos_cache.frames import file_video, folder_video, frame_files
@@ -25,171 +27,166 @@ from rvos_cache.types import Expression, GroundTruth, Video, check_id
 ALL = "all"
 """The split of a root without splits."""
 EXPRESSIONS, VIDEOS, MASKS = "expressions.json", "videos", "masks"
-FAULTS = 20
-"""Faults of masks that `check` names per video; the others are counted."""
 
 
-class Plain(Dataset):
+class Plain(ListedDataset[Any]):
     """One split of the user's own videos."""
 
     name = "plain"
-    one_object = False
 
     def __init__(self, root: Path, split: str) -> None:
-        self.root, self.split = Path(root), split
-        there = self.splits(self.root)
-        if split not in there:
-            raise InputError(
-                f"{self.root}: no split {split!r}, which would hold {EXPRESSIONS}; splits: {', '.join(there) or 'none'}; "
-                "give another --root or --split"
-            )
-        whole, folder = self.root / EXPRESSIONS, self.root / split
-        if split == ALL and whole.exists() and (folder / EXPRESSIONS).exists():
-            raise InputError(f"{whole} and {folder / EXPRESSIONS}: both are split {ALL!r}; name the folder differently")
-        self.folder = self.root if split == ALL and whole.exists() else folder
+        """Raises InputError: if the split does not exist, is ambiguous, or its expressions cannot be read."""
+        super().__init__(root, split)
+        in_root, folder = self.root / EXPRESSIONS, self.root / split
+        if split == ALL and in_root.exists() and (folder / EXPRESSIONS).exists():
+            raise InputError(f"{in_root} and {folder / EXPRESSIONS}: both are split {ALL!r}; name the folder differently")
+        self.folder = self.root if split == ALL and in_root.exists() else folder
         self.file, self.masks = self.folder / EXPRESSIONS, self.folder / MASKS
-        self.repeated: list[str] = []
-        content = read_json(self.file, self.repeated)
+        self.duplicate_keys = []
+        content = read_json(self.file, self.duplicate_keys)
         if not isinstance(content, dict) or not content:
-            raise InputError(f"{self.file}: wanted an object of video: expressions, with one video or more; write it again")
-        self.videos: dict[str, Any] = content
-        said = [e for listed in self.videos.values() for e in _by_id(listed).values()]
-        self.named = any(isinstance(e, dict) and "objects" in e for e in said)
+            raise InputError(f"{self.file}: expected an object of video: expressions, with one video or more; write it again")
+        self.videos = content
+        entries = [entry for by_id in map(_by_id, self.videos.values()) for entry in by_id.values()]
+        self.names_objects = any(isinstance(entry, dict) and "objects" in entry for entry in entries)
         self.shapes: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {}
 
-    @staticmethod
-    def splits(root: Path) -> list[str]:
-        """The folders with expressions, sorted, and "all" where the root itself has them."""
-        found = {p.parent.name for p in Path(root).glob(f"[!.]*/{EXPRESSIONS}")}
-        return sorted(found | ({ALL} if (Path(root) / EXPRESSIONS).exists() else set()))
+    def _check_split(self) -> None:
+        if self.split not in self.splits(self.root):
+            raise self._no_split(f"{self.root}: no split {self.split!r}, which would have {EXPRESSIONS}")
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        """Return the folders with expressions, sorted, and "all" if the root itself has expressions."""
+        names = {p.parent.name for p in Path(root).glob(f"[!.]*/{EXPRESSIONS}")}
+        return sorted(names | ({ALL} if (Path(root) / EXPRESSIONS).exists() else set()))
 
     @property
     def has_ground_truth(self) -> bool:
-        """Whether there are masks and some expression names its objects; one that does not is a fault then."""
-        return self.named and self.masks.is_dir()
-
-    def video_ids(self) -> tuple[str, ...]:
-        """The videos in file order. Raises InputError when a key of the list stands twice."""
-        check_once(self.file, self.repeated)
-        return tuple(self.videos)
+        """Whether there are masks and an expression that names its objects; every other expression must name its own then."""
+        return self.names_objects and self.masks.is_dir()
 
     def video(self, video_id: str) -> Video:
-        """Raises InputError: not listed, an id that cannot name a folder, missing frames, or both a folder and an mp4."""
-        folder, film = self._source(video_id)
-        video = folder_video(folder, video_id) if film is None else file_video(film, video_id)
+        """Return one video.
+
+        Raises InputError: if it is not listed, its id cannot name a folder, its frames are missing, or there are both a folder
+        and an mp4.
+        """
+        folder, file = self._source(video_id)
+        video = folder_video(folder, video_id) if file is None else file_video(file, video_id)
         self._check_names(folder, video.frame_names)
         self.shapes[video_id] = (video.frame_names, video.size)
         return video
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
-        """In file order. Raises InputError: an empty text, a bad id, or no objects where the split shows its answers."""
+        """Return the expressions in file order.
+
+        Raises InputError: if one has no text, a bad id, or no objects although the split has ground truth.
+        """
         return tuple(self._expression(video_id, key) for key in self.expression_ids(video_id))
 
     def expression_ids(self, video_id: str) -> tuple[str, ...]:
-        """The ids in file order, also those of expressions that cannot be read. Raises InputError."""
-        return tuple(self._said(video_id))
+        """Return the ids in file order, also of expressions that cannot be read. Raises InputError: if there is none."""
+        return tuple(self._expression_entries(video_id))
 
     def ground_truth(self, video_id: str) -> GroundTruth | None:
-        """The objects that expressions name, "<video>-<number>". None where the split hides its answers.
+        """Return the targets of the expressions, with ids "<video>-<number>"; None if the split has no ground truth.
 
-        annotated: the frames that have a PNG, or all where no expression names an object. Raises InputError: a PNG is damaged
-        or of another size, no frame has one, or none shows an object that is named.
+        annotated: the frames that have a PNG; all frames if no expression has a target. Raises InputError: if a PNG is damaged
+        or of another size, no frame has one, or a target is in none.
         """
         if not self.has_ground_truth:
             return None
-        named = self._named(video_id)
-        frames, size = self._shape(video_id)
-        files = palette_files(self.masks / video_id) if named else {}
-        paths = [files.get(name) for name in frames]
-        if named and not any(paths):
+        targets = self._targets(video_id)
+        names, size = self._shape(video_id)
+        files = palette_files(self.masks / video_id) if targets else {}
+        paths = [files.get(name) for name in names]
+        if targets and not any(paths):
             raise InputError(self._no_masks(video_id))
-        masks = palette_masks(paths, list(named), size)
-        lost = np.flatnonzero(masks.area().sum(1) == 0)
-        if len(lost):
-            number = list(named)[lost[0]]
-            raise InputError(self._never_shown(video_id, number, named[number]))
-        annotated = np.array([path is not None or not named for path in paths], bool)
-        return GroundTruth(tuple(f"{video_id}-{number}" for number in named), masks, annotated)
+        masks = palette_masks(paths, list(targets), size)
+        absent = np.flatnonzero(masks.area().sum(1) == 0)
+        if len(absent):
+            number = list(targets)[absent[0]]
+            raise InputError(self._target_without_mask(video_id, number, targets[number]))
+        annotated = np.array([path is not None or not targets for path in paths], bool)
+        return GroundTruth(tuple(f"{video_id}-{number}" for number in targets), masks, annotated)
 
     def check(self) -> Iterator[str]:
-        """Every fault, one line each; warns where only one of masks and named objects is there."""
-        if self.named != self.masks.is_dir():
-            there = f'no folder {self.masks} to the "objects" of expressions' if self.named else 'no expression has "objects"'
-            warnings.warn(f"{self.file}: {there}, so the split hides its answers", stacklevel=2)
-        for key in self.repeated:
-            yield twice(self.file, key)
+        """Yield every fault, one line each; warn if there are masks but no "objects", or "objects" but no masks."""
+        if self.names_objects != self.masks.is_dir():
+            lacking = f'no folder {self.masks} for the "objects" of expressions'
+            lacking = lacking if self.names_objects else 'no expression has "objects"'
+            warnings.warn(f"{self.file}: {lacking}, so the split has no ground truth", stacklevel=2)
+        for key in self.duplicate_keys:
+            yield duplicate_key_message(self.file, key)
         for video_id in self.videos:
             yield from self._check_video(video_id)
 
     def _source(self, video_id: str) -> tuple[Path, Path | None]:
-        """The folder of the video's frames, and its mp4 where it is one. Raises InputError."""
-        self._said(video_id)
-        folder, film = self.folder / VIDEOS / video_id, self.folder / VIDEOS / f"{video_id}.mp4"
-        if folder.exists() and film.exists():
-            raise InputError(f"{folder} and {film.name}: the video stands twice; keep one")
-        if not folder.exists() and not film.exists():
-            raise InputError(f"{folder}: not found, nor {film.name}, {self.file} lists it; put the video there or unlist it")
-        return folder, film if film.exists() else None
+        """Return the folder of the video's frames, and its mp4 if it has one. Raises InputError: if it has neither or both."""
+        self._expression_entries(video_id)
+        folder, file = self.folder / VIDEOS / video_id, self.folder / VIDEOS / f"{video_id}.mp4"
+        if folder.exists() and file.exists():
+            raise InputError(f"{folder} and {file.name}: the video occurs twice; keep one")
+        if not folder.exists() and not file.exists():
+            raise InputError(f"{folder}: not found, nor {file.name}; {self.file} lists it: put the video there or unlist it")
+        return folder, file if file.exists() else None
 
     def _shape(self, video_id: str) -> tuple[tuple[str, ...], tuple[int, int]]:
-        """Frame names and size (H, W); an mp4 is decoded once to know them."""
+        """Return frame names and size (H, W); an mp4 is decoded only once for them."""
         if video_id not in self.shapes:
             self.video(video_id)
         return self.shapes[video_id]
 
-    def _said(self, video_id: str) -> dict[str, Any]:
-        """Expression id -> what the file says of it. Raises InputError: not listed, or no expressions."""
-        check_id(video_id, f"{self.file}, video")
-        if video_id not in self.videos:
-            raise InputError(f"{self.file}: no video {video_id!r} in split {self.split}; rvos-cache check lists them")
-        said = _by_id(self.videos[video_id])
-        if not said:
-            raise InputError(f"{self.file}, video {video_id}: wanted {{id: text}} or a list of texts, one or more; write them")
-        return said
+    def _expression_entries(self, video_id: str) -> dict[str, Any]:
+        """Return expression id -> its entry. Raises InputError: if the video is not listed or has no expressions."""
+        entries = _by_id(self._entry(video_id))
+        if not entries:
+            expected = "expected {id: text} or a list of texts, one or more"
+            raise InputError(f"{self.file}, video {video_id}: {expected}; write them")
+        return entries
 
-    def _expression(self, video_id: str, key: str) -> Expression:
-        where, entry = f"{self.file}, video {video_id}, expression {key}", self._said(video_id)[key]
+    def _expression(self, video_id: str, expression_id: str) -> Expression:
+        location = f"{self.file}, video {video_id}, expression {expression_id}"
+        entry = self._expression_entries(video_id)[expression_id]
         text = entry.get("text") if isinstance(entry, dict) else entry
         if not isinstance(text, str):
-            raise InputError(f'{where}: wanted a text or {{"text": text, "objects": [numbers]}}; write it again')
+            raise InputError(f'{location}: expected a text or {{"text": text, "objects": [numbers]}}; write it again')
         targets = None
         if self.has_ground_truth:
-            targets = tuple(f"{video_id}-{number}" for number in _objects(entry, where))
-        try:
-            return Expression(video_id, key, text, targets)
-        except InputError as error:
-            raise InputError(f"{self.file}, {error}") from error
+            targets = tuple(f"{video_id}-{number}" for number in _objects(entry, location))
+        return make_expression(self.file, video_id, expression_id, text, targets)
 
-    def _named(self, video_id: str) -> dict[int, str]:
-        """Object number, rising, -> the first expression that names it. Raises InputError."""
-        named: dict[int, str] = {}
-        for key, entry in self._said(video_id).items():
+    def _targets(self, video_id: str) -> dict[int, str]:
+        """Return object number, ascending -> the id of the first expression that names it. Raises InputError."""
+        targets: dict[int, str] = {}
+        for key, entry in self._expression_entries(video_id).items():
             for number in _objects(entry, f"{self.file}, video {video_id}, expression {key}"):
-                named.setdefault(number, key)
-        return dict(sorted(named.items()))
+                targets.setdefault(number, key)
+        return dict(sorted(targets.items()))
 
     def _no_masks(self, video_id: str) -> str:
         return f"{self.masks / video_id}: no frame of the video has a mask here; name the PNGs as the frames"
 
-    def _never_shown(self, video_id: str, number: int, key: str) -> str:
-        where = f"{self.file}, video {video_id}, expression {key}"
-        return f"{where}: no PNG in {self.masks / video_id} shows its object {number}; paint it or take it off the list"
+    def _target_without_mask(self, video_id: str, number: int, expression_id: str) -> str:
+        location = f"{self.file}, video {video_id}, expression {expression_id}"
+        return f"{location}: no PNG in {self.masks / video_id} has its object {number}; paint it or take it off the list"
 
     def _check_video(self, video_id: str) -> Iterator[str]:
         try:
-            said = self._said(video_id)
+            entries = self._expression_entries(video_id)
         except InputError as error:
             yield str(error)
             return
-        for key in said:
+        for key in entries:
             try:
                 self._expression(video_id, key)
             except InputError as error:
                 yield str(error)
         names, size = tuple[str, ...](), None
         try:
-            folder, film = self._source(video_id)
-            if film is None:
+            folder, file = self._source(video_id)
+            if file is None:
                 files = frame_files(folder)
                 names = tuple(files)
                 size = yield from check_frames(folder, list(files), files)
@@ -199,29 +196,26 @@ class Plain(Dataset):
         except InputError as error:
             yield str(error)
         if self.has_ground_truth:
-            faults = list(self._mask_faults(video_id, names, size))
-            yield from faults[:FAULTS]
-            if len(faults) > FAULTS:
-                yield f"{self.masks / video_id}: {len(faults) - FAULTS} more faults of masks"
+            yield from limit_faults(self._mask_faults(video_id, names, size), str(self.masks / video_id), "masks")
 
     @staticmethod
     def _check_names(folder: Path, names: tuple[str, ...]) -> None:
-        """Raises InputError: no frame, or a name that masks cannot have everywhere."""
+        """Raise InputError if there is no frame, or a frame's name cannot name its mask on every file system."""
         if not names:
             raise InputError(f"{folder}: no frames in this folder; put the frames there or unlist the video")
         for name in names:
             check_id(name, f"{folder}, frame")
 
     def _mask_faults(self, video_id: str, names: tuple[str, ...], size: tuple[int, int] | None) -> Iterator[str]:
-        """Faults of a video's PNGs. names: its frames, empty where they are not known; size: (H, W), where one can be read."""
-        folder, named, whole = self.masks / video_id, dict[int, str](), True
-        for key, entry in self._said(video_id).items():
+        """Yield the faults of a video's PNGs. names: its frames, empty if unknown; size: (H, W), None if unknown."""
+        folder, targets, all_known = self.masks / video_id, dict[int, str](), True
+        for key, entry in self._expression_entries(video_id).items():
             try:
-                named |= {number: key for number in _objects(entry, "") if number not in named}
+                targets |= {number: key for number in _objects(entry, "") if number not in targets}
             except InputError:
-                # Told with the expression; which objects it means is not known.
-                whole = False
-        if not named and not folder.exists():
+                # `_check_video` reports the expression. Its targets are unknown.
+                all_known = False
+        if not targets and not folder.exists():
             return
         try:
             files = palette_files(folder)
@@ -230,39 +224,41 @@ class Plain(Dataset):
             return
         unknown = sorted(files.keys() - set(names)) if names else []
         if unknown:
-            yield f"{folder}: {len(unknown)} masks are of no frame, {unknown[0]}.png first; name them as the frames"
-        if named and len(unknown) == len(files):
+            yield f"{folder}: {len(unknown)} masks belong to no frame, {unknown[0]}.png first; name them as the frames"
+        if targets and len(unknown) == len(files):
             yield self._no_masks(video_id)
             return
-        seen, readable = set[int](), True
+        visible, readable = set[int](), True
         for name, path in files.items():
             try:
-                held = numbers_in(read_palette(path, size))
+                numbers = numbers_in(read_palette(path, size))
             except InputError as error:
                 yield str(error)
                 readable = False
                 continue
-            seen |= set() if name in unknown else held
-            if whole and held - named.keys():
-                strange = min(held - named.keys())
-                yield f"{path}: shows object {strange}, which no expression of the video names; name it or paint it 0"
-        for number in sorted(named.keys() - seen) if readable else ():
-            yield self._never_shown(video_id, number, named[number])
+            visible |= set() if name in unknown else numbers
+            unnamed = numbers - targets.keys()
+            if all_known and unnamed:
+                yield f"{path}: has object {min(unnamed)}, which no expression of the video names; name it or paint it 0"
+        for number in sorted(targets.keys() - visible) if readable else ():
+            yield self._target_without_mask(video_id, number, targets[number])
 
 
-def _by_id(listed: object) -> dict[str, Any]:
-    """Expression id -> what stands for it; empty where it is neither an object nor a list."""
-    if isinstance(listed, list):
-        return {str(i): entry for i, entry in enumerate(listed)}
-    return listed if isinstance(listed, dict) else {}
+def _by_id(entries: object) -> dict[str, Any]:
+    """Return expression id -> its entry; empty if `entries` is neither an object nor a list."""
+    if isinstance(entries, list):
+        return {str(i): entry for i, entry in enumerate(entries)}
+    return entries if isinstance(entries, dict) else {}
 
 
-def _objects(entry: object, where: str) -> list[int]:
-    """The object numbers that an expression names. Raises InputError."""
+def _objects(entry: object, location: str) -> list[int]:
+    """Return the object numbers of an expression's entry. Raises InputError: if it has none."""
     numbers = entry.get("objects") if isinstance(entry, dict) else None
     if not isinstance(numbers, list):
-        raise InputError(f'{where}: wanted {{"text": text, "objects": [numbers]}} as in other expressions; [] is nothing')
+        expected = 'expected {"text": text, "objects": [numbers]} as in other expressions'
+        raise InputError(f"{location}: {expected}; write [] for an expression without a target")
     for number in numbers:
         if type(number) is not int or not 0 < number < 255:
-            raise InputError(f'{where}: wanted object numbers ("objects") from 1 to 254, came {number!r:.40}; write them again')
+            expected = 'expected object numbers ("objects") from 1 to 254'
+            raise InputError(f"{location}: {expected}, got {number!r:.40}; write them again")
     return list(dict.fromkeys(numbers))

@@ -108,12 +108,7 @@ def extract_text(
 
     def write_one(writer: CacheWriter, video_id: str) -> int:
         expressions = source.expressions(video_id)
-        words = model.encode([e.text for e in expressions])
-        if len(words) != len(expressions):
-            raise InputError(f"{title}: encode() returned {len(words)} Words for {len(expressions)} sentences")
-        wrong = [w.vectors.shape[1] for w in words if w.vectors.shape[1] != model.channels]
-        if wrong:
-            raise InputError(f"{title}: words have {wrong[0]} channels, declared {model.channels}")
+        words = model.encode_checked([e.text for e in expressions])
         write_text(writer, TextRecord(video_id, expressions, tuple(words)))
         return len(expressions)
 
@@ -144,7 +139,7 @@ def extract_all(
     """
     names = list(splits) or dataset_class(dataset).splits(Path(root))
     if not names:
-        raise InputError(f"{root}: no split of {dataset} here; put the dataset there or give --root (make: ROOT=...)")
+        raise InputError(f"{root}: no split of {dataset} here; put the dataset there, give --root (make: ROOT=...) or --split")
     base = Path(out) if out else Path("out/cache") / dataset
     work = TrackWork(dataset, Path(root), names[0], tracker, overrides or {}, corrupt)
     if budget is not None:

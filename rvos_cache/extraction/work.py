@@ -16,7 +16,7 @@ from rvos_cache.corruptions import corrupted, parsed
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.overlap import count_overlap
-from rvos_cache.plugins import checked_weights
+from rvos_cache.plugins import checked_weights, type_text
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackRecord, write_tracks
 from rvos_cache.trackers import TRACKERS, Tracker, open_tracker, tracker_class
@@ -172,7 +172,7 @@ def extract_video(
     if ground_truth is not None and tracks.measure is not None:
         measurements = tracks.measure(ground_truth)
         if not isinstance(measurements, Mapping):
-            raise InputError(f"{title}: measure() returned a {type(measurements).__name__}, expected a dict of name to array")
+            raise InputError(f"{title}: measure() returned {type_text(measurements)}, expected a dict of name to array")
     overlap = None if ground_truth is None else count_overlap(tracks.masks, ground_truth)
     return TrackRecord(
         video.video_id, video.frame_names, video.size, tuple(expressions), tracks, ground_truth, overlap, measurements
@@ -181,7 +181,7 @@ def extract_video(
 
 def _check_tracks(tracker: Tracker, tracks: object, video: Video, title: str) -> None:
     if not isinstance(tracks, TrackSet):
-        raise InputError(f"{title}: track() returned a {type(tracks).__name__}, expected a TrackSet")
+        raise InputError(f"{title}: track() returned {type_text(tracks)}, expected a TrackSet")
     if tracks.masks.shape[1] != len(video) or tracks.masks.size != tuple(video.size):
         raise InputError(
             f"{title}: masks have {tracks.masks.shape[1]} frames of {tracks.masks.size} pixels (height, width), the video has "

@@ -1,4 +1,4 @@
-"""Moving shapes: a generated data set in MeViS's layout whose sentences are about motion."""
+"""Moving shapes: a generated dataset in MeViS's layout whose sentences describe motion."""
 
 from rvos_cache.shapes.write import make_video, write_shapes
 

@@ -1,7 +1,7 @@
-"""True statements about a scene, in English. Every claim is three-valued per object: 1 true, 0 false, -1 too close to call.
+"""True statements about a scene, in English. A claim has one value per object: 1 true, 0 false, -1 undecided.
 
-A claim is only uttered about a group of objects when it is 1 or 0 for each of them, so a sentence has exactly its
-targets. Directions hold on the screen and in the world alike. Letters: A objects, T frames.
+A claim becomes a sentence about a group of objects only if it is 1 or 0 for each of them, so that the targets of a sentence are
+certain. Directions are the same on the screen and in the world. Letters: A objects, T frames.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.shapes.motion import DIRECTIONS, OPPOSITE
-from rvos_cache.shapes.scene import Look, Scene
+from rvos_cache.shapes.scene import Appearance, Scene
 
 Claim = NDArray[np.int64]
+"""(A,) of 1, 0 and -1."""
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 TOWARDS = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
@@ -22,7 +23,7 @@ PAIRS = [(first, then) for first in DIRECTIONS for then in DIRECTIONS if first !
 
 
 def _two_ways(first: str, then: str) -> tuple[tuple[str, str], ...]:
-    """Wordings of "goes `first` and then `then`"."""
+    """Return (singular, plural) of each wording of "goes `first` and then `then`"."""
     back = "back " if then == OPPOSITE[first] else ""
     return (
         (
@@ -81,9 +82,10 @@ PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
 
 @dataclass(frozen=True)
 class Sentence:
-    """text; targets: object indices; kind: motion (looks cannot tell), static, mixed (looks suffice), none.
+    """One sentence. targets: object indices; claim: the name of its claim.
 
-    rival: among those the noun names, another does what a target does in the other order.
+    kind: "motion" (the targets differ from others of their appearance), "static" (appearance only), "mixed" (appearance is
+    enough), "none" (no target). rival: whether another object that the noun names does what a target does in reverse order.
     """
 
     text: str
@@ -94,21 +96,21 @@ class Sentence:
 
 
 def _directions(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
-    """Net travel between the first and last frame in which the object is seen: 30 pixels or more, nearly straight.
+    """Return the four directions: net travel of 30 pixels or more, nearly straight, while the object is visible.
 
-    An object that goes two ways never goes a third, and whether it "moves to the left" is not said.
+    For an object that goes in two directions both are undecided and the other two false.
     """
     out = {}
     for name, axis in DIRECTIONS.items():
         claim = np.full(len(scene.things), -1)
         for a, thing in enumerate(scene.things):
-            seen = np.flatnonzero(visible[a] > 0.3)
+            frames_visible = np.flatnonzero(visible[a] > 0.3)
             if thing.path.behaviour in ("still", "circle"):
                 claim[a] = 0
             elif len(thing.path.legs) > 1:
                 claim[a] = -1 if name in thing.path.legs else 0
-            elif len(seen) and thing.path.legs:
-                nets = [p[seen[-1]] - p[seen[0]] for p in (thing.path.position, scene.screen(a))]
+            elif len(frames_visible) and thing.path.legs:
+                nets = [p[frames_visible[-1]] - p[frames_visible[0]] for p in (thing.path.position, scene.screen(a))]
                 along = [float(n @ np.array(axis)) for n in nets]
                 aside = [float(abs(n @ np.array(axis[::-1]))) for n in nets]
                 if all(x >= 30 and y <= 0.5 * x for x, y in zip(along, aside)):
@@ -120,20 +122,20 @@ def _directions(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
 
 
 def _two_legged(scene: Scene, clear: NDArray[np.bool_]) -> dict[str, Claim]:
-    """Of the orders of two directions that occur, and of their reverses: who goes so. A circle goes every way."""
+    """Return the pairs of directions that occur, and their reverses; undecided for a circle, which has all directions."""
     legs = [t.path.legs for t in scene.things]
-    said = {pair for pair in legs if len(pair) == 2}
+    occurring = {pair for pair in legs if len(pair) == 2}
     out = {}
     for first, then in PAIRS:
-        if (first, then) in said or (then, first) in said:
-            right = [int(pair == (first, then)) for pair in legs]
+        if (first, then) in occurring or (then, first) in occurring:
+            matches = [int(pair == (first, then)) for pair in legs]
             unsure = [t.path.behaviour == "circle" or (len(t.path.legs) == 2 and not c) for t, c in zip(scene.things, clear)]
-            out[f"{first} then {then}"] = np.where(unsure, -1, right)
+            out[f"{first} then {then}"] = np.where(unsure, -1, matches)
     return out
 
 
 def _ordered(claim: Claim, frame: NDArray[np.float64], first: bool) -> Claim:
-    """1 for the first (last) of the objects with `claim`, when at least two have it, five frames or more apart."""
+    """Return 1 for the first (last) object with `claim`, if two or more have it, five frames or more apart; else undecided."""
     has = np.flatnonzero(claim == 1)
     out = np.where(claim == -1, -1, 0)
     if len(has) < 2:
@@ -143,7 +145,7 @@ def _ordered(claim: Claim, frame: NDArray[np.float64], first: bool) -> Claim:
     return out if abs(frame[order[0]] - frame[order[1]]) >= 5 else np.full(len(claim), -1)
 
 
-UNSAID: dict[str, tuple[str, ...]] = {
+UNDECIDED: dict[str, tuple[str, ...]] = {
     "still": ("grow", "shrink", "swell", "dip"),
     "stop": ("pause",),
     "start": ("pause",),
@@ -157,39 +159,38 @@ UNSAID: dict[str, tuple[str, ...]] = {
     "swell": (),
     "dip": (),
 }
-"""Claim about one behaviour -> the behaviours of which it is neither clearly true nor clearly false."""
+"""Claim about one behaviour -> the behaviours for which it is undecided."""
 
 
 def claims(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
-    """All claims, (A,) each, of a scene whose objects show the shares `visible` (A, T) of themselves."""
+    """Return all claims (A,) by name. visible: (A, T), the share of each object that is visible."""
     things = scene.things
     kinds = np.array([t.path.behaviour for t in things])
     out = _directions(scene, visible)
     change = np.array([t.path.change for t in things])
     clear = np.array([c < 0 or visible[a, max(0, c - 3) : c + 4].mean() > 0.5 for a, c in enumerate(change)])
     out.update(_two_legged(scene, clear))
-    for name, unsaid in UNSAID.items():
+    for name, undecided_for in UNDECIDED.items():
         claim = (kinds == name).astype(int)
-        claim[np.isin(kinds, unsaid) | ((claim == 1) & ~clear)] = -1
+        claim[np.isin(kinds, undecided_for) | ((claim == 1) & ~clear)] = -1
         out[name] = claim
     for name in ("clockwise", "anticlockwise"):
         out[name] = np.array([int(t.path.behaviour == "circle" and t.path.legs == (name,)) for t in things])
     for name, edge in (("enter", 0), ("leave", -1)):
         out[name] = np.where(kinds == name, 1, np.where(visible[:, edge] > 0.4, 0, -1))
     step = np.array([np.linalg.norm(np.diff(t.path.position, axis=0), axis=1) for t in things])
-    # slowest and fastest pace while it moves: they differ for an object that speeds up or slows down
+    # The slowest and the fastest pace of an object while it moves; they differ if it speeds up or slows down.
     pace = [np.percentile(s[s > 0.05], [15, 85]) if (s > 0.05).any() else np.zeros(2) for s in step]
     low, high = np.array(pace).T
     out["fast"] = np.where(low >= 2.9, 1, np.where(high <= 1.9, 0, -1))
     out["slow"] = np.where((low > 0) & (high <= 1.9), 1, np.where((low >= 2.9) | (kinds == "still"), 0, -1))
     leaders = {t.leader for t in things if t.leader >= 0}
-    # Without a chase by design two objects may happen to go the same way, so nothing is said then.
+    # Without a designed chase two objects may go the same way by chance, so the claim is undecided.
     pair = np.array([(t.leader >= 0) - 2 * (not leaders) for t in things])
-    alike = (out["left"] == 1).sum() + (out["right"] == 1).sum() > 2
-    out["chase"] = np.full(len(things), -1) if not leaders or alike else np.maximum(pair, 0)
-    out["chased"] = (
-        np.full(len(things), -1) if not leaders or alike else np.array([int(a in leaders) for a in range(len(things))])
-    )
+    others_level = (out["left"] == 1).sum() + (out["right"] == 1).sum() > 2
+    undecided = not leaders or others_level
+    out["chase"] = np.full(len(things), -1) if undecided else np.maximum(pair, 0)
+    out["chased"] = np.full(len(things), -1) if undecided else np.array([int(a in leaders) for a in range(len(things))])
     out["behind"] = _behind(scene, visible)
     out["cross"] = _crossing(scene, out)
     best = int(np.argmax(low))
@@ -209,7 +210,7 @@ def claims(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
 
 
 def _behind(scene: Scene, visible: NDArray[np.float64]) -> Claim:
-    """1: hidden for three frames or more while its path leads from one side of the post to the other; 0: never near it."""
+    """Return 1: hidden for three frames or more while it passes from one side of the post to the other; 0: never near it."""
     if scene.post is None:
         return np.full(len(scene.things), -1)
     out = []
@@ -220,10 +221,10 @@ def _behind(scene: Scene, visible: NDArray[np.float64]) -> Claim:
     return np.array(out)
 
 
-def _crossing(scene: Scene, known: dict[str, Claim]) -> Claim:
-    """1 for one pair going level in opposite directions that swap sides at near heights, when no other pair may."""
-    level = [a for a in range(len(scene.things)) if known["left"][a] == 1 or known["right"][a] == 1]
-    if len(level) != 2 or known["left"][level].sum() != 1 or (known["left"] == -1).any():
+def _crossing(scene: Scene, directions: dict[str, Claim]) -> Claim:
+    """Return 1 for two objects that go horizontally, exchange sides at similar heights, and are the only such pair."""
+    level = [a for a in range(len(scene.things)) if directions["left"][a] == 1 or directions["right"][a] == 1]
+    if len(level) != 2 or directions["left"][level].sum() != 1 or (directions["left"] == -1).any():
         return np.full(len(scene.things), -1)
     gap = scene.things[level[0]].path.position - scene.things[level[1]].path.position
     if gap[0, 0] * gap[-1, 0] >= 0 or min(abs(gap[0, 0]), abs(gap[-1, 0])) < 20 or np.abs(gap[:, 1]).max() > 32:
@@ -231,23 +232,26 @@ def _crossing(scene: Scene, known: dict[str, Claim]) -> Claim:
     return np.array([int(a in level) for a in range(len(scene.things))])
 
 
-def _groups(looks: list[Look]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(singular, plural, objects) of every noun that names some objects by their looks; the first names all."""
-    out = [("object", "objects", tuple(range(len(looks))))]
-    for look in dict.fromkeys(looks):
+def _groups(appearances: list[Appearance]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return (singular, plural, objects) of every noun that names objects by their appearance; the first noun names all."""
+    out = [("object", "objects", tuple(range(len(appearances))))]
+    for appearance in dict.fromkeys(appearances):
         for noun, test in (
-            (look.shape, lambda k, look=look: k.shape == look.shape),
-            (f"{look.colour} object", lambda k, look=look: k.colour == look.colour),
-            (f"{look.colour} {look.shape}", lambda k, look=look: (k.colour, k.shape) == (look.colour, look.shape)),
+            (appearance.shape, lambda k, own=appearance: k.shape == own.shape),
+            (f"{appearance.colour} object", lambda k, own=appearance: k.colour == own.colour),
+            (
+                f"{appearance.colour} {appearance.shape}",
+                lambda k, own=appearance: (k.colour, k.shape) == (own.colour, own.shape),
+            ),
         ):
-            entry = (noun, noun + ("es" if noun.endswith("ss") else "s"), tuple(a for a, k in enumerate(looks) if test(k)))
+            entry = (noun, noun + ("es" if noun.endswith("ss") else "s"), tuple(a for a, k in enumerate(appearances) if test(k)))
             if entry not in out:
                 out.append(entry)
     return out
 
 
-def _say(rng: np.random.Generator, noun: str, plural: str, phrase: tuple[str, str], count: int) -> str:
-    """A noun phrase for `count` targets."""
+def _noun_phrase(rng: np.random.Generator, noun: str, plural: str, phrase: tuple[str, str], count: int) -> str:
+    """Return a noun phrase for `count` targets. phrase: (singular, plural) of what they do."""
     if count > 1:
         if noun == "object" and rng.random() < 0.4:
             return f"everything {phrase[0]}"
@@ -260,16 +264,16 @@ def _say(rng: np.random.Generator, noun: str, plural: str, phrase: tuple[str, st
 
 
 def _pool(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) -> list[Sentence]:
-    """Every statement that can be made, one wording each."""
+    """Return every possible sentence, in one wording each."""
     pool = []
-    known = claims(scene, visible)
+    all_claims = claims(scene, visible)
     paths = [t.path for t in scene.things]
-    for noun, plural, group in _groups([t.look for t in scene.things]):
+    for noun, plural, group in _groups([t.appearance for t in scene.things]):
         if noun != "object":
-            pool.append(Sentence(_say(rng, noun, plural, ("", ""), len(group)), group, "static", "looks"))
-        for name, claim in known.items():
+            pool.append(Sentence(_noun_phrase(rng, noun, plural, ("", ""), len(group)), group, "static", "looks"))
+        for name, claim in all_claims.items():
             values = claim[list(group)]
-            # An order or a greatest is about the whole scene; within a smaller group it would need its own comparison.
+            # An order or a superlative refers to the whole scene; in a smaller group it would need its own comparison.
             if (values < 0).any() or (noun != "object" and name.startswith(("first", "last", "fastest"))):
                 continue
             targets = tuple(a for a in group if claim[a] == 1)
@@ -279,12 +283,12 @@ def _pool(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) 
             phrase = PHRASES[name][int(rng.integers(len(PHRASES[name])))]
             others = {(paths[b].behaviour, paths[b].legs) for b in group if b not in targets}
             rival = any(paths[a].mirrored() in others for a in targets)
-            pool.append(Sentence(_say(rng, noun, plural, phrase, len(targets)), targets, kind, name, rival))
+            pool.append(Sentence(_noun_phrase(rng, noun, plural, phrase, len(targets)), targets, kind, name, rival))
     return pool
 
 
 def _family(claim: str) -> str:
-    """Claims that differ in nothing but a direction or a rank are of one family."""
+    """Return the family of a claim: those that differ only in a direction or a rank are one family."""
     return (
         "direction"
         if claim in DIRECTIONS
@@ -295,23 +299,23 @@ def _family(claim: str) -> str:
 
 
 def sentences(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) -> list[Sentence]:
-    """Up to 17 different sentences, MeViS's number: 9–11 by motion, three by looks, two by both, one about nothing."""
+    """Return up to 17 different sentences, as many as in MeViS: 9 to 11 "motion", three "static", two "mixed", one "none"."""
     pool = _pool(rng, scene, visible)
-    wanted = ["motion"] * int(rng.integers(9, 12)) + ["static"] * 3 + ["mixed"] * 2 + ["none"]
+    kinds = ["motion"] * int(rng.integers(9, 12)) + ["static"] * 3 + ["mixed"] * 2 + ["none"]
     chosen: list[Sentence] = []
-    for i, kind in enumerate(wanted):
-        left = [s for s in pool if s.kind == kind and all(s.text != c.text for c in chosen)]
-        several = [s for s in left if len(s.targets) > 1]
+    for i, kind in enumerate(kinds):
+        remaining = [s for s in pool if s.kind == kind and all(s.text != c.text for c in chosen)]
+        several = [s for s in remaining if len(s.targets) > 1]
         if several and (i % 2 == 0 or (kind == "static" and rng.random() < 0.5)):
-            left = several
-        if left:
-            # a family first, so that what can be said in many ways is not said more often; those with a rival gladly
-            families = sorted({_family(s.claim) for s in left})
+            remaining = several
+        if remaining:
+            # Sample a family first, so that a family of many sentences is not more frequent. Prefer sentences with a rival.
+            families = sorted({_family(s.claim) for s in remaining})
             used = [_family(c.claim) for c in chosen]
-            rivals = {_family(s.claim) for s in left if s.rival}
+            rivals = {_family(s.claim) for s in remaining if s.rival}
             weight = np.array([0.2 ** used.count(f) * (3 if f in rivals else 1) for f in families])
             family = families[int(rng.choice(len(families), p=weight / weight.sum()))]
-            left = [s for s in left if _family(s.claim) == family]
-            left = [s for s in left if s.rival] or left
-            chosen.append(left[int(rng.integers(len(left)))])
+            remaining = [s for s in remaining if _family(s.claim) == family]
+            remaining = [s for s in remaining if s.rival] or remaining
+            chosen.append(remaining[int(rng.integers(len(remaining)))])
     return [chosen[i] for i in rng.permutation(len(chosen))]

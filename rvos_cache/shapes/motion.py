@@ -1,8 +1,8 @@
-"""How an object moves: one path per behaviour, in world pixels.
+"""Motion of an object: one path per behaviour, in world pixels.
 
 Letters: T frames. The camera pans at most CAMERA_X by CAMERA_Y pixels over a whole video, centred on the origin, and
-every path with a direction travels at least 34 pixels. So a direction seen on the screen is the direction in the world,
-and an object that stands still on the ground never seems to travel: statements hold in both readings.
+every path with a direction travels at least 34 pixels. Therefore directions on the screen and in the world agree, and an object
+that stands still in the world does not appear to travel: a statement is true of both.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ BEHAVIOURS: dict[str, float] = {
     "back": 0.08, "corner": 0.10, "circle": 0.09, "grow": 0.05, "shrink": 0.05, "swell": 0.04, "dip": 0.04,
     "enter": 0.06, "leave": 0.05,
 }  # fmt: skip
-"""Behaviour -> how often it is drawn, relative to the others."""
+"""Behaviour -> the weight with which it is sampled."""
 
 MIRRORS = {
     "stop": "start", "start": "stop", "speedup": "slowdown", "slowdown": "speedup", "back": "back", "corner": "corner",
     "circle": "circle", "grow": "shrink", "shrink": "grow", "swell": "dip", "dip": "swell",
 }  # fmt: skip
-"""Behaviour -> the one that does the same things in the other order: what no single frame and no average can tell."""
+"""Behaviour -> the behaviour with the same motions in reverse order, which no single frame and no average distinguishes."""
 
 Paths = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Path:
-    """The centre of one object: position (T, 2) x y in world pixels, scale (T,) relative to its radius.
+    """The motion of one object's centre. position: (T, 2) x y in world pixels; scale: (T,) relative to the object's radius.
 
-    legs: the directions it goes in, one after the other (a circle: its sense); change: the frame of its event, or -1.
+    legs: the directions of its straight parts in order (of a circle: "clockwise" or "anticlockwise"); change: the frame of its
+    event, or -1.
     """
 
     behaviour: str
@@ -48,7 +49,7 @@ class Path:
     change: int = -1
 
     def mirrored(self) -> tuple[str, tuple[str, ...]] | None:
-        """Behaviour and legs of the path that does the same in the other order; None where there is none."""
+        """Return behaviour and legs of the path with the same motions in reverse order; None if there is none."""
         behaviour = MIRRORS.get(self.behaviour)
         if behaviour is None:
             return None
@@ -58,44 +59,44 @@ class Path:
 
 
 def _pick(rng: np.random.Generator, low: float, high: float) -> float:
-    """A uniform number; the middle where the range is empty (an object too large for its lane)."""
+    """Return a uniform random number; the middle if the range is empty (an object too large for the frame)."""
     return float(rng.uniform(low, high)) if high > low else (low + high) / 2
 
 
 def _bounds(radius: float) -> tuple[Paths, Paths]:
-    """Least and greatest centre (x, y) at which an object of `radius` stays inside the frame during the whole pan."""
+    """Return the least and greatest centre (x, y) at which an object of `radius` stays inside the frame during the whole pan."""
     margin = np.array([radius + CAMERA_X / 2 + 1, radius + CAMERA_Y / 2 + 1])
     return margin, np.array([WIDTH, HEIGHT]) - margin
 
 
 def _along(rng: np.random.Generator, radius: float, steps: Paths) -> Paths:
-    """A path with the offsets `steps` (T, 2) from its start, placed at random so that all of it is inside the frame."""
+    """Return a path (T, 2) with the offsets `steps` (T, 2) from a random start, all of it inside the frame."""
     low, high = _bounds(radius)
     first, last = low - steps.min(0), high - steps.max(0)
     return np.array([_pick(rng, first[0], last[0]), _pick(rng, first[1], last[1])]) + steps
 
 
 def _distance(rng: np.random.Generator, direction: str, radius: float, frames: int, share: float) -> float:
-    """Pixels to travel in `share` of the frames: slow or fast, never more than the frame has room for."""
+    """Return the pixels to travel in `share` of the frames: slow or fast, and at most what fits into the frame."""
     room = (WIDTH - CAMERA_X if direction in ("left", "right") else HEIGHT - CAMERA_Y) - 2 * radius - 3
     speed = rng.uniform(1.2, 1.8) if rng.random() < 0.45 else rng.uniform(3.1, 3.9)
     return float(np.clip(speed * frames * share, 36, min(room, 116)))
 
 
 def straight(rng: np.random.Generator, radius: float, frames: int, direction: str) -> Paths:
-    """(T, 2): constant speed in one direction."""
+    """Return a path (T, 2) of constant speed in one direction."""
     steps = np.linspace(0, 1, frames)[:, None] * np.array(DIRECTIONS[direction])
     return _along(rng, radius, steps * _distance(rng, direction, radius, frames, 1))
 
 
 def _ramp(frames: int, start: float, stop: float) -> Paths:
-    """(T,): 0 before frame start*(T-1), 1 after stop*(T-1), linear between."""
+    """Return (T,): 0 before frame start*(T-1), 1 after stop*(T-1), linear between."""
     u = np.linspace(0, 1, frames)
     return np.clip((u - start) / (stop - start), 0, 1)
 
 
 def _legs(rng: np.random.Generator, behaviour: str, legs: tuple[str, ...], radius: float, frames: int, change: float) -> Paths:
-    """(T, 2) for a path of one or two straight legs with an event after the share `change` of the video."""
+    """Return a path (T, 2) of one or two straight legs with an event after the fraction `change` of the video."""
     axis = np.array(DIRECTIONS[legs[0]])
     first, second = _ramp(frames, 0, change)[:, None], _ramp(frames, change, 1)[:, None]
     if behaviour == "corner":
@@ -112,14 +113,14 @@ def _legs(rng: np.random.Generator, behaviour: str, legs: tuple[str, ...], radiu
     if behaviour == "pause":
         return _along(rng, radius, (_ramp(frames, 0, change - 0.16) + _ramp(frames, change + 0.16, 1))[:, None] * axis * far / 2)
     slow, fast = (first, second) if behaviour == "speedup" else (second, first)
-    # three times as fast in one part as in the other
+    # Three times as fast in one part as in the other.
     share = change if behaviour == "speedup" else 1 - change
     slow_far = far * share / (share + 3 * (1 - share))
     return _along(rng, radius, axis * (slow * slow_far + fast * (far - slow_far)))
 
 
 def _circle(rng: np.random.Generator, radius: float, frames: int, sense: str) -> Paths:
-    """One whole turn, so that start and end agree. On a screen, where y points down, growing angles go clockwise."""
+    """Return a full circle (T, 2), which ends where it starts. Increasing angles are clockwise, because y points down."""
     reach = rng.uniform(17, 21) if radius < 12 else rng.uniform(16, 18)
     sign = 1 if sense == "clockwise" else -1
     angle = rng.uniform(0, 2 * np.pi) + sign * np.linspace(0, 2 * np.pi, frames)
@@ -127,9 +128,9 @@ def _circle(rng: np.random.Generator, radius: float, frames: int, sense: str) ->
 
 
 def _outside(rng: np.random.Generator, behaviour: str, direction: str, radius: float, frames: int) -> Paths:
-    """(T, 2): straight into the frame from beyond its edge, or the same backwards in time and direction.
+    """Return a straight path (T, 2) into the frame from outside, or the same reversed in time and direction.
 
-    Between 5 frames and 40% of the video are spent wholly outside, the rest at constant speed inside.
+    The object is entirely outside for between 5 frames and 40% of the video, and moves at constant speed in the rest.
     """
     axis = np.array(DIRECTIONS[direction], float)
     away = int(rng.integers(5, max(6, int(0.4 * frames))))
@@ -138,7 +139,7 @@ def _outside(rng: np.random.Generator, behaviour: str, direction: str, radius: f
     if behaviour == "leave":
         steps, axis = steps[::-1], -axis
     extent, pan = (WIDTH, CAMERA_X) if axis[0] else (HEIGHT, CAMERA_Y)
-    beyond = 1.35 * radius + pan / 2 + 1  # the tips of a star reach 1.3 radii
+    beyond = 1.35 * radius + pan / 2 + 1  # the tips of a star are 1.3 radii from its centre
     edge = -beyond if axis.sum() > 0 else extent + beyond
     low, high = _bounds(radius)
     path = np.array([_pick(rng, low[0], high[0]), _pick(rng, low[1], high[1])]) * (axis == 0)
@@ -146,7 +147,7 @@ def _outside(rng: np.random.Generator, behaviour: str, direction: str, radius: f
 
 
 def sample_legs(rng: np.random.Generator, behaviour: str) -> tuple[str, ...]:
-    """Directions (two thirds level) or sense for `behaviour`; a corner goes level and then up or down, or the reverse."""
+    """Return random legs for `behaviour`, two thirds horizontal; those of a corner are horizontal and vertical in any order."""
     if behaviour == "circle":
         return (str(rng.choice(["clockwise", "anticlockwise"])),)
     if behaviour in ("still", "grow", "shrink", "swell", "dip"):
@@ -161,7 +162,7 @@ def sample_legs(rng: np.random.Generator, behaviour: str) -> tuple[str, ...]:
 def sample_path(
     rng: np.random.Generator, behaviour: str, radius: float, frames: int, legs: tuple[str, ...] | None = None
 ) -> Path:
-    """A path of `behaviour` for an object of `radius` pixels; `legs` are drawn when not given."""
+    """Return a path of `behaviour` for an object of `radius` pixels. legs: default, sampled."""
     legs = sample_legs(rng, behaviour) if legs is None else legs
     share = rng.uniform(0.35, 0.65)
     change = round(share * (frames - 1))
@@ -187,6 +188,6 @@ def sample_path(
 
 
 def follow(leader: Path, gap: float) -> Path:
-    """The path of an object that keeps `gap` pixels behind a leader going straight."""
+    """Return the path of an object that stays `gap` pixels behind a leader on a straight path."""
     back = np.array(DIRECTIONS[leader.legs[0]]) * gap
     return Path("chase", leader.legs, leader.position - back, leader.scale)

@@ -1,4 +1,4 @@
-"""Pixels of a scene: frames, and the visible mask of every object from front to back.
+"""Rendering of a scene: frames, and the visible mask of every object, from front to back.
 
 Letters: T frames, A objects, H W pixels.
 """
@@ -13,12 +13,12 @@ from rvos_cache.shapes.motion import HEIGHT, WIDTH
 from rvos_cache.shapes.scene import COLOURS, Post, Scene, Thing
 
 FINE = 4
-"""Sub-pixels per pixel and axis: a pixel belongs to an object when its shape covers half of it or more."""
+"""Sub-pixels per pixel and axis. A pixel belongs to an object if the shape covers half of it or more."""
 _SHIFT = 8
 
 
 def _polygon(shape: str) -> NDArray[np.float64]:
-    """Outline (P, 2) within the unit circle; all shapes have about the area of the others of their size."""
+    """Return the outline (P, 2) of a shape of radius 1; all shapes have about the same area."""
     if shape == "circle":
         angle, reach = np.linspace(0, 2 * np.pi, 48, endpoint=False), np.full(48, 0.92)
     elif shape == "square":
@@ -38,7 +38,7 @@ def _polygon(shape: str) -> NDArray[np.float64]:
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """Dull textured ground (height, width, 3) RGB: three octaves of smooth noise, of little saturation."""
+    """Return a textured background (height, width, 3) RGB: three octaves of smooth noise with low saturation."""
     base = rng.uniform(75, 135) + rng.uniform(-14, 14, 3)
     ground = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
     for cells, strength in ((6, 20), (24, 13), (80, 8)):
@@ -49,14 +49,14 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.fl
 
 
 def _coverage(thing: Thing, centre: NDArray[np.float64], scale: float) -> tuple[slice, slice, NDArray[np.float32]] | None:
-    """Share of each pixel that the shape covers, in the window (rows, columns) of the frame around it; None outside."""
+    """Return the window (rows, columns) around a shape and the share of each pixel that it covers; None outside the frame."""
     reach = int(np.ceil(thing.radius * scale * 1.35)) + 2
     left, top = int(np.floor(centre[0])) - reach, int(np.floor(centre[1])) - reach
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + 2 * reach, WIDTH), min(top + 2 * reach, HEIGHT)
     if x1 <= x0 or y1 <= y0:
         return None
-    outline = (_polygon(thing.look.shape) * thing.radius * scale + centre - [x0, y0]) * FINE - 0.5
+    outline = (_polygon(thing.appearance.shape) * thing.radius * scale + centre - [x0, y0]) * FINE - 0.5
     fine = np.zeros(((y1 - y0) * FINE, (x1 - x0) * FINE), np.uint8)
     cv2.fillPoly(fine, [np.rint(outline * 2**_SHIFT).astype(np.int32)], 1, shift=_SHIFT)
     share = cv2.resize(fine.astype(np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
@@ -66,18 +66,18 @@ def _coverage(thing: Thing, centre: NDArray[np.float64], scale: float) -> tuple[
 def _shade(
     thing: Thing, centre: NDArray[np.float64], rows: slice, columns: slice, grain: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Colour (h, w, 3): lit from above left, with grain that moves along with the object."""
+    """Return the colour (h, w, 3): lit from the upper left, with grain that moves with the object."""
     y = (np.arange(rows.start, rows.stop) - centre[1])[:, None] / thing.radius
     x = (np.arange(columns.start, columns.stop) - centre[0])[None] / thing.radius
     light = 1.0 - 0.10 * np.clip(x + y, -1.5, 1.5)
     iy = np.clip((y * 8 + 20).astype(int), 0, 39)
     ix = np.clip((x * 8 + 20).astype(int), 0, 39)
-    colour = np.array(COLOURS[thing.look.colour], np.float32)
+    colour = np.array(COLOURS[thing.appearance.colour], np.float32)
     return np.asarray(colour * light[..., None] + grain[iy, ix][..., None], np.float32)
 
 
 def _post(frame: NDArray[np.float32], post: Post, shift: float, pattern: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Draw the post in place; returns the columns (W,) that it covers."""
+    """Draw the post into `frame`; return bool (W,), the columns that it covers."""
     left = post.x - post.width / 2 - shift
     columns = np.arange(WIDTH)
     covered = (columns + 0.5 >= left) & (columns + 0.5 < left + post.width)
@@ -87,7 +87,7 @@ def _post(frame: NDArray[np.float32], post: Post, shift: float, pattern: NDArray
 
 
 def render(scene: Scene, rng: np.random.Generator) -> tuple[list[NDArray[np.uint8]], NDArray[np.bool_], NDArray[np.float64]]:
-    """T frames (H, W, 3) uint8 RGB, visible masks (A, T, H, W), and the visible share of each whole shape (A, T)."""
+    """Return T frames (H, W, 3) uint8 RGB, visible masks bool (A, T, H, W), and the visible share of each shape (A, T)."""
     ground = _texture(rng, HEIGHT + 16, WIDTH + 24)
     grain = cv2.GaussianBlur(rng.normal(0, 22, (len(scene.things), 40, 40)).astype(np.float32).transpose(1, 2, 0), (0, 0), 1)
     grain = grain.reshape(40, 40, len(scene.things))
@@ -100,7 +100,7 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[list[NDArray[np.uint
         shift = scene.camera[t]
         move = np.array([[1, 0, 12 + shift[0]], [0, 1, 8 + shift[1]]])
         frame = cv2.warpAffine(ground, move, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        drawn = []
+        rendered = []
         for a, thing in reversed(list(enumerate(scene.things))):
             centre, scale = thing.path.position[t] - shift, float(thing.path.scale[t])
             part = _coverage(thing, centre, scale)
@@ -109,14 +109,16 @@ def render(scene: Scene, rng: np.random.Generator) -> tuple[list[NDArray[np.uint
             rows, columns, share = part
             colour = _shade(thing, centre, rows, columns, grain[..., a])
             frame[rows, columns] += share[..., None] * (colour - frame[rows, columns])
-            drawn.append((a, rows, columns, share >= 0.5, scale))
+            rendered.append((a, rows, columns, share >= 0.5, scale))
         free = np.ones((HEIGHT, WIDTH), bool)
         if scene.post is not None:
             free[:, _post(frame, scene.post, float(shift[0]), pattern)] = False
-        for a, rows, columns, shape, scale in reversed(drawn):
+        for a, rows, columns, shape, scale in reversed(rendered):
             masks[a, t, rows, columns] = shape & free[rows, columns]
             free[rows, columns] &= ~shape
-            whole = cv2.contourArea((_polygon(scene.things[a].look.shape) * scene.things[a].radius * scale).astype(np.float32))
+            whole = cv2.contourArea(
+                (_polygon(scene.things[a].appearance.shape) * scene.things[a].radius * scale).astype(np.float32)
+            )
             visible[a, t] = masks[a, t].sum() / whole
         noisy = frame + rng.normal(0, 1.5, frame.shape)
         frames.append(np.clip(noisy, 0, 255).astype(np.uint8))

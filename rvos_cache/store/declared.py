@@ -60,7 +60,7 @@ class DeclaredArrays:
         shape: tuple[int, ...] | None = None
         for index, frame in enumerate(map(np.asarray, frames)):
             shape = (index + 1, *frame.shape)
-            self._check_dtype(kind, spec, frame.dtype)
+            self._check_dtype(kind, spec, frame.dtype, f", frame {index},")
             # The first dimension is known only after the last frame.
             self._bind(kind, {**spec, "dims": spec["dims"][1:]}, frame.shape, f", frame {index},")
             yield frame
@@ -72,9 +72,9 @@ class DeclaredArrays:
         self._check_dtype(kind, spec, dtype)
         self._bind(kind, spec, shape)
 
-    def _check_dtype(self, kind: str, spec: Spec, dtype: np.dtype[Any]) -> None:
+    def _check_dtype(self, kind: str, spec: Spec, dtype: np.dtype[Any], frame: str = "") -> None:
         if dtype != np.dtype(spec.get("dtype", "float16")):
-            raise self._error(kind, spec["name"], f"is {dtype}, declared {spec.get('dtype', 'float16')}")
+            raise self._error(kind, spec["name"], f"is {dtype}, declared {spec.get('dtype', 'float16')}", frame)
 
     def _bind(self, kind: str, spec: Spec, shape: Sequence[int], frame: str = "") -> None:
         try:

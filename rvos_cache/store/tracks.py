@@ -27,7 +27,7 @@ from rvos_cache.store.declared import DeclaredArrays
 from rvos_cache.store.mask_codec import pack, unpack
 from rvos_cache.store.reader import Cache
 from rvos_cache.store.writer import CacheWriter
-from rvos_cache.types import Expression, GroundTruth, Overlap, TrackSet
+from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, TrackSet
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,11 @@ def check_declared(card: Card, record: TrackRecord) -> dict[str, Any]:
         raise InputError(f"{where} are {tokens.dtype}, declared {card.dtype}")
     if tokens.shape[2] != card.channels:
         raise InputError(f"{where} have {tokens.shape[2]} channels, declared {card.channels}")
+    if tracks.presence.dtype != np.float16 or not ((tracks.presence >= 0) & (tracks.presence <= 1)).all():
+        raise InputError(f"tracker {card.producer}: presence is not float16 in [0, 1]")
+    if not ((tracks.prompt >= VIDEO) & (tracks.prompt < len(record.expressions))).all():
+        count = len(record.expressions)
+        raise InputError(f"tracker {card.producer}: prompt is neither {VIDEO} (video) nor an index of the {count} expressions")
     sizes = {"N": tokens.shape[0], "T": tokens.shape[1], "E": len(record.expressions)}
     if truth is not None:
         sizes["A"] = len(truth.object_ids)

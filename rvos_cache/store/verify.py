@@ -106,7 +106,9 @@ def _misfits(cache: Cache, video_id: str) -> Iterator[str]:
         if isinstance(cache, TrackCache):
             record = cache.read(video_id)
             declared = check_declared(cache.card, record)
-            extra = [name for name in cache.folder(video_id).names() if "/" in name and name not in declared]
+            # From the names of the files, because `names` would read them: features/<name>/zarr.json is an array.
+            arrays = [name.removesuffix("/zarr.json") for name in cache.folder(video_id).files if name.endswith("/zarr.json")]
+            extra = sorted(name for name in arrays if "/" in name and name not in declared)
             if extra:
                 yield f"{cache.backend}, video {video_id}: array {extra[0]!r} is not declared in the card; extract it again"
         elif isinstance(cache, TextCache):

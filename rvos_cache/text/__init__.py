@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from rvos_cache.plugins import resolve
-from rvos_cache.text.base import TextEncoder, check_encoder_class, create_encoder
+from rvos_cache.text.base import TextEncoder, check_encoder_class, create_encoder, make_words
+
+__all__ = ["TEXT_ENCODERS", "TextEncoder", "encoder_class", "make_words", "open_encoder"]
 
 TEXT_ENCODERS = {
     "hashed": "rvos_cache.text.hashed:HashedEncoder",
     "roberta": "rvos_cache.text.roberta:RobertaEncoder",
 }
-
-__all__ = ["TEXT_ENCODERS", "TextEncoder", "encoder_class", "open_encoder"]
+"""Name of a text encoder -> its class."""
 
 
 def encoder_class(name: str) -> type[TextEncoder]:
-    """The text encoder `name` (a name in TEXT_ENCODERS, or "my_module:MyEncoder" of the user's own).
+    """Return the class of the text encoder `name`, a name in TEXT_ENCODERS or "my_module:MyEncoder" of the user's own.
 
-    Raises InputError, before anything runs, if there is none of that name or the class breaks the contract of `TextEncoder`.
+    Raises InputError: if there is no such class, or it breaks the contract of `TextEncoder`.
     """
     cls: type[TextEncoder] = resolve(TEXT_ENCODERS, name, "text encoder", TextEncoder)
     check_encoder_class(cls, f"text encoder {name}")
@@ -24,5 +25,5 @@ def encoder_class(name: str) -> type[TextEncoder]:
 
 
 def open_encoder(name: str, settings: object) -> TextEncoder:
-    """The text encoder `name` with its weights. Raises InputError like `encoder_class`, and if it cannot be created."""
+    """Return the text encoder `name` with its weights. Raises InputError like `encoder_class`, and if it cannot be created."""
     return create_encoder(encoder_class(name), settings, f"text encoder {name}", is_custom=name not in TEXT_ENCODERS)

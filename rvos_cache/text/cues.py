@@ -1,7 +1,7 @@
-"""Cues of a sentence: which words speak of motion and which of looks.
+"""Cues of a sentence: the words that describe motion and the words that describe appearance.
 
-Stored are raw part-of-speech tags; which of them are cues is the reader's choice, with defaults here. The default tagger
-is HanTa (its model is inside the wheel, C5 tags, mended in `hanta`); spaCy (Penn tags) when its model is installed.
+A text cache stores raw part-of-speech tags. Which of them are cues is decided by its reader; the defaults are here. The default
+tagger is HanTa (C5 tags, corrected in `hanta`; its model is part of the package); spaCy (Penn tags) needs its own model.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ CUES: dict[Tagger, dict[Cue, tuple[str, ...]]] = {
     "hanta": {"motion": ("VV", "VDG", "VDI", "VDN", "AV0", "AVP"), "static": ("NN", "NP0", "AJ", "PR", "CRD", "ORD")},
     "spacy": {"motion": ("VB", "RB", "RP"), "static": ("NN", "JJ", "IN", "CD")},
 }
-"""Prefixes of the tags of each tagger (C5 and Penn) that are cues by default."""
+"""Tagger -> the prefixes of its tags (C5 and Penn) that are cues by default."""
 ATTACHED: dict[Tagger, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hanta": (("VV", "VDG", "VDI", "VDN"), ("PR", "AVP")),
     "spacy": (("VB",), ("IN", "RP", "TO")),
 }
-"""Prefixes of the tags of verbs, and of what may belong to one."""
+"""Tagger -> the prefixes of the tags of verbs, and of the words that may belong to a verb."""
 MAX_TAGGED = 200
-"""Words of a sentence that are tagged together; HanTa's lattice is linear in it, and no real sentence is longer."""
+"""Maximum number of words that are tagged together. HanTa's lattice is linear in it, and no real sentence is longer."""
 
 
 def cue(tag: str, tagger: Tagger = DEFAULT_TAGGER) -> Cue:
-    """The default meaning of a raw tag: motion (verbs, adverbs), static (nouns, adjectives, prepositions), other."""
+    """Return the default cue of a raw tag: motion (verbs, adverbs), static (nouns, adjectives, prepositions) or other."""
     for name, prefixes in CUES[tagger].items():
         if tag.startswith(prefixes):
             return name
@@ -43,26 +43,25 @@ def cue(tag: str, tagger: Tagger = DEFAULT_TAGGER) -> Cue:
 
 
 def particles(tags: Sequence[str], tagger: Tagger = DEFAULT_TAGGER) -> list[bool]:
-    """Which raw tags are of particles and prepositions that belong to a verb ("playing with", "turning quickly around").
+    """Return for each raw tag whether its word is a particle or preposition of a verb ("playing with", "turning around").
 
-    Without a parser: those behind a verb of motion, with nothing but adverbs and their like between; "" parts as a word does.
+    Found without a parser: those after a verb, with only motion words (such as adverbs) between; the tag "" separates too.
     """
     verbs, prepositions = ATTACHED[tagger]
-    found, behind = [], False
+    attached, after_verb = [], False
     for tag in tags:
-        attached = behind and tag.startswith(prepositions)
-        behind = tag.startswith(verbs) or attached or (behind and cue(tag, tagger) == "motion")
-        found.append(attached)
-    return found
+        attached.append(after_verb and tag.startswith(prepositions))
+        after_verb = tag.startswith(verbs) or attached[-1] or (after_verb and cue(tag, tagger) == "motion")
+    return attached
 
 
 def split_words(text: str) -> list[tuple[str, int, int]]:
-    """Words and single marks of punctuation with their character range [start, end)."""
+    """Return the words and single punctuation marks, each with its character range [start, end)."""
     return [(m.group(), m.start(), m.end()) for m in WORD.finditer(text)]
 
 
 def tag_words(words: list[str], tagger: Tagger = DEFAULT_TAGGER) -> list[str]:
-    """One raw part-of-speech tag per word. Raises InputError when spaCy or its model is not installed."""
+    """Return one raw part-of-speech tag per word. Raises InputError: if spaCy or its model is required and not installed."""
     tags: list[str] = []
     for start in range(0, len(words), MAX_TAGGED):
         tags += _tagger(tagger)[1](words[start : start + MAX_TAGGED])
@@ -70,26 +69,26 @@ def tag_words(words: list[str], tagger: Tagger = DEFAULT_TAGGER) -> list[str]:
 
 
 def align_tags(text: str, spans: NDArray[np.int32], tagger: Tagger = DEFAULT_TAGGER) -> tuple[str, ...]:
-    """The tag of each encoder token: that of the word whose characters it overlaps first; "" for special tokens.
+    """Return the tag of each of L tokens: that of the first word whose characters it overlaps; "" for special tokens.
 
     spans: int32 (L, 2), character ranges of the tokens.
     """
     words = split_words(text)
     tags = tag_words([w for w, _, _ in words], tagger)
-    found, at = [], 0
+    aligned, i = [], 0
     for start, end in spans:
         if end <= start:
-            found.append("")
+            aligned.append("")
             continue
-        while at + 1 < len(words) and words[at][2] <= start:
-            at += 1
-        overlaps = bool(words) and words[at][1] < end and words[at][2] > start
-        found.append(tags[at] if overlaps else "")
-    return tuple(found)
+        while i + 1 < len(words) and words[i][2] <= start:
+            i += 1
+        overlaps = bool(words) and words[i][1] < end and words[i][2] > start
+        aligned.append(tags[i] if overlaps else "")
+    return tuple(aligned)
 
 
 def tagger_version(tagger: Tagger) -> dict[str, str]:
-    """What made the tags, for the card of a text cache: {tagger: version of its model and rules}. Raises like `tag_words`."""
+    """Return {tagger: version of its model and rules}, for the card of a text cache. Raises like `tag_words`."""
     return {tagger: _tagger(tagger)[0]}
 
 
@@ -109,7 +108,7 @@ def _spacy() -> tuple[str, Callable[[list[str]], list[str]]]:
         model = spacy.load("en_core_web_sm", disable=["parser", "ner", "lemmatizer"])
     except (ImportError, OSError) as error:
         raise InputError(
-            "tagger 'spacy' wants the package and its model: pip install spacy; python -m spacy download en_core_web_sm"
+            "tagger 'spacy' requires the package and its model: pip install spacy; python -m spacy download en_core_web_sm"
         ) from error
 
     def tag(words: list[str]) -> list[str]:

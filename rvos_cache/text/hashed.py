@@ -14,7 +14,7 @@ from pydantic import Field
 from rvos_cache.settings import Settings
 from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.cues import align_tags, split_words, tagger_version
-from rvos_cache.text.normalise import Normalise, normalised, written_spans
+from rvos_cache.text.normalise import Normalise, normalise_text, original_spans
 from rvos_cache.types import Words
 
 
@@ -22,67 +22,72 @@ class HashedSettings(Settings):
     """Settings of the `hashed` encoder."""
 
     channels: int = Field(default=256, ge=16, multiple_of=8)
-    """D. A quarter codes the position, the rest the word."""
+    """D, the length of a word's vector. A quarter encodes the position, the rest the word."""
     loudness: float = Field(default=1.6, gt=0)
-    """Size of a word's part per channel; the position's sines and cosines have at most 1."""
+    """Root mean square of the word's channels; the position's sines and cosines are at most 1."""
     pairs: float = Field(default=0.4, ge=0)
-    """Weight of the word pair that ends with a word, against the word's own 1: "then left" is not "first left"."""
+    """Weight of the pair of the previous word and the word, relative to the word: it tells "then left" from "first left"."""
     seed: int = 0
+    """Seed of the random vectors."""
     shortest: int = Field(default=3, ge=1)
+    """Length of the shortest character n-grams."""
     longest: int = Field(default=5, ge=1)
-    """Lengths of the character n-grams; the whole word always counts too."""
+    """Length of the longest character n-grams; the whole word is always used too."""
     tagger: Literal["hanta", "spacy"] = "hanta"
+    """The part-of-speech tagger."""
     normalise: Normalise = "raw"
-    """The text that is tagged; the vectors never tell upper from lower case, nor how many blanks there were."""
+    """The text that is tagged: "raw" as written, "lower" in lower case. The vectors ignore case and blanks."""
 
 
 class HashedEncoder(TextEncoder):
-    """Each word: the normalised sum of fixed random vectors of its whole form (weight 1), its n-grams (sharing 1), and
-    the pair of the word before and itself (`pairs`), the features of fastText (Joulin et al., 2017, section 2.1).
+    """Each word is the normalised sum of fixed random vectors of the whole word (weight 1), of its n-grams (weight 1 together)
+    and of the pair of the previous word and the word (`pairs`).
 
-    Words that share letters are near, equal words nearly equal, and any script works. After it come sines and cosines of
-    the word's position. The first token is a sentence mark with the span (0, 0).
+    Words that share letters have similar vectors, equal words nearly equal ones, and every script works. The last quarter of the
+    channels are sines and cosines of the word's position. The first token is a start token with the span (0, 0).
+
+    Source: the features of fastText, Joulin et al., "Bag of Tricks for Efficient Text Classification", 2017, section 2.1.
     """
 
-    Settings: type[Settings] = HashedSettings
+    Settings = HashedSettings
 
     def __init__(self, settings: HashedSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.channels = settings.channels
         self.position_channels = settings.channels // 4 // 2 * 2
         self._gram = lru_cache(maxsize=200_000)(self._random)
         self._word = lru_cache(maxsize=50_000)(self._vector)
 
     def weight_hashes(self) -> dict[str, str]:
-        """There is no checkpoint but the tagger's."""
+        """Return the version of the tagger; there is no checkpoint."""
         return tagger_version(self.settings.tagger)
 
     def encode(self, texts: Sequence[str]) -> list[Words]:
-        """One Words per sentence, vectors float16 (L, D), L = words and punctuation marks + 1."""
+        """Return one Words per sentence, vectors float16 (L, D), L = words and punctuation marks + 1."""
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> Words:
-        text, places = normalised(text, self.settings.normalise)
+        text, origins = normalise_text(text, self.settings.normalise)
         words = split_words(text)
         keys = ["\x02", *(word.lower() for word, _, _ in words)]
-        vectors = np.stack([self._word(before, word) for before, word in zip(["", *keys], keys)])
+        vectors = np.stack([self._word(previous, word) for previous, word in zip(["", *keys], keys)])
         position = np.arange(len(vectors))[:, None] / 50.0 ** np.linspace(0, 1, self.position_channels // 2)[None]
         code = np.concatenate([np.sin(position), np.cos(position)], axis=1)
         spans = np.array([(0, 0), *((start, end) for _, start, end in words)], np.int32)
         tags = align_tags(text, spans, self.settings.tagger)
-        return Words(np.concatenate([vectors, code], axis=1).astype(np.float16), written_spans(spans, places), tags)
+        return Words(np.concatenate([vectors, code], axis=1).astype(np.float16), original_spans(spans, origins), tags)
 
-    def _vector(self, before: str, word: str) -> NDArray[np.float64]:
+    def _vector(self, previous: str, word: str) -> NDArray[np.float64]:
         whole = self._gram(word)
-        edged = f"<{word}>"
+        delimited = f"<{word}>"
         lengths = range(self.settings.shortest, self.settings.longest + 1)
-        grams = [edged[i : i + n] for n in lengths for i in range(len(edged) - n + 1)][:200]
+        grams = [delimited[i : i + n] for n in lengths for i in range(len(delimited) - n + 1)][:200]
         vector = whole + (np.mean([self._gram("#" + g) for g in grams], axis=0) * np.sqrt(len(grams)) if grams else 0.0)
         vector = vector / np.linalg.norm(vector)
         if self.settings.pairs:
-            pair = self._gram(f"{before}\0{word}")
+            pair = self._gram(f"{previous}\0{word}")
             vector = vector + self.settings.pairs * pair / np.linalg.norm(pair)
-        # one size for all words: selectors normalise nothing before their first dot product with them
+        # All words have one norm, because selectors do not normalise before their first dot product with them.
         return np.asarray(vector / np.linalg.norm(vector) * np.sqrt(len(vector)) * self.settings.loudness, np.float64)
 
     def _random(self, key: str) -> NDArray[np.float64]:

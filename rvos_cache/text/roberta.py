@@ -1,4 +1,4 @@
-"""Any Hugging Face encoder by name or folder, frozen: SOLA reads `sentence-transformers/all-roberta-large-v1`."""
+"""Any Hugging Face text encoder by name or folder, frozen. SOLA uses `sentence-transformers/all-roberta-large-v1`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rvos_cache.pretrained import device, load_frozen, load_processor, weights_d
 from rvos_cache.settings import Settings
 from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
-from rvos_cache.text.normalise import Normalise, normalised, written_spans
+from rvos_cache.text.normalise import Normalise, normalise_text, original_spans
 from rvos_cache.types import Words
 
 
@@ -22,58 +22,62 @@ class RobertaSettings(Settings):
     """Settings of the `roberta` encoder."""
 
     checkpoint: str = "sentence-transformers/all-roberta-large-v1"
-    """A hub name or a folder with tokenizer, config and safetensors weights."""
+    """A hub name, or a folder with tokenizer, config and safetensors weights. Source: SOLA's released code."""
     batch_size: int = Field(default=32, ge=1)
+    """Sentences per forward pass."""
     tagger: Tagger = DEFAULT_TAGGER
+    """The part-of-speech tagger."""
     normalise: Normalise = "raw"
-    """raw: the sentence as written (SOLA's released code); lower: lower case and single blanks (MeViS's LMPM, DsHmp)."""
+    """raw: the sentence as written; lower: lower case and single blanks. Source: raw SOLA's released code, lower MeViS's LMPM
+    and DsHmp."""
 
 
 class RobertaEncoder(TextEncoder):
-    """Words are the last hidden state, special tokens included."""
+    """The vectors are the last hidden state, special tokens included."""
 
-    Settings: type[Settings] = RobertaSettings
+    Settings = RobertaSettings
 
     def __init__(self, settings: RobertaSettings) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        self.settings = settings
+        super().__init__(settings)
         self.tokenizer: Any = load_processor(AutoTokenizer, settings.checkpoint, "text checkpoint", use_fast=True)
         if not self.tokenizer.is_fast:
             raise InputError(f"text checkpoint {settings.checkpoint!r}: its tokenizer gives no character spans; use a fast one")
         self.model: Any = load_frozen(AutoModel, settings.checkpoint, "text checkpoint", unread=("pooler.",))
         self.device = device()
         self.channels = int(self.model.config.hidden_size)
-        # RoBERTa's positions start behind the padding index, so two of them are not there for tokens.
-        room = int(self.model.config.max_position_embeddings) - 2
-        self.longest = min(room, self.tokenizer.model_max_length)
+        # RoBERTa's positions start after the padding index, so tokens cannot use two of them.
+        positions = int(self.model.config.max_position_embeddings) - 2
+        self.max_length = min(positions, self.tokenizer.model_max_length)
 
     def weight_hashes(self) -> dict[str, str]:
-        """Digest of the weights as loaded, so that a name and a folder with the same weights agree; and what tags."""
+        """Return the digest of the loaded weights, the same for a hub name and a folder, and the version of the tagger."""
         return {**weights_digest(self.model, self.settings.checkpoint), **tagger_version(self.settings.tagger)}
 
     def encode(self, texts: Sequence[str]) -> list[Words]:
-        """One Words per sentence, vectors float16 (L, D). A sentence past the model's length is cut, with a warning."""
+        """Return one Words per sentence, vectors float16 (L, D). Truncates a sentence at the model's maximum, with a warning."""
         import torch
 
-        found: list[Words] = []
+        words: list[Words] = []
         for start in range(0, len(texts), self.settings.batch_size):
-            part = [normalised(text, self.settings.normalise) for text in texts[start : start + self.settings.batch_size]]
-            given = self.tokenizer(
-                [text for text, _ in part],
+            batch = [normalise_text(text, self.settings.normalise) for text in texts[start : start + self.settings.batch_size]]
+            inputs = self.tokenizer(
+                [text for text, _ in batch],
                 padding=True,
                 truncation=True,
-                max_length=self.longest,
+                max_length=self.max_length,
                 return_offsets_mapping=True,
                 return_tensors="pt",
             )
-            spans = given.pop("offset_mapping").numpy().astype(np.int32)
+            offsets = inputs.pop("offset_mapping").numpy().astype(np.int32)
             with torch.inference_mode():
-                hidden = self.model(**given.to(self.device)).last_hidden_state.cpu().numpy()
-            masks = given["attention_mask"].cpu().numpy().astype(bool)
-            for (text, places), row, where, real in zip(part, hidden, spans, masks):
-                if real.sum() >= self.longest and where[real][:, 1].max() < len(text.rstrip()):
-                    warnings.warn(f"cut to {self.longest} tokens: {text[:60]!r}...", stacklevel=2)
-                tags = align_tags(text, where[real], self.settings.tagger)
-                found.append(Words(row[real].astype(np.float16), written_spans(where[real], places), tags))
-        return found
+                hidden = self.model(**inputs.to(self.device)).last_hidden_state.cpu().numpy()
+            masks = inputs["attention_mask"].cpu().numpy().astype(bool)
+            for (text, origins), vectors, padded_spans, mask in zip(batch, hidden, offsets, masks):
+                spans = padded_spans[mask]
+                if mask.sum() >= self.max_length and spans[:, 1].max() < len(text.rstrip()):
+                    warnings.warn(f"cut to {self.max_length} tokens: {text[:60]!r}...", stacklevel=2)
+                tags = align_tags(text, spans, self.settings.tagger)
+                words.append(Words(vectors[mask].astype(np.float16), original_spans(spans, origins), tags))
+        return words

@@ -1,4 +1,4 @@
-"""GroundingDINO (Liu et al. 2024): the boxes that a text asks for in a frame. The image is read once for all texts."""
+"""GroundingDINO (Liu et al. 2024): boxes of texts in a frame. The image backbone runs once for all texts."""
 
 from __future__ import annotations
 
@@ -24,92 +24,92 @@ Boxes = tuple[NDArray[np.float32], NDArray[np.float32]]
 class BoxFinder:
     """A frozen GroundingDINO by hub name (`IDEA-Research/grounding-dino-tiny`, `-base`) or folder.
 
-    box_threshold: a box is found when the largest probability of its tokens is above; text_threshold: the probability above
-    which a token is in the phrase of a box: in the library, as in GroundingDINO's own code, it names boxes and drops none.
-    Raises InputError when the checkpoint cannot be loaded, or its tokenizer is not GroundingDINO's.
+    box_threshold: a box is returned when the largest probability of its tokens is higher; text_threshold: the probability above
+    which a token belongs to the phrase of a box. In transformers, as in GroundingDINO's own code, it names boxes and drops none.
+    Raises InputError if the checkpoint cannot be loaded, or its tokenizer is not GroundingDINO's.
     """
 
     def __init__(self, checkpoint: str, box_threshold: float, text_threshold: float) -> None:
         self.checkpoint, self.box_threshold, self.text_threshold = checkpoint, box_threshold, text_threshold
-        # Where torchvision is installed it would resize in its own way: a cache must not depend on that.
+        # With torchvision installed, the default backend would resize differently: a cache must not depend on that.
         images = load_processor(AutoImageProcessor, checkpoint, WHAT, SETTING, backend="pil")
         self.tokenizer: Any = load_processor(AutoTokenizer, checkpoint, WHAT, SETTING)
         self._check_delimiters()
         self.processor: Any = GroundingDinoProcessor(images, self.tokenizer)
         self.model: Any = load_frozen(GroundingDinoForObjectDetection, checkpoint, WHAT, setting=SETTING)
         self.digest = weights_digest(self.model, checkpoint)
-        self.longest = min(int(self.model.config.max_text_len), int(self.tokenizer.model_max_length))
-        self.sight = _Sight(self.model.model)
+        self.max_length = min(int(self.model.config.max_text_len), int(self.tokenizer.model_max_length))
+        self.backbone = _SharedBackbone(self.model.model)
 
     def _check_delimiters(self) -> None:
-        # The model knows them by number; and a folder without a vocabulary gives a tokenizer that knows no word.
-        found = [self.tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", ".", "?")]
-        if found != SPECIAL_TOKENS:
+        # The model compares token ids; and transformers makes a tokenizer without words of a folder without a vocabulary.
+        ids = [self.tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", ".", "?")]
+        if ids != SPECIAL_TOKENS:
             raise InputError(
-                f"{WHAT} {self.checkpoint!r}: [CLS] [SEP] . ? are {found} in its tokenizer where GroundingDINO wants "
+                f"{WHAT} {self.checkpoint!r}: [CLS] [SEP] . ? are {ids} in its tokenizer, GroundingDINO expects "
                 f"{SPECIAL_TOKENS}; give a folder with tokenizer.json or vocab.txt of BERT uncased"
             )
 
     def weight_hashes(self) -> dict[str, str]:
-        """Digest of the weights as loaded, so that a name and a folder with the same weights agree."""
+        """Digest of the weights as loaded, so that a hub name and a folder of the same weights agree."""
         return self.digest
 
     def find(self, frame: NDArray[np.uint8], texts: Sequence[str]) -> list[Boxes]:
-        """The boxes of each text in `frame` (H, W, 3) uint8 RGB, best first; a text that finds nothing has K = 0.
+        """The boxes of each text in `frame` (H, W, 3) uint8 RGB, highest score first; K = 0 for a text without boxes.
 
-        A text is lower-cased and ends in "." (SOLA's released code); one past the model's length is cut, with a warning. Boxes
-        are as the model draws them and may reach past the frame. The answer to a text does not depend on the other texts.
-        Raises InputError: the frame is too narrow for the model.
+        A text is lower-cased and ends in "." (SOLA's released code); a text that is too long for the model is cut, with a
+        warning. Boxes may reach beyond the frame. The boxes of a text do not depend on the other texts.
+        Raises InputError if the frame is too narrow for the model.
         """
         size = frame.shape[:2]
-        asked = [self.as_asked(text) for text in texts]
-        # Whatever precision the caller's own model runs in: what passes a threshold must not hang on it.
+        captions = [self.caption(text) for text in texts]
+        # float32, whatever the caller's autocast: which boxes pass the threshold must not depend on it.
         with torch.inference_mode(), torch.autocast(device().type, enabled=False):
-            given = self._look(frame) if asked else None
-            found = {text: self._boxes(given, text, size) for text in dict.fromkeys(asked)}
-        return [found[text] for text in asked]
+            inputs = self._encode(frame) if captions else None
+            boxes = {caption: self._boxes(inputs, caption, size) for caption in dict.fromkeys(captions)}
+        return [boxes[caption] for caption in captions]
 
-    def _look(self, frame: NDArray[np.uint8]) -> Any:
-        """Read a frame; returns what the model is given of it."""
+    def _encode(self, frame: NDArray[np.uint8]) -> Any:
+        """Run the backbone on a frame; returns the model's image inputs."""
         height, width = frame.shape[:2]
-        refused = f"{WHAT} {self.checkpoint!r}: a frame of {height}x{width} pixels is too narrow"
+        message = f"{WHAT} {self.checkpoint!r}: a frame of {height}x{width} pixels is too narrow"
         try:
-            # The order of channels is given: it cannot be told from a frame that is three pixels high.
-            given = self.processor.image_processor(frame, input_data_format="channels_last", return_tensors="pt").to(device())
+            # Name the order of the axes: it cannot be inferred from a frame that is three pixels high.
+            inputs = self.processor.image_processor(frame, input_data_format="channels_last", return_tensors="pt").to(device())
         except ValueError as error:
-            raise InputError(f"{refused} to be resized ({error}); leave this video out") from error
-        places, wanted = self.sight.look(given["pixel_values"], given["pixel_mask"]), self.model.config.num_queries
-        if places < wanted:
-            raise InputError(f"{refused}, it has {places} places of the {wanted} that the model wants; leave this video out")
-        return given
+            raise InputError(f"{message} to be resized ({error}); leave this video out") from error
+        cells, queries = self.backbone.encode(inputs["pixel_values"], inputs["pixel_mask"]), self.model.config.num_queries
+        if cells < queries:
+            raise InputError(f"{message}: its feature maps have {cells} cells, the model needs {queries}; leave this video out")
+        return inputs
 
-    def _boxes(self, given: Any, text: str, size: tuple[int, int]) -> Boxes:
-        # One text at a time: among padded ones the order of nearly equal proposals, and with it the boxes, would hang on
-        # which texts stand together; and memory would grow with the number of expressions.
-        words = self.tokenizer(text, return_tensors="pt").to(device())
-        answer = self.model(**given, **words)
-        found = self.processor.post_process_grounded_object_detection(
-            answer, words["input_ids"], self.box_threshold, self.text_threshold, target_sizes=[size]
+    def _boxes(self, inputs: Any, caption: str, size: tuple[int, int]) -> Boxes:
+        # One text at a time: padding changes the order of nearly equal proposals, so in a batch the boxes of a text would depend
+        # on the others; and memory would grow with the number of expressions.
+        tokens = self.tokenizer(caption, return_tensors="pt").to(device())
+        outputs = self.model(**inputs, **tokens)
+        result = self.processor.post_process_grounded_object_detection(
+            outputs, tokens["input_ids"], self.box_threshold, self.text_threshold, target_sizes=[size]
         )[0]
-        order = found["scores"].argsort(descending=True, stable=True)
-        return found["boxes"][order].cpu().numpy(), found["scores"][order].cpu().numpy()
+        order = result["scores"].argsort(descending=True, stable=True)
+        return result["boxes"][order].cpu().numpy(), result["scores"][order].cpu().numpy()
 
-    def as_asked(self, text: str) -> str:
-        """`text` in lower case, ending in "."; one that is too long ends earlier, in ".", so that it is still one phrase."""
+    def caption(self, text: str) -> str:
+        """`text` in lower case, ending in "."; one that is too long is cut before the ".", so that it remains one phrase."""
         body = text.strip().lower().removesuffix(".")
-        ends = self.tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        room = self.longest - 3  # [CLS] and . [SEP]
-        if len(ends) > room:
-            warnings.warn(f"cut to {self.longest} tokens: {text[:60]!r}...", stacklevel=3)
-            body = body[: ends[room - 1][1]]
+        spans = self.tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        room = self.max_length - 3  # [CLS] and . [SEP]
+        if len(spans) > room:
+            warnings.warn(f"cut to {self.max_length} tokens: {text[:60]!r}...", stacklevel=3)
+            body = body[: spans[room - 1][1]]
         return body + "."
 
 
-class _Sight(nn.Module):
-    """All that GroundingDINO does to a frame before it reads a text, done once and handed out to each of its calls.
+class _SharedBackbone(nn.Module):
+    """GroundingDINO's image backbone and projections, run once for each frame and returned to each call of the model.
 
-    It stands in `model` where the backbone stood and gives projected maps of every level, so that the model's own forward
-    finds nothing left to project.
+    It takes the place of `model.backbone` and returns projected maps of every level, so the model's own projections become
+    identities.
     """
 
     def __init__(self, model: Any) -> None:
@@ -119,11 +119,11 @@ class _Sight(nn.Module):
         self.levels: list[tuple[Tensor, Tensor]] = []
         self.positions: list[Tensor] = []
 
-    def look(self, pixels: Tensor, pixel_mask: Tensor) -> int:
-        """Read a frame (1, 3, h, w) with its mask (1, h, w) of real pixels; returns the number of places over all levels."""
+    def encode(self, pixels: Tensor, pixel_mask: Tensor) -> int:
+        """Encode a frame (1, 3, h, w) with its mask (1, h, w) of real pixels; returns the number of cells of all levels."""
         maps, self.positions = self.backbone(pixels, pixel_mask)
         self.levels = [(project(source), mask) for project, (source, mask) in zip(self.projections, maps)]
-        # The coarser levels: the first from the last map as it is, each other from the level before it.
+        # The coarser levels: the first from the last map of the backbone, each other from the level before it.
         source = maps[-1][0]
         for project in self.projections[len(maps) :]:
             source = project(source)
@@ -133,5 +133,5 @@ class _Sight(nn.Module):
         return sum(mask.numel() for _, mask in self.levels)
 
     def forward(self, pixels: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Levels as (map (1, d, h, w), mask (1, h, w)) and their position embeddings, of the frame looked at."""
+        """Levels as (map (1, d, h, w), mask (1, h, w)) and their position embeddings, of the frame encoded last."""
         return self.levels, self.positions

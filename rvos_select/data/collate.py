@@ -41,8 +41,8 @@ def collate(
     shared = len({id(sample) for sample in samples}) == 1 and (frames is None or len(frames) == 1)
     owners = samples[:1] if shared else samples
     if shared:
-        kept = samples[0].candidates[[row for _, row in rows]].any(0)
-        tracks = [torch.nonzero(kept)[:, 0]]
+        used = samples[0].candidates[[row for _, row in rows]].any(0)
+        tracks = [torch.nonzero(used)[:, 0]]
     else:
         tracks = [torch.nonzero(sample.candidates[row])[:, 0] for sample, row in rows]
     clips = [list(range(s.tokens.shape[1])) for s in owners] if frames is None else [list(f) for f in frames]
@@ -76,7 +76,7 @@ def collate(
 
 
 class _Maker:
-    """What each row keeps of its video along every letter, and the parts of a batch made of that."""
+    """Selects what each row keeps of its video along every letter, and stacks the parts of a batch."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class _Maker:
         self.shared, self.whole, self.requires = shared, whole, requires
 
     def owner(self, i: int) -> int:
-        """The place of row i's video among the owners."""
+        """The position of row i's video among the owners."""
         return 0 if self.shared else i
 
     def index(self, i: int) -> dict[str, Any]:
@@ -250,6 +250,6 @@ def _pad(parts: Sequence[Tensor], fill: float) -> Tensor:
     if len({part.shape for part in parts}) == 1:
         return torch.stack(list(parts))
     out = parts[0].new_full((len(parts), *(max(sizes) for sizes in zip(*(part.shape for part in parts)))), fill)
-    for place, part in zip(out, parts):
-        place[tuple(slice(0, size) for size in part.shape)] = part
+    for row, part in zip(out, parts):
+        row[tuple(slice(0, size) for size in part.shape)] = part
     return out

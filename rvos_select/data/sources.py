@@ -134,9 +134,9 @@ def read_sources(
             raise InputError(f"{tracks[0]}: only ground-truth tracks; add --valid-cache with tracks that a tracker finds")
         valid_sets = cached_sets(paths, texts)
         all_ids = sorted({v for each in valid_sets.values() for v in each.tracks.video_ids()})
-        held = set(held_out(all_ids, hold_out))
-        valid_ids = {name: tuple(v for v in each.tracks.video_ids() if v in held) for name, each in valid_sets.items()}
-        originals = {v.removesuffix(SUFFIX) for v in held}
+        held_out_ids = set(held_out(all_ids, hold_out))
+        valid_ids = {name: tuple(v for v in each.tracks.video_ids() if v in held_out_ids) for name, each in valid_sets.items()}
+        originals = {v.removesuffix(SUFFIX) for v in held_out_ids}
         train_ids = {name: tuple(v for v in ids if v.removesuffix(SUFFIX) not in originals) for name, ids in train_ids.items()}
     _check_validation(sets, valid_sets)
     if valid_tracks:

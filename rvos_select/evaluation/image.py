@@ -194,8 +194,9 @@ def task_of(
 
 def _samples(data: Any, video: AnnotatedVideo | UnreadableVideo) -> tuple[tuple[str, Sample], ...]:
     """Expression and frame of each sample of a video. Raises InputError."""
-    if hasattr(data, "samples"):
-        return tuple((f"{s.video_id}/{s.expression_id}", s) for s in data.samples(video.video_id))
+    samples = data.samples(video.video_id)
+    if samples is not None:
+        return tuple((f"{s.video_id}/{s.expression_id}", s) for s in samples)
     if isinstance(video, UnreadableVideo):
         return _one_each(video.keys)
     frames = np.flatnonzero(video.truth.annotated).tolist()

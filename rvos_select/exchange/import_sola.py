@@ -105,10 +105,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as tensors alone ({why[:140]}); code is never run: save its state_dict() again"
         ) from error
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path}: expected names and tensors, not {_describe(content)}; save the module's state_dict() alone")
+        raise InputError(f"{path}: expected names and tensors, found {_describe(content)}; save the module's state_dict() alone")
     for name, tensor in content.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{path}: {name} has values that are not finite; use another epoch's checkpoint")
+            raise InputError(f"{path}: {name} has values other than finite numbers; use another epoch's checkpoint")
     return dict(content)
 
 

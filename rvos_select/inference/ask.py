@@ -1,4 +1,4 @@
-"""One sentence about one video of the user's own: extract, select, merge, draw."""
+"""One sentence about one video of the user's own: extract, predict, merge, draw."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from rvos_cache.types import Expression, Video
 from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import RECORD, merge
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, resolve_policy
+from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import run_cards
 
 TINT = np.array([255, 96, 32], np.float32)
@@ -31,10 +32,10 @@ FRAMES_PER_SECOND = 12
 
 
 @dataclass(frozen=True)
-class Answer:
+class AskResult:
     """Where the masks and the overlay video lie, and how sure the selector was.
 
-    tracks: those that it could choose; selected: those that it chose; best_score: of any, in [0, 1], 0 where there is none.
+    tracks: number of candidate tracks; selected: number of selected ones; best_score: of any, in [0, 1], 0 where there is none.
     """
 
     masks: Path
@@ -44,15 +45,16 @@ class Answer:
     best_score: float
 
 
-def ask(source: Path, sentence: str, run: Path, out: Path, policy: PolicyOptions = DEFAULT_POLICY) -> Answer:
-    """Segment what `sentence` names in `source`, an mp4 or a folder of frames.
+def ask(video: PathLike, sentence: str, run: PathLike, out: PathLike, policy: PolicyOptions = DEFAULT_POLICY) -> AskResult:
+    """Segment what `sentence` names in `video`, an mp4 or a folder of frames.
 
-    Tracker and text encoder are the ones the run was trained with. The video's tracks are kept under `out`, so a second
-    question about the same video only reads the sentence; its answer replaces the first. Raises InputError for a video, run
+    Tracker and text encoder are those that the run was trained with. The video's tracks stay under `out`, so a second
+    sentence about the same video only needs the text encoder; its masks replace the first ones. Raises InputError for a video, run
     or sentence that cannot be used.
     """
-    video = open_video(source)
-    expression = Expression(video.video_id, "0", sentence, None)
+    source, run, out = Path(video), Path(run), Path(out)
+    frames = open_video(source)
+    expression = Expression(frames.video_id, "0", sentence, None)
     cards = run_cards(run)
     tracks_card, text_card = cards["tracks"], cards["text"]
     if tracks_card.training_only:
@@ -64,50 +66,49 @@ def ask(source: Path, sentence: str, run: Path, out: Path, policy: PolicyOptions
 
     # The split names the very file and, for the words and for trackers that read them, the sentence: another video or
     # sentence gets other caches, the same one finds its own again.
-    shown = _digest(f"{source.resolve()} {source.stat().st_mtime_ns} {len(video)}")
-    asked = _digest(shown + sentence)
-    at = {"dataset": "ask", "split": shown, "root": str(source)}
-    kept = out / "cache"
+    video_digest = _digest(f"{source.resolve()} {source.stat().st_mtime_ns} {len(frames)}")
+    sentence_digest = _digest(video_digest + sentence)
+    identity = {"dataset": "ask", "split": video_digest, "root": str(source)}
+    caches = out / "cache"
     encoder_type = encoder_class(text_card.producer)
     encoder = encoder_type(build(encoder_type.Settings, text_card.settings, str(run)))
     # Before the tracks, which take the time.
-    _same_weights(encoder.weight_hashes(), text_card, f"{run}, text encoder {text_card.producer}")
-    bound = asked if tracks_card.expressions_digest is not None else None
-    card = tracks_card.model_copy(update={**at, "expressions_digest": bound})
-    tracks = _tracks(kept / f"tracks-{bound or shown}.zarr", video, expression, card, run)
-    text_path = kept / f"text-{asked}.zarr"
-    text_writer = CacheWriter(text_path, text_card.model_copy(update={**at, "expressions_digest": asked}))
-    if video.video_id not in text_writer.done():
-        write_text(text_writer, TextRecord(video.video_id, (expression,), tuple(encoder.encode([sentence]))))
+    _check_same_weights(encoder.weight_hashes(), text_card, f"{run}, text encoder {text_card.producer}")
+    expressions_digest = sentence_digest if tracks_card.expressions_digest is not None else None
+    card = tracks_card.model_copy(update={**identity, "expressions_digest": expressions_digest})
+    tracks = _extract_tracks(caches / f"tracks-{expressions_digest or video_digest}.zarr", frames, expression, card, run)
+    text_path = caches / f"text-{sentence_digest}.zarr"
+    text_writer = CacheWriter(text_path, text_card.model_copy(update={**identity, "expressions_digest": sentence_digest}))
+    if frames.video_id not in text_writer.done():
+        write_text(text_writer, TextRecord(frames.video_id, (expression,), tuple(encoder.encode_checked([sentence]))))
 
-    selections = predict(run, [tracks], [text_path], kept / f"selections-{asked}.zarr")
-    # The answer to an earlier question gives way; what merge has not written stays, and merge says so.
+    selections = SelectionCache(predict(run, tracks, text_path, caches / f"selections-{sentence_digest}.zarr"))
+    # The masks of an earlier sentence are replaced; merge refuses a folder that it did not write.
     if (out / "masks" / RECORD).exists():
         shutil.rmtree(out / "masks")
-    masks = merge(selections, [tracks], out / "masks", policy)
-    said = SelectionCache(selections)
-    selection = said.selections(video.video_id)[0]
+    masks = merge(Path(selections.path), [tracks], out / "masks", policy) / frames.video_id / "0"
+    selection = selections.selections(frames.video_id)[0]
     scores = selection.scores[selection.candidates]
-    overlay = draw(video, masks / video.video_id / "0", out / "overlay.mp4")
-    selected = len(resolve_policy(said, policy)(selection))
-    return Answer(masks / video.video_id / "0", overlay, len(scores), selected, float(scores.max(initial=0.0)))
+    overlay = draw(frames, masks, out / "overlay.mp4")
+    selected = len(resolve_policy(selections, policy)(selection))
+    return AskResult(masks, overlay, len(scores), selected, float(scores.max(initial=0.0)))
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _same_weights(found: dict[str, str], card: Card, where: str) -> None:
+def _check_same_weights(weights: dict[str, str], card: Card, location: str) -> None:
     """Raises InputError when what runs now has other weights than what the run was trained on."""
-    for name in sorted(found.keys() | card.weights):
-        if found.get(name) != card.weights.get(name):
-            have, trained = (weights.get(name, "none that is named") for weights in (found, card.weights))
+    for name in sorted(weights.keys() | card.weights):
+        if weights.get(name) != card.weights.get(name):
+            now, trained = (digests.get(name, "none that is named") for digests in (weights, card.weights))
             raise InputError(
-                f"{where}: {name} is {have}, the run was trained with {trained}; bring that one back, or extract and train again"
+                f"{location}: {name} is {now}, the run was trained with {trained}; bring that one back, or extract and train again"
             )
 
 
-def _tracks(path: Path, video: Video, expression: Expression, card: Card, run: Path) -> Path:
+def _extract_tracks(path: Path, video: Video, expression: Expression, card: Card, run: Path) -> Path:
     """The tracks cache of this one video, extracted unless it is there."""
     writer = CacheWriter(path, card)
     if video.video_id not in writer.done():
@@ -115,7 +116,7 @@ def _tracks(path: Path, video: Video, expression: Expression, card: Card, run: P
         tracker = tracker_type(build(tracker_type.Settings, card.settings, str(path)))
         # A run of SOLA's released weights names its tracker, whose digest is not known.
         if card.weights:
-            _same_weights(tracker.weight_hashes(), card, f"{run}, tracker {card.producer}")
+            _check_same_weights(tracker.weight_hashes(), card, f"{run}, tracker {card.producer}")
         write_tracks(writer, extract_video(tracker, video, (expression,), None))
     return path
 

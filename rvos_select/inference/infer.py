@@ -59,19 +59,19 @@ def infer_video(
 
     Raises ValueError when the selector leaves out an expression, scores one twice, or returns logits of another shape.
     """
-    wanted = tuple(range(len(sample.expressions)) if rows is None else rows)
-    position = {sample.expressions[row].expression_id: row for row in wanted}
-    if not wanted:
+    requested = tuple(range(len(sample.expressions)) if rows is None else rows)
+    position = {sample.expressions[row].expression_id: row for row in requested}
+    if not requested:
         return
     name = type(selector).__name__
-    if not selector.draws and not sample.candidates[list(wanted)].any():
+    if not selector.draws and not sample.candidates[list(requested)].any():
         # No track to score: a selector need not handle a video without any.
-        shape = (len(wanted), len(sample.tokens))
-        batch = InferenceVideo(sample, wanted, (), device).batch()
-        scored = Scored(batch, batch.tokens.new_zeros(len(wanted), 0))
-        yield ScoredRows(wanted, np.zeros(shape, np.float32), np.zeros(shape, bool), scored, selector, sample.tokens.shape[1])
+        shape = (len(requested), len(sample.tokens))
+        batch = InferenceVideo(sample, requested, (), device).batch()
+        scored = Scored(batch, batch.tokens.new_zeros(len(requested), 0))
+        yield ScoredRows(requested, np.zeros(shape, np.float32), np.zeros(shape, bool), scored, selector, sample.tokens.shape[1])
         return
-    for scored in selector.infer(InferenceVideo(sample, wanted, tuple(selector.requires), device)):
+    for scored in selector.infer(InferenceVideo(sample, requested, tuple(selector.requires), device)):
         try:
             scored_rows = tuple(position.pop(expression_id) for expression_id in scored.batch.expression_ids)
         except KeyError as error:

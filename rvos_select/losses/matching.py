@@ -1,4 +1,4 @@
-"""Which of a selector's queries answers which object: one-to-one, several objects per expression.
+"""Hungarian matching of a selector's queries and the objects of an expression: one-to-one.
 
 Hungarian matching as in DETR (Carion et al., ECCV 2020, section 3.1). Letters: Q queries, A objects, P points.
 """
@@ -42,9 +42,9 @@ def counted_costs(overlap: Overlap) -> tuple[NDArray[np.float32], NDArray[np.flo
 
     Dice has the 1 of `dice_costs` above and below; the IoU of two empty masks is 0.
     """
-    seen = overlap.annotated
-    inter = overlap.inter[:, :, seen].sum(-1, dtype=np.int64)
-    both = overlap.area[:, None, seen].sum(-1, dtype=np.int64) + overlap.gt_area[None, :, seen].sum(-1, dtype=np.int64)
+    annotated = overlap.annotated
+    inter = overlap.inter[:, :, annotated].sum(-1, dtype=np.int64)
+    both = overlap.area[:, None, annotated].sum(-1, dtype=np.int64) + overlap.gt_area[None, :, annotated].sum(-1, dtype=np.int64)
     dice = 1 - (2 * inter + 1) / (both + 1)
     iou = inter / np.maximum(both - inter, 1)
     return dice.astype(np.float32), (1 - iou).astype(np.float32)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 OVERSAMPLE = 3
-"""Points that are looked at for each one that is kept for its uncertainty."""
+"""Candidate points for each one that is selected for its uncertainty."""
 UNCERTAIN = 0.75
-"""Share of the points that are kept for their uncertainty; the others are anywhere."""
+"""Share of the points that are selected for their uncertainty; the others are random."""
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
@@ -28,11 +28,11 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
 @torch.no_grad()
 def uncertain_points(logits: Tensor, count: int) -> Tensor:
     """(K, count, 2): most where the logits (K, h, w) are nearest to 0, among `OVERSAMPLE` times as many, the rest anywhere."""
-    masks, kept = len(logits), int(UNCERTAIN * count)
-    asked = torch.rand(masks, OVERSAMPLE * count, 2, device=logits.device)
-    nearest = sample(logits[:, None], asked)[:, 0].abs().topk(kept, dim=1, largest=False).indices
-    chosen = asked.gather(1, nearest[..., None].expand(-1, -1, 2))
-    return torch.cat([chosen, torch.rand(masks, count - kept, 2, device=logits.device)], 1)
+    masks, uncertain = len(logits), int(UNCERTAIN * count)
+    candidates = torch.rand(masks, OVERSAMPLE * count, 2, device=logits.device)
+    nearest = sample(logits[:, None], candidates)[:, 0].abs().topk(uncertain, dim=1, largest=False).indices
+    chosen = candidates.gather(1, nearest[..., None].expand(-1, -1, 2))
+    return torch.cat([chosen, torch.rand(masks, count - uncertain, 2, device=logits.device)], 1)
 
 
 def bce_loss(logits: Tensor, truth: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ def _case(
     times = [int(t) for t in np.unique(np.linspace(0, info.frames - 1, FRAMES).round())]
     images = _images(frames, info, times)
     folder = out / "pictures" / case.video_id / case.expression_id
-    main = folder / "answer.jpg"
+    main = folder / "prediction.jpg"
     strip([overlay(image, union.decode(0, t), PREDICTION, true.decode(0, t)) for image, t in zip(images, times)], main)
     cells = []
     for rank, k in enumerate(_best(selection)):

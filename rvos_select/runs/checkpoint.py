@@ -28,10 +28,10 @@ def storing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         # safetensors has an error of its own, and names no file.
-        named, said = (error.filename, error.strerror) if isinstance(error, OSError) else (None, str(error))
+        file, message = (error.filename, error.strerror) if isinstance(error, OSError) else (None, str(error))
         raise InputError(
-            f"{named or path}: cannot be written ({said or type(error).__name__}); make room, then run the same command with "
-            "--resume: the last whole checkpoint is kept"
+            f"{file or path}: cannot be written ({message or type(error).__name__}); make room, then run the same command with "
+            "--resume: the last complete checkpoint is not changed"
         ) from error
 
 

@@ -31,7 +31,7 @@ from rvos_select.selectors.dmvs_layers import (
     TextProjection,
     masked_mean,
 )
-from rvos_select.selectors.dmvs_masks import drawn, in_input, mask_logits, pair_losses, point_costs
+from rvos_select.selectors.dmvs_masks import in_input, mask_logits, pair_losses, point_costs, predict_masks
 from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput, video_queries, vita_head
 from rvos_select.selectors.frozen import FrozenPart
 
@@ -39,16 +39,16 @@ REFERRED, NO_OBJECT = 0, 1
 
 
 class Decoded(NamedTuple):
-    """What heads and losses read. layers: (layers, B, Q, C) after the shared norm; real: bool (B, Q); began: int64 (B, Q), the
-    video query, or with frozen masks the track, that each motion query began as; None where it is not one."""
+    """What heads and losses read. layers: (layers, B, Q, C) after the shared norm; real: bool (B, Q); source: int64 (B, Q), the
+    video query, or with frozen masks the track, that each motion query source as; None where it is not one."""
 
     layers: Tensor
     real: Tensor
-    began: Tensor | None
+    source: Tensor | None
 
 
 class Dmvs(Selector):
-    """Scores motion queries and draws their masks, or with masks=frozen scores the cache's tracks."""
+    """Scores motion queries and predicts their masks, or with masks=frozen scores the cache's tracks."""
 
     Config = DmvsConfig
     threshold = 0.7
@@ -91,12 +91,12 @@ class Dmvs(Selector):
 
     @property
     def draw_threshold(self) -> float:  # type: ignore[override]
-        """Score below which a query is drawn only where it is an expression's best."""
+        """Score below which a query's mask is predicted only where it is an expression's best."""
         return self.config.draw_threshold
 
     @property
     def empty(self) -> Empty:  # type: ignore[override]
-        """What answers where no score is above the threshold."""
+        """What is selected where no score is above the threshold."""
         return self.config.empty
 
     def frozen_parts(self, cards: CacheCards) -> Sequence[FrozenPart]:
@@ -134,79 +134,81 @@ class Dmvs(Selector):
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, Q) of the last layer, the best class score's query first, or with frozen masks (B, N); their sigmoid is the
         softmax's probability of "referred". A track that is no candidate has 0, one that has no motion query -inf."""
-        found = self.decode(batch)
-        scores = self.class_head(found.layers[-1]).float()
+        decoded = self.decode(batch)
+        scores = self.class_head(decoded.layers[-1]).float()
         logits: Tensor = scores[..., REFERRED] - scores[..., NO_OBJECT]
         if self.draws:
             return logits
-        assert found.began is not None
+        assert decoded.source is not None
         out = torch.zeros(batch.track_mask.shape, device=logits.device).masked_fill(batch.track_mask, -torch.inf)
-        return out.scatter(1, found.began, torch.where(found.real, logits, out.gather(1, found.began)))
+        return out.scatter(1, decoded.source, torch.where(decoded.real, logits, out.gather(1, decoded.source)))
 
     @torch.no_grad()
-    def draw(self, batch: Batch, wanted: Tensor) -> Iterator[Tensor]:
-        """The masks of the K queries `wanted` bool (B, Q), row by row: bool (K, t, H, W), one chunk of frames after another.
+    def draw(self, batch: Batch, queries: Tensor) -> Iterator[Tensor]:
+        """The masks of the K queries marked in bool (B, Q), row by row: bool (K, t, H, W), one chunk of frames after another.
 
         The expressions are of one video. Raises ValueError for several, or with frozen masks.
         """
         if self.mask_head is None or len(batch.tokens) != 1:
-            raise ValueError(f"masks={self.config.masks}, {len(batch.tokens)} videos: wanted a module that draws, and one video")
-        embed = self._in_basis(self.mask_head(self.decode(batch).layers[-1][wanted]), batch, 0)
-        yield from drawn(embed, batch.frames["f_mask"][0], self._geometry(batch.sizes[0]), self.config.chunk)
+            raise ValueError(
+                f"masks={self.config.masks}, {len(batch.tokens)} videos: expected a module that predicts masks, and one video"
+            )
+        embed = self._in_basis(self.mask_head(self.decode(batch).layers[-1][queries]), batch, 0)
+        yield from predict_masks(embed, batch.frames["f_mask"][0], self._geometry(batch.sizes[0]), self.config.chunk)
 
     def decode(self, batch: Batch) -> Decoded:
         """The motion queries after each layer."""
         c = self.config
-        words, mask, sentence, said = self._text(batch)
+        words, mask, sentence, is_word = self._text(batch)
         q_f = torch.stack([frames[:] for frames in batch.frames["q_f"]]).to(words.device).float()
         q_v, scores = self._video_queries(batch, q_f)
         b = len(words)
         expression = sentence[:, None]
         if self.encoder is not None:
-            static, motion = self._cues(batch, said)
+            static, motion = self._cues(batch, is_word)
             cues = torch.cat([words, expression], 1)
             expression = self.encoder(expression, cues, static, motion, q_f, batch.frame_mask, q_v)
-        x, real, began = self._motion_queries(batch, sentence, q_v, scores)
+        x, real, source = self._motion_queries(batch, sentence, q_v, scores)
         position = None if self.position is None else self.position.weight[: x.shape[1]]
         if c.position == "query":
-            assert began is not None
-            position = self.vita.query_embed.weight[began]
-        seen = None if bool(real.all()) else real
+            assert source is not None
+            position = self.vita.query_embed.weight[source]
+        query_mask = None if bool(real.all()) else real
         layers = []
         for layer in self.decoder:
-            x = layer(x, words, mask, expression, q_v.expand(b, -1, -1), position, seen)
+            x = layer(x, words, mask, expression, q_v.expand(b, -1, -1), position, query_mask)
             layers.append(self.decoder_norm(x))
-        return Decoded(torch.stack(layers), real, began)
+        return Decoded(torch.stack(layers), real, source)
 
     def _text(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """F_w (B, L, C), its mask, F_se (B, C), and which words are none of the encoder's special ones, bool (B, L).
 
-        Raises InputError when the pooler is asked for and a text begins with a word.
+        Raises InputError for sentence=roberta_pooler where a text begins with a word.
         """
         words = batch.words[:, : self.config.max_length].to(self.class_head.weight.dtype)
         mask = batch.word_mask[:, : self.config.max_length]
         assert batch.spans is not None
         spans = batch.spans[:, : self.config.max_length]
-        said = mask & (spans[..., 1] > spans[..., 0])
+        is_word = mask & (spans[..., 1] > spans[..., 0])
         projection = self.word_projection if self.sentence_projection is None else self.sentence_projection
         if self.pooler is None:
-            return self.word_projection(words), mask, projection(_mean_word(words, mask, said)), said
-        if bool(said[:, 0].any()):
+            return self.word_projection(words), mask, projection(_mean_word(words, mask, is_word)), is_word
+        if bool(is_word[:, 0].any()):
             raise InputError(
                 "sentence=roberta_pooler reads the token before the first word, which these texts do not have; "
                 "extract-text with --encoder roberta, or --set config.sentence=mean_own"
             )
-        return self.word_projection(words), mask, projection(self.pooler(words)), said
+        return self.word_projection(words), mask, projection(self.pooler(words)), is_word
 
-    def _cues(self, batch: Batch, said: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks (B, L + 1) of static and of motion cues; the last place is the sentence."""
+    def _cues(self, batch: Batch, is_word: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks (B, L + 1) of static and of motion cues; the last position is the sentence."""
         assert batch.static_words is not None and batch.motion_words is not None
-        motion = batch.motion_words[:, : said.shape[1]] & said
-        static = said & (~motion if self.config.cues == "dshmp" else batch.static_words[:, : said.shape[1]])
+        motion = batch.motion_words[:, : is_word.shape[1]] & is_word
+        static = is_word & (~motion if self.config.cues == "dshmp" else batch.static_words[:, : is_word.shape[1]])
         if self.config.cues == "dmvs_particles":
             assert batch.particle_words is not None
-            attached = batch.particle_words[:, : said.shape[1]] & said
-            static, motion = static & ~attached, motion | attached
+            of_verbs = batch.particle_words[:, : is_word.shape[1]] & is_word
+            static, motion = static & ~of_verbs, motion | of_verbs
         static, motion = (F.pad(cue, (0, 1), value=self.config.append_sentence) for cue in (static, motion))
         return static, motion
 
@@ -220,46 +222,48 @@ class Dmvs(Selector):
     def _motion_queries(
         self, batch: Batch, sentence: Tensor, q_v: Tensor, scores: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """First motion queries (B, Q, C), `real` and `began` of `Decoded`; Eqs. 5 to 7."""
-        b, wanted = len(sentence), self.config.motion_queries
+        """First motion queries (B, Q, C), `real` and `source` of `Decoded`; Eqs. 5 to 7."""
+        b, count = len(sentence), self.config.motion_queries
         if self.config.init != "video":
             x = sentence[:, None] if self.motion_query is None else self.motion_query.weight.expand(b, -1, -1)
-            return x.expand(-1, wanted, -1), torch.ones(b, wanted, dtype=torch.bool, device=x.device), None
+            return x.expand(-1, count, -1), torch.ones(b, count, dtype=torch.bool, device=x.device), None
         query = torch.arange(scores.shape[1], device=scores.device)[None] if self.draws else batch.features["query"].long()
         real = torch.ones_like(query, dtype=torch.bool) if self.draws else batch.track_mask
         ranked = scores.gather(1, query.expand(len(scores), -1)).expand(b, -1).masked_fill(~real, -torch.inf)
-        began = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :wanted]
-        chosen = query.expand(b, -1).gather(1, began)
+        source = torch.sort(ranked, dim=1, descending=True, stable=True).indices[:, :count]
+        chosen = query.expand(b, -1).gather(1, source)
         x = q_v.expand(b, -1, -1).gather(1, chosen[..., None].expand(-1, -1, q_v.shape[-1]))
-        return x, real.expand(b, -1).gather(1, began), began
+        return x, real.expand(b, -1).gather(1, source), source
 
-    def _in_basis(self, embed: Tensor, batch: Batch, place: int) -> Tensor:
+    def _in_basis(self, embed: Tensor, batch: Batch, owner: int) -> Tensor:
         """Mask embeddings (..., Cm) as the cache's mask features want them: as they are, or in its low-rank basis (..., r)."""
         basis = batch.features.get("mask_basis")
-        return embed if basis is None else embed.float() @ basis[min(place, len(basis) - 1)].to(embed.device)
+        return embed if basis is None else embed.float() @ basis[min(owner, len(basis) - 1)].to(embed.device)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: "loss" = class_weight · "class" + bce_weight · "bce" + dice_weight · "dice", each summed over the decoder's
         layers. "class" is the mean over the expressions, the other two over the objects of the batch; frozen masks have neither.
 
-        Raises ValueError without the answers that it reads.
+        Raises ValueError without ground truth.
         """
         c = self.config
-        answers = batch.truth if self.draws else batch.overlap
-        if answers is None:
-            raise ValueError("DMVS's loss wants Batch.truth, or with masks=frozen Batch.overlap; this split hides its answers")
-        found = self.decode(batch)
-        layers = found.layers if c.deep_supervision else found.layers[-1:]
+        targets = batch.truth if self.draws else batch.overlap
+        if targets is None:
+            raise ValueError(
+                "DMVS's loss needs Batch.truth, or with masks=frozen Batch.overlap; this split hides its ground truth"
+            )
+        decoded = self.decode(batch)
+        layers = decoded.layers if c.deep_supervision else decoded.layers[-1:]
         with torch.autocast(layers.device.type, enabled=False):
             classes = _in_float(self.class_head, layers)
             labels = torch.full(classes.shape[:-1], NO_OBJECT, device=layers.device)
             if not self.draws:
-                judged = self._match_tracks(batch, found, classes, labels)
-                value = self._class_loss(classes, labels, judged, batch.word_mask.any(1))
+                has_loss = self._match_tracks(batch, decoded, classes, labels)
+                value = self._class_loss(classes, labels, has_loss, batch.word_mask.any(1))
                 return {"loss": c.class_weight * value, "class": value}
             embed = _in_float(self.mask_head, layers)
             bce, dice = self._match_masks(batch, classes, embed, labels)
-            value = self._class_loss(classes, labels, found.real, batch.word_mask.any(1))
+            value = self._class_loss(classes, labels, decoded.real, batch.word_mask.any(1))
             loss = c.class_weight * value + c.bce_weight * bce + c.dice_weight * dice
             return {"loss": loss, "class": value, "bce": bce, "dice": dice}
 
@@ -271,30 +275,30 @@ class Dmvs(Selector):
         means = (each * weight).sum(-1) / weight.sum(-1).clamp(min=self.config.no_object_weight)
         return means.sum() / counted.sum().clamp(min=1)
 
-    def _match_tracks(self, batch: Batch, found: Decoded, classes: Tensor, labels: Tensor) -> Tensor:
+    def _match_tracks(self, batch: Batch, decoded: Decoded, classes: Tensor, labels: Tensor) -> Tensor:
         """Mark the matched queries, and with iou_multi all that cover an object, in labels (layers, B, Q), costs from the cache's
         counts of binary masks. Returns which queries have a loss, bool (layers, B, Q): real ones, without duplicates of an
         object's track."""
         c = self.config
-        assert batch.overlap is not None and found.began is not None
-        judged = found.real.expand(labels.shape).clone()
+        assert batch.overlap is not None and decoded.source is not None
+        has_loss = decoded.real.expand(labels.shape).clone()
         for b, overlap in enumerate(batch.overlap):
-            queries = found.real[b].nonzero()[:, 0]
-            tracks = found.began[b, queries].cpu().numpy()
+            queries = decoded.real[b].nonzero()[:, 0]
+            tracks = decoded.source[b, queries].cpu().numpy()
             dice, iou = (torch.from_numpy(cost[tracks]) for cost in counted_costs(overlap))
             masks = c.cost_dice * dice + c.cost_iou * iou
             # An object that is in none of the frames is nobody's.
             visible = torch.from_numpy((overlap.gt_area[:, overlap.annotated] > 0).any(1)).nonzero()[:, 0]
             best = (1 - iou[:, visible]).amax(1) if len(visible) else torch.zeros(len(iou))
-            judged[:, b, queries[(best > c.duplicate_iou).to(queries.device)]] = False
+            has_loss[:, b, queries[(best > c.duplicate_iou).to(queries.device)]] = False
             covers = queries[(best > c.positive_iou).to(queries.device)] if c.match == "iou_multi" else queries[:0]
             for layer, scores in enumerate(classes[:, b, queries]):
                 cost = masks - c.cost_class * scores.detach().softmax(-1)[:, REFERRED].cpu()[:, None]
                 rows, columns = assign(cost[:, visible])
                 good = 1 - iou[rows, visible[columns]] > c.least_iou if c.least_iou else torch.ones(len(rows), dtype=torch.bool)
                 matched = torch.cat([queries[rows[good].to(queries.device)], covers])
-                labels[layer, b, matched], judged[layer, b, matched] = REFERRED, True
-        return judged
+                labels[layer, b, matched], has_loss[layer, b, matched] = REFERRED, True
+        return has_loss
 
     def _match_masks(self, batch: Batch, classes: Tensor, embed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mark the matched queries in labels (layers, B, Q); BCE and Dice of the matched masks, embed (layers, B, Q, Cm)."""
@@ -303,35 +307,35 @@ class Dmvs(Selector):
         bce, dice, objects = embed.new_zeros(()), embed.new_zeros(()), 0
         lead = len(batch.tokens)
         for b, masks in enumerate(batch.truth):
-            place = min(b, lead - 1)
-            seen = masks[masks.flatten(1).any(1)]
-            objects += len(seen)
-            if not len(seen):
+            owner = min(b, lead - 1)
+            visible = masks[masks.flatten(1).any(1)]
+            objects += len(visible)
+            if not len(visible):
                 continue
-            truth = in_input(seen, self._geometry(batch.sizes[place])).to(embed.device)
-            features = batch.frames["f_mask"][place][:].to(embed.device)
-            mine = self._in_basis(embed[:, b], batch, place)
-            mask_costs = point_costs(mine.detach().flatten(0, 1), features, truth, c.points)
-            costs = (c.cost_bce * mask_costs[0] + c.cost_dice * mask_costs[1]).reshape(*mine.shape[:2], -1)
+            truth = in_input(visible, self._geometry(batch.sizes[owner])).to(embed.device)
+            features = batch.frames["f_mask"][owner][:].to(embed.device)
+            own_embed = self._in_basis(embed[:, b], batch, owner)
+            mask_costs = point_costs(own_embed.detach().flatten(0, 1), features, truth, c.points)
+            costs = (c.cost_bce * mask_costs[0] + c.cost_dice * mask_costs[1]).reshape(*own_embed.shape[:2], -1)
             costs = costs - c.cost_class * classes[:, b].detach().softmax(-1)[..., REFERRED, None]
             chosen, columns = zip(*(assign(cost) for cost in costs))
             for layer, rows in enumerate(chosen):
                 labels[layer, b, rows] = REFERRED
-            pairs = torch.cat([own[rows] for own, rows in zip(mine, chosen)])
-            found = pair_losses(mask_logits(pairs, features), truth, torch.cat(columns), c.points)
-            bce, dice = bce + found[0], dice + found[1]
+            pairs = torch.cat([own[rows] for own, rows in zip(own_embed, chosen)])
+            losses = pair_losses(mask_logits(pairs, features), truth, torch.cat(columns), c.points)
+            bce, dice = bce + losses[0], dice + losses[1]
         return bce / max(objects, 1), dice / max(objects, 1)
 
 
-def _mean_word(words: Tensor, mask: Tensor, said: Tensor) -> Tensor:
-    """The mean (B, D) of the words that are said; of a text of special tokens alone, of these."""
-    return masked_mean(words, torch.where(said.any(1, keepdim=True), said, mask))
+def _mean_word(words: Tensor, mask: Tensor, is_word: Tensor) -> Tensor:
+    """The mean (B, D) of the words of a text; of one of special tokens alone, of these."""
+    return masked_mean(words, torch.where(is_word.any(1, keepdim=True), is_word, mask))
 
 
 def _in_float(head: nn.Module | None, x: Tensor) -> Tensor:
     assert head is not None
-    found: Tensor = head(x.float())
-    return found
+    out: Tensor = head(x.float())
+    return out
 
 
 def _trained(module: nn.Module, _: Any) -> None:

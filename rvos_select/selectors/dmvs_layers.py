@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 HEADS = 8
 LARGEST = 100_000
-"""Enhanced frame queries that are held at once when no gradient is asked for; all expressions of a long video have more."""
+"""Enhanced frame queries in memory at once when no gradient is needed; all expressions of a long video have more."""
 
 
 class Attention(nn.Module):
@@ -24,7 +24,7 @@ class Attention(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(channels, HEADS, batch_first=True)
         self.norm = nn.LayerNorm(channels)
-        spread(self)
+        init_xavier(self)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
         """x (B, Q, C), memory (B, K, C), mask (B, K), position (Q, C) -> (B, Q, C).
@@ -33,11 +33,11 @@ class Attention(nn.Module):
         """
         query = x if position is None else x + position
         key = query if memory is x else memory
-        lost = None if mask is None else ~mask
+        padding = None if mask is None else ~mask
         none = None if mask is None else ~mask.any(1)
-        if lost is not None and none is not None:
-            lost = lost & ~none[:, None]
-        out: Tensor = self.norm(x + self.attention(query, key, memory, key_padding_mask=lost, need_weights=False)[0])
+        if padding is not None and none is not None:
+            padding = padding & ~none[:, None]
+        out: Tensor = self.norm(x + self.attention(query, key, memory, key_padding_mask=padding, need_weights=False)[0])
         return out if none is None else torch.where(none[:, None, None], x, out)
 
 
@@ -61,7 +61,7 @@ class FeedForward(nn.Module):
         self.linear1 = nn.Linear(channels, hidden)
         self.linear2 = nn.Linear(hidden, channels)
         self.norm = nn.LayerNorm(channels)
-        spread(self)
+        init_xavier(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) -> (..., C)."""
@@ -103,16 +103,16 @@ class Pooler(nn.Module):
 
 
 class MotionExpressionEncoder(nn.Module):
-    """F_me: the sentence after it has looked at frame queries under static and at video queries under motion cues (Eqs. 1 to 4).
+    """F_me: the sentence after attention to frame queries with static cues and to video queries with motion cues (Eqs. 1 to 4).
 
-    static, motion: False leaves Eq. 1 or 2 out, so that the sentence looks at the queries as they come.
+    static, motion: False leaves Eq. 1 or 2 out, so that the sentence attends to the unchanged queries.
     """
 
     def __init__(self, channels: int, form: Literal["mha", "literal"], static: bool, motion: bool) -> None:
         super().__init__()
 
-        def block(wanted: bool) -> nn.Module | None:
-            return (Attention(channels) if form == "mha" else LiteralAttention()) if wanted else None
+        def block(used: bool) -> nn.Module | None:
+            return (Attention(channels) if form == "mha" else LiteralAttention()) if used else None
 
         self.static, self.motion = block(static), block(motion)
         self.frames, self.videos = block(True), block(True)
@@ -133,8 +133,8 @@ class MotionExpressionEncoder(nn.Module):
         flat = frame_queries.flatten(1, 2)
         real = None if bool(frame_mask.all()) else frame_mask.repeat_interleave(queries, 1)
         size = b if torch.is_grad_enabled() else max(1, LARGEST // (t * queries))
-        given = (sentence, cues, static, motion, flat, real, video_queries)
-        return torch.cat([self._one(torch.arange(first, min(first + size, b)), *given) for first in range(0, b, size)])
+        inputs = (sentence, cues, static, motion, flat, real, video_queries)
+        return torch.cat([self._one(torch.arange(first, min(first + size, b)), *inputs) for first in range(0, b, size)])
 
     def _one(
         self,
@@ -163,10 +163,10 @@ class MotionExpressionEncoder(nn.Module):
 
 
 class MotionQueryLayer(nn.Module):
-    """Motion queries look at the words, at F_me, where asked at the video queries, and at each other (Eq. 8).
+    """Motion queries attend to the words, to F_me, with `videos` to the video queries, and to each other (Eq. 8).
 
     F_me is one key, so its softmax is 1 whatever the query: the block adds the same vector to all queries, and its query and key
-    projections have no gradient. So it follows from the paper.
+    projections have no gradient. This follows from the paper's equations.
     """
 
     def __init__(self, channels: int, hidden: int, videos: bool) -> None:
@@ -196,7 +196,7 @@ class MotionQueryLayer(nn.Module):
         return out
 
 
-def spread(module: nn.Module) -> None:
+def init_xavier(module: nn.Module) -> None:
     """Xavier-uniform first values of every matrix, as VITA's decoder and its relatives have them."""
     for parameter in module.parameters():
         if parameter.ndim > 1:

@@ -18,9 +18,9 @@ from rvos_select.losses.matching import bce_costs, dice_costs
 from rvos_select.losses.points import bce_loss, dice_loss, sample, uncertain_points
 
 FULL = 16
-"""Masks that are held at once as logits at the frame's size."""
+"""Masks in memory at once as logits at the frame's size."""
 PIXELS = 1 << 27
-"""Pixels of masks that are held at once: a video's sentences may ask for a hundred masks of two million pixels in a frame."""
+"""Pixels of masks in memory at once: the expressions of a video may have a hundred masks of two million pixels in a frame."""
 
 
 class _MaskLogits(torch.autograd.Function):
@@ -32,7 +32,7 @@ class _MaskLogits(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, embed: Tensor, features: Tensor) -> Tensor:
         context.save_for_backward(features)
-        # Frame by frame, so that only one of them is held in float32.
+        # Frame by frame, so that only one of them is in float32.
         return torch.stack([torch.einsum("kc,hwc->khw", embed, f.to(embed.dtype)) for f in features], 1)
 
     @staticmethod
@@ -44,8 +44,8 @@ class _MaskLogits(torch.autograd.Function):
 
 def mask_logits(embed: Tensor, features: Tensor) -> Tensor:
     """Logits (K, T, h, w) of mask embeddings (K, r) and mask features (T, h, w, r) of any floating dtype (Eq. 10)."""
-    found: Tensor = _MaskLogits.apply(embed.float(), features)  # type: ignore[no-untyped-call]
-    return found
+    logits: Tensor = _MaskLogits.apply(embed.float(), features)  # type: ignore[no-untyped-call]
+    return logits
 
 
 def in_input(masks: Tensor, geometry: FrameGeometry) -> Tensor:
@@ -63,10 +63,10 @@ def point_costs(embed: Tensor, features: Tensor, truth: Tensor, count: int) -> t
     """
     points = torch.rand(1, count, 2, device=embed.device)
     # One frame's logits at a time: at all points of all frames they are less than at all cells.
-    at = [sample(torch.einsum("kc,hwc->khw", embed, f.to(embed.dtype))[None], points)[0] for f in features]
-    wanted = sample(truth.flatten(0, 1)[None], points)[0].reshape(len(truth), -1)
-    logits = torch.cat(at, 1)
-    return bce_costs(logits, wanted), dice_costs(logits, wanted)
+    values = [sample(torch.einsum("kc,hwc->khw", embed, f.to(embed.dtype))[None], points)[0] for f in features]
+    targets = sample(truth.flatten(0, 1)[None], points)[0].reshape(len(truth), -1)
+    logits = torch.cat(values, 1)
+    return bce_costs(logits, targets), dice_costs(logits, targets)
 
 
 def pair_losses(logits: Tensor, truth: Tensor, objects: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -76,22 +76,22 @@ def pair_losses(logits: Tensor, truth: Tensor, objects: Tensor, count: int) -> t
     a mask together.
     """
     points = uncertain_points(logits.detach().flatten(0, 1), count)
-    at = sample(logits.flatten(0, 1)[:, None], points).reshape(len(logits), -1)
+    values = sample(logits.flatten(0, 1)[:, None], points).reshape(len(logits), -1)
     # Pair by pair: all layers match the same few objects, whose masks are large.
-    places = points.reshape(*logits.shape[:2], count, 2)
-    wanted = torch.stack([sample(truth[a][:, None], where).flatten() for a, where in zip(objects.tolist(), places)])
-    return bce_loss(at, wanted), dice_loss(at, wanted)
+    points_of_pair = points.reshape(*logits.shape[:2], count, 2)
+    targets = torch.stack([sample(truth[a][:, None], own).flatten() for a, own in zip(objects.tolist(), points_of_pair)])
+    return bce_loss(values, targets), dice_loss(values, targets)
 
 
-def drawn(embed: Tensor, features: FrameArray, geometry: FrameGeometry, frames: int) -> Iterator[Tensor]:
+def predict_masks(embed: Tensor, features: FrameArray, geometry: FrameGeometry, frames: int) -> Iterator[Tensor]:
     """The masks of mask embeddings (K, r): bool (K, t, H, W), a few frames after another.
 
     Mask features of at most `frames` frames are in memory at a time, and PIXELS of the masks, or those of one frame.
     """
-    held = max(1, min(frames, PIXELS // max(1, len(embed) * geometry.size[0] * geometry.size[1])))
+    per_part = max(1, min(frames, PIXELS // max(1, len(embed) * geometry.size[0] * geometry.size[1])))
     for start in range(0, len(features), frames):
         chunk = features[start : start + frames].to(embed.device)
-        for part in (chunk[first : first + held] for first in range(0, len(chunk), held)):
+        for part in (chunk[first : first + per_part] for first in range(0, len(chunk), per_part)):
             out = torch.zeros(len(embed), len(part), *geometry.size, dtype=torch.bool, device=embed.device)
             for t, maps in enumerate(part):
                 logits = torch.einsum("kc,hwc->khw", embed.float(), maps.float())

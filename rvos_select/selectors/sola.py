@@ -155,11 +155,11 @@ class Sola(Selector):
                 sets, rows = torch.unique(tracks, dim=0, return_inverse=True)
             x = x.expand(len(sets), -1, -1, -1)
             first_tracks = None if all_tracks is None else sets
-        x = layers[0].look(x, code, first_tracks, reduced)
-        x = layers[0].read(x, rows, words, negatives, all_words, all_tracks, reduced)
+        x = layers[0].attend_tracks_and_time(x, code, first_tracks, reduced)
+        x = layers[0].attend_memory(x, rows, words, negatives, all_words, all_tracks, reduced)
         for layer in layers[1:]:
-            x = layer.look(x, code, all_tracks, reduced)
-            x = layer.read(x, None, words, negatives, all_words, all_tracks, reduced)
+            x = layer.attend_tracks_and_time(x, code, all_tracks, reduced)
+            x = layer.attend_memory(x, None, words, negatives, all_words, all_tracks, reduced)
         with torch.autocast(x.device.type, enabled=False):
             return self._aggregate(x.float(), reduced, tracks, words.float(), all_words)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 GROUPS = 8
 EPSILON = 1e-5
 SMALL = 1 << 18
-"""Weights of a convolution up to which a product of its windows is quicker on a CPU (full SOLA's: two thirds as quick)."""
+"""Weights of a convolution up to which a product of its windows is faster on a CPU (full SOLA's would be slower)."""
 
 
 class MaskedGroupNorm(nn.Module):
@@ -33,7 +33,7 @@ class MaskedGroupNorm(nn.Module):
         s, k, d = x.shape
         grouped = x.float().reshape(s, k, GROUPS, d // GROUPS)
         if mask is None:
-            # the same numbers by the fused kernel of another norm: a group's channels and tokens as one row
+            # The same numbers by the fused kernel of LayerNorm: a group's channels and tokens as one row.
             rows = grouped.transpose(1, 2).reshape(s, GROUPS, -1)
             normal = F.layer_norm(rows, rows.shape[2:], eps=EPSILON).reshape(s, GROUPS, k, -1).transpose(1, 2)
             return torch.addcmul(self.bias, normal.reshape(s, k, d), self.weight).to(x.dtype)
@@ -51,7 +51,7 @@ class StandardConv1d(nn.Conv1d):
     """A 1-D convolution along time with weight standardisation: (M, T, D) -> (M, T′, D′)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch.std_mean over two dimensions, in a third of its time
+        # As torch.std_mean over two dimensions, in a third of its time.
         rows = self.weight.flatten(1)
         rows = rows - rows.mean(1, keepdim=True)
         deviation = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / max(rows.shape[1] - 1, 1) ** 0.5
@@ -151,22 +151,24 @@ class AlignmentLayer(nn.Module):
         self.object2lang_attn = Attention(channels, heads, dropout)
         self.norm = nn.ModuleList(MaskedGroupNorm(channels) for _ in range(3))
 
-    def look(self, x: Tensor, code: Tensor, tracks: Tensor | None, frames: Tensor | None) -> Tensor:
+    def attend_tracks_and_time(self, x: Tensor, code: Tensor, tracks: Tensor | None, frames: Tensor | None) -> Tensor:
         """The two attentions that read no text: x (B, N, T′, D), code (T′, D), masks (B, N) and (B, T′) -> x."""
         b, n, t, d = x.shape
         both = real_tokens(x, tracks, frames)
-        at = self.obj_attn
+        attention = self.obj_attn
         y = x.transpose(1, 2).reshape(b * t, n, d)
         mask = None if both is None else both.transpose(1, 2).reshape(b * t, n)
-        y = self.norm[0](y + at.attend(at.q_proj(y), at.k_proj(y), at.v_proj(y), mask), mask)
-        at = self.motion_attn
+        y = self.norm[0](y + attention.attend(attention.q_proj(y), attention.k_proj(y), attention.v_proj(y), mask), mask)
+        attention = self.motion_attn
         y = y.reshape(b, t, n, d).transpose(1, 2).reshape(b * n, t, d)
         mask = None if both is None else both.reshape(b * n, t)
         coded = y + code
-        moved: Tensor = self.norm[1](y + at.attend(at.q_proj(coded), at.k_proj(coded), at.v_proj(y), mask), mask)
+        moved: Tensor = self.norm[1](
+            y + attention.attend(attention.q_proj(coded), attention.k_proj(coded), attention.v_proj(y), mask), mask
+        )
         return moved.reshape(b, n, t, d)
 
-    def read(
+    def attend_memory(
         self,
         x: Tensor,
         rows: Tensor | None,
@@ -182,19 +184,19 @@ class AlignmentLayer(nn.Module):
         words (B, L, D) and negatives (Q, D) or None; word_mask (B, L); tracks (B, N), frames (B, T′).
         """
         _, n, t, d = x.shape
-        at = self.object2lang_attn
+        attention = self.object2lang_attn
         flat = x.reshape(-1, n * t, d)
-        q = at.q_proj(flat)
-        k, v, b = at.k_proj(words), at.v_proj(words), len(words)
+        q = attention.q_proj(flat)
+        k, v, b = attention.k_proj(words), attention.v_proj(words), len(words)
         q, flat = (y.expand(b, -1, -1) if rows is None else y[rows] for y in (q, flat))
         if negatives is not None:
             # the negatives are the same for every expression: projected once
-            k = torch.cat([k, at.k_proj(negatives).expand(b, -1, -1)], 1)
-            v = torch.cat([v, at.v_proj(negatives).expand(b, -1, -1)], 1)
+            k = torch.cat([k, attention.k_proj(negatives).expand(b, -1, -1)], 1)
+            v = torch.cat([v, attention.v_proj(negatives).expand(b, -1, -1)], 1)
             word_mask = None if word_mask is None else F.pad(word_mask, (0, len(negatives)), value=True)
         both = real_tokens(flat.reshape(b, n, t, d), tracks, frames)
         mask = None if both is None else both.reshape(b, n * t)
-        y: Tensor = self.norm[2](flat + at.attend(q, k, v, word_mask), mask)
+        y: Tensor = self.norm[2](flat + attention.attend(q, k, v, word_mask), mask)
         return y.reshape(b, n, t, d)
 
 

@@ -9,8 +9,8 @@ class TrainingProgress:
     """Loss and time left; a line a minute when not on a terminal."""
 
     def __init__(self, total: int, done: int) -> None:
-        self.total, self.count, self.fresh = total, done, 0
-        self.start = self.spoken = time.monotonic()
+        self.total, self.count, self.new_steps = total, done, 0
+        self.start = self.printed = time.monotonic()
 
     def __enter__(self) -> TrainingProgress:
         from rich.console import Console
@@ -28,9 +28,9 @@ class TrainingProgress:
 
     def advance(self, note: str) -> None:
         """One step done."""
-        self.count, self.fresh = self.count + 1, self.fresh + 1
+        self.count, self.new_steps = self.count + 1, self.new_steps + 1
         self.bar.update(self.task, completed=self.count, description=note)
-        if not self.console.is_terminal and time.monotonic() - self.spoken > 60:
-            self.spoken = time.monotonic()
-            left = (self.spoken - self.start) / self.fresh * (self.total - self.count)
-            self.console.print(f"{note}, {left / 60:.1f} minutes to go", highlight=False)
+        if not self.console.is_terminal and time.monotonic() - self.printed > 60:
+            self.printed = time.monotonic()
+            left = (self.printed - self.start) / self.new_steps * (self.total - self.count)
+            self.console.print(f"{note}, {left / 60:.1f} minutes left", highlight=False)

@@ -34,8 +34,8 @@ COPIES = (1, 3)
 def timed(step: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds of this process, which other processes on the machine hardly change."""
     start = time.process_time()
-    found = step()
-    return time.process_time() - start, found
+    result = step()
+    return time.process_time() - start, result
 
 
 def measure(data: Path, work: Path, copies: int, golden: Path | None = None) -> None:
@@ -44,9 +44,9 @@ def measure(data: Path, work: Path, copies: int, golden: Path | None = None) -> 
     import plain_scores
     from osvos import write_osvos
 
-    said = write_osvos(data, work, copies)
-    pngs = merge(said.selections, [said.cache], work / "png")
-    meta, masks = (json.loads((said.root / "valid_u" / f).read_text()) for f in ("meta_expressions.json", "mask_dict.json"))
+    osvos = write_osvos(data, work, copies)
+    pngs = merge(osvos.selections, [osvos.cache], work / "png")
+    meta, masks = (json.loads((osvos.root / "valid_u" / f).read_text()) for f in ("meta_expressions.json", "mask_dict.json"))
     spent, plain = timed(lambda: plain_scores.evaluate(pngs, meta["videos"], masks))
     if golden is not None:
         write_golden(golden, plain)
@@ -54,30 +54,31 @@ def measure(data: Path, work: Path, copies: int, golden: Path | None = None) -> 
     frames = sum(len(v["frames"]) * len(v["expressions"]) for v in meta["videos"].values())
     print(f"{len(plain)} expressions, {frames} frames; official procedure {1e3 * spent / frames:.2f} ms a frame")
     routes: dict[str, Callable[[], Any]] = {
-        "PNGs": lambda: evaluate_pngs("mevis", said.root, "valid_u", pngs),
-        "selections": lambda: evaluate_selections(said.selections, [said.cache], root=said.root),
+        "PNGs": lambda: evaluate_pngs("mevis", osvos.root, "valid_u", pngs),
+        "selections": lambda: evaluate_selections(osvos.selections, [osvos.cache], root=osvos.root),
     }
     for route, step in routes.items():
-        took, scores = timed(step)
+        seconds, scores = timed(step)
         rows = scores["expressions"]
         assert rows.keys() == plain.keys()
         apart = max(abs(rows[key][m] - plain[key][i]) for key in plain for i, m in enumerate("jf"))
         assert apart < 1e-9, apart
-        times = spent / took
+        times = spent / seconds
         verdict = f"goal {GOALS[route]} {'met' if times >= GOALS[route] else 'missed'}"
         print(
-            f"  {route:10s} {1e3 * took / frames:6.3f} ms, {times:5.1f} times as fast, {verdict}; largest difference {apart:.0e}"
+            f"  {route:10s} {1e3 * seconds / frames:6.3f} ms, {times:5.1f} times as fast, {verdict}; "
+            f"largest difference {apart:.0e}"
         )
 
 
 def write_golden(path: Path, plain: dict[str, tuple[float, float]]) -> None:
     """The numbers and how they were made."""
-    made = (
+    origin = (
         "python tests/bench/evaluate_bench.py --golden: plain_scores.evaluate (DAVIS-2017's own code written out again) on "
         "OSVOS's masks of davis17-osvos-tracks against mevis-davis; means over frames, then expressions"
     )
     means = {m: float(np.mean([row[i] for row in plain.values()])) for i, m in enumerate("jf")}
-    content = {"made": made, **means, "expressions": {key: {"j": a, "f": b} for key, (a, b) in plain.items()}}
+    content = {"made": origin, **means, "expressions": {key: {"j": a, "f": b} for key, (a, b) in plain.items()}}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -86,11 +87,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", default=HERE.parents[2] / "shared/data")
     parser.add_argument("--golden", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    for copies in COPIES[: 1 if given.golden else None]:
+    for copies in COPIES[: 1 if arguments.golden else None]:
         with tempfile.TemporaryDirectory() as work:
-            measure(given.data.resolve(), Path(work), copies, given.golden)
+            measure(arguments.data.resolve(), Path(work), copies, arguments.golden)
 
 
 if __name__ == "__main__":

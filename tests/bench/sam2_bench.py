@@ -4,12 +4,12 @@
     python tests/bench/sam2_bench.py --shapes large [--frames 100] [--tracks 32] [--size 720x1280] [--points 32]
         [--gpu-memory 8GB] [--compile]
 
-The plain run opens a session for each batch of prompts: it encodes the frames again and takes objects one by one. Time is
-processor time of one thread, medians. Encoder calls are frames encoded per frame of the video. Then the growth of time with
-frames, tracks and resolution: seconds fitted as fixed + frames x (read + tracks x follow).
+The plain run opens a session for each batch of prompts: it encodes the frames again and tracks objects one by one. Time is
+processor time of one thread, medians. encoded_per_frame: frames encoded per frame of the video. Then the growth of time with
+frames, tracks and resolution: seconds fitted as fixed + frames x (encode + tracks x propagate).
 
-With --shapes it measures one machine instead: wall-clock rates and peak memory of one video after a short one. large is
-Hiera-L at 1024 pixels, the shapes of facebook/sam2-hiera-large with random weights, for a CUDA machine; tiny is the tests'.
+With --shapes it measures this machine instead: wall-clock rates and peak memory of one video after a short one. large is
+Hiera-L at 1024 pixels, the shapes of facebook/sam2-hiera-large with random weights, for a CUDA machine; tiny is the tests' model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tiny_sam2 import tiny_sam2
 from rvos_cache.extraction.plan import machine
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
-from rvos_cache.trackers.sam2.backend import prompts_of
+from rvos_cache.trackers.sam2.backend import make_prompts
 from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_cache.types import Video
@@ -46,9 +46,9 @@ BATCH = 4
 
 
 def scene(frames: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(T, H, W, 3): a square that crosses a ground of noise."""
-    ground = np.random.default_rng(0).integers(60, 90, (1, *size, 3), np.uint8)
-    pictures = np.repeat(ground, frames, 0)
+    """(T, H, W, 3): a square that crosses a background of noise."""
+    background = np.random.default_rng(0).integers(60, 90, (1, *size, 3), np.uint8)
+    pictures = np.repeat(background, frames, 0)
     side = size[0] // 3
     for t in range(frames):
         left = (size[1] - side) * t // max(frames - 1, 1)
@@ -68,24 +68,24 @@ def prompt_masks(count: int, size: tuple[int, int]) -> NDArray[np.bool_]:
 class MaskRuns:
     """Both runs on `tracks` prompts of the middle frame of a video."""
 
-    def __init__(self, made: TransformersBackend, frames: int, tracks: int, size: tuple[int, int]) -> None:
-        self.made, self.pictures, self.t = made, scene(frames, size), frames // 2
+    def __init__(self, backend: TransformersBackend, frames: int, tracks: int, size: tuple[int, int]) -> None:
+        self.backend, self.pictures, self.t = backend, scene(frames, size), frames // 2
         self.masks = prompt_masks(tracks, size)
         self.video = Video("v", tuple(map(str, range(frames))), size, self.pictures.__getitem__)
         self.encoded = 0
-        made.network.model.vision_encoder.register_forward_pre_hook(self._count)
+        backend.network.model.vision_encoder.register_forward_pre_hook(self._count)
 
-    def _count(self, module: Any, given: tuple[Any, ...]) -> None:
-        self.encoded += len(given[0])
+    def _count(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        self.encoded += len(inputs[0])
 
     def ours(self) -> NDArray[np.float32]:
-        prompts = prompts_of(RleMasks.from_dense(self.masks[:, None]), self.t)
-        with self.made.open(self.video) as session:
+        prompts = make_prompts(RleMasks.from_dense(self.masks[:, None]), self.t)
+        with self.backend.open(self.video) as session:
             parts = [session.propagate(self.t, prompts[i : i + BATCH]) for i in range(0, len(prompts), BATCH)]
         return np.concatenate([part.tokens for part in parts])
 
     def plain(self) -> NDArray[np.float32]:
-        model, frames = self.made.network.model, list(self.pictures)
+        model, frames = self.backend.network.model, list(self.pictures)
         parts = [plain_tracks(model, frames, self.t, self.masks[i : i + BATCH]) for i in range(0, len(self.masks), BATCH)]
         return np.concatenate([tokens for tokens, _, _ in parts])
 
@@ -98,61 +98,61 @@ class MaskRuns:
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
     """Median processor time."""
-    taken = []
+    times = []
     for _ in range(repeats):
         start = time.process_time()
         run()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
+        times.append(time.process_time() - start)
+    return statistics.median(times)
 
 
-def say(**values: Any) -> None:
-    shown = {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in values.items()}
-    sys.stdout.write(json.dumps(shown) + "\n")
+def report(**values: Any) -> None:
+    rounded = {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in values.items()}
+    sys.stdout.write(json.dumps(rounded) + "\n")
     sys.stdout.flush()
 
 
-def compare(made: TransformersBackend, repeats: int) -> None:
+def compare(backend: TransformersBackend, repeats: int) -> None:
     """Both runs side by side: each repeat runs one and then the other, so that a busy machine slows both."""
     frames, tracks, size = 24, 16, (120, 160)
-    runs = MaskRuns(made, frames, tracks, size)
+    runs = MaskRuns(backend, frames, tracks, size)
     prompted = [runs.ours()[:, runs.t], runs.plain()[:, runs.t]]
     pairs = [(seconds(runs.ours, 1), seconds(runs.plain, 1)) for _ in range(repeats)]
     ours, plain = (statistics.median(times) for times in zip(*pairs))
-    say(
+    report(
         frames=frames, tracks=tracks, batches=tracks // BATCH, ours_s=ours, plain_s=plain, ratio=plain / ours,
         ours_encoded_per_frame=runs.calls(runs.ours), plain_encoded_per_frame=runs.calls(runs.plain),
         difference_in_the_prompted_frame=float(np.abs(prompted[0] - prompted[1]).max()),
     )  # fmt: skip
 
 
-def growth(made: TransformersBackend, repeats: int) -> None:
+def growth(backend: TransformersBackend, repeats: int) -> None:
     """Time against frames and tracks, by least squares, and against the pixels of a frame."""
-    rows, taken = [], []
+    rows, times = [], []
     for frames in (8, 16, 32):
         for tracks in (4, 8, 16):
-            runs = MaskRuns(made, frames, tracks, (120, 160))
+            runs = MaskRuns(backend, frames, tracks, (120, 160))
             rows.append([1, frames, frames * tracks])
-            taken.append(seconds(runs.ours, repeats))
-    # Relative errors: a second in a long run is no worse than a tenth of one in a short run.
-    share = np.array(rows) / np.array(taken)[:, None]
-    fit, *_ = np.linalg.lstsq(share, np.ones(len(rows)), rcond=None)
-    error = np.abs(share @ fit - 1).max()
-    say(fixed_s=fit[0], read_s_per_frame=fit[1], follow_s_per_frame_and_track=fit[2], largest_error=float(error))
+            times.append(seconds(runs.ours, repeats))
+    # Fit relative errors: one second of ten counts as a tenth of one.
+    relative = np.array(rows) / np.array(times)[:, None]
+    fit, *_ = np.linalg.lstsq(relative, np.ones(len(rows)), rcond=None)
+    error = np.abs(relative @ fit - 1).max()
+    report(fixed_s=fit[0], encode_s_per_frame=fit[1], propagate_s_per_frame_and_track=fit[2], largest_error=float(error))
     for size in ((120, 160), (240, 320), (480, 640), (720, 1280)):
-        say(size=list(size), s_per_frame=seconds(MaskRuns(made, 8, 4, size).ours, repeats) / 8)
+        report(size=list(size), s_per_frame=seconds(MaskRuns(backend, 8, 4, size).ours, repeats) / 8)
 
 
 def moving(frames: int, size: tuple[int, int]) -> Video:
-    """The same scene, drawn when a frame is asked for: a long video must not fill the memory that is measured."""
-    ground, side = scene(1, size)[0], size[0] // 3
+    """The same scene, rendered frame by frame: a long video must not fill the memory that is measured."""
+    background, side = scene(1, size)[0], size[0] // 3
 
-    def draw(t: int) -> NDArray[np.uint8]:
-        frame, left = ground.copy(), (size[1] - side) * t // max(frames - 1, 1)
+    def render(t: int) -> NDArray[np.uint8]:
+        frame, left = background.copy(), (size[1] - side) * t // max(frames - 1, 1)
         frame[side : 2 * side, left : left + side] = (220, 40, 40)
         return frame
 
-    return Video("v", tuple(map(str, range(frames))), size, draw)
+    return Video("v", tuple(map(str, range(frames))), size, render)
 
 
 def large(folder: Path) -> Path:
@@ -173,7 +173,7 @@ SHAPES = {"large": large, "tiny": tiny_sam2}
 
 
 def wall(run: Callable[[], object]) -> float:
-    """Seconds, until the GPU has done its work."""
+    """Seconds, until the GPU has finished."""
     start = time.perf_counter()
     run()
     if torch.cuda.is_available():
@@ -182,30 +182,34 @@ def wall(run: Callable[[], object]) -> float:
 
 
 def rates(
-    made: TransformersBackend, frames: int, tracks: int, size: tuple[int, int], grid: GridSettings
-) -> tuple[float, float, float]:
-    """Seconds of reading a video, of one prompt frame and of following `tracks` prompts through the whole video."""
+    backend: TransformersBackend, frames: int, tracks: int, size: tuple[int, int], grid: GridSettings
+) -> tuple[float, float, float, float]:
+    """Seconds of encoding a video, of the grid of one prompt frame with an encoding of its own and with the video's, and of
+    propagating `tracks` prompts through the whole video."""
     video, t = moving(frames, size), frames // 2
-    prompts = prompts_of(RleMasks.from_dense(prompt_masks(tracks, size)[:, None]), t)
-    with made.open(video) as session:
-        read = wall(lambda: session.features)
-        asked = wall(lambda: session.grid_masks(t, grid))
-        follow = wall(lambda: [session.propagate(t, prompts[i : i + BATCH]) for i in range(0, tracks, BATCH)])
-    return read, asked, follow
+    prompts = make_prompts(RleMasks.from_dense(prompt_masks(tracks, size)[:, None]), t)
+    shared = grid.model_copy(update={"prompt_features": "video"})
+    with backend.open(video) as session:
+        encode_s = wall(lambda: session.features)
+        own_s = wall(lambda: session.grid_masks(t, grid))
+        shared_s = wall(lambda: session.grid_masks(t, shared))
+        propagate_s = wall(lambda: [session.propagate(t, prompts[i : i + BATCH]) for i in range(0, tracks, BATCH)])
+    return encode_s, own_s, shared_s, propagate_s
 
 
-def measure(made: TransformersBackend, frames: int, tracks: int, size: tuple[int, int], grid: GridSettings) -> None:
-    """Rates of reading, prompting and following, each of the whole video, and what memory they took at most."""
-    rates(made, 2, min(tracks, BATCH), size, grid)
+def measure(backend: TransformersBackend, frames: int, tracks: int, size: tuple[int, int], grid: GridSettings) -> None:
+    """Rates of encoding, prompting and propagating, each of the whole video, and the peak memory."""
+    rates(backend, 2, min(tracks, BATCH), size, grid)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    read, asked, follow = rates(made, frames, tracks, size, grid)
+    encode_s, own_s, shared_s, propagate_s = rates(backend, frames, tracks, size, grid)
     gpu = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
-    total = read + follow
-    say(
-        machine=machine(), parameters_million=sum(p.numel() for p in made.network.model.parameters()) / 1e6,
-        dtype=str(made.dtype).removeprefix("torch."), pixels=made.network.side, frames=frames, tracks=tracks, size=list(size),
-        encoded_frames_per_s=frames / read, grid_s_per_prompt_frame=asked, followed_track_frames_per_s=frames * tracks / follow,
+    total = encode_s + propagate_s
+    report(
+        machine=machine(), parameters_million=sum(p.numel() for p in backend.network.model.parameters()) / 1e6,
+        dtype=str(backend.dtype).removeprefix("torch."), pixels=backend.network.side, frames=frames, tracks=tracks,
+        size=list(size), encoded_frames_per_s=frames / encode_s, grid_s_per_prompt_frame=own_s,
+        grid_s_with_features_of_the_video=shared_s, propagated_track_frames_per_s=frames * tracks / propagate_s,
         frames_per_s=frames / total, tracks_per_s=tracks / total, peak_gpu_gb=gpu,
         peak_host_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     )  # fmt: skip
@@ -227,18 +231,18 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=32, help="per side of the grid")
     parser.add_argument("--gpu-memory", default="8GB")
     parser.add_argument("--compile", action="store_true")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if given.shapes:
-            free = {"gpu_memory": given.gpu_memory, "compile": given.compile}
-            settings = build(Sam2Settings, {"checkpoint": str(SHAPES[given.shapes](Path(folder))), **free}, "sam2_bench")
-            grid = GridSettings(points_per_side=given.points)
-            measure(TransformersBackend(settings), given.frames, given.tracks, given.size, grid)
+        if options.shapes:
+            values = {"gpu_memory": options.gpu_memory, "compile": options.compile}
+            settings = build(Sam2Settings, {"checkpoint": str(SHAPES[options.shapes](Path(folder))), **values}, "sam2_bench")
+            grid = GridSettings(points_per_side=options.points)
+            measure(TransformersBackend(settings), options.frames, options.tracks, options.size, grid)
             return
         torch.set_num_threads(1)
-        made = TransformersBackend(Sam2Settings(checkpoint=str(tiny_sam2(Path(folder)))))
-        compare(made, given.repeats)
-        growth(made, given.repeats)
+        backend = TransformersBackend(Sam2Settings(checkpoint=str(tiny_sam2(Path(folder)))))
+        compare(backend, options.repeats)
+        growth(backend, options.repeats)
 
 
 if __name__ == "__main__":

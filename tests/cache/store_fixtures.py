@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
-from rvos_cache.trackers import Tracker
 from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
 
 H, W = 12, 17
@@ -22,10 +21,9 @@ class Tiny(Dataset):
     """`root` names the number of videos; v01 has one frame, v02 has no object; texts are long and not English."""
 
     name = "tiny"
-    has_ground_truth = True
 
-    @staticmethod
-    def splits(root: Path) -> list[str]:
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
         return ["train"]
 
     def video_ids(self) -> tuple[str, ...]:
@@ -51,13 +49,16 @@ class Tiny(Dataset):
         masks = self._rng(video_id).random((objects, t, H, W)) > 0.5
         return GroundTruth(tuple(f"{video_id}-{a}" for a in range(objects)), encode(masks), np.ones(t, bool))
 
+    def check(self) -> Iterator[str]:
+        return iter(())
+
 
 def encode(masks: np.ndarray) -> RleMasks:
     """bool (K, T, H, W) -> RleMasks (K, T)."""
     return RleMasks.from_dense(masks)
 
 
-class TinyTracker(Tracker):
+class TinyTracker:
     """Tracks that depend on the pixels only; v00 gets none. nan and bad name videos that fail; wait: seconds each."""
 
     class Settings(Settings):
@@ -67,11 +68,19 @@ class TinyTracker(Tracker):
         bad: str = ""
         stop: str = ""
 
+    reads_expressions = False
+    wants_ground_truth = False
     channels = 4
     feature_specs = (FeatureSpec("map", ("T", 3), "float32", by_frame=True),)
-    settings: TinyTracker.Settings
+    label_iou = 0.5
 
-    def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
+    def __init__(self, settings: TinyTracker.Settings) -> None:
+        self.settings = settings
+
+    def weight_hashes(self) -> dict[str, str]:
+        return {}
+
+    def track(self, video: Video, expressions: Sequence[Expression], ground_truth: object = None) -> TrackSet:
         time.sleep(self.settings.wait)
         if video.video_id == self.settings.bad:
             raise InputError(f"{video.video_id}/00002.jpg: truncated; replace it")

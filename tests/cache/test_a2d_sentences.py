@@ -1,4 +1,4 @@
-"""The A2D-Sentences adapter: what it reads, and one line that names the file for everything that can be wrong."""
+"""A2D-Sentences: what it reads, and one error line that names the file for every fault."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ MASKS = "text_annotations/a2d_annotation_with_instances"
 
 
 def square(frame: int, instance: int) -> np.ndarray:
-    """8 rows, 12 columns, moving right: a mask that is turned or off by a frame is seen."""
+    """8 rows, 12 columns, moving right: a mask that is transposed or off by a frame differs."""
     out = np.zeros(SIZE, bool)
     out[4 + 10 * instance :, 3 * frame :][:8, :12] = True
     return out
 
 
 def write_h5(path: Path, ids: list[int], masks: list[np.ndarray]) -> None:
-    """As MATLAB writes it: columns first; one instance loses its dimension."""
+    """Write a file as MATLAB does: columns first; one instance loses its dimension."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    turned = np.stack([m.T for m in masks]).astype(np.uint8)
+    transposed = np.stack([m.T for m in masks]).astype(np.uint8)
     with h5py.File(path, "w") as file:
         file["instance"] = np.array(ids, np.int32)
-        file.create_dataset("reMask", data=turned[0] if len(ids) == 1 else turned, compression="gzip")
+        file.create_dataset("reMask", data=transposed[0] if len(ids) == 1 else transposed, compression="gzip")
         file["reBBox"] = np.zeros((4, len(ids)) if len(ids) > 1 else 4)
 
 
@@ -66,7 +66,7 @@ def write_a2d(root: Path) -> None:
 
 
 def write_list(root: Path) -> None:
-    """MTTR's lists of the same."""
+    """Write MTTR's lists of the same sentences."""
     train: list[Any] = [["the square is moving", "-a", 2, 0], ["the square is moving", "-a", 5, 0], ["a box, lower", "-a", 2, 2]]
     train += [[" a square ", "b", 2, 0], [" a square ", "b", 5, 0]]
     (root / LIST.format("train")).write_text(json.dumps(train))
@@ -74,16 +74,16 @@ def write_list(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("a2d")
     write_a2d(root)
     return root
 
 
 @pytest.fixture
-def root(made: Path, tmp_path: Path) -> Path:
-    """The original files alone."""
-    return Path(shutil.copytree(made, tmp_path / "a2d"))
+def root(original: Path, tmp_path: Path) -> Path:
+    """The original files only."""
+    return Path(shutil.copytree(original, tmp_path / "a2d"))
 
 
 @pytest.fixture
@@ -93,51 +93,51 @@ def listed(root: Path) -> Path:
     return root
 
 
-def held(root: Path, split: str = "train") -> dict[str, Any]:
+def content(root: Path, split: str = "train") -> dict[str, Any]:
     data = open_dataset("a2d-sentences", root, split)
     assert isinstance(data, A2dSentences)
     assert list(data.check()) == []
-    out: dict[str, Any] = {}
+    videos: dict[str, Any] = {}
     for video in data.video_ids():
         truth = data.ground_truth(video)
-        out[video] = (
+        videos[video] = (
             [(e.expression_id, e.targets) for e in data.expressions(video)],
             (truth.object_ids, truth.masks.area().tolist(), truth.annotated.tolist()),
             [(s.expression_id, s.t, s.image_id) for s in data.samples(video)],
         )
-    return out
+    return videos
 
 
-def test_original_files_and_list_say_the_same(root: Path) -> None:
-    found = held(root), held(root, "test")
-    text = [e.text for e in A2dSentences(root, "train").expressions("-a")]
-    assert text == ["The square is moving", "A box, lower"]
+def test_original_files_and_list_agree(root: Path) -> None:
+    from_original = content(root), content(root, "test")
+    texts = [e.text for e in A2dSentences(root, "train").expressions("-a")]
+    assert texts == ["The square is moving", "A box, lower"]
     write_list(root)
-    assert (held(root), held(root, "test")) == found
-    train, test = found
+    assert (content(root), content(root, "test")) == from_original
+    train, test = from_original
     assert (list(train), list(test)) == (["-a", "b"], ["c"])
-    said, truth, samples = train["-a"]
-    assert said == [("0", ("-a/0",)), ("2", ("-a/2",))]
+    expressions, truth, samples = train["-a"]
+    assert expressions == [("0", ("-a/0",)), ("2", ("-a/2",))]
     assert truth[0] == ("-a/0", "-a/2")
     assert truth[1] == [[0, 96, 0, 0, 96, 0], [0, 96, 0, 0, 0, 0]]
     assert truth[2] == [False, True, False, False, True, False]
     assert samples == [("0", 1, "v_-a_f_2_i_0"), ("0", 4, "v_-a_f_5_i_0"), ("2", 1, "v_-a_f_2_i_2")]
 
 
-def test_masks_are_turned_and_lie_on_their_frame(root: Path) -> None:
+def test_masks_are_transposed_and_belong_to_their_frame(root: Path) -> None:
     data = A2dSentences(root, "train")
     truth, video = data.ground_truth("-a"), data.video("-a")
     assert (video.frame_names[0], len(video), video.size) == ("00001", FRAMES, SIZE)
     for t in (1, 4):
         mask = truth.masks.decode(0, t)
         assert np.array_equal(mask, square(t, 0))
-        # The object is green: the mask lies on it and nowhere else.
+        # The object is green: the mask covers it and nothing else.
         green = video.read(t)[..., 1]
         assert green[mask].mean() > 180 and green[~mask].mean() < 90
 
 
-def test_the_truth_scores_one(listed: Path) -> None:
-    """Every sample of the split, its own truth as the answer."""
+def test_the_ground_truth_scores_one(listed: Path) -> None:
+    """Score every sample of the split with its own ground truth as the prediction."""
     data, scores = A2dSentences(listed, "train"), ImageScores()
     for video in data.video_ids():
         truth = data.ground_truth(video)
@@ -175,12 +175,12 @@ def rows(root: Path, change: Callable[[Any], object]) -> None:
 
 
 def plugged(file: h5py.File) -> None:
-    """A dataset whose filter HDF5 would look for among plug-ins; chunks are not written, so making it needs none."""
-    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    made.set_chunk((48, 32))
-    made.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)
+    """Write an array with a filter that HDF5 would load a plug-in for; it has no chunks, so writing it needs no plug-in."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk((48, 32))
+    creation.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)
     del file["reMask"]
-    h5py.h5d.create(file.id, b"reMask", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple((48, 32)), made)
+    h5py.h5d.create(file.id, b"reMask", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple((48, 32)), creation)
 
 
 H5 = f"{MASKS}/-a/00005.h5"
@@ -192,9 +192,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no instance": (lambda r: with_h5(r, lambda f: f.pop("instance")), "-a/00005.h5: no dataset 'instance'"),
     "a group": (lambda r: with_h5(r, lambda f: (f.pop("reMask"), f.create_group("reMask"))), "array of numbers"),
     "text for ids": (lambda r: replaced(r, "instance", ["a"]), "array of numbers"),
-    "half an id": (lambda r: replaced(r, "instance", [0.5]), "wanted whole numbers"),
-    "no number": (lambda r: replaced(r, "instance", [np.nan]), "wanted whole numbers"),
-    "ids without values": (lambda r: replaced(r, "instance", h5py.Empty("i4")), "instance holds None ids"),
+    "half an id": (lambda r: replaced(r, "instance", [0.5]), "expected whole numbers"),
+    "no number": (lambda r: replaced(r, "instance", [np.nan]), "expected whole numbers"),
+    "ids without values": (lambda r: replaced(r, "instance", h5py.Empty("i4")), "instance has None ids"),
     "no such file behind a link": (
         lambda r: replaced(r, "reMask", h5py.ExternalLink("../b/00005.h5", "reMask")),
         "inside the file",
@@ -202,9 +202,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a plug-in": (lambda r: with_h5(r, plugged), "compressed by a plug-in"),
     "mask of another size": (
         lambda r: replaced(r, "reMask", np.zeros((32, 48), np.uint8)),
-        "(32, 48), its video wants (1, 48, 32)",
+        "(32, 48), expected (1, 48, 32)",
     ),
-    "fewer masks than ids": (lambda r: replaced(r, "instance", [0, 1]), "its video wants (2, 48, 32)"),
+    "fewer masks than ids": (lambda r: replaced(r, "instance", [0, 1]), "expected (2, 48, 32)"),
     "instance listed, not there": (lambda r: replaced(r, "instance", [7]), "instance 0 is not in [7]"),
     "instance twice": (
         lambda r: write_h5(r / H5, [0, 0], [square(4, 0), square(4, 1)]),
@@ -218,11 +218,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "video cut short": (lambda r: cut(r / "Release/clips320H/-a.mp4", 300), "clips320H/-a.mp4: cannot be decoded"),
     "id that leaves the folder": (lambda r: rows(r, lambda c: c.append(["x", "../b", 2, 0])), "'../b'"),
     "empty sentence": (lambda r: rows(r, lambda c: [row.__setitem__(0, " ") for row in c[:2]]), "text is empty"),
-    "two texts": (lambda r: rows(r, lambda c: c[1].__setitem__(0, "other")), "row 2: instance 0 has another text"),
-    "frame twice": (lambda r: rows(r, lambda c: c.append(c[0])), "row 6: frame 2 of instance 0 stands twice"),
-    "frame zero": (lambda r: rows(r, lambda c: c[0].__setitem__(2, 0)), "row 1: wanted"),
-    "null": (lambda r: rows(r, lambda c: c[0].__setitem__(3, None)), "row 1: wanted"),
-    "true": (lambda r: rows(r, lambda c: c[0].__setitem__(3, True)), "row 1: wanted"),
+    "two texts": (
+        lambda r: rows(r, lambda c: c[1].__setitem__(0, "other")),
+        "row 2: instance 0 has another text",
+    ),
+    "frame twice": (lambda r: rows(r, lambda c: c.append(c[0])), "row 6: frame 2 of instance 0 is listed twice"),
+    "frame zero": (lambda r: rows(r, lambda c: c[0].__setitem__(2, 0)), "row 1: expected"),
+    "null": (lambda r: rows(r, lambda c: c[0].__setitem__(3, None)), "row 1: expected"),
+    "true": (lambda r: rows(r, lambda c: c[0].__setitem__(3, True)), "row 1: expected"),
 }
 
 
@@ -231,10 +234,10 @@ def test_check_names_the_fault(listed: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(listed)
     data = A2dSentences(listed, "train")
-    said = list(data.check())
-    assert any(named in line for line in said), said
-    assert all("\n" not in line and str(listed) in line for line in said)
-    # The other video stays whole.
+    faults = list(data.check())
+    assert any(named in line for line in faults), faults
+    assert all("\n" not in line and str(listed) in line for line in faults)
+    # The other video can still be read.
     assert len(data.expressions("b")) == data.ground_truth("b").masks.shape[0] == 1
 
 
@@ -242,7 +245,7 @@ READING = sorted(set(FAULTS) - {"instance twice", "id that leaves the folder"})
 
 
 @pytest.mark.parametrize("fault", READING)
-def test_reading_names_it_too(listed: Path, fault: str) -> None:
+def test_reading_names_the_fault_too(listed: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(listed)
     data = A2dSentences(listed, "train")
@@ -252,14 +255,14 @@ def test_reading_names_it_too(listed: Path, fault: str) -> None:
 
 
 def test_check_names_all_faults_of_a_video(listed: Path) -> None:
-    """A missing mp4 hides neither damaged annotations nor bad rows."""
+    """A missing mp4 does not hide damaged annotations and rows."""
     (listed / "Release/clips320H/-a.mp4").unlink()
     cut(listed / MASKS / "-a/00002.h5", 900)
     with_h5(listed, lambda f: f.pop("instance"))
     rows(listed, lambda c: c[0].__setitem__(3, "0"))
-    said = list(A2dSentences(listed, "train").check())
-    assert len(said) == 4
-    assert all(part in line for part, line in zip(["row 1", "-a.mp4", "00002.h5", "00005.h5"], said)), said
+    faults = list(A2dSentences(listed, "train").check())
+    assert len(faults) == 4
+    assert all(part in line for part, line in zip(["row 1", "-a.mp4", "00002.h5", "00005.h5"], faults)), faults
 
 
 def lines(root: Path, name: str, change: Callable[[list[str]], object]) -> None:
@@ -269,14 +272,20 @@ def lines(root: Path, name: str, change: Callable[[list[str]], object]) -> None:
 
 
 ORIGINAL: dict[str, tuple[Callable[[Path], object], str]] = {
-    "two sentences": (lambda r: lines(r, TEXT, lambda c: c.append("-a,0,again")), "line 8: instance 0 has a sentence above"),
+    "two sentences": (
+        lambda r: lines(r, TEXT, lambda c: c.append("-a,0,again")),
+        "line 8: instance 0 has a sentence",
+    ),
     "no number": (lambda r: lines(r, TEXT, lambda c: c.append("-a,x,again")), "line 8: instance 'x' is no number"),
     "a comma": (lambda r: lines(r, TEXT, lambda c: c.append("-a,4,a, b")), "line 8: 4 columns"),
-    "no header": (lambda r: lines(r, TEXT, lambda c: c.pop(0)), "line 1: wanted the header"),
+    "no header": (lambda r: lines(r, TEXT, lambda c: c.pop(0)), "line 1: expected the header"),
     "open quote": (lambda r: lines(r, TEXT, lambda c: c.append('-a,4,"a')), "cannot be read"),
     "not UTF-8": (lambda r: (r / TEXT).write_bytes(b"\xff\xfe\x00"), "cannot be read"),
-    "third subset": (lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,1,1,1,1,1,1,1,2")), "line 5: wanted nine"),
-    "fewer columns": (lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,0")), "line 5: wanted nine"),
+    "third subset": (
+        lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,1,1,1,1,1,1,1,2")),
+        "line 5: expected nine",
+    ),
+    "fewer columns": (lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,0")), "line 5: expected nine"),
     "id that leaves the folder": (
         lambda r: (
             lines(r, TEXT, lambda c: c.append("../b,0,out")),
@@ -292,15 +301,15 @@ def test_faults_of_the_original_files(root: Path, fault: str) -> None:
     damage, named = ORIGINAL[fault]
     damage(root)
     try:
-        said = list(A2dSentences(root, "train").check())
+        faults = list(A2dSentences(root, "train").check())
     except InputError as error:
-        said = [str(error)]
-    assert len(said) == 1 and named in said[0], said
-    assert "\n" not in said[0] and str(root) in said[0]
+        faults = [str(error)]
+    assert len(faults) == 1 and named in faults[0], faults
+    assert "\n" not in faults[0] and str(root) in faults[0]
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", "[[", '[["a", 3, 1, 1]]', '[["a"]]', "[" * 100_000])
-def test_a_list_that_is_none(root: Path, content: str) -> None:
+def test_a_malformed_list_names_its_file(root: Path, content: str) -> None:
     path = root / LIST.format("train")
     path.write_text(content)
     with pytest.raises(InputError) as error:
@@ -308,7 +317,7 @@ def test_a_list_that_is_none(root: Path, content: str) -> None:
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_nothing_there_says_what_is_wanted(tmp_path: Path) -> None:
+def test_an_empty_root_names_the_missing_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="single_frame_train_annotations.json: not found, nor .*videoset.csv"):
         A2dSentences(tmp_path, "train")
     (tmp_path / LIST.format("test")).write_text("[]")
@@ -326,31 +335,31 @@ def test_one_instance_may_keep_its_dimension(tmp_path: Path) -> None:
     assert read_masks(path, SIZE)[0] == []
 
 
-def test_damaged_files_never_surprise(tmp_path: Path) -> None:
-    """Cut anywhere or with bytes changed: masks or one line, nothing else."""
+def test_damaged_files_raise_one_line(tmp_path: Path) -> None:
+    """Cut at any byte or with changed bytes: masks or an InputError of one line, nothing else."""
     path, rng = tmp_path / "00001.h5", random.Random(0)
     write_h5(path, [0, 2], [square(1, 0), square(1, 1)])
-    whole = path.read_bytes()
-    cases = [whole[:n] for n in range(0, len(whole), 211)]
+    data = path.read_bytes()
+    cases = [data[:n] for n in range(0, len(data), 211)]
     for _ in range(300):
-        changed = bytearray(whole)
+        changed = bytearray(data)
         for _ in range(rng.randint(1, 6)):
-            changed[rng.randrange(len(whole))] = rng.randrange(256)
+            changed[rng.randrange(len(data))] = rng.randrange(256)
         cases.append(bytes(changed))
-    refused = []
+    errors = []
     for case in cases:
         path.write_bytes(case)
         try:
             ids, masks = read_masks(path, SIZE)
             assert masks.shape == (len(ids), *SIZE)
         except InputError as error:
-            refused.append(str(error))
-    assert len(refused) > len(whole) // 211
-    assert all(str(path) in line and "\n" not in line for line in refused)
+            errors.append(str(error))
+    assert len(errors) > len(data) // 211
+    assert all(str(path) in line and "\n" not in line for line in errors)
 
 
 def test_published_sentences(real_data: Path, tmp_path: Path) -> None:
-    """All of the published CSV; the subsets are made up, the frames are not there."""
+    """All of the published CSV; the subsets are invented, and there are no frames."""
     (tmp_path / "text_annotations").mkdir()
     (tmp_path / "Release").mkdir()
     shutil.copy(real_data / "a2d_sentences/a2d_annotation.txt", tmp_path / TEXT)
@@ -360,31 +369,31 @@ def test_published_sentences(real_data: Path, tmp_path: Path) -> None:
     chosen = {v: int(i % 4 == 0) for i, v in enumerate(videos)}
     with (tmp_path / "Release/videoset.csv").open("w", newline="") as file:
         csv.writer(file).writerows([v, 1, 1, 1, 1, 1, 1, 1, n] for v, n in chosen.items())
-    found = {}
+    texts = {}
     for split, number in (("train", 0), ("test", 1)):
         data = A2dSentences(tmp_path, split)
         assert data.video_ids() == tuple(v for v in videos if chosen[v] == number)
         for video in data.video_ids():
-            found |= {(video, e.expression_id): e.text for e in data.expressions(video)}
+            texts |= {(video, e.expression_id): e.text for e in data.expressions(video)}
     assert len(raw) == 6655 and len(videos) == 3754
-    # All but the one instance "1 (copy)".
-    assert found == {(v, i): text for v, i, text in raw if i != "1 (copy)"} and len(found) == 6654
+    # All except the instance "1 (copy)".
+    assert texts == {(v, i): text for v, i, text in raw if i != "1 (copy)"} and len(texts) == 6654
 
 
 def test_an_mttr_list_of_the_published_sentences(real_data: Path, tmp_path: Path) -> None:
-    """The published sentences as rows of MTTR's list read as the same expressions."""
+    """The published sentences, written as rows of MTTR's list, are read as the same expressions."""
     with (real_data / "a2d_sentences/a2d_annotation.txt").open(newline="") as file:
         raw = [row for row in list(csv.reader(file))[1:] if row[1].isdecimal()]
     content = [[text.lower(), video, frame, int(i)] for video, i, text in raw for frame in (1, 20, 40)]
     (tmp_path / LIST.format("test")).write_text(json.dumps(content))
     data = A2dSentences(tmp_path, "test")
-    found = {e.key: e.text for v in data.video_ids() for e in data.expressions(v)}
-    assert found == {f"{v}/{i}": text.lower() for v, i, text in raw}
+    texts = {e.key: e.text for v in data.video_ids() for e in data.expressions(v)}
+    assert texts == {f"{v}/{i}": text.lower() for v, i, text in raw}
     assert sum(len(data.samples(v)) for v in data.video_ids()) == 3 * 6654
 
 
-def test_masks_hold_together(listed: Path) -> None:
-    """What evaluation asks for: targets are found by their ids in each video."""
+def test_targets_are_indices_of_the_masks(listed: Path) -> None:
+    """Evaluation looks up targets by their ids in each video."""
     data = A2dSentences(listed, "train")
     truth = data.ground_truth("-a")
     assert isinstance(truth.masks, RleMasks)

@@ -1,4 +1,4 @@
-"""Mirrored sentences: hand-written cases, and what holds for every text."""
+"""Mirrored sentences: hand-written cases, and properties of every text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rvos_cache.datasets.captions import mirrored_text
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("the dog on the left", "the dog on the right"),
         ("Left, then RIGHT!", "Right, then LEFT!"),
@@ -31,8 +31,8 @@ from rvos_cache.datasets.captions import mirrored_text
         ("左left 左 left 🐦left", "左left 左 right 🐦right"),
     ],
 )
-def test_by_hand(text: str, wanted: str | None) -> None:
-    assert mirrored_text(text) == (text if wanted is None else wanted)
+def test_by_hand(text: str, expected: str | None) -> None:
+    assert mirrored_text(text) == (text if expected is None else expected)
 
 
 SIDES = ["left", "right", "leftmost", "rightmost", "leftward", "rightward", "leftwards", "rightwards"]
@@ -50,7 +50,7 @@ def test_twice_gives_the_text_back(text: str) -> None:
 @settings(deadline=None)
 @given(TEXTS)
 def test_only_whole_words_change(text: str) -> None:
-    """Words and what is between them, cut apart by other code: all but words of sides are the same, in number too."""
+    """Words and the text between them, split by other code: all except words of sides are equal, and as many."""
     before, after = (re.split(r"(\w+)", t) for t in (text, mirrored_text(text)))
     assert len(before) == len(after)
     for one, two in zip(before, after):

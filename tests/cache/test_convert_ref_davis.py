@@ -1,4 +1,4 @@
-"""Ref-DAVIS17 from DAVIS's archive and the four text files: a round trip through the adapter, and what is refused."""
+"""Ref-DAVIS17 from DAVIS's archive and the four text files: the converted dataset is read, and faults are errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rvos_cache.errors import InputError
 
 NAMES = ("00000", "00001", "00002")
 VIDEOS = {"classic-car": 3, "dogs-scale": 1, "bear": 2}
-"""Video -> its objects; the last alone is of val."""
+"""Video -> number of objects; the last one is the only one in val."""
 FILES = ("annot1", "annot1_full_video", "annot2", "annot2_full_video")
 
 
@@ -65,17 +65,17 @@ def zipped(folder: Path) -> Path:
     return Path(shutil.make_archive(str(folder), "zip", folder))
 
 
-def left(parts: Path) -> list[str]:
-    """What lies beside the sources."""
+def leftovers(parts: Path) -> list[str]:
+    """Return the names of what is next to the sources."""
     return sorted(p.name for p in parts.iterdir() if p.name not in ("davis", "text", "davis.zip", "text.zip"))
 
 
 def test_the_converted_folder_is_read_without_a_fault(parts: Path) -> None:
     before = sorted(p for p in parts.rglob("*") if p.is_file())
-    seen: list[tuple[int, int]] = []
-    counts = convert_ref_davis(parts / "davis/DAVIS", parts / "text", parts / "out", lambda *now: seen.append(now))
+    calls: list[tuple[int, int]] = []
+    counts = convert_ref_davis(parts / "davis/DAVIS", parts / "text", parts / "out", lambda *now: calls.append(now))
     assert counts == {"train": (2, 6, 16), "valid": (1, 3, 8)}
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
     assert all(p.exists() for p in before), "copied, not moved"
     assert RefDavis17.splits(parts / "out") == ["train", "valid"]
     for split, videos in (("train", ("classic-car", "dogs-scale")), ("valid", ("bear",))):
@@ -113,14 +113,14 @@ def test_objects_are_in_the_order_of_their_numbers_as_text(parts: Path) -> None:
     for t, name in enumerate(NAMES):
         pixels = numbers(3, t)
         write_png(parts / "davis/DAVIS/Annotations_unsupervised/480p/bear" / f"{name}.png", np.where(pixels == 3, 10, pixels))
-    said = RefDavis17(converted(parts), "valid").expressions("bear")
-    assert [e.targets for e in said][::4] == [("bear-1",), ("bear-10",), ("bear-2",)]
+    expressions = RefDavis17(converted(parts), "valid").expressions("bear")
+    assert [e.targets for e in expressions][::4] == [("bear-1",), ("bear-10",), ("bear-2",)]
 
 
-def test_categories_are_kept_where_they_are_there(parts: Path) -> None:
+def test_categories_are_copied_if_they_exist(parts: Path) -> None:
     (parts / "davis/DAVIS/davis_semantics.json").write_text(json.dumps({"bear": {"1": "bear", "2": "cub"}}))
-    held = json.loads((converted(parts) / "valid/meta.json").read_text())["videos"]
-    assert held == {"bear": {"objects": {"1": {"category": "bear"}, "2": {"category": "cub"}, "3": {}}}}
+    videos = json.loads((converted(parts) / "valid/meta.json").read_text())["videos"]
+    assert videos == {"bear": {"objects": {"1": {"category": "bear"}, "2": {"category": "cub"}, "3": {}}}}
 
 
 def edit(parts: Path, file: int, old: bytes, new: bytes) -> None:
@@ -143,8 +143,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "object 1 of video dogs-scale; no list has its dogs-scaled",
     ),
     "an object twice": (lambda p: edit(p, 0, b"clasic-car  2", b"classic-car 1"), "line 3: object 1 of video classic-car has a"),
-    "an object that is no number": (lambda p: edit(p, 0, b"clasic-car  2", b"clasic-car two"), "line 3: wanted an object number"),
-    "a line without a sentence": (lambda p: edit(p, 0, b"bear  1", b"bear\nbear  1"), "line 5: wanted <video> <object>"),
+    "an object that is no number": (
+        lambda p: edit(p, 0, b"clasic-car  2", b"clasic-car two"),
+        "3: expected an object number",
+    ),
+    "a line without a sentence": (lambda p: edit(p, 0, b"bear  1", b"bear\nbear  1"), "line 5: expected <video> <object>"),
     "an empty sentence": (lambda p: edit(p, 3, LINE[:-3].replace(b"by 2", b"by 3"), b'" "'), "line 3: video classic-car"),
     "other bytes than utf-8": (lambda p: edit(p, 0, "é".encode(), b"\xe9"), "Davis17_annot1.txt: not utf-8"),
     "a text file is missing": (
@@ -152,25 +155,25 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "Davis17_annot2_full_video.txt: cannot be read",
     ),
     "no text at all": (lambda p: shutil.rmtree(p / "text/davis_text_annotations"), "text: has no Davis17_annot1.txt"),
-    "no folder": (lambda p: shutil.rmtree(p / "davis"), "davis: wanted a folder or a zip, came nothing"),
+    "no folder": (lambda p: shutil.rmtree(p / "davis"), "davis: expected a folder or a zip file, got nothing"),
     "no list": (lambda p: (p / TRAIN).unlink(), "davis: has no ImageSets/2017/train.txt"),
     "no list of val": (lambda p: (p / VAL).unlink(), "val.txt: cannot be read"),
     "an empty list": (lambda p: (p / VAL).write_text("\n"), "val.txt: lists no video"),
     "a video in both lists": (lambda p: (p / VAL).write_text("bear\ndogs-scale\n"), "val.txt: video dogs-scale is listed twice"),
     "a video that leaves the folder": (lambda p: (p / VAL).write_text("../bear\n"), "val.txt, video: the id '../bear'"),
     "a video without frames": (lambda p: shutil.rmtree(p / FRAME.rpartition("/")[0]), "480p/bear: has no frames"),
-    "a frame is missing": (lambda p: (p / FRAME).unlink(), "480p/bear: has nothing of mask 00001"),
-    "an annotation is missing": (lambda p: (p / MASK).unlink(), "480p/bear: has nothing of frame 00001"),
+    "a frame is missing": (lambda p: (p / FRAME).unlink(), "480p/bear: has no file for mask 00001"),
+    "an annotation is missing": (lambda p: (p / MASK).unlink(), "480p/bear: has no file for frame 00001"),
     "an annotation cut short": (lambda p: cut(p / MASK), "bear/00001.png: not a whole PNG"),
-    "an annotation in colours": (lambda p: Image.new("RGB", SIZE[::-1]).save(p / MASK), "00001.png: wanted a palette PNG"),
+    "an annotation in colours": (lambda p: Image.new("RGB", SIZE[::-1]).save(p / MASK), "00001.png: expected a palette PNG"),
     "an annotation of another size": (
         lambda p: write_png(p / MASK, numbers(3, 0)[:5]),
-        "00001.png: wanted (8, 12) as the video's first frame, came (5, 12)",
+        "00001.png: expected (8, 12) as the video's first frame, got (5, 12)",
     ),
     "a frame that is no image": (lambda p: (p / FRAME).write_bytes(b"x"), "bear/00001.jpg: not an image"),
-    "an object that is never shown": (
+    "an object in no annotation": (
         lambda p: [write_png((p / MASK).with_name(f"{n}.png"), numbers(1, 0)) for n in NAMES],
-        "shows object 2",
+        "has object 2",
     ),
     "categories that are none": (lambda p: (p / "davis/DAVIS/davis_semantics.json").write_text("[]"), "davis_semantics.json"),
 }
@@ -184,17 +187,17 @@ def test_a_fault_is_named_and_nothing_is_left(parts: Path, fault: str) -> None:
         converted(parts)
     assert named in str(error.value)
     assert "\n" not in str(error.value) and str(parts) in str(error.value)
-    assert left(parts) == []
+    assert leftovers(parts) == []
 
 
-def test_what_is_there_is_refused(parts: Path) -> None:
+def test_an_existing_folder_is_an_error(parts: Path) -> None:
     (parts / "out").mkdir()
     converted(parts)
     before = sorted((parts / "out").rglob("*"))
     for _ in range(2):
-        with pytest.raises(InputError, match="out: is there already"):
+        with pytest.raises(InputError, match="out: exists"):
             converted(parts)
-    assert sorted((parts / "out").rglob("*")) == before and left(parts) == ["out"]
+    assert sorted((parts / "out").rglob("*")) == before and leftovers(parts) == ["out"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "DAVIS/../../evil", "/evil", "C:/evil", "a\\evil"])
@@ -202,9 +205,9 @@ def test_entries_that_leave_the_folder(parts: Path, name: str) -> None:
     path = zipped(parts / "davis")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"x")
-    with pytest.raises(InputError, match=r"davis\.zip: its entry .* leaves the folder"):
+    with pytest.raises(InputError, match=r"davis\.zip: its entry .* has a path outside of the folder"):
         convert_ref_davis(path, parts / "text", parts / "out")
-    assert left(parts) == []
+    assert leftovers(parts) == []
 
 
 def test_a_link_in_a_zip(parts: Path) -> None:
@@ -212,7 +215,7 @@ def test_a_link_in_a_zip(parts: Path) -> None:
     entry.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(entry, "/etc/passwd")
-    with pytest.raises(InputError, match="its entry 'away' leaves the folder"):
+    with pytest.raises(InputError, match="its entry 'away' has a path outside of the folder"):
         convert_ref_davis(parts / "davis", path, parts / "out")
 
 
@@ -226,52 +229,52 @@ def test_a_damaged_zip(parts: Path) -> None:
     with pytest.raises(InputError, match=r"davis\.zip, DAVIS/JPEGImages/480p/bear/00001\.jpg: cannot be unpacked"):
         convert_ref_davis(path, parts / "text", parts / "out")
     path.write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(InputError, match=r"davis\.zip: wanted a folder or a zip, came a file that is no zip"):
+    with pytest.raises(InputError, match=r"davis\.zip: expected a folder or a zip file, got a file that is no zip"):
         convert_ref_davis(path, parts / "text", parts / "out")
-    assert left(parts) == []
+    assert leftovers(parts) == []
 
 
-def test_a_sentence_without_quotes_is_told(parts: Path) -> None:
-    """ReferFormer drops its first and last letter; the published files are read as there."""
+def test_a_sentence_without_quotes_is_a_warning(parts: Path) -> None:
+    """As in ReferFormer, its first and last character are dropped."""
     edit(parts, 0, b'"object  1 of bear', b"object  1 of bear")
     with pytest.warns(UserWarning, match=r"annot1\.txt, line 5: the sentence is not in quotes"):
-        said = RefDavis17(converted(parts), "valid").expressions("bear")
-    assert said[0].text.startswith("bject 1 of bear")
+        expressions = RefDavis17(converted(parts), "valid").expressions("bear")
+    assert expressions[0].text.startswith("bject 1 of bear")
 
 
 def test_the_command(parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["rvos-cache", "convert", "ref-davis", "--davis", str(parts / "davis"), "--text", str(parts / "text")]
-    monkeypatch.setattr("sys.argv", [*given, "--out", str(parts / "out")])
-    for status, says in ((0, "valid: 1 videos, 3 frames, 8 expressions"), (1, "error: ")):
+    argv = ["rvos-cache", "convert", "ref-davis", "--davis", str(parts / "davis"), "--text", str(parts / "text")]
+    monkeypatch.setattr("sys.argv", [*argv, "--out", str(parts / "out")])
+    for status, message in ((0, "valid: 1 videos, 3 frames, 8 expressions"), (1, "error: ")):
         with pytest.raises(SystemExit) as ended:
             run_command(cli)
         assert ended.value.code == status
-        told = capsys.readouterr()
-        assert says in (told.err if status else told.out)
+        output = capsys.readouterr()
+        assert message in (output.err if status else output.out)
 
 
 def test_real_videos(real_data: Path, tmp_path: Path) -> None:
-    """Two real videos put back into DAVIS's layout: the list of expressions and the masks are those that were given."""
+    """Two real videos in DAVIS's layout: the converted expressions and masks equal the originals."""
     source, base = real_data / "ref-davis17/valid", tmp_path / "davis"
     frames = source / "JPEGImages"
-    # The link to the frames may be a file that holds its target.
+    # The link to the frames may be a file with the link's target.
     frames = frames if frames.is_dir() else source / frames.read_text().strip()
     listed = json.loads((real_data / "ref-davis17/meta_expressions/valid/meta_expressions_x4.json").read_text())["videos"]
-    wanted = {split: {video: listed[video]} for split, video in (("train", "car-shadow"), ("valid", "scooter-black"))}
+    splits = {split: {video: listed[video]} for split, video in (("train", "car-shadow"), ("valid", "scooter-black"))}
     texts: list[list[str]] = [[], [], [], []]
-    for split, videos in wanted.items():
-        for video, held in videos.items():
+    for split, videos in splits.items():
+        for video, content in videos.items():
             for folder, parent in (("JPEGImages", frames), ("Annotations_unsupervised", source / "Annotations")):
                 (base / folder / "480p").mkdir(parents=True, exist_ok=True)
                 (base / folder / "480p" / video).symlink_to(parent / video, target_is_directory=True)
             (base / "ImageSets/2017").mkdir(parents=True, exist_ok=True)
             (base / "ImageSets/2017" / f"{'val' if split == 'valid' else split}.txt").write_text(f"{video}\n")
-            for key, entry in held["expressions"].items():
+            for key, entry in content["expressions"].items():
                 texts[int(key) % 4].append(f'{video} {entry["obj_id"]} "{entry["exp"]}"\n')
     for name, lines in zip(FILES, texts):
         (tmp_path / f"Davis17_{name}.txt").write_text("".join(lines))
     convert_ref_davis(base, tmp_path, tmp_path / "out")
-    for split, videos in wanted.items():
+    for split, videos in splits.items():
         assert json.loads((tmp_path / f"out/meta_expressions/{split}/meta_expressions.json").read_text())["videos"] == videos
         assert list(RefDavis17(tmp_path / "out", split).check()) == []
         for video in videos:

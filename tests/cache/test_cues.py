@@ -1,4 +1,4 @@
-"""The cues that DMVS takes from a sentence, against fifty expressions whose words were classed by hand."""
+"""The cues that DMVS reads from a sentence, against fifty expressions whose words were labelled by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HandChecked(NamedTuple):
     words: list[str]
     marks: list[str]
 
-    def wanted(self, mode: str) -> list[str]:
+    def expected(self, mode: str) -> list[str]:
         of = {"m": "motion", "s": "static", "p": "static", "": "other"}
         of |= {"dmvs": {}, "dmvs_particles": {"p": "motion"}, "dshmp": {"": "static"}}[mode]
         return [of[mark] for mark in self.marks]
@@ -42,49 +42,50 @@ CUE_PARTS = ("spans", "static_words", "motion_words", "particle_words")
 
 
 def hand_checked() -> list[HandChecked]:
-    found = []
+    checked = []
     for line in (Path(__file__).parent / "hand_checked_cues.txt").read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             pairs = [(word[:-2], word[-1]) if word[-2:] in ("/m", "/s", "/p") else (word, "") for word in line.split()]
-            found.append(HandChecked(" ".join(w for w, _ in pairs), [w for w, _ in pairs], [m for _, m in pairs]))
-    return found
+            checked.append(HandChecked(" ".join(w for w, _ in pairs), [w for w, _ in pairs], [m for _, m in pairs]))
+    return checked
 
 
 def selected(mode: str, texts: list[str]) -> list[list[str]]:
-    """What the selector makes of each word, from the words as a text cache holds them."""
+    """Return the cue of each word according to the selector, from words as a text cache has them."""
     torch.manual_seed(0)
     model = Dmvs({"cues": mode, "masks": "frozen", "word_channels": 64, "width": 16, "hidden": 16, "layers": 1})
     words = tuple(HashedEncoder(HashedSettings(channels=64)).encode(texts))
-    said = tuple(Expression("v", str(i), text, None) for i, text in enumerate(texts))
+    expressions = tuple(Expression("v", str(i), text, None) for i, text in enumerate(texts))
     none = torch.zeros(0, 1)
-    sample = VideoSample("v", torch.zeros(0, 1, 256), none, said, words, torch.zeros(len(said), 0, dtype=torch.bool), None)
-    batch = collate([(sample, row) for row in range(len(said))], CUE_PARTS)
+    candidates = torch.zeros(len(expressions), 0, dtype=torch.bool)
+    sample = VideoSample("v", torch.zeros(0, 1, 256), none, expressions, words, candidates, None)
+    batch = collate([(sample, row) for row in range(len(expressions))], CUE_PARTS)
     static, motion = model._cues(batch, model._text(batch)[-1])
     assert not (static & motion)[:, :-1].any()
-    found = []
-    for row, own in enumerate(words):
-        places = [i for i, (start, end) in enumerate(own.spans) if end > start]
-        found.append(["motion" if motion[row, i] else "static" if static[row, i] else "other" for i in places])
-    return found
+    cues = []
+    for row, words_of_row in enumerate(words):
+        indices = [i for i, (start, end) in enumerate(words_of_row.spans) if end > start]
+        cues.append(["motion" if motion[row, i] else "static" if static[row, i] else "other" for i in indices])
+    return cues
 
 
 class Mistake(NamedTuple):
     text: str
     word: str
-    found: str
-    wanted: str
+    predicted: str
+    expected: str
 
 
 @lru_cache
-def judged(mode: str) -> tuple[tuple[Mistake, ...], dict[str, tuple[int, int, int]]]:
-    """The mistakes in file order; and of each kind of cue, words that are right, found and wanted."""
+def evaluate(mode: str) -> tuple[tuple[Mistake, ...], dict[str, tuple[int, int, int]]]:
+    """Return the mistakes in file order; and for each cue the number of words that are correct, predicted and expected."""
     checked = hand_checked()
     mistakes, pairs = [], []
     for one, kinds in zip(checked, selected(mode, [one.text for one in checked]), strict=True):
-        for word, found, wanted in zip(one.words, kinds, one.wanted(mode), strict=True):
-            pairs.append((found, wanted))
-            if found != wanted:
-                mistakes.append(Mistake(one.text, word, found, wanted))
+        for word, predicted, expected in zip(one.words, kinds, one.expected(mode), strict=True):
+            pairs.append((predicted, expected))
+            if predicted != expected:
+                mistakes.append(Mistake(one.text, word, predicted, expected))
     counts = {
         kind: (pairs.count((kind, kind)), sum(f == kind for f, _ in pairs), sum(w == kind for _, w in pairs))
         for kind in ("motion", "static")
@@ -92,7 +93,7 @@ def judged(mode: str) -> tuple[tuple[Mistake, ...], dict[str, tuple[int, int, in
     return tuple(mistakes), counts
 
 
-def test_the_fifty_are_fifty_different_expressions_split_as_the_encoders_split() -> None:
+def test_the_fifty_expressions_differ_and_are_split_like_the_encoders_split() -> None:
     checked = hand_checked()
     assert len({one.text for one in checked}) == len(checked) == 50
     for one in checked:
@@ -105,8 +106,8 @@ FIGURES = {
     "dmvs_particles": {"motion": (148, 152, 165), "static": (187, 205, 190)},
     "dshmp": {"motion": (107, 111, 109), "static": (437, 439, 441)},
 }
-"""Words that are right, found and wanted: precision is right / found, recall right / wanted. The rules were made
-before the first 32 of these; with participles alone mended 20 of the 550 words are wrong for "dmvs", where 7 are now."""
+"""Words that are correct, predicted and expected: precision is correct / predicted, recall correct / expected. The rules were
+written before the first 32 expressions. With the rule for participles only 20 of the 550 words are wrong for "dmvs", now 7."""
 
 BOTH = Mistake("a climber hanging under another , both swinging", "both", "motion", "other")
 LEFT = Mistake("a boat bottom third left drifts away and comes out of the harbour on left side", "left", "motion", "static")
@@ -115,7 +116,7 @@ TURNS = Mistake("a surfboard being used to do turns by a surfer", "turns", "moti
 UPHILL = Mistake("a boy wearing a red and blue rain coat is riding uphill in the mud", "uphill", "static", "motion")
 SHUT = Mistake("a small white delivery van with it s windows shut while stopped in the rain", "shut", "motion", "static")
 OTHERS = Mistake("The sheep that stays behind while the others leave", "others", "static", "other")
-"""C5 says that it is a noun."""
+"""C5 tags it as a noun."""
 ALWAYS = {LEFT, DRIFTS, TURNS, UPHILL, SHUT}
 FAR_FROM_ITS_VERB = [
     ("a tiger is nodding its head in the grass", "in"),
@@ -134,24 +135,24 @@ FAR_FROM_ITS_VERB = [
     ("the car overtaking the slower one on the inside", "on"),
     ("The dog being led on a leash by a man who is limping .", "by"),
 ]
-"""Behind an object or another preposition's noun; whether it belongs to that or to the verb, tags do not say."""
+"""Prepositions after an object or another preposition's noun; the tags do not show whether they belong to it or to the verb."""
 MISTAKES = {
     "dmvs": {*ALWAYS, BOTH, OTHERS},
     "dmvs_particles": {*ALWAYS, BOTH, OTHERS, *(Mistake(text, word, "static", "motion") for text, word in FAR_FROM_ITS_VERB)},
-    "dshmp": {*ALWAYS, BOTH._replace(wanted="static")},
+    "dshmp": {*ALWAYS, BOTH._replace(expected="static")},
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_word_is_the_cue_that_it_is_by_hand_but_for_these(mode: str) -> None:
-    """A tag that changes fails here, for better or worse; then `hanta.RULES_VERSION` changes too."""
-    mistakes, figures = judged(mode)
+def test_every_word_has_the_cue_labelled_by_hand_except_these(mode: str) -> None:
+    """Every change of a tag fails here, also a correction; then `hanta.RULES_VERSION` must change too."""
+    mistakes, figures = evaluate(mode)
     assert set(mistakes) == MISTAKES[mode] and len(mistakes) == len(MISTAKES[mode])
     assert figures == FIGURES[mode]
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("a man skateboarding", "static motion"),
         ("the duckling on a railing", "static static static"),
@@ -188,12 +189,12 @@ def test_every_word_is_the_cue_that_it_is_by_hand_but_for_these(mode: str) -> No
         ("the giraffe", "static"),
     ],
 )
-def test_a_mend_is_about_its_case_and_not_about_its_neighbours(text: str, wanted: str) -> None:
-    """Words that are no cue are left out."""
-    assert [kind for kind in map(cue, tag_words(text.split())) if kind != "other"] == wanted.split()
+def test_a_rule_applies_to_its_case_and_not_to_similar_ones(text: str, expected: str) -> None:
+    """cues: of the words in order; words that are no cue are omitted."""
+    assert [kind for kind in map(cue, tag_words(text.split())) if kind != "other"] == expected.split()
 
 
-def test_order_before_a_verb_s_preposition_does_not_part_them() -> None:
+def test_an_ordinal_before_a_verb_s_preposition_does_not_separate_them() -> None:
     words = ["moving", "first", "to", "the", "left"]
     assert particles(tag_words(words)) == [False, False, True, False, False]
 
@@ -228,13 +229,13 @@ def test_a_word_of_another_script_is_no_english_noun() -> None:
 
 
 def test_a_cache_tagged_by_other_rules_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = ("store_fixtures:Tiny", tmp_path / "1", "train", "hashed", tmp_path / "t.zarr")
-    extract_text(*given)
+    arguments = ("store_fixtures:Tiny", tmp_path / "1", "train", "hashed", tmp_path / "t.zarr")
+    extract_text(*arguments)
     assert read_card(tmp_path / "t.zarr").weights == tagger_version("hanta")
     assert tagger_version("hanta")["hanta"].endswith(f"rules {hanta.RULES_VERSION}")
     monkeypatch.setattr("rvos_cache.text.hashed.tagger_version", lambda tagger: {tagger: "1.0.0, rules 0"})
     with pytest.raises(InputError, match=r"made with weights.hanta = .*, now it is '1.0.0, rules 0'"):
-        extract_text(*given)
-    wanted = read_card(tmp_path / "t.zarr").model_copy(update={"weights": {"hanta": "1.0.0, rules 0"}})
+        extract_text(*arguments)
+    card = read_card(tmp_path / "t.zarr").model_copy(update={"weights": {"hanta": "1.0.0, rules 0"}})
     with pytest.raises(InputError, match=r"words with weights.hanta = .* the run has '1.0.0, rules 0'; extract them alike"):
-        check_same_encoder(wanted, "the run", TextSource([tmp_path / "t.zarr"]))
+        check_same_encoder(card, "the run", TextSource([tmp_path / "t.zarr"]))

@@ -1,4 +1,4 @@
-"""What extraction, evaluation and submission assume of every dataset."""
+"""What extraction, evaluation and submission require of every dataset."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
+from typing import get_args
 
 import numpy as np
 import pytest
 from odd_videos import call
+from PIL import Image
 from test_a2d_sentences import write_a2d
 from test_jhmdb_sentences import write_jhmdb
 from test_plain import write_plain
@@ -18,16 +21,21 @@ from test_ref_davis17 import write_davis
 from test_ref_youtube_vos import write_youtube
 from test_refcoco import write_refcoco
 
-from rvos_cache.datasets import DATASETS, Dataset, open_dataset
+from rvos_cache.datasets import DATASETS, Dataset, Protocol, dataset_class, open_dataset
 from rvos_cache.errors import InputError
+from rvos_cache.frames import folder_video
+from rvos_cache.masks import RleMasks
 from rvos_cache.shapes import write_shapes
-from rvos_cache.types import check_id
+from rvos_cache.store import TrackCache
+from rvos_cache.types import Expression, GroundTruth, Video, check_id
+
+Patch = pytest.MonkeyPatch
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A small copy of a dataset. shown, hidden: splits that show and hide their answers (None: all show them); frames: where
-    the frames lie."""
+    """A small copy of a dataset. shown, hidden: splits with and without ground truth (None: all have it); frames: the folder
+    of the frames."""
 
     root: Path
     shown: str
@@ -73,14 +81,14 @@ def plain(root: Path) -> Sample:
 
 
 def refcoco(name: str) -> Callable[[Path], Sample]:
-    def made(root: Path) -> Sample:
+    def write(root: Path) -> Sample:
         write_refcoco(root, name)
         return Sample(root, "train", None, root / "train2014")
 
-    return made
+    return write
 
 
-# Dataset -> what writes a small copy of it. Every entry of DATASETS needs one.
+# Dataset -> the function that writes a small copy of it. Every entry of DATASETS needs one.
 SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "a2d-sentences": a2d_sentences,
     "jhmdb-sentences": jhmdb_sentences,
@@ -107,7 +115,7 @@ def data(name: str, sample: Sample) -> Dataset:
     return open_dataset(name, sample.root, sample.shown)
 
 
-def test_splits_are_found_and_others_refused(name: str, sample: Sample, data: Dataset) -> None:
+def test_splits_are_listed_and_others_are_an_error(name: str, sample: Sample, data: Dataset) -> None:
     assert {sample.shown, sample.hidden} - {None} <= set(type(data).splits(sample.root))
     assert (data.root, data.split) == (sample.root, sample.shown)
     with pytest.raises(InputError) as error:
@@ -115,7 +123,7 @@ def test_splits_are_found_and_others_refused(name: str, sample: Sample, data: Da
     assert sample.shown in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_sound_split_has_no_fault(data: Dataset) -> None:
+def test_an_undamaged_split_has_no_fault(data: Dataset) -> None:
     assert list(data.check()) == []
 
 
@@ -124,7 +132,7 @@ def test_the_check_command_agrees(name: str, sample: Sample, monkeypatch: pytest
         assert call(monkeypatch, None, "check", "--dataset", name, "--root", sample.root, "--split", split)[0] == 0
 
 
-def test_videos_read_alike_every_time(data: Dataset) -> None:
+def test_reading_a_video_again_gives_the_same_frames(data: Dataset) -> None:
     ids = data.video_ids()
     assert isinstance(ids, tuple) and len(ids) >= 2 and len(set(ids)) == len(ids)
     for video_id in ids:
@@ -140,29 +148,29 @@ def test_videos_read_alike_every_time(data: Dataset) -> None:
 
 def test_expressions_name_objects_that_are_annotated(data: Dataset) -> None:
     assert data.has_ground_truth
-    seen: list[str] = []
+    object_ids: list[str] = []
     for video_id in data.video_ids():
-        said, video, truth = data.expressions(video_id), data.video(video_id), data.ground_truth(video_id)
+        expressions, video, truth = data.expressions(video_id), data.video(video_id), data.ground_truth(video_id)
         assert truth is not None
         assert truth.masks.shape[1] == len(video) and truth.masks.size == video.size
         assert truth.annotated.any()
         assert (truth.masks.area().sum(1) > 0).all()
-        assert {e.video_id for e in said} == {video_id}
-        assert len({e.expression_id for e in said}) == len(said) > 0
-        for expression in said:
+        assert {e.video_id for e in expressions} == {video_id}
+        assert len({e.expression_id for e in expressions}) == len(expressions) > 0
+        for expression in expressions:
             assert expression.targets is not None
             assert truth.masks.union(truth.indices(expression.targets)).shape == (1, len(video))
-        seen += truth.object_ids
-    assert len(set(seen)) == len(seen), "an object id is unique in its split"
+        object_ids += truth.object_ids
+    assert len(set(object_ids)) == len(object_ids), "an object id is unique in its split"
 
 
-def test_one_object_for_each_expression_where_it_is_said(data: Dataset) -> None:
-    """Moving shapes, in MeViS's layout, have sentences of none and of several."""
+def test_one_object_means_one_target_per_expression(data: Dataset) -> None:
+    """Moving shapes, in MeViS's layout, have expressions with no target and with several."""
     counts = {len(e.targets or ()) for v in data.video_ids() for e in data.expressions(v)}
     assert data.one_object == (counts == {1}) or data.name == "plain"
 
 
-def test_a_split_that_hides_its_answers(name: str, sample: Sample) -> None:
+def test_a_split_without_ground_truth(name: str, sample: Sample) -> None:
     if sample.hidden is None:
         splits = type(open_dataset(name, sample.root, sample.shown)).splits(sample.root)
         assert splits and all(open_dataset(name, sample.root, split).has_ground_truth for split in splits)
@@ -191,7 +199,7 @@ def test_a_split_that_leaves_the_root(name: str, sample: Sample, shape: str) -> 
 
 
 def test_folders_reached_by_a_link(name: str, sample: Sample, tmp_path: Path) -> None:
-    """Ids are checked as text, not by where a link leads: links may leave the root."""
+    """Ids are checked as text. Links may lead out of the root."""
     root = tmp_path / "copy"
     shutil.copytree(sample.root, root)
     frames = root / sample.frames.relative_to(sample.root)
@@ -200,8 +208,8 @@ def test_folders_reached_by_a_link(name: str, sample: Sample, tmp_path: Path) ->
     assert list(open_dataset(name, root, sample.shown).check()) == []
 
 
-def test_frames_are_not_read_before_they_are_asked_for(name: str, sample: Sample, tmp_path: Path) -> None:
-    """A split is listed and its sentences are read where the frames are not; asking for a frame names its place."""
+def test_expressions_are_read_without_frames(name: str, sample: Sample, tmp_path: Path) -> None:
+    """A split is listed and its expressions are read without frames; reading a frame names the missing folder."""
     shutil.copytree(sample.root, tmp_path / "copy")
     frames = tmp_path / "copy" / sample.frames.relative_to(sample.root)
     shutil.rmtree(frames)
@@ -215,8 +223,8 @@ def test_frames_are_not_read_before_they_are_asked_for(name: str, sample: Sample
 
 
 @pytest.mark.parametrize("name", ["mevis", "plain", "ref-davis17", "ref-youtube-vos"], indirect=True)
-def test_names_of_frames_may_leave_numbers_out(name: str, sample: Sample, data: Dataset, tmp_path: Path) -> None:
-    """In 19 of the 507 videos of Ref-YouTube-VOS's valid they do. The name tells the frame, and never its number."""
+def test_frame_names_need_not_be_contiguous(name: str, sample: Sample, data: Dataset, tmp_path: Path) -> None:
+    """They are not in 19 of the 507 videos of Ref-YouTube-VOS's valid. A mask belongs to the frame of its name."""
     root = Path(shutil.copytree(sample.root, tmp_path / "copy"))
     names = {frame for video_id in data.video_ids() for frame in data.video(video_id).frame_names}
     last = max((frame for frame in names if list(sample.frames.glob(f"*/{frame}.*"))), key=lambda frame: (len(frame), frame))
@@ -238,9 +246,128 @@ def test_names_of_frames_may_leave_numbers_out(name: str, sample: Sample, data: 
 
 
 @pytest.mark.parametrize("name", ["jhmdb-sentences"], indirect=True)
-def test_frames_that_are_counted_leave_no_number_out(name: str, sample: Sample, data: Dataset, tmp_path: Path) -> None:
+def test_frames_that_are_counted_must_be_contiguous(name: str, sample: Sample, data: Dataset, tmp_path: Path) -> None:
     root = Path(shutil.copytree(sample.root, tmp_path / "copy"))
     lost = sorted((root / "Rename_Images").rglob("00002.png"))[0]
     lost.unlink()
     (fault,) = open_dataset(name, root, sample.shown).check()
     assert fault.startswith(f"{lost}: the frame is missing; copy it")
+
+
+class Smallest(Dataset):
+    """A user's dataset, with nothing but what is required."""
+
+    def video_ids(self) -> tuple[str, ...]:
+        return tuple(sorted(p.name for p in (self.root / self.split).iterdir()))
+
+    def video(self, video_id: str) -> Video:
+        return folder_video(self.root / self.split / video_id, video_id)
+
+    def expressions(self, video_id: str) -> tuple[Expression, ...]:
+        targets = (f"{video_id}-1",) if self.has_ground_truth else None
+        return (Expression(video_id, "0", "the dog that runs", targets),)
+
+
+class WithTruth(Smallest):
+    """The same with ground truth, whose object ids and frames the tests change."""
+
+    object_name, frames = "{}-1", 2
+
+    def ground_truth(self, video_id: str) -> GroundTruth:
+        masks = RleMasks.from_dense(np.ones((1, self.frames, 8, 12), bool))
+        return GroundTruth((self.object_name.format(video_id),), masks, np.ones(self.frames, bool))
+
+
+class Unfinished(Dataset):
+    def video_ids(self) -> tuple[str, ...]:
+        return ()
+
+
+class Alone:
+    """No subclass of Dataset."""
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    for video in ("a", "b"):
+        (root / "train" / video).mkdir(parents=True)
+        for t in range(2):
+            Image.fromarray(np.full((8, 12, 3), 60 * t, np.uint8)).save(root / "train" / video / f"{t}.png")
+    return root
+
+
+HERE = "test_dataset_contract"
+
+
+@pytest.mark.parametrize(("name", "annotated"), [("Smallest", False), ("WithTruth", True)])
+def test_three_methods_are_a_dataset(folders: Path, tmp_path: Path, name: str, annotated: bool, monkeypatch: Patch) -> None:
+    data = open_dataset(f"{HERE}:{name}", folders, "train")
+    assert data.name == f"{HERE}:{name}" and type(data).splits(folders) == ["train"]
+    assert data.has_ground_truth == annotated
+    assert (data.protocol, data.one_object, data.submission_layout, data.submission_split) == ("video", False, None, None)
+    assert data.expression_ids("a") == ("0",) and data.kind("a", "0") is None and data.samples("a") is None
+    assert (data.ground_truth("a") is not None) == annotated
+    assert list(data.check()) == []
+    options = ("--dataset", data.name, "--root", folders, "--split", "train")
+    assert call(monkeypatch, None, "check", *options)[0] == 0
+    assert call(monkeypatch, None, "extract", *options, "--out", tmp_path / "t.zarr")[0] == 0
+    assert TrackCache(tmp_path / "t.zarr").video_ids() == ("a", "b")
+    with pytest.raises(InputError, match="no split 'valid'; splits of .*: train; give another"):
+        open_dataset(f"{HERE}:{name}", folders, "valid")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("Unfinished", "does not define expressions, video; see"),
+        ("Alone", "expected a subclass of rvos_cache.datasets.Dataset, got <class"),
+        ("write_shapes", "expected a subclass"),
+        ("Missing", "cannot be imported"),
+    ],
+)
+def test_a_class_that_is_no_dataset_is_one_line(folders: Path, name: str, problem: str) -> None:
+    for step in (lambda: open_dataset(f"{HERE}:{name}", folders, "train"), lambda: dataset_class(f"{HERE}:{name}")):
+        with pytest.raises(InputError, match=problem) as error:
+            step()
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        ({"object_name": "x"}, ["video a, expression 0: object 'a-1'", "video b, expression 0", "'x' is also used in video a"]),
+        ({"frames": 3}, [f"video {v}: masks of 3 frames of (8, 12) pixels, expected 2 frames of (8, 12)" for v in "ab"]),
+        ({"has_ground_truth": False}, [f"video {v}: has_ground_truth is False, so" for v in "ab"]),
+        ({"ground_truth": lambda self, video_id: None}, [f"video {v}: has_ground_truth is True, so" for v in "ab"]),
+        (
+            {"expressions": lambda self, v: (Expression(v, "0", "a", None),)},
+            [f"video {v}, expression 0: expected targets a tuple" for v in "ab"],
+        ),
+    ],
+)
+def test_the_default_check_names_what_breaks_the_contract(
+    folders: Path, change: dict[str, object], messages: list[str], monkeypatch: Patch
+) -> None:
+    for name, value in change.items():
+        monkeypatch.setattr(WithTruth, name, value)
+    faults = list(WithTruth(folders, "train").check())
+    assert len(faults) == len(messages)
+    assert all(message in fault and str(folders) in fault for message, fault in zip(messages, faults)), faults
+
+
+def test_the_default_check_reads_every_frame(folders: Path) -> None:
+    for name in ("0", "1"):
+        path = folders / f"train/b/{name}.png"
+        path.write_bytes(path.read_bytes()[:45])
+    faults = list(Smallest(folders, "train").check())
+    assert len(faults) == 2 and "b/0.png" in faults[0] and "b/1.png" in faults[1]
+
+
+def test_every_dataset_declares_its_protocol_and_submission(name: str) -> None:
+    cls = dataset_class(name)
+    assert cls.name == name and cls.protocol in get_args(Protocol)
+    assert (cls.submission_layout is None) <= (cls.submission_split is None)
+    fields = {"davis": {"annotator", "video", "frame"}}.get(cls.protocol, {"video", "expression", "frame"})
+    if cls.submission_layout is not None:
+        assert {field for _, field, _, _ in Formatter().parse(cls.submission_layout) if field} == fields

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -209,6 +210,19 @@ def test_a_worker_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"there.zarr: .* does not see what the run's own machine wrote"):
             CacheWriter.join(there.backend.address(), card, mark)
     assert not list((tmp_path / "here.zarr/.staging").iterdir())
+
+
+def test_workers_import_a_module_of_the_users_current_folder(tmp_path: Path, cluster: Any) -> None:
+    """By the installed command, as a user runs it; the folder is on no import path."""
+    shutil.copy(HERE.parent / "examples" / "corner_tracker.py", tmp_path)
+    words = ["extract", "--dataset", TINY, "--root", "4", "--split", "train", "--tracker", "corner_tracker:CornerTracker"]
+    address = cluster.get_runtime_context().gcs_address
+    words += ["--out", "r.zarr", "--engine", "ray", "--ray-cores", "1", "--ray-address", address]
+    env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+    command = [str(Path(sys.executable).parent / "rvos-cache"), *words]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "r.zarr: 4 done, 0 were there, 0 failed\n"), done.stderr
+    assert list(verify(tmp_path / "r.zarr")) == []
 
 
 def test_what_a_cluster_cannot_give_is_said_in_one_line(tmp_path: Path, cluster: Any) -> None:

@@ -1,4 +1,4 @@
-"""The flow tracker on drawn videos whose answer is known, and its tokens against hand-computed numbers."""
+"""The flow tracker on rendered videos with known objects, and its parts against values computed by hand."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.flow import FlowSettings, FlowTracker, tokens
 from rvos_cache.trackers.flow import motion as flows
 from rvos_cache.trackers.flow.appearance import Fourier, Ridge
-from rvos_cache.trackers.flow.full import distinct, overlaps, stitch
-from rvos_cache.trackers.flow.paths import velocity
+from rvos_cache.trackers.flow.mask_frames import FrameMask, MaskFrames
 from rvos_cache.trackers.flow.propagate import similarity
+from rvos_cache.trackers.flow.stitching import Meetings, distinct, overlaps, stitch
+from rvos_cache.trackers.spool import ArraySpool
 from rvos_cache.types import VIDEO, GroundTruth, TrackSet, Video
 
 H, W = 96, 160
@@ -29,7 +30,7 @@ RED, BLUE = (215, 40, 40), (45, 85, 225)
 
 
 def texture(height: int = H + 40, width: int = W + 80) -> NDArray[np.float32]:
-    """A dull textured ground."""
+    """A textured background with little contrast."""
     rng = np.random.default_rng(7)
     ground = np.full((height, width, 3), 110, np.float32)
     for sigma, strength in ((12, 20), (4, 12), (1.2, 7)):
@@ -38,10 +39,10 @@ def texture(height: int = H + 40, width: int = W + 80) -> NDArray[np.float32]:
     return ground
 
 
-def draw(
+def render(
     boxes: Callable[[int], list[tuple[float, float, float, tuple[int, int, int]]]], frames: int, pan: float = 0.0
 ) -> tuple[Video, GroundTruth]:
-    """Squares (centre x, centre y, half side, colour) per frame on a ground that moves `pan` pixels to the left."""
+    """Squares (centre x, centre y, half side, colour) per frame on a background that moves `pan` pixels to the left."""
     ground = texture()
     pictures, masks = [], np.zeros((len(boxes(0)), frames, H, W), bool)
     for t in range(frames):
@@ -53,7 +54,7 @@ def draw(
             masks[: k + 1, t, y0:y1, x0:x1] = False
             masks[k, t, y0:y1, x0:x1] = True
         pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
-    video = Video("drawn", tuple(f"{t:05d}" for t in range(frames)), (H, W), pictures.__getitem__)
+    video = Video("rendered", tuple(f"{t:05d}" for t in range(frames)), (H, W), pictures.__getitem__)
     ids = tuple(str(k) for k in range(len(masks)))
     return video, GroundTruth(ids, RleMasks.from_dense(masks), np.ones(frames, bool))
 
@@ -62,78 +63,78 @@ def track(video: Video, **settings: object) -> TrackSet:
     return FlowTracker(build(FlowSettings, settings, "test")).track(video, ())
 
 
-def best(found: TrackSet, truth: GroundTruth) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def best(tracks: TrackSet, truth: GroundTruth) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """IoU per object and frame of the object's best track, and that track's index."""
-    values = iou(count_overlap(found.masks, truth))
-    chosen = values.mean(-1).argmax(0)
-    return np.stack([values[k, a] for a, k in enumerate(chosen)]), chosen
+    values = iou(count_overlap(tracks.masks, truth))
+    indices = values.mean(-1).argmax(0)
+    return np.stack([values[k, a] for a, k in enumerate(indices)]), indices
 
 
 def value_of(soft: NDArray[np.float16], low: float, high: float) -> float:
-    """The number that soft bins between `low` and `high` stand for: the mean of their centres."""
+    """The number that soft bins between `low` and `high` represent: the weighted mean of their centres."""
     assert soft.sum() == pytest.approx(1, abs=2e-3)
     return float(soft.astype(float) @ np.linspace(low, high, len(soft)))
 
 
 def test_moving_squares_are_tracked_under_a_panning_camera() -> None:
-    video, truth = draw(lambda t: [(30 + 2 * t, 30, 9, RED), (120 - 2 * t, 70, 11, BLUE)], 20, pan=1.0)
-    found = track(video)
-    values, chosen = best(found, truth)
+    video, truth = render(lambda t: [(30 + 2 * t, 30, 9, RED), (120 - 2 * t, 70, 11, BLUE)], 20, pan=1.0)
+    tracks = track(video)
+    values, indices = best(tracks, truth)
     assert values.mean(1).min() > 0.85
-    assert len(set(chosen)) == 2
-    assert found.tokens.shape == (found.masks.shape[0], 20, 256)
-    assert (found.prompt == VIDEO).all()
-    assert set(found.origin) == {"flow"}
-    assert found.masks.shape[0] <= 24
-    right, left = (value_of(found.tokens[k, 10, tokens.SLICES["velocity"]][:11], -0.95, 0.95) for k in chosen)
+    assert len(set(indices)) == 2
+    assert tracks.tokens.shape == (tracks.masks.shape[0], 20, 256)
+    assert (tracks.prompt == VIDEO).all()
+    assert set(tracks.origin) == {"flow"}
+    assert tracks.masks.shape[0] <= 24
+    right, left = (value_of(tracks.tokens[k, 10, tokens.SLICES["velocity"]][:11], -0.95, 0.95) for k in indices)
     # 2 pixels to the right plus 1 of the pan against the ground; 2 to the left minus 1.
     assert right == pytest.approx(np.tanh(3 / (0.02 * np.hypot(H, W))), abs=0.08)
     assert left == pytest.approx(np.tanh(-1 / (0.02 * np.hypot(H, W))), abs=0.08)
 
 
 def test_an_object_that_leaves_has_empty_masks_and_no_presence_afterwards() -> None:
-    video, truth = draw(lambda t: [(110 + 4 * t, 40, 9, RED), (40, 70, 10, BLUE)], 26)
-    found = track(video)
-    values, chosen = best(found, truth)
+    video, truth = render(lambda t: [(110 + 4 * t, 40, 9, RED), (40, 70, 10, BLUE)], 26)
+    tracks = track(video)
+    values, indices = best(tracks, truth)
     assert values.mean(1).min() > 0.85
-    gone = found.masks.area()[chosen[0]] == 0
-    assert gone[16:].all()
-    assert (found.presence[chosen[0]][gone] == 0).all()
-    assert (found.presence[chosen[0]][:8] > 0.5).all()
-    assert (found.tokens[chosen[0], gone, tokens.SLICES["visible"]][:, 0] == 0).all()
+    hidden = tracks.masks.area()[indices[0]] == 0
+    assert hidden[16:].all()
+    assert (tracks.presence[indices[0]][hidden] == 0).all()
+    assert (tracks.presence[indices[0]][:8] > 0.5).all()
+    assert (tracks.tokens[indices[0], hidden, tokens.SLICES["visible"]][:, 0] == 0).all()
 
 
 def test_an_object_hidden_for_six_frames_comes_back_in_the_same_track() -> None:
     def boxes(t: int) -> list[tuple[float, float, float, tuple[int, int, int]]]:
         return [(30 + 4 * t, 48, 8, RED), (88, 48, 17, (70, 62, 52))]
 
-    video, truth = draw(boxes, 30)
+    video, truth = render(boxes, 30)
     values, _ = best(track(video), truth)
     hidden = truth.masks.area()[0] == 0
     assert hidden.sum() >= 4
     assert values[0].mean() > 0.8
 
 
-def test_two_of_one_look_that_touch_stay_two_tracks() -> None:
-    video, truth = draw(lambda t: [(40 + 2 * t, 40, 9, RED), (110 - 2 * t, 52, 9, RED)], 34)
-    values, chosen = best(track(video), truth)
-    assert len(set(chosen)) == 2
+def test_two_objects_of_one_appearance_that_touch_stay_two_tracks() -> None:
+    video, truth = render(lambda t: [(40 + 2 * t, 40, 9, RED), (110 - 2 * t, 52, 9, RED)], 34)
+    values, indices = best(track(video), truth)
+    assert len(set(indices)) == 2
     assert values.mean(1).min() > 0.7
 
 
 @pytest.mark.parametrize("mode", ["small", "full"])
 @pytest.mark.parametrize(("frames", "blank"), [(1, False), (1, True), (3, True)])
 def test_short_and_blank_videos_are_legal(mode: str, frames: int, blank: bool) -> None:
-    video, _ = draw(lambda t: [(60, 40, 12, RED)], frames)
+    video, _ = render(lambda t: [(60, 40, 12, RED)], frames)
     if blank:
         grey = np.full((H, W, 3), 120, np.uint8)
         video = Video("blank", video.frame_names, (H, W), lambda t: grey)
-    found = track(video, mode=mode)
-    n = found.masks.shape[0]
-    assert found.tokens.shape == (n, frames, 256)
-    assert np.isfinite(found.tokens).all()
+    tracks = track(video, mode=mode)
+    n = tracks.masks.shape[0]
+    assert tracks.tokens.shape == (n, frames, 256)
+    assert np.isfinite(tracks.tokens).all()
     assert blank or n >= 1
-    assert ((found.presence >= 0) & (found.presence <= 1)).all()
+    assert ((tracks.presence >= 0) & (tracks.presence <= 1)).all()
     if blank and mode == "small":
         assert n == 0
 
@@ -146,7 +147,7 @@ def test_tiny_and_odd_frames() -> None:
         assert track(video, mode=mode).masks.size == (11, 13)
 
 
-def test_full_mode_follows_a_textured_object_and_keeps_its_limits() -> None:
+def test_full_mode_tracks_a_textured_object_and_keeps_its_limits() -> None:
     rng = np.random.default_rng(3)
     patch = cv2.GaussianBlur(rng.integers(0, 255, (36, 44, 3)).astype(np.float32), (0, 0), 1.5) * [1.3, 0.6, 0.5] + 40
     ground = cv2.resize(texture(), (400, 260))
@@ -158,43 +159,91 @@ def test_full_mode_follows_a_textured_object_and_keeps_its_limits() -> None:
         pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
     video = Video("full", tuple("abcdefgh"), (240, 320), pictures.__getitem__)
     truth = GroundTruth(("0",), RleMasks.from_dense(masks), np.ones(8, bool))
-    found = track(video, key_frames=1, prompts_per_key=3, max_tracks=3)
-    assert found.masks.shape[0] <= 3
-    assert best(found, truth)[0].mean() > 0.8
+    tracks = track(video, key_frames=1, prompts_per_key=3, max_tracks=3)
+    assert tracks.masks.shape[0] <= 3
+    assert best(tracks, truth)[0].mean() > 0.8
 
 
 @pytest.mark.parametrize("size", [(20, 30), (1, 1), (3, 200), (24, 900), (900, 24)])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_full_mode_takes_frames_of_any_form(size: tuple[int, int], frames: int) -> None:
+def test_full_mode_accepts_frames_of_any_shape(size: tuple[int, int], frames: int) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (frames, *size, 3)).astype(np.uint8)
     for pictures in (noise, np.zeros_like(noise)):
-        found = track(Video("odd", tuple("ab"[:frames]), size, pictures.__getitem__), mode="full")
-        assert found.masks.size == size
-        assert np.isfinite(found.tokens).all()
+        tracks = track(Video("odd", tuple("ab"[:frames]), size, pictures.__getitem__), mode="full")
+        assert tracks.masks.size == size
+        assert np.isfinite(tracks.tokens).all()
 
 
-def blocks(places: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Packed masks (N, T, 6, 8) of a full-height strip from column 6 * place of 60; place -1 is an empty mask."""
-    masks = np.zeros((*places.shape, 6, 60), bool)
-    for k, t in np.argwhere(places >= 0):
-        masks[k, t, :, 6 * places[k, t] : 6 * places[k, t] + 6] = True
-    return np.packbits(masks, axis=-1)
+def strips(columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Masks (N, T, 6, 60) of a full-height strip from x = 6 * column; column -1 is an empty mask."""
+    masks = np.zeros((*columns.shape, 6, 60), bool)
+    for k, t in np.argwhere(columns >= 0):
+        masks[k, t, :, 6 * columns[k, t] : 6 * columns[k, t] + 6] = True
+    return masks
 
 
 def test_tracks_are_stitched_where_they_meet_and_only_there() -> None:
     # Track 0 (prompt 0) drifts off to 9 after frame 3; track 1 (prompt 5) is at 2 from frame 2 on; track 2 never meets them.
-    places = np.array([[2, 2, 2, 2, 9, 9, 9], [-1, -1, 2, 2, 2, 2, 2], [7, 7, 7, 7, 7, 7, 7]])
-    pairs = overlaps(blocks(places), 60)
-    assert pairs[2, 0, 1] == 1 and pairs[5, 0, 1] == 0 and pairs[0, 1, 1] == 0
-    source = stitch(pairs, np.array([0, 5, 5], np.int32), 0.3)
-    assert places[source[0], np.arange(7)].tolist() == [2] * 7
+    columns = np.array([[2, 2, 2, 2, 9, 9, 9], [-1, -1, 2, 2, 2, 2, 2], [7, 7, 7, 7, 7, 7, 7]])
+    pairs = [overlaps(frame) for frame in strips(columns).transpose(1, 0, 2, 3)]
+    assert pairs[2][0, 1] == 1 and pairs[5][0, 1] == 0 and pairs[0][1, 1] == 0
+    starts = np.array([0, 5, 5], np.int32)
+    meetings = Meetings(starts)
+    for t, iou_of_frame in enumerate(pairs):
+        meetings.add(t, iou_of_frame)
+    # Frames 2 and 3 have an IoU of 1, both are half a frame from the middle, and the first of equal frames counts.
+    assert meetings.iou[0, 1] == meetings.iou[1, 0] == 1 and meetings.frame[0, 1] == 2
+    assert meetings.iou[0, 2] == meetings.iou[1, 2] == 0
+    source = stitch(meetings, starts, 7, 0.3)
+    assert columns[source[0], np.arange(7)].tolist() == [2] * 7
     assert source[0, 0] == 0 and source[1, 5] == 1
-    assert places[source[1], np.arange(7)].tolist() == [2] * 7
+    assert columns[source[1], np.arange(7)].tolist() == [2] * 7
     assert source[2].tolist() == [2] * 7
-    # The two stitched tracks are one and the same; the order says which of them stays.
-    shown = places[source, np.arange(7)] >= 0
-    assert distinct(pairs, source, shown, np.array([1, 0, 2]), 0.8, 5).tolist() == [1, 2]
-    assert distinct(pairs, source, shown, np.array([1, 0, 2]), 0.8, 1).tolist() == [1]
+    # The two stitched tracks are equal; the order decides which of them is kept.
+    visible = columns[source, np.arange(7)] >= 0
+    for order, count, kept in (([1, 0, 2], 5, [1, 2]), ([0, 1, 2], 5, [0, 2]), ([1, 0, 2], 1, [1])):
+        assert distinct(pairs.__getitem__, source, visible, np.array(order), 0.8, count).tolist() == kept
+
+
+def test_stitching_agrees_with_a_plain_loop_over_all_frames() -> None:
+    rng = np.random.default_rng(5)
+    frames, starts = 24, np.array([12, 12, 4, 4, 4, 20, 20], np.int32)
+    pairs = rng.random((frames, 7, 7)).astype(np.float32) ** 3
+    meetings = Meetings(starts)
+    for t in range(frames):
+        meetings.add(t, pairs[t])
+    for i, j in np.argwhere(starts[:, None] != starts):
+        low, high = sorted((int(starts[i]), int(starts[j])))
+        between = pairs[low : high + 1, i, j].astype(float)
+        fit = between - 0.1 * np.abs(np.arange(low, high + 1) - (low + high) / 2) / (high - low)
+        assert meetings.iou[i, j] == between.max() and meetings.frame[i, j] == low + fit.argmax()
+
+
+def test_many_tracks_are_compared_in_passes() -> None:
+    """Track k is column k // 2, so every second one is a duplicate of the one before."""
+    columns = np.repeat(np.arange(20) // 2 % 10, 3).reshape(20, 3)
+    pairs = [overlaps(frame) for frame in strips(columns).transpose(1, 0, 2, 3)]
+    source = np.repeat(np.arange(20)[:, None], 3, 1)
+    kept = distinct(pairs.__getitem__, source, np.ones((20, 3), bool), np.arange(20), 0.8, 7)
+    assert kept.tolist() == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_masks_of_a_frame_are_read_as_they_were_written() -> None:
+    rng = np.random.default_rng(6)
+    masks = MaskFrames(ArraySpool(100), 4, (13, 21))
+    pictures = rng.random((3, 4, 13, 21)) > 0.5
+    expected = np.zeros_like(pictures)
+    for t, direction, track, window in (
+        (1, -1, 3, (2, 9, 4, 20)),
+        (1, 0, 0, (0, 13, 0, 21)),
+        (1, 1, 2, (12, 13, 0, 5)),
+        (2, 1, 1, (0, 4, 3, 9)),
+    ):
+        y0, y1, x0, x1 = window
+        masks.write(t, direction, [FrameMask(track, window, pictures[t, track, y0:y1, x0:x1])])
+        expected[t, track, y0:y1, x0:x1] = pictures[t, track, y0:y1, x0:x1]
+    masks.write(0, 1, [])
+    assert np.array_equal([masks.frame(t) for t in range(3)], expected)
 
 
 def test_small_mode_refuses_large_frames() -> None:
@@ -210,120 +259,20 @@ def test_wrong_settings_are_refused_by_name() -> None:
     assert FlowTracker(FlowSettings()).weight_hashes() == {}
 
 
-def described(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Tokens of masks (N, T, H, W) over still grey frames, every part as loud as the others."""
-    grey = np.full((*masks.shape[2:], 3), 128, np.uint8)
-    found, presence = tokens.describe(lambda t: grey, RleMasks.from_dense(masks))
-    assert ((presence >= 0) & (presence <= 1)).all()
-    out = found.astype(float)
-    for part, factor in tokens.LOUD.items():
-        out[..., tokens.SLICES[part]] /= factor
-    return out
-
-
-def test_token_parts_fill_256_channels_in_the_documented_order() -> None:
-    assert sum(tokens.PARTS.values()) == tokens.CHANNELS == 256
-    assert [s.start for s in tokens.SLICES.values()] == [0, *np.cumsum(list(tokens.PARTS.values()))[:-1]]
-    for name, size in tokens.PARTS.items():
-        assert f"| {name:9s} | {size:<2d} |" in (tokens.__doc__ or "")
-
-
-def test_tokens_of_a_translating_square() -> None:
-    masks = np.zeros((1, 12, H, W), bool)
-    for t in range(12):
-        masks[0, t, 40:56, 20 + 3 * t : 36 + 3 * t] = True
-    token = described(masks)[0]
-    d = np.hypot(H, W)
-    speed = np.tanh(3 / (0.02 * d))
-    for part in ("velocity", "screen"):
-        for at in token[:, tokens.SLICES[part]]:
-            assert value_of(at[:11], -0.95, 0.95) == pytest.approx(speed, abs=2e-3)
-            assert value_of(at[11:22], -0.95, 0.95) == pytest.approx(0, abs=2e-3)
-            assert value_of(at[22:30], 0, 0.95) == pytest.approx(speed, abs=2e-3)
-    np.testing.assert_allclose(token[:, tokens.SLICES["heading"]], [[1, 0.5, 0, 0, 0, 0, 0, 0.5]] * 12, atol=2e-3)
-    # The centre of pixels 20..35 is at 28 of 160 in the first frame, rows 40..55 at 48 of 96.
-    position = token[:, tokens.SLICES["position"]]
-    assert value_of(position[0, :12], -1, 1) == pytest.approx(28 / 160 * 2 - 1, abs=2e-3)
-    assert value_of(position[5, :12], -1, 1) == pytest.approx(43 / 160 * 2 - 1, abs=2e-3)
-    assert value_of(position[0, 12:], -1, 1) == pytest.approx(0, abs=2e-3)
-    size = token[0, tokens.SLICES["size"]]
-    assert value_of(size[:15], -8, -0.5) == pytest.approx(np.log(256 / (H * W)), abs=5e-3)
-    assert value_of(size[15:23], -4, 0) == pytest.approx(np.log(0.1), abs=5e-3)
-    assert value_of(size[23:], -4, 0) == pytest.approx(np.log(1 / 6), abs=5e-3)
-    for at in token[:, tokens.SLICES["growth"]]:
-        assert value_of(at, -0.95, 0.95) == pytest.approx(0, abs=2e-3)
-    when = [value_of(at, 0, 1) for at in token[:, tokens.SLICES["time"]]]
-    np.testing.assert_allclose(when, np.linspace(0, 1, 12), atol=2e-3)
-    form = token[0, tokens.SLICES["shape"]]
-    np.testing.assert_allclose(form[[0, 3]], 0, atol=0.05)
-    assert value_of(form[4:12], 0.4, 1) == value_of(form[20:], 0.4, 1) == 1
-
-
-def test_tokens_of_a_growing_square() -> None:
-    """Sides of 30, 31 ... 41 pixels: the log area grows by 2 / side per frame; the fit runs over seven frames."""
-    masks = np.zeros((1, 12, H, W), bool)
-    for t in range(12):
-        masks[0, t, 30 : 60 + t, 20 : 50 + t] = True
-    token = described(masks)[0]
-    found = np.array([np.arctanh(value_of(at, -0.95, 0.95)) * 0.05 for at in token[:, tokens.SLICES["growth"]]])
-    sides = np.arange(30, 42)
-    np.testing.assert_allclose(found[3:-3], 2 / sides[3:-3], rtol=0.05)
-
-
-def test_tokens_of_a_hidden_and_of_a_never_seen_track() -> None:
-    masks = np.zeros((2, 9, H, W), bool)
-    for t in range(9):
-        masks[0, t, 70:80, 100 + t : 110 + t] = t not in (3, 4)
-    token = described(masks)
-    assert token[0][:, tokens.SLICES["visible"]].tolist() == [[v, 1 - v] for v in (1, 1, 1, 0, 0, 1, 1, 1, 1)]
-    x = [value_of(at[:12], -1, 1) for at in token[0][:, tokens.SLICES["position"]]]
-    np.testing.assert_allclose(np.diff(x), 2 / W, atol=4e-3)
-    assert (token[1] == 0).all()
-
-
-def test_a_frame_s_token_does_not_know_of_frames_beyond_its_neighbours() -> None:
-    masks = np.zeros((2, 12, H, W), bool)
-    for t in range(12):
-        for k in range(2):
-            x = 20 + 3 * t if k == 0 or t < 8 else 41 - 5 * (t - 8)
-            masks[k, t, 40:52, x : x + 12] = True
-    token = described(masks)
-    np.testing.assert_array_equal(token[0, :7], token[1, :7])
-    assert np.abs(token[0, 8] - token[1, 8]).max() > 0.1
-
-
-def test_tokens_do_not_depend_on_the_order_of_tracks() -> None:
-    rng = np.random.default_rng(1)
-    masks = np.zeros((4, 6, H, W), bool)
-    for k in range(4):
-        x, y = rng.integers(10, 70, 2)
-        for t in range(6):
-            masks[k, t, y : y + 12, x + k * t : x + k * t + 15] = True
-    order = [2, 0, 3, 1]
-    np.testing.assert_allclose(described(masks[order]), described(masks)[order], atol=2e-3)
-
-
-def test_velocity_is_central_within_the_life_and_zero_outside() -> None:
-    x = np.array([0.0, 0, 0, 2, 6, 12, 12, 12])
-    found = velocity(np.stack([x, -x], 1), 2, 5)
-    np.testing.assert_allclose(found[:, 0], [0, 0, 2, 3, 5, 6, 0, 0])
-    np.testing.assert_allclose(found[:, 1], -found[:, 0])
-
-
-def test_camera_is_found_and_residual_is_the_objects_own() -> None:
-    video, truth = draw(lambda t: [(70 + 3 * t, 48, 14, RED)], 4, pan=2.0)
+def test_the_camera_motion_is_estimated_and_the_residual_is_the_objects_motion() -> None:
+    video, truth = render(lambda t: [(70 + 3 * t, 48, 14, RED)], 4, pan=2.0)
     motion = flows.measure(video.read, 4, 1)
     moved = flows.apply(motion.camera[1], np.array([[80.0, 20.0]]))
     np.testing.assert_allclose(moved, [[78, 20]], atol=0.4)
-    left = flows.residual(motion, 1)
+    residual = flows.residual_speed(motion, 1)
     # A flat square has flow at its rim only (its own 3 pixels plus the pan's 2), and little in its middle.
     mask = truth.masks.decode(0, 1)
     rim = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((5, 5))).astype(bool)
-    assert np.percentile(left[rim], 90) > 3
-    assert np.median(left[~mask]) < 0.6
+    assert np.percentile(residual[rim], 90) > 3
+    assert np.median(residual[~mask]) < 0.6
 
 
-def test_similarity_recovers_rotation_scale_and_shift_despite_outliers() -> None:
+def test_similarity_recovers_rotation_scale_and_translation_despite_outliers() -> None:
     rng = np.random.default_rng(2)
     points = rng.uniform(0, 60, (80, 2)).astype(np.float32)
     true = np.array([[1.03 * np.cos(0.1), -1.03 * np.sin(0.1), 4], [1.03 * np.sin(0.1), 1.03 * np.cos(0.1), -2]])
@@ -332,17 +281,40 @@ def test_similarity_recovers_rotation_scale_and_shift_despite_outliers() -> None
     np.testing.assert_allclose(similarity(points, moves), true, atol=0.02)
 
 
-def test_ridge_separates_what_it_was_shown_and_keeps_the_prompt() -> None:
+def test_ridge_separates_its_prompt_and_still_does_after_many_contrary_updates() -> None:
     rng = np.random.default_rng(4)
     features = Fourier(0)
     red, green = rng.normal(1, 0.2, (300, 8)).astype(np.float16), rng.normal(-1, 0.2, (900, 8)).astype(np.float16)
     inputs = features(np.concatenate([red, green]))
-    label = np.r_[np.ones(300), np.zeros(900)].astype(np.float32)
-    model = Ridge(inputs, label)
-    assert ((model.score(inputs) > 0) == (label > 0)).mean() > 0.99
+    inside = np.r_[np.ones(300), np.zeros(900)].astype(np.float32)
+
+    def accuracy(model: Ridge, label: NDArray[np.float32]) -> tuple[float, float]:
+        """Of the pixels inside and outside."""
+        correct = (model.score(inputs) > 0) == (label > 0)
+        return correct[:300].mean(), correct[300:].mean()
+
+    model = Ridge(inputs, inside)
+    assert min(accuracy(model, inside)) > 0.99
+    # A classifier without memory learns the contrary label; the prompt's half of the moments keeps this one undecided.
+    assert min(accuracy(Ridge(inputs, 1 - inside), 1 - inside)) > 0.99
+    for _ in range(3):
+        model.update(inputs, 1 - inside)
+    assert min(accuracy(model, inside)) > 0.99
+    scores = model.score(inputs)
     for _ in range(60):
-        model.update(inputs, 1 - label)
-    assert ((model.score(inputs) > 0) == (label > 0)).mean() >= 0.5 or np.abs(model.score(inputs)).max() < 0.3
+        model.update(inputs, 1 - inside)
+    assert (model.score(inputs)[:300] < scores[:300]).all() and (model.score(inputs)[300:] > scores[300:]).all()
+    assert np.abs(model.score(inputs)).max() < 0.3 and accuracy(model, 1 - inside) != (1, 1)
+
+
+def test_a_copy_of_a_classifier_is_independent() -> None:
+    rng = np.random.default_rng(4)
+    inputs = Fourier(0)(rng.normal(0, 1, (200, 8)).astype(np.float16))
+    model = Ridge(inputs, (inputs[:, 0] > 0).astype(np.float32))
+    scores = model.score(inputs)
+    copy = model.copy()
+    copy.update(inputs, (inputs[:, 1] > 0).astype(np.float32))
+    assert np.array_equal(model.score(inputs), scores) and not np.allclose(copy.score(inputs), scores, atol=1e-3)
 
 
 def test_a_real_video(real_data: Path) -> None:
@@ -355,6 +327,6 @@ def test_a_real_video(real_data: Path) -> None:
     size = frames[0].shape[:2]
     truth = GroundTruth((anno,), RleMasks.from_bytes([[from_coco(r, size, "test") for r in rle]], 10, size), np.ones(10, bool))
     video = Video("car-shadow", tuple(names), size, frames.__getitem__)
-    found = track(video, key_frames=1)
-    assert 1 <= found.masks.shape[0] <= 16
-    assert best(found, truth)[0].mean() > 0.6
+    tracks = track(video, key_frames=1)
+    assert 1 <= tracks.masks.shape[0] <= 16
+    assert best(tracks, truth)[0].mean() > 0.6

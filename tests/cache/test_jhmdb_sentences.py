@@ -1,4 +1,4 @@
-"""The JHMDB-Sentences adapter and its reader of .mat files: what they read, and one line for everything that can be wrong."""
+"""JHMDB-Sentences and its reader of .mat files: what they read, and one error line for every fault."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_reads_what_is_there(root: Path) -> None:
+def test_reads_the_annotations(root: Path) -> None:
     data = open_dataset("jhmdb-sentences", root, "test")
     assert isinstance(data, JhmdbSentences)
     assert list(data.check()) == []
     assert data.video_ids() == ("run_(1)", "jump")
-    (said,) = data.expressions("jump")
-    assert (said.expression_id, said.text, said.targets) == ("0", "a jump", ("jump",))
+    (expression,) = data.expressions("jump")
+    assert (expression.expression_id, expression.text, expression.targets) == ("0", "a jump", ("jump",))
     video, truth = data.video("jump"), data.ground_truth("jump")
     assert video.frame_names == ("00001", "00002", "00003", "00004", "00005")
     assert truth.annotated.tolist() == [False, True, True, True, False]
@@ -91,7 +91,7 @@ def test_reads_what_is_there(root: Path) -> None:
     ]
 
 
-def test_the_truth_scores_one(root: Path) -> None:
+def test_the_ground_truth_scores_one(root: Path) -> None:
     data, scores = JhmdbSentences(root, "test"), ImageScores()
     for video in data.video_ids():
         masks = data.ground_truth(video).masks
@@ -117,9 +117,9 @@ MAT, IMAGE = "puppet_mask/act/jump/puppet_mask.mat", "Rename_Images/act/jump/000
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no part_mask": (
         lambda r: scipy.io.savemat(r / MAT, {"mask": np.zeros((*SIZE, 5))}),
-        f"{MAT}: no array 'part_mask', it holds 'mask'",
+        f"{MAT}: no array 'part_mask', it has 'mask'",
     ),
-    "objects": (lambda r: mat(r, np.array([1, "a"], object)), f"{MAT}: no array 'part_mask', it holds 'other', 'class 1'"),
+    "objects": (lambda r: mat(r, np.array([1, "a"], object)), f"{MAT}: no array 'part_mask', it has 'other', 'class 1'"),
     "complex": (lambda r: mat(r, np.zeros((*SIZE, 5), complex)), "complex"),
     "cut short": (lambda r: (r / MAT).write_bytes((r / MAT).read_bytes()[:-40]), f"{MAT}: not a whole MATLAB file"),
     "empty file": (lambda r: (r / MAT).write_bytes(b""), f"{MAT}: no MATLAB file"),
@@ -137,13 +137,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: rows(r, lambda c: [w.__setitem__(i, w[i].replace("act", "..")) for w in c[3:] for i in (1, 2)]),
         "row 4, action: the id '..'",
     ),
-    "folder of another video": (lambda r: rows(r, lambda c: c[3].__setitem__(2, c[0][2])), "row 4: wanted"),
-    "no path": (lambda r: rows(r, lambda c: c[3].__setitem__(1, "00003.png")), "row 4: wanted"),
-    "null": (lambda r: rows(r, lambda c: c[3].__setitem__(1, None)), "row 4: wanted two paths"),
-    "no frames": (lambda r: rows(r, lambda c: [w.__setitem__(3, 0) for w in c[3:]]), "row 4: wanted two paths"),
-    "too many": (lambda r: rows(r, lambda c: [w.__setitem__(3, 10**9) for w in c[3:]]), "row 4: wanted two paths"),
+    "folder of another video": (lambda r: rows(r, lambda c: c[3].__setitem__(2, c[0][2])), "row 4: expected"),
+    "no path": (lambda r: rows(r, lambda c: c[3].__setitem__(1, "00003.png")), "row 4: expected"),
+    "null": (lambda r: rows(r, lambda c: c[3].__setitem__(1, None)), "row 4: expected two paths"),
+    "no frames": (lambda r: rows(r, lambda c: [w.__setitem__(3, 0) for w in c[3:]]), "row 4: expected two paths"),
+    "too many": (lambda r: rows(r, lambda c: [w.__setitem__(3, 10**9) for w in c[3:]]), "row 4: expected two paths"),
     "past the end": (lambda r: rows(r, lambda c: [w.__setitem__(3, 3) for w in c[3:]]), "row 6: frame 4 of 3"),
-    "listed twice": (lambda r: rows(r, lambda c: c.append(c[3])), "row 7: frame 2 of 5 stands twice"),
+    "listed twice": (lambda r: rows(r, lambda c: c.append(c[3])), "row 7: frame 2 of 5 is listed twice"),
     "two texts": (lambda r: rows(r, lambda c: c[4].__setitem__(4, "b")), "row 5: action, frames or text differ"),
     "empty sentence": (lambda r: rows(r, lambda c: [w.__setitem__(4, "") for w in c[3:]]), "text is empty"),
 }
@@ -154,9 +154,9 @@ def test_the_fault_is_named(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
     data = JhmdbSentences(root, "test")
-    said = list(data.check())
-    assert any(named in line for line in said), said
-    assert all("\n" not in line and str(root) in line for line in said)
+    faults = list(data.check())
+    assert any(named in line for line in faults), faults
+    assert all("\n" not in line and str(root) in line for line in faults)
     assert data.ground_truth("run_(1)").masks.shape == (1, FRAMES)
     if not fault.startswith("id "):
         with pytest.raises(InputError) as error:
@@ -165,20 +165,20 @@ def test_the_fault_is_named(root: Path, fault: str) -> None:
 
 
 def test_check_names_all_faults_of_a_video(root: Path) -> None:
-    """Missing and damaged frames hide neither each other nor the masks; unused images may be missing."""
+    """Faults of frames do not hide each other or those of the masks; unused images may be missing."""
     folder = root / "Rename_Images/act/jump"
     (folder / "00006.png").unlink()
     (folder / "00001.png").unlink()
     (root / IMAGE).write_bytes((root / IMAGE).read_bytes()[:60])
     Image.new("RGB", (5, 5)).save(folder / "00005.png")
     (root / MAT).unlink()
-    said = list(JhmdbSentences(root, "test").check())
-    assert len(said) == 4
-    assert all(part in line for part, line in zip(["00001.png", "00003.png", "00005.png", MAT], said)), said
+    faults = list(JhmdbSentences(root, "test").check())
+    assert len(faults) == 4
+    assert all(part in line for part, line in zip(["00001.png", "00003.png", "00005.png", MAT], faults)), faults
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", "[[", "[[]]", "[[3, 1, 1, 1, 1]]"])
-def test_a_list_that_is_none(tmp_path: Path, content: str) -> None:
+def test_a_malformed_list_names_its_file(tmp_path: Path, content: str) -> None:
     (tmp_path / LIST).write_text(content)
     with pytest.raises(InputError) as error:
         JhmdbSentences(tmp_path, "test")
@@ -192,53 +192,53 @@ def test_without_the_list(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i4", "f4", "f8", "u8", "i8", "bool"])
-def test_arrays_are_scipys(tmp_path: Path, dtype: str, compressed: bool) -> None:
+def test_arrays_equal_those_of_scipy(tmp_path: Path, dtype: str, compressed: bool) -> None:
     path, rng = tmp_path / "a.mat", np.random.default_rng(0)
     for shape in ((3, 4, 5), (1, 1), (2, 0), (1, 3), (40, 50, 7)):
         write_mat(path, rng.integers(0, 2, shape).astype(dtype), do_compression=compressed)
-        wanted = scipy.io.loadmat(path)["part_mask"]
-        found = read_array(path, "part_mask", 14_000)
-        assert found.shape == wanted.shape and np.array_equal(found, wanted)
+        expected = scipy.io.loadmat(path)["part_mask"]
+        array = read_array(path, "part_mask", 14_000)
+        assert array.shape == expected.shape and np.array_equal(array, expected)
     with pytest.raises(InputError, match="at most 13999 numbers"):
         read_array(path, "part_mask", 13_999)
 
 
 def test_big_endian(tmp_path: Path) -> None:
-    """By hand, as no writer is at hand: flags, dimensions, name and six numbers, every word turned."""
+    """Written by hand, as SciPy writes little-endian files only: flags, dimensions, name and six numbers."""
     body = struct.pack(">IIII", 6, 8, 9, 0) + struct.pack(">IIii", 5, 8, 2, 3)
     body += struct.pack(">II", 1, 9) + b"part_mask" + bytes(7) + struct.pack(">II6hxxxx", 3, 12, 1, 2, 3, 4, 5, 6)
     path = tmp_path / "a.mat"
     path.write_bytes(b"MATLAB 5.0".ljust(124) + b"\x01\x00MI" + struct.pack(">II", 14, len(body)) + body)
-    wanted = scipy.io.loadmat(path)["part_mask"]
-    assert wanted.tolist() == read_array(path, "part_mask", 6).tolist() == [[1, 3, 5], [2, 4, 6]]
+    expected = scipy.io.loadmat(path)["part_mask"]
+    assert expected.tolist() == read_array(path, "part_mask", 6).tolist() == [[1, 3, 5], [2, 4, 6]]
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_damaged_files_never_surprise(tmp_path: Path, compressed: bool) -> None:
-    """Cut anywhere or with bytes changed: an array or one line. SciPy's reader ends the process on some of these."""
+def test_damaged_files_raise_one_line(tmp_path: Path, compressed: bool) -> None:
+    """Cut at any byte or with changed bytes: an array or an InputError of one line. SciPy's reader crashes on some of these."""
     path, rng = tmp_path / "a.mat", random.Random(0)
     write_mat(path, np.stack([square(n) for n in range(5)], -1).astype(np.uint8), do_compression=compressed)
-    whole = path.read_bytes()
-    cuts = [whole[:n] for n in range(0, len(whole), max(1, len(whole) // 100))]
+    data = path.read_bytes()
+    cuts = [data[:n] for n in range(0, len(data), max(1, len(data) // 100))]
     cases = []
     for _ in range(1000):
-        changed = bytearray(whole)
+        changed = bytearray(data)
         for _ in range(rng.randint(1, 4)):
-            changed[rng.randrange(min(len(whole), 420))] = rng.randrange(256)
+            changed[rng.randrange(min(len(data), 420))] = rng.randrange(256)
         cases.append(bytes(changed))
-    refused = []
+    errors = []
     for case in cuts + cases:
         path.write_bytes(case)
         try:
             assert read_array(path, "part_mask", 24 * 36 * 5).size <= 24 * 36 * 5
         except InputError as error:
-            refused.append(str(error))
-    assert len(refused) > len(cuts)
-    assert all(str(path) in line and "\n" not in line for line in refused)
+            errors.append(str(error))
+    assert len(errors) > len(cuts)
+    assert all(str(path) in line and "\n" not in line for line in errors)
 
 
 def test_published_list(real_data: Path, tmp_path: Path) -> None:
-    """All 2,784 samples of MTTR's list and the published sentences; the frames are not there."""
+    """All 2,784 samples of MTTR's list and the published sentences; there are no frames."""
     shutil.copy(real_data / "jhmdb_sentences" / LIST, tmp_path)
     data = JhmdbSentences(tmp_path, "test")
     with (real_data / "jhmdb_sentences/jhmdb_annotation.txt").open(newline="") as file:
@@ -250,5 +250,5 @@ def test_published_list(real_data: Path, tmp_path: Path) -> None:
     folders = [str(data._folder("Rename_Images", s.video_id)) for s in samples]
     assert [f"{folder}/{s.t + 1:05d}.png" for folder, s in zip(folders, samples)] == names
     assert len({s.image_id for s in samples}) == len(samples) == 2784
-    said = list(data.check())
-    assert len(said) == sum(row[3] for row in content) // 3 + 928
+    faults = list(data.check())
+    assert len(faults) == sum(row[3] for row in content) // 3 + 928

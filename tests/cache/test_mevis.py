@@ -1,4 +1,4 @@
-"""The MeViS adapter: what it reads, and one line that names the file for everything that can be wrong."""
+"""The MeViS dataset: what it reads, and one error line that names the file for every fault."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def root(tmp_path: Path) -> Path:
     square = np.zeros(SIZE, np.uint8, order="F")
     square[1:3, 2:4] = 1
     rle = coco.encode(square)
-    held = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+    mask = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
     videos: dict[str, Any] = {}
     for video in ("a", "b"):
         folder = tmp_path / "valid_u/JPEGImages" / video
         folder.mkdir(parents=True)
         for frame in ("00000", "00001", "00002"):
             Image.fromarray(np.full((*SIZE, 3), 90, np.uint8)).save(folder / f"{frame}.jpg")
-        said = {"0": {"exp": "the square", "anno_id": [7 if video == "a" else 8]}, "1": {"exp": "nothing", "anno_id": []}}
-        videos[video] = {"expressions": said, "frames": ["00000", "00001", "00002"]}
+        expressions = {"0": {"exp": "the square", "anno_id": [7 if video == "a" else 8]}, "1": {"exp": "nothing", "anno_id": []}}
+        videos[video] = {"expressions": expressions, "frames": ["00000", "00001", "00002"]}
     (tmp_path / "valid_u/meta_expressions.json").write_text(json.dumps({"videos": videos}))
-    (tmp_path / "valid_u/mask_dict.json").write_text(json.dumps({"7": [held, held, None], "8": [held] * 3}))
+    (tmp_path / "valid_u/mask_dict.json").write_text(json.dumps({"7": [mask, mask, None], "8": [mask] * 3}))
     return tmp_path
 
 
-def test_reads_what_is_there(root: Path) -> None:
+def test_reads_the_annotations(root: Path) -> None:
     data = open_dataset("mevis", root, "valid_u")
     assert data.video_ids() == ("a", "b")
     assert [e.targets for e in data.expressions("a")] == [("7",), ()]
@@ -55,7 +55,7 @@ def test_reads_what_is_there(root: Path) -> None:
     assert list(data.check()) == []
 
 
-def test_a_split_without_masks_hides_its_answers(root: Path) -> None:
+def test_a_split_without_masks_has_no_ground_truth(root: Path) -> None:
     (root / "valid_u/mask_dict.json").unlink()
     (root / "valid_u").rename(root / "valid")
     data = Mevis(root, "valid")
@@ -107,7 +107,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "masks missing": (lambda r: (r / "valid_u/mask_dict.json").unlink(), "mask_dict.json"),
     "broken masks": (lambda r: (r / "valid_u/mask_dict.json").write_text('{"7": ['), "mask_dict.json, line 1, column 8"),
     "too deep": (lambda r: (r / "valid_u/mask_dict.json").write_text("[" * 100_000), "mask_dict.json"),
-    "frame no list names": (lambda r: copy_frame(r, "00000.jpg", "00003.jpg"), "no list names 1 of its frames, 00003.jpg first"),
+    "unlisted frame": (lambda r: copy_frame(r, "00000.jpg", "00003.jpg"), "1 of its frames are not listed, 00003.jpg first"),
     "frame listed twice": (lambda r: meta(r, lambda v: v["a"]["frames"].append("00001")), "frame 00001 is listed twice"),
     "frame as two files": (lambda r: copy_frame(r, "00001.jpg", "00001.png"), "00001.jpg and 00001.png"),
     "no list of frames": (lambda r: meta(r, lambda v: v["a"].pop("frames")), '"frames" must be'),
@@ -130,7 +130,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: meta(r, lambda v: v["a"]["expressions"]["0"].update(anno_id=[None])),
         "object None is not in",
     ),
-    "expression of null": (lambda r: meta(r, lambda v: v["a"]["expressions"].update({"0": None})), 'wanted {"exp": text}'),
+    "expression of null": (lambda r: meta(r, lambda v: v["a"]["expressions"].update({"0": None})), 'expected {"exp": text}'),
     "video of null": (lambda r: meta(r, lambda v: v.update(a=None)), "no video 'a'"),
     "frames of null": (lambda r: meta(r, lambda v: v["a"].update(frames=[None])), '"frames" must be'),
     "expression that leaves the folder": (
@@ -145,22 +145,22 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_check_names_the_fault(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
-    said = list(Mevis(root, "valid_u").check())
-    assert len(said) >= 1
-    assert any(named in line for line in said), said
-    assert all("\n" not in line for line in said)
+    faults = list(Mevis(root, "valid_u").check())
+    assert len(faults) >= 1
+    assert any(named in line for line in faults), faults
+    assert all("\n" not in line for line in faults)
 
 
 def test_check_names_all_faults_of_a_video(root: Path) -> None:
-    """A faulty first frame and a faulty expression hide neither other frames nor masks."""
+    """Faults of the first frame and of an expression do not hide those of other frames and masks."""
     for name in ("00000", "00002"):
         (root / f"valid_u/JPEGImages/a/{name}.jpg").unlink()
     meta(root, lambda v: v["a"]["expressions"]["0"].update(exp=""))
     edited(root, "mask_dict.json", lambda m: [m["7"][t].update(counts="zz") for t in (0, 1)])
-    said = list(Mevis(root, "valid_u").check())
-    wanted = ["expression 0: the text is empty", "a/00000.jpg", "a/00002.jpg", "video a, frame 00000", "video a, frame 00001"]
-    assert len(said) == len(wanted)
-    assert all(part in line for part, line in zip(wanted, said)), said
+    faults = list(Mevis(root, "valid_u").check())
+    expected = ["expression 0: the text is empty", "a/00000.jpg", "a/00002.jpg", "video a, frame 00000", "video a, frame 00001"]
+    assert len(faults) == len(expected)
+    assert all(part in line for part, line in zip(expected, faults)), faults
 
 
 def test_check_counts_mask_faults_past_a_number(root: Path) -> None:
@@ -172,29 +172,29 @@ def test_check_counts_mask_faults_past_a_number(root: Path) -> None:
         shutil.copy(root / "spare/00000.jpg", folder / f"{name}.jpg")
     meta(root, lambda v: v["b"].update(frames=names))
     edited(root, "mask_dict.json", lambda m: m.update({"8": [{"size": [6, 8], "counts": "zz"}] * 23}))
-    said = list(Mevis(root, "valid_u").check())
-    assert len(said) == 21
-    assert said[-1].endswith("video b: 3 more faults of masks")
+    faults = list(Mevis(root, "valid_u").check())
+    assert len(faults) == 21
+    assert faults[-1].endswith("video b: 3 more faults of masks")
 
 
-def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
+def test_a_key_that_occurs_twice_is_a_fault(root: Path) -> None:
     path = root / "valid_u/meta_expressions.json"
     path.write_text(path.read_text().replace('"b": {', '"a": {'))
-    assert any("'a' stands twice" in line for line in Mevis(root, "valid_u").check())
-    with pytest.raises(InputError, match="'a' stands twice in one object; the first is lost"):
+    assert any("'a' occurs twice" in line for line in Mevis(root, "valid_u").check())
+    with pytest.raises(InputError, match="'a' occurs twice in one object, and the first value is lost"):
         Mevis(root, "valid_u").video_ids()
 
 
-def test_the_check_command_counts_a_key_that_stands_twice(
+def test_the_check_command_counts_a_key_that_occurs_twice(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = root / "valid_u/meta_expressions.json"
     path.write_text(path.read_text().replace('"b": {', '"a": {'))
-    code, told = call(monkeypatch, capsys, "check", "--dataset", "mevis", "--root", root, "--split", "valid_u")
-    assert code == 1 and f"{root}, split valid_u: faults found: " in told and "stands twice" not in told
+    code, stderr = call(monkeypatch, capsys, "check", "--dataset", "mevis", "--root", root, "--split", "valid_u")
+    assert code == 1 and f"{root}, split valid_u: faults found: " in stderr and "occurs twice" not in stderr
 
 
-def test_one_broken_video_leaves_the_other(root: Path) -> None:
+def test_one_damaged_video_does_not_affect_the_other(root: Path) -> None:
     meta(root, lambda v: v["a"]["expressions"]["0"].update(exp=""))
     data = Mevis(root, "valid_u")
     with pytest.raises(InputError, match="text is empty"):
@@ -224,7 +224,7 @@ def test_masks_follow_the_names_of_frames_whatever_the_list(root: Path) -> None:
 
 @pytest.mark.parametrize("what", ["valid_u", "valid_u/JPEGImages", "valid_u/JPEGImages/a", "valid_u/mask_dict.json"])
 def test_reached_by_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory, what: str) -> None:
-    """Ids are checked as text, not by where a link leads: links may leave the root."""
+    """Ids are checked as text. Links may lead out of the root."""
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
     shutil.move(root / what, elsewhere)
     (root / what).symlink_to(elsewhere)
@@ -234,18 +234,18 @@ def test_reached_by_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory,
 
 
 def second_version(root: Path) -> None:
-    """The split as MeViSv2 has it: another name of the list, sentences that are spoken too, one that nothing matches."""
-    said = {"exp": "a bird", "obj_id": [], "anno_id": [], "audio": "audio/a/2.wav"}
-    meta(root, lambda v: [v["a"]["expressions"]["0"].update(audio="audio/a/0.wav"), v["a"]["expressions"].update({"2": said})])
+    """Change the split to MeViSv2's layout: another name of the list, expressions with audio, and one without a target."""
+    entry = {"exp": "a bird", "obj_id": [], "anno_id": [], "audio": "audio/a/2.wav"}
+    meta(root, lambda v: [v["a"]["expressions"]["0"].update(audio="audio/a/0.wav"), v["a"]["expressions"].update({"2": entry})])
     (root / "valid_u/meta_expressions.json").rename(root / "valid_u/meta_expressions_v2.json")
 
 
 def test_the_second_version(root: Path) -> None:
     second_version(root)
     assert Mevis.splits(root) == ["valid_u"]
-    with pytest.warns(UserWarning, match=r'meta_expressions_v2.json: "audio" of 2 expressions is ignored') as said:
+    with pytest.warns(UserWarning, match=r'meta_expressions_v2.json: "audio" of 2 expressions is ignored') as caught:
         data = Mevis(root, "valid_u")
-    assert len(said) == 1
+    assert len(caught) == 1
     assert [e.targets for e in data.expressions("a")] == [("7",), (), ()]
     truth = data.ground_truth("a")
     assert truth is not None and truth.object_ids == ("7",)
@@ -254,19 +254,19 @@ def test_the_second_version(root: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("check",), ("extract-text", "--out", "t.zarr"), ("extract-all",)], ids=lambda words: words[0])
-def test_audio_is_one_line_and_no_fault(
+def test_audio_is_one_warning_and_no_fault(
     root: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where a split is opened for its tracks and again for its words, and other code touches the filters in between."""
+    """Also if a split is opened for its tracks and again for its words, and other code changes the warning filters in between."""
     second_version(root)
     monkeypatch.chdir(root)
     warnings.simplefilter("always")
-    status, said = call(monkeypatch, capsys, *words, "--dataset", "mevis", "--root", root, "--split", "valid_u")
+    status, stderr = call(monkeypatch, capsys, *words, "--dataset", "mevis", "--root", root, "--split", "valid_u")
     assert status == 0
-    assert said.startswith("warning: ") and said.endswith("is read") and "\n" not in said
+    assert stderr.startswith("warning: ") and stderr.endswith("is read") and "\n" not in stderr
 
 
-def test_a_video_that_nothing_matches(root: Path) -> None:
+def test_a_video_without_targets(root: Path) -> None:
     meta(root, lambda v: v["a"].update(expressions={"0": {"exp": "a bird", "anno_id": [], "obj_id": []}}))
     data = Mevis(root, "valid_u")
     truth = data.ground_truth("a")
@@ -289,7 +289,7 @@ def test_a_split_that_leaves_the_root(root: Path, split: str) -> None:
 
 
 def test_real_videos(real_data: Path) -> None:
-    """Counts of the published files, taken from the JSON itself."""
+    """Counts of the published files, computed from the JSON itself."""
     root = real_data / "mevis-davis"
     data = Mevis(root, "valid_u")
     raw = json.loads((root / "valid_u/meta_expressions.json").read_text())["videos"]
@@ -297,5 +297,5 @@ def test_real_videos(real_data: Path) -> None:
     masks = json.loads((root / "valid_u/mask_dict.json").read_text())
     truth = data.ground_truth("dog")
     assert truth is not None
-    wanted = [0 if m is None else int(coco.area(m)) for m in masks[truth.object_ids[0]]]
-    assert truth.masks.area()[0].tolist() == wanted
+    expected = [0 if m is None else int(coco.area(m)) for m in masks[truth.object_ids[0]]]
+    assert truth.masks.area()[0].tolist() == expected

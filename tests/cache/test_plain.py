@@ -1,4 +1,4 @@
-"""The user's own videos: what is read of folders and films, when answers show, and one line for everything that can be wrong."""
+"""The user's own videos: folders and mp4 files, when a split has ground truth, and one error line for every fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rvos_cache.frames import VideoWriter
 
 SIZE = (8, 12)
 NAMES = ("2", "9", "10")
-"""Frames of the folder: neither contiguous nor of one length."""
+"""Names of the frames in the folder, neither contiguous nor of one length."""
 
 
 def write_videos(folder: Path) -> None:
@@ -32,16 +32,16 @@ def write_videos(folder: Path) -> None:
     frames.mkdir(parents=True)
     for t, name in enumerate(NAMES):
         Image.fromarray(np.full((*SIZE, 3), 10 * t + 20, np.uint8)).save(frames / f"{name}.{'png' if t else 'jpg'}")
-    with VideoWriter(folder / "videos/film.mp4", 5, SIZE) as film:
+    with VideoWriter(folder / "videos/film.mp4", 5, SIZE) as writer:
         for t in range(3):
-            film.write(np.full((*SIZE, 3), 60 * t + 20, np.uint8))
+            writer.write(np.full((*SIZE, 3), 60 * t + 20, np.uint8))
 
 
 def write_plain(root: Path) -> None:
-    """train: two videos with masks; "a b" has two objects, and its middle frame is not annotated. test: texts alone."""
+    """train: two videos with masks; "a b" has two objects, and its middle frame is not annotated. test: texts only."""
     for split in ("train", "test"):
         write_videos(root / split)
-    said: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "a b": {
             "x": {"text": "both squares", "objects": [2, 1]},
             "y": {"text": "a dog", "objects": []},
@@ -49,7 +49,7 @@ def write_plain(root: Path) -> None:
         },
         "film": [{"text": "the square", "objects": [1]}, {"text": "it", "objects": [1]}],
     }
-    (root / "train/expressions.json").write_text(json.dumps(said))
+    (root / "train/expressions.json").write_text(json.dumps(entries))
     for t, name in enumerate(NAMES):
         if name != "9":
             write_png(root / f"train/masks/a b/{name}.png", numbers(2, t))
@@ -58,18 +58,18 @@ def write_plain(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("plain")
     write_plain(root)
     return root
 
 
 @pytest.fixture
-def root(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "data"))
+def root(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "data"))
 
 
-def test_reads_what_is_there(root: Path) -> None:
+def test_reads_the_annotations(root: Path) -> None:
     data = open_dataset("plain", root, "train")
     assert Plain.splits(root) == ["test", "train"]
     assert data.video_ids() == ("a b", "film") and data.has_ground_truth
@@ -93,7 +93,7 @@ def test_reads_what_is_there(root: Path) -> None:
     assert other is not None and other.annotated.all() and other.masks.area().tolist() == [[4, 4, 4]]
 
 
-def test_texts_alone_hide_the_answers(root: Path) -> None:
+def test_texts_alone_are_no_ground_truth(root: Path) -> None:
     data = Plain(root, "test")
     assert not data.has_ground_truth and data.ground_truth("a b") is None
     assert [(e.expression_id, e.text, e.targets) for e in data.expressions("film")] == [
@@ -103,32 +103,35 @@ def test_texts_alone_hide_the_answers(root: Path) -> None:
 
 
 def test_a_root_without_splits_is_one(root: Path) -> None:
-    whole = root / "train"
-    assert Plain.splits(whole) == ["all"]
-    data = Plain(whole, "all")
+    folder = root / "train"
+    assert Plain.splits(folder) == ["all"]
+    data = Plain(folder, "all")
     assert data.video_ids() == ("a b", "film") and data.has_ground_truth
     assert list(data.check()) == []
-    with pytest.raises(InputError, match=r"no split 'train'.*splits: all;"):
-        Plain(whole, "train")
+    with pytest.raises(InputError, match=r"no split 'train'.*splits of .*: all;"):
+        Plain(folder, "train")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda r: shutil.rmtree(r / "train/masks"), 'masks to the "objects" of expressions, so the split hides'),
-        (lambda r: shutil.copytree(r / "train/masks", r / "test/masks"), 'no expression has "objects", so the split hides'),
+        (lambda r: shutil.rmtree(r / "train/masks"), 'masks for the "objects" of expressions, so the split has no ground truth'),
+        (
+            lambda r: shutil.copytree(r / "train/masks", r / "test/masks"),
+            'no expression has "objects", so the split has no ground truth',
+        ),
     ],
 )
-def test_half_of_an_answer_is_none_and_check_says_so(root: Path, change: Callable[[Path], object], said: str) -> None:
+def test_masks_or_objects_alone_are_no_ground_truth(root: Path, change: Callable[[Path], object], message: str) -> None:
     change(root)
-    data = Plain(root, "test" if "no expression" in said else "train")
+    data = Plain(root, "test" if "no expression" in message else "train")
     assert not data.has_ground_truth
     assert {e.targets for v in data.video_ids() for e in data.expressions(v)} == {None}
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=message):
         assert list(data.check()) == []
 
 
-def test_a_video_that_nothing_matches_needs_no_mask(root: Path) -> None:
+def test_a_video_without_targets_needs_no_mask(root: Path) -> None:
     lists(root, lambda v: v.update({"film": [{"text": "a dog", "objects": []}]}))
     shutil.rmtree(root / "train/masks/film")
     data = Plain(root, "train")
@@ -168,7 +171,7 @@ def mask(root: Path, name: str = "2") -> Path:
 
 
 def claim(path: Path) -> None:
-    """A PNG whose header says 65,535 x 65,535."""
+    """Write 65,535 x 65,535 pixels into the header of a PNG."""
     raw = bytearray(path.read_bytes())
     raw[16:24] = struct.pack(">II", 65_535, 65_535)
     raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
@@ -179,7 +182,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "video listed but absent": (lambda r: shutil.rmtree(r / "train/videos/a b"), "videos/a b: not found, nor a b.mp4"),
     "film listed but absent": (lambda r: (r / "train/videos/film.mp4").unlink(), "videos/film: not found, nor film.mp4"),
     "film cut short": (lambda r: (r / "train/videos/film.mp4").write_bytes(b"film"), "film.mp4: cannot be decoded"),
-    "folder and film": (lambda r: (r / "train/videos/film").mkdir(), "videos/film and film.mp4: the video stands twice"),
+    "folder and film": (lambda r: (r / "train/videos/film").mkdir(), "videos/film and film.mp4: the video occurs twice"),
     "no frames": (lambda r: [frame(r, n).unlink() for n in ("2.jpg", "9.png", "10.png")], "videos/a b: no frames"),
     "frame cut short": (lambda r: cut(frame(r, "2.jpg")), "a b/2.jpg: not a whole image"),
     "frame that claims too many pixels": (lambda r: claim(frame(r, "9.png")), "a b/9.png: not a whole image"),
@@ -190,23 +193,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "video id that leaves the folder": (lambda r: lists(r, lambda v: v.update({"../test/videos/a b": ["x"]})), "'../test"),
     "video as a path": (lambda r: lists(r, lambda v: v.update({str(r): ["x"]})), "cannot name a folder"),
     "expression id that leaves the folder": (lambda r: lists(r, lambda v: v["a b"].update({"..": v["a b"]["y"]})), "'..'"),
-    "no expressions": (lambda r: lists(r, lambda v: v.update({"film": []})), "video film: wanted"),
-    "expressions of null": (lambda r: lists(r, lambda v: v.update({"film": None})), "video film: wanted"),
-    "text of null": (lambda r: first(r, lambda e: e.update(text=None)), "expression x: wanted a text"),
+    "no expressions": (lambda r: lists(r, lambda v: v.update({"film": []})), "video film: expected"),
+    "expressions of null": (lambda r: lists(r, lambda v: v.update({"film": None})), "video film: expected"),
+    "text of null": (lambda r: first(r, lambda e: e.update(text=None)), "expression x: expected a text"),
     "empty text": (lambda r: first(r, lambda e: e.update(text=" ")), "expression x: the text is empty"),
     "half a character": (lambda r: first(r, lambda e: e.update(text="\ud83d")), "half a character"),
     "objects left out": (
         lambda r: lists(r, lambda v: v["a b"].update(x="both")),
-        'expression x: wanted {"text": text, "objects"',
+        'expression x: expected {"text": text, "objects"',
     ),
-    "objects of null": (lambda r: first(r, lambda e: e.update(objects=None)), "expression x: wanted"),
-    "an object of text": (lambda r: first(r, lambda e: e.update(objects=["1"])), "from 1 to 254, came '1'"),
-    "object 0": (lambda r: first(r, lambda e: e.update(objects=[0])), "came 0"),
-    "object 255": (lambda r: first(r, lambda e: e.update(objects=[255])), "came 255"),
-    "object true": (lambda r: first(r, lambda e: e.update(objects=[True])), "came True"),
+    "objects of null": (lambda r: first(r, lambda e: e.update(objects=None)), "expression x: expected"),
+    "an object of text": (lambda r: first(r, lambda e: e.update(objects=["1"])), "from 1 to 254, got '1'"),
+    "object 0": (lambda r: first(r, lambda e: e.update(objects=[0])), "got 0"),
+    "object 255": (lambda r: first(r, lambda e: e.update(objects=[255])), "got 255"),
+    "object true": (lambda r: first(r, lambda e: e.update(objects=[True])), "got True"),
     "object that no mask shows": (lambda r: first(r, lambda e: e["objects"].append(7)), "expression x: no PNG in"),
-    "mask of an unknown object": (lambda r: lists(r, lambda v: [v["a b"].pop("x"), v["a b"].pop("z")]), "2.png: shows object 1"),
-    "mask of no frame": (lambda r: write_png(mask(r, "3"), numbers(2, 0)), "1 masks are of no frame, 3.png first"),
+    "mask of an unknown object": (lambda r: lists(r, lambda v: [v["a b"].pop("x"), v["a b"].pop("z")]), "2.png: has object 1"),
+    "mask of no frame": (lambda r: write_png(mask(r, "3"), numbers(2, 0)), "1 masks belong to no frame, 3.png first"),
     "masks of other names": (
         lambda r: [mask(r, old).rename(mask(r, new)) for old, new in (("2", "00002"), ("10", "00010"))],
         "masks/a b: no frame of the video has a mask",
@@ -214,7 +217,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "masks absent": (lambda r: shutil.rmtree(r / "train/masks/a b"), "masks/a b: no folder"),
     "mask cut short": (lambda r: cut(mask(r)), "a b/2.png: not a whole PNG"),
     "mask of another size": (lambda r: write_png(mask(r), numbers(2, 0)[:5]), "a b/2.png: (5, 12) pixels"),
-    "mask in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(mask(r)), "a b/2.png: wanted a palette PNG"),
+    "mask in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(mask(r)), "a b/2.png: expected a palette PNG"),
 }
 
 
@@ -222,15 +225,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_check_names_the_fault(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
-    said = list(Plain(root, "train").check())
-    assert any(named in line for line in said), said
-    assert all("\n" not in line and str(root) in line for line in said)
+    faults = list(Plain(root, "train").check())
+    assert any(named in line for line in faults), faults
+    assert all("\n" not in line and str(root) in line for line in faults)
 
 
 @pytest.mark.parametrize(
     "fault", ["masks absent", "mask cut short", "mask of another size", "object that no mask shows", "masks of other names"]
 )
-def test_a_damaged_mask_is_an_error(root: Path, fault: str) -> None:
+def test_a_damaged_mask_raises(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
     data = Plain(root, "train")
@@ -240,11 +243,11 @@ def test_a_damaged_mask_is_an_error(root: Path, fault: str) -> None:
     assert data.ground_truth("film") is not None
 
 
-def test_a_broken_expression_leaves_the_other_video(root: Path) -> None:
+def test_a_damaged_expression_does_not_affect_the_other_video(root: Path) -> None:
     lists(root, lambda v: v["a b"].update(x="both squares"))
     data = Plain(root, "train")
     for step in (data.expressions, data.ground_truth):
-        with pytest.raises(InputError, match="expression x: wanted"):
+        with pytest.raises(InputError, match="expression x: expected"):
             step("a b")
         assert step("film")
     assert data.expression_ids("a b") == ("x", "y", "z")
@@ -254,17 +257,17 @@ def test_check_names_all_faults_of_a_video(root: Path) -> None:
     cut(frame(root, "2.jpg"))
     cut(mask(root))
     first(root, lambda e: e.update(text=""))
-    said = list(Plain(root, "train").check())
-    wanted = ["expression x: the text is empty", "a b/2.jpg", "a b/2.png"]
-    assert len(said) == len(wanted)
-    assert all(part in line for part, line in zip(wanted, said)), said
+    faults = list(Plain(root, "train").check())
+    expected = ["expression x: the text is empty", "a b/2.jpg", "a b/2.png"]
+    assert len(faults) == len(expected)
+    assert all(part in line for part, line in zip(expected, faults)), faults
 
 
-def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
+def test_a_key_that_occurs_twice_is_a_fault(root: Path) -> None:
     path = root / "train/expressions.json"
     path.write_text(path.read_text().replace('"film": ', '"a b": '))
-    assert any("'a b' stands twice" in line for line in Plain(root, "train").check())
-    with pytest.raises(InputError, match="'a b' stands twice in one object; the first is lost"):
+    assert any("'a b' occurs twice" in line for line in Plain(root, "train").check())
+    with pytest.raises(InputError, match="'a b' occurs twice in one object, and the first value is lost"):
         Plain(root, "train").video_ids()
 
 
@@ -275,7 +278,7 @@ def test_a_malformed_list_names_its_file(root: Path, text: str) -> None:
         Plain(root, "train")
 
 
-def test_a_split_named_all_beside_one(root: Path) -> None:
+def test_two_splits_named_all(root: Path) -> None:
     (root / "train").rename(root / "all")
     assert Plain(root, "all").has_ground_truth
     (root / "expressions.json").write_text('{"a b": ["x"]}')
@@ -284,7 +287,7 @@ def test_a_split_named_all_beside_one(root: Path) -> None:
 
 
 def test_extraction_to_scores(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands that the README names take the user's own data; frames without a PNG are not scored."""
+    """The commands of the README accept the user's own data; frames without a PNG are not scored."""
     at = ("--dataset", "plain", "--root", root, "--split", "train")
     cache = tmp_path / "c.zarr"
     assert call(monkeypatch, None, "extract", *at, "--out", cache)[0] == 0

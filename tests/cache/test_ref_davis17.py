@@ -1,4 +1,4 @@
-"""The Ref-DAVIS17 adapter: four annotators, pixels that are not scored, links, and one line for everything that can be wrong."""
+"""Ref-DAVIS17: four annotators, pixels that are not scored, links, and one error line for every fault."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_reads_what_is_there(root: Path) -> None:
+def test_reads_the_annotations(root: Path) -> None:
     data = open_dataset("ref-davis17", root, "valid")
     assert RefDavis17.splits(root) == ["train", "valid"]
     assert data.video_ids() == ("a", "b") and data.has_ground_truth
-    said = data.expressions("a")
-    assert [e.expression_id for e in said] == [str(i) for i in range(12)]
-    assert [e.targets for e in said] == [(f"a-{i // 4 + 1}",) for i in range(12)]
+    expressions = data.expressions("a")
+    assert [e.expression_id for e in expressions] == [str(i) for i in range(12)]
+    assert [e.targets for e in expressions] == [(f"a-{i // 4 + 1}",) for i in range(12)]
     truth = data.ground_truth("a")
     assert truth is not None
     assert truth.object_ids == ("a-1", "a-2", "a-3")
@@ -69,9 +69,9 @@ def test_the_annotator_of_an_expression(root: Path) -> None:
 def test_a_list_sorted_as_text_has_the_same_annotators(root: Path) -> None:
     lists(root, lambda v: v["a"].update(expressions=dict(sorted(v["a"]["expressions"].items()))))
     data = RefDavis17(root, "valid")
-    said = data.expressions("a")
-    assert [e.expression_id for e in said][:4] == ["0", "1", "10", "11"], "file order"
-    assert all(e.text.endswith(f"by {data.annotator('a', e.expression_id)}") for e in said)
+    expressions = data.expressions("a")
+    assert [e.expression_id for e in expressions][:4] == ["0", "1", "10", "11"], "file order"
+    assert all(e.text.endswith(f"by {data.annotator('a', e.expression_id)}") for e in expressions)
     assert list(data.check()) == []
 
 
@@ -97,7 +97,7 @@ def lists(root: Path, change: Callable[[Any], object]) -> None:
     edited(root / "meta_expressions/valid/meta_expressions.json", change)
 
 
-def said(root: Path, change: Callable[[Any], object]) -> None:
+def edit(root: Path, change: Callable[[Any], object]) -> None:
     """Change the expressions of video a."""
     lists(root, lambda v: change(v["a"]["expressions"]))
 
@@ -115,36 +115,51 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "link that became a file": (
         lambda r: (shutil.rmtree(r / "valid/JPEGImages"), (r / "valid/JPEGImages").write_text("../elsewhere")),
-        "valid/JPEGImages: wanted a folder of videos",
+        "valid/JPEGImages: expected a folder of videos",
     ),
     "missing annotation": (lambda r: annotation(r).unlink(), "a/00001.png: the annotation is missing"),
     "annotations absent": (lambda r: shutil.rmtree(r / "valid/Annotations"), "valid/Annotations/a: no folder"),
     "annotation cut short": (lambda r: cut(annotation(r)), "a/00001.png: not a whole PNG"),
     "annotation of another size": (lambda r: write_png(annotation(r), numbers(3, 0)[:5]), "a/00001.png: (5, 12) pixels"),
-    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00001.png: wanted a palette PNG"),
-    "annotation no list names": (lambda r: write_png(annotation(r, "00003"), numbers(3, 0)), "annotations, 00003.png first"),
+    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00001.png: expected a palette PNG"),
+    "unlisted annotation": (
+        lambda r: write_png(annotation(r, "00003"), numbers(3, 0)),
+        "not listed, 00003.png first",
+    ),
     "unknown object": (
         lambda r: write_png(annotation(r), np.where(numbers(3, 0) == 2, 9, numbers(3, 0)).astype(np.uint8)),
-        "a/00001.png: shows object 9, which",
+        "a/00001.png: has object 9, which",
     ),
-    "object that is never shown": (
+    "target in no annotation": (
         lambda r: [write_png(annotation(r, n), numbers(2, t)) for t, n in enumerate(NAMES)],
         "expression 8: no PNG in",
     ),
-    "an annotator is missing": (lambda r: said(r, lambda e: e.pop("5")), "wanted 4 expressions per object, came 11 in all"),
-    "expressions of two objects": (lambda r: said(r, lambda e: e["3"].update(obj_id="2")), "0 to 3 are of 1, 1, 1, 2"),
+    "an annotator is missing": (
+        lambda r: edit(r, lambda e: e.pop("5")),
+        "expected 4 expressions per object, got 11 in all",
+    ),
+    "expressions of two objects": (
+        lambda r: edit(r, lambda e: e["3"].update(obj_id="2")),
+        "0 to 3 are of 1, 1, 1, 2",
+    ),
     "an object twice": (
-        lambda r: said(r, lambda e: [e[str(i)].update(obj_id="1") for i in range(4, 8)]),
+        lambda r: edit(r, lambda e: [e[str(i)].update(obj_id="1") for i in range(4, 8)]),
         "4 to 7 are of 1, 1, 1, 1",
     ),
-    "no object number": (lambda r: said(r, lambda e: e["0"].pop("obj_id")), "expression 0: wanted an object number"),
-    "void as an object": (lambda r: said(r, lambda e: e["0"].update(obj_id="255")), "expression 0: wanted an object number"),
-    "empty sentence": (lambda r: said(r, lambda e: e["7"].update(exp="")), "expression 7: the text is empty"),
+    "no object number": (
+        lambda r: edit(r, lambda e: e["0"].pop("obj_id")),
+        "expression 0: expected an object number",
+    ),
+    "void as an object": (
+        lambda r: edit(r, lambda e: e["0"].update(obj_id="255")),
+        "expression 0: expected an object number",
+    ),
+    "empty sentence": (lambda r: edit(r, lambda e: e["7"].update(exp="")), "expression 7: the text is empty"),
     "id that leaves the folder": (lambda r: lists(r, lambda v: v.update({"../x": v["a"]})), "'../x'"),
     "frame that leaves the folder": (lambda r: lists(r, lambda v: v["a"].update(frames=["../b/00000"])), "'../b/00000'"),
     "video as a path": (lambda r: lists(r, lambda v: v.update({str(r / "valid"): v["a"]})), "cannot name a folder"),
     "no expressions": (lambda r: lists(r, lambda v: v["a"].pop("expressions")), '"expressions" must be'),
-    "expressions that are none": (lambda r: said(r, lambda e: e.update({"0": 3})), "expression 0: wanted"),
+    "expressions that are none": (lambda r: edit(r, lambda e: e.update({"0": 3})), "expression 0: expected"),
 }
 
 
@@ -152,13 +167,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_check_names_the_fault(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
-    found = list(RefDavis17(root, "valid").check())
-    assert any(named in line for line in found), found
-    assert all("\n" not in line and str(root) in line for line in found)
+    faults = list(RefDavis17(root, "valid").check())
+    assert any(named in line for line in faults), faults
+    assert all("\n" not in line and str(root) in line for line in faults)
 
 
-@pytest.mark.parametrize("fault", ["missing annotation", "annotation of another size", "object that is never shown"])
-def test_a_damaged_annotation_is_an_error(root: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["missing annotation", "annotation of another size", "target in no annotation"])
+def test_a_damaged_annotation_raises(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
     data = RefDavis17(root, "valid")
@@ -169,7 +184,7 @@ def test_a_damaged_annotation_is_an_error(root: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["an annotator is missing", "expressions of two objects", "an object twice"])
-def test_annotators_that_do_not_match_are_an_error(root: Path, fault: str) -> None:
+def test_a_missing_annotator_raises(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
     data = RefDavis17(root, "valid")
@@ -180,16 +195,16 @@ def test_annotators_that_do_not_match_are_an_error(root: Path, fault: str) -> No
     assert len(data.expressions("b")) == 4
 
 
-def test_a_broken_sentence_is_one_fault(root: Path) -> None:
-    said(root, lambda e: e["0"].update(obj_id="none"))
+def test_a_damaged_expression_is_one_fault(root: Path) -> None:
+    edit(root, lambda e: e["0"].update(obj_id="none"))
     assert len(list(RefDavis17(root, "valid").check())) == 1
 
 
 def test_objects_of_meta_json_without_sentences(root: Path) -> None:
-    """ReferFormer's text ends with the shortest annotator's list; meta.json knows the objects that lost theirs."""
-    said(root, lambda e: [e.pop(str(i)) for i in range(8, 12)])
+    """ReferFormer's conversion ends with the shortest annotator's list; meta.json lists also the objects without sentences."""
+    edit(root, lambda e: [e.pop(str(i)) for i in range(8, 12)])
     (line, *_), path = list(RefDavis17(root, "valid").check()), root / "valid/meta.json"
-    assert "shows object 3" in line
+    assert "has object 3" in line
     known = {"a": {"objects": {str(n): {"category": "x"} for n in (1, 2, 3)}}, "b": {"objects": {"1": {"category": "x"}}}}
     path.write_text(json.dumps({"videos": known}))
     data = RefDavis17(root, "valid")
@@ -200,7 +215,7 @@ def test_objects_of_meta_json_without_sentences(root: Path) -> None:
 
 @pytest.mark.parametrize("what", ["JPEGImages", "Annotations", "JPEGImages/a"])
 def test_folders_reached_by_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory, what: str) -> None:
-    """Ids are checked as text, not by where a link leads: links may leave the root."""
+    """Ids are checked as text. Links may lead out of the root."""
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "folder"
     shutil.move(root / "valid" / what, elsewhere)
     (root / "valid" / what).symlink_to(elsewhere, target_is_directory=True)
@@ -211,10 +226,10 @@ def test_folders_reached_by_a_link(root: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def real_root(real_data: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """The ten real videos with the list of expressions of that name. Their link to the frames is a file that holds its target."""
+    """The ten real videos with the list of expressions of that name. The link to their frames is a file with its target."""
     source = real_data / "ref-davis17"
 
-    def made(name: str) -> Path:
+    def link_data(name: str) -> Path:
         (tmp_path / "valid").mkdir(exist_ok=True)
         frames = source / "valid/JPEGImages"
         target = frames if frames.is_dir() else source / "valid" / frames.read_text().strip()
@@ -225,7 +240,7 @@ def real_root(real_data: Path, tmp_path: Path) -> Callable[[str], Path]:
         (tmp_path / "meta_expressions/valid/meta_expressions.json").write_text(text)
         return tmp_path
 
-    return made
+    return link_data
 
 
 def test_real_videos(real_root: Callable[[str], Path]) -> None:
@@ -242,7 +257,7 @@ def test_real_videos(real_root: Callable[[str], Path]) -> None:
 
 
 def test_real_annotators_and_masks(real_root: Callable[[str], Path], real_data: Path) -> None:
-    """The masks are those of the same videos in MeViS's layout, which other code wrote."""
+    """The masks equal those of the same videos in MeViS's layout, which other code wrote."""
     data = RefDavis17(real_root("meta_expressions_x4.json"), "valid")
     assert data.annotators == 4
     videos = data.video_ids()
@@ -251,18 +266,18 @@ def test_real_annotators_and_masks(real_root: Callable[[str], Path], real_data: 
     assert not data.void("car-shadow").area().any()
     other = open_dataset("mevis", real_data / "mevis-davis", "valid_u")
     for video in ("car-shadow", "scooter-black"):
-        truth, wanted = data.ground_truth(video), other.ground_truth(video)
-        assert truth is not None and wanted is not None
+        truth, expected = data.ground_truth(video), other.ground_truth(video)
+        assert truth is not None and expected is not None
         assert truth.object_ids == tuple(f"{video}-{n + 1}" for n in range(len(truth.object_ids)))
         assert truth.annotated.all()
         assert [truth.masks.select([k]) for k in range(len(truth.object_ids))] == [
-            wanted.masks.select([k]) for k in range(len(truth.object_ids))
+            expected.masks.select([k]) for k in range(len(truth.object_ids))
         ]
 
 
 def test_a_fault_of_every_video_is_one_line(root: Path) -> None:
     shutil.rmtree(root / "valid/JPEGImages")
     (root / "valid/JPEGImages").write_text("../elsewhere")
-    said = list(RefDavis17(root, "valid").check())
+    faults = list(RefDavis17(root, "valid").check())
     assert len(RefDavis17(root, "valid").video_ids()) > 1
-    assert len([line for line in said if "wanted a folder of videos, came a file" in line]) == 1
+    assert len([line for line in faults if "expected a folder of videos, got a file" in line]) == 1

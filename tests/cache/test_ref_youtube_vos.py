@@ -1,4 +1,4 @@
-"""The Ref-YouTube-VOS adapter: what it reads, which videos are of which split, and one line for everything that can be wrong."""
+"""Ref-YouTube-VOS: what it reads, which videos belong to which split, and one error line for every fault."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from rvos_select.submission import submit
 
 SIZE = (8, 12)
 NAMES = ("00000", "00005", "00010")
-HELD = next(name for name in map("v{}".format, count()) if is_held_out(name))
+HELD_OUT = next(name for name in map("v{}".format, count()) if is_held_out(name))
 
 
 def write_frames(root: Path, split: str, video: str, names: tuple[str, ...] = NAMES) -> None:
-    """A folder of grey frames, each of its own."""
+    """Write a folder of grey frames, each of another grey."""
     folder = root / split / "JPEGImages" / video
     folder.mkdir(parents=True)
     for t, name in enumerate(names):
@@ -52,16 +52,20 @@ def write_list(root: Path, split: str, videos: Mapping[str, Any], names: tuple[s
     """videos: video -> expressions."""
     path = root / "meta_expressions" / split / "meta_expressions.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"videos": {v: {"expressions": said, "frames": names} for v, said in videos.items()}}))
+    path.write_text(
+        json.dumps({"videos": {v: {"expressions": expressions, "frames": names} for v, expressions in videos.items()}})
+    )
 
 
 def write_youtube(root: Path) -> None:
     """train: two videos; the first has two objects and a frame that is not annotated, the second is held out. valid: two, one of
-    them of test."""
-    said = {"a": {"0": "1", "1": "2", "2": "1"}, HELD: {"0": "1"}}
-    write_list(root, "train", {v: {i: {"exp": f"object {o}", "obj_id": o} for i, o in ids.items()} for v, ids in said.items()})
+    which is in test."""
+    objects_of = {"a": {"0": "1", "1": "2", "2": "1"}, HELD_OUT: {"0": "1"}}
+    write_list(
+        root, "train", {v: {i: {"exp": f"object {o}", "obj_id": o} for i, o in ids.items()} for v, ids in objects_of.items()}
+    )
     meta: dict[str, Any] = {}
-    for video, objects in (("a", 2), (HELD, 1)):
+    for video, objects in (("a", 2), (HELD_OUT, 1)):
         write_frames(root, "train", video)
         listed = [(t, name) for t, name in enumerate(NAMES) if video != "a" or t != 1]
         for t, name in listed:
@@ -82,10 +86,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_reads_what_is_there(root: Path) -> None:
+def test_reads_the_annotations(root: Path) -> None:
     data = open_dataset("ref-youtube-vos", root, "train")
     assert RefYoutubeVos.splits(root) == ["train", "valid", "test"]
-    assert data.video_ids() == ("a", HELD)
+    assert data.video_ids() == ("a", HELD_OUT)
     assert [e.targets for e in data.expressions("a")] == [("a-1",), ("a-2",), ("a-1",)]
     assert [e.text for e in data.expressions("a")] == ["object 1", "object 2", "object 1"]
     truth = data.ground_truth("a")
@@ -114,7 +118,7 @@ def test_frames_are_in_order_whatever_the_list(root: Path) -> None:
     assert truth is not None and truth.masks.decode(0, 0)[0, 1]
 
 
-def test_valid_is_what_test_does_not_list(root: Path) -> None:
+def test_valid_has_the_videos_that_test_does_not_list(root: Path) -> None:
     assert RefYoutubeVos(root, "valid").video_ids() == ("c",)
     assert RefYoutubeVos(root, "test").video_ids() == ("d",)
     assert RefYoutubeVos(root, "test").video("d").read(0).shape == (*SIZE, 3)
@@ -127,10 +131,10 @@ def test_the_published_list_of_valid_needs_that_of_test(root: Path) -> None:
     write_list(root, "test", {v: videos[v] for v in list(videos)[202:]})
     assert RefYoutubeVos(root, "valid").video_ids() == tuple(videos)[:202]
     write_list(root, "test", {v: videos[v] for v in list(videos)[203:]})
-    with pytest.raises(InputError, match=r"valid.meta_expressions.json: wanted 202 videos = 507 - 305 of .*, came 203 of 507"):
+    with pytest.raises(InputError, match=r"valid.meta_expressions.json: expected 202 videos = 507 - 305 of .*, got 203 of 507"):
         RefYoutubeVos(root, "valid")
     (root / "meta_expressions/test/meta_expressions.json").unlink()
-    with pytest.raises(InputError, match="valid/meta_expressions.json: lists 507 videos, those of test too"):
+    with pytest.raises(InputError, match="valid/meta_expressions.json: lists 507 videos, also those of test"):
         RefYoutubeVos(root, "valid")
     write_list(root, "valid", dict(list(videos.items())[:202]))
     assert len(RefYoutubeVos(root, "valid").video_ids()) == 202
@@ -144,16 +148,16 @@ def test_a_list_of_valid_with_nothing_of_its_own(root: Path) -> None:
 
 def test_the_parts_of_train(root: Path) -> None:
     assert RefYoutubeVos(root, "fit").video_ids() == ("a",)
-    held = RefYoutubeVos(root, "held_out")
-    assert held.video_ids() == (HELD,) and held.has_ground_truth
-    assert held.ground_truth(HELD) is not None
-    assert list(held.check()) == []
+    held_out = RefYoutubeVos(root, "held_out")
+    assert held_out.video_ids() == (HELD_OUT,) and held_out.has_ground_truth
+    assert held_out.ground_truth(HELD_OUT) is not None
+    assert list(held_out.check()) == []
     share = sum(is_held_out(f"{i:010x}") for i in range(4000)) / 4000
     assert 0.04 < share < 0.06
 
 
-def test_released_answers_of_valid(root: Path) -> None:
-    """First frames as YouTube-VOS has them are no answers; annotations that expressions name are."""
+def test_ground_truth_added_to_valid(root: Path) -> None:
+    """YouTube-VOS's annotations of first frames are no ground truth; annotations of objects that expressions name are."""
     for t, name in enumerate(NAMES):
         write_png(root / f"valid/Annotations/c/{name}.png", numbers(1, t))
     assert not RefYoutubeVos(root, "valid").has_ground_truth
@@ -168,7 +172,7 @@ def test_released_answers_of_valid(root: Path) -> None:
 
 
 def test_a_submission_has_the_videos_and_frames_of_its_split(root: Path) -> None:
-    """Videos of test and frames that no list names may lie among the predictions; they are not packed."""
+    """Videos of test and unlisted frames may be among the predictions; they are not packed."""
     for video in ("c", "d"):
         for expression in ("0", "1"):
             folder = root / "masks" / video / expression
@@ -176,8 +180,8 @@ def test_a_submission_has_the_videos_and_frames_of_its_split(root: Path) -> None
             for name in (*NAMES, "00007"):
                 write_mask_png(folder / f"{name}.png", numbers(1, 0) > 0)
     out = submit(root / "masks", "ref-youtube-vos", root / "out.zip", root=root, split="valid")
-    wanted = [f"Annotations/c/{expression}/{name}.png" for expression in ("0", "1") for name in NAMES]
-    assert zipfile.ZipFile(out).namelist() == wanted
+    expected = [f"Annotations/c/{expression}/{name}.png" for expression in ("0", "1") for name in NAMES]
+    assert zipfile.ZipFile(out).namelist() == expected
     (root / "masks/c/1/00005.png").unlink()
     with pytest.raises(InputError, match="c/1/00005.png: the mask is missing"):
         submit(root / "masks", "ref-youtube-vos", root / "out.zip", root=root, split="valid")
@@ -214,7 +218,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing frame": (lambda r: (r / "train/JPEGImages/a/00005.jpg").unlink(), "a/00005.jpg"),
     "truncated frame": (lambda r: cut(r / "train/JPEGImages/a/00010.jpg"), "a/00010.jpg"),
     "frame of another size": (lambda r: Image.new("RGB", (5, 5)).save(r / "train/JPEGImages/a/00005.jpg"), "a/00005.jpg: (5, 5)"),
-    "frame no list names": (lambda r: meta(r, lambda v: v["a"]["frames"].remove("00005")), "its frames, 00005.jpg first"),
+    "unlisted frame": (
+        lambda r: meta(r, lambda v: v["a"]["frames"].remove("00005")),
+        "not listed, 00005.jpg first",
+    ),
     "video listed but absent": (lambda r: shutil.rmtree(r / "train/JPEGImages/a"), "train/JPEGImages/a: no folder"),
     "annotations absent": (lambda r: shutil.rmtree(r / "train/Annotations/a"), "train/Annotations/a: no folder"),
     "all annotations absent": (lambda r: shutil.rmtree(r / "train/Annotations"), "train/Annotations/a: no folder"),
@@ -223,18 +230,18 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "train/Annotations/a: no listed frame",
     ),
     "annotation that meta.json claims": (lambda r: annotation(r, "00010").unlink(), "a/00010.png: the annotation is missing"),
-    "annotation no list names": (
+    "unlisted annotation": (
         lambda r: write_png(annotation(r, "00007"), numbers(2, 0)),
-        "no list names 1 of its annotations, 00007.png first",
+        "1 of its annotations are not listed, 00007.png first",
     ),
     "annotation cut short": (lambda r: cut(annotation(r)), "a/00000.png: not a whole PNG"),
     "annotation of another size": (lambda r: write_png(annotation(r), numbers(2, 0)[:5]), "a/00000.png: (5, 12) pixels"),
-    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00000.png: wanted a palette PNG"),
+    "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00000.png: expected a palette PNG"),
     "annotation with an unknown object": (
         lambda r: write_png(annotation(r), numbers(2, 0) + np.uint8(3) * (numbers(2, 5) > 0)),
-        "a/00000.png: shows object 3, which",
+        "a/00000.png: has object 3, which",
     ),
-    "object that is never shown": (
+    "target in no annotation": (
         lambda r: [write_png(annotation(r, n), numbers(1, 0)) for n in ("00000", "00010")],
         "expression 1: no PNG in",
     ),
@@ -246,20 +253,20 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: objects(r, lambda v: v["a"]["objects"].pop("2")),
         "expression 1: object 2 is not in",
     ),
-    "video that meta.json lacks": (lambda r: objects(r, lambda v: v.pop("a")), "meta.json, video a: wanted"),
+    "video that meta.json lacks": (lambda r: objects(r, lambda v: v.pop("a")), "meta.json, video a: expected"),
     "bad frames in meta.json": (
         lambda r: objects(r, lambda v: v["a"]["objects"]["1"].update(frames=1)),
-        "video a, object 1: wanted",
+        "video a, object 1: expected",
     ),
-    "bad number in meta.json": (lambda r: objects(r, lambda v: v["a"]["objects"].update({"x": {}})), "came 'x'"),
+    "bad number in meta.json": (lambda r: objects(r, lambda v: v["a"]["objects"].update({"x": {}})), "got 'x'"),
     "broken meta.json": (lambda r: (r / "train/meta.json").write_text('{"videos":\n{,'), "meta.json, line 2, column 2"),
-    "no object number": (lambda r: first(r, lambda e: e.pop("obj_id")), "expression 0: wanted an object number"),
+    "no object number": (lambda r: first(r, lambda e: e.pop("obj_id")), "expression 0: expected an object number"),
     "object number 0": (lambda r: first(r, lambda e: e.update(obj_id="0")), "expression 0"),
     "object number 255": (lambda r: first(r, lambda e: e.update(obj_id=255)), "expression 0"),
-    "object number that is none": (lambda r: first(r, lambda e: e.update(obj_id=[1])), "came [1]"),
-    "object number that leaves the folder": (lambda r: first(r, lambda e: e.update(obj_id="../1")), "came '../1'"),
+    "object number that is none": (lambda r: first(r, lambda e: e.update(obj_id=[1])), "got [1]"),
+    "object number that leaves the folder": (lambda r: first(r, lambda e: e.update(obj_id="../1")), "got '../1'"),
     "empty sentence": (lambda r: first(r, lambda e: e.update(exp=" ")), "expression 0: the text is empty"),
-    "sentence that is none": (lambda r: first(r, lambda e: e.update(exp=None)), "expression 0: wanted"),
+    "sentence that is none": (lambda r: first(r, lambda e: e.update(exp=None)), "expression 0: expected"),
     "id that leaves the folder": (lambda r: meta(r, lambda v: v.update({"../x": v["a"]})), "'../x'"),
     "frame that leaves the folder": (lambda r: meta(r, lambda v: v["a"].update(frames=["../../b/0"])), "'../../b/0'"),
     "frame listed twice": (lambda r: meta(r, lambda v: v["a"]["frames"].append("00005")), "frame 00005 is listed twice"),
@@ -273,24 +280,24 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_check_names_the_fault(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
-    said = list(RefYoutubeVos(root, "train").check())
-    assert any(named in line for line in said), said
-    assert all("\n" not in line and str(root) in line for line in said)
+    faults = list(RefYoutubeVos(root, "train").check())
+    assert any(named in line for line in faults), faults
+    assert all("\n" not in line and str(root) in line for line in faults)
 
 
 @pytest.mark.parametrize("fault", ["annotation of another size", "annotation cut short", "annotations absent"])
-def test_a_damaged_annotation_is_an_error(root: Path, fault: str) -> None:
+def test_a_damaged_annotation_raises(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
     data = RefYoutubeVos(root, "train")
     with pytest.raises(InputError) as error:
         data.ground_truth("a")
     assert named in str(error.value)
-    assert data.ground_truth(HELD) is not None
+    assert data.ground_truth(HELD_OUT) is not None
 
 
-@pytest.mark.parametrize("fault", ["object that is never shown", "no annotation of a listed frame"])
-def test_answers_that_are_not_there_are_an_error(root: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["target in no annotation", "no annotation of a listed frame"])
+def test_missing_ground_truth_raises(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
     with pytest.raises(InputError) as error:
@@ -299,15 +306,15 @@ def test_answers_that_are_not_there_are_an_error(root: Path, fault: str) -> None
 
 
 def test_check_names_all_faults_of_a_video(root: Path) -> None:
-    """A faulty first frame and a faulty expression hide neither other frames nor annotations."""
+    """Faults of the first frame and of an expression do not hide those of other frames and annotations."""
     (root / "train/JPEGImages/a/00000.jpg").unlink()
     first(root, lambda e: e.update(exp=""))
     cut(annotation(root))
     write_png(annotation(root, "00010"), numbers(2, 2)[:4])
-    said = list(RefYoutubeVos(root, "train").check())
-    wanted = ["expression 0: the text is empty", "a/00000.jpg", "a/00000.png", "a/00010.png"]
-    assert len(said) == len(wanted)
-    assert all(part in line for part, line in zip(wanted, said)), said
+    faults = list(RefYoutubeVos(root, "train").check())
+    expected = ["expression 0: the text is empty", "a/00000.jpg", "a/00000.png", "a/00010.png"]
+    assert len(faults) == len(expected)
+    assert all(part in line for part, line in zip(expected, faults)), faults
 
 
 def test_check_counts_faults_past_a_number(root: Path) -> None:
@@ -317,21 +324,21 @@ def test_check_counts_faults_past_a_number(root: Path) -> None:
     meta(root, lambda v: v["a"].update(frames=names))
     for name in names:
         annotation(root, name).write_bytes(b"none")
-    said = list(RefYoutubeVos(root, "train").check())
-    assert len(said) == 21
-    assert said[-1].endswith("train/Annotations/a: 3 more faults of annotations")
+    faults = list(RefYoutubeVos(root, "train").check())
+    assert len(faults) == 21
+    assert faults[-1].endswith("train/Annotations/a: 3 more faults of annotations")
 
 
 def test_grey_and_two_colours_are_palettes_too(root: Path) -> None:
     Image.fromarray(numbers(2, 0)).save(annotation(root))
-    Image.fromarray(numbers(1, 0) > 0).save(root / f"train/Annotations/{HELD}/00000.png")
+    Image.fromarray(numbers(1, 0) > 0).save(root / f"train/Annotations/{HELD_OUT}/00000.png")
     data = RefYoutubeVos(root, "train")
     truths = [data.ground_truth(v) for v in data.video_ids()]
     assert [t is not None and t.masks.area()[:, 0].tolist() for t in truths] == [[4, 4], [4]]
     assert list(data.check()) == []
 
 
-def test_what_a_desktop_hides_is_no_annotation(root: Path) -> None:
+def test_hidden_files_are_no_annotations(root: Path) -> None:
     annotation(root, "._00000").write_bytes(b"none")
     assert list(RefYoutubeVos(root, "train").check()) == []
 
@@ -344,11 +351,11 @@ def test_folders_reached_by_a_link(root: Path) -> None:
     assert data.video("a").read(2).shape == (*SIZE, 3)
 
 
-def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
+def test_a_key_that_occurs_twice_is_a_fault(root: Path) -> None:
     path = root / "meta_expressions/train/meta_expressions.json"
-    path.write_text(path.read_text().replace(f'"{HELD}": {{', '"a": {'))
-    assert any("'a' stands twice" in line for line in RefYoutubeVos(root, "train").check())
-    with pytest.raises(InputError, match="'a' stands twice in one object; the first is lost"):
+    path.write_text(path.read_text().replace(f'"{HELD_OUT}": {{', '"a": {'))
+    assert any("'a' occurs twice" in line for line in RefYoutubeVos(root, "train").check())
+    with pytest.raises(InputError, match="'a' occurs twice in one object, and the first value is lost"):
         RefYoutubeVos(root, "train").video_ids()
 
 
@@ -367,7 +374,7 @@ def test_a_malformed_list_names_its_file(root: Path, text: str) -> None:
 
 
 def test_real_expressions(real_data: Path, tmp_path: Path) -> None:
-    """The published list of valid, with a list of test made of any 305 of its videos (the published one is not here)."""
+    """The published list of valid, with a list of test of any 305 of its videos (the published one is not available)."""
     shutil.copytree(real_data / "ref-youtube-vos", tmp_path / "data")
     root = tmp_path / "data"
     with pytest.raises(InputError, match="lists 507 videos"):
@@ -380,7 +387,7 @@ def test_real_expressions(real_data: Path, tmp_path: Path) -> None:
     parts = [RefYoutubeVos(root, split) for split in ("valid", "test")]
     assert [len(part.video_ids()) for part in parts] == [202, 305]
     assert not any(part.has_ground_truth for part in parts)
-    said = {e.key: e.text for part in parts for v in part.video_ids() for e in part.expressions(v)}
-    assert len(said) == 2096
-    assert said["0062f687f1/1"] == "a dog with puppies all around"
+    texts = {e.key: e.text for part in parts for v in part.video_ids() for e in part.expressions(v)}
+    assert len(texts) == 2096
+    assert texts["0062f687f1/1"] == "a dog with puppies all around"
     assert all(e.targets is None for e in parts[0].expressions(parts[0].video_ids()[0]))

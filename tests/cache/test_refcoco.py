@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: images as videos, pseudo-videos, and one line for everything that can be wrong."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: images as videos, pseudo-videos, and one error line for every fault."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ONE, TWO = NAME.format(1), NAME.format(2)
 BOXES = {11: (4, 6, 20, 12), 12: (30, 20, 16, 14), 21: (10, 5, 24, 30)}
 """Object -> x, y, width, height; 11 and 12 are in the first image."""
 SAID = [(1, 11, "the left box"), (1, 11, "a flat box"), (2, 21, "the box"), (1, 12, "right box"), (2, 21, "Box")]
-"""Image, object, sentence: those of an object lie apart."""
+"""Image, object, sentence; the sentences of an object are not consecutive."""
 
 
 def pixels(number: int) -> np.ndarray:
@@ -70,15 +70,15 @@ def write_refcoco(root: Path, name: str = "refcoco", splits: tuple[str, ...] = (
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("refcoco")
     write_refcoco(root)
     return root
 
 
 @pytest.fixture
-def root(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "coco"))
+def root(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "coco"))
 
 
 def test_an_image_is_a_video_with_all_its_sentences(root: Path) -> None:
@@ -133,8 +133,8 @@ def test_without_ids_equal_masks_are_one_object(root: Path) -> None:
 
 
 @pytest.mark.parametrize("box", [[4, 6, 0, 12], [4, 6, 20, 0], [4, 6, -3, 12], [60, 6, 5, 5], [-9, 6, 9, 5]])
-def test_a_box_without_area_takes_its_sentence_with_it(root: Path, box: list[int]) -> None:
-    """As in training upstream: a sentence without a box is not one that nothing matches."""
+def test_a_sentence_whose_box_has_no_area_is_left_out(root: Path, box: list[int]) -> None:
+    """As in ReferFormer's training: a sentence without a box is not a sentence without a target."""
     listed(root, lambda c: c["annotations"][1].update(bbox=box))
     data = RefCoco(root, "train")
     assert [e.expression_id for e in data.expressions(ONE)] == ["1", "4"]
@@ -144,7 +144,7 @@ def test_a_box_without_area_takes_its_sentence_with_it(root: Path, box: list[int
     assert RefCoco(root, "train").video_ids() == (ONE,)
 
 
-def test_a_box_that_sticks_out_stays(root: Path) -> None:
+def test_a_box_partly_outside_is_kept(root: Path) -> None:
     listed(root, lambda c: c["annotations"][1].update(bbox=[-3.5, -2, 5, 400]))
     assert list(RefCoco(root, "train").check()) == []
 
@@ -176,34 +176,40 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "image that leaves the folder": (lambda r: sentence(r, lambda i: i.update(file_name=f"../{ONE}.jpg")), f"'../{ONE}'"),
     "image as a path": (lambda r: sentence(r, lambda i: i.update(file_name=str(picture(r)))), "cannot name a folder"),
     "suffix that leaves the folder": (lambda r: sentence(r, lambda i: i.update(file_name="a./b")), "'a./b'"),
-    "two suffixes": (lambda r: sentence(r, lambda i: i.update(file_name=f"{ONE}.png")), f"{ONE}.png of (40, 60) above"),
-    "two sizes": (lambda r: sentence(r, lambda i: i.update(height=41)), "of (41, 60) above"),
+    "two suffixes": (
+        lambda r: sentence(r, lambda i: i.update(file_name=f"{ONE}.png")),
+        f"{ONE}.jpg of (40, 60), an earlier entry has",
+    ),
+    "two sizes": (lambda r: sentence(r, lambda i: i.update(height=41)), ".jpg of (41, 60)"),
     "size of null": (lambda r: sentence(r, lambda i: i.update(height=None)), "height and width are (None, 60)"),
-    "no id": (lambda r: sentence(r, lambda i: i.pop("id")), 'wanted a number as "id"'),
-    "id of text": (lambda r: sentence(r, lambda i: i.update(id="1")), 'wanted a number as "id"'),
-    "id twice": (lambda r: sentence(r, lambda i: i.update(id=3)), "the id 3 stands twice"),
+    "no id": (lambda r: sentence(r, lambda i: i.pop("id")), 'expected a number as "id"'),
+    "id of text": (lambda r: sentence(r, lambda i: i.update(id="1")), 'expected a number as "id"'),
+    "id twice": (lambda r: sentence(r, lambda i: i.update(id=3)), "the id 3 occurs twice"),
     "text of null": (lambda r: sentence(r, lambda i: i.update(caption=None)), 'a text as "caption"'),
     "empty text": (lambda r: sentence(r, lambda i: i.update(caption=" ")), "expression 1: the text is empty"),
     "no annotation": (lambda r: listed(r, lambda c: c["annotations"].pop(3)), "sentence 4: no annotation has"),
     "annotation of no sentence": (lambda r: annotation(r, lambda a: a.update(image_id=99)), "is of sentence 99"),
-    "annotation of null": (lambda r: listed(r, lambda c: c["annotations"].__setitem__(3, None)), "annotation 4: wanted"),
-    "sentence of null": (lambda r: annotation(r, lambda a: a.update(image_id=None)), "annotation 4: wanted"),
-    "no box": (lambda r: annotation(r, lambda a: a.pop("bbox")), 'sentence 4: wanted "bbox"'),
-    "box of text": (lambda r: annotation(r, lambda a: a.update(bbox="1 2 3 4")), 'wanted "bbox"'),
-    "box without end": (lambda r: annotation(r, lambda a: a.update(bbox=[0, 0, float("nan"), 10**400])), 'wanted "bbox"'),
+    "annotation of null": (lambda r: listed(r, lambda c: c["annotations"].__setitem__(3, None)), "annotation 4: expected"),
+    "sentence of null": (lambda r: annotation(r, lambda a: a.update(image_id=None)), "annotation 4: expected"),
+    "no box": (lambda r: annotation(r, lambda a: a.pop("bbox")), 'sentence 4: expected "bbox"'),
+    "box of text": (lambda r: annotation(r, lambda a: a.update(bbox="1 2 3 4")), 'expected "bbox"'),
+    "box without end": (lambda r: annotation(r, lambda a: a.update(bbox=[0, 0, float("nan"), 10**400])), 'expected "bbox"'),
     "object in two images": (lambda r: annotation(r, lambda a: a.update(original_id=21)), "object 21 is in another image"),
     "object with two masks": (lambda r: annotation(r, lambda a: a.update(original_id=11)), "object 11 has another mask"),
-    "mask of null": (lambda r: annotation(r, lambda a: a.update(segmentation=None)), "object 12: wanted polygons"),
-    "no mask": (lambda r: annotation(r, lambda a: a.pop("segmentation")), "object 12: wanted polygons"),
-    "mask of text": (lambda r: annotation(r, lambda a: a.update(segmentation="zz")), "object 12: wanted polygons"),
-    "mask of nothing": (lambda r: annotation(r, lambda a: a.update(segmentation=[])), "object 12: wanted polygons"),
-    "polygon of two points": (lambda r: annotation(r, lambda a: a.update(segmentation=[[1, 2, 3, 4]])), "wanted polygons"),
-    "polygon of text": (lambda r: annotation(r, lambda a: a.update(segmentation=[["1"] * 6])), "wanted polygons"),
+    "mask of null": (lambda r: annotation(r, lambda a: a.update(segmentation=None)), "object 12: expected polygons"),
+    "no mask": (lambda r: annotation(r, lambda a: a.pop("segmentation")), "object 12: expected polygons"),
+    "mask of text": (lambda r: annotation(r, lambda a: a.update(segmentation="zz")), "object 12: expected polygons"),
+    "mask of nothing": (lambda r: annotation(r, lambda a: a.update(segmentation=[])), "object 12: expected polygons"),
+    "polygon of two points": (lambda r: annotation(r, lambda a: a.update(segmentation=[[1, 2, 3, 4]])), "expected polygons"),
+    "polygon of text": (lambda r: annotation(r, lambda a: a.update(segmentation=[["1"] * 6])), "expected polygons"),
     "polygon far outside": (
         lambda r: annotation(r, lambda a: a.update(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]])),
-        "wanted polygons",
+        "expected polygons",
     ),
-    "polygon of no number": (lambda r: annotation(r, lambda a: a.update(segmentation=[[0, 0, float("nan"), 0, 9, 9]])), "wanted"),
+    "polygon of no number": (
+        lambda r: annotation(r, lambda a: a.update(segmentation=[[0, 0, float("nan"), 0, 9, 9]])),
+        "expected",
+    ),
     "mask without a pixel": (lambda r: annotation(r, lambda a: a.update(segmentation=[[1, 1, 1, 1, 1, 1]])), "has no pixel"),
     "runs of another size": (lambda r: annotation(r, lambda a: a["segmentation"].update(size=[60, 40])), "the mask is (60, 40)"),
     "damaged runs": (lambda r: annotation(r, lambda a: a["segmentation"].update(counts="zz")), "do not fill"),
@@ -216,30 +222,30 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_check_names_the_fault(root: Path, fault: str) -> None:
     damage, named = FAULTS[fault]
     damage(root)
-    said = list(RefCoco(root, "train").check())
-    assert any(named in line for line in said), said
-    assert all("\n" not in line and str(root) in line for line in said)
+    faults = list(RefCoco(root, "train").check())
+    assert any(named in line for line in faults), faults
+    assert all("\n" not in line and str(root) in line for line in faults)
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
-def test_a_fault_is_never_another_answer(root: Path, fault: str) -> None:
-    """What can still be read of an image says the same as a sound file; else it is an error that names the file."""
-    sound = RefCoco(root, "train")
-    wanted, masks = {e.key: e.targets for e in sound.expressions(ONE)}, sound.ground_truth(ONE).masks
+def test_a_fault_never_changes_the_ground_truth(root: Path, fault: str) -> None:
+    """What can still be read of an image equals the undamaged file's; everything else is an error that names the file."""
+    undamaged = RefCoco(root, "train")
+    targets, masks = {e.key: e.targets for e in undamaged.expressions(ONE)}, undamaged.ground_truth(ONE).masks
     FAULTS[fault][0](root)
     data = RefCoco(root, "train")
-    said = []
+    errors = []
     for step in (data.expressions, data.ground_truth):
         try:
-            found = step(ONE)
+            result = step(ONE)
         except InputError as error:
-            said.append(str(error))
+            errors.append(str(error))
             continue
-        if isinstance(found, tuple):
-            assert {e.key: e.targets for e in found}.items() <= wanted.items()
+        if isinstance(result, tuple):
+            assert {e.key: e.targets for e in result}.items() <= targets.items()
         else:
-            assert all(found.masks.bytes_at(k, 0) == masks.bytes_at(int(o) - 11, 0) for k, o in enumerate(found.object_ids))
-    assert all(str(root) in line and "\n" not in line for line in said)
+            assert all(result.masks.bytes_at(k, 0) == masks.bytes_at(int(o) - 11, 0) for k, o in enumerate(result.object_ids))
+    assert all(str(root) in line and "\n" not in line for line in errors)
 
 
 @pytest.mark.parametrize("text", ['{"images":\n oops}', "[]", "null", '{"images": [], "annotations": null}', '{"images": [null]'])
@@ -252,15 +258,15 @@ def test_a_malformed_list_names_its_file(root: Path, text: str) -> None:
 @pytest.mark.parametrize("image", [None, {}, {"file_name": 3}])
 def test_an_entry_that_names_no_image(root: Path, image: object) -> None:
     listed(root, lambda c: c["images"].append(image))
-    with pytest.raises(InputError, match="train.json, image 6: wanted"):
+    with pytest.raises(InputError, match="train.json, image 6: expected"):
         RefCoco(root, "train")
 
 
-def test_a_key_that_stands_twice_is_a_fault(root: Path) -> None:
+def test_a_key_that_occurs_twice_is_a_fault(root: Path) -> None:
     path = root / "refcoco/instances_refcoco_train.json"
     path.write_text(path.read_text().replace('"caption": "Box"', '"id": 5'))
-    assert any("'id' stands twice" in line for line in RefCoco(root, "train").check())
-    with pytest.raises(InputError, match="'id' stands twice in one object; the first is lost"):
+    assert any("'id' occurs twice" in line for line in RefCoco(root, "train").check())
+    with pytest.raises(InputError, match="'id' occurs twice in one object, and the first value is lost"):
         RefCoco(root, "train").video_ids()
 
 
@@ -275,10 +281,10 @@ def test_real_polygons_have_coco_s_pixels(real_data: Path) -> None:
     polygons = [o.ravel().astype(float).tolist() for o in outlines if len(o) >= 3]
     raw = segmentation_bytes(polygons, mask.shape, "test")
     parts = [coco.decode(coco.frPyObjects([p], *mask.shape)).any(2) for p in polygons]
-    held = coco.decode({"size": list(mask.shape), "counts": raw}).astype(bool)
-    assert np.array_equal(held, np.any(parts, 0))
-    # Outlines run through the centres of the outermost pixels, so half a pixel is lost all around.
-    assert (held & mask).sum() / (held | mask).sum() > 0.95
+    decoded = coco.decode({"size": list(mask.shape), "counts": raw}).astype(bool)
+    assert np.array_equal(decoded, np.any(parts, 0))
+    # Outlines run through the centres of the outermost pixels, so half a pixel is missing on every side.
+    assert (decoded & mask).sum() / (decoded | mask).sum() > 0.95
 
 
 def test_a_pseudo_video_is_the_image_in_one_frame(root: Path) -> None:
@@ -298,7 +304,7 @@ def test_a_pseudo_video_is_the_image_in_one_frame(root: Path) -> None:
 
 
 def test_masks_move_as_the_pixels_do(root: Path) -> None:
-    """Two routes: the object's brightness in the moved image, and its moved mask."""
+    """The object's bright pixels in the warped image against its warped mask."""
     data = RefCoco(root, "train-pseudo9")
     for video_id, k in ((ONE, 0), (ONE, 1), (TWO, 0)):
         video, masks = data.video(video_id), data.ground_truth(video_id).masks
@@ -311,10 +317,10 @@ def test_masks_move_as_the_pixels_do(root: Path) -> None:
 
 
 def test_a_pseudo_video_is_the_same_everywhere(root: Path) -> None:
-    """Kept numbers: a seed that depends on the process, or another draw, would change caches that are to be joined."""
+    """Recorded values: a seed that depends on the process, or other random numbers, would change caches that are combined."""
     path = affine_path(ONE, 4, (480, 640))
-    kept = [[1.057462723, -0.128520223, 31.795437477], [0.128520223, 1.057462723, -44.202599343]]
-    assert np.allclose(path[0], kept, atol=1e-6)
+    expected = [[1.057462723, -0.128520223, 31.795437477], [0.128520223, 1.057462723, -44.202599343]]
+    assert np.allclose(path[0], expected, atol=1e-6)
     assert not np.allclose(path, affine_path(TWO, 4, (480, 640)))
     first, again = RefCoco(root, "train-pseudo4"), RefCoco(root, "val-pseudo4")
     again.video(TWO)
@@ -325,7 +331,7 @@ def test_a_pseudo_video_is_the_same_everywhere(root: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(key=st.text(max_size=8), frames=st.integers(2, 60), height=st.integers(8, 700), width=st.integers(8, 700))
 def test_paths_are_smooth_and_bounded(key: str, frames: int, height: int, width: int) -> None:
-    """Turn, zoom and the shift of the centre, read back from the matrices, against the ranges that the module names."""
+    """Rotation, zoom and shift of the centre, computed from the matrices, against the ranges in the module."""
     path = affine_path(key, frames, (height, width))
     zoom = np.hypot(path[:, 0, 0], path[:, 0, 1])
     turn = np.degrees(np.arctan2(path[:, 0, 1], path[:, 0, 0]))
@@ -351,14 +357,14 @@ def test_out_of_view_is_empty_and_black() -> None:
 @pytest.mark.parametrize(
     "split", ["train-pseudo1", "train-pseudo201", "train-pseudo0", "train-pseudo", "-pseudo4", "nix-pseudo4"]
 )
-def test_no_pseudo_split(root: Path, split: str) -> None:
+def test_invalid_pseudo_splits(root: Path, split: str) -> None:
     with pytest.raises(InputError, match="splits.*: train, val"):
         RefCoco(root, split)
 
 
 @pytest.mark.parametrize("split", ["train", "train-pseudo4"])
 def test_extraction_to_scores(root: Path, tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Videos of one frame, and frames that no file holds, go through the commands."""
+    """The commands accept videos of one frame, and frames that are in no file."""
     cache = tmp_path / "c.zarr"
     at = ("--dataset", "refcoco", "--root", root, "--split", split)
     assert call(monkeypatch, None, "extract", *at, "--out", cache)[0] == 0

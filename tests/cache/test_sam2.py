@@ -1,8 +1,9 @@
-"""SAM 2 in batches, with features read once, against plain runs of transformers, which do neither."""
+"""SAM 2 in batches of objects, with stored features, against runs of transformers that loop over objects and encode again."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,33 @@ import pytest
 import tiny_sam2
 import torch
 from numpy.typing import NDArray
-from plain_sam2 import pixel_values, plain_tracks
+from plain_sam2 import image_values, plain_tracks, video_values
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
-from rvos_cache.trackers.sam2.attention import Read
-from rvos_cache.trackers.sam2.backend import Prompt, Propagated, prompts_of
+from rvos_cache.trackers.sam2.attention import KeyValues
+from rvos_cache.trackers.sam2.backend import Prompt, Propagated, make_prompts
 from rvos_cache.trackers.sam2.features import Features, FeatureStore
 from rvos_cache.trackers.sam2.memory import MemoryBank
-from rvos_cache.trackers.sam2.preprocess import mask_prompts, normalised, resized, scaled
-from rvos_cache.trackers.sam2.settings import GridSettings
+from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_mask_prompts, scale_points, video_pixels
+from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_cache.types import Video
 
 SIZE = (60, 84)
 FRAMES = 18
-"""More than the pointers that are read, and than the maps."""
+"""More than the frames whose pointers, or whose maps, are attended to."""
+FRAME_BYTES = 4 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 128)
+"""Features of a frame of the tiny model."""
+TOLERANCE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
+"""float32 has 6e-8; tens of frames that depend on each other, and tokens of up to 5, multiply it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cpu() -> Iterator[None]:
+    with tiny_sam2.without_gpu():
+        yield
 
 
 def moving(frames: int) -> NDArray[np.uint8]:
@@ -39,7 +50,7 @@ def moving(frames: int) -> NDArray[np.uint8]:
     return pictures
 
 
-def shown(pictures: NDArray[np.uint8]) -> Video:
+def as_video(pictures: NDArray[np.uint8]) -> Video:
     return Video("v", tuple(f"{t:05d}" for t in range(len(pictures))), SIZE, pictures.__getitem__)
 
 
@@ -50,47 +61,61 @@ def squares(t: int) -> NDArray[np.bool_]:
     return masks
 
 
-def asked(masks: NDArray[np.bool_], t: int) -> list[Prompt]:
-    return prompts_of(RleMasks.from_dense(masks[:, None]), t)
+def prompts_of(masks: NDArray[np.bool_], t: int) -> list[Prompt]:
+    return make_prompts(RleMasks.from_dense(masks[:, None]), t, keep_empty=True)
 
 
-def backend(**settings: Any) -> TransformersBackend:
+def make_backend(**settings: Any) -> TransformersBackend:
     return TransformersBackend(GridSettings(checkpoint=tiny_sam2.shared_checkpoint(), **settings))
 
 
-def propagated(frames: int, t: int, masks: NDArray[np.bool_], made: TransformersBackend | None = None) -> Propagated:
-    with (made or backend()).open(shown(moving(frames))) as session:
-        return session.propagate(t, asked(masks, t))
+def propagate(frames: int, t: int, masks: NDArray[np.bool_], backend: TransformersBackend | None = None) -> Propagated:
+    with (backend or make_backend()).open(as_video(moving(frames))) as session:
+        return session.propagate(t, prompts_of(masks, t))
 
 
 @pytest.fixture
 def precise_memories(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memories in float32 in both runs: their rounding to bfloat16 makes a difference of 1e-7 one of 1e-3."""
+    """Memories in float32 in both runs: rounding them to bfloat16 turns a difference of 1e-7 into one of 1e-3."""
     monkeypatch.setattr(torch, "bfloat16", torch.float32)
 
 
 @pytest.mark.usefixtures("precise_memories")
 @pytest.mark.parametrize("t", [0, 7, FRAMES - 1])
-def test_a_batch_equals_the_library_s_loop_over_objects_that_encodes_again(t: int) -> None:
-    made = backend()
-    found = propagated(FRAMES, t, squares(t), made)
-    tokens, scores, pixels = plain_tracks(made.network.model, list(moving(FRAMES)), t, squares(t))
-    np.testing.assert_allclose(found.tokens, tokens, atol=1e-5)
-    np.testing.assert_allclose(found.scores, scores, atol=1e-5)
-    assert np.array_equal(found.masks.dense(), pixels)
-    # Were objects or frames all alike, a wrong memory would pass: they are not.
+def test_a_batch_equals_a_loop_over_objects_that_encodes_again(t: int) -> None:
+    backend = make_backend()
+    tracks = propagate(FRAMES, t, squares(t), backend)
+    tokens, scores, pixels = plain_tracks(backend.network.model, list(moving(FRAMES)), t, squares(t))
+    np.testing.assert_allclose(tracks.tokens, tokens, **TOLERANCE)
+    np.testing.assert_allclose(tracks.scores, scores, **TOLERANCE)
+    assert (tracks.masks.dense() != pixels).mean() < 1e-4
+    # If all objects or frames were alike, a wrong memory would pass.
     others = np.delete(tokens, t, 1)
     assert others.std(0).max() > 0.1 and others.std(1).max() > 0.1
     assert (scores < 0).any() and (np.delete(scores, t, 1) > 0).any()
 
 
 @pytest.mark.usefixtures("precise_memories")
+def test_an_empty_mask_prompts_an_object_that_is_hidden_in_its_frame() -> None:
+    masks = squares(2)
+    masks[1] = False
+    backend = make_backend()
+    tracks = propagate(5, 2, masks, backend)
+    tokens, scores, _ = plain_tracks(backend.network.model, list(moving(5)), 2, masks)
+    np.testing.assert_allclose(tracks.tokens, tokens, **TOLERANCE)
+    np.testing.assert_allclose(tracks.scores, scores, **TOLERANCE)
+    assert tracks.scores[:, 2].tolist() == [10, -10, 10] and not tracks.masks.area()[1, 2]
+    no_object = backend.network.model.no_object_pointer[0]
+    np.testing.assert_allclose(tracks.tokens[1, 2], no_object, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("precise_memories")
 def test_a_batch_equals_its_objects_alone() -> None:
-    together = propagated(9, 4, squares(4))
+    together = propagate(9, 4, squares(4))
     for b in range(3):
-        alone = propagated(9, 4, squares(4)[b : b + 1])
-        np.testing.assert_allclose(alone.tokens[0], together.tokens[b], atol=1e-5)
-        assert alone.masks == together.masks.select([b])
+        alone = propagate(9, 4, squares(4)[b : b + 1])
+        np.testing.assert_allclose(alone.tokens[0], together.tokens[b], **TOLERANCE)
+        assert (alone.masks.dense() != together.masks.select([b]).dense()).mean() < 1e-4
 
 
 FEWER = {
@@ -101,96 +126,115 @@ FEWER = {
 
 @pytest.mark.usefixtures("precise_memories")
 @pytest.mark.parametrize("changes", [FEWER, {"memory_attention_num_attention_heads": 2}])
-def test_other_configurations_equal_the_library_too(tmp_path: Path, changes: dict[str, Any]) -> None:
-    made = TransformersBackend(GridSettings(checkpoint=str(tiny_sam2.tiny_sam2(tmp_path, **changes))))
-    found = propagated(9, 3, squares(3), made)
-    tokens, scores, pixels = plain_tracks(made.network.model, list(moving(9)), 3, squares(3))
-    np.testing.assert_allclose(found.tokens, tokens, atol=1e-5)
-    np.testing.assert_allclose(found.scores, scores, atol=1e-5)
-    assert np.array_equal(found.masks.dense(), pixels)
+def test_other_configurations_equal_the_loop_too(tmp_path: Path, changes: dict[str, Any]) -> None:
+    backend = TransformersBackend(GridSettings(checkpoint=str(tiny_sam2.tiny_sam2(tmp_path, **changes))))
+    tracks = propagate(9, 3, squares(3), backend)
+    tokens, scores, pixels = plain_tracks(backend.network.model, list(moving(9)), 3, squares(3))
+    np.testing.assert_allclose(tracks.tokens, tokens, **TOLERANCE)
+    np.testing.assert_allclose(tracks.scores, scores, **TOLERANCE)
+    assert (tracks.masks.dense() != pixels).mean() < 1e-4
     assert np.delete(tokens[0], 3, 0).std(0).max() > 0.1
 
 
-def test_features_that_are_read_again_give_the_very_same_tracks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a run that encodes a frame each time it looks at it. Both encode frames one by one: kernels differ between batches."""
-    made = TransformersBackend(GridSettings(checkpoint=tiny_sam2.shared_checkpoint(), encoder_batch=1, host_memory=0))
-    pictures, looks = moving(9), 0
+def test_stored_features_give_the_same_tracks_as_encoding_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both encode frames one by one, since kernels differ between batch sizes; so the tracks are equal to the last bit."""
+    backend = make_backend(encoder_batch=1, host_memory=0)
+    pictures, encodings = moving(9), 0
 
-    def naive(self: FeatureStore, t: int) -> Features:
-        nonlocal looks
-        looks += 1
-        small = resized(pictures[t], made.network.side)[None]
-        *fine, top = made.network.encode(normalised(small))
+    def encode(self: FeatureStore, t: int) -> Features:
+        nonlocal encodings
+        encodings += 1
+        *fine, top = backend.network.encode(normalise(video_pixels(pictures[t], backend.network.side)[None]))
         return Features(tuple(fine), top)
 
-    with made.open(shown(pictures)) as session:
-        found = [session.propagate(t, asked(squares(t), t)) for t in (3, 8)]
-        monkeypatch.setattr(FeatureStore, "get", naive)
-        again = [session.propagate(t, asked(squares(t), t)) for t in (3, 8)]
-    assert looks == 18
-    for a, b in zip(found, again):
+    with backend.open(as_video(pictures)) as session:
+        stored = [session.propagate(t, prompts_of(squares(t), t)) for t in (3, 8)]
+        monkeypatch.setattr(FeatureStore, "get", encode)
+        again = [session.propagate(t, prompts_of(squares(t), t)) for t in (3, 8)]
+    assert encodings == 18
+    for a, b in zip(stored, again):
         assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.scores, b.scores) and a.masks == b.masks
 
 
-def test_a_video_of_one_frame_gives_its_prompts_back() -> None:
-    found = propagated(1, 0, squares(0))
-    assert found.tokens.shape == (3, 1, tiny_sam2.WIDTH) and (found.scores == 10).all()
-    areas, wanted = found.masks.area()[:, 0], squares(0).sum((1, 2))
-    assert (np.abs(areas - wanted) < 0.25 * wanted).all()
+def test_a_video_of_one_frame_returns_its_prompts() -> None:
+    tracks = propagate(1, 0, squares(0))
+    assert tracks.tokens.shape == (3, 1, tiny_sam2.WIDTH) and (tracks.scores == 10).all()
+    areas, expected = tracks.masks.area()[:, 0], squares(0).sum((1, 2))
+    assert (np.abs(areas - expected) < 0.25 * expected).all()
 
 
 @pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the batches that image encoders read."""
+def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes of the image encoder's calls."""
     from transformers.models.sam2.modeling_sam2 import Sam2VisionModel
 
-    read: list[int] = []
+    sizes: list[int] = []
     forward = Sam2VisionModel.forward
 
     def counted(self: Any, pixel_values: Any, *rest: Any, **more: Any) -> Any:
-        read.append(len(pixel_values))
+        sizes.append(len(pixel_values))
         return forward(self, pixel_values, *rest, **more)
 
     monkeypatch.setattr(Sam2VisionModel, "forward", counted)
-    return read
+    return sizes
 
 
-def test_each_frame_is_encoded_and_decoded_once_whatever_is_asked_of_it(encoded: list[int]) -> None:
-    pictures, decoded = moving(7), []
-    video = Video("v", tuple("0123456"), SIZE, lambda t: decoded.append(t) or pictures[t])
-    made = backend(encoder_batch=3, **{**tiny_sam2.GRID, "points_per_side": 2})
-    with made.open(video) as session:
-        assert not encoded
-        session.grid_masks(0, made.settings)
-        session.grid_masks(3, made.settings)
-        session.box_masks(6, np.array([[3, 3, 40, 40]], np.float32), 1.0)
-        session.propagate(3, asked(squares(3), 3))
-        session.propagate(0, asked(squares(0)[:2], 0))
-    assert encoded == [3, 3, 1] and decoded == list(range(7))
+def run_all(frames: int, **settings: Any) -> list[int]:
+    """A grid in frames 0 and 3, boxes in frame 6 and two batches of tracks; returns the frames that were read."""
+    pictures: NDArray[np.uint8] = moving(frames)
+    reads: list[int] = []
+    video = Video("v", tuple(map(str, range(frames))), SIZE, lambda t: reads.append(t) or pictures[t])
+    backend = make_backend(encoder_batch=3, **{**tiny_sam2.GRID, "points_per_side": 2, **settings})
+    box_settings = BoxSettings(prompt_features=backend.settings.prompt_features)
+    with backend.open(video) as session:
+        assert not reads
+        session.grid_masks(0, backend.settings)
+        session.grid_masks(3, backend.settings)
+        session.box_masks(6, np.array([[3, 3, 40, 40]], np.float32), box_settings)
+        session.propagate(3, prompts_of(squares(3), 3))
+        session.propagate(0, prompts_of(squares(0)[:2], 0))
+    return reads
 
 
-def test_the_library_s_own_run_encodes_a_frame_for_each_batch(encoded: list[int]) -> None:
-    made = backend()
+def test_each_frame_is_encoded_once_and_each_prompt_frame_once_more(encodings: list[int]) -> None:
+    """The image predictor resizes frames in another way than the video predictor."""
+    reads = run_all(7)
+    assert sum(encodings) == 7 + 3 and encodings == [1, 1, 1, 3, 3, 1]
+    assert sorted(reads) == sorted([*range(7), 0, 3, 6])
+
+
+def test_prompts_from_the_video_s_features_need_no_second_encoding(encodings: list[int]) -> None:
+    reads = run_all(7, prompt_features="video")
+    assert sum(encodings) == 7 and reads == list(range(7))
+
+
+def test_mask_prompts_need_no_second_encoding(encodings: list[int]) -> None:
+    propagate(7, 3, squares(3))
+    assert sum(encodings) == 7
+
+
+def test_a_plain_run_encodes_a_frame_for_each_batch(encodings: list[int]) -> None:
+    backend = make_backend()
     for part in (slice(0, 2), slice(2, 3)):
-        plain_tracks(made.network.model, list(moving(5)), 2, squares(2)[part])
-    assert sum(encoded) >= 2 * 5
+        plain_tracks(backend.network.model, list(moving(5)), 2, squares(2)[part])
+    assert sum(encodings) >= 2 * 5
 
 
 @pytest.mark.parametrize("frames_in_host", [0, 2, 4.5, 9])
-def test_where_features_lie_changes_nothing(frames_in_host: float) -> None:
-    whole = propagated(9, 4, squares(4))
-    frame = 4 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 128)
-    made = backend(host_memory=int(frames_in_host * frame), gpu_memory=0)
-    with made.open(shown(moving(9))) as session:
-        found = session.propagate(4, asked(squares(4), 4))
+def test_where_features_are_stored_changes_nothing(frames_in_host: float) -> None:
+    whole = propagate(9, 4, squares(4))
+    backend = make_backend(host_memory=int(frames_in_host * FRAME_BYTES), gpu_memory=0)
+    with backend.open(as_video(moving(9))) as session:
+        tracks = session.propagate(4, prompts_of(squares(4), 4))
         store = session.features
-        assert (store.frame_bytes, store.in_host, store.on_disk) == (frame, int(frames_in_host), 9 - int(frames_in_host))
-        assert len(store.held) == store.in_host
-    assert np.array_equal(found.tokens, whole.tokens) and np.array_equal(found.scores, whole.scores)
-    assert found.masks == whole.masks
+        in_host = int(frames_in_host)
+        assert (store.frame_bytes, store.in_host, store.on_disk) == (FRAME_BYTES, in_host, 9 - in_host)
+        assert len(store.in_memory) == store.in_host
+    assert np.array_equal(tracks.tokens, whole.tokens) and np.array_equal(tracks.scores, whole.scores)
+    assert tracks.masks == whole.masks
 
 
-def test_a_store_fills_the_device_then_the_host_then_a_file_that_has_no_name(
+def test_a_store_fills_the_device_then_the_host_then_a_file_without_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -203,11 +247,11 @@ def test_a_store_fills_the_device_then_the_host_then_a_file_that_has_no_name(
             store.put(t, levels[t])
         assert not list(tmp_path.iterdir())
         order = [5, 0, 3, 2, 2, 1, 4]
-        for t, read in zip(order, store.read(order)):
-            assert torch.equal(read.fine[0][0], levels[t][0]) and torch.equal(read.top[0], levels[t][1])
+        for t, features in zip(order, store.read(order)):
+            assert torch.equal(features.fine[0][0], levels[t][0]) and torch.equal(features.top[0], levels[t][1])
 
 
-def test_features_are_kept_in_the_precision_of_the_store() -> None:
+def test_features_are_stored_in_the_precision_of_the_store() -> None:
     level = torch.randn(2, 4, 4)
     with FeatureStore(1, [(2, 4, 4)], torch.bfloat16, torch.device("cpu"), 0, 0) as store:
         store.put(0, [level])
@@ -219,132 +263,170 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rvos_cache.trackers.sam2.features.os.posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"), backend(host_memory=0).open(shown(moving(3))):
+    with pytest.raises(OSError, match="No space left"), make_backend(host_memory=0).open(as_video(moving(3))):
         pass
 
 
 @pytest.mark.parametrize("prompt", [0, 3, 11, 19])
-def test_a_bank_gives_what_sam_2_reads_and_forgets_the_rest(prompt: int) -> None:
-    """Against the rule as it is published, on everything that was ever found."""
-    frames, maps_read, pointers_read = 20, 4, 6
-    bank = MemoryBank(prompt, maps_read, pointers_read)
-    everything: dict[int, torch.Tensor] = {}
+def test_a_bank_returns_what_sam_2_attends_to_and_drops_the_rest(prompt: int) -> None:
+    """Against the published rule, applied to every memory there ever was."""
+    frames, num_maps, num_pointers = 20, 4, 6
+    bank = MemoryBank(prompt, num_maps, num_pointers)
+    every: dict[int, torch.Tensor] = {}
 
     def add(t: int, backward: bool) -> None:
-        everything[t] = torch.tensor([float(t)])
-        bank.add(t, Read((everything[t],), ()), everything[t], backward)
+        every[t] = torch.tensor([float(t)])
+        bank.add(t, KeyValues((every[t],), ()), every[t], backward)
 
     add(prompt, False)
     for backward, order in ((False, range(prompt + 1, frames)), (True, range(prompt - 1, -1, -1))):
         for t in order:
             sign = -1 if backward else 1
-            maps = [(0, prompt)] + [(k, t - sign * k) for k in range(maps_read - 1, 0, -1)]
-            maps = [(k, s) for k, s in maps if s in everything and (s != prompt or k == 0)]
-            pointers = [(sign * (t - prompt), prompt)] + [(k, t - sign * k) for k in range(1, pointers_read)]
-            pointers = [(k, s) for i, (k, s) in enumerate(pointers) if s in everything and (s != prompt or i == 0)]
-            read = bank.before(t, backward)
-            assert [(k, int(m.keys[0])) for k, m in read.maps] == maps
-            assert [(k, int(p)) for k, p in read.pointers] == pointers
+            maps = [(0, prompt)] + [(k, t - sign * k) for k in range(num_maps - 1, 0, -1)]
+            maps = [(k, s) for k, s in maps if s in every and (s != prompt or k == 0)]
+            pointers = [(sign * (t - prompt), prompt)] + [(k, t - sign * k) for k in range(1, num_pointers)]
+            pointers = [(k, s) for i, (k, s) in enumerate(pointers) if s in every and (s != prompt or i == 0)]
+            memories = bank.before(t, backward)
+            assert [(k, int(m.keys[0])) for k, m in memories.maps] == maps
+            assert [(k, int(p)) for k, p in memories.pointers] == pointers
             add(t, backward)
-            assert len(bank.maps) <= 2 * maps_read and len(bank.pointers) <= 2 * pointers_read
+            assert len(bank.maps) <= 2 * num_maps and len(bank.pointers) <= 2 * num_pointers
 
 
-def test_what_the_device_holds_does_not_grow_with_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
+def test_memory_does_not_grow_with_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
     add = MemoryBank.add
 
-    def watched(self: MemoryBank, *given: Any) -> None:
-        add(self, *given)
+    def measured(self: MemoryBank, *inputs: Any) -> None:
+        add(self, *inputs)
         maps = [part for m in self.maps.values() for part in (*m.keys, *m.values)]
-        held.append(sum(part.untyped_storage().nbytes() for part in [*maps, *self.pointers.values()]))
+        sizes.append(sum(part.untyped_storage().nbytes() for part in [*maps, *self.pointers.values()]))
 
-    monkeypatch.setattr(MemoryBank, "add", watched)
-    most = []
-    frame = 4 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 128)
-    # Both are longer than twice the pointers that are read, behind the prompt.
+    monkeypatch.setattr(MemoryBank, "add", measured)
+    largest = []
+    # Behind the prompt, both are longer than twice the pointers that are attended to.
     for frames in (45, 60):
-        held.clear()
-        made = backend(host_memory=2 * frame)
+        sizes.clear()
+        backend = make_backend(host_memory=2 * FRAME_BYTES)
         pictures = np.repeat(moving(1), frames, 0)
-        with made.open(shown(pictures)) as session:
-            session.propagate(10, asked(squares(0)[:1], 10))
-            assert len(session.features.held) == 2
-        most.append(max(held))
-    assert most[0] == most[1]
+        with backend.open(as_video(pictures)) as session:
+            session.propagate(10, prompts_of(squares(0)[:1], 10))
+            assert len(session.features.in_memory) == 2
+        largest.append(max(sizes))
+    assert largest[0] == largest[1]
 
 
-def test_a_frame_is_prepared_as_the_library_prepares_it() -> None:
+def test_frames_are_prepared_as_meta_s_two_predictors_prepare_them() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
-    ours = normalised(resized(frame, 128)[None])[0]
-    np.testing.assert_allclose(ours, pixel_values(frame, 128), atol=1e-6)
-    from PIL import Image
-
-    # Pillow's bilinear filter is the one that both follow; it rounds once for each axis.
-    theirs = np.asarray(Image.fromarray(frame).resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(resized(frame, 32).numpy().transpose(1, 2, 0) - theirs).max() <= 1
+    video, image = (normalise(resize(frame, 128)[None])[0] for resize in (video_pixels, image_pixels))
+    np.testing.assert_allclose(video, video_values(frame, 128), atol=1e-5)
+    np.testing.assert_allclose(image, image_values(frame, 128), atol=1e-5)
+    assert np.abs(video - image).max() > 0.1
 
 
-def test_places_are_scaled_along_each_axis() -> None:
-    assert scaled(np.array([[10, 5], [20, 50]]), (50, 100), 200).tolist() == [[20, 20], [40, 200]]
-    assert scaled(np.array([[10, 5, 20, 50]]), (50, 100), 200).tolist() == [[20, 20, 40, 200]]
+def test_points_are_scaled_along_each_axis() -> None:
+    assert scale_points(np.array([[10, 5], [20, 50]]), (50, 100), 200).tolist() == [[20, 20], [40, 200]]
+    assert scale_points(np.array([[10, 5, 20, 50]]), (50, 100), 200).tolist() == [[20, 20, 40, 200]]
 
 
-def test_a_mask_is_cut_at_one_half_and_never_to_nothing() -> None:
-    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+def test_a_mask_prompt_is_cut_at_one_half_and_stays_empty_only_if_it_was() -> None:
+    masks = torch.zeros(3, 64, 64, dtype=torch.bool)
     masks[0, 8:24, 8:24] = True
     masks[1, 40, 40] = True
-    small = mask_prompts(masks, 16)
-    assert small.shape == (2, 1, 16, 16) and small[0].sum() == 16 and small[0, 0, 2:6, 2:6].all()
-    assert small[1, 0, 10, 10] == 1 and small[1].sum() == 1
+    resized = resize_mask_prompts(masks, 16)
+    assert resized.shape == (3, 1, 16, 16) and resized[0].sum() == 16 and resized[0, 0, 2:6, 2:6].all()
+    assert resized[1, 0, 10, 10] == 1 and resized[1].sum() == 1 and not resized[2].any()
 
 
-def test_half_precision_gives_nearly_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on a GPU, on the CPU: every part takes bfloat16, and the prompted frame, which no memory reaches, is the same."""
-    whole = propagated(4, 1, squares(1))
+def test_half_precision_gives_nearly_the_same_tracks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The precision of a GPU, on the CPU: every part takes bfloat16; the prompt frame attends to no memory."""
+    whole = propagate(4, 1, squares(1))
     monkeypatch.setattr("rvos_cache.trackers.sam2.transformers_backend.native_dtype", lambda device: torch.bfloat16)
-    made = backend(**tiny_sam2.GRID)
-    with made.open(shown(moving(4))) as session:
-        half = session.propagate(1, asked(squares(1), 1))
-        assert session.features.held[0].dtype == torch.bfloat16
-        assert session.grid_masks(1, made.settings).shape[0] > 0
-        assert session.box_masks(1, np.array([[3, 3, 40, 40]], np.float32), 1.0)[0].shape == (1, 1)
+    backend = make_backend(**tiny_sam2.GRID)
+    with backend.open(as_video(moving(4))) as session:
+        half = session.propagate(1, prompts_of(squares(1), 1))
+        assert session.features.in_memory[0].dtype == torch.bfloat16
+        assert session.grid_masks(1, backend.settings).shape[0] > 0
     spread = whole.tokens[:, 1].std()
     assert np.abs(half.tokens[:, 1] - whole.tokens[:, 1]).max() < 0.2 * spread
     assert half.tokens.dtype == np.float32 and np.isfinite(half.tokens).all()
     assert half.masks.frames(1, 2) == whole.masks.frames(1, 2)
 
 
+@pytest.mark.parametrize("features", ["image", "video"])
+def test_boxes_are_computed_in_float32_whatever_the_precision_of_tracking(monkeypatch: pytest.MonkeyPatch, features: str) -> None:
+    boxes, settings = np.array([[3, 3, 40, 40]], np.float32), BoxSettings(prompt_features=features)
+    dtypes: list[torch.dtype] = []
+    backend = make_backend()
+    decode = backend.network.decode
+
+    def recorded(*inputs: Any) -> Any:
+        outputs = decode(*inputs)
+        dtypes.append(outputs[0].dtype)
+        return outputs
+
+    monkeypatch.setattr(backend.network, "decode", recorded)
+    with backend.open(as_video(moving(2))) as session:
+        whole = session.box_masks(1, boxes, settings)
+        backend.dtype = torch.bfloat16
+    with backend.open(as_video(moving(2))) as session:
+        half = session.box_masks(1, boxes, settings)
+    assert dtypes == [torch.float32] * 2
+    if features == "image":
+        assert half[0] == whole[0] and half[1] == whole[1]
+
+
+def test_positions_do_not_depend_on_which_precision_runs_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rvos_cache.trackers.sam2.transformers_backend.native_dtype", lambda device: torch.bfloat16)
+    tokens = []
+    for boxes_first in (False, True):
+        with make_backend().open(as_video(moving(4))) as session:
+            if boxes_first:
+                session.box_masks(1, np.array([[3, 3, 40, 40]], np.float32), BoxSettings())
+            tokens.append(session.propagate(1, prompts_of(squares(1), 1)).tokens)
+    assert np.array_equal(*tokens)
+
+
 def test_a_compiled_encoder_has_the_same_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or (lambda *given: f(*given)))
-    made = backend(compile=True)
-    assert len(compiled) == 1 and made.weight_hashes() == backend().weight_hashes()
-    assert propagated(2, 0, squares(0), made).masks == propagated(2, 0, squares(0)).masks
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or (lambda *inputs: f(*inputs)))
+    backend = make_backend(compile=True)
+    assert len(compiled) == 1 and backend.weight_hashes() == make_backend().weight_hashes()
+    assert propagate(2, 0, squares(0), backend).masks == propagate(2, 0, squares(0)).masks
 
 
-def test_a_frame_that_cannot_be_read_is_its_own_error() -> None:
+def test_an_error_of_reading_a_frame_is_raised() -> None:
     def source(t: int) -> NDArray[np.uint8]:
         if t == 3:
             raise InputError("00003.jpg: not a whole image")
         return moving(5)[t]
 
-    with backend().open(Video("v", tuple("01234"), SIZE, source)) as session, pytest.raises(InputError, match="00003.jpg"):
-        session.propagate(0, asked(squares(0), 0))
+    with make_backend().open(Video("v", tuple("01234"), SIZE, source)) as session, pytest.raises(InputError, match="00003.jpg"):
+        session.propagate(0, prompts_of(squares(0), 0))
 
 
-def test_a_checkpoint_that_is_none_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="SAM 2 checkpoint") as caught:
+def test_a_folder_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="SAM 2 checkpoint") as error:
         TransformersBackend(GridSettings(checkpoint=str(tmp_path)))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_meta_s_is_sent_to_the_converter() -> None:
+    with pytest.raises(InputError, match="rvos-cache convert-sam2 sam2_hiera_large.pt --out DIR"):
+        TransformersBackend(GridSettings(checkpoint="sam2_hiera_large.pt"))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"prompt_every": 0}, {"prompt_every": "third"}, {"gpu_memory": "lots"}, {"same_iou": 2}, {"batch": 0}]
-)
-def test_a_setting_that_makes_no_sense_is_named(wrong: dict[str, Any]) -> None:
+    "wrong",
+    [
+        {"prompt_every": 0}, {"prompt_every": "third"}, {"gpu_memory": "lots"}, {"same_iou": 2}, {"batch": 0},
+        {"rounds": "theirs"}, {"prompt_features": "both"},
+    ],
+)  # fmt: skip
+def test_an_invalid_setting_is_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         build(GridSettings, wrong, "--set")
 
 
-def test_sizes_are_said_as_people_write_them() -> None:
+def test_sizes_are_written_with_units() -> None:
     assert build(GridSettings, {"gpu_memory": "8GB", "host_memory": "1.5 GiB"}, "--set").gpu_memory == 8 * 10**9

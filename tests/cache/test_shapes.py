@@ -1,4 +1,4 @@
-"""Moving shapes: layout, determinism, the promised fractions, and motion checked again from the masks alone."""
+"""Moving shapes: layout, determinism, fractions of the kinds of sentences, and motion verified from the masks only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rvos_cache.shapes import make_video, write_shapes
 
 
 @pytest.fixture(scope="module")
-def made() -> list[Any]:
+def videos() -> list[Any]:
     return [make_video(7, 0, i) for i in range(40)]
 
 
@@ -44,39 +44,39 @@ def test_same_seed_same_bytes_and_layout(tmp_path: Path) -> None:
         write_shapes(tmp_path / "a", 6, 3)
 
 
-def test_fractions(made: list[Any]) -> None:
-    said = [s for _, _, _, sentences in made for s in sentences]
-    assert np.mean([s.kind == "motion" for s in said]) >= 0.4
-    assert np.mean([len(s.targets) > 1 for s in said]) >= 0.25
-    assert 0 < np.mean([not s.targets for s in said]) < 0.1
-    assert all((s.kind == "none") == (not s.targets) for s in said)
+def test_fractions(videos: list[Any]) -> None:
+    texts = [s for _, _, _, sentences in videos for s in sentences]
+    assert np.mean([s.kind == "motion" for s in texts]) >= 0.4
+    assert np.mean([len(s.targets) > 1 for s in texts]) >= 0.25
+    assert 0 < np.mean([not s.targets for s in texts]) < 0.1
+    assert all((s.kind == "none") == (not s.targets) for s in texts)
 
 
-def test_hidden_and_same_look(made: list[Any]) -> None:
+def test_hidden_objects_and_equal_appearance(videos: list[Any]) -> None:
     hidden = []
-    for scene, _, masks, _ in made:
-        looks = [t.look for t in scene.things]
-        assert 3 <= len(looks) <= 6
-        assert len(set(looks)) < len(looks)
+    for scene, _, masks, _ in videos:
+        appearances = [t.appearance for t in scene.things]
+        assert 3 <= len(appearances) <= 6
+        assert len(set(appearances)) < len(appearances)
         runs = np.lib.stride_tricks.sliding_window_view(~masks.any((2, 3)), 4, axis=1)
         hidden.append(runs.all(-1).any())
         assert (masks.sum(0) <= 1).all()
     assert np.mean(hidden) >= 1 / 3
 
 
-def test_motion_from_centroids(made: list[Any]) -> None:
+def test_motion_from_centroids(videos: list[Any]) -> None:
     axes = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
     checked = 0
-    for _, _, masks, sentences in made:
+    for _, _, masks, sentences in videos:
         for s in sentences:
             for a in s.targets:
                 area = masks[a].sum((1, 2))
-                seen = np.flatnonzero(area > 0.3 * np.percentile(area, 80))
-                points = np.array([[axis.mean() for axis in np.nonzero(masks[a, t])[::-1]] for t in seen])
+                frames = np.flatnonzero(area > 0.3 * np.percentile(area, 80))
+                points = np.array([[axis.mean() for axis in np.nonzero(masks[a, t])[::-1]] for t in frames])
                 if s.claim in axes:
                     assert (points[-1] - points[0]) @ np.array(axes[s.claim]) > 15, s
                 elif s.claim in ("grow", "shrink"):
-                    assert (area[seen[-1]] > area[seen[0]]) == (s.claim == "grow"), s
+                    assert (area[frames[-1]] > area[frames[0]]) == (s.claim == "grow"), s
                 elif s.claim == "enter":
                     assert not area[:4].any(), s
                 elif s.claim == "leave":

@@ -1,4 +1,4 @@
-"""Text encoders: spans that point at the words, vectors that do not depend on the company, tags of published examples."""
+"""Text encoders: spans of the words, vectors that do not depend on the batch, tags of published examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rvos_cache.settings import build
 from rvos_cache.store import read_card
 from rvos_cache.text.cues import align_tags, cue, particles, split_words
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
-from rvos_cache.text.normalise import normalised
+from rvos_cache.text.normalise import normalise_text
 from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
 
 SENTENCES = ["The dog dancing quickly to the left.", "這隻鳥 飛走了 🐦", "the bird " * 250, "x"]
@@ -54,7 +54,7 @@ def test_hashed_nearness_follows_letters() -> None:
 
 
 def test_hashed_pairs_tell_the_order_of_words() -> None:
-    """The words of both sentences are the same: only pairs tell them apart, wherever in the sentence they stand."""
+    """Both sentences have the same words: only pairs distinguish them, at any position in the sentence."""
     texts = ["that grows and then shrinks", "that shrinks and then grows"]
     sums = {}
     for pairs in (0.0, 0.7):
@@ -95,14 +95,16 @@ def test_ing_words_that_hanta_calls_nouns_are_motion() -> None:
     ],
 )
 def test_a_preposition_of_a_verb_belongs_to_it(text: str, attached: list[str]) -> None:
-    """The first two are the paper's examples of motion words; a preposition behind a noun is none of the verb's."""
+    """The first two are the paper's examples of motion words; a preposition after a noun does not belong to the verb."""
     words = split_words(text)
     tags = align_tags(text, np.array([(a, b) for _, a, b in words], np.int32))
-    # HanTa may say that "around" is an adverb, which is a motion word without it.
-    told = [
-        word for (word, _, _), tag, own in zip(words, tags, particles(tags)) if own or (cue(tag) == "motion" and word in attached)
+    # HanTa may tag "around" as an adverb, which is a motion word anyway.
+    marked = [
+        word
+        for (word, _, _), tag, is_particle in zip(words, tags, particles(tags))
+        if is_particle or (cue(tag) == "motion" and word in attached)
     ]
-    assert told == attached
+    assert marked == attached
     assert particles(("", "VBG", "RB", "IN", "", "IN", "VBZ", "RP"), "spacy") == [False] * 3 + [True] + [False] * 3 + [True]
 
 
@@ -134,19 +136,28 @@ def test_roberta_words_do_not_depend_on_the_batch(checkpoint: Path) -> None:
     assert len(next(iter(encoder.weight_hashes().values()))) == 32
 
 
-def test_roberta_says_when_it_cuts(checkpoint: Path) -> None:
+def test_roberta_warns_when_it_truncates(checkpoint: Path) -> None:
     encoder = RobertaEncoder(build(RobertaSettings, {"checkpoint": str(checkpoint)}, "test"))
     with pytest.warns(UserWarning, match="cut to 40 tokens"):
         words = encoder.encode([SENTENCES[2]])[0]
     assert len(words.tags) == 40
 
 
-def test_the_command_says_in_one_line_each_what_it_cuts(
+def test_the_command_warns_in_one_line_per_truncated_sentence(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--dataset", "store_fixtures:Tiny", "--root", str(tmp_path / "1"), "--split", "train", "--out", str(tmp_path / "t")]
-    given += ["--encoder", "roberta", "--set", f"checkpoint={checkpoint}"]
-    monkeypatch.setattr(sys, "argv", ["rvos-cache", "extract-text", *given])
+    options = [
+        "--dataset",
+        "store_fixtures:Tiny",
+        "--root",
+        str(tmp_path / "1"),
+        "--split",
+        "train",
+        "--out",
+        str(tmp_path / "t"),
+    ]
+    options += ["--encoder", "roberta", "--set", f"checkpoint={checkpoint}"]
+    monkeypatch.setattr(sys, "argv", ["rvos-cache", "extract-text", *options])
     with pytest.raises(SystemExit) as stop:
         main()
     lines = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
@@ -160,27 +171,27 @@ def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-WRITTEN = "  The  BLACK Dog\tturning\u00a0ΟΔΟΣ  İ x \n"
+ORIGINAL = "  The  BLACK Dog\tturning\u00a0ΟΔΟΣ  İ x \n"
 
 
-@pytest.mark.parametrize("text", [WRITTEN, *SENTENCES, "a", "A B", " \u2003 z", ""])
-def test_lower_is_what_the_published_datasets_say_and_knows_where_it_was_written(text: str) -> None:
+@pytest.mark.parametrize("text", [ORIGINAL, *SENTENCES, "a", "A B", " \u2003 z", ""])
+def test_lower_is_the_normalisation_of_the_published_datasets_with_the_origin_of_each_character(text: str) -> None:
     """ReferFormer's, MeViS's and ReferDINO's datasets: `" ".join(exp.lower().split())`."""
-    found, places = normalised(text, "lower")
-    assert found == " ".join(text.lower().split())
-    assert places.shape == (len(found), 2) and places.dtype == np.int32
-    assert (places[1:] >= places[:-1]).all()
-    for character, (start, end) in zip(found, places):
+    normalised, origins = normalise_text(text, "lower")
+    assert normalised == " ".join(text.lower().split())
+    assert origins.shape == (len(normalised), 2) and origins.dtype == np.int32
+    assert (origins[1:] >= origins[:-1]).all()
+    for character, (start, end) in zip(normalised, origins):
         assert end == start + 1
-        # What a capital sigma becomes depends on its place in the word.
+        # The lower case of a capital sigma depends on its position in the word.
         assert text[start].isspace() if character == " " else character.replace("ς", "σ") in text[start].lower()
-    raw, own = normalised(text, "raw")
-    assert raw == text and own.tolist() == [[i, i + 1] for i in range(len(text))]
+    raw, raw_origins = normalise_text(text, "raw")
+    assert raw == text and raw_origins.tolist() == [[i, i + 1] for i in range(len(text))]
 
 
-def test_hashed_lower_changes_no_vector_and_its_spans_point_into_the_text_as_written() -> None:
-    raw, lower = (HashedEncoder(HashedSettings(normalise=how)).encode([WRITTEN])[0] for how in ("raw", "lower"))
-    assert [WRITTEN[a:b] for a, b in lower.spans[1:]][:4] == ["The", "BLACK", "Dog", "turning"]
+def test_hashed_lower_changes_no_vector_and_its_spans_are_of_the_original_text() -> None:
+    raw, lower = (HashedEncoder(HashedSettings(normalise=how)).encode([ORIGINAL])[0] for how in ("raw", "lower"))
+    assert [ORIGINAL[a:b] for a, b in lower.spans[1:]][:4] == ["The", "BLACK", "Dog", "turning"]
     assert np.array_equal(raw.spans[:5], lower.spans[:5]) and np.array_equal(raw.vectors[:5], lower.vectors[:5])
     plain = HashedEncoder(HashedSettings()).encode(["the black dog turning"])[0]
     assert lower.tags[:5] == plain.tags
@@ -202,7 +213,7 @@ def test_roberta_lower_is_the_lowered_sentence(checkpoint: Path) -> None:
         assert " ".join(text[a:b].lower().split()) == " ".join(text.lower().split())[c:d].strip()
 
 
-def test_how_the_text_was_given_is_in_the_card_and_binds(tmp_path: Path) -> None:
+def test_the_card_has_the_normalisation_and_is_bound_to_it(tmp_path: Path) -> None:
     root, out = tmp_path / "1", tmp_path / "t.zarr"
     extract_text("store_fixtures:Tiny", root, "train", "hashed", out, overrides={"normalise": "lower"})
     assert read_card(out).settings["normalise"] == "lower"

@@ -1,4 +1,4 @@
-"""Released tensors become a folder that gives the same outputs; whatever is missing, unknown or misshapen is named."""
+"""Released tensors are converted to a folder with the same outputs; an unfit tensor is named in the error."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ BACKBONES = ("swin", "resnet")
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
-def built(request: pytest.FixtureRequest) -> tuple[str, Any, dict[str, Tensor]]:
+def checkpoint(request: pytest.FixtureRequest) -> tuple[str, Any, dict[str, Tensor]]:
     model = mask2former(request.param)
     return request.param, model, detectron2_names(model, vita_head())
 
 
 @pytest.fixture
-def released(built: tuple[str, Any, dict[str, Tensor]]) -> dict[str, Tensor]:
-    return dict(built[2])
+def released(checkpoint: tuple[str, Any, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return dict(checkpoint[2])
 
 
 def convert(tensors: dict[str, Any], folder: Path) -> Conversion:
@@ -39,51 +39,51 @@ def convert(tensors: dict[str, Any], folder: Path) -> Conversion:
     return convert_vita(folder / "model_final.pth", folder / "out")
 
 
-def test_the_folder_gives_the_outputs_of_the_checkpoint(built: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
-    backbone, model, released = built
-    found = convert(released, tmp_path)
+def test_the_folder_has_the_outputs_of_the_checkpoint(checkpoint: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
+    backbone, model, released = checkpoint
+    conversion = convert(released, tmp_path)
     segmenter, head = load_vita(str(tmp_path / "out"))
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    wanted = model(images)
+    expected = model(images)
     queries, maps = segmenter(images)
-    assert torch.allclose(model.class_predictor(queries), wanted.class_queries_logits, atol=1e-5)
+    assert torch.allclose(model.class_predictor(queries), expected.class_queries_logits, atol=1e-5)
     projected = model.model.pixel_level_module.decoder.mask_projection(maps)
-    assert torch.allclose(projected, wanted.pixel_decoder_last_hidden_state, atol=1e-5)
+    assert torch.allclose(projected, expected.pixel_decoder_last_hidden_state, atol=1e-5)
     loaded = segmenter.model(images)
     for name in ("class_queries_logits", "masks_queries_logits"):
-        assert torch.allclose(getattr(loaded, name), getattr(wanted, name), atol=1e-5), name
+        assert torch.allclose(getattr(loaded, name), getattr(expected, name), atol=1e-5), name
     assert torch.equal(head(queries[None].float()).logits, vita_head()(queries[None].float()).logits)
-    assert (found.backbone, found.sizes) == (backbone, SIZES)
+    assert (conversion.backbone, conversion.sizes) == (backbone, SIZES)
 
 
-def test_every_tensor_is_used_or_listed(built: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
-    backbone, _, released = built
-    found = convert(released, tmp_path)
-    kinds = {name.split(".blocks")[0].rsplit(".", 1)[0] if "blocks" in name else name for name in found.unread}
+def test_every_tensor_is_used_or_listed(checkpoint: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
+    backbone, _, released = checkpoint
+    conversion = convert(released, tmp_path)
+    kinds = {name.split(".blocks")[0].rsplit(".", 1)[0] if "blocks" in name else name for name in conversion.unread}
     unread = {"criterion.empty_weight", "vita_criterion.empty_weight"} | {
         f"vita_module.sim_embed_frame.{p}" for p in ("weight", "bias")
     }
     assert kinds == unread | ({"backbone.layers"} if backbone == "swin" else set())
-    assert found.tensors + len(found.unread) == len(released)
+    assert conversion.tensors + len(conversion.unread) == len(released)
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    assert record == {"source": "model_final.pth", "tensors": found.tensors, "unread": list(found.unread)}
+    assert record == {"source": "model_final.pth", "tensors": conversion.tensors, "unread": list(conversion.unread)}
 
 
-def test_each_tensor_that_is_read_changes_the_folder(built: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
-    """A tensor that went to two places, or to none, would leave the others' places as they were."""
+def test_each_tensor_that_is_read_changes_the_folder(checkpoint: tuple[str, Any, dict[str, Tensor]], tmp_path: Path) -> None:
+    """Every tensor is filled with its own number, and every number must be in the folder."""
     from safetensors.torch import load_file
 
-    numbered = {name: torch.full_like(t, i) if t.is_floating_point() else t for i, (name, t) in enumerate(built[2].items())}
-    found = convert(numbered, tmp_path)
-    held = [
+    numbered = {name: torch.full_like(t, i) if t.is_floating_point() else t for i, (name, t) in enumerate(checkpoint[2].items())}
+    conversion = convert(numbered, tmp_path)
+    tensors = [
         *load_file(tmp_path / "out" / "model.safetensors").values(),
         *load_file(tmp_path / "out" / "vita_head.safetensors").values(),
     ]
-    seen = {float(t.flatten()[0]) for t in held if t.is_floating_point() and t.numel()}
-    assert {float(i) for i, name in enumerate(numbered) if name not in found.unread} <= seen
+    stored = {float(t.flatten()[0]) for t in tensors if t.is_floating_point() and t.numel()}
+    assert {float(i) for i, name in enumerate(numbered) if name not in conversion.unread} <= stored
 
 
-def test_bare_tensors_and_half_precision_are_taken(released: dict[str, Tensor], tmp_path: Path) -> None:
+def test_tensors_at_the_top_level_and_in_half_precision_are_converted(released: dict[str, Tensor], tmp_path: Path) -> None:
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in released.items()}
     torch.save(half, tmp_path / "bare.pth")
     convert_vita(tmp_path / "bare.pth", tmp_path / "out")
@@ -91,7 +91,7 @@ def test_bare_tensors_and_half_precision_are_taken(released: dict[str, Tensor], 
     assert segmenter.model.dtype == torch.float32 and head.class_embed.weight.dtype == torch.float32
 
 
-def test_an_unknown_tensor_is_named_and_nothing_is_left(released: dict[str, Tensor], tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_named_and_no_folder_is_left(released: dict[str, Tensor], tmp_path: Path) -> None:
     for name in (
         "sem_seg_head.predictor.reid_embed.weight",
         "vita_module.memory.weight",
@@ -103,7 +103,7 @@ def test_an_unknown_tensor_is_named_and_nothing_is_left(released: dict[str, Tens
 
 
 def test_each_missing_tensor_is_named(released: dict[str, Tensor]) -> None:
-    # One of each kind: a block's tensors have the same names as another's.
+    # One of each kind: the tensors of all blocks have the same names but for their numbers.
     kinds = {"".join(c for c in name if not c.isdigit()): name for name in released if not name.startswith("vita_")}
     for name in kinds.values():
         if is_unread(name):
@@ -114,22 +114,22 @@ def test_each_missing_tensor_is_named(released: dict[str, Tensor]) -> None:
 
 def test_a_tensor_of_another_shape_is_named(released: dict[str, Tensor], tmp_path: Path) -> None:
     for name in ("sem_seg_head.predictor.decoder_norm.weight", "sem_seg_head.pixel_decoder.layer_1.weight"):
-        with pytest.raises(InputError, match=f"{name!r} gives .* wanted"):
+        with pytest.raises(InputError, match=f"{name!r} gives .* expected"):
             convert({**released, name: released[name][:-1]}, tmp_path)
     packed = "sem_seg_head.predictor.transformer_self_attention_layers.0.self_attn.in_proj_weight"
-    with pytest.raises(InputError, match="cannot be cut into 3 equal parts"):
+    with pytest.raises(InputError, match="cannot be split into 3 equal parts"):
         convert({**released, packed: released[packed][:-1]}, tmp_path)
 
 
 def test_tensors_of_two_backbones_are_not_mixed(tmp_path: Path) -> None:
     swin, resnet = (detectron2_names(mask2former(b), vita_head()) for b in BACKBONES)
     stem = {name: tensor for name, tensor in swin.items() if name.startswith("backbone.patch_embed")}
-    with pytest.raises(InputError, match=r"'backbone\.patch_embed\.\S+' has no place in a resnet model"):
+    with pytest.raises(InputError, match=r"'backbone\.patch_embed\.\S+' does not belong to a resnet model"):
         convert({**resnet, **stem}, tmp_path)
 
 
 class Malicious:
-    """Unpickling it leaves a file."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -148,7 +148,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"no checkpoint at all", {"model": [1, 2]}, {"model": {}}, {"model": {"a": 3}}, torch.ones(2)]
 )
-def test_what_is_no_checkpoint_is_one_line(content: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_an_error_of_one_line(content: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -159,20 +159,20 @@ def test_what_is_no_checkpoint_is_one_line(content: Any, tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_paths_that_cannot_be_used(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_and_an_existing_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pth: cannot be read"):
         convert_vita(tmp_path / "none.pth", tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="out: already exists"):
         convert_vita(tmp_path / "none.pth", tmp_path / "out")
 
 
-def test_the_command_says_what_it_read(released: dict[str, Tensor], tmp_path: Path) -> None:
+def test_the_command_prints_what_it_converted(released: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"model": released}, tmp_path / "vita.pth")
-    said = CliRunner().invoke(cli, ["convert-vita", str(tmp_path / "vita.pth"), "--out", str(tmp_path / "deep" / "out")])
-    assert said.exit_code == 0, said.output
-    assert "6 frame queries, 9 video queries, 5 classes" in said.output
-    assert "not read in evaluation: vita_criterion.empty_weight" in said.output
+    result = CliRunner().invoke(cli, ["convert-vita", str(tmp_path / "vita.pth"), "--out", str(tmp_path / "deep" / "out")])
+    assert result.exit_code == 0, result.output
+    assert "6 frame queries, 9 video queries, 5 classes" in result.output
+    assert "not read in evaluation: vita_criterion.empty_weight" in result.output
     assert {p.name for p in (tmp_path / "deep" / "out").iterdir()} >= {
         "config.json",
         "model.safetensors",

@@ -1,4 +1,4 @@
-"""Frames to the segmenter's input and back, and masks to cells, by hand."""
+"""Frames in the segmenter's input, logits in the frame, and masks in cells, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ from rvos_cache.trackers.vita.geometry import FrameGeometry
 def test_the_shorter_side_is_360_and_the_longer_at_most_640(
     size: tuple[int, int], resized: tuple[int, int], padded: tuple[int, int]
 ) -> None:
-    found = FrameGeometry.of(size, 360, 640)
-    assert (found.resized, found.padded) == (resized, padded)
-    assert found.cells == (padded[0] // 4, padded[1] // 4)
+    geometry = FrameGeometry.of(size, 360, 640)
+    assert (geometry.resized, geometry.padded) == (resized, padded)
+    assert geometry.cells == (padded[0] // 4, padded[1] // 4)
 
 
-def test_the_input_is_resized_then_normalised_then_padded_by_zeros() -> None:
+def test_the_input_is_resized_then_normalised_then_zero_padded() -> None:
     geometry = FrameGeometry.of((10, 20), 36, 640)
     assert geometry.resized == (36, 72) and geometry.padded == (64, 96)
-    found = geometry.image(np.broadcast_to(np.array([255, 0, 128], np.uint8), (10, 20, 3)).copy())
+    image = geometry.image(np.broadcast_to(np.array([255, 0, 128], np.uint8), (10, 20, 3)).copy())
     # ImageNet's mean and deviation as published, of values from 0 to 1.
-    wanted = (np.array([1, 0, 128 / 255]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    assert found.shape == (3, 64, 96) and found.dtype == torch.float32
-    assert np.allclose(found[:, :36, :72].permute(1, 2, 0).numpy(), wanted, atol=1e-4)
-    assert (found[:, 36:] == 0).all() and (found[:, :, 72:] == 0).all()
+    expected = (np.array([1, 0, 128 / 255]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert image.shape == (3, 64, 96) and image.dtype == torch.float32
+    assert np.allclose(image[:, :36, :72].permute(1, 2, 0).numpy(), expected, atol=1e-4)
+    assert (image[:, 36:] == 0).all() and (image[:, :, 72:] == 0).all()
 
 
-def test_a_frame_that_shrinks_is_smoothed() -> None:
-    """Columns of 0 and 200 in turn have the mean 100 at a quarter of the width; taken at points they would be 0 or 200."""
+def test_reducing_a_frame_antialiases_it() -> None:
+    """Alternating columns of 0 and 200 have the mean 100 at a quarter of the width; without antialiasing, 0 or 200."""
     frame = np.zeros((128, 256, 3), np.uint8)
     frame[:, ::2] = 200
     geometry = FrameGeometry.of((128, 256), 32, 640)
-    found = geometry.image(frame)[0, :32, 4:60] * 58.395 + 123.675
-    assert (found - 100).abs().max() < 8
-    bytes_of = np.asarray(Image.fromarray(frame).resize((64, 32), Image.Resampling.BILINEAR), np.float32)
-    assert np.allclose(found.numpy(), bytes_of[:, 4:60, 0], atol=1e-3)
+    red = geometry.image(frame)[0, :32, 4:60] * 58.395 + 123.675
+    assert (red - 100).abs().max() < 8
+    resized = np.asarray(Image.fromarray(frame).resize((64, 32), Image.Resampling.BILINEAR), np.float32)
+    assert np.allclose(red.numpy(), resized[:, 4:60, 0], atol=1e-3)
 
 
-def test_logits_grow_to_the_frame_and_leave_the_padding_behind() -> None:
+def test_logits_are_resized_to_the_frame_without_the_padding() -> None:
     geometry = FrameGeometry.of((50, 100), 32, 640)
     assert geometry.resized == (32, 64) and geometry.padded == (32, 64)
     rising = torch.arange(16.0).expand(8, 16)[None].clone()
-    found = geometry.enlarge(rising)
-    assert found.shape == (1, 50, 100)
+    logits = geometry.enlarge(rising)
+    assert logits.shape == (1, 50, 100)
     # The middle of pixel x lies at (x + 0.5) * 16 / 100 cells.
     inner = (torch.arange(10, 90) + 0.5) * 0.16 - 0.5
-    assert torch.allclose(found[0, 25, 10:90], inner, atol=0.03)
+    assert torch.allclose(logits[0, 25, 10:90], inner, atol=0.03)
     wide = FrameGeometry.of((50, 70), 33, 640)
     assert wide.resized == (33, 46) and wide.padded == (64, 64)
     logits = torch.full((1, 16, 16), 5.0)
@@ -72,12 +72,12 @@ def test_logits_grow_to_the_frame_and_leave_the_padding_behind() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 96), (41, 63), (7, 5), (200, 90)])
-def test_shares_are_the_area_of_each_cell_under_the_mask(size: tuple[int, int]) -> None:
+def test_shares_are_the_part_of_each_cell_that_the_mask_covers(size: tuple[int, int]) -> None:
     geometry = FrameGeometry.of(size, 64, 96)
     masks = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) > 0.6
-    found = geometry.shares(masks)
+    shares = geometry.shares(masks)
     h, w = geometry.cells
-    # Each cell cut into 40 x 40 points, each of which lies in one pixel or in the padding.
+    # Each cell is sampled at 40 x 40 points, each in one pixel or in the padding.
     fine = 40
     ys, xs = (
         (torch.arange(n * fine) + 0.5) * 4 / fine * side / scaled for n, side, scaled in zip((h, w), size, geometry.resized)
@@ -85,14 +85,14 @@ def test_shares_are_the_area_of_each_cell_under_the_mask(size: tuple[int, int]) 
     inside = torch.zeros(3, h * fine, w * fine)
     keep = (ys < size[0])[:, None] & (xs < size[1])
     inside[:, keep] = masks[:, ys.long().clamp(max=size[0] - 1)][:, :, xs.long().clamp(max=size[1] - 1)][:, keep].float()
-    wanted = inside.reshape(3, h, fine, w, fine).mean((2, 4))
-    assert found.shape == (3, h, w)
-    assert (found - wanted).abs().max() < 0.06
+    expected = inside.reshape(3, h, fine, w, fine).mean((2, 4))
+    assert shares.shape == (3, h, w)
+    assert (shares - expected).abs().max() < 0.06
     area = geometry.resized[0] * geometry.resized[1] / (size[0] * size[1]) / 16
-    assert torch.allclose(found.sum((1, 2)), masks.sum((1, 2)) * area, rtol=1e-4)
+    assert torch.allclose(shares.sum((1, 2)), masks.sum((1, 2)) * area, rtol=1e-4)
 
 
-def test_a_single_pixel_has_a_share_and_none_has_none() -> None:
+def test_a_single_pixel_has_a_share_and_an_empty_mask_has_none() -> None:
     geometry = FrameGeometry.of((400, 600), 64, 96)
     masks = torch.zeros(2, 400, 600, dtype=torch.bool)
     masks[0, 399, 599] = True

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ("the", "a", "red", "blue", "square", "dog", "bird", "moving", "left", "right", "that", "is", "and", "then")
-LONGEST = 32
-"""Tokens that the model takes, special ones included."""
+MAX_LENGTH = 32
+"""The model's limit of tokens, special ones included."""
 
 
 def tiny_grounding_dino(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """A random model of 64 channels, 20 queries and frames of short side 64, long <= 96. changes: of its configuration."""
+    """A random model of 64 channels, 20 queries and frames of short side 64, long <= 96. changes: to its configuration."""
     import torch
     from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoProcessor, SwinConfig
     from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
@@ -25,17 +25,17 @@ def tiny_grounding_dino(folder: Path, seed: int = 0, **changes: Any) -> Path:
     )  # fmt: skip
     bert = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=2 * LONGEST,
+        max_position_embeddings=2 * MAX_LENGTH,
     )  # fmt: skip
     small = {
-        "backbone_config": swin, "text_config": bert, "d_model": 64, "num_queries": 20, "max_text_len": LONGEST,
+        "backbone_config": swin, "text_config": bert, "d_model": 64, "num_queries": 20, "max_text_len": MAX_LENGTH,
         "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
         "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
     }  # fmt: skip
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GroundingDinoForObjectDetection(GroundingDinoConfig(**{**small, **changes}))
-        # As they are initialised, boxes do not move and no text changes a score: every path must carry something.
+        # With the default initialisation, boxes do not move and no text changes a score.
         for name, tensor in model.named_parameters():
             if tensor.ndim > 1:
                 torch.nn.init.normal_(tensor, std=0.5 / tensor[0].numel() ** 0.5)
@@ -48,13 +48,13 @@ def tiny_grounding_dino(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 
 def tiny_bert_tokenizer() -> Any:
-    """A WordPiece tokenizer of single letters and WORDS, with BERT's numbers for the tokens that GroundingDINO asks for."""
+    """A WordPiece tokenizer of single letters and WORDS, with BERT's ids of the tokens that GroundingDINO compares."""
     from transformers import BertTokenizer
 
     vocabulary = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
-    free = (number for number in range(2000) if number not in set(vocabulary.values()))
+    free_ids = (number for number in range(2000) if number not in set(vocabulary.values()))
     pieces = [*WORDS, *string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), *string.digits, ",", "-"]
-    vocabulary.update(zip(pieces, free))
-    taken = set(vocabulary.values())
-    vocabulary.update({f"[unused{number}]": number for number in range(1030) if number not in taken})
+    vocabulary.update(zip(pieces, free_ids))
+    used = set(vocabulary.values())
+    vocabulary.update({f"[unused{number}]": number for number in range(1030) if number not in used})
     return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=512)

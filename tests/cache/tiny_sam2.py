@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_grounding_dino import tiny_grounding_dino
 
 SIDE = 128
 """Pixels of the model's square input."""
 WIDTH = 128
-"""Channels of its object pointers: the memory attention takes multiples of 64 above 64."""
-
-
+"""Channels of its object pointers: the memory attention requires a multiple of 64 above 64."""
 GRID: dict[str, Any] = {"points_per_side": 4, "predicted_iou": 0, "stability": 0, "prompt_every": 3}
-"""Settings of `sam2-grid` that a random checkpoint gets through with something."""
+"""Settings of `sam2-grid` with which a random checkpoint has tracks."""
 BOX: dict[str, Any] = {"box_threshold": 0.5, "stability": 0, "prompt_every": 3, "tracks_per_expression": 2}
+"""The same of `sam2-box`."""
+
+
+@contextmanager
+def without_gpu() -> Iterator[None]:
+    """Run frozen models on the CPU, also where there is a GPU: there SAM 2 computes in bfloat16, whose rounding is larger than
+    what most tests look for, and a process that has used CUDA cannot fork."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
 
 
 def tiny_sam2(folder: Path, seed: int = 12, present: float = 0.5, gain: float = 1.5, **changes: Any) -> Path:
-    """A random Sam2VideoModel of 1.5 M parameters in `folder`; changes: of its settings.
+    """A random Sam2VideoModel of 1.5 M parameters in `folder`; changes: to its configuration.
 
-    present: bias of the object score; gain: of the weights behind the image encoder: with less, masks and pointers hardly
-    differ from object to object, with more, what one rounding changes grows from frame to frame.
+    present: bias of the object score; gain: of the weights behind the image encoder. With a lower gain, masks and pointers hardly
+    differ between objects; with a higher one, rounding errors grow from frame to frame.
     """
     import torch
     from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
@@ -52,16 +65,16 @@ def tiny_sam2(folder: Path, seed: int = 12, present: float = 0.5, gain: float = 
         mask_decoder_config=Sam2VideoMaskDecoderConfig(hidden_size=WIDTH, mlp_dim=64, iou_head_hidden_dim=32),
         **{**small, **changes},
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Sam2VideoModel(config)
-        # As they are initialised, memories and prompts hardly change a mask: every path must carry something.
+        # With the default initialisation, memories and prompts hardly change a mask.
         for name, tensor in model.named_parameters():
             if "norm" in name:
                 continue
             scale = 1.0 if name.startswith("vision_encoder") else gain
-            wide = tensor.ndim > 1 and tensor[0].numel() > 1
-            torch.nn.init.normal_(tensor, std=scale / tensor[0].numel() ** 0.5 if wide else 0.3)
+            is_matrix = tensor.ndim > 1 and tensor[0].numel() > 1
+            torch.nn.init.normal_(tensor, std=scale / tensor[0].numel() ** 0.5 if is_matrix else 0.3)
         with torch.no_grad():
             model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(present)
         model.save_pretrained(str(folder))
@@ -70,20 +83,20 @@ def tiny_sam2(folder: Path, seed: int = 12, present: float = 0.5, gain: float = 
 
 @lru_cache
 def shared_checkpoint() -> str:
-    """One SAM 2 for all tests of a process that only read it."""
+    """One SAM 2 checkpoint, for the tests of a process that do not change it."""
     return str(tiny_sam2(fresh_folder()))
 
 
 @lru_cache
 def shared_grounding() -> str:
-    """One GroundingDINO for all tests of a process that only read it."""
+    """One GroundingDINO checkpoint, for the tests of a process that do not change it."""
     return str(tiny_grounding_dino(fresh_folder()))
 
 
 def fresh_folder() -> Path:
-    """An empty one that is gone when the process is."""
-    _KEPT.append(tempfile.TemporaryDirectory(prefix="tiny-sam2-"))
-    return Path(_KEPT[-1].name)
+    """An empty folder, deleted when the process ends."""
+    _FOLDERS.append(tempfile.TemporaryDirectory(prefix="tiny-sam2-"))
+    return Path(_FOLDERS[-1].name)
 
 
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []

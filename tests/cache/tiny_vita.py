@@ -1,7 +1,7 @@
-"""A VITA small enough to write in a test: a random Mask2Former of transformers with a random head beside it.
+"""A tiny VITA checkpoint: a random Mask2Former of transformers with a random head.
 
-`detectron2_names` says the same tensors as the released checkpoints name them, after the names in VITA's, Mask2Former's and
-detectron2's public code; it shares nothing with the converter, which reads them.
+`detectron2_names` returns the same tensors under the names of the released checkpoints, after the public code of VITA,
+Mask2Former and detectron2; it shares no code with the converter, which reads them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def randomised(module: Any, seed: int, spread: float = 0.3) -> Any:
-    """`module`, frozen, with every weight random: norms at 1 and biases at 0 would hide that one is forgotten."""
+    """`module`, frozen, with every weight random: with norms at 1 and biases at 0 a forgotten tensor would have no effect."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
@@ -42,7 +42,7 @@ def randomised(module: Any, seed: int, spread: float = 0.3) -> Any:
             elif name.endswith(EMBEDDINGS):
                 tensor.copy_(2 * noise)
             else:
-                # Of a matrix, so that a layer neither fades nor explodes.
+                # Scaled so that the outputs of a layer have about the scale of its inputs.
                 tensor.copy_(noise * (1.3 / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else spread))
     return module.eval().requires_grad_(False)
 
@@ -62,7 +62,7 @@ def mask2former(backbone: str = "swin") -> Any:
         torch.manual_seed(0)
         model = Mask2FormerForUniversalSegmentation(config)
     head = randomised(model, seed=1)
-    # As trained: a query looks at points near its own, not all over the map.
+    # As after training: a query samples points near its own, not all over the map.
     for name, tensor in head.state_dict().items():
         if "sampling_offsets.weight" in name:
             tensor.mul_(0.1)
@@ -76,7 +76,7 @@ def vita_head(sizes: HeadSizes = SIZES, seed: int = 2) -> VitaHead:
 
 
 def write_checkpoint(folder: Path, backbone: str = "swin") -> Path:
-    """A converted checkpoint, as the tracker loads it."""
+    """Write a converted checkpoint, as the tracker loads it, to `folder`."""
     mask2former(backbone).save_pretrained(folder)
     save_file(vita_head().official(), folder / "vita_head.safetensors", {"format": "pt"})
     return folder
@@ -85,31 +85,31 @@ def write_checkpoint(folder: Path, backbone: str = "swin") -> Path:
 @lru_cache
 def shared_checkpoint() -> str:
     """One checkpoint for all tests of a process that only read it."""
-    keep = tempfile.TemporaryDirectory(prefix="tiny-vita-")
-    _KEPT.append(keep)
-    return str(write_checkpoint(Path(keep.name)))
+    folder = tempfile.TemporaryDirectory(prefix="tiny-vita-")
+    _FOLDERS.append(folder)
+    return str(write_checkpoint(Path(folder.name)))
 
 
-_KEPT: list[Any] = []
+_FOLDERS: list[Any] = []
 
 
 def detectron2_names(model: Any, head: VitaHead) -> dict[str, Tensor]:
-    """The tensors of both under their released names, with the ones that only training reads."""
-    held = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    """The tensors of both under their released names, including those that only training uses."""
+    tensors = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
     out: dict[str, Tensor] = {}
-    for name, tensor in held.items():
+    for name, tensor in tensors.items():
         if name == "criterion.empty_weight" or "swin.layernorm" in name or name.endswith("num_batches_tracked"):
             continue
-        said = name
+        official = name
         for pattern, replacement in RENAMED:
-            said = re.sub(pattern, replacement, said)
-        packed = re.fullmatch(r"(.*)\.(q|k|v)@(weight|bias)", said)
+            official = re.sub(pattern, replacement, official)
+        packed = re.fullmatch(r"(.*)\.(q|k|v)@(weight|bias)", official)
         if packed is None:
-            out[said] = tensor
+            out[official] = tensor
         elif packed[2] == "q":
-            # Queries, keys and values lie in one tensor there.
-            out[f"{packed[1]}{packed[3]}"] = torch.cat([held[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
-    for stage, block in (found.groups() for found in map(TABLE_NAME.fullmatch, list(out)) if found):
+            # Queries, keys and values are one tensor there.
+            out[f"{packed[1]}{packed[3]}"] = torch.cat([tensors[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+    for stage, block in (match.groups() for match in map(TABLE_NAME.fullmatch, list(out)) if match):
         out[f"backbone.layers.{stage}.blocks.{block}.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
     out |= {"criterion.empty_weight": torch.ones(6), "vita_criterion.empty_weight": torch.ones(6)}
     out |= {f"vita_module.sim_embed_frame.{p}": torch.ones(CHANNELS) for p in ("weight", "bias")}
@@ -119,7 +119,7 @@ def detectron2_names(model: Any, head: VitaHead) -> dict[str, Tensor]:
 TABLE_NAME = re.compile(r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")
 LAYER = r"^transformer_module\.decoder\.layers\.(\d+)\."
 RENAMED = [
-    # the pixel decoder's and the Swin backbone's own layers
+    # the Swin backbone
     (r"^pixel_level_module\.encoder\.swin\.embeddings\.patch_embeddings\.projection", "backbone.patch_embed.proj"),
     (r"^pixel_level_module\.encoder\.swin\.embeddings\.norm", "backbone.patch_embed.norm"),
     (r"^pixel_level_module\.encoder\.swin\.encoder\.layers", "backbone.layers"),
@@ -170,4 +170,4 @@ RENAMED = [
     (LAYER + r"self_attn", r"@self_attention_layers.\1.self_attn"),
     (r"^@", "sem_seg_head.predictor.transformer_"),
 ]  # fmt: skip
-"""(pattern, replacement), all applied in turn: transformers' names to the released ones."""
+"""(pattern, replacement), applied one after the other: names in transformers to released names."""

@@ -17,13 +17,13 @@ class CornerTracker(Tracker):
         quarter = (np.arange(height)[:, None] * 2 // height) * 2 + np.arange(width) * 2 // width  # (H, W) of 0 .. 3
         dense = quarter == np.arange(4)[:, None, None]
         masks = np.repeat(dense[:, None], len(video), axis=1)
-        tokens = np.stack(
-            [[video.read(t)[mask].mean(0) / 255 if mask.any() else np.zeros(3) for t in range(len(video))] for mask in dense]
-        )
+        frames = np.stack([video.read(t) for t in range(len(video))]) / 255
+        pixels = np.maximum(dense.sum((1, 2)), 1)[:, None, None]
+        tokens = np.einsum("nhw,thwc->ntc", dense, frames) / pixels
 
         def measure(ground_truth):
             objects = ground_truth.masks.dense().astype(np.float32)  # (A, T, H, W)
             return {"soft_overlap": np.einsum("nhw,athw->nat", dense.astype(np.float32) * 0.5, objects)}
 
-        maps = ((cv2.resize(video.read(t), (8, 6)) / 255).astype(np.float16) for t in range(len(video)))
+        maps = ((cv2.resize(frame, (8, 6))).astype(np.float16) for frame in frames)
         return TrackSet.from_masks(tokens, masks, features={"maps": maps}, measure=measure)

@@ -1,6 +1,5 @@
-"""Moving regions: pixels that differ from the video's median frame, as one track per connected region."""
+"""A track for each of the most frequent colours of a video; colours are coarse, and the most frequent one is the background."""
 
-import cv2
 import numpy as np
 from pydantic import Field
 
@@ -11,18 +10,19 @@ class MyTracker(Tracker):
     channels = 4
 
     class Settings(Settings):
-        threshold: int = Field(30, ge=0, le=255)
-        """Difference of grey levels above which a pixel moves."""
+        levels: int = Field(4, ge=2, le=16)
+        """Levels of each of red, green and blue."""
         max_tracks: int = Field(8, ge=1)
-        """The largest regions become tracks."""
+        """The most frequent colours become tracks."""
 
     def track(self, video, expressions):
-        frames = np.stack([video.read(t) for t in range(len(video))])
-        differences = np.abs(frames - np.median(frames, axis=0)).mean(axis=-1)  # (T, H, W)
-        moving = differences > self.settings.threshold
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(moving.any(axis=0).astype(np.uint8))
-        largest = 1 + np.argsort(-stats[1:count, cv2.CC_STAT_AREA], kind="stable")[: self.settings.max_tracks]
-        masks = moving & (labels == largest[:, None, None])[:, None]  # (N, T, H, W)
-        weights = masks / np.maximum(masks.sum((2, 3), keepdims=True), 1)
-        colours = np.einsum("nthw,thwc->ntc", weights, frames / 255.0)
-        return TrackSet.from_masks(np.dstack([colours, weights.any((2, 3))]), masks)
+        levels = self.settings.levels
+        frames = np.stack([video.read(t) for t in range(len(video))])  # (T, H, W, 3) uint8
+        colours = frames // (256 / levels) @ [levels**2, levels, 1]  # (T, H, W), one number per colour
+        values, counts = np.unique(colours, return_counts=True)
+        frequent = values[np.argsort(-counts, kind="stable")][1 : self.settings.max_tracks + 1]
+        masks = colours == frequent[:, None, None, None]  # (N, T, H, W) bool
+        areas = masks.sum(axis=(2, 3))[..., None]  # (N, T, 1)
+        means = np.einsum("nthw,thwc->ntc", masks, frames / 255) / np.maximum(areas, 1)
+        tokens = np.concatenate([means, areas / colours[0].size], axis=-1)  # (N, T, 4)
+        return TrackSet.from_masks(tokens, masks)

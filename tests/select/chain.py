@@ -39,11 +39,11 @@ def write_split(root: Path, split: str = "valid_u") -> Path:
         folder.mkdir(parents=True)
         for name in NAMES:
             cv2.imwrite(str(folder / f"{name}.jpg"), np.zeros((*SIZE, 3), np.uint8))
-        held = {
+        listed = {
             e: {"exp": f"thing {e}", "obj_id": [0], "anno_id": [int(i) for i in ids], "kind": "motion" if e == "0" else "static"}
             for e, ids in expressions.items()
         }
-        videos[video] = {"vid_id": len(videos), "frames": list(NAMES), "expressions": held}
+        videos[video] = {"vid_id": len(videos), "frames": list(NAMES), "expressions": listed}
         masks = RleMasks.from_dense(truth_masks(len(objects_of(video))))
         for a, name in enumerate(objects_of(video)):
             row = [masks.bytes_at(a, t).decode() for t in range(FRAMES)]
@@ -65,13 +65,15 @@ def write_cache(path: Path, root: Path | str = "", training_only: bool = False, 
         n = len(tracks)
         prompt = np.full(n, -1, np.int32)
         prompt[-1] = min(1, len(EXPRESSIONS[video]) - 1)
-        found = TrackSet(
+        track_set = TrackSet(
             np.zeros((n, FRAMES, 4), np.float16), np.ones((n, FRAMES), np.float16), RleMasks.from_dense(tracks), prompt,
             ("flow",) * n, np.zeros(n, np.int32), np.zeros((n, 4), np.float32),
         )  # fmt: skip
         expressions = tuple(Expression(video, e, f"thing {e}", tuple(ids)) for e, ids in EXPRESSIONS[video].items())
         truth = GroundTruth(objects_of(video), RleMasks.from_dense(masks), np.ones(FRAMES, bool))
-        write_tracks(writer, TrackRecord(video, NAMES, SIZE, expressions, found, truth, count_overlap(found.masks, truth)))
+        write_tracks(
+            writer, TrackRecord(video, NAMES, SIZE, expressions, track_set, truth, count_overlap(track_set.masks, truth))
+        )
     return path
 
 
@@ -96,12 +98,12 @@ def write_perfect(
     for video in videos:
         objects = objects_of(video)
         n = copies * (2 * len(objects) + 1)
-        said = []
+        selections = []
         for e, ids in EXPRESSIONS[video].items():
             scores = np.full(n, 0.1, np.float32)
             scores[[objects.index(i) for i in ids]] = 0.9
             candidates = np.ones(n, bool)
             candidates[-1] = e == "1"
-            said.append(Selection(e, scores, candidates))
-        write_selections(writer, SelectionRecord(video, NAMES, SIZE, tuple(said)))
+            selections.append(Selection(e, scores, candidates))
+        write_selections(writer, SelectionRecord(video, NAMES, SIZE, tuple(selections)))
     return path

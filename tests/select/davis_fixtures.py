@@ -50,12 +50,12 @@ def write_split(root: Path, annotators: int = 4) -> Path:
                 path = root / "valid" / folder / video / f"{name}.{'png' if folder == 'Annotations' else 'jpg'}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
-        held = {
+        expressions = {
             str(annotators * i + a): {"exp": f"{i} by {a}", "obj_id": str(i + 1)}
             for i in range(objects)
             for a in range(annotators)
         }
-        videos[video] = {"frames": list(NAMES), "expressions": held}
+        videos[video] = {"frames": list(NAMES), "expressions": expressions}
     listed = root / "meta_expressions/valid/meta_expressions.json"
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text(json.dumps({"videos": videos}))
@@ -85,14 +85,14 @@ def write_cache(path: Path, root: Path, videos: Sequence[str] = ("a", "b")) -> P
         masks = np.stack([pixels == n for n in range(1, NAMED[video] + 1)])
         masks = np.concatenate([masks, masks & (np.arange(SIZE[1]) % 18 >= 9), ((pixels > 0) & (pixels < 255))[None]])
         n = len(masks)
-        found = TrackSet(
+        track_set = TrackSet(
             np.zeros((n, FRAMES, 2), np.float16), np.ones((n, FRAMES), np.float16), RleMasks.from_dense(masks),
             np.full(n, -1, np.int32), ("flow",) * n, np.zeros(n, np.int32), np.zeros((n, 4), np.float32),
         )  # fmt: skip
         truth = data.ground_truth(video)
         assert truth is not None
-        overlap = count_overlap(found.masks, truth)
-        write_tracks(writer, TrackRecord(video, NAMES, SIZE, data.expressions(video), found, truth, overlap))
+        overlap = count_overlap(track_set.masks, truth)
+        write_tracks(writer, TrackRecord(video, NAMES, SIZE, data.expressions(video), track_set, truth, overlap))
     return path
 
 
@@ -100,11 +100,11 @@ def write_said(path: Path, scores: Callable[[str, int], np.ndarray], videos: Seq
     """scores(video, object index) of the tracks, by every annotator."""
     writer = CacheWriter(path, Card(kind="selections", dataset="ref-davis17", split="valid", producer="run"))
     for video in videos:
-        said = []
+        selections = []
         for i, a in itertools.product(range(NAMED[video]), range(4)):
-            found = np.asarray(scores(video, i), np.float32)
-            said.append(Selection(str(4 * i + a), found, np.ones(len(found), bool)))
-        write_selections(writer, SelectionRecord(video, NAMES, SIZE, tuple(said)))
+            of_tracks = np.asarray(scores(video, i), np.float32)
+            selections.append(Selection(str(4 * i + a), of_tracks, np.ones(len(of_tracks), bool)))
+        write_selections(writer, SelectionRecord(video, NAMES, SIZE, tuple(selections)))
     return path
 
 
@@ -122,7 +122,7 @@ def real_split(real_data: Path, root: Path, expressions: str, videos: Sequence[s
     (root / "valid").mkdir(parents=True)
     (root / "valid/JPEGImages").symlink_to(target, target_is_directory=True)
     (root / "valid/Annotations").symlink_to(source / "valid/Annotations", target_is_directory=True)
-    held = json.loads((source / "meta_expressions/valid" / expressions).read_text())["videos"]
+    listed = json.loads((source / "meta_expressions/valid" / expressions).read_text())["videos"]
     (root / "meta_expressions/valid").mkdir(parents=True)
-    (root / "meta_expressions/valid/meta_expressions.json").write_text(json.dumps({"videos": {v: held[v] for v in videos}}))
+    (root / "meta_expressions/valid/meta_expressions.json").write_text(json.dumps({"videos": {v: listed[v] for v in videos}}))
     return root

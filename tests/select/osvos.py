@@ -42,7 +42,7 @@ def write_osvos(data: Path, out: Path, copies: int = 1, videos: tuple[str, ...] 
     card = card.model_copy(update={"kind": "selections", "producer": "run", "extra": {"threshold": 0.5}})
     said_into = CacheWriter(out / "s.zarr", card)
     for video_id in videos or dataset.video_ids():
-        video, truth, said = dataset.video(video_id), dataset.ground_truth(video_id), dataset.expressions(video_id)
+        video, truth, expressions = dataset.video(video_id), dataset.ground_truth(video_id), dataset.expressions(video_id)
         assert truth is not None
         # Both files name a video's objects in the same order, under other numbers.
         own = sorted({int(o) for o in truth.object_ids})
@@ -50,18 +50,19 @@ def write_osvos(data: Path, out: Path, copies: int = 1, videos: tuple[str, ...] 
         assert len(own) == len(theirs)
         rows = [[from_coco(r, video.size, f"osvos {i}") for r in tracked[str(i)]] for i in theirs]
         masks, n = RleMasks.from_bytes(rows, len(video), video.size), len(own)
-        found = TrackSet(
+        track_set = TrackSet(
             np.zeros((n, len(video), 1), np.float16), np.ones((n, len(video)), np.float16), masks, np.full(n, -1, np.int32),
             ("osvos",) * n, np.zeros(n, np.int32), np.zeros((n, 4), np.float32),
         )  # fmt: skip
         write_tracks(
-            tracks_into, TrackRecord(video_id, video.frame_names, video.size, said, found, truth, count_overlap(masks, truth))
+            tracks_into,
+            TrackRecord(video_id, video.frame_names, video.size, expressions, track_set, truth, count_overlap(masks, truth)),
         )
-        choices = list(dict.fromkeys(e.targets for e in said))
+        choices = list(dict.fromkeys(e.targets for e in expressions))
         answers = []
-        for i, e in enumerate(said):
-            wanted = e.targets if i % 2 == 0 or copies == 1 else choices[i // 2 % len(choices)]
-            scores = np.array([0.9 if str(o) in (wanted or ()) else 0.1 for o in own], np.float32)
+        for i, e in enumerate(expressions):
+            targets = e.targets if i % 2 == 0 or copies == 1 else choices[i // 2 % len(choices)]
+            scores = np.array([0.9 if str(o) in (targets or ()) else 0.1 for o in own], np.float32)
             answers.append(Selection(e.expression_id, scores, np.ones(n, bool)))
         write_selections(said_into, SelectionRecord(video_id, video.frame_names, video.size, tuple(answers)))
     return Osvos(root, tracks_into.path, said_into.path)
@@ -73,7 +74,7 @@ def _repeated(root: Path, out: Path, copies: int) -> Path:
         (out / "valid_u" / name).symlink_to((root / "valid_u" / name).resolve())
     content = json.loads((root / "valid_u/meta_expressions.json").read_text())
     for entry in content["videos"].values():
-        held = list(entry["expressions"].values())
-        entry["expressions"] = {str(i): e for i, e in enumerate(held * copies)}
+        expressions = list(entry["expressions"].values())
+        entry["expressions"] = {str(i): e for i, e in enumerate(expressions * copies)}
     (out / "valid_u/meta_expressions.json").write_text(json.dumps(content))
     return out

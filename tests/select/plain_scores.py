@@ -103,14 +103,14 @@ def plain_davis(maps: np.ndarray, truth: np.ndarray, strict: bool = False) -> tu
     `_evaluate_unsupervised`; the assignment by trying all."""
     void = truth == 255
     objects = [np.where(void, 0, truth) == i + 1 for i in range(int(truth[0][~void[0]].max(initial=0)))]
-    found = [maps == i + 1 for i in range(int(maps.max()))]
-    found += [np.zeros_like(void)] * (len(objects) - len(found))
+    proposals = [maps == i + 1 for i in range(int(maps.max()))]
+    proposals += [np.zeros_like(void)] * (len(objects) - len(proposals))
     frames = range(len(truth))
     table = np.array([
-        [np.mean([plain_frame(p[t], o[t], void[t]) for t in frames], axis=0) for o in objects] for p in found
-    ]).reshape(len(found), len(objects), 2)  # fmt: skip
+        [np.mean([plain_frame(p[t], o[t], void[t]) for t in frames], axis=0) for o in objects] for p in proposals
+    ]).reshape(len(proposals), len(objects), 2)  # fmt: skip
     columns = np.arange(len(objects))
-    orders = [tuple(columns)] if strict else list(itertools.permutations(range(len(found)), len(objects)))
+    orders = [tuple(columns)] if strict else list(itertools.permutations(range(len(proposals)), len(objects)))
     best = max(orders, key=lambda rows: table[list(rows), columns].mean(axis=1).sum() if rows else 0.0)
     region, contour = table[list(best), columns].sum(axis=0) if best else (0.0, 0.0)
     return float(region), float(contour)

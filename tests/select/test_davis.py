@@ -54,14 +54,14 @@ def test_equal_to_the_plain_code(seed: int) -> None:
     if seed % 2:
         maps = np.where(rng.random(maps.shape) < 0.8, np.where(pixels == 255, 1, (pixels * 2) % 5), maps).astype(np.uint8)
     for strict in (False, True):
-        found = scored(maps, pixels, strict).sum(axis=0)
-        assert found == pytest.approx(plain_davis(maps, pixels, strict), abs=1e-9)
+        scores = scored(maps, pixels, strict).sum(axis=0)
+        assert scores == pytest.approx(plain_davis(maps, pixels, strict), abs=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
 @given(hnp.arrays(np.uint8, (2, 2, 6, 7), elements=st.sampled_from([0, 0, 1, 2, 3, 255])))
-def test_equal_to_the_plain_code_in_odd_cases(held: np.ndarray) -> None:
-    pixels, maps = held[0], np.where(held[1] == 255, 4, held[1])
+def test_equal_to_the_plain_code_in_odd_cases(pair: np.ndarray) -> None:
+    pixels, maps = pair[0], np.where(pair[1] == 255, 4, pair[1])
     assert scored(maps, pixels, True).sum(axis=0) == pytest.approx(plain_davis(maps, pixels, True), abs=1e-9)
     # Of equal sums of both measures, any may be taken.
     assert scored(maps, pixels).sum() == pytest.approx(sum(plain_davis(maps, pixels)), abs=1e-9)
@@ -89,8 +89,8 @@ def test_exchanged_numbers_are_forgiven(order: list[int], seed: int) -> None:
 
 def test_the_best_assignment_is_of_both_measures_together() -> None:
     """J of three columns of twelve pixels: proposal 1 is the first two, so it shares half with each."""
-    truth, found = row(1, 2, 0)[None], row(1, 1, 0)[None]
-    ((one, _), (two, _)) = scored(found, truth)
+    truth, maps = row(1, 2, 0)[None], row(1, 1, 0)[None]
+    ((one, _), (two, _)) = scored(maps, truth)
     assert sorted([one, two]) == pytest.approx([0.0, 0.5])
     # The third column is nobody's: proposal 2 takes it, and 1 has nothing of object 2.
     assert scored(row(0, 1, 2)[None], truth, strict=True)[:, 0].tolist() == [0.0, 0.0]
@@ -136,7 +136,7 @@ def test_more_than_twenty_proposals_are_refused() -> None:
 def test_label_maps_of_other_frames_or_sizes() -> None:
     truth = truth_of(row(1, 0)[None])
     for maps in (row(1, 0, 0)[None], np.stack([row(1, 0)] * 2), np.zeros((0, 30, 24), np.uint8)):
-        with pytest.raises(ValueError, match="wanted"):
+        with pytest.raises(ValueError, match="expected"):
             score_maps(maps, truth)
 
 
@@ -167,8 +167,8 @@ def test_real_tracks_equal_the_plain_code(real_data: Path, tmp_path: Path) -> No
     for t, k in itertools.product(range(len(frames)), range(masks.shape[0])):
         maps[t][masks.decode(k, t)] = masks.shape[0] - k
     pixels = np.stack([np.asarray(Image.open(tmp_path / f"data/valid/Annotations/scooter-black/{t:05d}.png")) for t in frames])
-    found = score_maps(maps, only)
-    assert found.sum(axis=0) == pytest.approx(plain_davis(maps, pixels), abs=1e-9)
+    assigned = score_maps(maps, only)
+    assert assigned.sum(axis=0) == pytest.approx(plain_davis(maps, pixels), abs=1e-9)
     fixed = score_maps(maps, only, strict=True)
     assert fixed.sum(axis=0) == pytest.approx(plain_davis(maps, pixels, strict=True), abs=1e-9)
-    assert found.mean() > 0.4 > 0.2 > fixed.mean()
+    assert assigned.mean() > 0.4 > 0.2 > fixed.mean()

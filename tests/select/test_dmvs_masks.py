@@ -165,7 +165,7 @@ def test_frozen_labels_follow_the_counts() -> None:
     model._match_tracks(x, found, torch.zeros(1, 2, 6, 2), labels)
     for b, counts in enumerate(x.overlap):
         tracks, _ = assign(torch.from_numpy(sum(5 * cost for cost in counted_costs(counts))))
-        began = found.began[b].tolist()
+        began = found.source[b].tolist()
         assert sorted(began[q] for q in (labels[0, b] == 0).nonzero()[:, 0].tolist()) == sorted(tracks.tolist())
     strict, none = dmvs(masks="frozen", least_iou=0.99, motion_queries=9), torch.full((1, 2, 6), 1)
     strict._match_tracks(x, found, torch.zeros(1, 2, 6, 2), none)
@@ -182,7 +182,7 @@ def test_a_duplicate_of_an_object_s_track_has_no_loss() -> None:
     found = model.decode(x)
     labels = torch.full((2, 1, 3), 1)
     judged = model._match_tracks(x, found, torch.zeros(2, 1, 3, 2), labels)
-    place = [found.began[0].tolist().index(track) for track in range(3)]
+    place = [found.source[0].tolist().index(track) for track in range(3)]
     for layer in range(2):
         assert [labels[layer, 0, q].item() for q in place] == [0, 1, 1]
         assert [judged[layer, 0, q].item() for q in place] == [True, False, True]
@@ -204,7 +204,7 @@ def test_an_object_in_two_tracks_has_two_positives_where_it_is_asked_for() -> No
         model = dmvs(masks="frozen", cost_class=0.0, **settings)
         found, labels = model.decode(x), torch.full((1, 1, 3), 1)
         assert model._match_tracks(x, found, torch.zeros(1, 1, 3, 2), labels).all()
-        return sorted(found.began[0, labels[0, 0] == 0].tolist())
+        return sorted(found.source[0, labels[0, 0] == 0].tolist())
 
     assert positives() == [0]
     assert positives(match="iou_multi") == [0]  # strictly larger

@@ -113,6 +113,7 @@ def test_the_steps_of_one_epoch_are_the_paper_s() -> None:
     assert {**ours, "epochs": 0} == {**theirs, "epochs": 0}
 
 
+@pytest.mark.slow
 def test_the_page_of_one_object_each_trains_on_all_and_answers_with_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +145,7 @@ def test_the_page_of_one_object_each_trains_on_all_and_answers_with_the_best(
             assert archive.namelist()[0] == first
 
 
+@pytest.mark.slow
 def test_the_shapes_page_trains_a_vita_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

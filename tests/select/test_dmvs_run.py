@@ -394,6 +394,7 @@ def write_near_perfect(work: Work, folder: Path) -> tuple[Path, Path]:
     return tracks, text
 
 
+@pytest.mark.slow
 def test_eight_expressions_are_learnt_to_the_oracle(work: Work, tmp_path: Path) -> None:
     """Acceptance test 9, with frozen masks."""
     tracks, text = write_near_perfect(work, tmp_path)

@@ -27,11 +27,11 @@ from rvos_select.evaluation.pngs import read_prediction
 from rvos_select.merging.merge import merge
 from rvos_select.merging.policy import PolicyOptions
 
-KEYS = {f"{video}/{e}" for video, held in EXPRESSIONS.items() for e in held}
+KEYS = {f"{video}/{e}" for video, expressions in EXPRESSIONS.items() for e in expressions}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data, c.zarr, s.zarr and png: all exactly right."""
     out = tmp_path_factory.mktemp("made")
     write_split(out / "data")
@@ -41,22 +41,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def split(made: Path, tmp_path: Path) -> Path:
+def split(source: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
-    return shutil.copytree(made, tmp_path / "split")
+    return shutil.copytree(source, tmp_path / "split")
 
 
 def test_truth_as_prediction_scores_one_by_every_route(split: Path) -> None:
     pngs = evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
-    own = evaluate_selections(split / "s.zarr", [split / "c.zarr"])
-    given = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data")
+    of_caches = evaluate_selections(split / "s.zarr", [split / "c.zarr"])
+    of_dataset = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data")
     best = oracle([split / "c.zarr"])
-    for scores in (pngs, own, given, best):
+    for scores in (pngs, of_caches, of_dataset, best):
         assert (scores["j"], scores["f"], scores["jf"]) == (1.0, 1.0, 1.0)
         assert scores["expressions"].keys() == KEYS
         assert "missing" not in scores
     assert pngs["kinds"]["motion"]["count"] == 2
-    assert given["kinds"]["static"]["count"] == 2
+    assert of_dataset["kinds"]["static"]["count"] == 2
     assert best["objects"] == {"a/1": 1.0, "a/2": 1.0, "b/3": 1.0}
 
 
@@ -83,13 +83,13 @@ def test_a_missing_frame_is_named_or_scored_zero(split: Path) -> None:
 
 def test_a_video_without_selections_or_tracks(split: Path) -> None:
     cache = write_cache(split / "part.zarr", videos=("a",))
-    said = write_perfect(split / "part-s.zarr", cache, videos=("a",))
+    selections = write_perfect(split / "part-s.zarr", cache, videos=("a",))
     with pytest.raises(InputError, match="no video b; .*--allow-missing"):
-        evaluate_selections(said, [cache], root=split / "data")
+        evaluate_selections(selections, [cache], root=split / "data")
     with pytest.raises(InputError, match="video b"):
         oracle([cache], root=split / "data")
     for scores in (
-        evaluate_selections(said, [cache], root=split / "data", scope=Scope(allow_missing=True)),
+        evaluate_selections(selections, [cache], root=split / "data", scope=Scope(allow_missing=True)),
         oracle([cache], root=split / "data", allow_missing=True),
     ):
         assert scores["missing"] == ["b/0"]
@@ -99,16 +99,16 @@ def test_a_video_without_selections_or_tracks(split: Path) -> None:
 def test_the_caches_answer_where_the_dataset_is_gone(split: Path) -> None:
     """The hint in the card leads to the dataset, then to one that lost a video's frames, then to a broken one, then nowhere."""
     cache = write_cache(split / "h.zarr", root=split / "data")
-    said = write_perfect(split / "h-s.zarr", cache)
-    assert "kinds" in evaluate_selections(said, [cache])
+    selections = write_perfect(split / "h-s.zarr", cache)
+    assert "kinds" in evaluate_selections(selections, [cache])
     shutil.rmtree(split / "data/valid_u/JPEGImages/b")
     with pytest.raises(InputError, match="JPEGImages/b"):
-        evaluate_selections(said, [cache], root=split / "data")
-    lost = evaluate_selections(said, [cache])
+        evaluate_selections(selections, [cache], root=split / "data")
+    lost = evaluate_selections(selections, [cache])
     (split / "data/valid_u/meta_expressions.json").write_text("{")
-    broken = evaluate_selections(said, [cache])
+    broken = evaluate_selections(selections, [cache])
     shutil.rmtree(split / "data")
-    for scores in (lost, broken, evaluate_selections(said, [cache])):
+    for scores in (lost, broken, evaluate_selections(selections, [cache])):
         assert scores["jf"] == 1.0
         assert scores["expressions"].keys() == KEYS
 
@@ -119,15 +119,15 @@ def test_the_oracle_needs_the_cache_alone(split: Path) -> None:
     cache, meta = write_cache(split / "h.zarr", root=split / "data"), split / "data/valid_u/meta_expressions.json"
     assert "kinds" in oracle([cache])
     shutil.rmtree(split / "data/valid_u/JPEGImages/b")
-    found = [oracle([cache])]
+    scores_of_oracle = [oracle([cache])]
     with pytest.raises(InputError, match="JPEGImages/b"):
         oracle([cache], root=split / "data")
     assert oracle([cache], root=split / "data", allow_missing=True)["missing"] == ["b/0"]
     meta.write_text(meta.read_text().replace('"thing 2"', '" "'))
-    found += [oracle([cache]), oracle([cache], allow_missing=True)]
+    scores_of_oracle += [oracle([cache]), oracle([cache], allow_missing=True)]
     (split / "data").rename(split / "moved")
-    found.append(oracle([cache]))
-    for scores in found:
+    scores_of_oracle.append(oracle([cache]))
+    for scores in scores_of_oracle:
         assert scores["jf"] == 1.0 and "missing" not in scores
         assert scores["expressions"].keys() == KEYS
         assert scores["objects"] == {"a/1": 1.0, "a/2": 1.0, "b/3": 1.0}
@@ -150,13 +150,13 @@ def test_a_video_that_one_of_the_joined_caches_lacks_is_a_hole(split: Path, data
     root = split / "data" if dataset == "at hand" else ""
     one, two = write_cache(split / "1.zarr", root=root), write_cache(split / "2.zarr", root=root, videos=("b",))
     CacheWriter(two, TrackCache(two).card).fail("a", "truncated")
-    says = r"2\.zarr: lacks video a that .*1\.zarr has; extract it there too, or give --allow-missing"
-    for held in (("b",), ("a", "b")):
-        said = write_perfect(split / f"{len(held)}-s.zarr", one, videos=held, copies=2)
+    message = r"2\.zarr: lacks video a that .*1\.zarr has; extract it there too, or give --allow-missing"
+    for video_ids in (("b",), ("a", "b")):
+        selections = write_perfect(split / f"{len(video_ids)}-s.zarr", one, videos=video_ids, copies=2)
         for caches in ([one, two], [two, one]):
-            scored = partial(evaluate_selections, said, caches)
-            for step in (lambda scored=scored, **asked: scored(scope=Scope(**asked)), partial(oracle, caches)):
-                with pytest.raises(InputError, match=says):
+            scored = partial(evaluate_selections, selections, caches)
+            for step in (lambda scored=scored, **scope: scored(scope=Scope(**scope)), partial(oracle, caches)):
+                with pytest.raises(InputError, match=message):
                     step()
                 scores = step(allow_missing=True)
                 assert (scores["missing"], scores["jf"]) == (["a/0", "a/1", "a/2"], 0.25)
@@ -168,18 +168,18 @@ def test_a_failed_video_that_left_the_split_is_no_hole(split: Path, capsys: pyte
     cache = write_cache(split / "f.zarr", root=split / "data")
     for video in ("a", "old"):
         CacheWriter(cache, TrackCache(cache).card).fail(video, "truncated")
-    said = write_perfect(split / "f-s.zarr", cache)
+    selections = write_perfect(split / "f-s.zarr", cache)
     other = CacheWriter(split / "o.zarr", TrackCache(cache).card.model_copy(update={"split": "train"})).path
     assert "missing" not in oracle([cache]) and "missing" not in oracle([cache, other])
-    assert evaluate_selections(said, [cache])["jf"] == 1.0
+    assert evaluate_selections(selections, [cache])["jf"] == 1.0
 
-    def told() -> dict[str, Any]:
+    def card_info() -> dict[str, Any]:
         info.callback(cache, True)  # type: ignore[misc]
         return json.loads(capsys.readouterr().out)
 
-    assert (told()["failed"], told()["missing"]) == ({}, [])
+    assert (card_info()["failed"], card_info()["missing"]) == ({}, [])
     shutil.rmtree(split / "data")
-    assert (told()["failed"], told()["missing"]) == ({"old": "truncated"}, None)
+    assert (card_info()["failed"], card_info()["missing"]) == ({"old": "truncated"}, None)
     assert oracle([cache], allow_missing=True)["missing"] == ["old"]
     with pytest.raises(InputError, match="video old: it failed in extraction"):
         oracle([cache])
@@ -189,15 +189,15 @@ def test_a_failed_video_is_a_hole(split: Path) -> None:
     """Its expressions score 0 each where the dataset knows them, and count as one where nobody does."""
     cache = write_cache(split / "f.zarr", videos=("b",))
     CacheWriter(cache, TrackSource([cache]).card).fail("a", "truncated")
-    said = write_perfect(split / "f-s.zarr", cache, videos=("b",))
+    selections = write_perfect(split / "f-s.zarr", cache, videos=("b",))
     for root in (None, split / "data"):
         with pytest.raises(InputError, match="--allow-missing"):
-            evaluate_selections(said, [cache], root=root)
-    unknown = evaluate_selections(said, [cache], scope=Scope(allow_missing=True))
-    known = evaluate_selections(said, [cache], root=split / "data", scope=Scope(allow_missing=True))
+            evaluate_selections(selections, [cache], root=root)
+    unknown = evaluate_selections(selections, [cache], scope=Scope(allow_missing=True))
+    known = evaluate_selections(selections, [cache], root=split / "data", scope=Scope(allow_missing=True))
     assert (unknown["missing"], unknown["jf"]) == (["a"], 0.5)
     assert (known["missing"], known["jf"]) == (["a/0", "a/1", "a/2"], 0.25)
-    assert evaluate_selections(said, [cache], scope=Scope(videos=["b"]))["jf"] == 1.0
+    assert evaluate_selections(selections, [cache], scope=Scope(videos=["b"]))["jf"] == 1.0
 
 
 def test_a_video_that_cannot_be_read_is_a_hole_too(split: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_video_that_cannot_be_read_is_a_hole_too(split: Path) -> None:
 def test_hidden_answers_are_no_hole(split: Path) -> None:
     (split / "data/valid_u").rename(split / "data/valid")
     (split / "data/valid/mask_dict.json").unlink()
-    with pytest.raises(InputError, match="hides its answers"):
+    with pytest.raises(InputError, match="hides its ground truth"):
         evaluate_pngs("mevis", split / "data", "valid", split / "png", scope=Scope(allow_missing=True))
 
 
@@ -229,20 +229,20 @@ def test_settings_of_the_merge_reach_the_scores(split: Path) -> None:
 
 def test_the_best_track_where_none_is_above(split: Path) -> None:
     """By hand: a/2 names nothing, and its best track is an object's; the other expressions have scores above 0.5."""
-    said, cache = split / "s.zarr", [split / "c.zarr"]
-    given = evaluate_selections(said, cache, root=split / "data", policy=PolicyOptions(empty="top1"))
-    assert {key: row["j"] for key, row in given["expressions"].items()} == {"a/0": 1.0, "a/1": 1.0, "a/2": 0.0, "b/0": 1.0}
-    assert (given["n_acc"], given["t_acc"]) == (0, 1)
-    masks = merge(said, cache, split / "best", PolicyOptions(empty="top1"))
-    assert given == evaluate_pngs("mevis", split / "data", "valid_u", masks)
+    selections, cache = split / "s.zarr", [split / "c.zarr"]
+    with_top1 = evaluate_selections(selections, cache, root=split / "data", policy=PolicyOptions(empty="top1"))
+    assert {key: row["j"] for key, row in with_top1["expressions"].items()} == {"a/0": 1.0, "a/1": 1.0, "a/2": 0.0, "b/0": 1.0}
+    assert (with_top1["n_acc"], with_top1["t_acc"]) == (0, 1)
+    masks = merge(selections, cache, split / "best", PolicyOptions(empty="top1"))
+    assert with_top1 == evaluate_pngs("mevis", split / "data", "valid_u", masks)
     # No score is above 0.95, so that the best track answers all of them.
     fallback, best = (
-        evaluate_selections(said, cache, policy=choice)
-        for choice in (PolicyOptions(0.95, empty="top1"), PolicyOptions(top1=True))
+        evaluate_selections(selections, cache, policy=options)
+        for options in (PolicyOptions(0.95, empty="top1"), PolicyOptions(top1=True))
     )
-    assert fallback == best != given
+    assert fallback == best != with_top1
     eager = write_perfect(split / "eager.zarr", cache[0], empty="top1")
-    assert evaluate_selections(eager, cache, root=split / "data") == given
+    assert evaluate_selections(eager, cache, root=split / "data") == with_top1
     assert evaluate_selections(eager, cache, policy=PolicyOptions(empty="zeros"))["jf"] == 1.0
 
 
@@ -295,9 +295,9 @@ def test_masks_of_other_programs_are_read_alike(split: Path, kind: str) -> None:
     assert evaluate_pngs("mevis", split / "data", "valid_u", split / "png")["jf"] == 1.0
 
 
-def damaged(path: Path, at: int) -> None:
+def damaged(path: Path, offset: int) -> None:
     raw = bytearray(path.read_bytes())
-    raw[at] ^= 0x55
+    raw[offset] ^= 0x55
     path.write_bytes(bytes(raw))
 
 
@@ -317,9 +317,9 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("fault", sorted(SPOILT))
 def test_spoilt_masks_are_named(split: Path, capfd: pytest.CaptureFixture[str], fault: str) -> None:
     """In one line, and libraries say nothing beside it."""
-    spoil, says = SPOILT[fault]
+    spoil, message = SPOILT[fault]
     spoil(split / "png/b/0/00001.png")
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=message) as error:
         evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
     assert str(split / "png/b/0") in str(error.value) and "\n" not in str(error.value)
     assert capfd.readouterr().err == ""
@@ -328,10 +328,10 @@ def test_spoilt_masks_are_named(split: Path, capfd: pytest.CaptureFixture[str], 
 def test_slices_and_no_target(split: Path) -> None:
     """Expression a/2 has no target; of the rest a/1 alone names two objects. Both routes say the same."""
     pngs = evaluate_pngs("mevis", split / "data", "valid_u", split / "png")
-    given = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data")
-    assert pngs == given
+    of_selections = evaluate_selections(split / "s.zarr", [split / "c.zarr"], root=split / "data")
+    assert pngs == of_selections
     assert (pngs["n_acc"], pngs["t_acc"]) == (1, 1)
-    counts = {name: {part: row["count"] for part, row in held.items()} for name, held in pngs["slices"].items()}
+    counts = {name: {part: row["count"] for part, row in of_attribute.items()} for name, of_attribute in pngs["slices"].items()}
     # Squares of 56 pixels of 768 are 7 % of the frame.
     assert counts == {
         "kind": {"motion": 2, "static": 2},
@@ -359,16 +359,16 @@ def test_words_tell_the_kind_where_the_dataset_does_not(split: Path) -> None:
     tags = {"a": (("AT0", "AJ0", "NN1"), ("VVG", "AVP", "AV0"), ("AT0", "NN1", "VVZ")), "b": (("ITJ",),)}
     card = Card(kind="text", dataset="mevis", split="valid_u", producer="hashed", channels=2)
     writer = CacheWriter(split / "t.zarr", card)
-    for video, said in texts.items():
-        expressions = tuple(Expression(video, e, text, None) for e, text in zip(EXPRESSIONS[video], said))
+    for video, sentences in texts.items():
+        expressions = tuple(Expression(video, e, text, None) for e, text in zip(EXPRESSIONS[video], sentences))
         words = tuple(Words(np.zeros((len(row), 2), np.float16), np.zeros((len(row), 2), np.int32), row) for row in tags[video])
         write_text(writer, TextRecord(video, expressions, words))
     meta = split / "data/valid_u/meta_expressions.json"
     meta.write_text(meta.read_text().replace('"kind"', '"sort"'))
-    for texts_given, wanted in (((), None), ((split / "t.zarr",), {"static": 1, "motion": 1, "both": 1, "neither": 1})):
+    for texts_given, expected in (((), None), ((split / "t.zarr",), {"static": 1, "motion": 1, "both": 1, "neither": 1})):
         scores = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(texts=texts_given))
-        held = scores["slices"].get("kind")
-        assert (held and {part: row["count"] for part, row in held.items()}) == wanted
+        kinds = scores["slices"].get("kind")
+        assert (kinds and {part: row["count"] for part, row in kinds.items()}) == expected
         assert "kinds" not in scores
 
 

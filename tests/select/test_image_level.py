@@ -17,7 +17,9 @@ from pycocotools.cocoeval import COCOeval
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_select.metrics.image_level import Detections, ImageScores, MapMode, mean_average_precision, smooth_iou
+from rvos_select.metrics.average_precision import MapMode, mean_average_precision
+from rvos_select.metrics.detections import Detections, smooth_iou
+from rvos_select.metrics.image_level import ImageScores
 
 Sample = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 """Key, masks (Q, H, W), scores (Q,), truth (H, W)."""
@@ -39,8 +41,8 @@ def rle(masks: np.ndarray) -> RleMasks:
 def scored(samples: list[Sample], mode: MapMode = "all-queries") -> dict:
     out = ImageScores(mode)
     for key, masks, scores, truth in samples:
-        found = RleMasks.empty(0, 1, truth.shape) if len(masks) == 0 else rle(masks)
-        out.add(key, Detections.count(found, scores, rle(truth[None])))
+        candidates = RleMasks.empty(0, 1, truth.shape) if len(masks) == 0 else rle(masks)
+        out.add(key, Detections.count(candidates, scores, rle(truth[None])))
     return out.table()
 
 
@@ -123,7 +125,7 @@ def test_what_cannot_be_scored() -> None:
         Detections(np.array([0.5]), np.array([3]), np.array([4]), 2)
     with pytest.raises(ValueError, match="one length"):
         Detections(np.array([0.5]), np.array([3, 3]), np.array([4]), 9)
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         Detections.count(rle(SQUARE[None]), np.array([0.5]), RleMasks.empty(1, 1, (20, 31)))
 
 
@@ -153,7 +155,7 @@ def random_samples(rng: np.random.Generator, count: int, queries: int) -> list[S
 
 def plain_map(samples: list[Sample], mode: MapMode) -> float:
     """COCOeval as MTTR's and ReferFormer's trainers call it."""
-    truth, found = COCO(), []
+    truth, detections = COCO(), []
     images = [{"id": key, "height": 20, "width": 30} for key, *_ in samples]
     notes = []
     for number, (key, masks, scores, true) in enumerate(samples, 1):
@@ -161,13 +163,13 @@ def plain_map(samples: list[Sample], mode: MapMode) -> float:
         area = float(mask.area()[0, 0])
         notes.append({"id": number, "image_id": key, "category_id": 1, "segmentation": mask.at(0, 0), "area": area, "iscrowd": 0})
         order = sorted(range(len(masks)), key=lambda i: scores[i])[-1:] if mode == "top1" else range(len(masks))
-        found += [
+        detections += [
             {"image_id": key, "category_id": 1, "segmentation": rle(masks[i][None]).at(0, 0), "score": scores[i]} for i in order
         ]
     truth.dataset = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "dummy_class"}], "info": {}}
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        run = COCOeval(truth, truth.loadRes(found), iouType="segm")
+        run = COCOeval(truth, truth.loadRes(detections), iouType="segm")
         run.params.useCats = 0
         run.evaluate()
         run.accumulate()
@@ -219,8 +221,8 @@ def test_only_a_hundred_masks_count() -> None:
 @pytest.mark.parametrize("top", [1, 2, 5, 10, 1000, 76800])
 def test_iou_is_single_precision(top: int) -> None:
     for inter in {0, 1, top // 2, top * 3 // 5, top * 7 // 10, top * 9 // 10, top}:
-        wanted = ((torch.tensor(float(inter)) + 1e-6) / (torch.tensor(float(top)) + 1e-6)).item()
-        assert smooth_iou(inter, top) == wanted
+        expected = ((torch.tensor(float(inter)) + 1e-6) / (torch.tensor(float(top)) + 1e-6)).item()
+        assert smooth_iou(inter, top) == expected
 
 
 def test_without_any_mask_map_is_zero() -> None:
@@ -236,14 +238,14 @@ def test_runs_and_pixels_agree(masks: np.ndarray, scores: list[float]) -> None:
     """Every mask (Q, T, H, W) in every frame, the first as the truth."""
     runs, values = RleMasks.from_dense(masks), np.array(scores[: len(masks)])
     for t in range(masks.shape[1]):
-        found = Detections.count(runs, values, runs.select([0]), t)
+        detections = Detections.count(runs, values, runs.select([0]), t)
         truth = masks[0, t]
         dense = Detections(values, (masks[:, t] & truth).sum((1, 2)), masks[:, t].sum((1, 2)), int(truth.sum()))
-        assert np.array_equal(found.inter, dense.inter) and np.array_equal(found.area, dense.area)
-        assert found.truth == dense.truth
-        assert np.array_equal(found.union, (masks[:, t] | truth).sum((1, 2)))
+        assert np.array_equal(detections.inter, dense.inter) and np.array_equal(detections.area, dense.area)
+        assert detections.truth == dense.truth
+        assert np.array_equal(detections.union, (masks[:, t] | truth).sum((1, 2)))
         tables = []
-        for part in (found, dense):
+        for part in (detections, dense):
             out = ImageScores()
             out.add("x", part)
             tables.append(out.table())

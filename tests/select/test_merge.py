@@ -33,16 +33,16 @@ def test_merged_is_the_or_of_pixels() -> None:
 
 
 def test_drawn_masks_replace_the_tracks() -> None:
-    drawn = RleMasks.from_dense(np.ones((1, 3, 9, 11), bool))
-    assert merge_masks(selection([0.9], masks=drawn), RleMasks.empty(5, 3, (9, 11)), SelectionPolicy(0.5)).dense().all()
-    with pytest.raises(InputError, match="scores 1 tracks, the caches hold 5"):
+    own_masks = RleMasks.from_dense(np.ones((1, 3, 9, 11), bool))
+    assert merge_masks(selection([0.9], masks=own_masks), RleMasks.empty(5, 3, (9, 11)), SelectionPolicy(0.5)).dense().all()
+    with pytest.raises(InputError, match="has 1 scores, the caches have 5 tracks"):
         merge_masks(selection([0.9]), RleMasks.empty(5, 3, (9, 11)), SelectionPolicy(0.5))
 
 
 def test_pngs_of_a_split(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c.zarr")
-    said = write_perfect(tmp_path / "s.zarr", cache)
-    out = merge(said, [cache], tmp_path / "png")
+    selections = write_perfect(tmp_path / "s.zarr", cache)
+    out = merge(selections, [cache], tmp_path / "png")
     both = truth_masks(2).any(0)
     for t, name in enumerate(NAMES):
         assert np.array_equal(read_mask_png(out / "a" / "1" / f"{name}.png", SIZE), both[t])
@@ -50,12 +50,12 @@ def test_pngs_of_a_split(tmp_path: Path) -> None:
     first = (out / "a/1/00000.png").stat().st_mtime_ns
     shutil.rmtree(out / "b" / "0")
     (out / "b" / ".part-0.1").mkdir()
-    merge(said, [cache], out)
+    merge(selections, [cache], out)
     assert (out / "a/1/00000.png").stat().st_mtime_ns == first
     assert sorted(p.name for p in (out / "b").iterdir()) == ["0"]
     assert len(list((out / "b" / "0").iterdir())) == len(NAMES)
     with pytest.raises(InputError, match="other selections or settings"):
-        merge(said, [cache], out, PolicyOptions(0.7))
+        merge(selections, [cache], out, PolicyOptions(0.7))
 
 
 def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:
@@ -63,14 +63,16 @@ def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c.zarr")
     out = merge(write_perfect(tmp_path / "s.zarr", cache, videos=("a",)), [cache], tmp_path / "png")
     first = (out / "a/1/00000.png").stat().st_mtime_ns
-    said = write_perfect(tmp_path / "s.zarr", cache)
-    assert merge(said, [cache], out) == out
+    selections = write_perfect(tmp_path / "s.zarr", cache)
+    assert merge(selections, [cache], out) == out
     assert (out / "a/1/00000.png").stat().st_mtime_ns == first and (out / "b/0/00002.png").exists()
     merge(write_perfect(tmp_path / "part.zarr", cache, videos=("b",)), [cache], out)
     before = sorted(p.name for p in out.rglob("*"))
     other = write_perfect(tmp_path / "other.zarr", cache, producer="run2")
-    changed = CacheWriter(tmp_path / "changed.zarr", SelectionCache(said).card)
-    once = tuple(Selection(s.expression_id, s.scores[::-1].copy(), s.candidates) for s in SelectionCache(said).selections("a"))
+    changed = CacheWriter(tmp_path / "changed.zarr", SelectionCache(selections).card)
+    once = tuple(
+        Selection(s.expression_id, s.scores[::-1].copy(), s.candidates) for s in SelectionCache(selections).selections("a")
+    )
     write_selections(changed, SelectionRecord("a", NAMES, SIZE, once))
     for wrong in (other, changed.path):
         with pytest.raises(InputError, match="other selections or settings"):
@@ -78,77 +80,78 @@ def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:
     assert sorted(p.name for p in out.rglob("*")) == before
 
 
-def test_a_folder_holds_masks_of_one_rule(tmp_path: Path) -> None:
-    """Another answer where none is above the threshold is another rule, also beside a record of code that knew only one."""
-    cache = write_cache(tmp_path / "c.zarr")
-    said = write_perfect(tmp_path / "s.zarr", cache)
-    for name, same, others in (
+@pytest.mark.parametrize(
+    ("same", "others"),
+    [
         (
-            "zeros",
             [PolicyOptions(), PolicyOptions(0.5), PolicyOptions(empty="zeros")],
             [PolicyOptions(empty="top1"), PolicyOptions(top1=True), PolicyOptions(0.6)],
         ),
-        ("best", [PolicyOptions(top1=True)], [PolicyOptions(0.95, empty="top1"), PolicyOptions()]),
-    ):
-        out = merge(said, [cache], tmp_path / name, same[0])
-        record = json.loads((out / RECORD).read_text())
-        for held in (record, {key: value for key, value in record.items() if key != "empty"}):
-            for choice in others:
-                (out / RECORD).write_text(json.dumps(held))
-                with pytest.raises(InputError, match="other selections or settings"):
-                    merge(said, [cache], out, choice)
-            for choice in same:
-                (out / RECORD).write_text(json.dumps(held))
-                merge(said, [cache], out, choice)
-                assert json.loads((out / RECORD).read_text()) == record
-    out = merge(said, [cache], tmp_path / "top1", PolicyOptions(empty="top1"))
-    record = json.loads((out / RECORD).read_text())
-    (out / RECORD).write_text(json.dumps({key: value for key, value in record.items() if key != "empty"}))
-    with pytest.raises(InputError, match="other selections or settings"):
-        merge(said, [cache], out, PolicyOptions(empty="top1"))
+        ([PolicyOptions(top1=True)], [PolicyOptions(0.95, empty="top1"), PolicyOptions()]),
+        ([PolicyOptions(empty="top1")], [PolicyOptions(), PolicyOptions(top1=True)]),
+    ],
+)
+def test_a_folder_holds_masks_of_one_policy(tmp_path: Path, same: list[PolicyOptions], others: list[PolicyOptions]) -> None:
+    """Options that resolve to the same policy go on; others, and a damaged record, are refused and change nothing."""
+    cache = write_cache(tmp_path / "c.zarr")
+    selections = write_perfect(tmp_path / "s.zarr", cache)
+    out = merge(selections, [cache], tmp_path / "png", same[0])
+    record = (out / RECORD).read_text()
+    for options in others:
+        with pytest.raises(InputError, match="other selections or settings"):
+            merge(selections, [cache], out, options)
+        assert (out / RECORD).read_text() == record
+    for options in same:
+        shutil.rmtree(out / "b/0")
+        merge(selections, [cache], out, options)
+        assert (out / RECORD).read_text() == record and (out / "b/0/00002.png").exists()
+    for damaged in ("", "[]", json.dumps({key: value for key, value in json.loads(record).items() if key != "empty"})):
+        (out / RECORD).write_text(damaged)
+        with pytest.raises(InputError, match="other selections or settings"):
+            merge(selections, [cache], out, same[0])
 
 
 def test_the_best_track_is_drawn_where_none_is_above(tmp_path: Path) -> None:
     """Expression 2 names nothing and scores 0.1 throughout: its mask is the first track's, nothing, or the best's alone."""
     cache = write_cache(tmp_path / "c.zarr")
-    said = write_perfect(tmp_path / "s.zarr", cache)
-    wanted = {"zeros": np.zeros_like(truth_masks(1)[0]), "top1": truth_masks(1)[0]}
+    selections = write_perfect(tmp_path / "s.zarr", cache)
+    expected = {"zeros": np.zeros_like(truth_masks(1)[0]), "top1": truth_masks(1)[0]}
     for empty in ("zeros", "top1"):
-        out = merge(said, [cache], tmp_path / empty, PolicyOptions(empty=empty))
+        out = merge(selections, [cache], tmp_path / empty, PolicyOptions(empty=empty))
         for t, name in enumerate(NAMES):
-            assert np.array_equal(read_mask_png(out / "a" / "2" / f"{name}.png", SIZE), wanted[empty][t])
+            assert np.array_equal(read_mask_png(out / "a" / "2" / f"{name}.png", SIZE), expected[empty][t])
             assert np.array_equal(read_mask_png(out / "a" / "1" / f"{name}.png", SIZE), truth_masks(2).any(0)[t])
 
 
 def test_no_candidate_is_an_empty_mask_whatever_is_asked() -> None:
     tracks = RleMasks.from_dense(np.ones((2, 3, 9, 11), bool))
-    for rule in (SelectionPolicy(0.5), SelectionPolicy(0.5, empty="top1"), SelectionPolicy(0.5, top1=True)):
+    for policy in (SelectionPolicy(0.5), SelectionPolicy(0.5, empty="top1"), SelectionPolicy(0.5, top1=True)):
         for one, masks in ((selection([0.9, 0.9], [False, False]), tracks), (selection([]), RleMasks.empty(0, 3, (9, 11)))):
-            merged = merge_masks(one, masks, rule)
+            merged = merge_masks(one, masks, policy)
             assert merged.shape == (1, 3) and not merged.area().any()
 
 
-@pytest.mark.parametrize(("empty", "wanted"), [("zeros", []), ("top1", [1])])
-def test_the_best_query_is_drawn_though_its_score_is_low(empty: Any, wanted: list[int]) -> None:
+@pytest.mark.parametrize(("empty", "expected"), [("zeros", []), ("top1", [1])])
+def test_the_best_query_is_drawn_though_its_score_is_low(empty: Any, expected: list[int]) -> None:
     """Of an expression's queries only the best was drawn: none has a score above 0.1, and the others have no mask."""
     dense = np.zeros((3, 2, 9, 11), bool)
     dense[1, :, 2:5, 3:7] = True
-    drawn = selection([0.04, 0.08, 0.06], [False, True, False], RleMasks.from_dense(dense))
-    merged = merge_masks(drawn, RleMasks.empty(0, 2, (9, 11)), SelectionPolicy(0.1, empty=empty))
-    assert np.array_equal(merged.dense()[0], dense[wanted].any(0))
+    own_masks = selection([0.04, 0.08, 0.06], [False, True, False], RleMasks.from_dense(dense))
+    merged = merge_masks(own_masks, RleMasks.empty(0, 2, (9, 11)), SelectionPolicy(0.1, empty=empty))
+    assert np.array_equal(merged.dense()[0], dense[expected].any(0))
 
 
 def test_damaged_selections_stop_no_other(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c.zarr")
-    said = write_perfect(tmp_path / "s.zarr", cache)
-    scores = said / "videos/a/scores/c/0/0"
+    selections = write_perfect(tmp_path / "s.zarr", cache)
+    scores = selections / "videos/a/scores/c/0/0"
     whole = scores.read_bytes()
     scores.write_bytes(whole[:-1])
     with pytest.raises(InputError, match=r"1 videos have no masks, first a: .*scores/c/0/0"):
-        merge(said, [cache], tmp_path / "png")
+        merge(selections, [cache], tmp_path / "png")
     assert (tmp_path / "png/b/0/00002.png").exists() and not (tmp_path / "png/a").exists()
     scores.write_bytes(whole)
-    merge(said, [cache], tmp_path / "png")
+    merge(selections, [cache], tmp_path / "png")
     assert (tmp_path / "png/a/2/00002.png").exists()
 
 
@@ -163,29 +166,29 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_damaged_video_stops_no_other(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c.zarr")
-    said = write_perfect(tmp_path / "s.zarr", cache)
+    selections = write_perfect(tmp_path / "s.zarr", cache)
     runs = cache / "videos/a/mask_rle/c/0"
     whole = runs.read_bytes()
     runs.write_bytes(whole[:-1])
     with pytest.raises(InputError, match=r"1 videos have no masks, first a: .*mask_rle/c/0"):
-        merge(said, [cache], tmp_path / "png")
+        merge(selections, [cache], tmp_path / "png")
     assert (tmp_path / "png/b/0/00002.png").exists()
     runs.write_bytes(whole)
-    merge(said, [cache], tmp_path / "png")
+    merge(selections, [cache], tmp_path / "png")
     assert (tmp_path / "png/a/2/00002.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [("settings", {"size": 9}, "settings"), ("producer", "other", "producer"), (None, None, "made of 2 caches")],
 )
-def test_selections_of_other_caches_are_refused(tmp_path: Path, field: str | None, value: object, says: str) -> None:
+def test_selections_of_other_caches_are_refused(tmp_path: Path, field: str | None, value: object, message: str) -> None:
     cache = write_cache(tmp_path / "c.zarr")
     bound = SelectionCache(write_perfect(tmp_path / "s.zarr", cache)).card
     one = {"dataset": "mevis", "split": "valid_u", "producer": "flow", "settings": {}, "weights": {}}
-    made = [one, one] if field is None else [{**one, field: value}]
-    said = tmp_path / "t.zarr"
-    CacheWriter(said, bound.model_copy(update={"extra": {**bound.extra, "tracks": made}}))
-    with pytest.raises(InputError, match=says) as error:
-        merge(said, [cache], tmp_path / "png")
-    assert "give --cache as predict was given it" in str(error.value)
+    cards = [one, one] if field is None else [{**one, field: value}]
+    selections = tmp_path / "t.zarr"
+    CacheWriter(selections, bound.model_copy(update={"extra": {**bound.extra, "tracks": cards}}))
+    with pytest.raises(InputError, match=message) as error:
+        merge(selections, [cache], tmp_path / "png")
+    assert "give the same --cache as for predict" in str(error.value)

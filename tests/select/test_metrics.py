@@ -20,11 +20,13 @@ from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks, encode
 from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.merging.merge import merge
-from rvos_select.metrics import Scores, f, j
+from rvos_select.metrics import METRICS, ExpressionScores, f, j
 from rvos_select.metrics.boundary import boundary, frame_f, tolerance
+from rvos_select.metrics.metric import FrameMetrics
+from rvos_select.metrics.region_contour import REGION_CONTOUR
 from rvos_select.metrics.scores import score
 from rvos_select.metrics.silhouette import Silhouette, _spread, j_and_f
-from rvos_select.metrics.slices import Facts, mean_share, parts
+from rvos_select.metrics.slices import Facts, mean_share, slice_keys
 
 
 def blob(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -128,9 +130,9 @@ def test_only_annotated_frames_count() -> None:
 
 
 def test_means_run_over_expressions_not_videos() -> None:
-    scores = Scores()
+    scores = ExpressionScores([REGION_CONTOUR])
     for key, value, kind in (("a/0", (1.0, 1.0), "motion"), ("a/1", (0.5, 0.0), "static"), ("b/0", None, "motion")):
-        scores.add(key, value, kind)
+        scores.add(key, value and (value,), kind)
     table = scores.table()
     assert (table["j"], table["f"], table["jf"]) == pytest.approx((0.5, 1 / 3, 5 / 12))
     assert table["missing"] == ["b/0"]
@@ -144,23 +146,23 @@ def test_real_tracks_against_real_masks(real_data: Path, tmp_path: Path) -> None
     """The golden numbers are the official procedure's, which the file itself says; four of ten videos, to be quick."""
     golden, videos = json.loads(GOLDEN.read_text()), ("dog", "bmx-trees", "car-shadow", "scooter-black")
     assert "evaluate_bench.py --golden" in golden["made"]
-    said = write_osvos(real_data, tmp_path, videos=videos)
-    found = evaluate_selections(said.selections, [said.cache], root=said.root, scope=Scope(videos=videos))["expressions"]
-    assert found.keys() == {key for key in golden["expressions"] if key.split("/")[0] in videos}
-    for key, row in found.items():
+    osvos = write_osvos(real_data, tmp_path, videos=videos)
+    rows = evaluate_selections(osvos.selections, [osvos.cache], root=osvos.root, scope=Scope(videos=videos))["expressions"]
+    assert rows.keys() == {key for key in golden["expressions"] if key.split("/")[0] in videos}
+    for key, row in rows.items():
         assert row == pytest.approx(golden["expressions"][key], abs=1e-9)
     assert golden["j"] == pytest.approx(np.mean([row["j"] for row in golden["expressions"].values()]), abs=1e-12)
 
 
 def test_the_golden_numbers_are_the_plain_codes(real_data: Path, tmp_path: Path) -> None:
     """One video of them, made again."""
-    said = write_osvos(real_data, tmp_path, videos=("dog",))
-    pngs = merge(said.selections, [said.cache], tmp_path / "png")
-    meta, masks = (json.loads((said.root / "valid_u" / f).read_text()) for f in ("meta_expressions.json", "mask_dict.json"))
+    osvos = write_osvos(real_data, tmp_path, videos=("dog",))
+    pngs = merge(osvos.selections, [osvos.cache], tmp_path / "png")
+    meta, masks = (json.loads((osvos.root / "valid_u" / f).read_text()) for f in ("meta_expressions.json", "mask_dict.json"))
     plain = plain_scores.evaluate(pngs, {"dog": meta["videos"]["dog"]}, masks)
     golden = json.loads(GOLDEN.read_text())["expressions"]["dog/0"]
     assert plain["dog/0"] == pytest.approx((golden["j"], golden["f"]), abs=1e-12)
-    scores = evaluate_pngs("mevis", said.root, "valid_u", pngs, scope=Scope(videos=["dog"]))
+    scores = evaluate_pngs("mevis", osvos.root, "valid_u", pngs, scope=Scope(videos=["dog"]))
     assert scores["expressions"]["dog/0"] == pytest.approx(golden, abs=1e-9)
 
 
@@ -169,13 +171,13 @@ def both(mask: np.ndarray) -> tuple[Silhouette, Silhouette]:
     return Silhouette.of_runs(encode(mask), mask.shape), Silhouette.of_pixels(mask.astype(np.uint8) * 255)
 
 
-def placed(found: Silhouette, bits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def placed(silhouette: Silhouette, bits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels of the frame from a silhouette's bits, one at a time."""
     out = np.zeros(size, bool)
     for w, c in np.ndindex(bits.shape):
         for b in range(64):
             if int(bits[w, c]) >> b & 1:
-                y, x = found.top + 64 * w + b, found.left + c
+                y, x = silhouette.top + 64 * w + b, silhouette.left + c
                 if 0 <= y < size[0] and 0 <= x < size[1]:
                     out[y, x] = True
     return out
@@ -210,9 +212,9 @@ def test_bits_are_the_plain_code(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(70, 75), (1, 9), (9, 1)])
 def test_bits_lie_where_the_pixels_are(size: tuple[int, int]) -> None:
     mask = blob(np.random.default_rng(1), size)
-    for found in both(mask):
-        assert np.array_equal(placed(found, found.mask, size), mask)
-        assert np.array_equal(placed(found, found.edge, size), plain_scores.boundary(mask))
+    for silhouette in both(mask):
+        assert np.array_equal(placed(silhouette, silhouette.mask, size), mask)
+        assert np.array_equal(placed(silhouette, silhouette.edge, size), plain_scores.boundary(mask))
 
 
 @pytest.mark.parametrize("reach", [1, 2, 8, 18, 71])
@@ -225,9 +227,9 @@ def test_near_is_the_disk_around_the_edge(reach: int) -> None:
     edge = plain_scores.boundary(mask)
     edge = np.pad(edge, ((0, -height % 64), (0, 0)))
     bits = np.ascontiguousarray(np.packbits(edge.T, axis=1, bitorder="little")).view("<u8").T.astype(np.uint64, order="C")
-    found = _spread(bits, reach)
-    wanted = cv2.dilate(edge.astype(np.uint8), element) > 0
-    assert np.array_equal(np.unpackbits(found.T.copy().view(np.uint8), axis=1, bitorder="little").T > 0, wanted)
+    spread = _spread(bits, reach)
+    expected = cv2.dilate(edge.astype(np.uint8), element) > 0
+    assert np.array_equal(np.unpackbits(spread.T.copy().view(np.uint8), axis=1, bitorder="little").T > 0, expected)
 
 
 @settings(max_examples=80, deadline=None)
@@ -248,13 +250,19 @@ def test_runs_of_length_zero_change_nothing() -> None:
     assert j_and_f(a, b) == (1, 1)
 
 
+def items(value: float, targets: int, empty: bool) -> tuple[tuple[float, ...], ...]:
+    """An expression of two frames with J and F of `value`; unless `empty`, one of its predictions has pixels."""
+    frames = np.array([[value, value, 0.0], [value, value, float(not empty)]])
+    return FrameMetrics(METRICS["video"]).items(frames, targets)
+
+
 def facts(words: int = 3, targets: int | None = 1, frames: int = 10, share: float | None = 0.1, kind: str | None = None) -> Facts:
     return Facts(words, targets, frames, share, kind)
 
 
 def test_answers_to_expressions_without_target() -> None:
     """N-acc: one of three is answered with nothing, one is missing; T-acc: two of three are answered with something."""
-    scores = Scores()
+    scores = ExpressionScores()
     for key, targets, empty in (
         ("a/0", 0, True),
         ("a/1", 0, False),
@@ -263,20 +271,20 @@ def test_answers_to_expressions_without_target() -> None:
         ("b/1", 2, False),
         ("b/2", 1, True),
     ):
-        scores.add(key, None if empty is None else (0.5, 0.5), None, facts(targets=targets), empty)
+        scores.add(key, None if empty is None else items(0.5, targets, empty), None, facts(targets=targets))
     table = scores.table()
     assert (table["n_acc"], table["t_acc"]) == pytest.approx((1 / 3, 2 / 3))
 
 
 def test_no_accuracy_is_made_up() -> None:
     """Every expression has a target: neither is there; none has: no T-acc; nothing is known of it: no row of either."""
-    scores = Scores()
-    scores.add("a/0", (1.0, 1.0), None, facts(), False)
+    scores = ExpressionScores()
+    scores.add("a/0", items(1.0, 1, empty=False), None, facts())
     assert not {"n_acc", "t_acc"} & scores.table().keys()
     scores.add("b/0", None, None)
     assert not {"n_acc", "t_acc"} & scores.table().keys()
-    scores = Scores()
-    scores.add("a/0", (1.0, 1.0), None, facts(targets=0), True)
+    scores = ExpressionScores()
+    scores.add("a/0", items(1.0, 0, empty=True), None, facts(targets=0))
     table = scores.table()
     assert table["n_acc"] == 1 and "t_acc" not in table
 
@@ -291,11 +299,11 @@ def test_slices_by_hand() -> None:
         "a/4": facts(words=1, frames=1, share=None, targets=0),
         "b": None,
     }
-    scores = Scores()
+    scores = ExpressionScores([REGION_CONTOUR])
     for i, (key, known) in enumerate(rows.items()):
-        scores.add(key, (i / 10, 0.0), None, known, False)
-    held = scores.table()["slices"]
-    counts = {name: {part: row["count"] for part, row in parts.items()} for name, parts in held.items()}
+        scores.add(key, ((i / 10, 0.0),), None, known)
+    slices = scores.table()["slices"]
+    counts = {name: {part: row["count"] for part, row in parts.items()} for name, parts in slices.items()}
     assert counts == {
         "kind": {"motion": 1, "static": 1, "unknown": 4},
         "targets": {"single": 2, "multi": 1, "none": 2, "unknown": 1},
@@ -303,15 +311,17 @@ def test_slices_by_hand() -> None:
         "size": {"small": 1, "medium": 2, "large": 1, "none": 1, "unknown": 1},
         "frames": {"1-50": 2, "51-100": 2, "101+": 1, "unknown": 1},
     }
-    assert held["words"]["1-5"] == pytest.approx({"j": 0.2, "f": 0, "jf": 0.1, "count": 2})
-    assert not {"kind", "objects"} & Scores(expressions={"a/0": (1.0, 1.0)}, facts={"a/0": facts()}).table()["slices"].keys()
-    assert "slices" not in Scores(expressions={"a/0": (1.0, 1.0)}, facts={"a/0": None}).table()
+    assert slices["words"]["1-5"] == pytest.approx({"j": 0.2, "f": 0, "jf": 0.1, "count": 2})
+    for known, attributes in ((facts(), {"targets", "words", "size", "frames"}), (None, set())):
+        one = ExpressionScores([REGION_CONTOUR])
+        one.add("a/0", ((1.0, 1.0),), None, known)
+        assert one.table().get("slices", {}).keys() == attributes
 
 
 def test_objects_are_no_expressions() -> None:
     """They name nothing; of those that no text names nothing is said of the text."""
-    held = parts({"a/0/1": Facts(0, None, 4, 0.5, None, 1), "b/0/1": Facts(6, None, 4, 0.5, None, 2), "c": None})
-    assert held == {
+    slices = slice_keys({"a/0/1": Facts(0, None, 4, 0.5, None, 1), "b/0/1": Facts(6, None, 4, 0.5, None, 2), "c": None})
+    assert slices == {
         "objects": {"multi": ["b/0/1"], "single": ["a/0/1"], "unknown": ["c"]},
         "words": {"6-10": ["b/0/1"], "none": ["a/0/1"], "unknown": ["c"]},
         "size": {"large": ["a/0/1", "b/0/1"], "unknown": ["c"]},

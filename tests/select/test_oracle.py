@@ -54,24 +54,24 @@ def write_cache(path: Path, seed: int, shuffled: bool = False) -> Path:
         prompt = np.where(np.arange(TRACKS) % 3 == 2, rng.integers(0, len(EXPRESSIONS[video]), TRACKS), -1).astype(np.int32)
         tokens = rng.standard_normal((TRACKS, FRAMES, 8)).astype(np.float16)
         order = rng.permutation(TRACKS) if shuffled else np.arange(TRACKS)
-        found = TrackSet(
+        track_set = TrackSet(
             tokens[order], np.ones((TRACKS, FRAMES), np.float16), RleMasks.from_dense(tracks[order]), prompt[order],
             ("flow",) * TRACKS, np.zeros(TRACKS, np.int32), np.zeros((TRACKS, 4), np.float32),
         )  # fmt: skip
         answers = GroundTruth(objects_of(video), RleMasks.from_dense(truth), np.ones(FRAMES, bool))
-        overlap = count_overlap(found.masks, answers)
-        write_tracks(writer, TrackRecord(video, NAMES, SIZE, expressions_of(video), found, answers, overlap))
+        overlap = count_overlap(track_set.masks, answers)
+        write_tracks(writer, TrackRecord(video, NAMES, SIZE, expressions_of(video), track_set, answers, overlap))
     return path
 
 
 def write_words(path: Path) -> Path:
     writer = CacheWriter(path, Card(kind="text", producer="hashed", channels=8, **SHARED))
     for video in EXPRESSIONS:
-        said = expressions_of(video)
+        expressions = expressions_of(video)
         rng = np.random.default_rng(5)
-        vectors = [rng.standard_normal((3, 8)).astype(np.float16) for _ in said]
+        vectors = [rng.standard_normal((3, 8)).astype(np.float16) for _ in expressions]
         words = tuple(Words(v, np.zeros((3, 2), np.int32), ("",) * 3) for v in vectors)
-        write_text(writer, TextRecord(video, said, words))
+        write_text(writer, TextRecord(video, expressions, words))
     return path
 
 
@@ -84,21 +84,21 @@ def test_perfect_labels_score_exactly_the_oracle(tmp_path: Path, seed: int) -> N
     writer = CacheWriter(tmp_path / "s.zarr", Card(kind="selections", producer="run", **SHARED))
     for video in source.video_ids():
         info, quality = source.info(video), mean_iou(source.overlap(video))
-        said = []
+        selections = []
         for e in info.expressions:
             allowed = candidates(info, e.expression_id)
             picked = oracle_tracks(quality, source.ground_truth(video).indices(e.targets or ()), allowed)
-            said.append(Selection(e.expression_id, np.where(picked, 0.9, 0.1).astype(np.float32), allowed))
-        write_selections(writer, SelectionRecord(video, info.frame_names, info.size, tuple(said)))
-    wanted = oracle([cache])
+            selections.append(Selection(e.expression_id, np.where(picked, 0.9, 0.1).astype(np.float32), allowed))
+        write_selections(writer, SelectionRecord(video, info.frame_names, info.size, tuple(selections)))
+    expected = oracle([cache])
     direct = evaluate_selections(tmp_path / "s.zarr", [cache])
     pngs = evaluate_pngs("mevis", tmp_path / "data", "valid_u", merge(tmp_path / "s.zarr", [cache], tmp_path / "png"))
-    assert 0.2 < wanted["jf"] < 0.99
+    assert 0.2 < expected["jf"] < 0.99
     for scores in (direct, pngs):
-        assert {k: scores[k] for k in ("j", "f", "jf")} == pytest.approx({k: wanted[k] for k in ("j", "f", "jf")}, abs=1e-9)
-        assert scores["expressions"].keys() == wanted["expressions"].keys()
-        for key, own in scores["expressions"].items():
-            assert own == pytest.approx(wanted["expressions"][key], abs=1e-9), key
+        assert {k: scores[k] for k in ("j", "f", "jf")} == pytest.approx({k: expected[k] for k in ("j", "f", "jf")}, abs=1e-9)
+        assert scores["expressions"].keys() == expected["expressions"].keys()
+        for key, numbers in scores["expressions"].items():
+            assert numbers == pytest.approx(expected["expressions"][key], abs=1e-9), key
 
 
 @pytest.mark.parametrize(
@@ -111,17 +111,17 @@ def test_the_order_of_tracks_means_nothing(tmp_path: Path, selector: str, config
     words = [write_words(tmp_path / "t.zarr")]
     settings = TrainSettings.model_validate({"selector": selector, "config": config, "epochs": 2, "optim": {"lr": 1e-2}})
     run = train([one], words, settings=settings, valid_tracks=[one], valid_texts=words, out=tmp_path / "run")
-    said = [predict(run, [cache], words, tmp_path / f"s{i}.zarr") for i, cache in enumerate((one, two))]
-    first, second = (SelectionCache(path).selections("a")[1] for path in said)
+    selections = [predict(run, [cache], words, tmp_path / f"s{i}.zarr") for i, cache in enumerate((one, two))]
+    first, second = (SelectionCache(path).selections("a")[1] for path in selections)
     assert not np.allclose(first.scores, second.scores, atol=1e-4)
     assert np.allclose(np.sort(first.scores), np.sort(second.scores), atol=1e-5)
     # A threshold in a wide gap of all scores: rounding must not decide what is chosen.
-    chosen = SelectionCache(said[0])
+    chosen = SelectionCache(selections[0])
     scores = np.sort(np.concatenate([s.scores[s.candidates] for v in chosen.video_ids() for s in chosen.selections(v)]))
     middle = scores[len(scores) // 4 : -len(scores) // 4]
     widest = int(np.argmax(np.diff(middle)))
     threshold = float(middle[widest : widest + 2].mean())
-    tables = [evaluate_selections(path, [cache], policy=PolicyOptions(threshold)) for path, cache in zip(said, (one, two))]
+    tables = [evaluate_selections(path, [cache], policy=PolicyOptions(threshold)) for path, cache in zip(selections, (one, two))]
     assert tables[0]["expressions"] == tables[1]["expressions"]
     assert 0.05 < tables[0]["jf"] < 0.95
     best = [oracle([cache]) for cache in (one, two)]

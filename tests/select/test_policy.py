@@ -16,8 +16,9 @@ from rvos_cache.errors import InputError
 from rvos_cache.store import Card, SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.cli import cli
+from rvos_select.data.one_object import all_name_one_object
 from rvos_select.inference.predict import predict
-from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, completed, resolve_policy, selector_policy
+from rvos_select.merging.policy import DEFAULT_POLICY, Decision, PolicyOptions, SelectionPolicy, resolve_policy, selector_policy
 from rvos_select.selectors import SELECTORS, selector_class
 from rvos_select.selectors.mean_cosine import MeanCosine
 from rvos_select.training.settings import TrainSettings
@@ -32,15 +33,15 @@ def selection(scores: list[float], candidates: list[bool] | None = None) -> Sele
 
 
 @dataclass
-class Said:
-    """What `decision` reads of a selections cache."""
+class Selections:
+    """What `resolve_policy` reads of a selections cache."""
 
     card: Card
     path: Path = Path("s.zarr")
 
 
-def said(**extra: Any) -> Any:
-    return Said(Card(kind="selections", dataset="mevis", split="valid_u", producer="run", extra=extra))
+def selections(**extra: Any) -> Any:
+    return Selections(Card(kind="selections", dataset="mevis", split="valid_u", producer="run", extra=extra))
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,8 @@ def test_chosen_by_hand(
     assert SelectionPolicy(threshold)(one).tolist() == SelectionPolicy(threshold, empty="zeros")(one).tolist() == zeros
     assert SelectionPolicy(threshold, empty="top1")(one).tolist() == fallback
     assert SelectionPolicy(threshold, top1=True)(one).tolist() == best
-    for rule in (SelectionPolicy(threshold), SelectionPolicy(threshold, empty="top1"), SelectionPolicy(threshold, top1=True)):
-        assert rule(one).dtype == np.intp
+    for policy in (SelectionPolicy(threshold), SelectionPolicy(threshold, empty="top1"), SelectionPolicy(threshold, top1=True)):
+        assert policy(one).dtype == np.intp
 
 
 def test_the_best_alone_is_what_answers_above_the_highest_score() -> None:
@@ -84,7 +85,7 @@ def test_the_best_alone_is_what_answers_above_the_highest_score() -> None:
 
 
 @pytest.mark.parametrize(
-    ("card", "choice", "wanted"),
+    ("card", "options", "expected"),
     [
         ({}, DEFAULT_POLICY, SelectionPolicy(0.5)),
         ({"threshold": 0.7}, DEFAULT_POLICY, SelectionPolicy(0.7)),
@@ -101,93 +102,99 @@ def test_the_best_alone_is_what_answers_above_the_highest_score() -> None:
         ({"threshold": 0.7, "top1": True}, PolicyOptions(0.3), SelectionPolicy(0.3)),
         ({"threshold": 0.7, "top1": True, "empty": "top1"}, PolicyOptions(0.3), SelectionPolicy(0.3, empty="top1")),
         ({"threshold": 0.7, "empty": "top1"}, PolicyOptions(top1=True), SelectionPolicy(0.7, top1=True)),
-        ({"threshold": 0.7, "lowest": 0.1}, PolicyOptions(0.1, empty="top1"), SelectionPolicy(0.1, empty="top1")),
-        ({"threshold": 0.05, "lowest": 0.1}, PolicyOptions(top1=True), SelectionPolicy(0.05, top1=True)),
+        ({"threshold": 0.7, "draw_threshold": 0.1}, PolicyOptions(0.1, empty="top1"), SelectionPolicy(0.1, empty="top1")),
+        ({"threshold": 0.05, "draw_threshold": 0.1}, PolicyOptions(top1=True), SelectionPolicy(0.05, top1=True)),
     ],
 )
-def test_what_is_asked_and_what_the_card_has(card: dict[str, Any], policy: PolicyOptions, wanted: SelectionPolicy) -> None:
-    assert resolve_policy(said(**card), policy) == wanted
+def test_options_and_card(card: dict[str, Any], options: PolicyOptions, expected: SelectionPolicy) -> None:
+    assert resolve_policy(selections(**card), options) == expected
 
 
 def test_a_protocol_whose_answer_is_the_best_track() -> None:
-    card = said(threshold=0.7, empty="top1")
+    card = selections(threshold=0.7, empty="top1")
     assert (
-        resolve_policy(card, top1_unasked=True)
-        == resolve_policy(card, PolicyOptions(top1=True), top1_unasked=True)
+        resolve_policy(card, top1_by_default=True)
+        == resolve_policy(card, PolicyOptions(top1=True), top1_by_default=True)
         == SelectionPolicy(0.7, top1=True)
     )
-    assert resolve_policy(card, PolicyOptions(0.4), top1_unasked=True) == SelectionPolicy(0.4, empty="top1")
-    assert resolve_policy(card, PolicyOptions(0.4, empty="zeros"), top1_unasked=True) == SelectionPolicy(0.4)
+    assert resolve_policy(card, PolicyOptions(0.4), top1_by_default=True) == SelectionPolicy(0.4, empty="top1")
+    assert resolve_policy(card, PolicyOptions(0.4, empty="zeros"), top1_by_default=True) == SelectionPolicy(0.4)
 
 
 @pytest.mark.parametrize("empty", ["zeros", "top1"])
 @pytest.mark.parametrize(("card", "unasked"), [({"top1": True}, False), ({}, True)])
 def test_an_answer_that_is_never_empty_takes_no_empty(card: dict[str, Any], unasked: bool, empty: Any) -> None:
-    with pytest.raises(InputError, match="s.zarr: each expression has its best track; give --empty together with --threshold"):
-        resolve_policy(said(**card), PolicyOptions(empty=empty), unasked)
+    with pytest.raises(InputError, match="s.zarr: each expression gets its best track; give --empty together with --threshold"):
+        resolve_policy(selections(**card), PolicyOptions(empty=empty), unasked)
 
 
 @pytest.mark.parametrize("empty", [None, "zeros", "top1"])
 def test_queries_whose_masks_were_not_drawn_are_never_chosen(empty: Any) -> None:
-    """Whatever answers where none is above: below `lowest` a threshold would choose them."""
-    with pytest.raises(InputError, match=r"s.zarr: threshold 0.05, but only masks of scores above 0.1 were drawn"):
-        resolve_policy(said(threshold=0.7, lowest=0.1), PolicyOptions(0.05, empty=empty))
+    """Whatever answers where none is above: below the draw threshold a threshold would choose them."""
+    with pytest.raises(InputError, match=r"s.zarr: threshold 0.05, but only masks of scores above 0.1 were predicted"):
+        resolve_policy(selections(threshold=0.7, draw_threshold=0.1), PolicyOptions(0.05, empty=empty))
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("options", "message"),
     [
         ({"threshold": 0.5, "top1": True}, "--threshold and --top1 exclude each other"),
         ({"threshold": 0.0, "top1": True}, "--threshold and --top1 exclude each other"),
         ({"top1": True, "empty": "zeros"}, "--empty and --top1 exclude each other"),
         ({"threshold": 0.5, "top1": True, "empty": "top1"}, "--top1 exclude each other"),
-        ({"threshold": -0.1}, r"--threshold -0.1: scores lie in \[0, 1\]"),
-        ({"threshold": 1.5}, r"--threshold 1.5: scores lie in \[0, 1\]"),
+        ({"threshold": -0.1}, r"--threshold -0.1: scores are in \[0, 1\]"),
+        ({"threshold": 1.5}, r"--threshold 1.5: scores are in \[0, 1\]"),
         ({"threshold": float("nan")}, "--threshold nan"),
-        ({"empty": "best"}, "--empty: 'best' is no answer to an empty choice; there are: zeros, top1"),
-        ({"empty": ""}, "--empty: '' is no answer"),
+        ({"empty": "best"}, "--empty: empty must be one of zeros, top1, not 'best'"),
+        ({"empty": ""}, "--empty: empty must be one of zeros, top1, not ''"),
     ],
 )
-def test_choices_that_cannot_be(asked: dict[str, Any], says: str) -> None:
-    with pytest.raises(InputError, match=says) as error:
-        PolicyOptions(**asked)
+def test_choices_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        PolicyOptions(**options)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", ["best", None, 1, True])
 def test_a_card_that_is_not_understood(value: object) -> None:
-    with pytest.raises(InputError, match=f"s.zarr: {value!r} is no answer to an empty choice"):
-        resolve_policy(said(empty=value))
+    with pytest.raises(InputError, match=f"s.zarr: empty must be one of zeros, top1, not {value!r}"):
+        resolve_policy(selections(empty=value))
 
 
 def test_the_record_tells_rules_apart() -> None:
-    rules = [SelectionPolicy(0.5), SelectionPolicy(0.7), SelectionPolicy(0.5, empty="top1"), SelectionPolicy(0.5, top1=True)]
-    records = [rule.record() for rule in rules]
+    policies = [SelectionPolicy(0.5), SelectionPolicy(0.7), SelectionPolicy(0.5, empty="top1"), SelectionPolicy(0.5, top1=True)]
+    records = [policy.record() for policy in policies]
     assert all(a != b for i, a in enumerate(records) for b in records[i + 1 :])
     # With the best track alone the threshold says nothing.
     assert SelectionPolicy(0.7, top1=True).record() == records[-1]
 
 
-def test_records_of_older_code() -> None:
-    """They have no entry `empty`: where none was above the threshold the mask was empty."""
-    assert completed({"threshold": 0.5, "top1": False}) == SelectionPolicy(0.5).record()
-    assert completed({"threshold": None, "top1": True}) == SelectionPolicy(0.5, top1=True).record()
-    assert completed({"threshold": 0.5, "top1": False}) != SelectionPolicy(0.5, empty="top1").record()
-    assert completed(SelectionPolicy(0.5, empty="top1").record()) == SelectionPolicy(0.5, empty="top1").record()
-
-
 @pytest.mark.parametrize(
-    ("datasets", "best"),
-    [(["refcoco"], True), (["mevis"], False), (["refcoco", "ref-youtube-vos"], True), (["refcoco", "mevis"], False)],
+    ("datasets", "one_object"),
+    [
+        (["refcoco"], True),
+        (["mevis"], False),
+        (["refcoco", "ref-youtube-vos"], True),
+        (["refcoco", "mevis"], False),
+        (["x"], False),
+    ],
 )
-def test_the_best_track_answers_where_every_expression_names_one_object(datasets: list[str], best: bool) -> None:
-    """Also of joined caches, in any order: an expression of MeViS may name several."""
+def test_datasets_whose_expressions_name_one_object(datasets: list[str], one_object: bool) -> None:
+    """Of several caches all must: an expression of MeViS may name several objects."""
+    assert all_name_one_object(datasets) is all_name_one_object(datasets[::-1]) is one_object
+
+
+@pytest.mark.parametrize("one_object", [True, False])
+def test_the_best_track_is_selected_where_every_expression_names_one_object(one_object: bool) -> None:
+    """By selectors that say so; others keep their threshold."""
     selector = SimpleNamespace(threshold=0.7, empty="zeros", top1_of_one=True)
-    for order in (datasets, datasets[::-1]):
-        assert selector_policy(selector, order) == SelectionPolicy(0.7, top1=best)
-    assert selector_policy(SimpleNamespace(threshold=0.7, empty="top1", top1_of_one=False), datasets) == SelectionPolicy(
-        0.7, empty="top1"
-    )
+    assert selector_policy(selector, one_object) == SelectionPolicy(0.7, top1=one_object)
+    selector = SimpleNamespace(threshold=0.7, empty="top1", top1_of_one=False)
+    assert selector_policy(selector, one_object) == SelectionPolicy(0.7, empty="top1")
+
+
+def test_the_name_in_scripts_that_compare_with_released_code() -> None:
+    assert Decision is SelectionPolicy
 
 
 COMMANDS = {
@@ -200,7 +207,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--threshold", "0.5", "--top1"], "--threshold and --top1 exclude each other"),
         (["--threshold", "0", "--top1"], "--threshold and --top1 exclude each other"),
@@ -209,17 +216,17 @@ COMMANDS = {
         (["--threshold", "1.5"], "1.5 is not in the range 0<=x<=1"),
     ],
 )
-def test_every_command_refuses_the_same(command: str, words: list[str], says: str) -> None:
+def test_every_command_refuses_the_same(command: str, words: list[str], message: str) -> None:
     """Before any file is looked for."""
-    done = CliRunner().invoke(cli, [command, *COMMANDS[command], *words])
-    assert done.exit_code == 2 and says in done.output
+    result = CliRunner().invoke(cli, [command, *COMMANDS[command], *words])
+    assert result.exit_code == 2 and message in result.output
 
 
 @pytest.mark.parametrize("words", [["--threshold", "0.5"], ["--top1"], ["--empty", "zeros"]])
 def test_masks_were_chosen_in_merge(words: list[str]) -> None:
-    where = ["--dataset", "mevis", "--root", "data", "--split", "valid_u", "--predictions", "png"]
-    done = CliRunner().invoke(cli, ["evaluate", *where, *words])
-    assert done.exit_code == 2 and "--predictions takes no --threshold, --top1 or --empty" in done.output
+    arguments = ["--dataset", "mevis", "--root", "data", "--split", "valid_u", "--predictions", "png"]
+    result = CliRunner().invoke(cli, ["evaluate", *arguments, *words])
+    assert result.exit_code == 2 and "--predictions takes no --threshold, --top1 or --empty" in result.output
 
 
 class Eager(MeanCosine):
@@ -236,7 +243,7 @@ def test_selectors_leave_nothing_chosen_empty(name: str) -> None:
 
 def test_a_selector_names_its_own_answer_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, words = [write_cache(tmp_path / "c.zarr", 0)], [write_words(tmp_path / "t.zarr")]
-    settings = TrainSettings.model_validate({"selector": "test_choice:Eager", "config": {"width": 8}, "epochs": 1})
+    settings = TrainSettings.model_validate({"selector": "test_policy:Eager", "config": {"width": 8}, "epochs": 1})
     run = train(cache, words, settings=settings, valid_tracks=cache, valid_texts=words, out=tmp_path / "run")
     eager = SelectionCache(predict(run, cache, words, tmp_path / "eager.zarr"))
     assert resolve_policy(eager) == SelectionPolicy(0.5, empty="top1")
@@ -249,6 +256,6 @@ def test_a_selector_names_its_own_answer_in_the_card(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match="extra.empty"):
         predict(run, cache, words, tmp_path / "eager.zarr")
     monkeypatch.setattr(Eager, "empty", "best")
-    with pytest.raises(InputError, match="selector Eager: 'best' is no answer to an empty choice"):
+    with pytest.raises(InputError, match="selector Eager: empty must be one of zeros, top1, not 'best'"):
         predict(run, cache, words, tmp_path / "wrong.zarr")
     assert not (tmp_path / "wrong.zarr").exists()

@@ -16,17 +16,17 @@ from rvos_select.evaluation.video import MergedMasks, Row, Task, score_video
 
 def test_processes_read_only_the_next_tasks() -> None:
     """The first result of two processes is there before a tenth of 1000 tasks has been made."""
-    made = []
+    created = []
 
     def tasks() -> Iterator[Task]:
         for i in range(1000):
-            made.append(i)
+            created.append(i)
             yield Task((), (), RleMasks.empty(0, 0, (1, 1)), (), MergedMasks(), (str(i),))
 
     rows = in_order(score_video, tasks(), 2)
     assert next(rows) == [Row("0")]
-    assert len(made) < 100
-    assert [row.key for found in rows for row in found] == [str(i) for i in range(1, 1000)]
+    assert len(created) < 100
+    assert [row.key for of_task in rows for row in of_task] == [str(i) for i in range(1, 1000)]
 
 
 def _dies(task: int) -> int:

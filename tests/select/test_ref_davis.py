@@ -38,7 +38,7 @@ from rvos_select.merging.policy import PolicyOptions
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made")
     write_split(out / "data")
     write_masks(out / "png")
@@ -46,9 +46,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def split(made: Path, tmp_path: Path) -> Path:
+def split(source: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
-    return shutil.copytree(made, tmp_path / "split")
+    return shutil.copytree(source, tmp_path / "split")
 
 
 def from_pngs(split: Path, strict: bool = False, **scope: Any) -> dict[str, Any]:
@@ -60,31 +60,31 @@ LEFT = 0.5
 """What an empty proposal scores with b's second object: it is absent in half of the frames."""
 
 
-def test_truth_as_prediction(made: Path) -> None:
+def test_truth_as_prediction(source: Path) -> None:
     """All that the expressions name is right; what none names is paired with nothing, as the benchmark does."""
     for strict in (False, True):
-        scores = from_pngs(made, strict=strict)
+        scores = from_pngs(source, strict=strict)
         assert scores["objects"].keys() == KEYS
         assert scores["protocol"] == ("davis-strict" if strict else "davis-unsupervised")
-        for key, found in scores["objects"].items():
-            assert found == ({"j": LEFT, "f": LEFT} if key.startswith("b/") and key.endswith("/2") else {"j": 1.0, "f": 1.0})
+        for key, numbers in scores["objects"].items():
+            assert numbers == ({"j": LEFT, "f": LEFT} if key.startswith("b/") and key.endswith("/2") else {"j": 1.0, "f": 1.0})
         mean = pytest.approx({"j": (4 + LEFT) / 5, "f": (4 + LEFT) / 5, "jf": (4 + LEFT) / 5})
         assert {k: scores[k] for k in ("j", "f", "jf")} == mean
         assert scores["annotators"] == {str(a): mean for a in range(4)}
         assert "missing" not in scores
-        only = from_pngs(made, strict=strict, videos=["a"])
+        only = from_pngs(source, strict=strict, videos=["a"])
         assert (only["j"], only["f"], only["jf"]) == (1.0, 1.0, 1.0)
-        assert from_pngs(made, strict=strict, limit=1) == only
+        assert from_pngs(source, strict=strict, limit=1) == only
 
 
-def test_rows_of_annotators(made: Path, tmp_path: Path) -> None:
+def test_rows_of_annotators(source: Path, tmp_path: Path) -> None:
     """Each with its own objects, whose mean is the row; a split of one annotator has the one row that there is."""
-    scores = from_pngs(made)
+    scores = from_pngs(source)
     rows = annotator_rows(scores)
     assert list(rows) == [f"annotator {a}" for a in range(4)]
     for a, row in enumerate(rows.values()):
         assert set(row["objects"]) == {key for key in KEYS if key.split("/")[1] == str(a)}
-        assert row["j"] == pytest.approx(np.mean([held["j"] for held in row["objects"].values()]))
+        assert row["j"] == pytest.approx(np.mean([object_row["j"] for object_row in row["objects"].values()]))
     write_split(tmp_path / "data", annotators=1)
     write_masks(tmp_path / "png", annotators=1)
     assert annotator_rows(from_pngs(tmp_path)) == annotator_rows({"jf": 1.0}) == {}
@@ -113,13 +113,13 @@ def test_the_table_is_the_plain_code_over_the_split(split: Path) -> None:
 
 
 def counts_of(scores: dict[str, Any]) -> dict[str, dict[str, int]]:
-    return {name: {part: row["count"] for part, row in held.items()} for name, held in scores["slices"].items()}
+    return {name: {part: row["count"] for part, row in of_attribute.items()} for name, of_attribute in scores["slices"].items()}
 
 
-def test_slices_by_hand(made: Path) -> None:
+def test_slices_by_hand(source: Path) -> None:
     """20 objects, of each of four annotators 5. Squares of 144 of 2400 pixels; b has its second, which nothing names, in half of
     the frames."""
-    scores = from_pngs(made)
+    scores = from_pngs(source)
     assert counts_of(scores) == {
         "objects": {"multi": 20},
         "words": {"1-5": 16, "none": 4},
@@ -133,33 +133,34 @@ def test_slices_by_hand(made: Path) -> None:
 def test_sentences_of_annotators_differ(split: Path, tmp_path: Path) -> None:
     """The second annotator's are long, and a text cache tells that they speak of motion; video b is not in it."""
     listed = split / "data/meta_expressions/valid/meta_expressions.json"
-    held = json.loads(listed.read_text())
-    for video, entry in held["videos"].items():
+    meta = json.loads(listed.read_text())
+    for video, entry in meta["videos"].items():
         for i in range(NAMED[video]):
             entry["expressions"][str(4 * i + 1)]["exp"] = "one two three four five six runs"
-    listed.write_text(json.dumps(held))
+    listed.write_text(json.dumps(meta))
     writer = CacheWriter(tmp_path / "t.zarr", Card(kind="text", dataset="ref-davis17", split="valid", producer="x", channels=2))
-    said = RefDavis17(split / "data", "valid").expressions("a")
+    expressions = RefDavis17(split / "data", "valid").expressions("a")
     words = [
-        Words(np.zeros((1, 2), np.float16), np.zeros((1, 2), np.int32), ("VVZ" if "runs" in e.text else "AJ0",)) for e in said
+        Words(np.zeros((1, 2), np.float16), np.zeros((1, 2), np.int32), ("VVZ" if "runs" in e.text else "AJ0",))
+        for e in expressions
     ]
-    write_text(writer, TextRecord("a", said, tuple(words)))
+    write_text(writer, TextRecord("a", expressions, tuple(words)))
     for processes in (1, 2):
         counts = counts_of(from_pngs(split, texts=(tmp_path / "t.zarr",), processes=processes))
         assert counts["words"] == {"1-5": 12, "6-10": 4, "none": 4}
         assert counts["kind"] == {"motion": 3, "static": 9, "unknown": 8}
 
 
-def test_exchanged_objects_are_forgiven_by_default_and_not_by_strict(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "data", tmp_path / "data")
+def test_exchanged_objects_are_forgiven_by_default_and_not_by_strict(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source / "data", tmp_path / "data")
     write_masks(tmp_path / "png", shown=lambda video, n: {1: 2, 2: 1}.get(n, n) if video == "a" else n)
-    assert from_pngs(tmp_path)["objects"] == from_pngs(made)["objects"]
+    assert from_pngs(tmp_path)["objects"] == from_pngs(source)["objects"]
     strict = from_pngs(tmp_path, strict=True)["objects"]
     assert [strict[f"a/2/{n}"]["j"] for n in (1, 2, 3)] == [0.0, 0.0, 1.0]
 
 
-def test_empty_predictions(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "data", tmp_path / "data")
+def test_empty_predictions(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source / "data", tmp_path / "data")
     write_masks(tmp_path / "png", shown=lambda video, n: 0)
     scores = from_pngs(tmp_path)
     assert (scores["j"], scores["f"]) == (LEFT / 5, LEFT / 5)
@@ -175,10 +176,10 @@ def test_one_annotator(tmp_path: Path) -> None:
 
 def test_an_absent_annotator_is_refused(split: Path) -> None:
     path = split / "data/meta_expressions/valid/meta_expressions.json"
-    held = json.loads(path.read_text())
+    meta = json.loads(path.read_text())
     for i in range(3):
-        del held["videos"]["a"]["expressions"][str(4 * i + 3)]
-    path.write_text(json.dumps(held))
+        del meta["videos"]["a"]["expressions"][str(4 * i + 3)]
+    path.write_text(json.dumps(meta))
     with pytest.raises(InputError, match="wanted 4 expressions per object, came 9"):
         from_pngs(split)
 
@@ -191,7 +192,7 @@ def test_a_missing_mask_is_named_or_scored_zero(split: Path) -> None:
     for strict in (False, True):
         scores = from_pngs(split, allow_missing=True, strict=strict)
         assert scores["missing"] == ["a/6"]
-        assert [key for key, found in scores["objects"].items() if found["j"] == 0] == ["a/2/2"]
+        assert [key for key, row in scores["objects"].items() if row["j"] == 0] == ["a/2/2"]
         assert scores["annotators"]["1"]["j"] == (4 + LEFT) / 5
         assert scores["annotators"]["2"]["j"] == pytest.approx((3 + LEFT) / 5)
 
@@ -224,7 +225,7 @@ def test_a_video_that_cannot_be_read(split: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda p: (p / "a/0/00001.png").write_bytes(b"x"), r"a/0/00001\.png: not a whole PNG"),
         (lambda p: Image.new("L", (5, 6)).save(p / "a/0/00001.png"), r"a/0/00001\.png: the mask is \(6, 5\)"),
@@ -232,18 +233,18 @@ def test_a_video_that_cannot_be_read(split: Path, what: str) -> None:
         (lambda p: shutil.rmtree(p), "png: no such folder of predictions"),
     ],
 )
-def test_a_damaged_prediction_is_no_hole(split: Path, change: Callable[[Path], object], says: str) -> None:
+def test_a_damaged_prediction_is_no_hole(split: Path, change: Callable[[Path], object], message: str) -> None:
     change(split / "png")
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=message) as error:
         from_pngs(split, allow_missing=True)
     assert "\n" not in str(error.value)
 
 
-def test_other_splits_and_videos_are_refused(made: Path) -> None:
+def test_other_splits_and_videos_are_refused(source: Path) -> None:
     with pytest.raises(InputError, match="no video zebra"):
-        from_pngs(made, videos=["zebra"])
+        from_pngs(source, videos=["zebra"])
     with pytest.raises(InputError, match="splits of .*: valid"):
-        evaluate_pngs("ref-davis17", made / "data", "train", made / "png")
+        evaluate_pngs("ref-davis17", source / "data", "train", source / "png")
 
 
 def test_a_split_without_objects(split: Path) -> None:
@@ -253,8 +254,8 @@ def test_a_split_without_objects(split: Path) -> None:
         from_pngs(split)
 
 
-def test_processes_change_nothing(made: Path) -> None:
-    assert from_pngs(made, processes=2) == from_pngs(made)
+def test_processes_change_nothing(source: Path) -> None:
+    assert from_pngs(source, processes=2) == from_pngs(source)
 
 
 # From selections.
@@ -263,26 +264,28 @@ def test_processes_change_nothing(made: Path) -> None:
 def test_selections_score_as_their_masks_do(split: Path) -> None:
     """The right halves; nothing overlaps, so that PNGs say the same."""
     cache = write_cache(split / "c.zarr", split / "data")
-    said = write_said(split / "s.zarr", lambda video, i: right(video, i + NAMED[video]))
-    pngs = merge(said, [cache], split / "halves", PolicyOptions(top1=True))
+    selections = write_said(split / "s.zarr", lambda video, i: right(video, i + NAMED[video]))
+    pngs = merge(selections, [cache], split / "halves", PolicyOptions(top1=True))
     for strict in (False, True):
-        found = evaluate_selections(said, [cache], strict=strict)
-        assert found == evaluate_pngs("ref-davis17", split / "data", "valid", pngs, strict=strict)
-        assert found["objects"]["a/1/2"]["j"] == 0.5
-    assert evaluate_selections(said, [cache], root=split / "data", scope=Scope(processes=2)) == evaluate_selections(said, [cache])
+        scores = evaluate_selections(selections, [cache], strict=strict)
+        assert scores == evaluate_pngs("ref-davis17", split / "data", "valid", pngs, strict=strict)
+        assert scores["objects"]["a/1/2"]["j"] == 0.5
+    assert evaluate_selections(selections, [cache], root=split / "data", scope=Scope(processes=2)) == evaluate_selections(
+        selections, [cache]
+    )
 
 
 def test_the_larger_score_wins_a_pixel(split: Path) -> None:
     """The third sentence takes everything. Where its score is the least, or equal, the others keep theirs."""
     cache = write_cache(split / "c.zarr", split / "data")
-    for score, wanted in ((0.5, [1, 1, 1]), (0.6, [1, 1, 1]), (0.7, [0, 0, 1 / 3])):
+    for score, expected in ((0.5, [1, 1, 1]), (0.6, [1, 1, 1]), (0.7, [0, 0, 1 / 3])):
 
         def scores(video: str, i: int, score: float = score) -> np.ndarray:
             return np.where(np.arange(7) == 6, score, 0.1) if (video, i) == ("a", 2) else right(video, i)
 
-        said = write_said(split / f"{score}.zarr", scores)
-        found = evaluate_selections(said, [cache], strict=True, scope=Scope(videos=["a"]))["objects"]
-        assert [found[f"a/3/{n}"]["j"] for n in (1, 2, 3)] == pytest.approx(wanted)
+        selections = write_said(split / f"{score}.zarr", scores)
+        objects = evaluate_selections(selections, [cache], strict=True, scope=Scope(videos=["a"]))["objects"]
+        assert [objects[f"a/3/{n}"]["j"] for n in (1, 2, 3)] == pytest.approx(expected)
 
 
 def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
@@ -293,8 +296,8 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
         out[i] = 0.55
         return out
 
-    said = write_said(split / "s.zarr", halves)
-    for choice, wanted in (
+    selections = write_said(split / "s.zarr", halves)
+    for policy, expected in (
         (PolicyOptions(), 0.5),
         (PolicyOptions(0.5), 1.0),
         (PolicyOptions(0.58), 0.5),
@@ -304,18 +307,21 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
         (PolicyOptions(0.9, empty="top1"), 0.5),
         (PolicyOptions(0.5, empty="top1"), 1.0),
     ):
-        found = evaluate_selections(said, [cache], scope=Scope(videos=["a"]), policy=choice)
-        assert found["j"] == pytest.approx(wanted)
+        scores = evaluate_selections(selections, [cache], scope=Scope(videos=["a"]), policy=policy)
+        assert scores["j"] == pytest.approx(expected)
     # Without a threshold an answer is never empty.
-    with pytest.raises(InputError, match="s.zarr: each expression has its best track; give --empty together with --threshold"):
-        evaluate_selections(said, [cache], policy=PolicyOptions(empty="zeros"))
+    with pytest.raises(InputError, match="s.zarr: each expression gets its best track; give --empty together with --threshold"):
+        evaluate_selections(selections, [cache], policy=PolicyOptions(empty="zeros"))
 
 
 def test_holes_of_selections_and_caches(split: Path) -> None:
     whole, part = write_cache(split / "c.zarr", split / "data"), write_cache(split / "p.zarr", split / "data", ["b"])
-    said, few = write_said(split / "s.zarr", right), write_said(split / "f.zarr", right, ["b"])
-    for selections, cache, says in ((few, whole, "no selection of expression a/0"), (said, part, "no video a")):
-        with pytest.raises(InputError, match=f"{says}.*--allow-missing"):
+    whole_selections, part_selections = write_said(split / "s.zarr", right), write_said(split / "f.zarr", right, ["b"])
+    for selections, cache, message in (
+        (part_selections, whole, "no selection of expression a/0"),
+        (whole_selections, part, "no video a"),
+    ):
+        with pytest.raises(InputError, match=f"{message}.*--allow-missing"):
             evaluate_selections(selections, [cache])
         scores = evaluate_selections(selections, [cache], scope=Scope(allow_missing=True))
         assert scores["missing"] == [f"a/{4 * i + a}" for a in range(4) for i in range(3)]
@@ -325,24 +331,24 @@ def test_holes_of_selections_and_caches(split: Path) -> None:
 
 def test_caches_without_their_dataset_and_of_others(split: Path) -> None:
     """Void pixels and objects that no expression names are in no cache."""
-    cache, said = write_cache(split / "c.zarr", split / "data"), write_said(split / "s.zarr", right)
+    cache, selections = write_cache(split / "c.zarr", split / "data"), write_said(split / "s.zarr", right)
     (split / "data").rename(split / "moved")
     with pytest.raises(InputError, match="holds? no void pixels; give --root"):
-        evaluate_selections(said, [cache])
-    assert evaluate_selections(said, [cache], root=split / "moved")["j"] == pytest.approx((4 + LEFT) / 5)
+        evaluate_selections(selections, [cache])
+    assert evaluate_selections(selections, [cache], root=split / "moved")["j"] == pytest.approx((4 + LEFT) / 5)
     other = CacheWriter(split / "o.zarr", TrackCache(cache).card.model_copy(update={"dataset": "mevis"})).path
     with pytest.raises(InputError, match="holds mevis valid, not dataset ref-davis17"):
-        evaluate_selections(said, [other])
+        evaluate_selections(selections, [other])
 
 
 def test_tracks_of_other_frames_are_refused(split: Path) -> None:
-    cache, said = write_cache(split / "c.zarr", split / "data"), write_said(split / "s.zarr", right)
+    cache, selections = write_cache(split / "c.zarr", split / "data"), write_said(split / "s.zarr", right)
     path = split / "data/meta_expressions/valid/meta_expressions.json"
-    held = json.loads(path.read_text())
-    held["videos"]["a"]["frames"].pop()
-    path.write_text(json.dumps(held))
+    meta = json.loads(path.read_text())
+    meta["videos"]["a"]["frames"].pop()
+    path.write_text(json.dumps(meta))
     with pytest.raises(InputError, match=r"video a: holds 4 frames of \(40, 60\), the dataset has 3"):
-        evaluate_selections(said, [cache], root=split / "data", scope=Scope(allow_missing=True))
+        evaluate_selections(selections, [cache], root=split / "data", scope=Scope(allow_missing=True))
 
 
 # Real videos.

@@ -72,12 +72,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def shown(work: Path) -> Page:
+def page_of(work: Path) -> Page:
     return Page(report(work / "run", work / "s.zarr", [work / "c.zarr"], work / "page"))
 
 
 def test_every_chosen_expression_is_there_with_its_pictures(work: Path) -> None:
-    page = shown(work)
+    page = page_of(work)
     assert sorted(page.titles) == sorted([HOSTILE, "thing 1", "thing 2", "thing 50% #1"])
     assert "script" not in page.tags
     assert {"svg", "polyline"} <= page.tags
@@ -86,7 +86,7 @@ def test_every_chosen_expression_is_there_with_its_pictures(work: Path) -> None:
         assert ":" not in link
         with Image.open(work / "page" / unquote(urlsplit(link).path)) as image:
             image.load()
-    whole, tinted = (np.asarray(Image.open(work / "page/pictures/a" / e / "answer.jpg").convert("RGB")) for e in ("2", "0"))
+    whole, tinted = (np.asarray(Image.open(work / "page/pictures/a" / e / "prediction.jpg").convert("RGB")) for e in ("2", "0"))
     orange = [(image[..., 0].astype(int) - image[..., 2] > 60).mean() for image in (whole, tinted)]
     assert orange[0] == 0 and orange[1] > 0.02  # where nothing is meant nothing is drawn
 
@@ -94,10 +94,10 @@ def test_every_chosen_expression_is_there_with_its_pictures(work: Path) -> None:
 def test_the_page_shows_what_an_empty_choice_becomes(work: Path) -> None:
     """No score is above 0.95: each expression has one track or none, as the card says. a/2 names nothing."""
     for empty, chosen in (("zeros", "0 chosen"), ("top1", "1 chosen")):
-        said = write_perfect(work / f"{empty}.zarr", work / "c.zarr", threshold=0.95, empty=empty)
-        page = Page(report(work / "run", said, [work / "c.zarr"], work / "page"))
+        selections = write_perfect(work / f"{empty}.zarr", work / "c.zarr", threshold=0.95, empty=empty)
+        page = Page(report(work / "run", selections, [work / "c.zarr"], work / "page"))
         assert page.words.count(chosen) == len(page.titles) == 4
-        tinted = np.asarray(Image.open(work / "page/pictures/a/2/answer.jpg").convert("RGB")).astype(int)
+        tinted = np.asarray(Image.open(work / "page/pictures/a/2/prediction.jpg").convert("RGB")).astype(int)
         orange = (tinted[..., 0] - tinted[..., 2] > 60).mean()
         assert orange > 0.02 if empty == "top1" else orange == 0
 
@@ -105,18 +105,18 @@ def test_the_page_shows_what_an_empty_choice_becomes(work: Path) -> None:
 def test_without_frames_the_masks_are_drawn_on_grey(work: Path) -> None:
     frame = work / "data/valid_u/JPEGImages/a/00000.jpg"
     frame.write_bytes(frame.read_bytes()[:-20])
-    assert len(shown(work).titles) == 4
-    with Image.open(work / "page/pictures/a/2/answer.jpg") as image:
+    assert len(page_of(work).titles) == 4
+    with Image.open(work / "page/pictures/a/2/prediction.jpg") as image:
         assert np.abs(np.asarray(image.convert("L"))[:, :50].astype(int) - 128).max() < 5
     shutil.rmtree(work / "data")
-    assert "Give --root" in shown(work).words
+    assert "Give --root" in page_of(work).words
 
 
 def test_expressions_without_prediction_are_named(work: Path) -> None:
     shutil.rmtree(work / "c.zarr/videos/b")
     CacheWriter(work / "c.zarr", TrackSource([work / "c.zarr"]).card).fail("b", "truncated")
     shutil.rmtree(work / "s.zarr/videos/b")
-    page = shown(work)
+    page = page_of(work)
     assert "scored 0: 1 expressions (b/50% #1)" in page.words
     assert sorted(page.titles) == sorted([HOSTILE, "thing 1", "thing 2"])
     assert page.words.count("75.0") >= 2  # prediction and oracle alike

@@ -139,7 +139,7 @@ def test_ask_answers_with_an_imported_run(
     assert run(capsys, *asked, "--out", tmp_path / "unknown") == (0, "")
     assert run(capsys, "report", "--run", tmp_path / "run", "--out", tmp_path / "page") == (0, "")
     code, told = run(capsys, *words, "--out", tmp_path / "run")
-    assert code == 1 and "is there already" in told
+    assert code == 1 and "exists already" in told
 
 
 def test_another_trackers_masks_are_scored_like_the_same_masks_of_flow(work: Path, tmp_path: Path) -> None:

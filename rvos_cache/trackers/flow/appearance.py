@@ -1,6 +1,7 @@
-"""What an object looks like, learned while it is followed: a ridge classifier on random Fourier features.
+"""The appearance model of a track, learned online: a ridge classifier on random Fourier features of the pixels.
 
-Rahimi and Recht, 2007: cos(W x + b) with Gaussian W approximates a Gaussian kernel. Letters: P pixels, F features.
+cos(W x + b) with Gaussian W approximates a Gaussian kernel (Rahimi and Recht, "Random Features for Large-Scale Kernel Machines",
+NIPS 2007). Letters: P pixels, F features, h w pixels of the frame.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 INPUTS = 8
+"""Numbers per pixel."""
 FEATURES = 80
+"""F, without the constant."""
 RIDGE = 2.0
+"""Weight of the regularisation term."""
 
 
 def pixel_inputs(frame: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """(h, w, 8): Lab, Lab blurred over 4 pixels, gradient length at two scales; each of about unit spread."""
+    """The classifier's inputs (h, w, 8) of a frame (h, w, 3) RGB: Lab, Lab blurred with sigma 4, log gradient magnitude at two
+    scales; each has a standard deviation of about 1."""
     lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) / np.array([20, 12, 12], np.float32)
     blurred = cv2.GaussianBlur(lab, (0, 0), 4)
-    light = lab[..., 0] * 4
+    lightness = lab[..., 0] * 4
     texture = []
     for sigma in (1.5, 4):
-        dx, dy = cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)
+        dx, dy = cv2.Sobel(lightness, cv2.CV_32F, 1, 0), cv2.Sobel(lightness, cv2.CV_32F, 0, 1)
         texture.append(np.log1p(cv2.GaussianBlur(np.hypot(dx, dy), (0, 0), sigma)))
     return np.concatenate([lab, blurred, np.stack(texture, -1)], -1).astype(np.float16)
 
 
 class Fourier:
-    """The feature map, the same for all tracks of a video: a fixed seed, a bandwidth, 80 cosines and a constant."""
+    """The feature map, the same for all tracks of a video: FEATURES cosines and a constant."""
 
     def __init__(self, seed: int, bandwidth: float = 1.3) -> None:
         rng = np.random.default_rng(seed)
@@ -41,7 +46,11 @@ class Fourier:
 
 
 class Ridge:
-    """A classifier of +1 inside and -1 outside; half of it always remembers the prompt, the rest is updated slowly."""
+    """A linear classifier, trained towards +1 inside the mask and -1 outside.
+
+    It is the solution for the mean of two sets of moments: those of the prompt, which stay, and a moving average of later frames.
+    features: (P, F); inside: membership (P,) in [0, 1].
+    """
 
     def __init__(self, features: NDArray[np.float32], inside: NDArray[np.float32]) -> None:
         self.first = self._moments(features, inside)
@@ -49,17 +58,17 @@ class Ridge:
         self._solve()
 
     def copy(self) -> Ridge:
-        """An independent copy, for the other direction of time."""
+        """An independent copy, for one direction of time."""
         other = object.__new__(Ridge)
         other.first, other.recent, other.weights = self.first, self.recent, self.weights
         return other
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(P, F) to (P,), about -1 to 1."""
+        """Scores (P,), about -1 to 1, of features (P, F)."""
         return features @ self.weights
 
     def update(self, features: NDArray[np.float32], inside: NDArray[np.float32], rate: float = 0.08) -> None:
-        """Take in a frame: soft membership (P,) in [0, 1]; doubtful pixels hardly count."""
+        """Update the moving average with a frame; pixels with a membership near 0.5 have little weight."""
         gram, target = self._moments(features, inside)
         self.recent = ((1 - rate) * self.recent[0] + rate * gram, (1 - rate) * self.recent[1] + rate * target)
         self._solve()
@@ -67,10 +76,10 @@ class Ridge:
     @staticmethod
     def _moments(features: NDArray[np.float32], inside: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         label = 2 * inside - 1
-        sure = np.abs(label)
-        plus, minus = sure * (label > 0), sure * (label < 0)
-        # Object and surround count alike, whatever their areas; 2000 pixels in all set the scale of the ridge.
-        weight = 1000 * (plus / max(float(plus.sum()), 1) + minus / max(float(minus.sum()), 1))
+        certainty = np.abs(label)
+        positive, negative = certainty * (label > 0), certainty * (label < 0)
+        # Object and surround have equal weight, whatever their areas; a total of 2000 pixels sets the scale of RIDGE.
+        weight = 1000 * (positive / max(float(positive.sum()), 1) + negative / max(float(negative.sum()), 1))
         weighted = features * weight[:, None]
         return (weighted.T @ features).astype(np.float32), (weighted.T @ np.sign(label)).astype(np.float32)
 

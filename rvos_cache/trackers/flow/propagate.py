@@ -1,6 +1,6 @@
-"""Real video: soft masks carried from frame to frame by a similarity fitted to the flow inside them, and by appearance.
+"""Mode "full": soft masks propagated from frame to frame by a similarity fitted to the flow inside them, and by appearance.
 
-Letters: T frames, h w working pixels.
+Letters: N prompts, T frames, h w pixels at working resolution.
 """
 
 from __future__ import annotations
@@ -13,118 +13,156 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_cache.trackers.flow.appearance import Fourier, Ridge
+from rvos_cache.trackers.flow.appearance import Fourier, Ridge, pixel_inputs
+from rvos_cache.trackers.flow.mask_frames import FrameMask, MaskFrames
 from rvos_cache.trackers.flow.motion import Motion
 
 CROP_PIXELS = 12000
 """Crops with more pixels than this are classified on every second pixel of each axis."""
 LOST_SCORE = -0.35
-"""Mean classifier score inside the mask below which the object counts as lost."""
+"""Mean classifier score inside the mask below which the track is doubtful."""
+LOST_FRAMES = 3
+"""Number of doubtful frames in a row after which a track is lost."""
+
+Window = tuple[int, int, int, int]
+"""y0, y1, x0, x1 of a crop."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A region to propagate: mask bool (h, w) in frame `start`, and the classifier trained on that frame."""
+
+    mask: NDArray[np.bool_]
+    start: int
+    model: Ridge
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What propagation reads of one frame: inputs float16 (h, w, 8) of the classifier; grey float32 (h, w) in [0, 1]."""
+
+    inputs: NDArray[np.float16]
+    grey: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, frame: NDArray[np.uint8]) -> Frame:
+        """From a frame (h, w, 3) RGB."""
+        return cls(pixel_inputs(frame), cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255)
 
 
 @dataclass(eq=False)
 class Cursor:
-    """One track at one frame: soft mask float32 (h, w), its classifier, frames it has been doubtful, or lost."""
+    """A track at the current frame.
 
-    soft: NDArray[np.float32]
+    crop: its soft mask float32 inside `window`, 0 outside; model: its classifier; doubt: consecutive doubtful frames.
+    """
+
+    crop: NDArray[np.float32]
+    window: Window
     model: Ridge
     doubt: int = 0
-    lost: bool = False
+
+    def soft(self, size: tuple[int, int]) -> NDArray[np.float32]:
+        """The soft mask of the whole frame (h, w)."""
+        out = np.zeros(size, np.float32)
+        y0, y1, x0, x1 = self.window
+        out[y0:y1, x0:x1] = self.crop
+        return out
 
 
 class Propagator:
-    """Carries masks through one video. inputs: (h, w, 8) per frame; grey: float32 (h, w) per frame in [0, 1]."""
+    """Propagates the prompts of one video through all its frames."""
 
-    def __init__(
-        self, motion: Motion, inputs: Sequence[NDArray[np.float16]], grey: Sequence[NDArray[np.float32]], seed: int
-    ) -> None:
-        self.motion, self.inputs, self.grey = motion, inputs, grey
-        self.frames = len(inputs)
+    def __init__(self, motion: Motion, seed: int) -> None:
+        self.motion = motion
         self.fourier = Fourier(seed)
 
-    def run(self, prompts: Sequence[NDArray[np.bool_]], start: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Masks packed by np.packbits (K, T, h, ceil(w / 8)) and confidence (K, T) in [0, 1] of prompts K x (h, w) in `start`."""
-        h, w = self.motion.size
-        masks = np.zeros((len(prompts), self.frames, h, -(-w // 8)), np.uint8)
-        sure = np.zeros((len(prompts), self.frames))
-        first = [self.open(p, start) for p in prompts]
-        for k, prompt in enumerate(prompts):
-            masks[k, start], sure[k, start] = np.packbits(prompt, axis=-1), 1
+    def prompt(self, mask: NDArray[np.bool_], start: int, frame: Frame) -> Prompt:
+        """A prompt, its classifier trained on the mask and its surround."""
+        window = self._window(cv2.boundingRect(mask.astype(np.uint8)), np.zeros(2))
+        stride = _stride(window)
+        y0, y1, x0, x1 = window
+        inputs = frame.inputs[y0:y1:stride, x0:x1:stride].reshape(-1, frame.inputs.shape[-1])
+        inside = mask[y0:y1:stride, x0:x1:stride].reshape(-1).astype(np.float32)
+        return Prompt(mask, start, Ridge(self.fourier(inputs), inside))
+
+    def run(self, prompts: Sequence[Prompt]) -> tuple[MaskFrames, NDArray[np.float64]]:
+        """Masks (N, T) and confidence (N, T) in [0, 1], 0 where a track is lost.
+
+        All tracks are propagated together, once forward and once backward through the video, so that each direction reads every
+        frame once and memory does not grow with the number of frames. Tracks do not influence each other.
+        """
+        frames = self.motion.frames
+        masks = MaskFrames(self.motion.arrays, len(prompts), self.motion.size)
+        confidence = np.zeros((len(prompts), frames))
+        for n, prompt in enumerate(prompts):
+            confidence[n, prompt.start] = 1
+        for t in sorted({prompt.start for prompt in prompts}):
+            whole = (0, self.motion.size[0], 0, self.motion.size[1])
+            masks.write(t, 0, [FrameMask(n, whole, p.mask) for n, p in enumerate(prompts) if p.start == t])
         for direction in (1, -1):
-            cursors = [Cursor(c.soft, c.model.copy()) for c in first]
-            t = start
-            while 0 <= t + direction < self.frames and not all(c.lost for c in cursors):
-                there = self.motion.flow(t, direction)
-                for k, cursor in enumerate(cursors):
-                    if not cursor.lost:
-                        sure[k, t + direction] = self.step(cursor, there, t + direction)
-                        masks[k, t + direction] = np.packbits(cursor.soft > 0.5, axis=-1)
-                t += direction
-        return masks, sure
+            self._sweep(prompts, direction, masks, confidence)
+        return masks, confidence
 
-    def open(self, prompt: NDArray[np.bool_], t: int) -> Cursor:
-        """A cursor on a prompt, its classifier trained on the prompt and its surround."""
-        soft = cv2.GaussianBlur(prompt.astype(np.float32), (0, 0), 0.7)
-        y0, y1, x0, x1 = self._window(cv2.boundingRect(prompt.astype(np.uint8)), np.zeros(2))
-        stride = self._stride(y0, y1, x0, x1)
-        inputs = self.inputs[t][y0:y1:stride, x0:x1:stride].reshape(-1, self.inputs[t].shape[-1])
-        inside = prompt[y0:y1:stride, x0:x1:stride].reshape(-1).astype(np.float32)
-        return Cursor(soft, Ridge(self.fourier(inputs), inside))
+    def _sweep(self, prompts: Sequence[Prompt], direction: int, masks: MaskFrames, confidence: NDArray[np.float64]) -> None:
+        """Propagate every prompt in one direction of time; writes into `masks` and `confidence`."""
+        frames, size = self.motion.frames, self.motion.size
+        cursors: dict[int, Cursor] = {}
+        for t in range(frames)[::direction]:
+            if cursors:
+                flow, frame = self.motion.flow(t - direction, direction), Frame.of(self.motion.frame(t))
+                visible = []
+                for n, cursor in list(cursors.items()):
+                    score = self.step(cursor, flow, frame)
+                    if score is None:
+                        del cursors[n]
+                    else:
+                        confidence[n, t] = score
+                        visible.append(FrameMask(n, cursor.window, cursor.crop > 0.5))
+                masks.write(t, direction, visible)
+            for n, prompt in enumerate(prompts):
+                if prompt.start == t:
+                    soft = cv2.GaussianBlur(prompt.mask.astype(np.float32), (0, 0), 0.7)
+                    cursors[n] = Cursor(soft, (0, size[0], 0, size[1]), prompt.model.copy())
 
-    def step(self, cursor: Cursor, there: NDArray[np.float32], t: int) -> float:
-        """Move `cursor` into frame t; `there` is the flow that leads to it. Its confidence."""
-        hard = (cursor.soft > 0.5).astype(np.uint8)
-        area = int(hard.sum())
-        if area < 12:
-            return self._lose(cursor)
+    def step(self, cursor: Cursor, flow: NDArray[np.float32], frame: Frame) -> float | None:
+        """Move `cursor` along `flow` (h, w, 2) into the next frame. Returns its confidence there, or None if it is lost."""
+        soft = cursor.soft(self.motion.size)
+        hard = (soft > 0.5).astype(np.uint8)
+        if int(hard.sum()) < 12:
+            return None
         ys, xs = np.nonzero(hard)
         pick = slice(None, None, max(1, len(ys) // 400))
-        moves = there[ys[pick], xs[pick]]
+        moves = flow[ys[pick], xs[pick]]
         matrix = similarity(np.stack([xs[pick], ys[pick]], 1).astype(np.float32), moves)
-        y0, y1, x0, x1 = self._window(cv2.boundingRect(hard), np.median(moves, axis=0))
+        window = self._window(cv2.boundingRect(hard), np.median(moves, axis=0))
+        y0, y1, x0, x1 = window
         if y1 - y0 < 4 or x1 - x0 < 4:
-            return self._lose(cursor)
-        prior = _moved(cursor.soft, matrix, (y0, y1, x0, x1))
+            return None
+        prior = _warp(soft, matrix, window)
         if (prior > 0.5).sum() < 8:
-            return self._lose(cursor)
-        stride = self._stride(y0, y1, x0, x1)
-        block = self.inputs[t][y0:y1:stride, x0:x1:stride]
-        features = self.fourier(block.reshape(-1, block.shape[-1]))
-        score = cursor.model.score(features).reshape(block.shape[:2])
-        fused = self._fuse(prior, _resize(score, prior.shape), self.grey[t][y0:y1, x0:x1])
-        grown = float((fused > 0.5).sum()) / float((prior > 0.5).sum())
-        if not 0.6 < grown < 1.6:
+            return None
+        stride = _stride(window)
+        inputs = frame.inputs[y0:y1:stride, x0:x1:stride]
+        features = self.fourier(inputs.reshape(-1, inputs.shape[-1]))
+        score = cursor.model.score(features).reshape(inputs.shape[:2])
+        fused = _fuse(prior, _resize(score, prior.shape), frame.grey[y0:y1, x0:x1])
+        growth = float((fused > 0.5).sum()) / float((prior > 0.5).sum())
+        if not 0.6 < growth < 1.6:
             fused = (0.75 * prior + 0.25 * fused).astype(np.float32)
-        inside = fused[::stride, ::stride]
-        hold = inside > 0.5
-        level = float(score[hold].mean()) if hold.any() else -1.0
+        membership = fused[::stride, ::stride]
+        inside = membership > 0.5
+        level = float(score[inside].mean()) if inside.any() else -1.0
         cursor.doubt = cursor.doubt + 1 if level < LOST_SCORE else 0
-        if cursor.doubt >= 3:
-            return self._lose(cursor)
+        if cursor.doubt >= LOST_FRAMES:
+            return None
         if level > 0:
-            cursor.model.update(features, inside.reshape(-1))
-        cursor.soft = np.zeros_like(cursor.soft)
-        cursor.soft[y0:y1, x0:x1] = fused
+            cursor.model.update(features, membership.reshape(-1))
+        cursor.crop, cursor.window = fused, window
         return float(np.clip(0.55 + 0.5 * level, 0.05, 1))
 
-    def _lose(self, cursor: Cursor) -> float:
-        cursor.lost = True
-        cursor.soft = np.zeros_like(cursor.soft)
-        return 0.0
-
-    def _fuse(self, prior: NDArray[np.float32], score: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Soft mask from the prior, the signed distance to its outline and the classifier; follows the picture's edges."""
-        hard = (prior > 0.5).astype(np.uint8)
-        inner = cv2.distanceTransform(np.pad(hard, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        outer = cv2.distanceTransform(1 - hard, cv2.DIST_L2, 3)
-        reach = max(3.0, 0.12 * float(np.sqrt(hard.sum())))
-        distance = np.clip((inner - outer) / reach, -2.0, 2.0)
-        logit = 1.6 * np.clip(score, -1, 1) + 1.3 * distance + 1.2 * (2 * prior - 1)
-        probability = 1 / (1 + np.exp(-1.6 * logit))
-        smooth = guided(grey, probability.astype(np.float32), 4, 2e-3)
-        return np.asarray(np.clip((smooth - 0.5) * 1.3 + 0.5, 0, 1), np.float32)
-
-    def _window(self, box: Sequence[int], move: NDArray[Any]) -> tuple[int, int, int, int]:
+    def _window(self, box: Sequence[int], move: NDArray[Any]) -> Window:
+        """The crop around a box (x, y, w, h) that moves by `move` (x, y), clipped to the frame."""
         x, y, w, h = box
         pad = int(max(12, 0.35 * max(w, h)))
         height, width = self.motion.size
@@ -132,8 +170,25 @@ class Propagator:
         y0, x0 = np.clip(y + dy - pad, 0, height), np.clip(x + dx - pad, 0, width)
         return int(y0), int(np.clip(y + dy + h + pad, 0, height)), int(x0), int(np.clip(x + dx + w + pad, 0, width))
 
-    def _stride(self, y0: int, y1: int, x0: int, x1: int) -> int:
-        return 1 + int((y1 - y0) * (x1 - x0) > CROP_PIXELS) + int((y1 - y0) * (x1 - x0) > 4 * CROP_PIXELS)
+
+def _stride(window: Window) -> int:
+    """Step between the pixels of a crop that are classified: 1, 2 or 3."""
+    y0, y1, x0, x1 = window
+    pixels = (y1 - y0) * (x1 - x0)
+    return 1 + int(pixels > CROP_PIXELS) + int(pixels > 4 * CROP_PIXELS)
+
+
+def _fuse(prior: NDArray[np.float32], score: NDArray[np.float32], grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Soft mask from the prior, the signed distance to its outline and the classifier's score, aligned to edges of the frame."""
+    hard = (prior > 0.5).astype(np.uint8)
+    inner = cv2.distanceTransform(np.pad(hard, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    outer = cv2.distanceTransform(1 - hard, cv2.DIST_L2, 3)
+    reach = max(3.0, 0.12 * float(np.sqrt(hard.sum())))
+    distance = np.clip((inner - outer) / reach, -2.0, 2.0)
+    logit = 1.6 * np.clip(score, -1, 1) + 1.3 * distance + 1.2 * (2 * prior - 1)
+    probability = 1 / (1 + np.exp(-1.6 * logit))
+    smooth = guided(grey, probability.astype(np.float32), 4, 2e-3)
+    return np.asarray(np.clip((smooth - 0.5) * 1.3 + 0.5, 0, 1), np.float32)
 
 
 def _resize(score: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -142,8 +197,11 @@ def _resize(score: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.fl
     return np.asarray(cv2.resize(score, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def _moved(soft: NDArray[np.float32], matrix: NDArray[np.float64], window: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """Where the mask should be, inside y0 y1 x0 x1. A warp by the flow itself, even in part, frays at every occlusion."""
+def _warp(soft: NDArray[np.float32], matrix: NDArray[np.float64], window: Window) -> NDArray[np.float32]:
+    """The soft mask (h, w) moved by a similarity (2, 3), inside `window`.
+
+    A warp by the dense flow itself, even in part, frays the outline at every occlusion.
+    """
     y0, y1, x0, x1 = window
     shifted = matrix.copy()
     shifted[:, 2] -= [x0, y0]
@@ -151,9 +209,9 @@ def _moved(soft: NDArray[np.float32], matrix: NDArray[np.float64], window: tuple
 
 
 def similarity(points: NDArray[np.float32], moves: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Rotation, scale and shift (2, 3) that best carry points (K, 2) along moves (K, 2); two rounds drop the worst.
+    """Rotation, scale and translation (2, 3) that best carry points (K, 2) along moves (K, 2); two rounds drop outliers.
 
-    Scale is kept within 0.8 .. 1.2 and turning within 0.2 per frame: more is a fault of the flow.
+    Scale is limited to 0.8 .. 1.2 and rotation to 0.2 rad per frame: larger values are errors of the flow.
     """
     keep = np.ones(len(points), bool)
     matrix = np.eye(2, 3)
@@ -166,20 +224,23 @@ def similarity(points: NDArray[np.float32], moves: NDArray[np.float32]) -> NDArr
         if spread > 1:
             c = float((da * db).sum()) / spread
             s = float((da[:, 0] * db[:, 1] - da[:, 1] * db[:, 0]).sum()) / spread
-            size = float(np.clip(np.hypot(c, s), 0.8, 1.2))
-            turn = float(np.clip(np.arctan2(s, c), -0.2, 0.2))
-            c, s = size * np.cos(turn), size * np.sin(turn)
+            scale = float(np.clip(np.hypot(c, s), 0.8, 1.2))
+            angle = float(np.clip(np.arctan2(s, c), -0.2, 0.2))
+            c, s = scale * np.cos(angle), scale * np.sin(angle)
         matrix[:, :2] = [[c, -s], [s, c]]
         matrix[:, 2] = cb - matrix[:, :2] @ ca
-        miss = np.linalg.norm(points @ matrix[:, :2].T + matrix[:, 2] - points - moves, axis=1)
-        keep = miss <= max(1.0, 1.4 * float(np.median(miss)))
+        error = np.linalg.norm(points @ matrix[:, :2].T + matrix[:, 2] - points - moves, axis=1)
+        keep = error <= max(1.0, 1.4 * float(np.median(error)))
         if keep.sum() < 4:
             break
     return matrix
 
 
 def guided(guide: NDArray[np.float32], image: NDArray[np.float32], radius: int, eps: float) -> NDArray[np.float32]:
-    """Guided filter (He et al., 2010) of `image` by a grey `guide`, both (a, b), by box means."""
+    """Guided filter of `image` by a grey `guide`, both (a, b), by box means.
+
+    He et al., "Guided Image Filtering", ECCV 2010, algorithm 1.
+    """
     size = (2 * radius + 1, 2 * radius + 1)
     mean_g, mean_i = cv2.blur(guide, size), cv2.blur(image, size)
     cov = cv2.blur(guide * image, size) - mean_g * mean_i

@@ -1,7 +1,8 @@
-"""Real video: regions of a key frame that may be objects, ranked by how they stand out in motion and colour.
+"""Mode "full": region proposals in a key frame, ranked by their contrast in motion and colour.
 
-Felzenszwalb's regions are merged into three hierarchies (Ward's criterion on adjacent regions); every node is a
-candidate, and so are the connected pieces of strong residual motion. Letters: h w working pixels, R base regions.
+The regions of a graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 2004) are merged into three hierarchies (Ward's
+criterion on adjacent regions). Every node is a proposal, and so are the connected components of strong residual motion.
+Letters: h w pixels at working resolution, R base regions.
 """
 
 from __future__ import annotations
@@ -18,67 +19,74 @@ from skimage.segmentation import felzenszwalb
 HIERARCHIES = ((1.0, 0.0), (0.7, 1.0), (0.25, 1.6))
 """Weights of colour and of residual flow in the three hierarchies."""
 LEVELS = (0.35, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Residual motion, pixels per frame, above which connected pieces are candidates."""
+"""Residual motion, in pixels per frame, above which connected components are proposals."""
 PRESELECT = 220
+"""Nodes of the hierarchies that are scored as masks."""
+SMALLEST_AREA, LARGEST_AREA = 0.0007, 0.5
+"""Limits of a proposal's area, as shares of the frame."""
 
 
 @dataclass(frozen=True, eq=False)
 class Cues:
-    """What regions of a frame are judged on: lab float32 (h, w, 3), L 0..100; move float32 (h, w, 2), residual flow;
-    speed float32 (h, w), robust length of it; scale: pixels per frame that count as clear motion in this frame."""
+    """What proposals of a frame are scored on.
+
+    lab: float32 (h, w, 3), L 0..100; flow: float32 (h, w, 2), residual flow; speed: float32 (h, w), a robust
+    estimate of its length; scale: pixels per frame of clear motion in this frame.
+    """
 
     lab: NDArray[np.float32]
-    move: NDArray[np.float32]
+    flow: NDArray[np.float32]
     speed: NDArray[np.float32]
     scale: float
 
 
-def cues(frame: NDArray[np.uint8], move: NDArray[np.float32], speed: NDArray[np.float32]) -> Cues:
-    """The cues of a frame (h, w, 3) RGB at working resolution."""
+def cues(frame: NDArray[np.uint8], flow: NDArray[np.float32], speed: NDArray[np.float32]) -> Cues:
+    """The cues of a frame (h, w, 3) RGB from its residual flow (h, w, 2) and speed (h, w)."""
     lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     scale = float(np.clip(np.percentile(speed, 92), 0.4, 5.0))
-    return Cues(lab, move, speed, scale)
+    return Cues(lab, flow, speed, scale)
 
 
-def propose(frame: NDArray[np.uint8], found: Cues, keep: int) -> list[tuple[float, NDArray[np.bool_]]]:
-    """At most `keep` scores and masks (h, w), best first, no two with IoU above 0.65."""
+def propose(frame: NDArray[np.uint8], cue: Cues, keep: int) -> list[tuple[float, NDArray[np.bool_]]]:
+    """At most `keep` scores and masks (h, w) of a frame (h, w, 3) RGB, best first, no two with an IoU above 0.65."""
     base = felzenszwalb(frame, scale=30, sigma=0.6, min_size=28, channel_axis=-1)
-    masks = _nodes(base, found) + _moving(found)
-    scored = sorted(((score(m, found), i) for i, m in enumerate(masks)), reverse=True)
+    masks = _nodes(base, cue) + _moving(cue)
+    scored = sorted(((score(m, cue), i) for i, m in enumerate(masks)), reverse=True)
     return _suppress([(rank, masks[i]) for rank, i in scored], keep)
 
 
 def _suppress(
-    ranked: Sequence[tuple[float, NDArray[np.bool_]]], keep: int, limit: float = 0.65
+    ranked: Sequence[tuple[float, NDArray[np.bool_]]], keep: int, max_iou: float = 0.65
 ) -> list[tuple[float, NDArray[np.bool_]]]:
-    chosen: list[tuple[float, NDArray[np.bool_]]] = []
-    small: list[NDArray[np.bool_]] = []
+    """Non-maximum suppression on every second pixel of each axis."""
+    kept: list[tuple[float, NDArray[np.bool_]]] = []
+    sampled: list[NDArray[np.bool_]] = []
     for rank, mask in ranked:
-        if len(chosen) == keep:
+        if len(kept) == keep:
             break
-        thin = mask[::2, ::2]
-        if all((thin & s).sum() <= limit * max((thin | s).sum(), 1) for s in small):
-            chosen.append((rank, mask))
-            small.append(thin)
-    return chosen
+        pixels = mask[::2, ::2]
+        if all((pixels & other).sum() <= max_iou * max((pixels | other).sum(), 1) for other in sampled):
+            kept.append((rank, mask))
+            sampled.append(pixels)
+    return kept
 
 
-def _moving(found: Cues) -> list[NDArray[np.bool_]]:
-    """Connected pieces of residual motion above each level, smoothed."""
-    h, w = found.speed.shape
+def _moving(cue: Cues) -> list[NDArray[np.bool_]]:
+    """Connected components of residual motion above each level, their outlines smoothed."""
+    h, w = cue.speed.shape
     out = []
     for level in LEVELS:
-        byte = cv2.morphologyEx((found.speed > level).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        byte = cv2.morphologyEx((cue.speed > level).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
         byte = cv2.morphologyEx(byte, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         _, labels, stats, _ = cv2.connectedComponentsWithStats(byte)
         for piece in np.argsort(-stats[1:, cv2.CC_STAT_AREA])[:12] + 1:
-            if 0.0007 * h * w <= stats[piece, cv2.CC_STAT_AREA] <= 0.5 * h * w:
+            if SMALLEST_AREA * h * w <= stats[piece, cv2.CC_STAT_AREA] <= LARGEST_AREA * h * w:
                 out.append(labels == piece)
     return out
 
 
-def score(mask: NDArray[np.bool_], found: Cues) -> float:
-    """How much a mask looks like an object: contrast against the ring around it, edges along its outline, its form."""
+def score(mask: NDArray[np.bool_], cue: Cues) -> float:
+    """How similar a mask (h, w) is to an object: contrast with the ring around it, edges along its outline, compactness."""
     h, w = mask.shape
     byte = mask.astype(np.uint8)
     x, y, bw, bh = cv2.boundingRect(byte)
@@ -93,21 +101,21 @@ def score(mask: NDArray[np.bool_], found: Cues) -> float:
         return -9.0
     cell = np.ones((5, 5), np.uint8)
     inner, outer = crop - cv2.erode(crop, cell, borderValue=1), cv2.dilate(crop, cell) - crop
-    motion = _mean(found.speed[view], crop)[0] - _mean(found.speed[view], ring)[0]
-    apart = float(np.linalg.norm(_mean(found.move[view], crop) - _mean(found.move[view], ring)))
-    edge = float(np.linalg.norm(_mean(found.move[view], inner) - _mean(found.move[view], outer)))
-    colour = float(np.linalg.norm(_mean(found.lab[view], crop) - _mean(found.lab[view], ring)))
+    motion = _mean(cue.speed[view], crop)[0] - _mean(cue.speed[view], ring)[0]
+    flow = float(np.linalg.norm(_mean(cue.flow[view], crop) - _mean(cue.flow[view], ring)))
+    flow_edge = float(np.linalg.norm(_mean(cue.flow[view], inner) - _mean(cue.flow[view], outer)))
+    colour = float(np.linalg.norm(_mean(cue.lab[view], crop) - _mean(cue.lab[view], ring)))
     contours, _ = cv2.findContours(crop, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    around = sum(cv2.arcLength(c, True) for c in contours)
+    perimeter = sum(cv2.arcLength(c, True) for c in contours)
     hull = cv2.contourArea(cv2.convexHull(np.concatenate(contours)))
     touch = (x == 0) * bh + (y == 0) * bw + (x + bw == w) * bh + (y + bh == h) * bw
-    return _sum_up(motion, apart, edge, colour, _edge(found.lab[view], crop), around, area, touch, found) - 0.6 * max(
+    return _total(motion, flow, flow_edge, colour, _colour_edge(cue.lab[view], crop), perimeter, area, touch, cue) - 0.6 * max(
         0.0, 0.6 - area / (hull + 1)
     )
 
 
-def _edge(lab: NDArray[np.float32], crop: NDArray[np.uint8]) -> float:
-    """Mean Lab step across the outline, from one pixel inside to one outside."""
+def _colour_edge(lab: NDArray[np.float32], crop: NDArray[np.uint8]) -> float:
+    """Mean difference in Lab across the outline, from one pixel inside to one outside."""
     cell = np.ones((3, 3), np.uint8)
     inner, outer = crop - cv2.erode(crop, cell, borderValue=1), cv2.dilate(crop, cell) - crop
     if not inner.any() or not outer.any():
@@ -120,32 +128,36 @@ def _mean(values: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.fl
     return np.asarray(cv2.mean(values, mask=mask)[: 1 if values.ndim == 2 else values.shape[2]], np.float64)
 
 
-def _sum_up(
-    motion: float, apart: float, edge: float, colour: float, step: float, around: float, area: float, touch: float,
-    found: Cues,
+def _total(
+    motion: float, flow: float, flow_edge: float, colour: float, colour_edge: float, perimeter: float, area: float, touch: float,
+    cue: Cues,
 ) -> float:  # fmt: skip
-    """The rank's sum, the same for masks and for nodes of a hierarchy."""
-    h, w = found.speed.shape
-    total = 1.2 * np.tanh(motion / found.scale) + 0.5 * np.tanh(apart / found.scale) + np.tanh(edge / found.scale)
-    total += 0.5 * np.tanh(colour / 25) + 0.5 * np.tanh(step / 20)
-    total -= 1.0 * min(touch / max(around, 1), 0.5)
-    total -= 0.25 * max(0.0, np.log(max(around, 1) ** 2 / (4 * np.pi * area) / 2.5))
+    """The score of a mask or of a node of a hierarchy.
+
+    motion: difference in speed from the surround; flow, colour: distances from the surround in residual flow and Lab; flow_edge,
+    colour_edge: the same across the outline; touch: pixels of the outline on the frame's border.
+    """
+    h, w = cue.speed.shape
+    total = 1.2 * np.tanh(motion / cue.scale) + 0.5 * np.tanh(flow / cue.scale) + np.tanh(flow_edge / cue.scale)
+    total += 0.5 * np.tanh(colour / 25) + 0.5 * np.tanh(colour_edge / 20)
+    total -= 1.0 * min(touch / max(perimeter, 1), 0.5)
+    total -= 0.25 * max(0.0, np.log(max(perimeter, 1) ** 2 / (4 * np.pi * area) / 2.5))
     size = np.log(area / (0.04 * h * w))
     return float(total - 0.06 * size * size)
 
 
-def _nodes(base: NDArray[np.int64], found: Cues) -> list[NDArray[np.bool_]]:
+def _nodes(base: NDArray[np.int64], cue: Cues) -> list[NDArray[np.bool_]]:
     """The best `PRESELECT` nodes of the three hierarchies as masks."""
-    graph = _graph(base, found)
+    graph = _graph(base, cue)
     best: list[tuple[float, tuple[int, ...]]] = []
     for colour, flow in HIERARCHIES:
-        best += _ward(graph, colour, flow, found)
+        best += _ward(graph, colour, flow, cue)
     best.sort(key=lambda item: (-item[0], item[1]))
-    out, seen = [], set()
+    out, listed = [], set()
     for _, members in best:
-        if members in seen:
+        if members in listed:
             continue
-        seen.add(members)
+        listed.add(members)
         table = np.zeros(len(graph.size), bool)
         table[list(members)] = True
         out.append(table[base])
@@ -156,8 +168,11 @@ def _nodes(base: NDArray[np.int64], found: Cues) -> list[NDArray[np.bool_]]:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Base regions: size (R,); means (R, 6): Lab, residual flow x y, speed; touch (R,) pixels on the frame's border;
-    links: per region, neighbour -> [length, summed colour step, summed flow step] along their common border."""
+    """Base regions.
+
+    size: (R,) pixels; means: (R, 6), Lab, residual flow x y, speed; touch: (R,) pixels on the frame's border; links: per region,
+    neighbour -> [length, sum of colour differences, sum of flow differences] along their common border.
+    """
 
     size: NDArray[np.float64]
     means: NDArray[np.float64]
@@ -165,11 +180,11 @@ class Graph:
     links: list[dict[int, NDArray[np.float64]]]
 
 
-def _graph(base: NDArray[np.int64], found: Cues) -> Graph:
+def _graph(base: NDArray[np.int64], cue: Cues) -> Graph:
     count = int(base.max()) + 1
     flat = base.ravel()
     size = np.bincount(flat, minlength=count).astype(float)
-    planes = np.concatenate([found.lab, found.move, found.speed[..., None]], -1).reshape(-1, 6)
+    planes = np.concatenate([cue.lab, cue.flow, cue.speed[..., None]], -1).reshape(-1, 6)
     means = np.stack([np.bincount(flat, planes[:, k], count) for k in range(6)], 1) / size[:, None]
     rim = np.concatenate([base[0], base[-1], base[:, 0], base[:, -1]])
     touch = np.bincount(rim, minlength=count).astype(float)
@@ -179,27 +194,32 @@ def _graph(base: NDArray[np.int64], found: Cues) -> Graph:
         (base[:, :-2], base[:, 2:], cells[:, :-2], cells[:, 2:]),
         (base[:-2], base[2:], cells[:-2], cells[2:]),
     ):
-        differ = a != b
-        low, high = np.minimum(a[differ], b[differ]), np.maximum(a[differ], b[differ])
-        gap = (u - v)[differ]
-        # Two pixels apart each border is met twice, so every meeting counts half.
-        steps = 0.5 * np.stack([np.ones(len(low)), np.linalg.norm(gap[:, :3], axis=1), np.linalg.norm(gap[:, 3:5], axis=1)], 1)
+        border = a != b
+        low, high = np.minimum(a[border], b[border]), np.maximum(a[border], b[border])
+        gap = (u - v)[border]
+        # Pixels two apart cross each border twice, so every crossing has weight one half.
+        differences = 0.5 * np.stack(
+            [np.ones(len(low)), np.linalg.norm(gap[:, :3], axis=1), np.linalg.norm(gap[:, 3:5], axis=1)], 1
+        )
         key, inverse = np.unique(low * count + high, return_inverse=True)
-        sums = np.stack([np.bincount(inverse, steps[:, k], len(key)) for k in range(3)], 1)
+        sums = np.stack([np.bincount(inverse, differences[:, k], len(key)) for k in range(3)], 1)
         for pair, total in zip(key.tolist(), sums):
             i, j = divmod(pair, count)
             links[i][j] = links[j][i] = links[i].get(j, np.zeros(3)) + total
     return Graph(size, means, touch, links)
 
 
-def _ward(graph: Graph, colour: float, flow: float, found: Cues) -> list[tuple[float, tuple[int, ...]]]:
-    """Every node of one hierarchy within the area limits: its rank and its base regions."""
-    scale = np.array([colour / 8] * 3 + [flow / found.scale] * 2 + [0.0])
+def _ward(graph: Graph, colour: float, flow: float, cue: Cues) -> list[tuple[float, tuple[int, ...]]]:
+    """Score and base regions of every node of one hierarchy within the area limits.
+
+    colour, flow: weights of the two cues.
+    """
+    scale = np.array([colour / 8] * 3 + [flow / cue.scale] * 2 + [0.0])
     size, touch = list(graph.size), list(graph.touch)
     means = list(graph.means)
     members: list[tuple[int, ...]] = [(i,) for i in range(len(size))]
     links = [dict(link) for link in graph.links]
-    alive = [True] * len(size)
+    active = [True] * len(size)
 
     def cost(i: int, j: int) -> float:
         gap = (means[i] - means[j]) * scale
@@ -207,59 +227,59 @@ def _ward(graph: Graph, colour: float, flow: float, found: Cues) -> list[tuple[f
 
     heap = [(cost(i, j), i, j) for i in range(len(size)) for j in links[i] if i < j]
     heapq.heapify(heap)
-    limits = (0.0007 * found.speed.size, 0.5 * found.speed.size)
+    limits = (SMALLEST_AREA * cue.speed.size, LARGEST_AREA * cue.speed.size)
     out = []
     for i in range(len(size)):
         if limits[0] <= size[i] <= limits[1]:
-            out.append((_rank(i, size, means, touch, links, found), members[i]))
+            out.append((_node_score(i, size, means, touch, links, cue), members[i]))
     while heap:
         _, i, j = heapq.heappop(heap)
-        if not (alive[i] and alive[j]):
+        if not (active[i] and active[j]):
             continue
-        alive[i] = alive[j] = False
+        active[i] = active[j] = False
         new = len(size)
         total = size[i] + size[j]
         means.append((means[i] * size[i] + means[j] * size[j]) / total)
         size.append(total)
         touch.append(touch[i] + touch[j])
-        alive.append(True)
-        joined: dict[int, NDArray[np.float64]] = {}
+        active.append(True)
+        merged: dict[int, NDArray[np.float64]] = {}
         for old in (i, j):
             for k, steps in links[old].items():
                 if k not in (i, j):
-                    joined[k] = joined[k] + steps if k in joined else steps
-        for k, steps in joined.items():
+                    merged[k] = merged[k] + steps if k in merged else steps
+        for k, steps in merged.items():
             links[k].pop(i, None)
             links[k].pop(j, None)
             links[k][new] = steps
-        links.append(joined)
+        links.append(merged)
         if total > limits[1]:
             members.append(())
         else:
             members.append(tuple(sorted(members[i] + members[j])) if members[i] and members[j] else ())
             if total >= limits[0] and members[new]:
-                out.append((_rank(new, size, means, touch, links, found), members[new]))
-        for k in joined:
+                out.append((_node_score(new, size, means, touch, links, cue), members[new]))
+        for k in merged:
             heapq.heappush(heap, (cost(k, new), k, new))
     return out
 
 
-def _rank(
+def _node_score(
     i: int, size: list[float], means: list[NDArray[np.float64]], touch: list[float],
-    links: list[dict[int, NDArray[np.float64]]], found: Cues,
+    links: list[dict[int, NDArray[np.float64]]], cue: Cues,
 ) -> float:  # fmt: skip
-    """The rank of a node from its neighbours' means, weighted by the length of the common border."""
+    """The score of a node from its neighbours' means, weighted by the length of the common border."""
     if not links[i]:
         return -9.0
     steps = np.array(list(links[i].values()))
-    around = np.array([means[k] for k in links[i]])
+    neighbours = np.array([means[k] for k in links[i]])
     length = float(steps[:, 0].sum())
-    gap = means[i] - around
+    gap = means[i] - neighbours
     share = steps[:, 0] / length
     motion = float(share @ gap[:, 5])
-    apart = float(share @ np.linalg.norm(gap[:, 3:5], axis=1))
+    flow = float(share @ np.linalg.norm(gap[:, 3:5], axis=1))
     colour = float(share @ np.linalg.norm(gap[:, :3], axis=1))
-    return _sum_up(
-        motion, apart, float(steps[:, 2].sum()) / length, colour, float(steps[:, 1].sum()) / length,
-        length + touch[i], size[i], touch[i], found,
+    return _total(
+        motion, flow, float(steps[:, 2].sum()) / length, colour, float(steps[:, 1].sum()) / length,
+        length + touch[i], size[i], touch[i], cue,
     )  # fmt: skip

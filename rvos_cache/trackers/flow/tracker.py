@@ -18,11 +18,14 @@ from rvos_cache.trackers.flow.small import SmallVideo
 from rvos_cache.types import VIDEO, Expression, TrackSet, Video
 
 LARGEST_SMALL = 400 * 640
-"""Pixels of the largest frame that mode "small" takes."""
+"""Pixels of the largest frame that mode "small" accepts."""
+SMALL_IN_MEMORY = 1 << 27
+"""Mode "small": bytes of frames, flow and masks that are kept in memory. More than in mode "full", because each colour class is
+propagated through the whole video many times."""
 
 
 class FlowTracker(Tracker):
-    """Region proposals on key frames, propagated both ways; no weights, no sentences, no ground truth."""
+    """Region proposals on key frames, propagated in both directions; no weights, no sentences, no ground truth."""
 
     Settings: type[Settings] = FlowSettings
     channels = tokens.CHANNELS
@@ -32,31 +35,37 @@ class FlowTracker(Tracker):
         self.settings = settings
 
     def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
-        """All tracks of one video, at most `max_tracks`."""
+        """All tracks of one video, at most `max_tracks`.
+
+        Memory is bounded whatever the number of frames, except for the tracks themselves (see `planned_memory`): frames, flow and
+        masks beyond a fixed number of bytes go to a temporary file. Raises InputError if mode "small" is set for frames that are
+        too large for it, OSError if the temporary file cannot be written.
+        """
         settings, (h, w) = self.settings, video.size
         small = _is_small(video.size, settings)
         if small and h * w > LARGEST_SMALL:
             raise InputError(
-                f"{video.video_id}: mode=small holds every track's pixels, {h}x{w} is too large for it; --set mode=full"
+                f"{video.video_id}: mode=small takes frames of up to {LARGEST_SMALL} pixels, not {h}x{w}; --set mode=full"
             )
         step = working_step(video.size, settings)
-        # small frames are read three times: decoded once, they take a few MB
-        read = [video.read(t) for t in range(len(video))].__getitem__ if small else video.read
-        motion = flows.measure(read, len(video), step)
+        motion = flows.measure(video.read, len(video), step, SMALL_IN_MEMORY if small else flows.IN_MEMORY)
         if small:
-            masks, shown, frames = _small(read, len(video), motion, settings)
+            masks, confidence, frames = SmallVideo(motion, settings).run()
         else:
+            # scikit-image is imported only where it is used.
             from rvos_cache.trackers.flow.full import full_tracks
 
-            masks, shown, frames = full_tracks(video, motion, settings)
-        codes, by_area = tokens.describe(read, masks, motion)
-        presence = np.minimum(by_area.astype(np.float32), np.clip(shown, 0.05, 1)).astype(np.float16)
-        presence[masks.area() == 0] = 0
+            masks, confidence, frames = full_tracks(motion, video.size, settings)
+        codes, by_area = tokens.describe(video.read, masks, motion)
+        presence = np.minimum(by_area.astype(np.float32), np.clip(confidence, 0.05, 1)).astype(np.float16)
+        presence[tokens.areas(masks) == 0] = 0
         n = masks.shape[0]
-        boxes = masks.boxes()[np.arange(n), frames].astype(np.float32).reshape(n, 4)
-        boxes[:, 2:] += boxes[:, :2]
         prompt = np.full(n, VIDEO, np.int32)
-        return TrackSet(codes, presence, masks, prompt, ("flow",) * n, frames, boxes)
+        return TrackSet(codes, presence, masks, prompt, ("flow",) * n, frames, _boxes(masks, frames))
+
+    def planned_memory(self, size: tuple[int, int], frames: int) -> int:
+        """About how many bytes of memory `track` takes for `frames` frames of `size` (H, W), without the program itself."""
+        return 0
 
 
 def working_step(size: tuple[int, int], settings: FlowSettings) -> int:
@@ -68,12 +77,10 @@ def _is_small(size: tuple[int, int], settings: FlowSettings) -> bool:
     return settings.mode == "small" or (settings.mode == "auto" and size[0] * size[1] <= settings.small_pixels)
 
 
-def _small(
-    read: flows.Reader, frames: int, motion: flows.Motion, settings: FlowSettings
-) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
-    """Masks (N, T), shares shown (N, T) and prompt frames (N,) of the small mode."""
-    found = SmallVideo(read, frames, motion, settings).run()
-    if not found:
-        return RleMasks.empty(0, frames, motion.size), np.zeros((0, frames)), np.zeros(0, np.int32)
-    masks = RleMasks.from_dense(np.stack([k.masks for k in found]))
-    return masks, np.stack([k.shown for k in found]), np.array([k.frame for k in found], np.int32)
+def _boxes(masks: RleMasks, frames: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The box float32 (N, 4), x0 y0 x1 y1, of each track in its frame of `frames` (N,)."""
+    boxes = np.zeros((len(frames), 4), np.float32)
+    for k, t in enumerate(frames.tolist()):
+        boxes[k] = masks.select([k]).boxes()[0, t]
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes

@@ -1,4 +1,4 @@
-"""The seam between SAM 2 and what is done with it: rounds, filters and trackers know these nouns alone.
+"""The interface between SAM 2 and its users: rounds, filters and trackers depend on these types alone.
 
 Letters: N tracks, T frames, C channels of an object pointer, K masks, H W pixels of a frame.
 """
@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.masks import Rle, RleMasks
-from rvos_cache.trackers.sam2.settings import GridSettings
+from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.types import Video
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A mask of one frame that may become a track.
+    """A mask of one frame, from which SAM 2 tracks an object.
 
-    frame: t; mask: its compressed run-length bytes at the frame's size; area: its pixels; box: x0 y0 x1 y1 in pixels, what
-    SAM 2 was asked with or else the mask's own.
+    frame: t; mask: its compressed run-length bytes at the frame's size; area: its pixels; box: x0 y0 x1 y1 in pixels, the box
+    that prompted the mask, or else the box around it.
     """
 
     frame: int
@@ -32,14 +32,17 @@ class Prompt:
     box: tuple[float, float, float, float]
 
     def rle(self, size: tuple[int, int]) -> Rle:
-        """The mask as pycocotools takes it."""
+        """The mask in the form that pycocotools takes."""
         return {"size": list(size), "counts": self.mask}
 
 
-def prompts_of(masks: RleMasks, frame: int, boxes: NDArray[np.floating] | None = None) -> list[Prompt]:
-    """Masks (K, 1) of frame t as prompts; an empty one is none: SAM 2 would follow it as if something were there.
+def make_prompts(
+    masks: RleMasks, frame: int, boxes: NDArray[np.floating] | None = None, keep_empty: bool = False
+) -> list[Prompt]:
+    """Masks (K, 1) of frame t as prompts.
 
-    boxes: (K, 4), x0 y0 x1 y1, that they were asked with; they are cut at the frame's edges.
+    boxes: (K, 4), x0 y0 x1 y1, the boxes that prompted them; stored clipped to the frame. keep_empty: keep masks without pixels,
+    which SAM 2 tracks as objects that are hidden in frame t.
     """
     h, w = masks.size
     areas = masks.area()[:, 0].tolist()
@@ -50,7 +53,7 @@ def prompts_of(masks: RleMasks, frame: int, boxes: NDArray[np.floating] | None =
     return [
         Prompt(frame, masks.bytes_at(k, 0), area, (box[0], box[1], box[2], box[3]))
         for k, (area, box) in enumerate(zip(areas, corners))
-        if area
+        if area or keep_empty
     ]
 
 
@@ -68,13 +71,14 @@ class Session(Protocol):
     """SAM 2 on one video."""
 
     def grid_masks(self, t: int, settings: GridSettings) -> RleMasks:
-        """Masks (K, 1) of a grid of points in frame t, best first, as SAM 2's mask generator gives them."""
+        """Masks (K, 1) of a grid of points in frame t, highest predicted IoU first, as in SAM 2's mask generator."""
 
-    def box_masks(self, t: int, boxes: NDArray[np.float32], stability_offset: float) -> tuple[RleMasks, NDArray[np.float32]]:
-        """One mask for each box (K, 4), x0 y0 x1 y1 in pixels of frame t: masks (K, 1), and their stability (K,)."""
+    def box_masks(self, t: int, boxes: NDArray[np.float32], settings: BoxSettings) -> tuple[RleMasks, NDArray[np.float32]]:
+        """One mask for each box (K, 4), x0 y0 x1 y1 in pixels of frame t: masks (K, 1) and their stability (K,), NaN where all
+        logits are below the offset. Computed in float32, also on a GPU."""
 
     def propagate(self, t: int, prompts: Sequence[Prompt]) -> Propagated:
-        """Follow prompts of frame t through the whole video, forward and then backward."""
+        """Track prompts of frame t through the whole video, forward and then backward."""
 
 
 class Backend(Protocol):
@@ -86,4 +90,4 @@ class Backend(Protocol):
         """Name of the checkpoint -> digest of its weights."""
 
     def open(self, video: Video) -> AbstractContextManager[Session]:
-        """A session; what it holds is let go when it ends."""
+        """A session; its memory and files are released when it ends."""

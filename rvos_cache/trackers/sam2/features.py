@@ -1,8 +1,8 @@
-"""Image features of a whole video, read again by every batch of prompts and in both directions.
+"""Image features of a whole video, which every batch of prompts reads in both directions.
 
-At 1024 pixels they take 8.4 MB a frame in bfloat16: what does not fit on the GPU lies in pinned host memory, and what does not
-fit there in a file. Frames are read in order from end to end, so which of them lie where is settled once: moving the last used
-ones forward would move all of them in every pass.
+At 1024 pixels they take 8.4 MB per frame in bfloat16. Features that do not fit on the GPU stay in pinned host memory, and those
+that do not fit there in a temporary file. Each pass reads all frames in order, so the location of a frame is fixed: a cache of
+the most recently used frames would evict every frame before its next use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvos_cache.trackers.sam2.prefetch import ahead
+from rvos_cache.trackers.sam2.prefetch import prefetch
 
 Shape = tuple[int, int, int]
 
@@ -32,13 +32,17 @@ class Features:
     fine: tuple[Tensor, ...]
     top: Tensor
 
+    def to(self, dtype: Any) -> Features:
+        """The same maps in `dtype`."""
+        return Features(tuple(level.to(dtype) for level in self.fine), self.top.to(dtype))
+
 
 class FeatureStore:
     """The features of T frames, each level of `shapes` (c, h, w), finest first, in `dtype`; use it in a `with`.
 
-    device_bytes: the first frames up to this size stay on `device`; host_bytes: the next ones in host memory; the rest lie in a
-    file without a name in the temporary folder (TMPDIR), which is gone when the store or the process is.
-    Raises OSError when the disk has no room.
+    device_bytes: the first frames up to this size stay on `device`; host_bytes: the next ones in host memory; the rest in a file
+    without a name in the temporary folder (TMPDIR), which the system deletes when the store is closed or the process ends.
+    Raises OSError if the disk has not enough space.
     """
 
     def __init__(self, frames: int, shapes: Sequence[Shape], dtype: Any, device: Any, device_bytes: int, host_bytes: int) -> None:
@@ -48,42 +52,42 @@ class FeatureStore:
         self.on_device = min(frames, device_bytes // self.frame_bytes)
         self.in_host = min(frames - self.on_device, host_bytes // self.frame_bytes)
         self.on_disk = frames - self.on_device - self.in_host
-        self.held: dict[int, Tensor] = {}
+        self.in_memory: dict[int, Tensor] = {}
         self.file: Any = None
 
     def __enter__(self) -> FeatureStore:
         if self.on_disk:
             self.file = tempfile.TemporaryFile(prefix="rvos-features-")
-            # Room is taken first: a map written to a full disk would end the process instead of raising an error.
+            # Allocate first: writing to a mapped file on a full disk kills the process instead of raising an error.
             os.posix_fallocate(self.file.fileno(), 0, self.on_disk * self.frame_bytes)
             self.map = np.memmap(self.file, np.uint8, "r+", shape=(self.on_disk, self.frame_bytes))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.held.clear()
+        self.in_memory.clear()
         if self.file is not None:
             del self.map
             self.file.close()
 
     def put(self, t: int, levels: Sequence[Tensor]) -> None:
-        """Keep the levels (c, h, w) of frame t."""
+        """Store the levels (c, h, w) of frame t."""
         flat = torch.cat([level.reshape(-1) for level in levels]).to(self.dtype)
         row = t - self.on_device - self.in_host
         if row >= 0:
             self.map[row] = flat.cpu().view(torch.uint8).numpy()
         elif t < self.on_device:
-            self.held[t] = flat
+            self.in_memory[t] = flat
         else:
-            self.held[t] = torch.empty_like(flat, device="cpu", pin_memory=self.device.type == "cuda").copy_(flat)
+            self.in_memory[t] = torch.empty_like(flat, device="cpu", pin_memory=self.device.type == "cuda").copy_(flat)
 
     def get(self, t: int) -> Features:
-        """The features of frame t."""
+        """The features of frame t, on the device."""
         row = t - self.on_device - self.in_host
-        flat = torch.from_numpy(self.map[row]).view(self.dtype) if row >= 0 else self.held[t]
+        flat = torch.from_numpy(self.map[row]).view(self.dtype) if row >= 0 else self.in_memory[t]
         parts = torch.split(flat.to(self.device, non_blocking=True), self.sizes)
         *fine, top = (part.view(1, *shape) for part, shape in zip(parts, self.shapes))
         return Features(tuple(fine), top)
 
     def read(self, order: Iterable[int]) -> Iterator[Features]:
-        """The features of frames in this order, each fetched while the one before it is used."""
-        yield from ahead(self.get, order, 1)
+        """The features of the frames `order`, each loaded while its predecessor is used."""
+        yield from prefetch(self.get, order, 1)

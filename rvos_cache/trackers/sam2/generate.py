@@ -1,4 +1,4 @@
-"""Masks of one frame from points or boxes, as SAM 2's own mask generator and image predictor make them.
+"""Masks of one frame from points or boxes, as in SAM 2's own mask generator and image predictor.
 
 Letters: K masks, H W pixels of the frame, P prompts, S the side of the model's square.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,108 +15,126 @@ from torch import Tensor
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2.features import Features
 from rvos_cache.trackers.sam2.network import Network
-from rvos_cache.trackers.sam2.preprocess import at_frame, scaled
+from rvos_cache.trackers.sam2.preprocess import resize_logits, scale_points
 from rvos_cache.trackers.sam2.settings import GridSettings
 
-PIXELS = 1 << 26
-"""Mask logits that are brought to the frame's size at once: 256 MB."""
-BOXES = 64
-"""Boxes that the mask decoder takes at once."""
+MAX_PIXELS = 1 << 26
+"""Mask logits that are resized to the frame's size at once: 256 MB."""
+BOXES_PER_BATCH = 64
+"""Boxes in one batch of the mask decoder."""
 
 
 def grid_points(side: int) -> NDArray[np.float64]:
-    """(side * side, 2), x y in [0, 1]: the middles of equal cells, row by row."""
-    middles = (np.arange(side) + 0.5) / side
-    return np.stack([np.tile(middles, side), np.repeat(middles, side)], 1)
+    """(side * side, 2), x y in [0, 1]: the centres of equal cells, row by row."""
+    centres = (np.arange(side) + 0.5) / side
+    return np.stack([np.tile(centres, side), np.repeat(centres, side)], 1)
 
 
 def grid_masks(network: Network, features: Features, size: tuple[int, int], settings: GridSettings) -> RleMasks:
-    """Masks (K, 1) of a grid of points, those expected best first. Three masks for each point; the thresholds of `settings`;
-    then non-maximum suppression by their boxes."""
+    """Masks (K, 1) of a grid of points, highest predicted IoU first: three masks for each point, the thresholds of `settings`,
+    then non-maximum suppression by their boxes. Source: `SAM2AutomaticMaskGenerator`."""
     points = grid_points(settings.points_per_side) * (size[1], size[0])
-    low, expected = [], []
+    logit_parts, iou_parts = [], []
     for start in range(0, len(points), settings.points_per_batch):
-        part = scaled(points[start : start + settings.points_per_batch], size, network.side)
-        logits, guess = _asked(network, features, points=part, several=True)
-        likely = guess > settings.predicted_iou
-        low.append(logits[likely])
-        expected.append(guess[likely])
-    logits, scores = torch.cat(low), torch.cat(expected)
-    stable, boxes = [], []
-    for large in _at_frame(logits, size):
-        stable.append(stability(large, settings.stability_offset) >= settings.stability)
-        boxes.append(boxes_of(large > 0))
-    if not stable:
+        batch = scale_points(points[start : start + settings.points_per_batch], size, network.side)
+        low, predicted_iou = _decode_prompts(network, features, points=batch, multimask=True)
+        likely = predicted_iou > settings.predicted_iou
+        logit_parts.append(low[likely])
+        iou_parts.append(predicted_iou[likely])
+    logits, scores = torch.cat(logit_parts), torch.cat(iou_parts)
+    if not len(logits):
         return RleMasks.empty(0, 1, size)
-    kept = torch.cat(stable).cpu().numpy().nonzero()[0]
-    order = kept[_suppressed(torch.cat(boxes).cpu().numpy()[kept], scores.float().cpu().numpy()[kept], settings.nms_iou)]
-    return _encoded(logits[torch.from_numpy(order).to(logits.device)], size)
+    stable, boxes = [], []
+    for part in _resize_in_parts(logits, size):
+        stable.append(stability(part, settings.stability_offset) >= settings.stability)
+        boxes.append(boxes_of(part > 0))
+    # With a threshold of 0 the generator keeps masks whose stability is NaN, too.
+    rows = np.arange(len(logits)) if settings.stability == 0 else torch.cat(stable).cpu().numpy().nonzero()[0]
+    order = rows[box_nms(torch.cat(boxes).cpu().numpy()[rows], scores.float().cpu().numpy()[rows], settings.nms_iou)]
+    return _encode(logits[torch.from_numpy(order).to(logits.device)], size)
 
 
 def box_masks(
     network: Network, features: Features, size: tuple[int, int], boxes: NDArray[np.float32], stability_offset: float
 ) -> tuple[RleMasks, NDArray[np.float32]]:
-    """One mask for each box (K, 4), x0 y0 x1 y1 in pixels of the frame: masks (K, 1) and their stability (K,)."""
+    """One mask for each box (K, 4), x0 y0 x1 y1 in pixels of the frame: masks (K, 1) and the stability (K,) of their
+    low-resolution logits. Source: `SAM2ImagePredictor.predict`, and SOLA's prompt_generator.py."""
     if not len(boxes):
         return RleMasks.empty(0, 1, size), np.zeros(0, np.float32)
-    placed = scaled(boxes, size, network.side)
-    parts = [placed[start : start + BOXES] for start in range(0, len(placed), BOXES)]
-    logits = torch.cat([_asked(network, features, boxes=part, several=False)[0][:, 0] for part in parts])
-    scores = torch.cat([stability(part, stability_offset) for part in _at_frame(logits, size)])
-    return _encoded(logits, size), scores.cpu().numpy()
+    scaled = scale_points(boxes, size, network.side)
+    parts = [scaled[start : start + BOXES_PER_BATCH] for start in range(0, len(scaled), BOXES_PER_BATCH)]
+    logits = torch.cat([_decode_prompts(network, features, boxes=part, multimask=False)[0][:, 0] for part in parts])
+    return _encode(logits, size), stability(logits, stability_offset).cpu().numpy()
 
 
 def stability(logits: Tensor, offset: float) -> Tensor:
-    """|logit > +offset| / |logit > -offset| of each mask (K, H, W), float32 (K,); 0 where both are empty."""
+    """|logit > +offset| / |logit > -offset| of each mask (K, H, W), float32 (K,); NaN where no logit is above -offset."""
     inner, outer = ((logits > cut).flatten(1).sum(1).float() for cut in (offset, -offset))
-    return inner / outer.clamp(min=1)
+    return inner / outer
 
 
 def boxes_of(masks: Tensor) -> Tensor:
     """First and last columns and rows of masks (K, H, W) bool: x0 y0 x1 y1, float32 (K, 4), as SAM 2's suppression takes them
-    (the last pixel is no part of the width); zeros where a mask is empty."""
+    (the last pixel does not count to the width); zeros where a mask is empty."""
     edges = []
     for line in (masks.any(1), masks.any(2)):
         last = line.shape[1] - 1
-        found = line.to(torch.uint8)
-        edges.append((found.argmax(1), last - found.flip(1).argmax(1)))
+        pixels = line.to(torch.uint8)
+        edges.append((pixels.argmax(1), last - pixels.flip(1).argmax(1)))
     (x0, x1), (y0, y1) = edges
     return torch.stack([x0, y0, x1, y1], 1) * masks.flatten(1).any(1)[:, None].float()
 
 
-def _asked(
+def box_nms(boxes: NDArray[np.float32], scores: NDArray[np.float32], max_iou: float) -> NDArray[np.int64]:
+    """Indices of boxes (K, 4), x0 y0 x1 y1, after non-maximum suppression, highest score (K,) first.
+
+    A box is dropped when its IoU with a kept one is above `max_iou`; the IoU of two boxes without area is NaN, which drops none.
+    Equal to `torchvision.ops.nms`.
+    """
+    x0, y0, x1, y1 = boxes.T
+    area = (x1 - x0) * (y1 - y0)
+    rest = np.argsort(-scores, kind="stable")
+    keep: list[int] = []
+    while len(rest):
+        best, rest = rest[0], rest[1:]
+        keep.append(int(best))
+        width = np.minimum(x1[best], x1[rest]) - np.maximum(x0[best], x0[rest])
+        height = np.minimum(y1[best], y1[rest]) - np.maximum(y0[best], y0[rest])
+        shared = width.clip(0) * height.clip(0)
+        with np.errstate(invalid="ignore"):
+            iou = shared / (area[best] + area[rest] - shared)
+        rest = rest[~(iou > max_iou)]
+    return np.array(keep, np.int64)
+
+
+def _decode_prompts(
     network: Network,
     features: Features,
-    several: bool,
+    multimask: bool,
     points: NDArray[np.float32] | None = None,
     boxes: NDArray[np.float32] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (P, M, S/4, S/4) and expected IoU (P, M) of points (P, 2) or boxes (P, 4) in pixels of the square."""
+    """Logits (P, M, S/4, S/4) and predicted IoU (P, M) of points (P, 2) or boxes (P, 4) in pixels of the square."""
     model = network.model
     if points is not None:
-        places = torch.from_numpy(points).to(model.device)[None, :, None]
-        sparse, dense = model.prompt_encoder(places, torch.ones_like(places[..., 0], dtype=torch.int32), None, None)
+        coordinates = torch.from_numpy(points).to(model.device)[None, :, None]
+        labels = torch.ones_like(coordinates[..., 0], dtype=torch.int32)
+        sparse, dense = model.prompt_encoder(coordinates, labels, None, None)
     else:
         sparse, dense = model.prompt_encoder(None, None, torch.from_numpy(boxes).to(model.device)[None], None)
-    logits, expected, _, _ = network.decode(
-        features, features.top + model.no_memory_embedding.view(1, -1, 1, 1), sparse, dense, several
+    top = features.top + model.no_memory_embedding.view(1, -1, 1, 1)
+    logits, predicted_iou, _, _ = network.decode(features, top, sparse, dense, multimask)
+    return logits[0], predicted_iou[0]
+
+
+def _resize_in_parts(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    for part in torch.split(logits, max(1, MAX_PIXELS // (size[0] * size[1]))):
+        yield resize_logits(part, size)
+
+
+def _encode(logits: Tensor, size: tuple[int, int]) -> RleMasks:
+    if not len(logits):
+        return RleMasks.empty(0, 1, size)
+    return RleMasks.concatenate(
+        [RleMasks.from_dense((part > 0).cpu().numpy()[:, None]) for part in _resize_in_parts(logits, size)]
     )
-    return logits[0], expected[0]
-
-
-def _at_frame(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    for part in torch.split(logits, max(1, PIXELS // (size[0] * size[1]))):
-        if len(part):
-            yield at_frame(part, size)
-
-
-def _encoded(logits: Tensor, size: tuple[int, int]) -> RleMasks:
-    parts = [RleMasks.from_dense((part > 0).cpu().numpy()[:, None]) for part in _at_frame(logits, size)]
-    return RleMasks.concatenate(parts) if parts else RleMasks.empty(0, 1, size)
-
-
-def _suppressed(boxes: NDArray[np.float32], scores: NDArray[np.float32], limit: float) -> NDArray[np.int64]:
-    if not len(boxes):
-        return np.zeros(0, np.int64)
-    sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-    return np.asarray(cv2.dnn.NMSBoxes(sides.tolist(), scores.tolist(), 0.0, limit), np.int64).reshape(-1)

@@ -1,7 +1,7 @@
-"""Which earlier frames SAM 2 reads when it looks for its objects in a frame, and which it will not read again.
+"""Which earlier frames SAM 2 attends to in a frame, and which it can forget.
 
-Ravi et al. 2024, section 4: the prompted frame, the last frames' maps and the last frames' object pointers. Going backward it
-also reads what going forward has found just behind the prompted frame: both directions share one memory.
+Ravi et al. 2024, section 4: the prompt frame, the maps of the nearest frames and the object pointers of the nearest frames. Going
+backward it also attends to the frames behind the prompt frame, which were tracked forward: both directions share one memory.
 """
 
 from __future__ import annotations
@@ -11,47 +11,47 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from rvos_cache.trackers.sam2.attention import Read
-from rvos_cache.trackers.sam2.network import Remembered
+from rvos_cache.trackers.sam2.attention import KeyValues
+from rvos_cache.trackers.sam2.network import Memories
 
-Held = TypeVar("Held")
+Entry = TypeVar("Entry")
 
 
 @dataclass
 class MemoryBank:
-    """What is still to be read of the objects prompted in frame `prompt`.
+    """The memories of the objects prompted in frame `prompt` that a later frame will attend to.
 
-    maps_read: frames of which maps are read, the prompted one included; pointers_read: the same of pointers, at most T.
+    num_maps: frames whose maps are attended to, the prompt frame included; num_pointers: the same of pointers, at most T.
     """
 
     prompt: int
-    maps_read: int
-    pointers_read: int
-    maps: dict[int, Read] = field(default_factory=dict)
+    num_maps: int
+    num_pointers: int
+    maps: dict[int, KeyValues] = field(default_factory=dict)
     pointers: dict[int, Tensor] = field(default_factory=dict)
 
-    def add(self, t: int, memory: Read, pointers: Tensor, backward: bool) -> None:
-        """What was found in frame t; what no later frame reads is dropped."""
+    def add(self, t: int, memory: KeyValues, pointers: Tensor, backward: bool) -> None:
+        """Add the memory of frame t, and drop the memories that no later frame attends to."""
         self.maps[t], self.pointers[t] = memory, pointers
-        self.maps = self._read_again(self.maps, t, self.maps_read - 1, backward)
-        self.pointers = self._read_again(self.pointers, t, self.pointers_read - 1, backward)
+        self.maps = self._needed(self.maps, t, self.num_maps - 1, backward)
+        self.pointers = self._needed(self.pointers, t, self.num_pointers - 1, backward)
 
-    def _read_again(self, held: dict[int, Held], t: int, reach: int, backward: bool) -> dict[int, Held]:
-        # Frames before the prompted one, which are still to come, read those up to `reach` behind themselves.
-        kept = range(t, t + reach) if backward else range(self.prompt, self.prompt + reach)
-        return {s: m for s, m in held.items() if s == self.prompt or s in kept or (not backward and s > t - reach)}
+    def _needed(self, entries: dict[int, Entry], t: int, reach: int, backward: bool) -> dict[int, Entry]:
+        # On the way forward, the frames before the prompt frame are still to come: they attend to frames up to `reach` behind it.
+        needed = range(t, t + reach) if backward else range(self.prompt, self.prompt + reach)
+        return {s: m for s, m in entries.items() if s == self.prompt or s in needed or (not backward and s > t - reach)}
 
-    def before(self, t: int, backward: bool) -> Remembered:
-        """What frame t reads: maps from far to near, pointers from near to far, the prompted frame first."""
+    def before(self, t: int, backward: bool) -> Memories:
+        """What frame t attends to: maps from far to near, pointers from near to far, the prompt frame first."""
         step = -1 if backward else 1
         maps = [(0, self.maps[self.prompt])]
-        for away in range(self.maps_read - 1, 0, -1):
-            s = t - step * away
+        for distance in range(self.num_maps - 1, 0, -1):
+            s = t - step * distance
             if s in self.maps and s != self.prompt:
-                maps.append((away, self.maps[s]))
+                maps.append((distance, self.maps[s]))
         pointers = [(abs(t - self.prompt), self.pointers[self.prompt])]
-        for away in range(1, self.pointers_read):
-            s = t - step * away
+        for distance in range(1, self.num_pointers):
+            s = t - step * distance
             if s in self.pointers and s != self.prompt:
-                pointers.append((away, self.pointers[s]))
-        return Remembered(maps, pointers)
+                pointers.append((distance, self.pointers[s]))
+        return Memories(maps, pointers)

@@ -1,4 +1,4 @@
-"""The precision SAM 2 computes in: bfloat16 on a GPU, as its own scripts do, else float32."""
+"""The precision of SAM 2's computations: bfloat16 on a GPU, as in its own scripts, else float32."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ import torch
 
 
 def native_dtype(device: Any) -> Any:
-    """bfloat16 or float32."""
+    """The dtype that SAM 2 tracks in on `device`: bfloat16 or float32."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 @contextmanager
-def computing(device: Any, dtype: Any) -> Iterator[None]:
-    """No gradients, autocast to `dtype`, and TF32 for what autocast leaves in float32 on a GPU."""
-    before = torch.get_float32_matmul_precision()
-    half = dtype != torch.float32
+def inference_precision(device: Any, dtype: Any) -> Iterator[None]:
+    """Disable gradients and compute in `dtype`.
+
+    With a dtype other than float32: autocast, and TF32 on a GPU for what autocast leaves in float32. With float32: no autocast
+    and no TF32 matrix products.
+    """
+    previous = torch.get_float32_matmul_precision()
+    autocast = dtype != torch.float32
     try:
-        torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
-        with torch.inference_mode(), torch.autocast(device.type, dtype if half else None, enabled=half):
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if autocast else "highest")
+        with torch.inference_mode(), torch.autocast(device.type, dtype if autocast else None, enabled=autocast):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)

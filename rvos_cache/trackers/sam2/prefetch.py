@@ -1,4 +1,4 @@
-"""Loading that runs in a thread, ahead of what uses it."""
+"""Loading in a background thread, ahead of the loop that uses the results."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Key = TypeVar("Key")
-Loaded = TypeVar("Loaded")
+Value = TypeVar("Value")
 
 
-def ahead(load: Callable[[Key], Loaded], keys: Iterable[Key], depth: int) -> Iterator[Loaded]:
-    """`load(key)` of each key in order, up to `depth` of them before they are asked for. What `load` raises is raised here.
+def prefetch(load: Callable[[Key], Value], keys: Iterable[Key], depth: int) -> Iterator[Value]:
+    """Yield `load(key)` for each key in order, loading up to `depth` keys ahead. Exceptions of `load` are raised here.
 
-    One thread: the films of `rvos_cache.frames` are decoded in order and are not made for several.
+    Uses one thread: the film readers of `rvos_cache.frames` decode in order and are not thread-safe.
     """
-    waiting: deque[Future[Loaded]] = deque()
+    pending: deque[Future[Value]] = deque()
     pool = ThreadPoolExecutor(1)
     try:
         for key in keys:
-            waiting.append(pool.submit(load, key))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(load, key))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,6 +1,8 @@
-"""Frames, points, boxes and masks as SAM 2 takes them: a square of S x S pixels, whatever the frame's shape.
+"""Frames, points, boxes and masks in the input format of SAM 2: a square of S x S pixels, whatever the frame's aspect ratio.
 
-transformers' processors of SAM 2 need torchvision; these are equal to them. Letters: H W pixels of the frame, K masks.
+Meta's two predictors resize frames differently, so there are two functions: the video predictor with Pillow's bicubic filter
+(`video_pixels`), the image predictor, which makes masks of points and boxes, with torch's antialiased bilinear filter on floating
+pixels (`image_pixels`). Letters: H W pixels of the frame, K masks.
 """
 
 from __future__ import annotations
@@ -10,42 +12,56 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, as in every SAM 2 checkpoint."""
+"""ImageNet's statistics, as in every SAM 2 checkpoint."""
 
 
-def resized(frame: NDArray[np.uint8], side: int) -> Tensor:
-    """A frame (H, W, 3) uint8 as (3, S, S) uint8. Resized before it is made floating, as the library does."""
-    pixels = torch.from_numpy(frame.transpose(2, 0, 1).copy())
+def video_pixels(frame: NDArray[np.uint8], side: int) -> Tensor:
+    """A frame (H, W, 3) uint8 as (3, S, S) uint8, resized as for tracking.
+
+    Source: `_load_img_as_tensor` of sam2/utils/misc.py.
+    """
+    resized = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def image_pixels(frame: NDArray[np.uint8], side: int) -> Tensor:
+    """A frame (H, W, 3) uint8 as (3, S, S) float32 in [0, 1], resized as for masks of points and boxes.
+
+    Source: `SAM2Transforms` of sam2/utils/transforms.py.
+    """
+    pixels = torch.from_numpy(frame.transpose(2, 0, 1).copy()).float() / 255
     return interpolate(pixels[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """(B, 3, S, S) uint8 as float32 of about unit spread."""
+def normalise(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, S, S), uint8 or float32 in [0, 1], minus ImageNet's mean, over its standard deviation, float32."""
     mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (pixels.float() / 255 - mean) / std
+    values = pixels if pixels.is_floating_point() else pixels.float() / 255
+    return (values - mean) / std
 
 
-def scaled(points: NDArray[Any], size: tuple[int, int], side: int) -> NDArray[np.float32]:
-    """Points or boxes (..., 2n), x before y, from pixels of the frame (H, W) to pixels of the square."""
+def scale_points(points: NDArray[Any], size: tuple[int, int], side: int) -> NDArray[np.float32]:
+    """Points or boxes (..., 2n), x before y, from pixels of the frame of `size` (H, W) to pixels of the square."""
     factors = np.array([side / size[1], side / size[0]], np.float64)
     return (np.asarray(points, np.float64).reshape(-1, 2) * factors).reshape(np.shape(points)).astype(np.float32)
 
 
-def mask_prompts(masks: Tensor, side: int) -> Tensor:
-    """Masks (K, H, W) bool, none of them empty, as (K, 1, S, S) float32 of 0 and 1.
+def resize_mask_prompts(masks: Tensor, side: int) -> Tensor:
+    """Masks (K, H, W) bool as (K, 1, S, S) float32 of 0 and 1: antialiased bilinear, 1 from one half.
 
-    Of a mask so small that the cut at one half would leave nothing, the strongest pixels stay: SAM 2 takes an empty prompt for
-    an object that is hidden there, and follows it all the same.
+    A mask too small to reach one half anywhere keeps its strongest pixels; Meta's code would leave it empty, which means that the
+    object is hidden in the frame. A mask without pixels stays empty.
     """
-    shrunk = interpolate(masks[:, None].float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
-    most = shrunk.flatten(1).amax(1).view(-1, 1, 1, 1)
-    return (shrunk >= most.clamp(max=0.5)).float()
+    resized = interpolate(masks[:, None].float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+    largest = resized.flatten(1).amax(1).view(-1, 1, 1, 1)
+    return ((resized >= largest.clamp(max=0.5)) & (largest > 0)).float()
 
 
-def at_frame(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mask logits (K, h, w) as float32 (K, H, W)."""
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mask logits (K, h, w) as float32 (K, H, W), bilinear."""
     return interpolate(logits[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]

@@ -1,6 +1,6 @@
-"""Prompts to tracks, by rounds of propagating and filtering (SOLA, section 4.2 and appendix), and from ground truth.
+"""Prompts to tracks, in rounds of propagating and filtering (SOLA, section 4.2 and appendix), and tracks of ground truth.
 
-What is already followed is not prompted again. Nothing here knows which SAM 2 runs.
+An object that is already tracked is not prompted again. Nothing here depends on the backend.
 """
 
 from __future__ import annotations
@@ -8,21 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn.functional import interpolate
 
 from rvos_cache.masks import Rle, RleMasks, encode, shared_pixels
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated, Session
 from rvos_cache.trackers.sam2.settings import PromptedSettings
 from rvos_cache.types import GroundTruth
 
-SMALL = (540, 960)
-"""(height, width) in which SOLA's released code compares masks."""
-
 
 @dataclass(frozen=True)
-class Followed:
+class PromptTrack:
     """A prompt and its track: tokens float32 (T, C), scores float32 (T,), masks RleMasks (1, T)."""
 
     prompt: Prompt
@@ -31,116 +29,173 @@ class Followed:
     masks: RleMasks
 
 
-def followed(prompts: Sequence[Prompt], tracks: Propagated) -> list[Followed]:
+def pair(prompts: Sequence[Prompt], tracks: Propagated) -> list[PromptTrack]:
     """Each prompt with its track, in order."""
-    return [Followed(p, tracks.tokens[i], tracks.scores[i], tracks.masks.select([i])) for i, p in enumerate(prompts)]
+    return [PromptTrack(p, tracks.tokens[i], tracks.scores[i], tracks.masks.select([i])) for i, p in enumerate(prompts)]
 
 
-def rounds(
-    session: Session, prompts: Sequence[Prompt], size: tuple[int, int], batch: int, limit: int, settings: PromptedSettings
-) -> list[Followed]:
-    """At most `limit` tracks of distinct objects, the largest prompts first, whatever the order of `prompts`.
+def track_prompts(
+    session: Session,
+    prompts: Sequence[Prompt],
+    size: tuple[int, int],
+    batch: int,
+    limit: int,
+    settings: PromptedSettings,
+    by_box: bool = False,
+) -> list[PromptTrack]:
+    """At most `limit` tracks of distinct objects, largest prompts first.
 
-    A round follows up to `batch` prompts of one frame and drops every other prompt that one of the new tracks meets, in the
-    prompt's own frame, by an IoU above `settings.same_iou`. size: (H, W) of the frames.
+    A round propagates up to `batch` prompts of one frame, then drops every remaining prompt whose IoU with one of the new tracks,
+    in the prompt's own frame, is above `settings.same_iou`. size: (H, W) of the frames; by_box: the prompts are masks of boxes,
+    which `settings.rounds` = "sola" groups in another way.
     """
-    compared = size if settings.iou_size == "video" else SMALL
-    left = sorted(prompts, key=lambda p: (-p.area, p.frame, p.mask))
-    views = {id(p): _resized([p.rle(size)], compared)[0] for p in left}
-    found: list[Followed] = []
-    while left and len(found) < limit:
-        chosen = _next(left, views, min(batch, limit - len(found)), settings.same_iou)
-        tracks = session.propagate(chosen[0].frame, chosen)
-        found += followed(chosen, tracks)
-        taken = set(map(id, chosen))
-        left = _unlike([p for p in left if id(p) not in taken], views, tracks.masks, compared, settings.same_iou)
-    return found
+    released = settings.rounds == "sola"
+    compare = _Compare(size, settings.iou_size == "540x960", 1.0 if released else 0.0)
+    # Equal areas stay in the order of `prompts`, as in the released code; else the order does not depend on it.
+    rest = sorted(prompts, key=(lambda p: -p.area) if released else (lambda p: (-p.area, p.frame, p.mask)))
+    views = {id(p): compare.prompt(p) for p in rest}
+    tracks: list[PromptTrack] = []
+    while rest and len(tracks) < limit:
+        room = limit - len(tracks)
+        if released:
+            chosen = _released_batch(rest, batch, room, by_box)
+        else:
+            chosen = _distinct_batch(rest, views, min(batch, room), settings.same_iou, compare)
+        propagated = session.propagate(chosen[0].frame, chosen)
+        tracks += pair(chosen, propagated)
+        chosen_ids = set(map(id, chosen))
+        rest = [p for p in rest if id(p) not in chosen_ids]
+        rest = _distinct(rest, views, propagated.masks, settings.same_iou, compare)
+    return tracks
 
 
-def _next(left: list[Prompt], views: dict[int, Rle], batch: int, limit: float) -> list[Prompt]:
-    # A track is its prompt in the prompt's frame. So two prompts that are the same there are not followed side by side: the
-    # smaller one would have been dropped in a batch of one.
+def _released_batch(rest: list[Prompt], batch: int, room: int, by_box: bool) -> list[Prompt]:
+    """The next batch of SOLA's generate_tokens_grid.py, or with `by_box` of its generate_tokens_gdino.py."""
+    chosen = [rest[0]]
+    # The script for boxes adds the batch to a count that already contains it, so its last batches are smaller.
+    weight = 2 if by_box else 1
+    for prompt in rest[1:]:
+        if len(chosen) >= batch or weight * len(chosen) >= room:
+            break
+        if prompt.frame == chosen[0].frame:
+            chosen.append(prompt)
+        elif by_box:
+            break
+    return chosen
+
+
+def _distinct_batch(rest: list[Prompt], views: dict[int, Rle], batch: int, max_iou: float, compare: _Compare) -> list[Prompt]:
+    """The next prompts of one frame, without those that an earlier one of the batch would drop if it were tracked first."""
     chosen: list[Prompt] = []
-    for prompt in left:
-        if prompt.frame != left[0].frame:
+    for prompt in rest:
+        if prompt.frame != rest[0].frame:
             continue
-        if not chosen or _iou([views[id(p)] for p in chosen], [views[id(prompt)]]).max() <= limit:
+        if not chosen or compare.iou([views[id(p)] for p in chosen], [views[id(prompt)]]).max() <= max_iou:
             chosen.append(prompt)
         if len(chosen) == batch:
             break
     return chosen
 
 
-def _unlike(left: list[Prompt], views: dict[int, Rle], tracks: RleMasks, compared: tuple[int, int], limit: float) -> list[Prompt]:
-    kept: dict[int, bool] = {}
-    for t in {p.frame for p in left}:
-        here = [p for p in left if p.frame == t]
-        best = _iou(_resized(tracks.column(t), compared), [views[id(p)] for p in here]).max(0)
-        kept.update({id(p): iou <= limit for p, iou in zip(here, best.tolist())})
-    return [p for p in left if kept[id(p)]]
+def _distinct(rest: list[Prompt], views: dict[int, Rle], tracks: RleMasks, max_iou: float, compare: _Compare) -> list[Prompt]:
+    """The prompts whose IoU with each of the tracks, in the prompt's frame, is at most `max_iou`."""
+    is_distinct: dict[int, bool] = {}
+    for t in {p.frame for p in rest}:
+        prompts = [p for p in rest if p.frame == t]
+        best = compare.iou(compare.tracks(tracks, t), [views[id(p)] for p in prompts]).max(0)
+        is_distinct.update({id(p): iou <= max_iou for p, iou in zip(prompts, best.tolist())})
+    return [p for p in rest if is_distinct[id(p)]]
 
 
-def _iou(a: list[Rle], b: list[Rle]) -> NDArray[np.float64]:
-    """IoU (len(a), len(b)) of masks of one frame; 0 where both are empty."""
-    inter, first, second = shared_pixels(a, b, (a[0]["size"][0], a[0]["size"][1]))
-    return inter / np.maximum(first[:, None] + second[None] - inter, 1)
+class _Compare:
+    """Masks at the size at which they are compared, and their IoU.
+
+    size: (H, W) of the frames; resize: to 540x960, or 960x540 for frames that are not wider than high (SOLA's seg_utils.py);
+    both_empty: the IoU of two masks without pixels.
+    """
+
+    def __init__(self, size: tuple[int, int], resize: bool, both_empty: float) -> None:
+        self.size, self.both_empty = size, both_empty
+        self.target = size if not resize else (540, 960) if size[0] < size[1] else (960, 540)
+
+    def prompt(self, prompt: Prompt) -> Rle:
+        """The mask of a prompt; resized by nearest pixels."""
+        rle = prompt.rle(self.size)
+        if self.target == self.size:
+            return rle
+        pixels = RleMasks.from_bytes([[prompt.mask]], 1, self.size).decode(0, 0)
+        resized = interpolate(torch.from_numpy(pixels).float()[None, None], self.target, mode="nearest")
+        return {"size": list(self.target), "counts": encode(resized[0, 0].numpy() > 0)}
+
+    def tracks(self, masks: RleMasks, t: int) -> list[Rle]:
+        """The masks of frame t; resized bilinearly and cut at 0.5."""
+        if self.target == self.size:
+            return masks.column(t)
+        resized = []
+        for k in range(masks.shape[0]):
+            pixels = torch.from_numpy(masks.decode(k, t)).float()[None, None]
+            larger = interpolate(pixels, self.target, mode="bilinear", align_corners=False)[0, 0] > 0.5
+            resized.append({"size": list(self.target), "counts": encode(larger.numpy())})
+        return resized
+
+    def iou(self, a: list[Rle], b: list[Rle]) -> NDArray[np.float64]:
+        """IoU (len(a), len(b)) of masks of one frame."""
+        return _iou(a, b, self.both_empty)
 
 
-def _resized(rles: list[Rle], size: tuple[int, int]) -> list[Rle]:
-    if not rles or tuple(rles[0]["size"]) == size:
-        return rles
-    held = RleMasks.from_bytes([[r["counts"]] for r in rles], 1, tuple(rles[0]["size"]))
-    pixels = (held.decode(k, 0).view(np.uint8) for k in range(len(rles)))
-    small = (cv2.resize(p, (size[1], size[0]), interpolation=cv2.INTER_NEAREST) for p in pixels)
-    return [{"size": list(size), "counts": encode(p)} for p in small]
+def _iou(a: list[Rle], b: list[Rle], both_empty: float = 0.0) -> NDArray[np.float64]:
+    """IoU (len(a), len(b)) of masks of one frame; `both_empty` where neither has pixels."""
+    shared, first, second = shared_pixels(a, b, (a[0]["size"][0], a[0]["size"][1]))
+    union = first[:, None] + second[None] - shared
+    return np.where(union == 0, both_empty, shared / np.maximum(union, 1))
 
 
 def whole_masks(masks: RleMasks, part: float) -> RleMasks:
-    """Masks (K, 1) without those that are part of a larger one that is kept: more than the share `part` of theirs lies inside.
+    """Masks (K, 1), largest first, without parts: masks of which more than the share `part` lies inside a larger one.
 
-    The largest comes first.
+    Masks without pixels are left out.
     """
     if not masks.shape[0]:
         return masks
-    inter, area, _ = shared_pixels(masks.column(0), masks.column(0), masks.size)
-    kept: list[int] = []
+    shared, area, _ = shared_pixels(masks.column(0), masks.column(0), masks.size)
+    whole: list[int] = []
     for k in np.argsort(-area, kind="stable").tolist():
-        if area[k] and all(inter[k, full] <= part * area[k] for full in kept):
-            kept.append(k)
-    return masks.select(kept)
+        if area[k] and all(shared[k, full] <= part * area[k] for full in whole):
+            whole.append(k)
+    return masks.select(whole)
 
 
-def answers(session: Session, truth: GroundTruth, batch: int, again_iou: float) -> list[Followed]:
-    """Tracks of annotated objects, prompted in the frame where most of each is visible; objects in order.
+def track_ground_truth(session: Session, ground_truth: GroundTruth, batch: int, again_iou: float) -> list[PromptTrack]:
+    """Tracks of annotated objects, each prompted in the frame where most of it is visible; in the order of the objects.
 
-    Where such a track meets the annotation of the object's first visible frame by an IoU below `again_iou`, the object has a
-    second track, prompted there. An object that no annotated frame shows has none.
+    An object whose track has an IoU below `again_iou` in the object's first visible frame has a second track, prompted there. An
+    object that is visible in no annotated frame has none.
     """
-    areas = truth.masks.area() * truth.annotated
-    shown = [a for a in range(len(areas)) if areas[a].any()]
-    best = {a: int(areas[a].argmax()) for a in shown}
-    first = {a: int((areas[a] > 0).argmax()) for a in shown}
-    tracks = _prompted(session, truth.masks, best, batch)
+    areas = ground_truth.masks.area() * ground_truth.annotated
+    visible = [a for a in range(len(areas)) if areas[a].any()]
+    best = {a: int(areas[a].argmax()) for a in visible}
+    first = {a: int((areas[a] > 0).argmax()) for a in visible}
+    tracks = _track_objects(session, ground_truth.masks, best, batch)
     again = {
         a: t
         for a, t in first.items()
-        if t != best[a] and _iou(tracks[a].masks.column(t), [truth.masks.at(a, t)])[0, 0] < again_iou
+        if t != best[a] and _iou(tracks[a].masks.column(t), [ground_truth.masks.at(a, t)])[0, 0] < again_iou
     }
-    more = _prompted(session, truth.masks, again, batch)
-    return [track for a in shown for track in (tracks[a], more.get(a)) if track is not None]
+    second = _track_objects(session, ground_truth.masks, again, batch)
+    return [track for a in visible for track in (tracks[a], second.get(a)) if track is not None]
 
 
-def _prompted(session: Session, masks: RleMasks, frames: dict[int, int], batch: int) -> dict[int, Followed]:
-    """Object -> its track, prompted in the frame that `frames` gives it; objects of one frame in batches."""
-    found: dict[int, Followed] = {}
+def _track_objects(session: Session, masks: RleMasks, frames: dict[int, int], batch: int) -> dict[int, PromptTrack]:
+    """Object -> its track, prompted in its frame of `frames`; objects of one frame in batches."""
+    tracks: dict[int, PromptTrack] = {}
     boxes, areas = masks.boxes(), masks.area()
     for t in sorted(set(frames.values())):
-        here = [a for a, s in frames.items() if s == t]
-        for start in range(0, len(here), batch):
-            part = here[start : start + batch]
+        objects = [a for a, s in frames.items() if s == t]
+        for start in range(0, len(objects), batch):
+            part = objects[start : start + batch]
             prompts = []
             for a in part:
                 x, y, w, h = boxes[a, t].tolist()
                 prompts.append(Prompt(t, masks.bytes_at(a, t), int(areas[a, t]), (x, y, x + w, y + h)))
-            found.update(zip(part, followed(prompts, session.propagate(t, prompts))))
-    return found
+            tracks.update(zip(part, pair(prompts, session.propagate(t, prompts))))
+    return tracks

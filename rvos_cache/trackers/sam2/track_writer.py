@@ -1,4 +1,4 @@
-"""Masks, pointers and scores of one batch of prompts, collected frame by frame as SAM 2 finds them."""
+"""Masks, pointers and scores of one batch of prompts, collected frame by frame."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2.backend import Propagated
 
-BEHIND = 3
-"""Frames whose masks may wait to be encoded: each takes B x H x W bytes on the device."""
+MAX_PENDING = 3
+"""Frames whose masks may wait for encoding; each takes B x H x W bytes on the device."""
 
 
 class TrackWriter:
-    """The answers of B objects in T frames of `size` (H, W): masks become runs in a thread as they come, and their pixels go.
+    """The outputs of B objects in T frames of `size` (H, W); a thread encodes masks as runs, so their pixels are freed early.
 
     Use it in a `with`, so that the thread ends.
     """
@@ -27,7 +27,7 @@ class TrackWriter:
         self.masks: list[RleMasks | None] = [None] * frames
         self.tokens: list[Tensor | None] = [None] * frames
         self.scores: list[Tensor | None] = [None] * frames
-        self.waiting: deque[Future[None]] = deque()
+        self.pending: deque[Future[None]] = deque()
         self.pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> TrackWriter:
@@ -37,22 +37,22 @@ class TrackWriter:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def put(self, t: int, pointers: Tensor, scores: Tensor, masks: Tensor) -> None:
-        """Frame t: pointers (B, C), scores (B,), mask logits (B, H, W) or bool."""
-        # Column by column, as runs are counted: turned where it costs least.
+        """Add frame t: pointers (B, C), scores (B,), masks (B, H, W) as logits or bool."""
+        # Runs go column by column; transpose on the device, where it is cheapest.
         columns = (masks > 0).transpose(1, 2).contiguous()
-        self.waiting.append(self.pool.submit(self._keep, t, pointers, scores, columns))
-        if len(self.waiting) > BEHIND:
-            self.waiting.popleft().result()
+        self.pending.append(self.pool.submit(self._store, t, pointers, scores, columns))
+        if len(self.pending) > MAX_PENDING:
+            self.pending.popleft().result()
 
-    def _keep(self, t: int, pointers: Tensor, scores: Tensor, columns: Tensor) -> None:
+    def _store(self, t: int, pointers: Tensor, scores: Tensor, columns: Tensor) -> None:
         self.tokens[t], self.scores[t] = pointers.float().cpu(), scores.float().cpu()
         self.masks[t] = RleMasks.from_dense(columns.cpu().numpy().transpose(0, 2, 1)[:, None])
 
     def tracks(self) -> Propagated:
-        """All of it; every frame must have been put."""
-        while self.waiting:
-            self.waiting.popleft().result()
-        frames = [m for m in self.masks if m is not None]
-        tokens, scores = (torch.stack([v for v in held if v is not None], 1).numpy() for held in (self.tokens, self.scores))
-        rows = [[m.bytes_at(k, 0) for m in frames] for k in range(len(tokens))]
+        """The tracks; `put` must have been called for every frame."""
+        while self.pending:
+            self.pending.popleft().result()
+        masks = [m for m in self.masks if m is not None]
+        tokens, scores = (torch.stack([v for v in frames if v is not None], 1).numpy() for frames in (self.tokens, self.scores))
+        rows = [[m.bytes_at(k, 0) for m in masks] for k in range(len(tokens))]
         return Propagated(tokens, scores, RleMasks.from_bytes(rows, len(self.masks), self.size))

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
 from rvos_cache.trackers.base import Tracker
-from rvos_cache.trackers.sam2.backend import Backend, Prompt, Session, prompts_of
-from rvos_cache.trackers.sam2.rounds import Followed, answers, rounds, whole_masks
+from rvos_cache.trackers.sam2.backend import Backend, Prompt, Session, make_prompts
+from rvos_cache.trackers.sam2.rounds import PromptTrack, track_ground_truth, track_prompts, whole_masks
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, GroundTruthSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import VIDEO, Expression, GroundTruth, TrackSet, Video
 
 
 def open_backend(settings: Sam2Settings) -> Backend:
-    """The SAM 2 that `settings.backend` names. Raises InputError when it is not installed or its checkpoint cannot be loaded."""
+    """The SAM 2 that `settings.backend` names. Raises InputError if it is not installed or its checkpoint cannot be loaded."""
     if settings.backend == "official":
         from rvos_cache.trackers.sam2.official import OfficialBackend
 
@@ -29,7 +28,7 @@ def open_backend(settings: Sam2Settings) -> Backend:
 
 
 def prompt_frames(frames: int, settings: PromptedSettings) -> range:
-    """The frames that are prompted, from the first."""
+    """The prompt frames of a video of `frames` frames, from the first."""
     every = settings.prompt_every
     return range(0, frames, max(1, frames // 2) if every == "half" else every)
 
@@ -38,7 +37,7 @@ S = TypeVar("S", bound=Sam2Settings)
 
 
 class _Sam2(Tracker, Generic[S]):
-    """What the three ways of prompting share."""
+    """Base class of the three ways of prompting."""
 
     label_iou = 0.7
 
@@ -53,7 +52,7 @@ class _Sam2(Tracker, Generic[S]):
 
 
 class Sam2Grid(_Sam2[GridSettings]):
-    """Everything a grid of points finds in the prompt frames: objects and background, for every expression of the video."""
+    """Tracks of the masks that a grid of points gives in the prompt frames: objects and background, for every expression."""
 
     Settings: type[Settings] = GridSettings
 
@@ -63,13 +62,13 @@ class Sam2Grid(_Sam2[GridSettings]):
         with self.backend.open(video) as session:
             prompts: list[Prompt] = []
             for t in prompt_frames(len(video), settings):
-                prompts += prompts_of(whole_masks(session.grid_masks(t, settings), settings.part), t)
-            found = rounds(session, prompts, video.size, batch_size(video, settings), settings.max_tracks, settings)
-        return track_set(video, found, [VIDEO] * len(found), "grid", self.channels)
+                prompts += make_prompts(whole_masks(session.grid_masks(t, settings), settings.part), t)
+            tracks = track_prompts(session, prompts, video.size, batch_size(video, settings), settings.max_tracks, settings)
+        return track_set(video, tracks, [VIDEO] * len(tracks), "grid", self.channels, keep_hidden=settings.rounds == "sola")
 
 
 class Sam2Box(_Sam2[BoxSettings]):
-    """What GroundingDINO finds for each expression in the prompt frames; its tracks are candidates of that expression alone."""
+    """Tracks of GroundingDINO's boxes for each expression in the prompt frames; candidates of that expression alone."""
 
     Settings: type[Settings] = BoxSettings
     reads_expressions = True
@@ -82,39 +81,45 @@ class Sam2Box(_Sam2[BoxSettings]):
 
     def weight_hashes(self) -> dict[str, str]:
         """Digests of SAM 2's and GroundingDINO's weights."""
-        # Two folders may have one name.
+        # The two folders may have the same name.
         parts = {"sam2": super().weight_hashes(), "grounding": self.finder.weight_hashes()}
         return {f"{part}/{name}": digest for part, hashes in parts.items() for name, digest in hashes.items()}
 
     def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         """At most `tracks_per_expression` tracks for each expression, in the order of the expressions."""
         settings, batch = self.settings, batch_size(video, self.settings)
-        found: list[Followed] = []
-        asked: list[int] = []
+        tracks: list[PromptTrack] = []
+        prompted_by: list[int] = []
         with self.backend.open(video) as session:
             for e, prompts in enumerate(self._prompts(session, video, expressions)):
-                tracks = rounds(session, prompts, video.size, batch, settings.tracks_per_expression, settings)
-                found += tracks
-                asked += [e] * len(tracks)
-        return track_set(video, found, asked, "box", self.channels)
+                limit = settings.tracks_per_expression
+                new = track_prompts(session, prompts, video.size, batch, limit, settings, by_box=True)
+                tracks += new
+                prompted_by += [e] * len(new)
+        # SOLA's scripts also store tracks that are never visible, as of an empty mask.
+        return track_set(video, tracks, prompted_by, "box", self.channels, keep_hidden=settings.rounds == "sola")
 
     def _prompts(self, session: Session, video: Video, expressions: Sequence[Expression]) -> list[list[Prompt]]:
+        settings = self.settings
+        released = settings.rounds == "sola"
         prompts: list[list[Prompt]] = [[] for _ in expressions]
-        for t in prompt_frames(len(video), self.settings):
-            boxes = [_inside(boxes, video.size) for boxes, _ in self.finder.find(video.read(t), [e.text for e in expressions])]
+        for t in prompt_frames(len(video), settings):
+            boxes = [part for part, _ in self.finder.find(video.read(t), [e.text for e in expressions])]
             if not sum(map(len, boxes)):
                 continue
-            masks, stable = session.box_masks(t, np.concatenate(boxes), self.settings.stability_offset)
-            ends = np.cumsum([len(part) for part in boxes])
-            for e, (part, end) in enumerate(zip(boxes, ends.tolist())):
-                rows = np.arange(end - len(part), end)
-                rows = rows[stable[rows] >= self.settings.stability]
-                prompts[e] += prompts_of(masks.select(rows), t, part[rows - (end - len(part))])
+            masks, stability = session.box_masks(t, np.concatenate(boxes), settings)
+            # A stability of NaN, of a mask without pixels, is below no threshold.
+            keep = ~(stability < settings.stability) if released else stability >= settings.stability
+            start = 0
+            for e, part in enumerate(boxes):
+                rows = start + np.flatnonzero(keep[start : start + len(part)])
+                prompts[e] += make_prompts(masks.select(rows), t, part[rows - start], keep_empty=released)
+                start += len(part)
         return prompts
 
 
 class Sam2GroundTruth(_Sam2[GroundTruthSettings]):
-    """Annotated objects as prompts, for training alone: `extract` gives this tracker the ground truth."""
+    """Tracks of the annotated objects, for training only: `extract` gives this tracker the ground truth."""
 
     Settings: type[Settings] = GroundTruthSettings
     wants_ground_truth = True
@@ -124,8 +129,8 @@ class Sam2GroundTruth(_Sam2[GroundTruthSettings]):
     ) -> TrackSet:
         """One or two tracks of each annotated object."""
         with self.backend.open(video) as session:
-            found = answers(session, ground_truth, batch_size(video, self.settings), self.settings.again_iou)
-        return track_set(video, found, [VIDEO] * len(found), "gt", self.channels)
+            tracks = track_ground_truth(session, ground_truth, batch_size(video, self.settings), self.settings.again_iou)
+        return track_set(video, tracks, [VIDEO] * len(tracks), "gt", self.channels)
 
 
 def batch_size(video: Video, settings: Sam2Settings) -> int:
@@ -133,33 +138,33 @@ def batch_size(video: Video, settings: Sam2Settings) -> int:
     return settings.batch if len(video) <= settings.long_frames else settings.long_batch
 
 
-def _inside(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Those of the boxes (K, 4) that show anything of a frame of `size` (H, W)."""
-    x0, y0, x1, y1 = np.clip(boxes, 0, (size[1], size[0], size[1], size[0])).T
-    return boxes[(x1 > x0) & (y1 > y0)]
+def track_set(
+    video: Video,
+    tracks: Sequence[PromptTrack],
+    prompted_by: Sequence[int],
+    origin: str,
+    channels: int,
+    keep_hidden: bool = False,
+) -> TrackSet:
+    """Tracks in the form that a cache stores; presence is the probability that the object is visible, 0 where its mask is empty.
 
-
-def track_set(video: Video, found: Sequence[Followed], asked: Sequence[int], origin: str, channels: int) -> TrackSet:
-    """Tracks as the cache holds them; those without a pixel in any frame are left out.
-
-    asked: of each track the index of its expression, or VIDEO. presence: the probability that the object is visible, and 0
-    where nothing of it is.
+    prompted_by: of each track the index of its expression, or VIDEO; keep_hidden: keep tracks whose masks are all empty.
     """
-    shown = [i for i, track in enumerate(found) if track.masks.area().any()]
-    if not shown:
-        none = RleMasks.empty(0, len(video), video.size)
+    rows = [i for i, track in enumerate(tracks) if keep_hidden or track.masks.area().any()]
+    if not rows:
+        masks = RleMasks.empty(0, len(video), video.size)
         tokens, presence = np.zeros((0, len(video), channels), np.float16), np.zeros((0, len(video)), np.float16)
-        return TrackSet(tokens, presence, none, np.zeros(0, np.int32), (), np.zeros(0, np.int32), np.zeros((0, 4), np.float32))
-    masks = RleMasks.concatenate([found[i].masks for i in shown])
-    scores = np.stack([found[i].scores for i in shown]).astype(np.float64)
+        return TrackSet(tokens, presence, masks, np.zeros(0, np.int32), (), np.zeros(0, np.int32), np.zeros((0, 4), np.float32))
+    masks = RleMasks.concatenate([tracks[i].masks for i in rows])
+    scores = np.stack([tracks[i].scores for i in rows]).astype(np.float64)
     presence = (1 / (1 + np.exp(-scores))).astype(np.float16)
     presence[masks.area() == 0] = 0
     return TrackSet(
-        tokens=np.stack([found[i].tokens for i in shown]).astype(np.float16),
+        tokens=np.stack([tracks[i].tokens for i in rows]).astype(np.float16),
         presence=presence,
         masks=masks,
-        prompt=np.array([asked[i] for i in shown], np.int32),
-        origin=(origin,) * len(shown),
-        prompt_frame=np.array([found[i].prompt.frame for i in shown], np.int32),
-        prompt_box=np.array([found[i].prompt.box for i in shown], np.float32),
+        prompt=np.array([prompted_by[i] for i in rows], np.int32),
+        origin=(origin,) * len(rows),
+        prompt_frame=np.array([tracks[i].prompt.frame for i in rows], np.int32),
+        prompt_box=np.array([tracks[i].prompt.box for i in rows], np.float32),
     )

@@ -1,8 +1,10 @@
-"""SAM 2 as transformers has it. The image encoder reads each frame of a video once, for all prompts and both directions."""
+"""SAM 2 of transformers. Each frame is encoded once for tracking, whatever the number of prompts, and in both directions."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -11,24 +13,33 @@ import torch
 from numpy.typing import NDArray
 from transformers import Sam2VideoModel
 
+from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.pretrained import load_frozen, weights_digest
 from rvos_cache.trackers.sam2 import generate
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated
-from rvos_cache.trackers.sam2.features import FeatureStore
+from rvos_cache.trackers.sam2.features import Features, FeatureStore
 from rvos_cache.trackers.sam2.network import Network
-from rvos_cache.trackers.sam2.precision import computing, native_dtype
-from rvos_cache.trackers.sam2.prefetch import ahead
-from rvos_cache.trackers.sam2.preprocess import mask_prompts, normalised, resized
+from rvos_cache.trackers.sam2.precision import inference_precision, native_dtype
+from rvos_cache.trackers.sam2.prefetch import prefetch
+from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_mask_prompts, video_pixels
 from rvos_cache.trackers.sam2.propagate import propagate
-from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings
+from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import Video
+
+RESIZE_THREADS = min(4, os.cpu_count() or 1)
+"""Frames of a batch that are resized at once."""
 
 
 class TransformersBackend:
-    """A frozen Sam2VideoModel by hub name or folder. Raises InputError when the checkpoint cannot be loaded."""
+    """A frozen Sam2VideoModel by hub name or folder. Raises InputError if the checkpoint cannot be loaded."""
 
     def __init__(self, settings: Sam2Settings) -> None:
+        if settings.checkpoint.endswith((".pt", ".pth")):
+            raise InputError(
+                f"SAM 2 checkpoint {settings.checkpoint!r}: backend=transformers reads folders; run rvos-cache convert-sam2 "
+                f"{settings.checkpoint} --out DIR and give DIR, or --set backend=official"
+            )
         self.settings = settings
         model = load_frozen(Sam2VideoModel, settings.checkpoint, "SAM 2 checkpoint")
         self.digest = weights_digest(model, settings.checkpoint)
@@ -38,12 +49,12 @@ class TransformersBackend:
         self.dtype = native_dtype(self.device)
 
     def weight_hashes(self) -> dict[str, str]:
-        """Digest of the weights as loaded, so that a name and a folder with the same weights agree."""
+        """Digest of the weights as loaded, so that a hub name and a folder of the same weights agree."""
         return self.digest
 
-    def computing(self) -> AbstractContextManager[None]:
-        """No gradients, and the precision of `dtype`, in which features are kept too."""
-        return computing(self.device, self.dtype)
+    def precision(self, dtype: Any = None) -> AbstractContextManager[None]:
+        """No gradients, and computation in `dtype` (default: that of tracking, in which features are stored too)."""
+        return inference_precision(self.device, dtype or self.dtype)
 
     @contextmanager
     def _session(self, video: Video) -> Iterator[TransformersSession]:
@@ -55,7 +66,7 @@ class TransformersBackend:
             yield TransformersSession(self, video, store)
 
     def open(self, video: Video) -> AbstractContextManager[TransformersSession]:
-        """A session; frames are read when the first prompt asks for them. Raises OSError when the disk has no room."""
+        """A session; frames are read when they are needed. Raises OSError if the disk has not enough space."""
         return self._session(video)
 
 
@@ -67,26 +78,39 @@ class TransformersSession:
         self._encoded = False
 
     def grid_masks(self, t: int, settings: GridSettings) -> RleMasks:
-        """Masks (K, 1) of a grid of points in frame t, those expected best first."""
-        with self.backend.computing():
-            return generate.grid_masks(self.network, self.features.get(t), self.video.size, settings)
+        """Masks (K, 1) of a grid of points in frame t, highest predicted IoU first."""
+        with self.backend.precision():
+            features = self._prompt_features(t, settings).to(self.backend.dtype)
+            return generate.grid_masks(self.network, features, self.video.size, settings)
 
-    def box_masks(self, t: int, boxes: NDArray[np.float32], stability_offset: float) -> tuple[RleMasks, NDArray[np.float32]]:
+    def box_masks(self, t: int, boxes: NDArray[np.float32], settings: BoxSettings) -> tuple[RleMasks, NDArray[np.float32]]:
         """One mask for each box (K, 4), x0 y0 x1 y1 in pixels of frame t: masks (K, 1), and their stability (K,)."""
-        with self.backend.computing():
-            return generate.box_masks(self.network, self.features.get(t), self.video.size, boxes, stability_offset)
+        if not len(boxes):
+            return RleMasks.empty(0, 1, self.video.size), np.zeros(0, np.float32)
+        # float32 on a GPU too, as in SOLA's released code.
+        with self.backend.precision(torch.float32):
+            features = self._prompt_features(t, settings).to(torch.float32)
+            return generate.box_masks(self.network, features, self.video.size, boxes, settings.stability_offset)
 
     def propagate(self, t: int, prompts: Sequence[Prompt]) -> Propagated:
-        """Follow prompts of frame t through the whole video."""
+        """Track prompts of frame t through the whole video."""
         rows = RleMasks.from_bytes([[prompt.mask] for prompt in prompts], 1, self.video.size)
-        with self.backend.computing():
+        features = self.features
+        with self.backend.precision():
             pixels = torch.from_numpy(rows.dense()[:, 0]).to(self.backend.device)
-            masks = mask_prompts(pixels, self.network.side)
-            return propagate(self.network, self.features, len(self.video), self.video.size, t, masks)
+            masks = resize_mask_prompts(pixels, self.network.side)
+            return propagate(self.network, features, len(self.video), self.video.size, t, masks)
+
+    def _prompt_features(self, t: int, settings: PromptedSettings) -> Features:
+        if settings.prompt_features == "video":
+            return self.features.get(t)
+        pixels = image_pixels(self.video.read(t), self.network.side)[None].to(self.backend.device)
+        *fine, top = self.network.encode(normalise(pixels))
+        return Features(tuple(fine), top)
 
     @property
     def features(self) -> FeatureStore:
-        """The features of every frame, made when they are asked for first."""
+        """The features of every frame for tracking, computed at the first access."""
         if not self._encoded:
             self._encode()
             self._encoded = True
@@ -97,11 +121,12 @@ class TransformersSession:
         starts = range(0, count, self.backend.settings.encoder_batch)
 
         def load(start: int) -> Any:
-            frames = range(start, min(start + self.backend.settings.encoder_batch, count))
-            return torch.stack([resized(self.video.read(t), side) for t in frames])
+            frames = [self.video.read(t) for t in range(start, min(start + self.backend.settings.encoder_batch, count))]
+            return torch.stack(list(pool.map(lambda frame: video_pixels(frame, side), frames)))
 
-        with self.backend.computing():
-            for start, pixels in zip(starts, ahead(load, starts, 2)):
-                levels = self.network.encode(normalised(pixels.to(self.backend.device)))
+        # Pillow resizes a frame of 720x1280 in 15 ms on one core, as long as a GPU encodes it; it releases the GIL.
+        with ThreadPoolExecutor(RESIZE_THREADS) as pool, self.backend.precision():
+            for start, pixels in zip(starts, prefetch(load, starts, 2)):
+                levels = self.network.encode(normalise(pixels.to(self.backend.device)))
                 for i in range(len(pixels)):
                     self._store.put(start + i, [level[i] for level in levels])

@@ -1,4 +1,7 @@
-"""VITA, frozen: Mask2Former of transformers, its video head, and what a cache keeps of them."""
+"""The VITA tracker: a frozen Mask2Former (transformers), the frozen VITA head, and the features stored in a cache.
+
+Heo et al., "VITA: Video Instance Segmentation via Object Token Association", NeurIPS 2022; code: github.com/sukjunhwang/VITA.
+"""
 
 from rvos_cache.trackers.vita.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import HeadSizes, VideoQueries, VitaHead

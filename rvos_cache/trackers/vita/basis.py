@@ -1,8 +1,8 @@
-"""A basis of the mask features in which fewer numbers say nearly the same masks, one for a whole dataset.
+"""A low-rank basis of the mask features, one for a whole dataset, that preserves the mask logits as well as possible.
 
-A mask logit is the bilinear form eᵀF of a mask embedding e and a cell's mask features F, both of Cm numbers. The best W, V
-(Cm, r) for eᵀ V Wᵀ F have the least mean squared error over the embeddings and features of a dataset (design,
-systems/dmvs_dervos.md, 1.1, P1): with Σ_F = E[FFᵀ] and Σ_e = E[eeᵀ], Σ_e^½ Σ_F^½ ≈ U_r S_r R_rᵀ gives W = Σ_F^-½ R_r and
+A mask logit is the bilinear form eᵀF of a mask embedding e and a cell's mask features F, both of Cm numbers. W and V (Cm, r)
+minimise the mean squared error of eᵀ V Wᵀ F over the embeddings and features of a dataset. With Σ_F = E[FFᵀ], Σ_e = E[eeᵀ] and
+the truncated singular value decomposition Σ_e^½ Σ_F^½ ≈ U_r S_r R_rᵀ (optimal by the Eckart-Young theorem), W = Σ_F^-½ R_r and
 V = Σ_e^-½ U_r S_r.
 """
 
@@ -21,33 +21,35 @@ from rvos_cache.errors import InputError, naming
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """w, v: float32 (Cm, r). A cell keeps F W instead of F, and its logit under e is (F W) · (Vᵀ e)."""
+    """w, v: float32 (Cm, r). A cell stores F W instead of F, and its logit for the embedding e is (F W) · (Vᵀ e)."""
 
     w: NDArray[np.float32]
     v: NDArray[np.float32]
 
     def __post_init__(self) -> None:
         if self.w.ndim != 2 or self.w.shape != self.v.shape or self.w.dtype != np.float32 or self.v.dtype != np.float32:
-            raise ValueError(f"Basis: w {self.w.dtype} {self.w.shape}, v {self.v.dtype} {self.v.shape}; float32 (Cm, r) both")
+            raise ValueError(
+                f"Basis: expected w and v float32 (Cm, r), got {self.w.dtype} {self.w.shape} and {self.v.dtype} {self.v.shape}"
+            )
 
     @property
     def rank(self) -> int:
-        """r."""
+        """r, the number of columns."""
         return int(self.w.shape[1])
 
     def coordinates(self, f_mask: NDArray[np.float16]) -> NDArray[np.float16]:
-        """Mask features (..., Cm) as coordinates (..., r)."""
+        """Coordinates float16 (..., r) of mask features (..., Cm)."""
         return (f_mask.astype(np.float32) @ self.w).astype(np.float16)
 
     def weight_hash(self) -> dict[str, str]:
-        """ "basis" -> digest of its numbers."""
-        total = hashlib.blake2b(digest_size=16)
+        """ "basis" -> digest of w and v."""
+        digest = hashlib.blake2b(digest_size=16)
         for part in (self.w, self.v):
-            total.update(np.ascontiguousarray(part).tobytes())
-        return {"basis": total.hexdigest()}
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return {"basis": digest.hexdigest()}
 
     def save(self, path: Path) -> None:
-        """Write the basis. Raises OSError."""
+        """Write the basis to a safetensors file. Raises OSError if the file cannot be written."""
         from safetensors.numpy import save
 
         with naming(path):
@@ -55,59 +57,59 @@ class Basis:
 
     @classmethod
     def load(cls, path: Path) -> Basis:
-        """The basis of a file. Raises InputError when it holds none."""
+        """Read a basis that `save` wrote. Raises InputError if the file is not one."""
         from safetensors.numpy import load_file
 
         try:
-            held = load_file(str(path))
-            return cls(held["w"], held["v"])
-        # safetensors has an error of its own.
+            tensors = load_file(str(path))
+            return cls(tensors["w"], tensors["v"])
+        # safetensors raises an error class of its own.
         except Exception as error:
             raise InputError(
-                f"{path}: no basis of mask features ({type(error).__name__}: {' '.join(str(error).split())}); "
+                f"{path}: not a basis of mask features ({type(error).__name__}: {' '.join(str(error).split())}); "
                 "make it with rvos-cache fit-vita-basis"
             ) from error
 
 
 class Moments:
-    """Second moments of vectors of `channels` numbers, gathered piece by piece."""
+    """Mean outer product of vectors of `channels` numbers, accumulated batch by batch."""
 
     def __init__(self, channels: int) -> None:
         self.total = np.zeros((channels, channels))
         self.count = 0
 
     def add(self, vectors: NDArray[Any]) -> None:
-        """More vectors (M, channels)."""
+        """Add vectors (M, channels)."""
         rows = vectors.astype(np.float32)
         self.total += (rows.T @ rows).astype(np.float64)
         self.count += len(rows)
 
     def mean(self) -> NDArray[np.float64]:
-        """E[x xᵀ] (channels, channels). Raises ValueError when nothing was added."""
+        """E[x xᵀ] (channels, channels). Raises ValueError if no vectors were added."""
         if not self.count:
             raise ValueError("no vectors were added")
         return self.total / self.count
 
 
 def fit_basis(features: NDArray[np.float64], embeddings: NDArray[np.float64], rank: int, ridge: float = 1e-4) -> Basis:
-    """The best basis of `rank` for second moments of mask features and mask embeddings, both (Cm, Cm).
+    """The optimal basis of `rank` for second moments of mask features and mask embeddings, both (Cm, Cm).
 
-    ridge: added to both diagonals as a share of their mean, so that directions hardly seen do not grow without bound.
-    Raises ValueError for a rank that the channels do not have.
+    ridge: added to both diagonals, as a share of their mean, so that directions without variance stay bounded. Raises
+    ValueError if the rank is not between 1 and Cm.
     """
     channels = len(features)
     if not 1 <= rank <= channels:
-        raise ValueError(f"rank {rank}, wanted 1 to {channels}")
+        raise ValueError(f"expected a rank from 1 to {channels}, got {rank}")
     f_root, f_inverse = _roots(features, ridge)
     e_root, e_inverse = _roots(embeddings, ridge)
     u, s, rt = np.linalg.svd(e_root @ f_root)
-    # The coordinates F W have second moment 1, whatever the scale of F, so float16 holds them.
+    # The coordinates F W have unit second moments, whatever the scale of F, so they fit in float16.
     w, v = f_inverse @ rt[:rank].T, e_inverse @ (u[:, :rank] * s[:rank])
     return Basis(w.astype(np.float32), v.astype(np.float32))
 
 
 def _roots(moments: NDArray[np.float64], ridge: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The symmetric square root of a second moment, ridge added, and its inverse."""
+    """The symmetric square root of a regularised second moment (Cm, Cm), and its inverse."""
     values, vectors = np.linalg.eigh((moments + moments.T) / 2)
     values = np.sqrt(np.maximum(values, 0) + ridge * np.trace(moments) / len(moments))
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T

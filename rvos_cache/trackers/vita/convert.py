@@ -1,6 +1,7 @@
-"""A released VITA checkpoint (detectron2's format) as a folder that `from_pretrained` and `load_head` read.
+"""Convert a released VITA checkpoint (detectron2's format) to a folder that `from_pretrained` and `load_head` read.
 
-Sizes are read from the tensors. Every tensor is used or listed; one that is missing, unknown or of another shape is an error.
+Sizes are read from the tensors. Every tensor is converted or listed; a missing or unknown tensor, or one of another shape, is an
+error.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from rvos_cache.trackers.vita.segmenter import HEAD_FILE
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 LEVELS, POINTS = 3, 4
-"""Of the deformable attention in Mask2Former's pixel decoder: maps, and points in each."""
+"""Deformable attention of Mask2Former's pixel decoder: feature maps, and sampling points per map."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted. unread: the tensors that evaluation does not read, which were left out."""
+    """The result of a conversion.
+
+    backbone: model type of the backbone; sizes: of the head; tensors: number of converted tensors; unread: names of the tensors
+    that evaluation does not use, which were left out.
+    """
 
     backbone: str
     sizes: HeadSizes
@@ -37,142 +42,148 @@ class Conversion:
 
 
 def convert_vita(checkpoint: Path, out: Path) -> Conversion:
-    """Write the folder `out` from a checkpoint file; only tensors are read from it, no code.
+    """Convert a checkpoint file to the folder `out`; only tensors are read from the file, no code is run.
 
-    Raises InputError when `out` is there, or the file is not a whole VITA checkpoint of a known backbone.
+    Raises InputError if `out` exists, or if the file is not a complete VITA checkpoint of a known backbone.
     """
     from safetensors.torch import save_file
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     if out.exists():
-        raise InputError(f"{out}: is there already; choose another folder or remove it")
-    held = read_tensors(checkpoint)
+        raise InputError(f"{out}: already exists; choose another folder or remove it")
+    tensors = read_tensors(checkpoint)
     try:
-        model, unread = mask2former(held)
-        head = VitaHead.from_official(held)
+        model, unread = mask2former(tensors)
+        head = VitaHead.from_official(tensors)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
-    found = Conversion(model.config.backbone_config.model_type, head.sizes, len(held) - len(unread), unread)
+    conversion = Conversion(model.config.backbone_config.model_type, head.sizes, len(tensors) - len(unread), unread)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Aside first: a folder that is there is whole.
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    # Written to a staging folder first, so that an existing `out` is always complete.
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        model.save_pretrained(aside)
-        save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, aside / HEAD_FILE, {"format": "pt"})
-        record = {"source": checkpoint.name, "tensors": found.tensors, "unread": unread}
-        (aside / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        aside.chmod(0o755)
-        aside.rename(out)
+        model.save_pretrained(staging)
+        save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, staging / HEAD_FILE, {"format": "pt"})
+        record = {"source": checkpoint.name, "tensors": conversion.tensors, "unread": unread}
+        (staging / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        staging.chmod(0o755)
+        staging.rename(out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return found
+        shutil.rmtree(staging, ignore_errors=True)
+    return conversion
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The model's tensors of a checkpoint file, as they are or under "model". Raises InputError."""
+    """The tensors of a checkpoint file, at its top level or under "model".
+
+    Raises InputError if the file cannot be read or contains anything but tensors.
+    """
     try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a VITA checkpoint (.pth)") from error
-    # What torch raises for a file that is none of its own, or that holds more than tensors, differs with the file.
+    # For a file of another kind, or with more than tensors, torch raises different errors.
     except Exception as error:
         raise InputError(
-            f"{path}: not a checkpoint of tensors alone ({type(error).__name__}); it is not run, so save its model's state_dict"
+            f"{path}: not a checkpoint of tensors alone ({type(error).__name__}); no code is run, so save the model's state_dict"
         ) from error
-    model = held.get("model", held) if isinstance(held, dict) else None
+    model = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(model, dict) or not model or not all(isinstance(t, Tensor) for t in model.values()):
-        raise InputError(f"{path}: wanted named tensors, as they are or under 'model'; give a VITA checkpoint (.pth)")
+        raise InputError(f"{path}: expected named tensors, at the top level or under 'model'; give a VITA checkpoint (.pth)")
     return model
 
 
-def mask2former(held: Mapping[str, Tensor]) -> tuple[Any, tuple[str, ...]]:
-    """The transformers model of released tensors, and the names of those that evaluation does not read.
+def mask2former(tensors: Mapping[str, Tensor]) -> tuple[Any, tuple[str, ...]]:
+    """The transformers model of released tensors, and the names of those that evaluation does not use.
 
-    Raises InputError naming a tensor that is unknown, missing or of another shape than the rest say.
+    Raises InputError naming a tensor that is unknown, missing, or of a shape that contradicts the others.
     """
     from transformers import Mask2FormerForUniversalSegmentation
 
-    unread = tuple(sorted(name for name in held if names.is_unread(name)))
-    given: dict[str, Tensor] = {}
-    for name, tensor in held.items():
+    unread = tuple(sorted(name for name in tensors if names.is_unread(name)))
+    converted: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
         targets = names.in_transformers(name)
         if not targets and name not in unread and not name.startswith(PREFIX):
-            raise InputError(f"the tensor {name!r} is none of Mask2Former's or VITA's; give a checkpoint of VITA")
+            raise InputError(f"the tensor {name!r} is not one of Mask2Former or VITA; give a VITA checkpoint")
         if targets and len(tensor) % len(targets):
-            raise InputError(f"{name!r} is {tuple(tensor.shape)}, which cannot be cut into {len(targets)} equal parts")
+            raise InputError(f"{name!r} is {tuple(tensor.shape)}, which cannot be split into {len(targets)} equal parts")
         if targets:
-            given |= dict(zip(targets, tensor.float().chunk(len(targets))))
-    config = mask2former_config({name: tuple(tensor.shape) for name, tensor in held.items()})
+            converted |= dict(zip(targets, tensor.float().chunk(len(targets))))
+    config = mask2former_config({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     with torch.random.fork_rng(devices=[]):
         model = Mask2FormerForUniversalSegmentation(config)
-    for name, own in model.state_dict().items():
+    for name, initial in model.state_dict().items():
         official = names.in_detectron2(name)
-        if name not in given and official is not None:
-            raise InputError(f"the tensor {official!r} is missing; give a whole checkpoint of VITA")
-        if name in given and given[name].shape != own.shape:
-            shape = tuple(given[name].shape)
-            raise InputError(f"{official!r} gives {name} {shape}, wanted {tuple(own.shape)} as the other tensors say")
-    left = sorted(given.keys() - model.state_dict().keys())
-    if left:
+        if name not in converted and official is not None:
+            raise InputError(f"the tensor {official!r} is missing; give a complete VITA checkpoint")
+        if name in converted and converted[name].shape != initial.shape:
+            shape = tuple(converted[name].shape)
+            raise InputError(f"{official!r} gives {name} {shape}, expected {tuple(initial.shape)} from the other tensors")
+    unknown = sorted(converted.keys() - model.state_dict().keys())
+    if unknown:
         raise InputError(
-            f"the tensor {names.in_detectron2(left[0])!r} has no place in a {config.backbone_config.model_type} model"
+            f"the tensor {names.in_detectron2(unknown[0])!r} does not belong to a {config.backbone_config.model_type} model"
         )
-    model.load_state_dict({**model.state_dict(), **given})
+    model.load_state_dict({**model.state_dict(), **converted})
     return model.eval(), unread
 
 
 def mask2former_config(shapes: Mapping[str, tuple[int, ...]]) -> Any:
-    """transformers' configuration, read from the shapes of the released tensors. Raises InputError."""
+    """The configuration of transformers, from the shapes of the released tensors.
+
+    Raises InputError naming a tensor that is missing or has another number of axes.
+    """
     from transformers import Mask2FormerConfig
 
-    read = _Shapes(shapes)
+    sizes = _Shapes(shapes)
     pixel, predictor = names.PIXEL, names.PREDICTOR
-    mask_size, feature_size = read.of(f"{pixel}.mask_features.weight", 4)[:2]
-    queries, hidden = read.of(f"{predictor}.query_feat.weight", 2)
-    # Each head has an offset in x and y for each point of each map.
-    offsets = read.of(f"{pixel}.transformer.encoder.layers.0.self_attn.sampling_offsets.bias", 1)[0]
+    mask_size, feature_size = sizes.of(f"{pixel}.mask_features.weight", 4)[:2]
+    queries, hidden = sizes.of(f"{predictor}.query_feat.weight", 2)
+    # Each attention head has an x and a y offset for each point of each map.
+    offsets = sizes.of(f"{pixel}.transformer.encoder.layers.0.self_attn.sampling_offsets.bias", 1)[0]
     return Mask2FormerConfig(
-        backbone_config=_resnet_config(read) if read.count("backbone.stem.") else _swin_config(read),
+        backbone_config=_resnet_config(sizes) if sizes.count("backbone.stem.") else _swin_config(sizes),
         feature_size=feature_size,
         mask_feature_size=mask_size,
         hidden_dim=hidden,
-        encoder_feedforward_dim=read.of(f"{pixel}.transformer.encoder.layers.0.linear1.bias", 1)[0],
-        dim_feedforward=read.of(f"{predictor}.transformer_ffn_layers.0.linear1.bias", 1)[0],
-        encoder_layers=read.count(f"{pixel}.transformer.encoder.layers."),
-        # transformers counts the learned queries before the first layer as one.
-        decoder_layers=read.count(f"{predictor}.transformer_cross_attention_layers.") + 1,
+        encoder_feedforward_dim=sizes.of(f"{pixel}.transformer.encoder.layers.0.linear1.bias", 1)[0],
+        dim_feedforward=sizes.of(f"{predictor}.transformer_ffn_layers.0.linear1.bias", 1)[0],
+        encoder_layers=sizes.count(f"{pixel}.transformer.encoder.layers."),
+        # transformers counts the learned queries before the first layer as a layer.
+        decoder_layers=sizes.count(f"{predictor}.transformer_cross_attention_layers.") + 1,
         num_attention_heads=offsets // (2 * LEVELS * POINTS),
         num_queries=queries,
-        num_labels=read.of(f"{predictor}.class_embed.bias", 1)[0] - 1,
+        num_labels=sizes.of(f"{predictor}.class_embed.bias", 1)[0] - 1,
         enforce_input_projection=f"{predictor}.input_proj.0.weight" in shapes,
     )
 
 
-def _swin_config(read: _Shapes) -> Any:
+def _swin_config(sizes: _Shapes) -> Any:
     from transformers import SwinConfig
 
-    depths = [read.count(f"backbone.layers.{stage}.blocks.") for stage in range(4)]
-    tables = [read.of(f"backbone.layers.{stage}.blocks.0.attn.relative_position_bias_table", 2) for stage in range(4)]
-    width = read.of("backbone.patch_embed.proj.weight", 4)[0]
+    depths = [sizes.count(f"backbone.layers.{stage}.blocks.") for stage in range(4)]
+    tables = [sizes.of(f"backbone.layers.{stage}.blocks.0.attn.relative_position_bias_table", 2) for stage in range(4)]
+    width = sizes.of("backbone.patch_embed.proj.weight", 4)[0]
     # A window of w x w cells has (2w - 1)² offsets between two of its cells.
     return SwinConfig(
         embed_dim=width,
         depths=depths,
         num_heads=[table[1] for table in tables],
         window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
-        mlp_ratio=read.of("backbone.layers.0.blocks.0.mlp.fc1.bias", 1)[0] / width,
+        mlp_ratio=sizes.of("backbone.layers.0.blocks.0.mlp.fc1.bias", 1)[0] / width,
         out_features=STAGES,
     )
 
 
-def _resnet_config(read: _Shapes) -> Any:
+def _resnet_config(sizes: _Shapes) -> Any:
     from transformers import ResNetConfig
 
     return ResNetConfig(
-        embedding_size=read.of("backbone.stem.conv1.weight", 4)[0],
-        hidden_sizes=[read.of(f"backbone.res{stage}.0.conv3.weight", 4)[0] for stage in range(2, 6)],
-        depths=[read.count(f"backbone.res{stage}.") for stage in range(2, 6)],
+        embedding_size=sizes.of("backbone.stem.conv1.weight", 4)[0],
+        hidden_sizes=[sizes.of(f"backbone.res{stage}.0.conv3.weight", 4)[0] for stage in range(2, 6)],
+        depths=[sizes.count(f"backbone.res{stage}.") for stage in range(2, 6)],
         layer_type="bottleneck",
         out_features=STAGES,
     )
@@ -185,14 +196,14 @@ class _Shapes:
         self.shapes = shapes
 
     def of(self, name: str, axes: int) -> tuple[int, ...]:
-        """The shape of a tensor. Raises InputError when it is missing or has not so many axes."""
-        found = self.shapes.get(name)
-        if found is None:
-            raise InputError(f"the tensor {name!r} is missing; give a whole checkpoint of VITA")
-        if len(found) != axes:
-            raise InputError(f"{name!r} is {found}, wanted {axes} axes; give a checkpoint of VITA")
-        return found
+        """The shape of a tensor. Raises InputError if it is missing or its number of axes is not `axes`."""
+        shape = self.shapes.get(name)
+        if shape is None:
+            raise InputError(f"the tensor {name!r} is missing; give a complete VITA checkpoint")
+        if len(shape) != axes:
+            raise InputError(f"{name!r} is {shape}, expected {axes} axes; give a VITA checkpoint")
+        return shape
 
     def count(self, prefix: str) -> int:
-        """How many numbers follow `prefix` in names."""
+        """How many different numbers follow `prefix` in the names."""
         return len({name.removeprefix(prefix).split(".")[0] for name in self.shapes if name.startswith(prefix)})

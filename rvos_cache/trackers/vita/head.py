@@ -1,8 +1,8 @@
-"""VITA's head: from the frame queries of a clip to its video queries, their classes and their mask embeddings.
+"""The VITA head: from the frame queries of a clip to its video queries, their classes and their mask embeddings.
 
-Heo et al., "VITA: Video Instance Segmentation via Object Token Association", NeurIPS 2022, section 3.2 and the released
-code's evaluation path, here for a batch of clips. Letters: B clips, T frames, Nf frame queries, Nv video queries, C channels,
-K classes, h w cells of the stride-4 map. Parameters have their released names without "vita_module.".
+Heo et al., "VITA: Video Instance Segmentation via Object Token Association", NeurIPS 2022, section 3.2, and the evaluation path
+of the released code, for a batch of clips. Letters: B clips, T frames, Nf frame queries, Nv video queries, C channels, K classes,
+h w cells of the stride-4 map. Parameters have their released names without "vita_module.".
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from rvos_cache.errors import InputError
 
 PREFIX = "vita_module."
 TRAINING_ONLY = ("sim_embed_frame.", "sim_embed_clip.")
-"""Beginnings of the released tensors that only the similarity loss reads."""
+"""Prefixes of the released tensors that only the similarity loss uses."""
 HEADS = 8
+"""Attention heads. Neither HEADS nor WINDOW can be read from the tensors; both are those of the released configurations."""
 WINDOW = 6
-"""Frames that see each other in a layer of the object encoder; neither this nor HEADS can be read from the tensors."""
+"""Frames that attend to each other in a layer of the object encoder."""
 SHIFT = 3
+"""Frames by which the windows of odd layers are shifted."""
 
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """What the tensors of a head say of its shape.
+    """The sizes of a head.
 
-    channels: C; map_channels: of the map before its projection; mask_channels: of mask features and mask embeddings;
-    frame_queries: Nf; video_queries: Nv; classes: K, without the void; hidden: width of the feed-forward layers.
+    channels: C; map_channels: of the map before its projection; mask_channels: Cm, of mask features and mask embeddings;
+    frame_queries: Nf; video_queries: Nv; classes: K, without the void class; hidden: width of the feed-forward layers;
+    encoder_layers, decoder_layers: of the object encoder and decoder.
     """
 
     channels: int
@@ -45,15 +48,18 @@ class HeadSizes:
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> HeadSizes:
-        """From released names without the prefix. Raises InputError naming the tensor that is missing or has other axes."""
+        """Read the sizes from the shapes of the released tensors, by name without the prefix.
+
+        Raises InputError naming a tensor that is missing or has another number of axes.
+        """
 
         def shape(name: str, axes: int) -> tuple[int, ...]:
-            found = shapes.get(name)
-            if found is None:
-                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is missing; give a whole checkpoint of VITA")
-            if len(found) != axes:
-                raise InputError(f"VITA head: {PREFIX + name!r} is {found}, wanted {axes} axes; give a checkpoint of VITA")
-            return found
+            released = shapes.get(name)
+            if released is None:
+                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is missing; give a complete VITA checkpoint")
+            if len(released) != axes:
+                raise InputError(f"VITA head: {PREFIX + name!r} is {released}, expected {axes} axes; give a VITA checkpoint")
+            return released
 
         def layers(block: str) -> int:
             return len({name.split(".")[1] for name in shapes if name.startswith(f"{block}.")})
@@ -75,10 +81,10 @@ class HeadSizes:
 
 @dataclass(frozen=True)
 class VideoQueries:
-    """What the head says of each clip.
+    """The output of the head for B clips.
 
     q_v: (B, Nv, C), after the last LayerNorm; logits: (B, Nv, K + 1), the void class last; mask_embed: (B, Nv, Cm), whose dot
-    product with the mask features of a cell is the logit of the query's mask there.
+    product with the mask features of a cell is the mask logit of the query in that cell.
     """
 
     q_v: Tensor
@@ -86,16 +92,16 @@ class VideoQueries:
     mask_embed: Tensor
 
     def scores(self) -> Tensor:
-        """(B, Nv): the largest probability of a class that is not the void (softmax over all K + 1)."""
+        """Class scores (B, Nv): the largest probability of a class other than the void (softmax over all K + 1)."""
         return self.logits.softmax(-1)[..., :-1].amax(-1)
 
 
 class VitaHead(nn.Module):
-    """The frozen head in its evaluation path: only the last frame-decoder layer's queries, windows shifted in odd layers.
+    """The frozen head in evaluation: only the queries of the last frame-decoder layer, windows shifted in odd layers.
 
-    The released code pads T with zeros to whole windows, rolls them in odd layers and masks the padded frames and the halves
-    of the first window. Masked keys weigh exp(-1000) = 0, so every real frame sees exactly the real frames of its own
-    window: 0-5, 6-11, ... in even layers and 0-2, 3-8, 9-14, ... in odd ones. That is computed here without the padding.
+    The released code pads T with zeros to full windows, rolls them in odd layers, and masks the padded frames and the halves
+    of the first window. Masked keys have the weight exp(-1000) = 0, so every frame attends to exactly the frames of its own
+    window: 0-5, 6-11, ... in even layers and 0-2, 3-8, 9-14, ... in odd layers. Here the same is computed without padding.
     """
 
     def __init__(self, sizes: HeadSizes) -> None:
@@ -118,65 +124,68 @@ class VitaHead(nn.Module):
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Tensor]) -> VitaHead:
-        """The frozen head of the released tensors `vita_module.*`; tensors of other names are not looked at.
+        """The frozen head of the released tensors `vita_module.*`; tensors of other names are ignored.
 
-        Raises InputError naming a tensor that is missing, is not one of a head, or has another shape than the rest say.
+        Raises InputError naming a tensor that is missing, unknown, or of a shape that contradicts the others.
         """
-        given = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items() if name.startswith(PREFIX)}
-        given = {name: tensor for name, tensor in given.items() if not name.startswith(TRAINING_ONLY)}
-        sizes = HeadSizes.of({name: tuple(tensor.shape) for name, tensor in given.items()})
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items() if name.startswith(PREFIX)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING_ONLY)}
+        sizes = HeadSizes.of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
         if sizes.channels % HEADS:
-            raise InputError(f"VITA head: {sizes.channels} channels cannot be cut into {HEADS} attention heads")
-        # On no device: nothing is drawn at random, and nothing is filled twice.
+            raise InputError(f"VITA head: {sizes.channels} channels cannot be split into {HEADS} attention heads")
+        # On the meta device no memory is allocated and no random numbers are generated.
         with torch.device("meta"):
             head = cls(sizes)
-        wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-        for name in sorted(wanted.keys() | given.keys()):
-            if name not in given:
-                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is missing; give a whole checkpoint of VITA")
-            if name not in wanted:
-                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is none of VITA's head; give a checkpoint of VITA")
-            if tuple(given[name].shape) != wanted[name]:
-                found = tuple(given[name].shape)
-                raise InputError(f"VITA head: {PREFIX + name!r} is {found}, wanted {wanted[name]} as the other tensors say")
-        head.load_state_dict({name: tensor.float() for name, tensor in given.items()}, assign=True)
+        shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+        for name in sorted(shapes.keys() | tensors.keys()):
+            if name not in tensors:
+                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is missing; give a complete VITA checkpoint")
+            if name not in shapes:
+                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is not one of a VITA head; give a VITA checkpoint")
+            shape = tuple(tensors[name].shape)
+            if shape != shapes[name]:
+                raise InputError(f"VITA head: {PREFIX + name!r} is {shape}, expected {shapes[name]} from the other tensors")
+        head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         return head.eval().requires_grad_(False)
 
     def official(self) -> dict[str, Tensor]:
-        """The tensors by their released names: the inverse of `from_official`."""
+        """The tensors under their released names: the inverse of `from_official`."""
         return {PREFIX + name: tensor for name, tensor in self.state_dict().items()}
 
     def forward(self, q_f: Tensor) -> VideoQueries:
-        """The video queries of clips q_f (B, T, Nf, C), raw frame queries; each clip as if it were alone.
+        """The video queries of clips q_f (B, T, Nf, C), raw frame queries; clips do not influence each other.
 
-        Raises ValueError for another number of frame queries or channels, or no frame.
+        Raises ValueError for another number of frame queries or channels, or if T is 0.
         """
-        wanted = (self.sizes.frame_queries, self.sizes.channels)
-        if q_f.ndim != 4 or tuple(q_f.shape[2:]) != wanted or q_f.shape[1] == 0:
-            raise ValueError(f"frame queries {tuple(q_f.shape)}, wanted (B, T, {wanted[0]}, {wanted[1]}) with T > 0")
+        expected = (self.sizes.frame_queries, self.sizes.channels)
+        if q_f.ndim != 4 or tuple(q_f.shape[2:]) != expected or q_f.shape[1] == 0:
+            raise ValueError(f"expected frame queries (B, T, {expected[0]}, {expected[1]}) with T > 0, got {tuple(q_f.shape)}")
         x = self.input_proj_dec(q_f)
         for i, (attend, feed) in enumerate(zip(self.enc_self_attn, self.enc_ffn)):
             x = feed(_in_windows(attend, x, SHIFT if i % 2 else 0))
         batch, frames = x.shape[:2]
         memory = x.flatten(1, 2)
-        places = self.fq_pos.weight.repeat(frames, 1)
+        positions = self.fq_pos.weight.repeat(frames, 1)
         query = self.query_feat.weight.expand(batch, -1, -1)
-        own = self.query_embed.weight
+        query_position = self.query_embed.weight
         for cross, attend, feed in zip(
             self.transformer_cross_attention_layers, self.transformer_self_attention_layers, self.transformer_ffn_layers
         ):
-            query = feed(attend(cross(query, memory, own, places), own))
+            query = feed(attend(cross(query, memory, query_position, positions), query_position))
         q_v = self.decoder_norm(query)
         return VideoQueries(q_v, self.class_embed(q_v), self.mask_embed(q_v))
 
     def mask_features(self, maps: Tensor) -> Tensor:
-        """F_mask (T, h, w, Cm), channels last, of the pixel decoder's stride-4 maps (T, C, h, w) before Mask2Former's own
-        mask projection."""
+        """Mask features (T, h, w, Cm), channels last, of the pixel decoder's stride-4 maps (T, C, h, w) before Mask2Former's
+        own mask projection."""
         return self.vita_mask_features(maps).permute(0, 2, 3, 1)
 
 
 def _in_windows(attend: nn.Module, x: Tensor, first: int) -> Tensor:
-    """`attend` (rows, tokens, C) within windows of frames of x (B, T, Nf, C); the first has `first` frames, or WINDOW for 0."""
+    """Apply `attend` (rows, tokens, C) within windows of frames of x (B, T, Nf, C).
+
+    The first window has `first` frames, or WINDOW frames if `first` is 0.
+    """
     batch, frames, _, channels = x.shape
     start = min(first, frames)
     whole = (frames - start) // WINDOW
@@ -190,7 +199,7 @@ def _in_windows(attend: nn.Module, x: Tensor, first: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention whose parameters are named as in `nn.MultiheadAttention`.
 
-    Not that class: without gradients it takes a path that writes out all weights, 4 GB for 500 frames of 200 queries.
+    That class is not used because without gradients it materialises all attention weights, 4 GB for 500 frames of 200 queries.
     """
 
     def __init__(self, channels: int) -> None:
@@ -200,7 +209,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(channels, channels)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query (B, Q, C), key and value (B, L, C); returns (B, Q, C)."""
+        """(B, Q, C) from query (B, Q, C), key and value (B, L, C)."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
             F.linear(x, weight, bias).reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)
@@ -210,7 +219,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """LayerNorm(x + attention); a position is added to queries and keys, not to values."""
+    """LayerNorm(x + self-attention); positions are added to queries and keys, not to values."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -218,22 +227,22 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
-        """x (B, Q, C), position (Q, C)."""
-        placed = x if position is None else x + position
-        return self.norm(x + self.self_attn(placed, placed, x))
+        """(B, Q, C) from x (B, Q, C) and position (Q, C)."""
+        query = x if position is None else x + position
+        return self.norm(x + self.self_attn(query, query, x))
 
 
 class CrossAttention(nn.Module):
-    """LayerNorm(x + attention to memory); positions are added to queries and keys, not to values."""
+    """LayerNorm(x + cross-attention); positions are added to queries and keys, not to values."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.multihead_attn = Attention(channels)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, memory: Tensor, position: Tensor, places: Tensor) -> Tensor:
-        """x (B, Q, C), memory (B, L, C), position (Q, C), places (L, C)."""
-        return self.norm(x + self.multihead_attn(x + position, memory + places, memory))
+    def forward(self, x: Tensor, memory: Tensor, position: Tensor, memory_position: Tensor) -> Tensor:
+        """(B, Q, C) from x (B, Q, C), memory (B, L, C), position (Q, C) and memory_position (L, C)."""
+        return self.norm(x + self.multihead_attn(x + position, memory + memory_position, memory))
 
 
 class FeedForward(nn.Module):
@@ -246,7 +255,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., C)."""
+        """(..., C) from x (..., C)."""
         return self.norm(x + self.linear2(F.relu(self.linear1(x))))
 
 
@@ -258,7 +267,7 @@ class MaskMlp(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(channels, width) for width in (channels, channels, out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., C) to (..., out)."""
+        """(..., out) from x (..., C)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

@@ -1,7 +1,6 @@
-"""What a cache keeps of the mask features, and what that costs, known before anything runs.
+"""The features that a cache stores under each profile, and their size, which is known before extraction.
 
-Letters as in head.py; R kept frames, r rank of the basis, N tracks. The profiles are P0, P1, P3 and P6 of the design
-(systems/dmvs_dervos.md, 1.1).
+Letters as in head.py; Cm channels of the mask features, R stored frames, r rank of the basis, N tracks.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from rvos_cache.trackers.vita.spool import Spool, SpooledFrames
 from rvos_cache.types import FeatureSpec
 
 MASK_BYTES = 104
-"""Of a track's mask in a frame, as measured on real mask tracks."""
+"""Mean bytes of a track's mask in a frame, measured on the masks of tracks of real videos."""
 PLANNED_RANK = 64
-"""Of a basis that is not fitted yet."""
+"""Rank that is assumed for a basis that is not fitted yet."""
 
 
 def feature_specs(settings: VitaSettings, sizes: HeadSizes, rank: int = 0) -> tuple[FeatureSpec, ...]:
-    """The features of a cache. rank: r of the basis, where the profile has one.
+    """The features of a cache. rank: r of the basis, if the profile has one.
 
-    q_f: raw frame queries; q_v, logits, mask_embed: the head's answer to the whole video; query: the video query of each
-    track; f_mask: mask features of the kept frames or, in the basis, their coordinates; mask_frames: which frames those are;
-    mask_basis: (Cm, r) turns a mask embedding e into coordinates, so that f_mask · (mask_basisᵀ e) are its mask logits.
+    q_f: raw frame queries; q_v, logits, mask_embed: the head's output for the whole video; query: the video query of each track;
+    f_mask: mask features of the stored frames or, under low_rank, their coordinates in the basis; mask_frames: the stored frames;
+    mask_basis: (Cm, r) projects a mask embedding e, so that f_mask · (mask_basisᵀ e) are its mask logits.
     """
     nv, cm = sizes.video_queries, sizes.mask_channels
     specs = [
@@ -53,7 +52,7 @@ def feature_specs(settings: VitaSettings, sizes: HeadSizes, rank: int = 0) -> tu
 
 
 def mask_features(settings: VitaSettings, spool: Spool, basis: Basis | None) -> dict[str, Any]:
-    """The features of `feature_specs` that hold mask features, from all of them, spool (T, h, w, Cm) float16."""
+    """The values of f_mask, mask_frames and mask_basis under the profile, from mask features `spool` (T, h, w, Cm) float16."""
     frames = kept_frames(settings, len(spool))
     if settings.profile == "selection_only":
         return {}
@@ -66,14 +65,14 @@ def mask_features(settings: VitaSettings, spool: Spool, basis: Basis | None) -> 
 
 
 def kept_frames(settings: VitaSettings, frames: int) -> range:
-    """The frames whose mask features are kept, where the profile keeps any."""
+    """The frames whose mask features are stored, if the profile stores any."""
     return range(0, frames, settings.keep_every if settings.profile == "frames" else 1)
 
 
 def video_bytes(settings: VitaSettings, sizes: HeadSizes, size: tuple[int, int], frames: int, rank: int = 0) -> dict[str, int]:
-    """Bytes of each array of a video of `frames` frames of `size` (H, W): all of its features, tokens, presence and masks.
+    """Bytes of each array of a video of `frames` frames of `size` (H, W): its features, tokens, presence and masks.
 
-    Exact for a video that fills `max_tracks`, but for the masks, whose size is what real tracks have on average.
+    Exact if the video has `max_tracks` tracks, except for the masks, whose size is an average.
     """
     n = min(settings.max_tracks, sizes.video_queries)
     h, w = FrameGeometry.of(size, settings.short_side, settings.long_side).cells
@@ -86,12 +85,12 @@ def video_bytes(settings: VitaSettings, sizes: HeadSizes, size: tuple[int, int],
 def profile_bytes(
     settings: VitaSettings, sizes: HeadSizes, videos: Iterable[tuple[tuple[int, int], int]], rank: int = PLANNED_RANK
 ) -> dict[str, int]:
-    """Bytes of all `videos`, each ((H, W), T), under every profile. rank: of the basis."""
-    listed = list(videos)
+    """Profile -> bytes of all `videos`, each ((H, W), T). rank: of the basis."""
+    sizes_and_frames = list(videos)
     return {
         profile: sum(
             sum(video_bytes(settings.model_copy(update={"profile": profile}), sizes, size, frames, rank).values())
-            for size, frames in listed
+            for size, frames in sizes_and_frames
         )
         for profile in get_args(Profile)
     }

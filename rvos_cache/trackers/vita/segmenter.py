@@ -1,4 +1,4 @@
-"""VITA's two parts as one checkpoint folder: Mask2Former of transformers, and the head beside it.
+"""Load the two parts of a VITA checkpoint folder: Mask2Former of transformers, and the head.
 
 Letters: T frames, Nf frame queries, C channels, h w cells of the stride-4 map.
 """
@@ -15,36 +15,36 @@ from rvos_cache.pretrained import FOLDERS, device, load_frozen, reason, source_o
 from rvos_cache.trackers.vita.head import VitaHead
 
 HEAD_FILE = "vita_head.safetensors"
-"""Beside config.json and model.safetensors: the head's tensors by their released names."""
-WHAT = "VITA checkpoint"
+"""File in the checkpoint folder with the head's tensors under their released names."""
+KIND = "VITA checkpoint"
 
 
 class Segmenter:
-    """Mask2Former, frozen, one frame independent of another. Raises InputError when `checkpoint` cannot be loaded."""
+    """Frozen Mask2Former; frames are processed independently. Raises InputError if `checkpoint` cannot be loaded."""
 
     def __init__(self, checkpoint: str) -> None:
         from transformers import Mask2FormerForUniversalSegmentation
 
         self.checkpoint = checkpoint
-        self.model: Any = load_frozen(Mask2FormerForUniversalSegmentation, checkpoint, WHAT)
+        self.model: Any = load_frozen(Mask2FormerForUniversalSegmentation, checkpoint, KIND)
         self.device = device()
         self._map: Tensor | None = None
-        # VITA's own projection takes what Mask2Former's takes, which the model does not return.
+        # VITA's projection has the same input as Mask2Former's, which the model does not return.
         self.model.model.pixel_level_module.decoder.mask_projection.register_forward_pre_hook(self._keep)
 
-    def _keep(self, module: Any, given: tuple[Tensor, ...]) -> None:
-        self._map = given[0]
+    def _keep(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        self._map = inputs[0]
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Frame queries (T, Nf, C) after the decoder's last LayerNorm, and maps (T, C, h, w) before the mask projection, of
         images (T, 3, padded height, padded width)."""
-        found = self.model.model(images.to(self.device))
+        output = self.model.model(images.to(self.device))
         assert self._map is not None
         maps, self._map = self._map, None
         decoder = self.model.model.transformer_module.decoder
-        # transformers gives the last layer's output as it is; both of VITA's readers, class and mask head, normalise it.
-        queries = decoder.layernorm(found.transformer_decoder_last_hidden_state)
+        # transformers returns the output of the last layer before its LayerNorm, which VITA's class and mask heads both apply.
+        queries = decoder.layernorm(output.transformer_decoder_last_hidden_state)
         return queries, maps
 
     def weight_hashes(self) -> dict[str, str]:
@@ -55,26 +55,29 @@ class Segmenter:
 def load_head(checkpoint: str) -> VitaHead:
     """The frozen head of a converted checkpoint, by folder or hub name, on the GPU where there is one.
 
-    Raises InputError when there is none, or it cannot be read.
+    Raises InputError if it does not exist or cannot be read.
     """
     from safetensors.torch import load_file
     from transformers.utils import cached_file
 
-    source, local = source_of(checkpoint, WHAT, "make it with rvos-cache convert-vita, or name the folder that holds it there")
+    source, local = source_of(checkpoint, KIND, "make it with rvos-cache convert-vita, or name the folder that holds it there")
     try:
         path = cached_file(source, HEAD_FILE, local_files_only=local)
         tensors = load_file(str(path))
-    # What a damaged or foreign folder raises differs with its damage; safetensors has an error of its own.
+    # Damaged folders raise different errors, safetensors one of its own.
     except Exception as error:
         raise InputError(
-            f"{WHAT} {checkpoint!r}: {HEAD_FILE} cannot be read ({reason(error, source)}); "
+            f"{KIND} {checkpoint!r}: {HEAD_FILE} cannot be read ({reason(error, source)}); "
             f"make the folder with rvos-cache convert-vita, or name the one that holds it in {FOLDERS}"
         ) from error
     return VitaHead.from_official(tensors).to(device())
 
 
 def load_vita(checkpoint: str) -> tuple[Segmenter, VitaHead]:
-    """Both parts of a converted checkpoint. Raises InputError when one cannot be loaded or they are not of one VITA."""
+    """Both parts of a converted checkpoint.
+
+    Raises InputError if one cannot be loaded, or if they are not of the same checkpoint.
+    """
     segmenter, head = Segmenter(checkpoint), load_head(checkpoint)
     config, sizes = segmenter.model.config, head.sizes
     parts = {
@@ -82,14 +85,14 @@ def load_vita(checkpoint: str) -> tuple[Segmenter, VitaHead]:
         "channels of a query": (config.hidden_dim, sizes.channels),
         "channels of the map": (config.feature_size, sizes.map_channels),
     }
-    for name, (frames, video) in parts.items():
-        if frames != video:
+    for name, (in_model, in_head) in parts.items():
+        if in_model != in_head:
             raise InputError(
-                f"{WHAT} {checkpoint!r}: Mask2Former has {frames} {name}, {HEAD_FILE} {video}; convert one checkpoint as a whole"
+                f"{KIND} {checkpoint!r}: Mask2Former has {in_model} {name}, {HEAD_FILE} {in_head}; convert one checkpoint"
             )
     return segmenter, head
 
 
 def head_hash(head: VitaHead) -> dict[str, str]:
-    """`HEAD_FILE` -> digest of the head's weights: the entry of a card by which a selector knows the head that it loads."""
+    """`HEAD_FILE` -> digest of the head's weights, by which a selector checks that it loads the head of a cache."""
     return weights_digest(head, HEAD_FILE)

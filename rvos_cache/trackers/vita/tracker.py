@@ -1,4 +1,4 @@
-"""The VITA tracker: frames to frame queries, mask features, video queries, and the best of these as tracks."""
+"""The VITA tracker: frame queries and mask features of the frames, video queries, and the best of these as tracks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_
 from rvos_cache.trackers.vita.segmenter import head_hash, load_vita
 from rvos_cache.trackers.vita.settings import VitaSettings
 from rvos_cache.trackers.vita.spool import Spool
-from rvos_cache.trackers.vita.tracks import draw_queries
+from rvos_cache.trackers.vita.tracks import decode_queries
 from rvos_cache.types import VIDEO, Expression, TrackSet, Video
 
 LARGEST = 6e4
-"""Features beyond it, nearly all that float16 holds, are refused instead of rounded."""
+"""Largest absolute value of a feature; float16 ends at 65504."""
 
 
 class VitaTracker(Tracker):
     """The best video queries of a frozen VITA as tracks, with its features; no sentences, no ground truth.
 
-    All that is computed from features is computed from the float16 that is stored: the head gives a cache's `q_f` the stored
-    `q_v`, and `f_mask` gives its `mask_embed` the stored masks, whatever the profile keeps of it.
+    Everything is computed from features as stored, in float16: the head returns the stored `q_v` for a cache's `q_f`, and
+    `f_mask` with the stored `mask_embed` gives the stored masks, whatever the profile stores.
     """
 
     Settings: type[Settings] = VitaSettings
@@ -44,17 +44,17 @@ class VitaTracker(Tracker):
         self.basis = Basis.load(Path(settings.basis)) if settings.basis else None
         if self.basis and len(self.basis.w) != self.channels:
             raise InputError(
-                f"{settings.basis}: a basis of {len(self.basis.w)} channels, {settings.checkpoint} has {self.channels}; "
+                f"{settings.basis}: the basis has {len(self.basis.w)} channels, {settings.checkpoint} has {self.channels}; "
                 "fit it with the same checkpoint"
             )
         self.feature_specs = feature_specs(settings, self.head.sizes, self.basis.rank if self.basis else 0)
 
     def weight_hashes(self) -> dict[str, str]:
-        """Digests of Mask2Former, of the head and, where there is one, of the basis."""
+        """Digests of Mask2Former, of the head and, if there is one, of the basis."""
         return {**self.segmenter.weight_hashes(), **head_hash(self.head), **(self.basis.weight_hash() if self.basis else {})}
 
     def planned_bytes(self, videos: Iterable[Size]) -> PlannedBytes:
-        """Bytes of a cache of `videos` under every profile, without running any."""
+        """Bytes of a cache of `videos` under every profile, computed without reading them."""
         rank = self.basis.rank if self.basis else min(PLANNED_RANK, self.channels)
         return PlannedBytes("profile", self.settings.profile, profile_bytes(self.settings, self.head.sizes, videos, rank))
 
@@ -62,64 +62,64 @@ class VitaTracker(Tracker):
         """The tracks of one video, best class score first, at most `max_tracks`."""
         geometry = self.geometry(video)
         q_f, f_mask = self.frame_features(video, geometry)
-        found = self.video_queries(q_f)
-        best = best_queries(found, self.settings.max_tracks)
-        drawn = draw_queries(found.mask_embed[0, best], f_mask, geometry)
-        shown = np.flatnonzero(drawn.masks.area().any(1))
-        drawn, n = drawn.select(shown), len(shown)
-        frames, boxes = _largest(drawn.masks.area(), drawn.masks.boxes())
+        queries = self.video_queries(q_f)
+        best = best_queries(queries, self.settings.max_tracks)
+        tracks = decode_queries(queries.mask_embed[0, best], f_mask, geometry)
+        visible = np.flatnonzero(tracks.masks.area().any(1))
+        tracks, n = tracks.select(visible), len(visible)
+        frames, boxes = _largest(tracks.masks.area(), tracks.masks.boxes())
         features: Mapping[str, Any] = {
             "q_f": q_f,
-            "q_v": found.q_v[0].cpu().numpy(),
-            "logits": found.logits[0].cpu().numpy(),
-            "mask_embed": found.mask_embed[0].cpu().numpy(),
-            "query": best[shown].astype(np.int32),
+            "q_v": queries.q_v[0].cpu().numpy(),
+            "logits": queries.logits[0].cpu().numpy(),
+            "mask_embed": queries.mask_embed[0].cpu().numpy(),
+            "query": best[visible].astype(np.int32),
             **mask_features(self.settings, f_mask, self.basis),
         }
         prompt = np.full(n, VIDEO, np.int32)
-        return TrackSet(drawn.tokens, drawn.presence, drawn.masks, prompt, ("query",) * n, frames, boxes, features)
+        return TrackSet(tracks.tokens, tracks.presence, tracks.masks, prompt, ("query",) * n, frames, boxes, features)
 
     def geometry(self, video: Video) -> FrameGeometry:
-        """Where its pixels lie in the segmenter's input and maps."""
+        """The geometry of the video's frames in the segmenter's input and maps."""
         return FrameGeometry.of(video.size, self.settings.short_side, self.settings.long_side)
 
     def frame_features(self, video: Video, geometry: FrameGeometry) -> tuple[NDArray[np.float16], Spool]:
         """Frame queries float16 (T, Nf, C) and mask features float16 (T, h, w, Cm), `frames_per_pass` frames at a time.
 
-        Raises InputError for features that float16 does not hold.
+        Raises InputError for features that do not fit in float16.
         """
         queries = []
         spool = Spool((*geometry.cells, self.channels), "float16")
         for start in range(0, len(video), self.settings.frames_per_pass):
             part = range(start, min(start + self.settings.frames_per_pass, len(video)))
-            found, maps = self.segmenter(torch.stack([geometry.image(video.read(t)) for t in part]))
+            frame_queries, maps = self.segmenter(torch.stack([geometry.image(video.read(t)) for t in part]))
             with torch.inference_mode():
                 features = self.head.mask_features(maps)
-            queries.append(_halved(found, video, part))
-            spool.append(_halved(features, video, part))
+            queries.append(_to_float16(frame_queries, video, part))
+            spool.append(_to_float16(features, video, part))
         return np.concatenate(queries), spool
 
     @torch.inference_mode()
     def video_queries(self, q_f: NDArray[np.float16]) -> VideoQueries:
-        """The head's answer to a whole video, q_f (T, Nf, C)."""
+        """The head's output for a whole video, q_f (T, Nf, C)."""
         return self.head(torch.from_numpy(q_f).float()[None].to(self.segmenter.device))
 
 
-def best_queries(found: VideoQueries, count: int) -> NDArray[np.intp]:
-    """The `count` video queries of the best class scores, best first; of equal ones the first. found: of one clip."""
-    scores = found.scores()[0].cpu().numpy()
+def best_queries(queries: VideoQueries, count: int) -> NDArray[np.intp]:
+    """The `count` video queries of the best class scores, best first, the first of equal ones first. queries: of one clip."""
+    scores = queries.scores()[0].cpu().numpy()
     return np.argsort(-scores, kind="stable")[:count]
 
 
-def _halved(values: torch.Tensor, video: Video, part: range) -> NDArray[np.float16]:
-    """The values (t, ...) of the frames `part` as float16."""
+def _to_float16(values: torch.Tensor, video: Video, part: range) -> NDArray[np.float16]:
+    """The values (t, ...) of the frames `part` as float16. Raises InputError naming a frame whose values do not fit."""
     out = values.cpu().numpy()
-    # NaN fails the comparison too.
+    # The comparison is false for NaN, too.
     bad = ~(np.abs(out).reshape(len(part), -1).max(1) < LARGEST)
     if bad.any():
         name = video.frame_names[part[int(bad.argmax())]]
         raise InputError(
-            f"video {video.video_id}, frame {name}: VITA's features are NaN or beyond {LARGEST:g}, which float16 cannot hold; "
+            f"video {video.video_id}, frame {name}: VITA's features are NaN or above {LARGEST:g} and do not fit in float16; "
             "check the frame and the checkpoint"
         )
     return out.astype(np.float16)
@@ -128,6 +128,6 @@ def _halved(values: torch.Tensor, video: Video, part: range) -> NDArray[np.float
 def _largest(area: NDArray[np.int32], boxes: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The frame (N,) in which each track is largest, and its box there, float32 (N, 4) x0 y0 x1 y1."""
     frames = area.argmax(1)
-    found = boxes[np.arange(len(area)), frames].reshape(-1, 4).astype(np.float32)
-    found[:, 2:] += found[:, :2]
-    return frames.astype(np.int32), found
+    corners = boxes[np.arange(len(area)), frames].reshape(-1, 4).astype(np.float32)
+    corners[:, 2:] += corners[:, :2]
+    return frames.astype(np.int32), corners

@@ -1,4 +1,4 @@
-"""Video queries drawn as tracks: their masks, presence and tokens, frame by frame.
+"""Masks, presence and tokens of video queries, frame by frame.
 
 Letters: N tracks, T frames, H W pixels, h w cells of the stride-4 map, C channels of the mask features.
 """
@@ -19,24 +19,24 @@ from rvos_cache.trackers.vita.spool import Spool
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnQueries:
-    """masks: (N, T); presence: float16 (N, T); tokens: float16 (N, T, C)."""
+class QueryTracks:
+    """Video queries as tracks. masks: (N, T); presence: float16 (N, T); tokens: float16 (N, T, C)."""
 
     masks: RleMasks
     presence: NDArray[np.float16]
     tokens: NDArray[np.float16]
 
-    def select(self, tracks: NDArray[np.intp]) -> DrawnQueries:
-        """The tracks of these indices."""
-        return DrawnQueries(self.masks.select(tracks), self.presence[tracks], self.tokens[tracks])
+    def select(self, tracks: NDArray[np.intp]) -> QueryTracks:
+        """The tracks with these indices."""
+        return QueryTracks(self.masks.select(tracks), self.presence[tracks], self.tokens[tracks])
 
 
 @torch.inference_mode()
-def draw_queries(mask_embed: Tensor, f_mask: Spool, geometry: FrameGeometry) -> DrawnQueries:
-    """The masks of mask embeddings (N, C), where the logit is above 0, from mask features f_mask (T, h, w, C).
+def decode_queries(mask_embed: Tensor, f_mask: Spool, geometry: FrameGeometry) -> QueryTracks:
+    """The tracks of mask embeddings (N, C) in mask features f_mask (T, h, w, C).
 
-    presence: the mean probability σ(logit) of the mask's pixels, 0 where it has none; tokens: the mean of f_mask under the mask,
-    each cell weighted by how much of it lies under the mask, zeros where it has no pixel.
+    masks: where the mask logit is above 0; presence: the mean probability σ(logit) of the mask's pixels, 0 if it is empty;
+    tokens: the mean of f_mask, each cell weighted by the share of it that the mask covers, zeros if it is empty.
     """
     count, frames = len(mask_embed), len(f_mask)
     rows: list[list[bytes]] = [[] for _ in range(count)]
@@ -49,13 +49,13 @@ def draw_queries(mask_embed: Tensor, f_mask: Spool, geometry: FrameGeometry) -> 
         encoded = RleMasks.from_dense(_numpy(inside)[:, None])
         for n, row in enumerate(rows):
             row.append(encoded.bytes_at(n, 0))
-        # Of the masks' pixels alone: most of a frame is background.
-        shown = torch.split(logits[inside].sigmoid(), inside.sum((1, 2)).tolist())
-        presence[:, t] = [float(pixels.mean()) if len(pixels) else 0 for pixels in shown]
+        # Only for the pixels of masks: most of a frame is background.
+        probabilities = torch.split(logits[inside].sigmoid(), inside.sum((1, 2)).tolist())
+        presence[:, t] = [float(pixels.mean()) if len(pixels) else 0 for pixels in probabilities]
         weights = geometry.shares(inside).flatten(1)
-        # A pixel's weight is spread over the cells it covers, so only a mask without a pixel has none.
+        # Every pixel has a weight in some cell, so the sum is 0 only for an empty mask.
         tokens[:, t] = _numpy(weights @ features.flatten(0, 1) / weights.sum(1, keepdim=True).clamp(min=1e-12))
-    return DrawnQueries(RleMasks.from_bytes(rows, frames, geometry.size), presence, tokens)
+    return QueryTracks(RleMasks.from_bytes(rows, frames, geometry.size), presence, tokens)
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:

@@ -1,0 +1,74 @@
+"""Settings as users read them: `rvos-cache settings NAME`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pytest
+from click.testing import CliRunner
+from pydantic import ByteSize, Field
+
+from rvos_cache.cli import cli
+from rvos_cache.errors import InputError
+from rvos_cache.settings import SettingInfo, Settings, build, describe, format_settings
+from rvos_cache.text import TEXT_ENCODERS, encoder_class
+from rvos_cache.trackers import TRACKERS, tracker_class
+
+
+class Inner(Settings):
+    rate: float = Field(1e-3, gt=0)
+    """Step size. Source: SOLA, section 4.2."""
+
+
+class Example(Settings):
+    path: str
+    """A folder."""
+    every: Annotated[int, Field(ge=1)] | Literal["half"] = 4
+    memory: ByteSize = ByteSize(8 << 30)
+    names: tuple[str, ...] = ()
+    """Two lines of
+    text. Source: configs/default.yaml."""
+    seed: int | None = None
+    on: bool = True
+    inner: Inner = Inner()
+
+
+def test_settings_are_described() -> None:
+    assert describe(Example) == [
+        SettingInfo("path", "text", "", "A folder.", ""),
+        SettingInfo("every", 'int >= 1 | "half"', "4", "", ""),
+        SettingInfo("memory", 'size ("8GB")', "8.0GiB", "", ""),
+        SettingInfo("names", "tuple[text, ...]", "()", "Two lines of text.", "configs/default.yaml"),
+        SettingInfo("seed", "int | none", "None", "", ""),
+        SettingInfo("on", "bool", "true", "", ""),
+        SettingInfo("inner.rate", "float > 0", "0.001", "Step size.", "SOLA, section 4.2"),
+    ]
+
+
+def test_settings_are_printed() -> None:
+    lines = format_settings("tracker x", describe(Example)).splitlines()
+    assert lines[0] == "tracker x: --set NAME=VALUE"
+    assert lines[2].split() == ["path", "text", "required"] and lines[3].strip() == "A folder."
+    assert lines[-3].split() == ["inner.rate", "float", ">", "0", "default", "0.001"]
+    assert lines[-1].strip() == "Source: SOLA, section 4.2"
+    assert format_settings("tracker x", []) == "tracker x: no settings"
+
+
+def test_a_required_setting_is_named() -> None:
+    with pytest.raises(InputError, match="x: setting 'path' is required; give --set path=..."):
+        build(Example, {}, "x")
+
+
+@pytest.mark.parametrize("name", [*TRACKERS, *TEXT_ENCODERS])
+def test_every_setting_of_built_in_parts_has_a_meaning(name: str) -> None:
+    model = tracker_class(name).Settings if name in TRACKERS else encoder_class(name).Settings
+    assert [info.name for info in describe(model) if not info.meaning] == []
+    result = CliRunner().invoke(cli, ["settings", name])
+    assert result.exit_code == 0 and all(info.name in result.output for info in describe(model))
+
+
+def test_settings_of_nothing() -> None:
+    result = CliRunner().invoke(cli, ["settings", "nothing"])
+    assert isinstance(result.exception, InputError) and "text encoders: hashed, roberta" in str(result.exception)
+    assert CliRunner().invoke(cli, ["settings", "bad_plugins:Sound"]).output == "tracker bad_plugins:Sound: no settings\n"
+    assert CliRunner().invoke(cli, ["settings", "bad_plugins:TooFewWords"]).output.startswith("text encoder")
