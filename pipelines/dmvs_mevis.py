@@ -1,8 +1,8 @@
 """DMVS on MeViS (Tables 1 and 3 to 7 of the paper): every step of the two stages on one page, the paper's numbers beside ours.
 
 `python -m pipelines.dmvs_mevis --root data/mevis --vita CHECKPOINT`, which `rvos-cache convert-vita` made of the released one;
-`--row table_5_initialisation.text` for another row than the main one. A step that is done is not done again; a run that was cut
-goes on; all rows of one checkpoint share their caches.
+`--row table_5_initialisation.text` for another row than the main one. Completed steps are skipped, an interrupted run
+continues; all rows of one checkpoint share their caches.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 
 import click
 
-from pipelines.dmvs_models import frozen_models, text_cache
+from pipelines.dmvs_models import frozen_models
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -30,7 +31,7 @@ from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
-"""MeViS shows the answers of valid_u; all tables but one column of the first are scored on valid, by the benchmark's server."""
+"""MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server, except one column of the first."""
 MAIN = "table_1_mevis.val_u"
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 """Swept on valid_u; the paper's is 0.7."""
@@ -41,7 +42,13 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_mevis"), show_default=True)
 @frozen_models
 @click.option("--row", default=MAIN, show_default=True, help="Of papers/dmvs.toml.")
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_mevis.toml and to the row.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="K=V",
+    help="A setting that replaces that of dmvs_mevis.toml and of the row; may repeat.",
+)
 def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], models: dict[str, Any]) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
@@ -50,11 +57,11 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
 
     caches = out / "cache"
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
-    tracks = {split: [caches / split / "vita.zarr"] for split in splits}
-    texts = {split: [caches / split / text_cache(models)] for split in splits}
+    tracks = {split: [tracks_path(caches, split, models["tracker"])] for split in splits}
+    texts = {split: [text_path(caches, split, models["encoder"])] for split in splits}
     extract_all("mevis", root, splits=splits, out=caches, **models)
 
-    run, said = out / row / "run", out / row / "selections"
+    run, selections_folder = out / row / "run", out / row / "selections"
     train(
         tracks["train"],
         texts["train"],
@@ -65,7 +72,7 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
         resume=run.exists(),
     )
 
-    selections = predict(run, tracks[OPEN], texts[OPEN], said / f"{OPEN}.zarr")
+    selections = predict(run, tracks[OPEN], texts[OPEN], selections_folder / f"{OPEN}.zarr")
     ours = evaluate_selections(selections, tracks[OPEN], root=root)
     scores = {f"{row}, {OPEN}": ours, f"tracks' oracle, {OPEN}": oracle(tracks[OPEN])}
     for threshold in THRESHOLDS:
@@ -79,7 +86,7 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
     click.echo(f"the paper, {where}: J&F {j_and_f}, J {j}, F {f}; page: {index}")
 
     if HIDDEN in splits:
-        selections = predict(run, tracks[HIDDEN], texts[HIDDEN], said / f"{HIDDEN}.zarr")
+        selections = predict(run, tracks[HIDDEN], texts[HIDDEN], selections_folder / f"{HIDDEN}.zarr")
         masks = merge_masks(selections, tracks[HIDDEN], out / row / "masks")
         zipped = submit(masks, "mevis", out / row / "mevis_valid.zip", root=root, split=HIDDEN)
         click.echo(f"for the benchmark's server: {zipped}")
@@ -89,10 +96,10 @@ def published_row(path: Path, row: str) -> dict[str, Any]:
     """The row `table.name` of the paper: {"paper": [J&F, J, F], "set": settings}. Raises InputError when there is none."""
     tables = read_toml(path)
     rows = {
-        f"{table}.{name}": held
+        f"{table}.{name}": values
         for table, names in tables.items()
-        for name, held in names.items()
-        if isinstance(held, dict) and "set" in held
+        for name, values in names.items()
+        if isinstance(values, dict) and "set" in values
     }
     if row not in rows:
         raise InputError(f"{path}: no row {row!r}; there are: {', '.join(rows)}")

@@ -35,8 +35,3 @@ def frozen_models(page: Callable[..., None]) -> Callable[..., None]:
         page(*args, models=models, **others)
 
     return with_models
-
-
-def text_cache(models: dict[str, Any]) -> str:
-    """Name of the words' cache beside the tracks, as `extract_all` gives it."""
-    return f"text-{models['encoder'].rpartition(':')[2]}.zarr"

@@ -1,7 +1,7 @@
 """DMVS on moving shapes with a VITA trained on them: every step of the two stages on one page, on a CPU.
 
-`python -m pipelines.dmvs_shapes --out out/dmvs_shapes`. Beside DMVS as in the paper stand its choice among VITA's own tracks,
-with frozen masks, all of those tracks, and their oracle. A step that is done is not done again.
+`python -m pipelines.dmvs_shapes --out out/dmvs_shapes`. It compares DMVS as in the paper, DMVS that selects among
+VITA's own tracks (frozen masks), all of those tracks, and their oracle. Completed steps are skipped.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -34,7 +35,9 @@ FROZEN = {"config": {"masks": "frozen", "mask_init": "random"}}
 @click.option("--vita-steps", default=6000, show_default=True)
 @click.option("--videos", default=800, show_default=True, help="One fifth of them is held out.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_shapes.toml.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of dmvs_shapes.toml; may repeat."
+)
 def dmvs_shapes(
     out: Path, vita: Path | None, vita_videos: int, vita_steps: int, videos: int, jobs: int, settings: tuple[str, ...]
 ) -> None:
@@ -45,7 +48,8 @@ def dmvs_shapes(
     checkpoint = vita or train_vita(out / "vita", vita_videos, vita_steps, 5e-4, 11)
     tracker = {"checkpoint": str(checkpoint), "short_side": SHORT, "long_side": LONG, "profile": "exact", "max_tracks": 12}
     extract_all("mevis", root, tracker="vita", encoder="hashed", out=caches, overrides=tracker, jobs=jobs)
-    tracks, texts = ({split: [caches / split / name] for split in SPLITS} for name in ("vita.zarr", "text-hashed.zarr"))
+    tracks = {split: [tracks_path(caches, split, "vita")] for split in SPLITS}
+    texts = {split: [text_path(caches, split, "hashed")] for split in SPLITS}
 
     page = Path(__file__).with_suffix(".toml")
     base = merge(read_toml(page), parse_overrides(settings))

@@ -1,8 +1,9 @@
 """DMVS on Ref-YouTube-VOS and Ref-DAVIS17 (Table 2 of the paper): one module, each benchmark's scores beside the paper's.
 
 `python -m pipelines.dmvs_single_object --vita CHECKPOINT --youtube data/ref-youtube-vos --images data/refcoco --davis
-data/ref-davis17`. It is trained on Ref-YouTube-VOS together with RefCOCO, RefCOCO+ and RefCOCOg, whose images move for ten
-frames; each expression is answered with its best query. A step that is done is not done again; a run that was cut goes on.
+data/ref-davis17`. It is trained on Ref-YouTube-VOS together with RefCOCO, RefCOCO+ and RefCOCOg, whose images are
+moved for ten frames; for each expression the best query is selected. Completed steps are skipped, an interrupted run
+continues.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 import click
 
-from pipelines.dmvs_models import frozen_models, text_cache
+from pipelines.dmvs_models import frozen_models
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -34,7 +36,7 @@ TRAINED = {YOUTUBE: "fit", **dict.fromkeys(IMAGES, "train-pseudo10")}
 OPEN = {YOUTUBE: "held_out", DAVIS: "valid"}
 HIDDEN = "valid"
 """The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
-names shows its answers, and is not trained on here. Ref-DAVIS17's valid shows its own, and the paper's row is of it."""
+names has its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own, and is the paper's split."""
 
 
 @click.command()
@@ -49,7 +51,9 @@ names shows its answers, and is not trained on here. Ref-DAVIS17's valid shows i
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_single_object"), show_default=True)
 @frozen_models
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to dmvs_single_object.toml.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of dmvs_single_object.toml; may repeat."
+)
 def dmvs_single_object(
     youtube: Path, images: Path, davis: Path, out: Path, settings: tuple[str, ...], models: dict[str, Any]
 ) -> None:
@@ -63,10 +67,10 @@ def dmvs_single_object(
         extract_all(name, root, splits=splits, out=out / "cache" / name, **models)
 
     def tracks(name: str, split: str) -> Path:
-        return out / "cache" / name / split / "vita.zarr"
+        return tracks_path(out / "cache" / name, split, models["tracker"])
 
     def texts(name: str, split: str) -> Path:
-        return out / "cache" / name / split / text_cache(models)
+        return text_path(out / "cache" / name, split, models["encoder"])
 
     run = out / "run"
     train(
@@ -84,7 +88,7 @@ def dmvs_single_object(
         cache = tracks(name, split)
         selections = predict(run, [cache], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=roots[name])
-        # Ref-DAVIS17's objects have no oracle: each is answered by the best of its annotator's expressions.
+        # Ref-DAVIS17's objects have no oracle: each object's prediction is the best of its annotator's expressions.
         scores = {f"ours, {name} {split}": ours, **({f"oracle, {name} {split}": oracle([cache])} if name == YOUTUBE else {})}
         index = report(run, selections, [cache], out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)

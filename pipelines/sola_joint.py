@@ -1,7 +1,7 @@
 """SOLA on MeViS and Ref-YouTube-VOS together (Table 3 of the paper): one module, each benchmark's scores beside the paper's.
 
-`python -m pipelines.sola_joint --mevis data/mevis --youtube data/ref-youtube-vos`. A step that is done is not done again; a run
-that was cut goes on.
+`python -m pipelines.sola_joint --mevis data/mevis --youtube data/ref-youtube-vos`. Completed steps are skipped, an interrupted run
+continues.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -27,8 +28,8 @@ from rvos_select.training.train import train
 TRAIN = {"mevis": "train", "ref-youtube-vos": "fit"}
 OPEN = {"mevis": "valid_u", "ref-youtube-vos": "held_out"}
 HIDDEN = "valid"
-"""The paper's table is scored on valid of both, by the benchmarks' servers. valid_u shows its answers; so does the twentieth of
-Ref-YouTube-VOS's train that is held out here, and that the paper trains on too."""
+"""The paper's table is scored on valid of both, by the benchmarks' servers. valid_u has its ground truth; so has the twentieth of
+Ref-YouTube-VOS's train that is held out here, and that the paper trains on."""
 
 
 @click.command()
@@ -38,21 +39,23 @@ Ref-YouTube-VOS's train that is held out here, and that the paper trains on too.
 @click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
 @click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to sola_joint.toml.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of sola_joint.toml; may repeat."
+)
 def sola_joint(mevis: Path, youtube: Path, out: Path, tracker: str, encoder: str, jobs: int, settings: tuple[str, ...]) -> None:
     """From both datasets' folders to a report on each, and to the benchmarks' zips where the splits `valid` are there."""
     roots = {"mevis": mevis, "ref-youtube-vos": youtube}
-    found = {name: type(open_dataset(name, root, TRAIN[name])).splits(root) for name, root in roots.items()}
-    hidden = [name for name in roots if HIDDEN in found[name]]
+    splits_of = {name: type(open_dataset(name, root, TRAIN[name])).splits(root) for name, root in roots.items()}
+    hidden = [name for name in roots if HIDDEN in splits_of[name]]
     for name, root in roots.items():
         splits = [TRAIN[name], OPEN[name], *([HIDDEN] if name in hidden else [])]
         extract_all(name, root, splits=splits, tracker=tracker, encoder=encoder, out=out / "cache" / name, jobs=jobs)
 
     def tracks(name: str, split: str) -> Path:
-        return out / "cache" / name / split / f"{tracker.rpartition(':')[2]}.zarr"
+        return tracks_path(out / "cache" / name, split, tracker)
 
     def texts(name: str, split: str) -> Path:
-        return out / "cache" / name / split / f"text-{encoder.rpartition(':')[2]}.zarr"
+        return text_path(out / "cache" / name, split, encoder)
 
     run = out / "run"
     page = Path(__file__).with_suffix(".toml")
@@ -69,19 +72,19 @@ def sola_joint(mevis: Path, youtube: Path, out: Path, tracker: str, encoder: str
 
     published = read_toml(page.parent / "papers/sola.toml")["table_3_joint_mevis_ref_youtube_vos"]
     for name, root in roots.items():
-        shown = tracks(name, OPEN[name])
-        selections = predict(run, [shown], [texts(name, OPEN[name])], out / f"selections/{name}-{OPEN[name]}.zarr")
-        ours = evaluate_selections(selections, [shown], root=root)
-        scores = {f"ours, {name} {OPEN[name]}": ours, f"oracle, {name} {OPEN[name]}": oracle([shown])}
-        index = report(run, selections, [shown], out / f"report/{name}", root=root, rows=scores)
+        cache = tracks(name, OPEN[name])
+        selections = predict(run, [cache], [texts(name, OPEN[name])], out / f"selections/{name}-{OPEN[name]}.zarr")
+        ours = evaluate_selections(selections, [cache], root=root)
+        scores = {f"ours, {name} {OPEN[name]}": ours, f"oracle, {name} {OPEN[name]}": oracle([cache])}
+        index = report(run, selections, [cache], out / f"report/{name}", root=root, rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
         jf, j, f = published[name.replace("-", "_")]
         click.echo(f"the paper, {name} {HIDDEN}: J&F {jf}, J {j}, F {f}; page: {index}")
 
     for name in hidden:
-        shown = tracks(name, HIDDEN)
-        selections = predict(run, [shown], [texts(name, HIDDEN)], out / f"selections/{name}-{HIDDEN}.zarr")
-        masks = merge_masks(selections, [shown], out / f"masks/{name}")
+        cache = tracks(name, HIDDEN)
+        selections = predict(run, [cache], [texts(name, HIDDEN)], out / f"selections/{name}-{HIDDEN}.zarr")
+        masks = merge_masks(selections, [cache], out / f"masks/{name}")
         packed = submit(masks, name, out / f"{name}_{HIDDEN}.zip", root=roots[name], split=HIDDEN)
         click.echo(f"for the benchmark's server: {packed}")
 

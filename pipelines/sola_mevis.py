@@ -1,6 +1,7 @@
 """SOLA on MeViS (Table 1 of the paper): every step of the two stages on one page, the paper's numbers beside ours.
 
-`python -m pipelines.sola_mevis --root data/mevis`. A step that is done is not done again; a run that was cut goes on.
+`python -m pipelines.sola_mevis --root data/mevis`. Completed steps are skipped, an interrupted run
+continues.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -24,7 +26,7 @@ from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
-"""MeViS shows the answers of valid_u; the paper's table is scored on valid, by the benchmark's server."""
+"""MeViS publishes the ground truth of valid_u; the paper's table is scored on valid, by the benchmark's server."""
 
 
 @click.command()
@@ -33,17 +35,19 @@ OPEN, HIDDEN = "valid_u", "valid"
 @click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
 @click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to sola_mevis.toml.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of sola_mevis.toml; may repeat."
+)
 def sola_mevis(root: Path, out: Path, tracker: str, encoder: str, jobs: int, settings: tuple[str, ...]) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     caches = out / "cache"
     extract_all("mevis", root, tracker=tracker, encoder=encoder, out=caches, jobs=jobs)
 
     def tracks(split: str) -> list[Path]:
-        return [caches / split / f"{tracker.rpartition(':')[2]}.zarr"]
+        return [tracks_path(caches, split, tracker)]
 
     def texts(split: str) -> list[Path]:
-        return [caches / split / f"text-{encoder.rpartition(':')[2]}.zarr"]
+        return [text_path(caches, split, encoder)]
 
     run = out / "run"
     page = Path(__file__).with_suffix(".toml")

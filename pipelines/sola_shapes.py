@@ -17,8 +17,10 @@ import click
 from rvos_cache.cli import run_command
 from rvos_cache.exchange.mirror import mirror
 from rvos_cache.extraction import extract_all, extract_text
+from rvos_cache.files import write_json
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.shapes import write_shapes
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -39,10 +41,9 @@ def demo(out: Path, videos: int, jobs: int) -> None:
     """From frames to merged masks, with SOLA's selector, the mean-cosine baseline, all tracks and the oracle."""
     clock = Clock(out / "seconds.json")
     root, caches = out / "data", out / "cache"
-    tracks, texts = (
-        {split: caches / split / f"{name}.zarr" for split in ("train", "train-mirror", "valid_u")}
-        for name in ("flow", "text-hashed")
-    )
+    splits = ("train", "train-mirror", "valid_u")
+    tracks = {split: tracks_path(caches, split, "flow") for split in splits}
+    texts = {split: text_path(caches, split, "hashed") for split in splits}
 
     with clock("shapes"):
         clock.once(root, lambda: write_shapes(root, videos, SEED, jobs=jobs))
@@ -61,10 +62,10 @@ def demo(out: Path, videos: int, jobs: int) -> None:
                 # The baseline's own settings; the same labels, epochs and batches, and the rate that suits it best.
                 values = {**values, "config": {}, "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
             settings = build(TrainSettings, values, "pipelines/sola_shapes.toml")
-            seen, said = ([of["train"], of["train-mirror"]] for of in (tracks, texts))
+            train_tracks, train_texts = ([paths["train"], paths["train-mirror"]] for paths in (tracks, texts))
             train(
-                seen,
-                said,
+                train_tracks,
+                train_texts,
                 settings=settings,
                 valid_tracks=[tracks["valid_u"]],
                 valid_texts=[texts["valid_u"]],
@@ -92,7 +93,7 @@ def demo(out: Path, videos: int, jobs: int) -> None:
     metrics["motion_only"] = {name: scores[name]["kinds"]["motion"]["jf"] for name in runs}
     metrics["motion_only_expressions"] = scores["sola"]["kinds"]["motion"]["count"]
     metrics["seconds"] = clock.seconds
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
+    write_json(out / "metrics.json", metrics)
     show_scores(scores, None, scores["sola"])
     motion = ", ".join(f"{name} {100 * jf:.1f}" for name, jf in metrics["motion_only"].items())
     click.echo(f"J&F on the {metrics['motion_only_expressions']} expressions that only motion tells apart: {motion}")
@@ -113,8 +114,7 @@ class Clock:
         yield
         spent = round(time.perf_counter() - start, 1)
         self.seconds[step] = max(spent, self.seconds.get(step, 0.0))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.seconds), "utf-8")
+        write_json(self.path, self.seconds)
 
     def once(self, folder: Path, step: Callable[[], object]) -> None:
         """Run `step` unless it finished before; the generator writes its folder whole."""

@@ -1,8 +1,8 @@
 """SOLA trained on MeViS alone, scored on Ref-YouTube-VOS and Ref-DAVIS17 (Table 2 of the paper), beside the paper's numbers.
 
 `python -m pipelines.sola_zero_shot --mevis data/mevis --youtube data/ref-youtube-vos --davis data/ref-davis17`, with `--run
-out/sola_mevis/run` where the module of Table 1 is trained already. A step that is done is not done again; a run that was cut
-goes on.
+out/sola_mevis/run` where the module of Table 1 is trained already. Completed steps are skipped, an interrupted run
+continues.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -30,7 +31,7 @@ TRAINED, VALIDATED = "train", "valid_u"
 OPEN = {"ref-youtube-vos": "held_out", "ref-davis17": "valid"}
 HIDDEN = "valid"
 """The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
-names shows its answers and is as unseen. Ref-DAVIS17's valid shows its own, and the paper's row is of it."""
+names has its ground truth and is not trained on either. Ref-DAVIS17's valid has its own, and is the paper's split."""
 
 
 @click.command()
@@ -42,7 +43,9 @@ names shows its answers and is as unseen. Ref-DAVIS17's valid shows its own, and
 @click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
 @click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
-@click.option("--set", "settings", multiple=True, metavar="K=V", help="An exception to sola_zero_shot.toml.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of sola_zero_shot.toml; may repeat."
+)
 def sola_zero_shot(
     mevis: Path,
     youtube: Path,
@@ -54,17 +57,17 @@ def sola_zero_shot(
     jobs: int,
     settings: tuple[str, ...],
 ) -> None:
-    """From the three datasets' folders to a report on each that was not seen, and to the zips of their benchmarks."""
+    """From the three datasets' folders to a report on each dataset that was not trained on, and to the zips of their benchmarks."""
     roots = {"ref-youtube-vos": youtube, "ref-davis17": davis}
 
     def extracted(name: str, root: Path, splits: list[str]) -> None:
         extract_all(name, root, splits=splits, tracker=tracker, encoder=encoder, out=out / "cache" / name, jobs=jobs)
 
     def tracks(name: str, split: str) -> Path:
-        return out / "cache" / name / split / f"{tracker.rpartition(':')[2]}.zarr"
+        return tracks_path(out / "cache" / name, split, tracker)
 
     def texts(name: str, split: str) -> Path:
-        return out / "cache" / name / split / f"text-{encoder.rpartition(':')[2]}.zarr"
+        return text_path(out / "cache" / name, split, encoder)
 
     page = Path(__file__).with_suffix(".toml")
     run = trained or out / "run"
@@ -85,31 +88,31 @@ def sola_zero_shot(
     hidden = HIDDEN in type(open_dataset("ref-youtube-vos", youtube, OPEN["ref-youtube-vos"])).splits(youtube)
     for name, split in OPEN.items():
         extracted(name, roots[name], [split, HIDDEN] if hidden and split != HIDDEN else [split])
-        shown = tracks(name, split)
-        selections = predict(run, [shown], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
-        scores = _scores(name, selections, shown, roots[name])
-        index = report(run, selections, [shown], out / f"report/{name}", root=roots[name], rows=scores)
+        cache = tracks(name, split)
+        selections = predict(run, [cache], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
+        scores = _scores(name, selections, cache, roots[name])
+        index = report(run, selections, [cache], out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", next(iter(scores.values())))
         jf, j, f = published[{"ref-youtube-vos": "ref_youtube_vos", "ref-davis17": "ref_davis"}[name]]
         click.echo(f"the paper, {name} {HIDDEN}: J&F {jf}, J {j}, F {f}; page: {index}")
         if name == "ref-davis17":
-            packed = submit_selections(selections, [shown], out / f"{name}_{split}.zip", root=roots[name])
+            packed = submit_selections(selections, [cache], out / f"{name}_{split}.zip", root=roots[name])
             click.echo(f"for DAVIS's evaluation code: {packed}")
 
     if hidden:
-        name, shown = "ref-youtube-vos", tracks("ref-youtube-vos", HIDDEN)
-        selections = predict(run, [shown], [texts(name, HIDDEN)], out / f"selections/{name}-{HIDDEN}.zarr")
-        masks = merge_masks(selections, [shown], out / f"masks/{name}")
+        name, cache = "ref-youtube-vos", tracks("ref-youtube-vos", HIDDEN)
+        selections = predict(run, [cache], [texts(name, HIDDEN)], out / f"selections/{name}-{HIDDEN}.zarr")
+        masks = merge_masks(selections, [cache], out / f"masks/{name}")
         packed = submit(masks, name, out / f"{name}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
         click.echo(f"for the benchmark's server: {packed}")
 
 
-def _scores(name: str, selections: Path, shown: Path, root: Path) -> dict[str, dict[str, Any]]:
+def _scores(name: str, selections: Path, cache: Path, root: Path) -> dict[str, dict[str, Any]]:
     """The rows of a dataset's table, ours first. Ref-DAVIS17's objects have no oracle, but a stricter score."""
-    ours = benchmark_selections(selections, [shown], {}, root=root)
+    ours = benchmark_selections(selections, [cache], {}, root=root)
     if name == "ref-davis17":
-        return {f"ours, {name}": ours, "ours, strict": benchmark_selections(selections, [shown], {"strict": True}, root=root)}
-    return {f"ours, {name}": ours, f"oracle, {name}": oracle([shown])}
+        return {f"ours, {name}": ours, "ours, strict": benchmark_selections(selections, [cache], {"strict": True}, root=root)}
+    return {f"ours, {name}": ours, f"oracle, {name}": oracle([cache])}
 
 
 if __name__ == "__main__":

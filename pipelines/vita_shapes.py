@@ -52,13 +52,13 @@ class Clip:
     def frames(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each frame the objects that it shows: masks float (a, height, width), labels (a,)."""
         for masks in self.masks.transpose(0, 1):
-            shown = masks.flatten(1).any(1)
-            yield masks[shown].float(), self.labels[shown]
+            cache = masks.flatten(1).any(1)
+            yield masks[cache].float(), self.labels[cache]
 
     def objects(self) -> tuple[Tensor, Tensor]:
         """The objects that the clip shows: masks float (a, T, height, width), labels (a,)."""
-        shown = self.masks.flatten(1).any(1)
-        return self.masks[shown].float(), self.labels[shown]
+        cache = self.masks.flatten(1).any(1)
+        return self.masks[cache].float(), self.labels[cache]
 
 
 @click.command()
@@ -81,15 +81,15 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
         return out
     torch.manual_seed(seed)
     segmenter, head = _segmenter(), _head()
-    kept: list[Tensor] = []
-    segmenter.model.pixel_level_module.decoder.mask_projection.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    map_inputs: list[Tensor] = []
+    segmenter.model.pixel_level_module.decoder.mask_projection.register_forward_pre_hook(lambda _, inputs: map_inputs.append(inputs[0]))
     parameters = [*segmenter.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     clips, mean = _clips([_video(seed, index) for index in range(videos)], seed), 0.0
     with TrainingProgress(steps, 0) as bar:
         for step in range(steps):
-            loss = _loss(segmenter, head, kept, next(clips))
+            loss = _loss(segmenter, head, map_inputs, next(clips))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -103,14 +103,14 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
     return out
 
 
-def _loss(segmenter: Any, head: VitaHead, kept: list[Tensor], clips: list[Clip]) -> Tensor:
-    """Mask2Former's loss of the frames and VITA's of the clips. kept: what Mask2Former's mask projection was given."""
-    kept.clear()
+def _loss(segmenter: Any, head: VitaHead, map_inputs: list[Tensor], clips: list[Clip]) -> Tensor:
+    """Mask2Former's loss of the frames and VITA's of the clips. map_inputs: inputs of Mask2Former's mask projection."""
+    map_inputs.clear()
     masks, labels = zip(*(frame for clip in clips for frame in clip.frames()))
-    found = segmenter(torch.cat([clip.images for clip in clips]), mask_labels=list(masks), class_labels=list(labels))
-    queries = segmenter.model.transformer_module.decoder.layernorm(found.transformer_decoder_last_hidden_state)
-    features = head.mask_features(kept[0])
-    loss: Tensor = found.loss
+    outputs = segmenter(torch.cat([clip.images for clip in clips]), mask_labels=list(masks), class_labels=list(labels))
+    queries = segmenter.model.transformer_module.decoder.layernorm(outputs.transformer_decoder_last_hidden_state)
+    features = head.mask_features(map_inputs[0])
+    loss: Tensor = outputs.loss
     q_f, f_mask = (x.reshape(CLIPS, CLIP, *x.shape[1:]) for x in (queries, features))
     return loss + _clip_loss(head, q_f, f_mask, clips)
 
@@ -152,29 +152,29 @@ def label(appearance: Appearance) -> int:
     return CLASSES[appearance.colour, appearance.shape]
 
 
-def _clips(held: list[tuple[list[Any], Any, Tensor]], seed: int) -> Iterator[list[Clip]]:
+def _clips(videos: list[tuple[list[Any], Any, Tensor]], seed: int) -> Iterator[list[Clip]]:
     """Clips of random frames, mirrored or not."""
     rng = np.random.default_rng(seed)
     geometry = FrameGeometry.of((SHORT, LONG), SHORT, LONG)
     while True:
-        found = []
+        clips = []
         for _ in range(CLIPS):
-            frames, truth, labels = held[rng.integers(len(held))]
+            frames, truth, labels = videos[rng.integers(len(videos))]
             times = np.sort(rng.choice(len(frames), CLIP, replace=False))
             flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
             images = torch.stack([geometry.image(np.ascontiguousarray(frames[t][:, flip])) for t in times])
-            found.append(Clip(images, torch.from_numpy(np.ascontiguousarray(truth[:, times][..., flip])), labels))
-        yield found
+            clips.append(Clip(images, torch.from_numpy(np.ascontiguousarray(truth[:, times][..., flip])), labels))
+        yield clips
 
 
 def _clip_loss(head: VitaHead, q_f: Tensor, features: Tensor, clips: list[Clip]) -> Tensor:
     """Class, BCE and Dice losses of the video queries, weights 2, 5 and 5, after one-to-one matching with the same costs."""
-    found, total, objects = head(q_f), q_f.new_zeros(()), max(1, sum(len(clip.objects()[1]) for clip in clips))
+    queries, total, objects = head(q_f), q_f.new_zeros(()), max(1, sum(len(clip.objects()[1]) for clip in clips))
     weight = torch.tensor([1.0] * len(CLASSES) + [NO_OBJECT])
     for b, clip in enumerate(clips):
         truth, labels = clip.objects()
         wanted = torch.full((VIDEO_QUERIES,), len(CLASSES))
-        embed, logits = found.mask_embed[b], found.logits[b]
+        embed, logits = queries.mask_embed[b], queries.logits[b]
         bce, dice = point_costs(embed.detach(), features[b].detach(), truth, POINTS)
         rows, columns = assign(5 * bce + 5 * dice - 2 * logits.detach().softmax(-1)[:, labels])
         wanted[rows] = labels[columns]

@@ -1,7 +1,7 @@
-"""Masks as COCO run-length bytes: the only home of mask bytes.
+"""Masks as COCO run-length bytes.
 
 Letters: K masks (tracks or objects), T frames, H W pixels. Union, area and intersection work on the runs; pixels are
-decoded only for the masks that are finally written, scored or drawn.
+decoded only for the masks that are written, scored or rendered.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from rvos_cache.errors import InputError
-from rvos_cache.mask_runs import MaskRuns, joint_frames, paint
+from rvos_cache.mask_runs import MaskRuns, common_frames, paint
 
 Rle = dict[str, Any]
 """COCO's compressed form: {"size": [H, W], "counts": bytes}."""
-BROKEN_OFF = "the run-length bytes of a mask break off inside a number"
+TRUNCATED = "the run-length bytes of a mask break off inside a number"
 
 
 def encode(mask: NDArray[Any]) -> bytes:
@@ -33,41 +33,43 @@ def empty_rle(size: tuple[int, int]) -> bytes:
     return bytes(coco.encode(np.zeros(size, np.uint8, order="F"))["counts"])
 
 
-def from_coco(rle: Rle | None, size: tuple[int, int], where: str) -> bytes:
-    """The compressed bytes of a COCO annotation as JSON holds it; `None` (absent) becomes the empty mask.
+def from_coco(rle: Rle | None, size: tuple[int, int], location: str) -> bytes:
+    """The compressed bytes of a COCO annotation as read from JSON; `None` (absent) gives the empty mask.
 
-    Accepts compressed text or bytes and the uncompressed list of counts. `where` names file and object in errors.
-    Raises InputError when the size differs from `size` (H, W), or when the runs do not fill exactly H x W pixels.
+    Accepts compressed text or bytes and the uncompressed list of counts. location: file and object, for errors.
+    Raises InputError if the size differs from `size` (H, W), or if the runs do not fill exactly H x W pixels.
     """
     if rle is None:
         return empty_rle(size)
-    again = f"copy the file again, or export the mask as {{'size': [{size[0]}, {size[1]}], 'counts': ...}}, or null for none"
+    how_to_fix = f"copy the file again, or export the mask as {{'size': [{size[0]}, {size[1]}], 'counts': ...}}, or null for none"
     if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
-        raise InputError(f"{where}: a mask is COCO RLE {{'size', 'counts'}} or null, found {type(rle).__name__}; {again}")
-    found = tuple(rle["size"]) if isinstance(rle["size"], (list, tuple)) else rle["size"]
-    if found != tuple(size):
-        raise InputError(f"{where}: the mask is {found!r:.40}, its frame is {tuple(size)} (height, width); {again}")
+        raise InputError(f"{location}: a mask is COCO RLE {{'size', 'counts'}} or null, found {type(rle).__name__}; {how_to_fix}")
+    own_size = tuple(rle["size"]) if isinstance(rle["size"], (list, tuple)) else rle["size"]
+    if own_size != tuple(size):
+        raise InputError(f"{location}: the mask is {own_size!r:.40}, its frame is {tuple(size)} (height, width); {how_to_fix}")
     counts = rle["counts"]
     if isinstance(counts, list):
-        # Not isinstance: JSON's true is an int, and no count.
+        # Not isinstance: JSON's true is an int in Python, but no count.
         if any(type(c) is not int or c < 0 for c in counts) or sum(counts) != size[0] * size[1]:
-            raise InputError(f"{where}: the mask's counts do not add up to {size[0]}x{size[1]} pixels; {again}")
+            raise InputError(f"{location}: the mask's counts do not add up to {size[0]}x{size[1]} pixels; {how_to_fix}")
         return bytes(coco.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"])
     if isinstance(counts, str) and counts.startswith(("b'", 'b"')):
-        printed = f"the mask's counts are bytes as Python prints them, {counts:.12}..."
-        raise InputError(f"{where}: {printed}; write rle['counts'].decode() to the file")
+        fault = f"the mask's counts are bytes as Python prints them, {counts:.12}..."
+        raise InputError(f"{location}: {fault}; write rle['counts'].decode() to the file")
     if not isinstance(counts, (str, bytes)):
-        raise InputError(f"{where}: the mask's counts are text or a list of numbers, found {type(counts).__name__}; {again}")
+        raise InputError(
+            f"{location}: the mask's counts are text or a list of numbers, found {type(counts).__name__}; {how_to_fix}"
+        )
     raw = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
     if run_total(raw) != size[0] * size[1]:
-        raise InputError(f"{where}: the mask's run-length bytes do not fill {size[0]}x{size[1]} pixels; {again}")
+        raise InputError(f"{location}: the mask's run-length bytes do not fill {size[0]}x{size[1]} pixels; {how_to_fix}")
     return raw
 
 
 def run_total(raw: bytes) -> int:
-    """The number of pixels that compressed counts run over, or -1 when they cannot be decoded.
+    """The total length of the runs of a mask, in pixels, or -1 if `raw` cannot be decoded.
 
-    pycocotools writes past its buffers when counts do not match the size, so foreign bytes are checked here first.
+    pycocotools writes past its buffers if the counts do not match the size, so bytes from elsewhere are checked here first.
     The format is COCO's `rleFrString`: little-endian groups of five bits plus a continuation bit, offset by 48, and
     from the fourth run on each count is stored as the difference to the one two before.
     """
@@ -75,7 +77,7 @@ def run_total(raw: bytes) -> int:
     if not len(digits):
         return 0
     stops = np.flatnonzero(digits < 32) + 1
-    # Seven groups hold any count below 2**31; with more, C's fixed-width shift would read another number than this.
+    # Seven groups hold any count below 2**31; with more, the fixed-width shift of COCO's C code reads another number.
     if (digits > 63).any() or digits[-1] > 31 or np.diff(stops, prepend=0).max() > 7:
         return -1
     counts = _counts(digits, stops, np.array([len(stops)]))
@@ -83,19 +85,19 @@ def run_total(raw: bytes) -> int:
 
 
 def _counts(digits: NDArray[np.uint8], stops: NDArray[np.int64], masks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The runs of several masks, int64 (runs,).
+    """The lengths of the runs of several masks, int64 (runs,).
 
-    digits: uint8, the compressed bytes less 48; stops: where each number ends in them; masks: where each mask ends in `stops`.
+    digits: uint8, the compressed bytes less 48; stops: the end of each number in them; masks: the end of each mask in `stops`.
     """
     first = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
     groups = stops - first
     counts = (digits[first] & 31).astype(np.int64)
-    # Few numbers have more than two groups, so a pass for each group is cheaper than the place of every digit.
-    place, longer = 1, np.flatnonzero(groups > 1)
+    # Few numbers have more than two groups, so a pass per group is cheaper than an index of every digit.
+    group, longer = 1, np.flatnonzero(groups > 1)
     while len(longer):
-        counts[longer] += (digits[first[longer] + place] & 31).astype(np.int64) << (5 * place)
-        place += 1
-        longer = longer[groups[longer] > place]
+        counts[longer] += (digits[first[longer] + group] & 31).astype(np.int64) << (5 * group)
+        group += 1
+        longer = longer[groups[longer] > group]
     negative = np.flatnonzero(digits[stops - 1] & 16)
     counts[negative] -= np.int64(1) << (5 * groups[negative])
     for a, b in zip([0, *masks[:-1].tolist()], masks.tolist()):
@@ -106,18 +108,18 @@ def _counts(digits: NDArray[np.uint8], stops: NDArray[np.int64], masks: NDArray[
 
 
 def mask_ends(rle: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """`run_ends` of one mask, in half the time where its runs are few: int64 (runs,). rle: uint8 (bytes,). Raises ValueError."""
+    """`run_ends` of one mask, int64 (runs,), in half the time if its runs are few. rle: uint8 (bytes,). Raises ValueError."""
     digits = rle.astype(np.int64) - 48
     stops = np.flatnonzero(digits < 32) + 1
     if not len(stops) or stops[-1] != len(digits):
-        raise ValueError(BROKEN_OFF)
+        raise ValueError(TRUNCATED)
     starts = np.concatenate([stops[:1] * 0, stops[:-1]])
     lengths = stops - starts
     if len(stops) == len(digits):
         counts = digits & 31
     else:
-        place = np.arange(len(digits)) - np.repeat(starts, lengths)
-        counts = np.add.reduceat((digits & 31) << (5 * place), starts)
+        group = np.arange(len(digits)) - np.repeat(starts, lengths)
+        counts = np.add.reduceat((digits & 31) << (5 * group), starts)
     counts -= ((digits[stops - 1] >> 4) & 1) << (5 * lengths)
     counts[1::2] = np.cumsum(counts[1::2])
     counts[2::2] = np.cumsum(counts[2::2])
@@ -125,17 +127,17 @@ def mask_ends(rle: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def run_ends(rle: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the runs of several masks end, in pixels column by column, and where each mask's share of that list ends.
+    """The ends of the runs of several masks, in pixels column by column, and the end of each mask's part of that list.
 
-    rle: uint8 (bytes,); offsets: int64 (K + 1,), mask k = rle[offsets[k] : offsets[k + 1]], none without a byte. Returns int64
-    (runs of all,) and int64 (K,). The first run of a mask is background. The format is that of `run_total`, and the bytes must
-    have been checked as there. Raises ValueError when a mask breaks off inside a number.
+    rle: uint8 (bytes,); offsets: int64 (K + 1,), mask k = rle[offsets[k] : offsets[k + 1]], at least one byte. Returns int64
+    (runs of all masks,) and int64 (K,). The first run of a mask is background. The format is described in `run_total`, which
+    must have checked the bytes. Raises ValueError if a mask breaks off inside a number.
     """
     digits = rle - np.uint8(48)
     stops = np.flatnonzero(digits < 32) + 1
     masks = np.searchsorted(stops, offsets[1:], side="right")
     if not len(stops) or (masks == 0).any() or not np.array_equal(stops[masks - 1], offsets[1:]):
-        raise ValueError(BROKEN_OFF)
+        raise ValueError(TRUNCATED)
     ends = _counts(digits, stops, masks)
     for a, b in zip([0, *masks[:-1].tolist()], masks.tolist()):
         ends[a:b] = ends[a:b].cumsum()
@@ -148,7 +150,7 @@ class RleMasks:
 
     rle: uint8 (bytes,), the compressed runs of all masks, mask-major and frame-minor;
     offsets: int64 (K*T + 1,), mask (k, t) = rle[offsets[k*T + t] : offsets[k*T + t + 1]];
-    shape: (K, T); size: (H, W). K = 0 is legal. Raises ValueError when the parts do not fit together.
+    shape: (K, T); size: (H, W). K = 0 is legal. Raises ValueError if the parts do not fit together.
     """
 
     rle: NDArray[np.uint8]
@@ -163,7 +165,7 @@ class RleMasks:
         if self.offsets.dtype != np.int64 or self.offsets.shape != (k * t + 1,):
             raise ValueError(f"offsets must be int64 ({k * t + 1},), are {self.offsets.dtype} {self.offsets.shape}")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.rle) or (np.diff(self.offsets) <= 0).any():
-            raise ValueError("offsets must rise from 0 to the number of bytes")
+            raise ValueError("offsets must increase from 0 to the number of bytes")
 
     @classmethod
     def from_bytes(cls, masks: Sequence[Sequence[bytes]], frames: int, size: tuple[int, int]) -> RleMasks:
@@ -189,7 +191,7 @@ class RleMasks:
 
     @classmethod
     def from_runs(cls, runs: MaskRuns) -> RleMasks:
-        """From where the runs end, format_uri as COCO's `rleToString` does (the format: `run_total`)."""
+        """From the ends of runs, encoded as by COCO's `rleToString` (the format: `run_total`)."""
         ends, stops = runs.ends, runs.stops
         starts = np.concatenate([stops[:0], [0], stops[:-1]])[: len(stops)]
         counts = np.diff(ends, prepend=0)
@@ -197,31 +199,32 @@ class RleMasks:
         numbers = counts.copy()
         numbers[2:] -= counts[:-2]
         for j in range(3):
-            at = starts[starts + j < stops] + j
-            numbers[at] = counts[at]
-        size_of = np.abs(numbers + (numbers < 0))
+            position = starts[starts + j < stops] + j
+            numbers[position] = counts[position]
+        magnitude = np.abs(numbers + (numbers < 0))
         groups = np.ones(len(numbers), np.int64)
         for bits in range(4, 34, 5):
-            longer = size_of >= 1 << bits
+            longer = magnitude >= 1 << bits
             if not longer.any():
                 break
             groups += longer
-        after = np.cumsum(groups)
-        rle = np.empty(int(after[-1]) if len(after) else 0, np.uint8)
-        more = groups > 1
-        rle[after - groups] = (numbers & 31) + 48 + 32 * more
-        which, place = np.flatnonzero(more), 1
-        while len(which):
-            more = groups[which] > place + 1
-            rle[after[which] - groups[which] + place] = ((numbers[which] >> (5 * place)) & 31) + 48 + 32 * more
-            which, place = which[more], place + 1
-        offsets = np.concatenate([np.zeros(1, np.int64), after[stops - 1] if len(stops) else stops])
+        number_stops = np.cumsum(groups)
+        rle = np.empty(int(number_stops[-1]) if len(number_stops) else 0, np.uint8)
+        continues = groups > 1
+        rle[number_stops - groups] = (numbers & 31) + 48 + 32 * continues
+        longer, group = np.flatnonzero(continues), 1
+        while len(longer):
+            continues = groups[longer] > group + 1
+            position = number_stops[longer] - groups[longer] + group
+            rle[position] = ((numbers[longer] >> (5 * group)) & 31) + 48 + 32 * continues
+            longer, group = longer[continues], group + 1
+        offsets = np.concatenate([np.zeros(1, np.int64), number_stops[stops - 1] if len(stops) else stops])
         return cls(rle, offsets, runs.shape, runs.size)
 
     def runs(self) -> MaskRuns:
-        """Where the runs end. Raises ValueError when a mask breaks off inside a number."""
-        none = np.zeros(0, np.int64)
-        ends, stops = run_ends(self.rle, self.offsets) if len(self.rle) else (none, none)
+        """The ends of all runs. Raises ValueError if a mask breaks off inside a number."""
+        empty = np.zeros(0, np.int64)
+        ends, stops = run_ends(self.rle, self.offsets) if len(self.rle) else (empty, empty)
         return MaskRuns(ends, stops, self.shape, self.size)
 
     @classmethod
@@ -232,7 +235,7 @@ class RleMasks:
     @classmethod
     def concatenate(cls, parts: Sequence[RleMasks]) -> RleMasks:
         """Masks of the same frames and size, one after the other along K."""
-        frames, size = joint_frames([(p.shape[1], p.size) for p in parts])
+        frames, size = common_frames([(p.shape[1], p.size) for p in parts])
         starts = np.cumsum([0] + [len(p.rle) for p in parts])
         offsets = np.concatenate([np.zeros(1, np.int64)] + [p.offsets[1:] + s for p, s in zip(parts, starts)])
         rle = np.concatenate([p.rle for p in parts])
@@ -244,41 +247,41 @@ class RleMasks:
         return self.rle[self.offsets[i] : self.offsets[i + 1]].tobytes()
 
     def at(self, k: int, t: int) -> Rle:
-        """Mask k in frame t as pycocotools takes it."""
+        """Mask k in frame t in the form of pycocotools."""
         return {"size": list(self.size), "counts": self.bytes_at(k, t)}
 
     def row(self, k: int) -> list[Rle]:
         """The T masks of track k."""
         first = range(self.shape[0])[k] * self.shape[1]
-        return self._listed(slice(first, first + self.shape[1]))
+        return self._rles(slice(first, first + self.shape[1]))
 
     def column(self, t: int) -> list[Rle]:
         """The K masks of frame t."""
-        return self._listed(slice(range(self.shape[1])[t], None, self.shape[1]))
+        return self._rles(slice(range(self.shape[1])[t], None, self.shape[1]))
 
-    def _listed(self, which: slice) -> list[Rle]:
-        # Offsets as Python's integers and one view of the bytes: with many masks NumPy's scalars cost as much as the runs.
+    def _rles(self, masks: slice) -> list[Rle]:
+        # Python integers and one view of the bytes: for many masks, NumPy's scalars take as long as decoding the runs.
         size, raw = list(self.size), self.rle.data
-        bounds = zip(self.offsets[:-1][which].tolist(), self.offsets[1:][which].tolist())
+        bounds = zip(self.offsets[:-1][masks].tolist(), self.offsets[1:][masks].tolist())
         return [{"size": size, "counts": bytes(raw[a:b])} for a, b in bounds]
 
     def decode(self, k: int, t: int) -> NDArray[np.bool_]:
-        """Pixels (H, W) of mask k in frame t. Raises ValueError when its runs do not fill the frame."""
+        """Pixels (H, W) of mask k in frame t. Raises ValueError if its runs do not fill the frame."""
         i = range(self.shape[0])[k] * self.shape[1] + range(self.shape[1])[t]
         out = np.zeros(self.size, bool)
         paint([mask_ends(self.rle[self.offsets[i] : self.offsets[i + 1]])], out)
         return out
 
     def dense(self, indices: Iterable[int] | None = None) -> NDArray[np.bool_]:
-        """Pixels (K', T, H, W) of the masks `indices` (default: all). Mind the memory: K'*T*H*W bytes.
+        """Pixels (K', T, H, W) of the masks `indices` (default: all). They take K'*T*H*W bytes of memory.
 
-        Raises ValueError when the runs of a mask do not fill the frame.
+        Raises ValueError if the runs of a mask do not fill the frame.
         """
-        chosen = list(range(self.shape[0])) if indices is None else list(indices)
-        out = np.zeros((len(chosen), self.shape[1], *self.size), bool)
-        for pixels, k in zip(out, chosen):
-            at = range(self.shape[0])[k] * self.shape[1]
-            bounds = self.offsets[at : at + self.shape[1] + 1]
+        selected = list(range(self.shape[0])) if indices is None else list(indices)
+        out = np.zeros((len(selected), self.shape[1], *self.size), bool)
+        for pixels, k in zip(out, selected):
+            first = range(self.shape[0])[k] * self.shape[1]
+            bounds = self.offsets[first : first + self.shape[1] + 1]
             ends, stops = run_ends(self.rle[bounds[0] : bounds[-1]], bounds - bounds[0])
             for frame, a, b in zip(pixels, [0, *stops[:-1].tolist()], stops.tolist()):
                 paint([ends[a:b]], frame)
@@ -287,7 +290,7 @@ class RleMasks:
     def select(self, indices: Iterable[int]) -> RleMasks:
         """The masks `indices`, in that order, as RleMasks (K', T)."""
         t = self.shape[1]
-        # A mask's frames lie side by side, so this is one slice per mask. Indexing the range refuses masks beyond the last.
+        # The frames of a mask are consecutive, so this is one slice per mask. Indexing the range raises beyond the last mask.
         bounds = [self.offsets[k * t : (k + 1) * t + 1] for k in (range(self.shape[0])[int(i)] for i in indices)]
         offsets = np.zeros(len(bounds) * t + 1, np.int64)
         np.cumsum(np.concatenate([offsets[:0], *map(np.diff, bounds)]), out=offsets[1:])
@@ -300,13 +303,13 @@ class RleMasks:
         return RleMasks.from_bytes(rows, stop - start, self.size)
 
     def union(self, indices: Iterable[int] | None = None) -> RleMasks:
-        """The OR of the masks `indices` (default: all) in each frame, as RleMasks (1, T); none gives empty masks."""
-        chosen = list(range(self.shape[0])) if indices is None else [int(k) for k in indices]
-        if not chosen:
+        """The union of the masks `indices` (default: all) in each frame, as RleMasks (1, T); of no masks, empty masks."""
+        selected = list(range(self.shape[0])) if indices is None else [int(k) for k in indices]
+        if not selected:
             return RleMasks.empty(1, self.shape[1], self.size)
-        if len(chosen) == 1:
-            return self.select(chosen)
-        merged = [coco.merge([self.at(k, t) for k in chosen], intersect=0)["counts"] for t in range(self.shape[1])]
+        if len(selected) == 1:
+            return self.select(selected)
+        merged = [coco.merge([self.at(k, t) for k in selected], intersect=0)["counts"] for t in range(self.shape[1])]
         return RleMasks.from_bytes([[bytes(m) for m in merged]], self.shape[1], self.size)
 
     def area(self) -> NDArray[np.int32]:
@@ -314,14 +317,14 @@ class RleMasks:
         k, t = self.shape
         if k == 0 or t == 0:
             return np.zeros((k, t), np.int32)
-        return _areas(self._listed(slice(None))).astype(np.int32).reshape(k, t)
+        return _areas(self._rles(slice(None))).astype(np.int32).reshape(k, t)
 
     def boxes(self) -> NDArray[np.float64]:
-        """Boxes (x, y, width, height) in pixels, float64 (K, T, 4); zeros where a mask is empty."""
+        """Boxes (x, y, width, height) in pixels, float64 (K, T, 4); zeros for an empty mask."""
         k, t = self.shape
         if k == 0 or t == 0:
             return np.zeros((k, t, 4))
-        return np.asarray(coco.toBbox(self._listed(slice(None)))).reshape(k, t, 4)
+        return np.asarray(coco.toBbox(self._rles(slice(None)))).reshape(k, t, 4)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -350,14 +353,14 @@ def intersections(a: list[Rle], b: list[Rle]) -> NDArray[np.int64]:
 def shared_pixels(
     a: list[Rle], b: list[Rle], size: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels that masks of one frame of `size` (H, W) share, int64 (len(a), len(b)), and their own, (len(a),) and (len(b),).
+    """Shared pixels of masks of one frame of `size` (H, W), int64 (len(a), len(b)), and areas, (len(a),) and (len(b),).
 
-    From u = |A∩B| / |A∪B| the exact count is rint(u (|A| + |B|) / (1 + u)), and with the whole frame for B, u HW is |A|: u is
-    computed in double precision, so the error stays far below half a pixel for any frame that fits in memory.
+    From u = |A∩B| / |A∪B| the exact count is rint(u (|A| + |B|) / (1 + u)), and with the whole frame for B, u HW is |A|. u is
+    computed in double precision, so the error is far below half a pixel for any frame that fits in memory.
     """
-    # The whole frame joins both lists, because one call decodes each mask once and a call of its own for areas once more.
-    whole = _whole(size)
-    u = np.nan_to_num(np.asarray(coco.iou([*a, whole], [*b, whole], [0] * (len(b) + 1)), np.float64))
+    # The whole frame is added to both lists: a separate call for the areas would decode each mask once more.
+    full_frame = _full_frame(size)
+    u = np.nan_to_num(np.asarray(coco.iou([*a, full_frame], [*b, full_frame], [0] * (len(b) + 1)), np.float64))
     u = u.reshape(len(a) + 1, len(b) + 1)
     first, second = (np.rint(v * (size[0] * size[1])).astype(np.int64) for v in (u[:-1, -1], u[-1, :-1]))
     pairs = u[:-1, :-1]
@@ -365,5 +368,5 @@ def shared_pixels(
 
 
 @lru_cache(maxsize=64)
-def _whole(size: tuple[int, int]) -> Rle:
+def _full_frame(size: tuple[int, int]) -> Rle:
     return {"size": list(size), "counts": encode(np.ones(size, np.uint8))}

@@ -38,12 +38,12 @@ def truth(video: str) -> np.ndarray:
 
 
 def tracks_of(video: str, group: str = "") -> dict[int, np.ndarray]:
-    """anno_id -> masks (T, H, W): both objects a little off, one of them lost halfway, and the whole frame."""
-    held = truth(video)
-    lost = np.roll(held[1], 3, 1)
-    lost[len(lost) // 2 :] = False
-    found = [np.roll(held[0], 1, 2), lost, np.ones_like(held[0]), np.roll(held[1], 1, 1)]
-    return dict(zip((7, 3, 12, 41), found)) if group != "2" else {}
+    """anno_id -> masks (T, H, W): both objects shifted, one of them vanishing halfway, and the whole frame."""
+    objects = truth(video)
+    vanishing = np.roll(objects[1], 3, 1)
+    vanishing[len(vanishing) // 2 :] = False
+    tracks = [np.roll(objects[0], 1, 2), vanishing, np.ones_like(objects[0]), np.roll(objects[1], 1, 1)]
+    return dict(zip((7, 3, 12, 41), tracks)) if group != "2" else {}
 
 
 def tokens_of(video: str, group: str, anno_id: int) -> np.ndarray:
@@ -52,21 +52,21 @@ def tokens_of(video: str, group: str, anno_id: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((len(truth(video)[0]), 256)).astype(np.float32)
 
 
-def enlarged(masks: np.ndarray) -> np.ndarray:
+def enlarge(masks: np.ndarray) -> np.ndarray:
     """Masks as SOLA's scripts compare them: bilinear at 540x960, above a half."""
     pixels = torch.from_numpy(masks.astype(np.float32))[None]
     return (torch.nn.functional.interpolate(pixels, size=(540, 960), mode="bilinear")[0] > 0.5).numpy()
 
 
-def ratios(track: np.ndarray, held: np.ndarray) -> dict[str, float]:
-    """Mean over frames of precision, recall and IoU of two masks (T, H, W); what is not defined counts 1."""
-    found: dict[str, list[float]] = {"precision": [], "recall": [], "iou": []}
-    for x, y in zip(track, held):
-        both, either = (x & y).sum(), (x | y).sum()
-        found["precision"].append(both / x.sum() if x.any() else 1.0)
-        found["recall"].append(both / y.sum() if y.any() else 1.0)
-        found["iou"].append(both / either if either else 1.0)
-    return {name: float(np.float32(np.mean(values))) for name, values in found.items()}
+def ratios(track: np.ndarray, ground_truth: np.ndarray) -> dict[str, float]:
+    """Mean over frames of precision, recall and IoU of two masks (T, H, W); undefined values count 1."""
+    values_of: dict[str, list[float]] = {"precision": [], "recall": [], "iou": []}
+    for x, y in zip(track, ground_truth):
+        shared, union = (x & y).sum(), (x | y).sum()
+        values_of["precision"].append(shared / x.sum() if x.any() else 1.0)
+        values_of["recall"].append(shared / y.sum() if y.any() else 1.0)
+        values_of["iou"].append(shared / union if union else 1.0)
+    return {name: float(np.float32(np.mean(values))) for name, values in values_of.items()}
 
 
 def write_tracks(root: Path, kind: str, split: str = "valid_u", labels: bool = True) -> Path:
@@ -78,17 +78,18 @@ def write_tracks(root: Path, kind: str, split: str = "valid_u", labels: bool = T
             masklets.mkdir(parents=True)
             tokens.mkdir(parents=True)
             for anno_id, masks in tracks_of(video, group).items():
-                held: dict[str, Any] = {"anno_id": anno_id, "rle": [], "prompt_type": PROMPT_TYPES[kind]}
+                record: dict[str, Any] = {"anno_id": anno_id, "rle": [], "prompt_type": PROMPT_TYPES[kind]}
                 for mask in masks:
                     rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-                    held["rle"].append({**rle, "counts": rle["counts"].decode()})
+                    record["rle"].append({**rle, "counts": rle["counts"].decode()})
                 if labels:
-                    own = masks if kind == "gt" else enlarged(masks)
+                    compared = masks if kind == "gt" else enlarge(masks)
                     pairs = {
-                        str(2 * number + a): ratios(own, o if kind == "gt" else enlarged(o)) for a, o in enumerate(truth(video))
+                        str(2 * number + a): ratios(compared, o if kind == "gt" else enlarge(o))
+                        for a, o in enumerate(truth(video))
                     }
                     for name in ("precision", "recall", "iou"):
-                        held[name] = {o: values[name] for o, values in pairs.items()}
-                (masklets / f"{anno_id:05d}.json").write_text(json.dumps(held, indent=4))
+                        record[name] = {o: values[name] for o, values in pairs.items()}
+                (masklets / f"{anno_id:05d}.json").write_text(json.dumps(record, indent=4))
                 np.save(tokens / f"{anno_id:05d}.npy", tokens_of(video, group, anno_id))
     return base

@@ -1,1 +1,1 @@
-"""Tracks from and for other programs: SOLA's released files, and any tracker's masks. One file per direction and format."""
+"""Import from and export to other programs: SOLA's released files, masks of any tracker, mirrored caches. One file each."""

@@ -1,4 +1,4 @@
-"""A tracks cache as the files that SOLA's released scripts write, for its training and evaluation code."""
+"""Export a tracks cache as the files of SOLA's released scripts, for its training and evaluation code."""
 
 from __future__ import annotations
 
@@ -20,67 +20,69 @@ from rvos_cache.store import TrackCache, TrackInfo
 from rvos_cache.types import VIDEO
 
 PROMPT_TYPES: dict[Kind, str] = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MASK", "gt": "GT MASK"}
-"""What SOLA's scripts write for each kind; its loader only compares it with itself."""
+"""The `prompt_type` that SOLA's scripts write for each kind of tracks; its loader only tests it for equality."""
 
 
 def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], None] = lambda total: None) -> list[Path]:
     """Write `sam2_tracks/<kind>_tracks/<dataset>/<split>` below `out`, and return these folders.
 
-    Training-only tracks become gt_tracks; of the others those of the video grid_tracks and those that an expression asked
-    for gdino_tracks, whatever tracker made them. What an import kept of SOLA's JSON is written as it was; other tracks get
-    their place in the folder as anno_id, and precision, recall and IoU from the counts of the annotated frames, at full
-    size, where the split shows its answers. progress: called after each video with the number of videos.
-    Raises InputError for a folder that is there already, OSError when the disk refuses; nothing is left then.
+    Training-only tracks become gt_tracks; of the others, tracks of the video become grid_tracks and tracks prompted by an
+    expression gdino_tracks, from any tracker. Fields that an import kept of SOLA's JSON are written unchanged; other tracks get
+    their index in the folder as anno_id and, if the split has its ground truth, precision, recall and IoU from the counts of
+    the annotated frames, at full size. progress: called after each video with the number of videos.
+    Raises InputError if a folder exists already, OSError if a write fails; nothing is left then.
     """
     source, out = TrackCache(cache), Path(out)
     dataset = find_dataset(source.card)
     name = source.card.dataset.rpartition(":")[2] if dataset is None else dataset.name
-    targets = {kind: out / "sam2_tracks" / split_folder(kind, name, source.card.split) for kind in kinds(source)}
-    for target in targets.values():
-        if target.exists():
-            raise InputError(f"{target}: is there already; choose another --out, or remove it to export again")
-    lost = [] if dataset is None else sorted(set(dataset.video_ids()) - set(source.video_ids()))
-    if lost:
-        warnings.warn(f"{cache}: {len(lost)} videos of the split are not in it and are left out; first {lost[0]}", stacklevel=2)
-    aside = {kind: target.with_name(f".{target.name}.{uuid.uuid4().hex}") for kind, target in targets.items()}
+    folders = {kind: out / "sam2_tracks" / split_folder(kind, name, source.card.split) for kind in track_kinds(source)}
+    for folder in folders.values():
+        if folder.exists():
+            raise InputError(f"{folder}: is there already; choose another --out, or remove it to export again")
+    missing = [] if dataset is None else sorted(set(dataset.video_ids()) - set(source.video_ids()))
+    if missing:
+        message = f"{cache}: {len(missing)} videos of the split are not in it and are left out; first {missing[0]}"
+        warnings.warn(message, stacklevel=2)
+    temporary = {kind: folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for kind, folder in folders.items()}
     try:
         with naming(out):
-            for folder in aside.values():
+            for folder in temporary.values():
                 (folder / MASKLETS).mkdir(parents=True)
                 (folder / TOKENS).mkdir()
             for video_id in source.video_ids():
-                _write_video(aside, source, video_id)
+                _write_video(temporary, source, video_id)
                 progress(len(source.video_ids()))
-            for kind, folder in aside.items():
-                os.rename(folder, targets[kind])
+            for kind, folder in temporary.items():
+                os.rename(folder, folders[kind])
     finally:
-        for folder in aside.values():
+        for folder in temporary.values():
             shutil.rmtree(folder, ignore_errors=True)
-    return list(targets.values())
+    return list(folders.values())
 
 
-def kinds(source: TrackCache) -> list[Kind]:
-    """The kinds of folders that a cache's tracks belong to; one that could hold boxes has their folders, also empty ones."""
+def track_kinds(source: TrackCache) -> list[Kind]:
+    """The kinds of folders of a cache's tracks; a tracker that reads expressions has gdino folders, even empty ones."""
     if source.card.training_only:
         return ["gt"]
     prompts = [source.info(video_id).prompt for video_id in source.video_ids()]
-    asked = source.card.expressions_digest is not None or any((p != VIDEO).any() for p in prompts)
-    unasked = source.card.expressions_digest is None or any((p == VIDEO).any() for p in prompts)
-    found: list[tuple[Kind, bool]] = [("grid", unasked), ("gdino", asked)]
-    return [kind for kind, there in found if there]
+    prompted = source.card.expressions_digest is not None or any((p != VIDEO).any() for p in prompts)
+    unprompted = source.card.expressions_digest is None or any((p == VIDEO).any() for p in prompts)
+    present: list[tuple[Kind, bool]] = [("grid", unprompted), ("gdino", prompted)]
+    return [kind for kind, is_present in present if is_present]
 
 
 def _write_video(folders: Mapping[Kind, Path], source: TrackCache, video_id: str) -> None:
-    """The tracks of a video, each in the folder of its kind."""
+    """Write each track of a video to the folder of its kind."""
     info, tokens, masks = source.info(video_id), source.tokens(video_id), source.masks(video_id)
-    kept: list[dict[str, Any]] | None = source.folder(video_id).attributes["provenance"].get("sola", {}).get("tracks")
-    labels = _labels(source, info) if kept is None else []
+    imported: list[dict[str, Any]] | None = source.folder(video_id).attributes["provenance"].get("sola", {}).get("tracks")
+    labels = _labels(source, info) if imported is None else []
     for kind, folder in folders.items():
-        for group, chosen in _groups(kind, info):
+        for group, tracks in _groups(kind, info):
             for name in (MASKLETS, TOKENS):
                 (folder / name / group).mkdir(parents=True)
-            for place, n in enumerate(chosen):
-                fields = {"anno_id": place, "prompt_type": PROMPT_TYPES[kind], **labels[n]} if kept is None else kept[n]
+            for anno_id, n in enumerate(tracks):
+                computed = {"anno_id": anno_id, "prompt_type": PROMPT_TYPES[kind]}
+                fields = {**computed, **labels[n]} if imported is None else imported[n]
                 row = tuple(masks.bytes_at(n, t) for t in range(info.frames))
                 write_track(folder, group, SolaTrack(row, tokens[n], fields), info.size)
 
@@ -95,7 +97,7 @@ def _groups(kind: Kind, info: TrackInfo) -> Iterator[tuple[str, list[int]]]:
 
 
 def _labels(source: TrackCache, info: TrackInfo) -> list[dict[str, Any]]:
-    """SOLA's precision, recall and IoU of each track by object; none where the split hides its answers."""
+    """SOLA's precision, recall and IoU of each track by object; none if the split hides its ground truth."""
     overlap = None if info.object_ids is None else source.overlap(info.video_id)
     if info.object_ids is None or overlap is None or not overlap.annotated.any():
         return [{}] * info.tracks

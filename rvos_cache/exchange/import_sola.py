@@ -1,8 +1,8 @@
-"""SOLA's released tracks of a split as a cache: masks, tokens and ids as they are, overlap counts from masks and ground truth.
+"""Import SOLA's released tracks of a split as a cache: masks, tokens and ids unchanged, overlap counts from the masks.
 
-The cache's producer is "sola". Its tokens stay float32. The files do not say where a prompt was, so `prompt_frame` is -1 and
-`prompt_box` zeros; presence is 1 where a mask has pixels and 0 elsewhere, because SAM 2 empties the mask of an object that
-it holds for hidden. What else a track's JSON holds is kept in the video's provenance, for `export_sola`.
+The cache's producer is "sola". Its tokens stay float32. The files do not contain the prompts, so `prompt_frame` is -1 and
+`prompt_box` zeros. Presence is 1 where a mask has pixels and 0 elsewhere, because SAM 2 empties the mask of an object that it
+predicts to be hidden. The other fields of a track's JSON are kept in the video's provenance, for `export_sola`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ UNKNOWN_FRAME = -1
 
 @dataclass(frozen=True)
 class IouDifference:
-    """How far the mean IoU that SOLA's scripts stored, at 540x960 but for gt tracks, lies from the one counted at full size.
+    """Differences between the mean IoU stored by SOLA's scripts (at 540x960, except for gt tracks) and the one at full size.
 
-    pairs: of track and object that have both; largest, mean: of the absolute differences; crossed: pairs that lie on the
-    other side of LABEL_IOU, so that their label differs; unmatched: stored values of objects that the split does not annotate.
+    pairs: of track and object that have both values; largest, mean: of the absolute differences; crossed: pairs whose values
+    are on different sides of LABEL_IOU, so that their labels differ; unmatched: stored values of objects without annotation.
     """
 
     pairs: int = 0
@@ -48,8 +48,8 @@ class IouDifference:
     unmatched: int = 0
 
     @classmethod
-    def joined(cls, parts: Sequence[IouDifference]) -> IouDifference:
-        """Several videos as one."""
+    def combine(cls, parts: Sequence[IouDifference]) -> IouDifference:
+        """The differences of several videos as one."""
         pairs = sum(p.pairs for p in parts)
         return cls(
             pairs,
@@ -62,7 +62,7 @@ class IouDifference:
 
 @dataclass(frozen=True)
 class SolaImport:
-    """What `import_sola` did; stored_iou: over all videos asked for that are in the cache, None where nothing was stored."""
+    """The result of `import_sola`. stored_iou: over all requested videos in the cache; None if SOLA's files have no IoU."""
 
     report: ExtractReport
     stored_iou: IouDifference | None
@@ -81,10 +81,11 @@ def import_sola(
     shard: str = "1/1",
     jobs: int = 1,
 ) -> SolaImport:
-    """Write the `tracks` of a split in `directory` (SOLA's `sam2_tracks`) to the cache `out`; run again, it does what is left.
+    """Write the `tracks` of a split in `directory` (SOLA's `sam2_tracks`) to the cache `out`.
 
-    One cache per kind of tracks, joined in stage two: those of gt are for training only, those of gdino belong to expressions.
-    Raises InputError for a folder or dataset that cannot be used, OSError when the disk is full or read-only.
+    A second run writes what is missing. There is one cache per kind of tracks, and stage two combines them: gt tracks are for
+    training only, gdino tracks belong to expressions. Raises InputError for a folder or dataset that cannot be used, OSError if
+    the disk is full or read-only.
     """
     source = open_dataset(dataset, root, split)
     folder = SolaFolder.find(Path(directory), tracks, source.name, split)
@@ -102,39 +103,39 @@ def import_sola(
         root=str(source.root),
         **provenance(),
     )
-    chosen = select_videos(source, videos, limit, shard)
+    video_ids = select_videos(source, videos, limit, shard)
     foreign = sorted(folder.video_ids() - set(source.video_ids()))
     if foreign:
-        said = f"{folder.path}: {len(foreign)} videos are not of split {split} and are left out; first {foreign[0]}"
-        warnings.warn(said, stacklevel=2)
+        message = f"{folder.path}: {len(foreign)} videos are not of split {split} and are left out; first {foreign[0]}"
+        warnings.warn(message, stacklevel=2)
 
-    def one(writer: CacheWriter, video_id: str) -> int:
-        began = time.perf_counter()
-        record, held = read_video(folder, source, video_id)
-        spent = {"host": socket.gethostname(), "seconds": round(time.perf_counter() - began, 3)}
-        write_tracks(writer, record, {**spent, "sola": held})
+    def write_video(writer: CacheWriter, video_id: str) -> int:
+        start = time.perf_counter()
+        record, sola_fields = read_video(folder, source, video_id)
+        origin = {"host": socket.gethostname(), "seconds": round(time.perf_counter() - start, 3)}
+        write_tracks(writer, record, {**origin, "sola": sola_fields})
         return len(record.frame_names)
 
-    report = write_videos(out, card, chosen, one, f"sola {tracks} {split}", jobs)
+    report = write_videos(out, card, video_ids, write_video, f"sola {tracks} {split}", jobs)
     return SolaImport(report, stored_iou(TrackCache(out), [*report.done, *report.skipped]))
 
 
 def read_video(folder: SolaFolder, source: Dataset, video_id: str) -> tuple[TrackRecord, dict[str, Any]]:
-    """One video as a record, and for its provenance "tracks", the other fields of each track, and "iou", the difference.
+    """One video as a record, and for its provenance "tracks", the other fields of each track, and "iou", an IouDifference.
 
     Raises InputError for anything missing, damaged or of another video.
     """
     video, expressions = source.video(video_id), source.expressions(video_id)
     prompts: list[int] = []
-    found: list[SolaTrack] = []
+    sola_tracks: list[SolaTrack] = []
     for prompt, group in folder.groups(video_id, expressions):
         for name in folder.track_names(group):
-            found.append(folder.read(group, name, len(video), video.size))
+            sola_tracks.append(folder.read(group, name, len(video), video.size))
             prompts.append(prompt)
-    n, t = len(found), len(video)
-    masks = RleMasks.from_bytes([track.masks for track in found], t, video.size)
+    n, t = len(sola_tracks), len(video)
+    masks = RleMasks.from_bytes([track.masks for track in sola_tracks], t, video.size)
     tracks = TrackSet(
-        tokens=np.stack([track.tokens for track in found]) if found else np.zeros((0, t, CHANNELS), np.float32),
+        tokens=np.stack([track.tokens for track in sola_tracks]) if n else np.zeros((0, t, CHANNELS), np.float32),
         presence=(masks.area() > 0).astype(np.float16),
         masks=masks,
         prompt=np.array(prompts, np.int32),
@@ -145,38 +146,39 @@ def read_video(folder: SolaFolder, source: Dataset, video_id: str) -> tuple[Trac
     truth = source.ground_truth(video_id) if source.has_ground_truth else None
     overlap = None if truth is None else count_overlap(masks, truth)
     record = TrackRecord(video_id, video.frame_names, video.size, expressions, tracks, truth, overlap)
-    held: dict[str, Any] = {"tracks": [dict(track.fields) for track in found]}
-    if truth is not None and overlap is not None and any("iou" in fields for fields in held["tracks"]):
-        held["iou"] = asdict(compared(video_id, held["tracks"], truth, overlap))
-    return record, held
+    sola_fields: dict[str, Any] = {"tracks": [dict(track.fields) for track in sola_tracks]}
+    if truth is not None and overlap is not None and any("iou" in fields for fields in sola_fields["tracks"]):
+        sola_fields["iou"] = asdict(compare_iou(video_id, sola_fields["tracks"], truth, overlap))
+    return record, sola_fields
 
 
-def compared(video_id: str, fields: Sequence[Mapping[str, Any]], truth: GroundTruth, overlap: Overlap) -> IouDifference:
-    """The stored IoU of one video's tracks, by object, beside the counted one."""
+def compare_iou(video_id: str, fields: Sequence[Mapping[str, Any]], truth: GroundTruth, overlap: Overlap) -> IouDifference:
+    """Compare the stored IoU of one video's tracks, by object, with the one computed from `overlap`. fields: of each track."""
     column = {object_name(video_id, object_id): a for a, object_id in enumerate(truth.object_ids)}
-    counted = frame_mean(iou(overlap), overlap.annotated) if overlap.annotated.any() else np.zeros((len(fields), 0))
+    computed = frame_mean(iou(overlap), overlap.annotated) if overlap.annotated.any() else np.zeros((len(fields), 0))
     pairs, unmatched = [], 0
-    for n, held in enumerate(fields):
-        for name, value in held.get("iou", {}).items():
+    for n, track_fields in enumerate(fields):
+        for name, value in track_fields.get("iou", {}).items():
             a = column.get(name)
-            if a is None or a >= counted.shape[1]:
+            if a is None or a >= computed.shape[1]:
                 unmatched += 1
             else:
-                pairs.append((value, counted[n, a]))
+                pairs.append((value, computed[n, a]))
     stored, own = np.array(pairs, np.float64).reshape(-1, 2).T
-    away = np.abs(stored - own)
+    distance = np.abs(stored - own)
     crossed = int(((stored > LABEL_IOU) != (own > LABEL_IOU)).sum())
-    return IouDifference(len(pairs), float(away.max(initial=0.0)), float(away.mean()) if pairs else 0.0, crossed, unmatched)
+    mean = float(distance.mean()) if pairs else 0.0
+    return IouDifference(len(pairs), float(distance.max(initial=0.0)), mean, crossed, unmatched)
 
 
 def stored_iou(cache: TrackCache, video_ids: Iterable[str]) -> IouDifference | None:
-    """The differences that the import of each video recorded, as one; None where none was stored. Raises InputError."""
+    """The differences that the import of each video recorded, combined; None if there are none. Raises InputError."""
     parts = []
     for video_id in video_ids:
         try:
-            held = cache.folder(video_id).attributes["provenance"]["sola"]
+            sola_fields = cache.folder(video_id).attributes["provenance"]["sola"]
         except KeyError as error:
             raise InputError(f"{cache.path}, video {video_id}: not imported from SOLA's files; import it again") from error
-        if "iou" in held:
-            parts.append(IouDifference(**held["iou"]))
-    return IouDifference.joined(parts) if parts else None
+        if "iou" in sola_fields:
+            parts.append(IouDifference(**sola_fields["iou"]))
+    return IouDifference.combine(parts) if parts else None

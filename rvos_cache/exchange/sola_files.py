@@ -1,11 +1,11 @@
-"""The files of SOLA's released scripts (https://github.com/cvlab-kaist/SOLA, 76f87be): where they lie, and one track of them.
+"""The files of SOLA's released scripts (https://github.com/cvlab-kaist/SOLA, 76f87be): their paths, and reading one track.
 
     sam2_tracks/<grid|gdino|gt>_tracks/<dataset>/<split>/
-      sam2_masklets/<video>[/<expression>]/<id>.json        anno_id, rle (COCO, one per frame), prompt_type, and where they
-                                                            were computed precision, recall and iou by object
+      sam2_masklets/<video>[/<expression>]/<id>.json        anno_id, rle (COCO, one per frame), prompt_type and, if they
+                                                            were computed, precision, recall and iou by object
       sam2_object_tokens/<video>[/<expression>]/<id>.npy    float32 (T, 256), SAM 2's object pointers
 
-<id> is anno_id in five digits. Only gdino, the tracks of boxes that a sentence asked for, has a folder per expression.
+<id> is anno_id in five digits. Only gdino, the tracks of boxes found for a sentence, has a folder per expression.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rvos_cache.types import VIDEO, Expression
 
 Kind = Literal["grid", "gdino", "gt"]
 ORIGINS: dict[Kind, str] = {"grid": "grid", "gdino": "box", "gt": "gt"}
-"""Kind of a folder -> origin of its tracks; the scripts write the prompt type "SAM2 AMG MASK" for boxes too."""
+"""Kind of a folder -> origin of its tracks. The prompt type does not tell: it is "SAM2 AMG MASK" for boxes too."""
 DATASETS = {"ref-youtube-vos": "ref-ytbvos", "ref-davis17": "ref-davis"}
-"""Our name of a dataset -> SOLA's, where they differ."""
+"""Our name of a dataset -> SOLA's, if they differ."""
 MASKLETS, TOKENS = "sam2_masklets", "sam2_object_tokens"
 METRICS = ("precision", "recall", "iou")
 CHANNELS = 256
@@ -35,7 +35,7 @@ CHANNELS = 256
 
 @dataclass(frozen=True)
 class SolaTrack:
-    """One track. masks: T compressed masks; tokens: float32 (T, C); fields: what its JSON holds beside `rle`."""
+    """One track. masks: T compressed masks; tokens: float32 (T, C); fields: its JSON without `rle`."""
 
     masks: tuple[bytes, ...]
     tokens: NDArray[np.float32]
@@ -43,7 +43,7 @@ class SolaTrack:
 
 
 def split_folder(kind: Kind, dataset: str, split: str) -> Path:
-    """Where the tracks of a split lie below `sam2_tracks`. dataset: our name."""
+    """The folder of a split's tracks, relative to `sam2_tracks`. dataset: our name."""
     return Path(f"{kind}_tracks") / DATASETS.get(dataset, dataset) / split
 
 
@@ -66,7 +66,7 @@ class SolaFolder:
 
     @classmethod
     def find(cls, directory: Path, kind: Kind, dataset: str, split: str) -> SolaFolder:
-        """The folder of a split in `directory`, which is `sam2_tracks` or holds it. Raises InputError when it is not there."""
+        """The folder of a split in `directory`, which is `sam2_tracks` or contains it. Raises InputError if it is not there."""
         inner = split_folder(kind, dataset, split)
         for base in (directory / "sam2_tracks", directory):
             if (base / inner).is_dir():
@@ -81,12 +81,11 @@ class SolaFolder:
         return {p.name for p in (self.path / MASKLETS).iterdir() if p.is_dir() and not p.name.startswith(".")}
 
     def groups(self, video_id: str, expressions: Sequence[Expression]) -> list[tuple[int, str]]:
-        """The folders that hold the tracks of a video, in the order of its expressions.
+        """The folders of a video's tracks, in the order of its expressions, each with the index of its expression or VIDEO.
 
-        Each with the index of its expression, or VIDEO. Raises InputError when the video or one of its expressions has no
-        folder, or a folder is of no expression.
+        Raises InputError if the video or one of its expressions has no folder, or a folder is of no expression.
         """
-        inner, _ = self._listed(video_id)
+        inner, _ = self._list(video_id)
         if self.kind != "gdino":
             if inner:
                 raise InputError(
@@ -95,72 +94,72 @@ class SolaFolder:
                 )
             return [(VIDEO, video_id)]
         known = [e.expression_id for e in expressions]
-        lost, foreign = [e for e in known if e not in inner], sorted(inner - set(known))
+        missing, foreign = [e for e in known if e not in inner], sorted(inner - set(known))
         if foreign:
             raise InputError(
                 f"{self.path / MASKLETS / video_id / foreign[0]}: the split has no expression {foreign[0]!r} in this video; "
                 "give the dataset's release that the tracks were made from"
             )
-        if lost:
+        if missing:
             raise InputError(
-                f"{self.path / MASKLETS / video_id / lost[0]}: not found, so expression {lost[0]} was never tracked; run SOLA's "
-                "generate_tokens_gdino.py on it (an empty folder says that it has no track)"
+                f"{self.path / MASKLETS / video_id / missing[0]}: not found, so expression {missing[0]} was never tracked; run "
+                "SOLA's generate_tokens_gdino.py on it (an expression without a track has an empty folder)"
             )
         return [(i, f"{video_id}/{e}") for i, e in enumerate(known)]
 
     def track_names(self, group: str) -> list[str]:
         """Names, without suffix, of the tracks of a group, in the order of SOLA's loader (by name).
 
-        Raises InputError when a folder is missing or the files of masks and tokens are not the same.
+        Raises InputError if a folder is missing, or a track has only one of its two files.
         """
-        inner, masklets = self._listed(group)
+        inner, masklets = self._list(group)
         if inner:
             raise InputError(f"{self.path / MASKLETS / group / min(inner)}: a folder where a track's JSON belongs; remove it")
         folder = self.path / TOKENS / group
         if not folder.is_dir():
             raise InputError(f"{folder}: not found, the tokens of {MASKLETS}/{group}; give both folders of the same run")
         tokens = _names(folder, ".npy")
-        for have, want, where, suffix in (
+        for names, other_names, kind, suffix in (
             (tokens, masklets, TOKENS, ".npy"),
             (masklets, tokens, MASKLETS, ".json"),
         ):
-            lost = sorted(want - have)
-            if lost:
-                path = self.path / where / group / f"{lost[0]}{suffix}"
+            missing = sorted(other_names - names)
+            if missing:
+                path = self.path / kind / group / f"{missing[0]}{suffix}"
                 raise InputError(f"{path}: not found, and the track's other file is there; give both, or remove the other")
         return sorted(masklets)
 
     def read(self, group: str, name: str, frames: int, size: tuple[int, int]) -> SolaTrack:
-        """The track `name` of a group, whose masks and tokens must be of `frames` frames of `size` (H, W). Raises InputError."""
+        """The track `name` of a group. Raises InputError, also if it has other than `frames` masks of `size` (H, W)."""
         path = self.path / MASKLETS / group / f"{name}.json"
         masks, fields = _read_masklet(path, frames, size)
         return SolaTrack(masks, _read_tokens(self.path / TOKENS / group / f"{name}.npy", frames), fields)
 
-    def _listed(self, group: str) -> tuple[set[str], set[str]]:
-        """Folders in the masklets of a group, and its tracks."""
+    def _list(self, group: str) -> tuple[set[str], set[str]]:
+        """The names of the folders and of the tracks in the masklets of a group."""
         folder = self.path / MASKLETS / group
         if not folder.is_dir():
             raise InputError(f"{folder}: not found, so it was never tracked; run SOLA's scripts on it, or give other --video")
         inner = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
         tracks = _names(folder, ".json")
         if inner and tracks:
-            raise InputError(f"{folder}: tracks beside folders; {min(tracks)}.json belongs to no expression, remove it")
+            raise InputError(f"{folder}: tracks next to folders; {min(tracks)}.json belongs to no expression, remove it")
         if self.kind == "gdino" and tracks and "/" not in group:
             raise InputError(
-                f"{folder / min(tracks)}.json: wanted a folder per expression; tracks of the video are read with --tracks grid"
+                f"{folder / min(tracks)}.json: expected a folder per expression; tracks of the video are read with --tracks grid"
             )
         return inner, tracks
 
 
 def write_track(folder: Path, group: str, track: SolaTrack, size: tuple[int, int]) -> None:
-    """Write the files of one track below the folder of a split; `fields` must hold "anno_id".
+    """Write the files of one track below the folder of a split; `fields` must contain "anno_id".
 
-    tokens are written as float32, which is what SOLA's loader hands to its module.
+    tokens are written as float32, which SOLA's loader gives to its module.
     """
     name, fields = file_name(track.fields["anno_id"]), dict(track.fields)
     rle = [{"size": list(size), "counts": raw.decode("ascii")} for raw in track.masks]
-    held = {"anno_id": fields.pop("anno_id"), "rle": rle, **fields}
-    (folder / MASKLETS / group / f"{name}.json").write_text(json.dumps(held, indent=4), "utf-8")
+    record = {"anno_id": fields.pop("anno_id"), "rle": rle, **fields}
+    (folder / MASKLETS / group / f"{name}.json").write_text(json.dumps(record, indent=4), "utf-8")
     np.save(folder / TOKENS / group / f"{name}.npy", track.tokens.astype(np.float32), allow_pickle=False)
 
 
@@ -168,48 +167,48 @@ def _names(folder: Path, suffix: str) -> set[str]:
     return {p.stem for p in folder.iterdir() if p.suffix == suffix and not p.name.startswith(".")}
 
 
-def _not_finite(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def _read_masklet(path: Path, frames: int, size: tuple[int, int]) -> tuple[tuple[bytes, ...], dict[str, Any]]:
     """T compressed masks, and the other fields."""
-    remedy = "write it again with SOLA's scripts"
+    how_to_fix = "write it again with SOLA's scripts"
     try:
-        held = json.loads(path.read_bytes(), parse_constant=_not_finite)
+        record = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not whole JSON ({error}); {remedy}") from error
-    if not isinstance(held, dict) or not isinstance(held.get("rle"), list):
-        raise InputError(f"{path}: wanted an object with anno_id, rle and prompt_type; {remedy}")
-    anno_id, kind = held.get("anno_id"), held.get("prompt_type")
+        raise InputError(f"{path}: not whole JSON ({error}); {how_to_fix}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("rle"), list):
+        raise InputError(f"{path}: expected an object with anno_id, rle and prompt_type; {how_to_fix}")
+    anno_id, prompt_type = record.get("anno_id"), record.get("prompt_type")
     if not isinstance(anno_id, int) or isinstance(anno_id, bool) or anno_id < 0 or file_name(anno_id) != path.stem:
-        raise InputError(f"{path}: wanted anno_id as the file's name says, found {anno_id!r}; {remedy}")
-    if not isinstance(kind, str):
-        raise InputError(f"{path}: wanted a text as prompt_type, found {kind!r}; {remedy}")
-    rle = held.pop("rle")
+        raise InputError(f"{path}: expected the anno_id of the file's name, found {anno_id!r}; {how_to_fix}")
+    if not isinstance(prompt_type, str):
+        raise InputError(f"{path}: expected a text as prompt_type, found {prompt_type!r}; {how_to_fix}")
+    rle = record.pop("rle")
     if len(rle) != frames:
         raise InputError(f"{path}: masks of {len(rle)} frames, the video has {frames}; give the frames that were tracked")
     if None in rle:
-        raise InputError(f"{path}, frame {rle.index(None)}: null where a mask belongs, also an empty one; {remedy}")
+        raise InputError(f"{path}, frame {rle.index(None)}: null instead of a mask; an empty mask is COCO RLE too; {how_to_fix}")
     for name in METRICS:
-        values = held.get(name, {})
+        values = record.get(name, {})
         if not isinstance(values, dict) or any(type(v) not in (int, float) or not 0 <= v <= 1 for v in values.values()):
-            raise InputError(f"{path}: wanted {name} as numbers from 0 to 1 by object, found {str(values)[:60]}; {remedy}")
-    return tuple(from_coco(mask, size, f"{path}, frame {t}") for t, mask in enumerate(rle)), held
+            raise InputError(f"{path}: expected {name} as numbers from 0 to 1 by object, found {str(values)[:60]}; {how_to_fix}")
+    return tuple(from_coco(mask, size, f"{path}, frame {t}") for t, mask in enumerate(rle)), record
 
 
 def _read_tokens(path: Path, frames: int) -> NDArray[np.float32]:
     """float32 (T, 256)."""
     try:
-        # Mapped: a damaged header may claim more than the file holds, and nothing is read before its shape is known.
+        # Memory-mapped: a damaged header may claim a huge array, and nothing is read before the shape is checked.
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
         raise InputError(
-            f"{path}: not an array of numbers ({error}); pickled objects are never read: save the tokens again"
+            f"{path}: not an array of numbers ({error}); pickled objects are never loaded; save the tokens again"
         ) from error
     if not isinstance(stored, np.ndarray) or stored.shape != (frames, CHANNELS) or stored.dtype != np.float32:
         found = f"{stored.dtype} {stored.shape}" if isinstance(stored, np.ndarray) else "an archive"
-        raise InputError(f"{path}: wanted float32 {(frames, CHANNELS)}, frames and channels, found {found}; save it again")
+        raise InputError(f"{path}: expected float32 {(frames, CHANNELS)}, frames and channels, found {found}; save it again")
     tokens = np.array(stored, order="C")
     if not np.isfinite(tokens).all():
         raise InputError(f"{path}: the tokens hold NaN or infinite values; run SOLA's scripts on this video again")

@@ -40,10 +40,10 @@ class RayEngine:
         """Outcomes in the order they finish. Raises like Engine.run; InputError if there is no fitting machine."""
         if not videos:
             return
-        with _connected(self.address) as ray, writer.backend.marked() as mark:
+        with _connected(self.address) as ray, writer.backend.marker_file() as mark:
             count = min(_capacity(ray, self.cores), len(videos))
             resources = {"num_gpus": 1} if self.cores is None else {"num_cpus": self.cores}
-            pool = _WorkerPool(ray, resources, (work, writer.backend.address(), writer.card, mark), count)
+            pool = _WorkerPool(ray, resources, (work, writer.backend.uri(), writer.card, mark), count)
             try:
                 yield from pool.outcomes(videos)
             finally:
@@ -59,7 +59,7 @@ class Worker:
 
     def start(self) -> None:
         """Open cache, dataset and tracker. Raises InputError if this machine lacks one, or has another one at the same path."""
-        self.writer = CacheWriter.join(self.address, self.card, self.mark)
+        self.writer = CacheWriter.attach(self.address, self.card, self.mark)
         self.work.open(self.card)
 
     def do(self, video_id: str) -> Outcome | OSError:

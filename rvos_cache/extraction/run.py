@@ -33,7 +33,7 @@ def run_videos(
     report = ExtractReport()
     with naming(Path(out)):
         writer = CacheWriter(out, card)
-        done = writer.done()
+        done = writer.published_ids()
         report.skipped = [v for v in videos if v in done]
         left = [v for v in videos if v not in done]
         with Progress(title, len(videos), len(report.skipped), unit) as progress:

@@ -17,7 +17,7 @@ from rvos_cache.extraction.run import ExtractReport, run_videos
 from rvos_cache.extraction.work import OneStep, TrackWork
 from rvos_cache.plugins import checked_weights
 from rvos_cache.settings import build
-from rvos_cache.store import CacheWriter, Card, TextRecord, provenance, write_text
+from rvos_cache.store import CacheWriter, Card, TextRecord, default_folder, provenance, text_path, tracks_path, write_text
 from rvos_cache.text import TEXT_ENCODERS, encoder_class, open_encoder
 
 
@@ -140,21 +140,22 @@ def extract_all(
     names = list(splits) or dataset_class(dataset).splits(Path(root))
     if not names:
         raise InputError(f"{root}: no split of {dataset} here; put the dataset there, give --root (make: ROOT=...) or --split")
-    base = Path(out) if out else Path("out/cache") / dataset
+    base = Path(out) if out else default_folder(dataset)
     work = TrackWork(dataset, Path(root), names[0], tracker, overrides or {}, corrupt)
     if budget is not None:
         sources = [work.of_split(split).source for split in names]
         check_budget(work, [(source, v) for source in sources for v in source.video_ids()], budget)
     reports = {}
     for split in names:
-        name = "-".join([tracker.rpartition(":")[2], *(corrupt.split(":") if corrupt else [])])
         work = work.of_split(split)
         if splits or work.has_prompts:
-            tracks = base / split / f"{name}.zarr"
-            reports[f"{split}/{name}"] = _extract_tracks(work, tracks, work.source.video_ids(), engine or LocalEngine(jobs))
+            tracks = tracks_path(base, split, tracker, corrupt)
+            reports[f"{split}/{tracks.stem}"] = _extract_tracks(
+                work, tracks, work.source.video_ids(), engine or LocalEngine(jobs)
+            )
         else:
             warnings.warn(f"split {split} hides the ground truth that {tracker} prompts with: its words alone", stacklevel=2)
-        words = base / split / f"text-{encoder.rpartition(':')[2]}.zarr"
+        words = text_path(base, split, encoder)
         reports[f"{split}/text"] = extract_text(dataset, root, split, encoder, words, overrides=text_overrides)
     return reports
 

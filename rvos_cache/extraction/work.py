@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rvos_cache.corruptions import corrupted, parsed
+from rvos_cache.corruptions import corrupt_video, parse_corruption
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.overlap import count_overlap
@@ -75,7 +75,7 @@ class TrackWork:
 
     def __post_init__(self) -> None:
         if self.corrupt is not None:
-            parsed(self.corrupt)
+            parse_corruption(self.corrupt)
 
     @cached_property
     def source(self) -> Dataset:
@@ -134,7 +134,7 @@ class TrackWork:
         """Tracks, overlap counts and measurements of one video."""
         start, source = time.perf_counter(), self.source
         clean = source.video(video_id)
-        video = clean if self.corrupt is None else corrupted(clean, self.corrupt)
+        video = clean if self.corrupt is None else corrupt_video(clean, self.corrupt)
         truth = source.ground_truth(video_id) if source.has_ground_truth else None
         record = extract_video(self.model, video, source.expressions(video_id), truth, self.tracker)
         origin = {"host": socket.gethostname(), "seconds": round(time.perf_counter() - start, 3)}

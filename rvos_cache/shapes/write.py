@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import write_text
 from rvos_cache.masks import RleMasks
 from rvos_cache.shapes.language import Sentence, sentences
 from rvos_cache.shapes.render import render
@@ -86,9 +87,7 @@ def _write_json(root: Path, videos: Mapping[str, Annotations]) -> None:
         entries[video_id] = {"expressions": expressions, "vid_id": index, "frames": video.names}
     # Written last, and renamed when complete: a split with expressions has all its frames and masks.
     for name, value in (("mask_dict", annotations), ("meta_expressions", {"videos": entries})):
-        staging = root / f".{name}.json"
-        staging.write_text(json.dumps(value))
-        staging.replace(root / f"{name}.json")
+        write_text(root / f"{name}.json", json.dumps(value))
 
 
 def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int], None] | None = None, jobs: int = 1) -> None:
@@ -105,7 +104,7 @@ def write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int
     if other or (marker.exists() and marker.read_text() != text):
         raise InputError(f"{out}: it has other data already; give an empty folder for moving shapes")
     out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(text)
+    write_text(marker, text)
     done = 0
     with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
         for split, (name, count) in enumerate((("train", videos - valid), ("valid_u", valid))):

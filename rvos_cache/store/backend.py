@@ -1,4 +1,4 @@
-"""Where a cache lives: a folder, or a prefix of an object store. The rest of the store does not know which."""
+"""The interface to where a cache is stored: a folder, or a prefix of an object store."""
 
 from __future__ import annotations
 
@@ -13,73 +13,74 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedVideo:
     """A video that is in the cache.
 
-    at: where its files lie, below the place; files: name -> digest of its bytes; remedy: what to do when one is damaged.
+    path: of the folder of its files, relative to the backend; digests: file name -> digest of its bytes; how_to_fix: the end
+    of messages about a damaged file.
     """
 
-    at: str
-    files: Mapping[str, str]
-    remedy: str
+    path: str
+    digests: Mapping[str, str]
+    how_to_fix: str
 
 
 class Backend(Protocol):
-    """Where a cache lives. Files are named by their paths below it; str() is how a person names it.
+    """Where a cache is stored. Files are named by their paths relative to it; str() gives its path or URL.
 
-    Every method raises OSError when the disk or the object store refuses, FileNotFoundError where there is no such file.
+    Every method raises OSError if the disk or the object store fails, FileNotFoundError if there is no such file.
     """
 
     def exists(self) -> bool:
-        """Whether anything that may be a cache is here."""
+        """Whether there is anything here that may be a cache."""
 
     def has_card(self) -> bool:
-        """Whether a card is here: a cache was begun."""
+        """Whether a card has been written: a cache was created."""
 
     def read(self, file: str) -> NDArray[np.uint8]:
-        """The bytes of a file."""
+        """The bytes of a file, uint8 (bytes,), writable."""
 
     def video_ids(self) -> set[str]:
-        """The published videos."""
+        """The ids of the published videos."""
 
-    def published(self, video_id: str) -> Published:
-        """Where a video lies. Raises InputError when it is not here, or its record is damaged."""
+    def published_video(self, video_id: str) -> PublishedVideo:
+        """The files of a video. Raises InputError if it is not in the cache or its record is damaged."""
 
     def failures(self) -> Iterator[tuple[str, bytes]]:
-        """The records of failed videos, oldest first, each with where it stands."""
+        """The location and the content of each record of a failed video, oldest first."""
 
-    def claim(self, card: bytes) -> None:
-        """Make this a cache: the card that comes first stays. Raises InputError when something else is here."""
+    def create(self, card: bytes) -> None:
+        """Write the card, unless another process wrote one first. Raises InputError if something else is stored here."""
 
     def open_for_writing(self) -> None:
-        """Prepare for `publish` and remove what dead writers left. Raises InputError when a promise cannot be held here."""
+        """Prepare for `publish` and remove what dead writers left. Raises InputError if atomic publishing is impossible here."""
 
-    def address(self) -> str:
-        """What names this place from any working folder and from any machine that shares it."""
+    def uri(self) -> str:
+        """The absolute path or URL, valid from any working folder and on any machine that shares the disk."""
 
-    def marked(self) -> AbstractContextManager[str]:
-        """A new file, removed at the end, that only those can read who share this place and not one of the same name."""
+    def marker_file(self) -> AbstractContextManager[str]:
+        """Create a new file, removed at the end: only machines that share this backend, and not one of the same path, read it."""
 
-    def staging(self, video_id: str) -> AbstractContextManager[Path]:
-        """A new folder of this machine for a video's files, removed at the end."""
+    def staging_folder(self, video_id: str) -> AbstractContextManager[Path]:
+        """The path of a new local folder for the files of a video, removed at the end."""
 
-    def publish(self, staged: Path, video_id: str, files: Mapping[str, str]) -> bool:
-        """Make the files below `staged` the video, all at once. False: another writer was first, ours is dropped."""
+    def publish(self, staged: Path, video_id: str, digests: Mapping[str, str]) -> bool:
+        """Publish the files below `staged` as the video, atomically. False: another writer was first, ours is dropped."""
 
     def add_failure(self, record: bytes) -> None:
-        """Keep a record of a failed video. Writers do not tear each other's."""
+        """Add a record of a failed video. Records of concurrent writers do not mix."""
 
-    def inside(self, at: str) -> set[str]:
-        """Everything below `at`, by its path from there."""
+    def list_below(self, path: str) -> set[str]:
+        """All files, and where they exist folders, below `path`, relative to it."""
 
-    def strays(self) -> Iterator[str]:
-        """Full names of what does not belong to a cache, videos aside."""
+    def foreign_paths(self) -> Iterator[str]:
+        """The full names of files and folders that do not belong to a cache, outside of the videos."""
 
     def leftovers(self) -> Iterator[str]:
-        """Full names of what dead writers left behind."""
+        """The full names of what dead writers left behind."""
 
     def size(self) -> int:
-        """Bytes of all that is here."""
+        """The total size of all files, in bytes."""
 
-    def beside(self) -> list[str]:
-        """Paths or URLs of what is called .zarr and lies where this place lies, this place included, sorted."""
+    def sibling_caches(self) -> list[str]:
+        """The paths or URLs of everything named *.zarr in the parent folder, this cache included, sorted."""

@@ -14,13 +14,13 @@ from rvos_cache.store.checksum import read_checked
 from rvos_cache.store.uri import open_backend
 
 FORMAT_VERSION = 2
-"""2: masks as turns of their columns, overlap counts in one table, small arrays in the attributes."""
-FREE = ("root", "commit", "versions")
-"""Fields that tell where and with what a cache was made, and bind nothing."""
+"""2: masks as column transitions (mask_codec.py), overlap counts in one table, small arrays in the attributes."""
+PROVENANCE_FIELDS = ("root", "commit", "versions")
+"""Fields that record where and with what code a cache was made; they may differ when it is opened for writing again."""
 
 
 class Card(Settings):
-    """What a cache is. Opening it to write with another value of any field outside FREE is an error naming the field.
+    """What a cache is. To write to it with another value of any field outside PROVENANCE_FIELDS is an error naming the field.
 
     producer: tracker or encoder name (the run, for selections); settings: its resolved settings; weights: checkpoint ->
     digest; expressions_digest: of the whole split's expressions, for text and for trackers that read them; channels,
@@ -49,51 +49,50 @@ class Card(Settings):
     root: str = ""
 
     def differences(self, other: Card) -> list[str]:
-        """Names of the binding fields whose values differ; a setting is named `settings.<name>`."""
-        found = []
+        """Names of the fields outside PROVENANCE_FIELDS whose values differ; a setting is named `settings.<name>`."""
+        names = []
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if name in FREE or mine == theirs:
+            if name in PROVENANCE_FIELDS or mine == theirs:
                 continue
             if isinstance(mine, dict) and isinstance(theirs, dict):
-                found += [f"{name}.{key}" for key in sorted(mine.keys() | theirs) if mine.get(key) != theirs.get(key)]
+                names += [f"{name}.{key}" for key in sorted(mine.keys() | theirs) if mine.get(key) != theirs.get(key)]
             else:
-                found.append(name)
-        return found
+                names.append(name)
+        return names
 
     def value(self, name: str) -> Any:
         """The field `name`, or the entry `field.key` of a dict, as `differences` names them."""
         field, _, key = name.partition(".")
-        held = getattr(self, field)
-        return held.get(key) if key else held
+        value = getattr(self, field)
+        return value.get(key) if key else value
 
 
 def read_card(path: Path | str) -> Card:
     """The card of the cache at `path`, a folder or a URL.
 
-    Raises InputError when there is none, or it is damaged or of another format.
+    Raises InputError if there is none, or it is damaged or of another format version.
     """
-    return card_in(open_backend(path))
+    return read_card_from(open_backend(path))
 
 
-def card_in(place: Backend) -> Card:
-    """The card of the cache that lives in `place`. Raises like `read_card`."""
-    if not place.exists():
-        raise InputError(f"{place}: no cache here; make it with rvos-cache extract (words: extract-text)")
-    where = f"{place}/card.json"
-    values = read_checked(
-        lambda: place.read("card.json").tobytes(), where, "this is not a whole cache: extract it again into a new path"
-    )
+def read_card_from(backend: Backend) -> Card:
+    """The card of the cache in `backend`. Raises InputError like `read_card`."""
+    if not backend.exists():
+        raise InputError(f"{backend}: no cache here; make it with rvos-cache extract (words: extract-text)")
+    location = f"{backend}/card.json"
+    how_to_fix = "this is not a whole cache: extract it again into a new path"
+    values = read_checked(lambda: backend.read("card.json").tobytes(), location, how_to_fix)
     if values.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{place}: format version {values.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            f"{backend}: format version {values.get('format_version')}, this program reads {FORMAT_VERSION}; "
             "extract again into a new path"
         )
-    return build(Card, values, where)
+    return build(Card, values, location)
 
 
 def provenance() -> dict[str, Any]:
-    """`commit` and `versions` for a card or a run: what code wrote this."""
+    """`commit` and `versions` of a card or a run: the code that writes it."""
     packages = ("torch", "numpy", "zarr", "transformers", "opencv-python-headless", "pycocotools", "rvos")
     versions = {}
     for package in packages:
@@ -101,16 +100,15 @@ def provenance() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    here = Path(__file__).parent
     try:
-        said = subprocess.run(
+        process = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             timeout=10,
         )
-        commit = said.stdout.strip()
+        commit = process.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     return {"commit": commit, "versions": versions}

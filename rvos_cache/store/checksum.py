@@ -1,4 +1,4 @@
-"""Bytes that vouch for themselves: digests, and JSON files that carry a digest of themselves."""
+"""Digests, and JSON files that contain a digest of themselves."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ def digest(raw: bytes | memoryview) -> str:
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, so that equal values have equal bytes. Raises ValueError for NaN."""
+    """JSON with sorted keys and no spaces: equal values give equal bytes. Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
 def with_checksum(value: dict[str, Any]) -> bytes:
-    """`value` as JSON bytes with a digest of itself under "digest"."""
+    """`value` as JSON bytes, with a digest of itself under the key "digest"."""
     return json.dumps({**value, "digest": digest(canonical(value))}, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def read_checked(read: Callable[[], bytes], where: str, remedy: str) -> dict[str, Any]:
-    """The JSON object that `with_checksum` wrote. read: its bytes; where, remedy: for the messages.
+def read_checked(read: Callable[[], bytes], location: str, how_to_fix: str) -> dict[str, Any]:
+    """The JSON object that `with_checksum` wrote. read: returns its bytes; location, how_to_fix: for the messages.
 
-    Raises InputError when it is missing (then with FileNotFoundError as its cause) or was changed by a single bit.
+    Raises InputError if the file is missing (FileNotFoundError is then its cause) or if a single bit of it changed.
     """
     try:
         raw = read()
         value = json.loads(raw)
-        claimed = value.pop("digest")
+        expected = value.pop("digest")
     except FileNotFoundError as error:
-        raise InputError(f"{where}: not found; {remedy}") from error
+        raise InputError(f"{location}: not found; {how_to_fix}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{where}: damaged ({type(error).__name__}); {remedy}") from error
-    if with_checksum(value) != raw or digest(canonical(value)) != claimed:
-        raise InputError(f"{where}: its content does not match its digest; {remedy}")
+        raise InputError(f"{location}: damaged ({type(error).__name__}); {how_to_fix}") from error
+    if with_checksum(value) != raw or digest(canonical(value)) != expected:
+        raise InputError(f"{location}: its content does not match its digest; {how_to_fix}")
     return dict(value)

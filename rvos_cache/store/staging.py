@@ -1,4 +1,4 @@
-"""Names of work in progress: whose it is, and whether its writer is dead."""
+"""Names of staging folders and files: which video and which process they belong to, and whether that process is dead."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ import time
 import uuid
 
 HOST = socket.gethostname().replace(".", "-")
-ATTEMPT = re.compile(r"(?:(?P<video>.+)\.(?P<host>[^.]*)\.(?P<pid>[0-9]{1,9})|card)\.[0-9a-f]{32}", re.DOTALL)
-"""<video, "card", "probe" or "mark">.<host>.<pid>.<uuid>; the first writers left the host and process out for the card."""
+STAGING_NAME = re.compile(r"(?:(?P<video>.+)\.(?P<host>[^.]*)\.(?P<pid>[0-9]{1,9})|card)\.[0-9a-f]{32}", re.DOTALL)
+"""<video, "card", "probe" or "mark">.<host>.<pid>.<uuid>; early versions wrote card.<uuid>."""
 DAY = 86_400
-"""Seconds after which the work of another machine, whose processes cannot be asked for, counts as left behind."""
-
-
-RUN = 30 * DAY
-"""The same for the mark of a run, which is written once and stays as long as the run."""
+VIDEO_LIFETIME = DAY
+"""Seconds after which the staged video of another machine counts as abandoned: its processes cannot be asked."""
+MARKER_LIFETIME = 30 * DAY
+"""The same for the marker file of a run, which is written once and stays as long as the run."""
 
 
 def new_staging_name(name: str) -> str:
-    """A name that no other process gives."""
+    """A name for the staging of `name` that no other process uses."""
     return f"{name}.{HOST}.{os.getpid()}.{uuid.uuid4().hex}"
 
 
 def is_staging_name(name: str) -> bool:
-    """Whether `name` is one that a writer gives to its work in progress."""
-    return ATTEMPT.fullmatch(name) is not None
+    """Whether `name` has the form that `new_staging_name` gives."""
+    return STAGING_NAME.fullmatch(name) is not None
 
 
-def video_of(name: str) -> str:
-    """The video (or "card", "probe", "mark") that the attempt `name` is of; "" where it tells none."""
-    found = ATTEMPT.fullmatch(name)
-    return (found["video"] or "") if found else ""
+def staged_video_id(name: str) -> str:
+    """The video (or "card", "probe", "mark") that the staging `name` is for; "" if the name has none."""
+    match = STAGING_NAME.fullmatch(name)
+    return (match["video"] or "") if match else ""
 
 
-def is_dead(name: str, written: float) -> bool:
-    """Whether the attempt `name` is of a dead process of this machine, or of another machine and old.
+def is_abandoned(name: str, modified: float) -> bool:
+    """Whether the staging `name` belongs to a dead process of this machine, or is expired.
 
-    written: when it was last written to, in seconds since the epoch.
+    modified: the time of the last write, in seconds since the epoch.
     """
-    found = ATTEMPT.fullmatch(name)
-    if found is None:
+    match = STAGING_NAME.fullmatch(name)
+    if match is None:
         return False
-    return not _alive(int(found["pid"])) if found["host"] == HOST else is_old(name, written)
+    return not _is_alive(int(match["pid"])) if match["host"] == HOST else is_expired(name, modified)
 
 
-def is_old(name: str, written: float) -> bool:
-    """Whether the attempt `name`, last written to then, has been left for longer than any writer takes."""
-    return is_staging_name(name) and time.time() - written > (RUN if video_of(name) == "mark" else DAY)
+def is_expired(name: str, modified: float) -> bool:
+    """Whether the staging `name` was last written longer ago than any writer takes. modified: as in `is_abandoned`."""
+    lifetime = MARKER_LIFETIME if staged_video_id(name) == "mark" else VIDEO_LIFETIME
+    return is_staging_name(name) and time.time() - modified > lifetime
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,6 +1,7 @@
 """Words of a split's expressions.
 
-Layout of `videos/<video>/`: words f2 [sumL,D] · places i4 [sumL,3] (span start, span end, index into attribute `tag_names`).
+Layout of `videos/<video>/`, the words of all expressions one after the other: words f2 [sumL,D] · places i4 [sumL,3]
+(span start, span end, index into the attribute `tag_names`).
 Attributes: expressions (id, text, targets) in file order, and the number of words of each, `lengths`.
 """
 
@@ -31,7 +32,7 @@ class TextRecord:
 
 
 def write_text(writer: CacheWriter, record: TextRecord) -> bool:
-    """Publish one video; False when another writer was first."""
+    """Publish one video. False: another writer was first."""
     words, channels = record.words, writer.card.channels
     tag_names = sorted({tag for w in words for tag in w.tags})
     spans = np.concatenate([np.zeros((0, 2), np.int32), *(w.spans for w in words)])
@@ -61,7 +62,7 @@ class TextCache(Cache):
     def words(self, video_id: str) -> tuple[Words, ...]:
         """The words of each expression, in the same order."""
         folder = self.folder(video_id)
-        vectors, places, names = folder.array("words"), folder.array("places"), folder.attributes["tag_names"]
-        spans, tags = np.ascontiguousarray(places[:, :2]), [names[i] for i in places[:, 2].tolist()]
+        vectors, table, tag_names = folder.array("words"), folder.array("places"), folder.attributes["tag_names"]
+        spans, tags = np.ascontiguousarray(table[:, :2]), [tag_names[i] for i in table[:, 2].tolist()]
         stops = list(accumulate(folder.attributes["lengths"], initial=0))
         return tuple(Words(vectors[a:b], spans[a:b], tuple(tags[a:b])) for a, b in pairwise(stops))

@@ -1,13 +1,13 @@
 """Tracks of a split: tokens, masks, overlap counts and ground truth, one record per video.
 
 Layout of `videos/<video>/` (letters as in rvos_cache.types):
-    tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [bytes] (turns.py: track-major, frame-minor)
-    where the split shows its answers: gt_rle u1 [bytes] · overlap i4 [N+1,A+1,T], a table of tracks and objects:
+    tokens f2 [N,T,C] · presence f2 [N,T] · mask_rle u1 [bytes] (mask_codec.py: N masks over T frames)
+    if the split has its ground truth: gt_rle u1 [bytes] (A masks) · overlap i4 [N+1,A+1,T], a table of tracks and objects:
     inter, with area as its last column, gt_area as its last row, and annotated (0 or 1) where those two meet
     features/<name> and, where the split has its ground truth, measured/<name>, as the tracker declares them
 Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, and of each track
-origin, prompt, prompt_frame and prompt_box (each number as the shortest text of its float32: read back it is the same).
-A file costs more than the few bytes of a small array, so whatever fits in the attributes is there.
+origin, prompt, prompt_frame and prompt_box (each number as the shortest decimal text that reads back as the same float32).
+A file costs more than the few bytes of a small array, so small arrays are stored in the attributes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
 from rvos_cache.store.card import Card
 from rvos_cache.store.declared import DeclaredArrays
-from rvos_cache.store.mask_codec import pack, unpack
+from rvos_cache.store.mask_codec import decode_masks, encode_masks
 from rvos_cache.store.reader import Cache
 from rvos_cache.store.writer import CacheWriter
 from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, TrackSet
@@ -53,7 +53,7 @@ class TrackRecord:
         if self.ground_truth is None and self.measurements:
             raise ValueError(f"measurements {sorted(self.measurements)} of a video whose split hides its ground truth")
         if self.ground_truth and self.overlap and (self.ground_truth.annotated != self.overlap.annotated).any():
-            raise ValueError("ground truth and overlap counts name other frames as annotated")
+            raise ValueError("ground truth and overlap counts differ in the annotated frames")
         if self.tracks.masks.shape[1] != len(self.frame_names) or self.tracks.masks.size != self.size:
             raise ValueError(
                 f"tracks {self.tracks.masks.shape} {self.tracks.masks.size}, video {len(self.frame_names)} {self.size}"
@@ -62,7 +62,7 @@ class TrackRecord:
 
 @dataclass(frozen=True)
 class TrackInfo:
-    """What is known of a video without reading its large arrays. object_ids: None when the split hides its answers."""
+    """A video without its large arrays. object_ids: None if the split hides its ground truth."""
 
     video_id: str
     frame_names: tuple[str, ...]
@@ -82,7 +82,7 @@ class TrackInfo:
 
 
 def expressions_to_json(expressions: tuple[Expression, ...]) -> list[dict[str, Any]]:
-    """Expressions as the attributes hold them; hidden targets are null."""
+    """Expressions in the form of the attributes; hidden targets are null."""
     return [
         {"id": e.expression_id, "text": e.text, "targets": None if e.targets is None else list(e.targets)} for e in expressions
     ]
@@ -103,10 +103,10 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
     arrays: dict[str, Any] = {
         "tokens": tracks.tokens,
         "presence": tracks.presence,
-        "mask_rle": pack(tracks.masks),
+        "mask_rle": encode_masks(tracks.masks),
     }
     if truth is not None and overlap is not None:
-        arrays |= {"gt_rle": pack(truth.masks), "overlap": _table(overlap)}
+        arrays |= {"gt_rle": encode_masks(truth.masks), "overlap": _overlap_table(overlap)}
     arrays |= declared
     attributes = {
         "video": record.video_id,
@@ -154,8 +154,8 @@ def _prefixed(group: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{group}/{name}": value for name, value in arrays.items()}
 
 
-def _table(overlap: Overlap) -> NDArray[np.int32]:
-    """All counts of a video in one array, as the top of this file says."""
+def _overlap_table(overlap: Overlap) -> NDArray[np.int32]:
+    """All counts of a video in one array, in the layout given at the top of this file."""
     n, a, t = overlap.inter.shape
     table = np.empty((n + 1, a + 1, t), np.int32)
     table[:-1, :-1], table[:-1, -1] = overlap.inter, overlap.area
@@ -163,15 +163,15 @@ def _table(overlap: Overlap) -> NDArray[np.int32]:
     return table
 
 
-def _overlap(table: NDArray[np.int32]) -> Overlap:
+def _overlap_from(table: NDArray[np.int32]) -> Overlap:
     return Overlap(table[:-1, :-1], table[:-1, -1], table[-1, :-1], table[-1, -1] != 0)
 
 
-def _finite(values: NDArray[Any]) -> bool:
+def _is_finite(values: NDArray[Any]) -> bool:
     if values.dtype != np.float16:
         return bool(np.isfinite(values).all())
-    # NumPy's isfinite on float16 takes longer than all the rest of a read. As integers, infinities and NaN are the largest:
-    # from 0x7C00 with a sign bit for a sign, from 0xFC00 with it as a digit.
+    # NumPy's isfinite takes longer on float16 than all the rest of a read. Read as integers, infinities and NaN are the
+    # largest: from 0x7C00 as int16 (the positive ones), from 0xFC00 as uint16 (the negative ones).
     return values.view(np.int16).max(initial=0) < 0x7C00 and values.view(np.uint16).max(initial=0) < 0xFC00
 
 
@@ -182,24 +182,24 @@ class TrackCache(Cache):
 
     def info(self, video_id: str) -> TrackInfo:
         """Names, sizes, expressions and prompts of a video."""
-        at = self.folder(video_id).attributes
+        attributes = self.folder(video_id).attributes
         return TrackInfo(
             video_id=video_id,
-            frame_names=tuple(at["frame_names"]),
-            size=(at["size"][0], at["size"][1]),
-            expressions=expressions_from_json(video_id, at["expressions"]),
-            object_ids=None if at["object_ids"] is None else tuple(at["object_ids"]),
-            tracks=at["tracks"],
-            origin=tuple(at["origin"]),
-            prompt=np.array(at["prompt"], np.int32),
-            prompt_frame=np.array(at["prompt_frame"], np.int32),
-            prompt_box=np.array(at["prompt_box"], np.float32).reshape(-1, 4),
+            frame_names=tuple(attributes["frame_names"]),
+            size=(attributes["size"][0], attributes["size"][1]),
+            expressions=expressions_from_json(video_id, attributes["expressions"]),
+            object_ids=None if attributes["object_ids"] is None else tuple(attributes["object_ids"]),
+            tracks=attributes["tracks"],
+            origin=tuple(attributes["origin"]),
+            prompt=np.array(attributes["prompt"], np.int32),
+            prompt_frame=np.array(attributes["prompt_frame"], np.int32),
+            prompt_box=np.array(attributes["prompt_box"], np.float32).reshape(-1, 4),
         )
 
     def tokens(self, video_id: str) -> NDArray[Any]:
         """(N, T, C) in the card's dtype."""
         tokens = self.folder(video_id).array("tokens")
-        if not _finite(tokens):
+        if not _is_finite(tokens):
             raise InputError(f"{self.path}, video {video_id}: tokens hold NaN or infinite values; extract it again")
         return tokens
 
@@ -208,23 +208,23 @@ class TrackCache(Cache):
         return self.folder(video_id).array("presence")
 
     def masks(self, video_id: str, tracks: Iterable[int] | None = None) -> RleMasks:
-        """(N, T) masks, or those of the given tracks alone, in that order. Raises IndexError for a track beyond the last."""
+        """Masks (N, T), or those of the given tracks only, in that order. Raises IndexError for a track beyond the last."""
         return RleMasks.from_runs(self.runs(video_id, tracks))
 
     def runs(self, video_id: str, tracks: Iterable[int] | None = None) -> MaskRuns:
-        """The same as the places where runs end: what pixels are drawn from soonest."""
+        """The same masks as the ends of their runs, the form from which pixels are decoded fastest."""
         return self._runs(video_id, "mask_rle", self.folder(video_id).attributes["tracks"], tracks)
 
     def overlap(self, video_id: str) -> Overlap:
-        """Overlap counts. Raises InputError when the split hides its answers."""
-        return _overlap(self._counts(video_id))
+        """Overlap counts. Raises InputError if the split hides its ground truth."""
+        return _overlap_from(self._overlap_table(video_id))
 
     def ground_truth(self, video_id: str) -> GroundTruth:
-        """The annotated objects. Raises InputError when the split hides its answers."""
-        return self._ground_truth(video_id, self._counts(video_id))
+        """The annotated objects. Raises InputError if the split hides its ground truth."""
+        return self._ground_truth(video_id, self._overlap_table(video_id))
 
     def feature(self, video_id: str, name: str, frames: slice | None = None) -> NDArray[Any]:
-        """The extra array `name`, or some frames of it where it is stored by frame."""
+        """The extra array `name`, or some of its frames; only their chunks are read if the array is stored by frame."""
         return self.folder(video_id).array(f"features/{name}", frames)
 
     def measurement(self, video_id: str, name: str) -> NDArray[Any]:
@@ -252,8 +252,8 @@ class TrackCache(Cache):
         )
         if info.object_ids is None:
             return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, None, None)
-        counts = self._counts(video_id)
-        truth, overlap = self._ground_truth(video_id, counts), _overlap(counts)
+        table = self._overlap_table(video_id)
+        truth, overlap = self._ground_truth(video_id, table), _overlap_from(table)
         measured = {spec["name"]: self.measurement(video_id, spec["name"]) for spec in self.card.measurement_specs}
         return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, truth, overlap, measured)
 
@@ -263,16 +263,16 @@ class TrackCache(Cache):
                 f"{self.path}, video {video_id}: the split {self.card.split!r} hides its ground truth; use a split that has it"
             )
 
-    def _counts(self, video_id: str) -> NDArray[np.int32]:
+    def _overlap_table(self, video_id: str) -> NDArray[np.int32]:
         self._check_ground_truth(video_id)
         return self.folder(video_id).array("overlap")
 
-    def _ground_truth(self, video_id: str, counts: NDArray[np.int32]) -> GroundTruth:
+    def _ground_truth(self, video_id: str, table: NDArray[np.int32]) -> GroundTruth:
         ids = tuple(self.folder(video_id).attributes["object_ids"])
-        return GroundTruth(ids, RleMasks.from_runs(self._runs(video_id, "gt_rle", len(ids))), counts[-1, -1] != 0)
+        return GroundTruth(ids, RleMasks.from_runs(self._runs(video_id, "gt_rle", len(ids))), table[-1, -1] != 0)
 
-    def _runs(self, video_id: str, name: str, count: int, chosen: Iterable[int] | None = None) -> MaskRuns:
+    def _runs(self, video_id: str, name: str, count: int, indices: Iterable[int] | None = None) -> MaskRuns:
         folder = self.folder(video_id)
         shape = (count, len(folder.attributes["frame_names"]))
         size = (folder.attributes["size"][0], folder.attributes["size"][1])
-        return unpack(folder.array(name), shape, size, chosen)
+        return decode_masks(folder.array(name), shape, size, indices)

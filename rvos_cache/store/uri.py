@@ -1,4 +1,4 @@
-"""Paths and URLs to places: the only line that knows which kinds of places there are."""
+"""From paths and URLs to backends. No other module of the store knows which backends exist."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from rvos_cache.store.backend import Backend
 
 URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]+):/{1,2}(?P<path>[^/].*)", re.DOTALL)
-"""A Path swallows one of the slashes of s3://bucket/path: both spellings lead to the same place."""
+"""With one slash or two: pathlib.Path drops one of the slashes of s3://bucket/path."""
 
 
 def format_uri(path: Path | str) -> str:
-    """A path or URL as a person writes it: with both slashes of s3://."""
-    found = URL.fullmatch(str(path))
-    return str(path) if found is None else f"{found['protocol']}://{found['path']}"
+    """A path as it is, a URL with both slashes after its protocol."""
+    match = URL.fullmatch(str(path))
+    return str(path) if match is None else f"{match['protocol']}://{match['path']}"
 
 
 def open_backend(path: Path | str) -> Backend:
-    """The place that a path or URL names. Raises InputError for a protocol that is not installed."""
+    """The backend of a path or URL. Raises InputError if the package for the URL's protocol is not installed."""
     if URL.fullmatch(str(path)) is None:
         from rvos_cache.store.folder_backend import FolderBackend
 

@@ -1,4 +1,4 @@
-"""Whole-cache checks: every file against its digest, and one digest of everything a cache says."""
+"""Checks of a whole cache: every file against its digest, and one digest of all its content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS: dict[str, type[Cache]] = {"tracks": TrackCache, "text": TextCache, "selec
 
 
 def open_cache(path: Path | str) -> Cache:
-    """The cache at `path`, of whatever kind its card says."""
+    """The cache at `path`, as the class of the kind that its card names. Raises InputError."""
     return KINDS[read_card(path).kind](path)
 
 
@@ -48,7 +48,7 @@ def video_digest(cache: Cache, video_id: str) -> str:
 def _content(cache: Cache, video_id: str) -> Iterator[bytes]:
     folder = cache.folder(video_id)
     yield canonical([video_id, {k: v for k, v in folder.attributes.items() if k != "provenance"}])
-    for name in folder.names():
+    for name in folder.array_names():
         array = folder.array(name)
         yield canonical([name, str(array.dtype), list(array.shape)])
         yield np.ascontiguousarray(array).tobytes()
@@ -57,7 +57,7 @@ def _content(cache: Cache, video_id: str) -> Iterator[bytes]:
 def verify(path: Path | str) -> Iterator[str]:
     """Every fault of a cache, one line each: a changed, missing or foreign file or folder, or arrays that do not fit together.
 
-    What a dead writer left is no fault: see `leftovers`.
+    What a dead writer left behind is not a fault: see `leftovers`.
     """
     try:
         cache = open_cache(path)
@@ -65,9 +65,9 @@ def verify(path: Path | str) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
-    for stray in cache.backend.strays():
-        yield f"{stray}: does not belong here; move it out of the cache"
-    # Threads: a store far away answers many questions at once, and digests of large files leave Python's lock.
+    for path in cache.backend.foreign_paths():
+        yield f"{path}: does not belong here; move it out of the cache"
+    # Threads: an object store answers many requests at once, and digests of large files release Python's lock.
     with ThreadPoolExecutor(THREADS) as pool:
         for faults in pool.map(partial(_video_faults, cache), cache.video_ids()):
             yield from faults
@@ -78,25 +78,25 @@ def _video_faults(cache: Cache, video_id: str) -> list[str]:
         folder = cache.folder(video_id)
     except InputError as error:
         return [str(error)]
-    # First, because it compares what it reads with the digests: what is far away is fetched once.
+    # First, because reading the arrays compares their files with the digests: each file is fetched once.
     misfits = list(_misfits(cache, video_id))
-    return list(_faults(folder)) or misfits
+    return list(_file_faults(folder)) or misfits
 
 
 def leftovers(path: Path | str) -> Iterator[str]:
-    """Notes, one line each: what dead writers left. It is never read, and the next extraction sweeps it."""
-    for left in open_backend(path).leftovers():
-        yield f"{left}: left by a process that died; the next extraction into this cache removes it"
+    """What dead writers left behind, one line each. It is never read, and the next extraction removes it."""
+    for leftover in open_backend(path).leftovers():
+        yield f"{leftover}: left by a process that died; the next extraction into this cache removes it"
 
 
-def _faults(folder: VideoFolder) -> Iterator[str]:
-    present = folder.backend.inside(folder.at)
-    belong = {"digests.json", *folder.files, *(str(parent) for name in folder.files for parent in Path(name).parents)}
-    for name in sorted(present - belong):
-        yield f"{folder.where(name)}: does not belong here; {folder.remedy}"
-    for name in folder.unread():
+def _file_faults(folder: VideoFolder) -> Iterator[str]:
+    present = folder.backend.list_below(folder.path)
+    parents = {str(parent) for name in folder.digests for parent in Path(name).parents}
+    for name in sorted(present - {"digests.json", *folder.digests, *parents}):
+        yield f"{folder.location(name)}: does not belong here; {folder.how_to_fix}"
+    for name in folder.unchecked_files():
         try:
-            folder.check(name)
+            folder.read_file(name)
         except InputError as error:
             yield str(error)
 
@@ -107,7 +107,7 @@ def _misfits(cache: Cache, video_id: str) -> Iterator[str]:
             record = cache.read(video_id)
             declared = check_declared(cache.card, record)
             # From the names of the files, because `names` would read them: features/<name>/zarr.json is an array.
-            arrays = [name.removesuffix("/zarr.json") for name in cache.folder(video_id).files if name.endswith("/zarr.json")]
+            arrays = [name.removesuffix("/zarr.json") for name in cache.folder(video_id).digests if name.endswith("/zarr.json")]
             extra = sorted(name for name in arrays if "/" in name and name not in declared)
             if extra:
                 yield f"{cache.backend}, video {video_id}: array {extra[0]!r} is not declared in the card; extract it again"

@@ -368,7 +368,7 @@ def check_same_encoder(expected: Card, location: str, words: TextSource) -> None
 def find_text(tracks: Path) -> Path:
     """The text cache of the same dataset and split next to a tracks cache. Raises InputError for none or several."""
     card, paths = read_card(tracks), []
-    for path in open_backend(tracks).beside():
+    for path in open_backend(tracks).sibling_caches():
         if open_backend(path).has_card():
             other = read_card(path)
             if (other.kind, other.dataset, other.split) == ("text", card.dataset, card.split):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvos_cache.corruptions import corrupted
+from rvos_cache.corruptions import corrupt_video
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
@@ -80,7 +80,7 @@ def open_pixels(tracks: TrackSource, video_id: str) -> PixelArray:
             f"{where}: holds {info.frames} frames of {info.size}, {card.root} has {len(video)} of {video.size}; extract it again"
         )
     corruption = card.extra.get("corrupt")
-    return DatasetPixels(corrupted(video, corruption) if corruption else video)
+    return DatasetPixels(corrupt_video(video, corruption) if corruption else video)
 
 
 def is_pixels(dims: Sequence[str | int], dtype: str) -> bool:

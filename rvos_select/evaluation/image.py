@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
+from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.types import Expression
 from rvos_select.evaluation.ground_truth import AnnotatedVideo, UnreadableVideo, annotated_videos, dataset_of, select_videos
 from rvos_select.evaluation.kinds import kinds_of
-from rvos_select.evaluation.pngs import check_folder, prediction_bytes, read_prediction
+from rvos_select.evaluation.pngs import check_folder, prediction_bytes
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
 from rvos_select.evaluation.selected import SelectedTracks, check_frames
@@ -71,7 +72,7 @@ def score_pngs(folder: Path, allow_missing: bool, task: Task) -> list[Row]:
         raw = prediction_bytes(path, allow_missing)
         if raw is None:
             return None
-        mask, true = read_prediction(path, raw, truth.size) > 0, truth.decode(0, sample.t)
+        mask, true = decode_mask_png(path, raw, truth.size) > 0, truth.decode(0, sample.t)
         inter, area = (np.array([np.count_nonzero(m)]) for m in (mask & true, mask))
         return Detections(np.ones(1), inter, area, int(np.count_nonzero(true)))
 

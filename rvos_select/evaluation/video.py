@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
+from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.types import Expression
 from rvos_select.evaluation.ground_truth import (
@@ -27,7 +28,7 @@ from rvos_select.evaluation.ground_truth import (
     videos_of,
 )
 from rvos_select.evaluation.kinds import kinds_of
-from rvos_select.evaluation.pngs import check_folder, prediction_bytes, read_prediction
+from rvos_select.evaluation.pngs import check_folder, prediction_bytes
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
 from rvos_select.evaluation.selected import SelectedTracks, check_frames
@@ -78,7 +79,7 @@ class PngMasks:
 
     def silhouette(self, task: Task, expression: ScoredExpression, t: int, identity: Any) -> Silhouette:
         """The mask of frame t. Raises InputError for a file that is no mask of the frame's size."""
-        return Silhouette.of_pixels(read_prediction(self._path(task, expression, t), identity, task.truth.size))
+        return Silhouette.of_pixels(decode_mask_png(self._path(task, expression, t), identity, task.truth.size))
 
     def _path(self, task: Task, expression: ScoredExpression, t: int) -> Path:
         return self.folder / expression.key / f"{task.frame_names[t]}.png"

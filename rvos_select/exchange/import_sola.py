@@ -12,12 +12,14 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.import_sola import LABEL_IOU, PRODUCER
 from rvos_cache.exchange.sola_files import CHANNELS
+from rvos_cache.files import write_json
 from rvos_cache.settings import build
 from rvos_cache.store import Card, digest, provenance
+from rvos_cache.tensors import read_tensors
 from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class
 from rvos_select.data.caches import TextSource, TrackSource
-from rvos_select.runs.checkpoint import replace_folder, write_json
+from rvos_select.runs.checkpoint import replace_folder
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.training.settings import TrainSettings
 
@@ -82,34 +84,17 @@ def import_sola(checkpoint: Path, out: Path, caches: Sequence[Path] = (), texts:
 
 
 def load_checkpoint(path: Path) -> Sola:
-    """The module with the tensors of `path`, its sizes read from their shapes, in evaluation mode. Raises InputError."""
-    state = read_tensors(path)
+    """The module whose tensors `path` holds, its sizes read from their shapes, in evaluation mode. Raises InputError."""
+    state = read_tensors(path, "give an epoch_<n>.pth that SOLA's train.py saved, the module's state_dict() alone")
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: {name} holds other than finite numbers; take another epoch's checkpoint")
     model = Sola(build(SolaConfig, sizes(state), str(path)))
     try:
         model.load_official(state)
     except InputError as error:
         raise InputError(f"{path}: not the weights that SOLA's train.py saves ({error})") from error
     return model.eval()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Name -> finite floating tensor of a file of torch.save. Raises InputError, also for a file with other objects."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the epoch_<n>.pth that SOLA's train.py saved")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # The exceptions of torch differ with the damage; for a file with code it is pickle's.
-    except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"{path}: cannot be read as tensors alone ({why[:140]}); code is never run: save its state_dict() again"
-        ) from error
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path}: expected names and tensors, found {_describe(content)}; save the module's state_dict() alone")
-    for name, tensor in content.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{path}: {name} has values other than finite numbers; use another epoch's checkpoint")
-    return dict(content)
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -156,9 +141,3 @@ def words_card() -> Card:
 def _card(kind: Literal["tracks", "text"], producer: str, settings: dict[str, Any], channels: int, **more: Any) -> Card:
     # SOLA's released weights were trained on MeViS's training split.
     return Card(kind=kind, dataset="mevis", split="train", producer=producer, settings=settings, channels=channels, **more)
-
-
-def _describe(content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return type(content).__name__
-    return ", ".join(f"{name!s:.40}: {type(value).__name__}" for name, value in list(content.items())[:3]) or "none"

@@ -15,7 +15,8 @@ from rvos_cache.errors import InputError
 from rvos_cache.exchange.import_masks import IMPORTED
 from rvos_cache.exchange.import_sola import PRODUCER as SOLA_FILES
 from rvos_cache.extraction import extract_video
-from rvos_cache.frames import VideoWriter, open_video, read_mask_png
+from rvos_cache.frames import VideoWriter, open_video
+from rvos_cache.mask_png import read_mask_png
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, write_text, write_tracks
 from rvos_cache.text import encoder_class
@@ -79,7 +80,7 @@ def ask(video: PathLike, sentence: str, run: PathLike, out: PathLike, policy: Po
     tracks = _extract_tracks(caches / f"tracks-{expressions_digest or video_digest}.zarr", frames, expression, card, run)
     text_path = caches / f"text-{sentence_digest}.zarr"
     text_writer = CacheWriter(text_path, text_card.model_copy(update={**identity, "expressions_digest": sentence_digest}))
-    if frames.video_id not in text_writer.done():
+    if frames.video_id not in text_writer.published_ids():
         write_text(text_writer, TextRecord(frames.video_id, (expression,), tuple(encoder.encode_checked([sentence]))))
 
     selections = SelectionCache(predict(run, tracks, text_path, caches / f"selections-{sentence_digest}.zarr"))
@@ -111,7 +112,7 @@ def _check_same_weights(weights: dict[str, str], card: Card, location: str) -> N
 def _extract_tracks(path: Path, video: Video, expression: Expression, card: Card, run: Path) -> Path:
     """The tracks cache of this one video, extracted unless it is there."""
     writer = CacheWriter(path, card)
-    if video.video_id not in writer.done():
+    if video.video_id not in writer.published_ids():
         tracker_type = tracker_class(card.producer)
         tracker = tracker_type(build(tracker_type.Settings, card.settings, str(path)))
         # A run of SOLA's released weights names its tracker, whose digest is not known.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import read_mask_png
+from rvos_cache.mask_png import read_mask_png
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import mask_png
+from rvos_cache.files import write_text
+from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import FREE, SelectionCache, canonical, digest, video_digest
+from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest, video_digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
@@ -108,7 +108,7 @@ def merge(selections: Path, caches: Sequence[Path], out: Path, policy: PolicyOpt
         except InputError as error:
             failed[video_id] = error
     try:
-        card = {"selections": digest(canonical(cache.card.model_dump(exclude=set(FREE))))}
+        card = {"selections": digest(canonical(cache.card.model_dump(exclude=set(PROVENANCE_FIELDS))))}
         _claim(out, {**card, **resolved.record()}, digests)
         for video_id in digests:
             try:
@@ -131,7 +131,7 @@ def _merge_video(cache: SelectionCache, source: TrackSource, video_id: str, poli
     selections = [s for s in cache.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
     frame_names = cache.info(video_id).frame_names
     for group, runs, selected in _grouped(selections, source, video_id, policy):
-        pictures = ((f"{name}.png", mask_png(runs.union(t, selected))) for t, name in enumerate(frame_names))
+        pictures = ((f"{name}.png", encode_mask_png(runs.union(t, selected))) for t, name in enumerate(frame_names))
         _write(pictures, [out / video_id / s.expression_id for s in group])
 
 
@@ -151,15 +151,10 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
             stored = None
         if stored != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
             raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
-    elif out.exists() and any(not path.name.startswith(RECORD) for path in out.iterdir()):
+    elif out.exists() and any(RECORD not in path.name for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f"{RECORD}.{uuid.uuid4().hex}"
-    try:
-        temporary.write_text(json.dumps({**record, "videos": {**known, **digests}}), "utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps({**record, "videos": {**known, **digests}}))
     for unfinished in out.glob("*/.part-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
 

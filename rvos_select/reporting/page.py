@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError, naming
+from rvos_cache.files import write_text
 from rvos_cache.store import SelectionCache, TrackInfo
 from rvos_cache.types import Expression, Selection
 from rvos_select.data.caches import TrackSource
@@ -81,7 +82,7 @@ def _report(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(str(run))}</title><style>{style}</style></head><body>{''.join(body)}</body></html>"
     )
-    (out / "index.html").write_text(page, "utf-8")
+    write_text(out / "index.html", page)
     return out / "index.html"
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rvos_cache.errors import InputError, naming
-from rvos_cache.store import Card, sync
+from rvos_cache.errors import InputError
+from rvos_cache.files import sync, write_json
+from rvos_cache.store import Card
+from rvos_cache.tensors import read_tensors
 from rvos_select.selectors import Selector, selector_class
 
 
@@ -33,24 +35,6 @@ def storing(path: Path) -> Iterator[None]:
             f"{file or path}: cannot be written ({message or type(error).__name__}); make room, then run the same command with "
             "--resume: the last complete checkpoint is not changed"
         ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or not there."""
-    write_text(path, json.dumps(value, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is whole or as it was."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with naming(path), open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -117,12 +101,14 @@ def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     """Put back what `save_state` wrote and return its `state`. Raises InputError when it is missing or damaged."""
     folder = run / "last"
     state: dict[str, Any] = read_json(folder / "state.json", "nothing to resume; train without --resume")
+    how_to_fix = "train again into another --out"
+    weights = read_tensors(folder / "model.safetensors", how_to_fix)
+    stored = read_tensors(folder / "optimizer.safetensors", how_to_fix)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        stored = load_file(folder / "optimizer.safetensors")
-    except (SafetensorError, OSError, RuntimeError) as error:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"{folder}: the checkpoint does not load ({first}); train again into another --out") from error
+        raise InputError(f"{folder}: the checkpoint does not load ({first}); {how_to_fix}") from error
     by_parameter: dict[int, dict[str, Tensor]] = {}
     for name, value in stored.items():
         index, _, key = name.partition(".")

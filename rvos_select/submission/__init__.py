@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
+from rvos_cache.mask_png import check_mask_png
 from rvos_select.evaluation.ground_truth import dataset_of
 from rvos_select.merging.label_maps import SelectionPredictions
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
@@ -46,7 +43,7 @@ def submit(
     if isinstance(data, RefDavis17):
         return submit_ref_davis(predictions, data, out)
     masks = sorted(_masks(predictions, data, LAYOUTS[dataset]))
-    return write_zip(out, ((name, _read_checked(path, size)) for name, path, size in masks))
+    return write_zip(out, ((name, check_mask_png(path, size)) for name, path, size in masks))
 
 
 def submit_selections(
@@ -106,22 +103,3 @@ def _masks(predictions: Path, dataset: Dataset, layout: str) -> Iterator[tuple[s
                         f"{path}: the mask is missing, a submission needs every frame of every expression; run merge for it"
                     )
                 yield layout.format(video=video_id, expression=expression.expression_id, frame=frame), path, video.size
-
-
-def _read_checked(path: Path, size: tuple[int, int]) -> bytes:
-    """The bytes of a file that is a mask (H, W) of `size`. Raises InputError."""
-    # Pillow and not OpenCV, which prints its own lines about a damaged file.
-    try:
-        raw = path.read_bytes()
-        with Image.open(io.BytesIO(raw)) as file:
-            mode, image = file.mode, np.asarray(file)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        # Pillow's message names the object in memory.
-        why = "no image" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{path}: not a readable PNG ({why}); write it again") from error
-    if mode != "L" or image.shape != size:
-        raise InputError(f"{path}: expected 8-bit grey {size} (height, width), not {mode} {image.shape}; write it again")
-    if not ((image == 0) | (image == 255)).all():
-        other = int(image[(image > 0) & (image < 255)][0])
-        raise InputError(f"{path}: expected values 0 and 255 only, not {other}; write it again")
-    return raw

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import replace_file
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can store."""
@@ -19,18 +18,13 @@ def write_zip(out: Path, entries: Iterable[tuple[str, bytes]]) -> Path:
 
     Nothing is left on disk when `entries` raises. Raises InputError when `out` cannot be written.
     """
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            # Stored without compression: PNGs are compressed already.
+        with replace_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            # Stored: PNGs are compressed already.
             for name, content in entries:
                 entry = zipfile.ZipInfo(name, EPOCH)
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, content)
-        os.replace(temporary, out)
     except OSError as error:
         raise InputError(f"{out}: cannot write the zip ({error.strerror}); free space there, or choose another --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return out

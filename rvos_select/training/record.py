@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import write_json, write_text
 from rvos_cache.settings import Settings
 from rvos_cache.store import Card, provenance
 from rvos_select.data.epochs import Grouping, items_per_epoch, set_sizes
 from rvos_select.data.sources import Sources
-from rvos_select.runs.checkpoint import read_json, storing, write_json, write_text
+from rvos_select.runs.checkpoint import read_json, storing
 from rvos_select.training.settings import TrainSettings
 
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"

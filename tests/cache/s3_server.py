@@ -1,4 +1,4 @@
-"""A local S3 server for the tests: moto's, one request at a time, because moto looks and then puts in two steps."""
+"""A local S3 server for the tests: moto's, one request at a time, because its conditional put is not atomic."""
 
 from __future__ import annotations
 

@@ -205,10 +205,10 @@ def test_a_video_that_kills_every_worker_fails_and_the_run_goes_on(tmp_path: Pat
 def test_a_worker_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
     card = Card(kind="text", dataset="d", split="s", producer="p")
     here, there = (CacheWriter(tmp_path / name, card) for name in ("here.zarr", "there.zarr"))
-    with here.backend.marked() as mark:
-        assert CacheWriter.join(here.backend.address(), card, mark).done() == set()
-        with pytest.raises(InputError, match=r"there.zarr: .* does not see what the run's own machine wrote"):
-            CacheWriter.join(there.backend.address(), card, mark)
+    with here.backend.marker_file() as mark:
+        assert CacheWriter.attach(here.backend.uri(), card, mark).published_ids() == set()
+        with pytest.raises(InputError, match=r"there.zarr: .* cannot read what the machine that started the run wrote"):
+            CacheWriter.attach(there.backend.uri(), card, mark)
     assert not list((tmp_path / "here.zarr/.staging").iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Frames and masks as files: folders, films, mask PNGs."""
+"""Videos as files: folders of images and video files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import VideoWriter, file_video, folder_video, open_video, read_mask_png, write_mask_png
+from rvos_cache.frames import VideoWriter, file_video, folder_video, open_video
 
 
-def film(path: Path, count: int, size: tuple[int, int] = (48, 64)) -> list[int]:
-    """An mp4 of grey frames; returns their levels."""
+def write_film(path: Path, count: int, size: tuple[int, int] = (48, 64)) -> list[int]:
+    """Write an mp4 of grey frames; returns their levels."""
     levels = [20 + 7 * t for t in range(count)]
     with VideoWriter(path, 5, size) as writer:
         for level in levels:
@@ -25,99 +25,64 @@ def level_of(frame: np.ndarray) -> int:
     return round(float(frame.mean()))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (6, 8)])
-def test_mask_pngs_come_back(tmp_path: Path, size: tuple[int, int]) -> None:
-    mask = np.random.default_rng(0).random(size) > 0.5
-    write_mask_png(tmp_path / "m.png", mask)
-    assert np.array_equal(read_mask_png(tmp_path / "m.png", size), mask)
-    with Image.open(tmp_path / "m.png") as image:
-        assert image.mode == "L"
-        assert set(np.unique(np.asarray(image))) <= {0, 255}
-    assert [p.name for p in tmp_path.iterdir()] == ["m.png"]
-
-
-def png(path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda p: p.unlink(), "missing"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-30]), "not a whole PNG"),
-        (lambda p: p.write_bytes(b""), "not a whole PNG"),
-        (lambda p: png(p, np.zeros((9, 9), np.uint8)), r"\(9, 9\), its frame \(40, 50\)"),
-        (lambda p: png(p, np.full((40, 50), 7, np.uint8)), "holds 0 and 255"),
-        (lambda p: png(p, np.zeros((40, 50, 3), np.uint8)), "grey PNG"),
-    ],
-)
-def test_a_mask_that_is_none_names_its_file(tmp_path: Path, damage: object, says: str) -> None:
-    path = tmp_path / "m.png"
-    write_mask_png(path, np.random.default_rng(0).random((40, 50)) > 0.5)
-    damage(path)  # type: ignore[operator]
-    with pytest.raises(InputError, match=says) as error:
-        read_mask_png(path, (40, 50))
-    assert str(path) in str(error.value)
-
-
 @pytest.mark.parametrize("size", [(48, 64), (47, 63), (2, 2)])
-def test_a_film_is_readable_at_its_size(tmp_path: Path, size: tuple[int, int]) -> None:
-    """Odd sides are padded to even ones; a cut film is no film."""
-    levels = film(tmp_path / "a.mp4", 3, size)
+def test_a_video_file_is_read_at_its_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Odd sides are padded to even ones."""
+    levels = write_film(tmp_path / "a.mp4", 3, size)
     video = open_video(tmp_path / "a.mp4")
     assert video.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
     assert [level_of(video.read(t)) for t in range(len(video))] == pytest.approx(levels, abs=2)
 
 
-def test_a_film_of_one_frame_with_a_name_like_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_file_with_a_name_like_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    levels = film(Path("a: b?.mp4"), 1)
+    levels = write_film(Path("a: b?.mp4"), 1)
     video = open_video(Path("a: b?.mp4"))
     assert (len(video), video.frame_names, video.video_id) == (1, ("00000",), "a_ b_")
     assert level_of(video.read(0)) == pytest.approx(levels[0], abs=2)
 
 
-@pytest.mark.parametrize("kept", [0, 3 * 48 * 64 * 3])
-def test_any_order_reads_the_same_frames_from_little_memory(tmp_path: Path, kept: int) -> None:
-    """A film of which one or three frames are held, against the same film held whole."""
-    film(tmp_path / "a.mp4", 12)
-    whole, part = file_video(tmp_path / "a.mp4", "a"), file_video(tmp_path / "a.mp4", "a", kept=kept)
-    wanted = [whole.read(t) for t in range(12)]
+@pytest.mark.parametrize("cache_bytes", [0, 3 * 48 * 64 * 3])
+def test_any_order_reads_the_same_frames_from_little_memory(tmp_path: Path, cache_bytes: int) -> None:
+    """With one or three frames in memory, against the same file with all frames in memory."""
+    write_film(tmp_path / "a.mp4", 12)
+    whole, part = file_video(tmp_path / "a.mp4", "a"), file_video(tmp_path / "a.mp4", "a", cache_bytes=cache_bytes)
+    expected = [whole.read(t) for t in range(12)]
     order = [0, 1, 11, 10, 9, 3, 3, 0, *np.random.default_rng(0).integers(0, 12, 20).tolist()]
     for t in order:
-        assert np.array_equal(part.read(t), wanted[t]), t
-    assert len({level_of(frame) for frame in wanted}) == 12
+        assert np.array_equal(part.read(t), expected[t]), t
+    assert len({level_of(frame) for frame in expected}) == 12
 
 
-def test_the_frames_held_are_bounded(tmp_path: Path) -> None:
-    film(tmp_path / "a.mp4", 9)
-    video = file_video(tmp_path / "a.mp4", "a", kept=4 * 48 * 64 * 3)
-    held = video.source.__self__.held  # type: ignore[attr-defined]
+def test_the_frames_in_memory_are_bounded(tmp_path: Path) -> None:
+    write_film(tmp_path / "a.mp4", 9)
+    video = file_video(tmp_path / "a.mp4", "a", cache_bytes=4 * 48 * 64 * 3)
+    cached = video.source.__self__.cached  # type: ignore[attr-defined]
     for t in (8, 0, 5):
         video.read(t)
-        assert len(held) == 4
+        assert len(cached) == 4
 
 
-def test_an_interrupted_film_is_not_there(tmp_path: Path) -> None:
-    film(tmp_path / "a.mp4", 2)
+def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    write_film(tmp_path / "a.mp4", 2)
     before = (tmp_path / "a.mp4").read_bytes()
     with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4", 5, (48, 64)) as writer:  # noqa: PT012
-        for _ in range(80):  # as many as the encoder looks ahead, and some
+        for _ in range(80):  # more frames than the encoder buffers
             writer.write(np.zeros((48, 64, 3), np.uint8))
         raise KeyboardInterrupt
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == before
 
 
-@pytest.mark.parametrize(("cut", "says"), [(400, "cannot be decoded"), (0, "cannot be decoded"), (None, "not found")])
-def test_a_broken_film_is_one_line(tmp_path: Path, cut: int | None, says: str) -> None:
+@pytest.mark.parametrize(("cut", "message"), [(400, "cannot be decoded"), (0, "cannot be decoded"), (None, "not found")])
+def test_a_damaged_video_file_is_one_line(tmp_path: Path, cut: int | None, message: str) -> None:
     path = tmp_path / "a.mp4"
-    film(path, 3)
+    write_film(path, 3)
     if cut is None:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=message) as error:
         open_video(path)
     assert str(path) in str(error.value)
 
@@ -138,20 +103,20 @@ def test_a_folder_is_read_in_natural_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [None, ["a", "b"]])
-def test_a_frame_that_stands_twice_is_a_fault(tmp_path: Path, names: list[str] | None) -> None:
+def test_two_files_of_one_frame_are_an_error(tmp_path: Path, names: list[str] | None) -> None:
     for name in ("a.jpg", "b.jpg", "b.png"):
         image(tmp_path / "v" / name)
-    with pytest.raises(InputError, match=r"frame b stands twice, as b\.jpg and b\.png"):
+    with pytest.raises(InputError, match=r"frame b is there twice, as b\.jpg and b\.png"):
         folder_video(tmp_path / "v", "v", names)
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
+    ("name", "expected"),
     [("clip.v2", "clip.v2"), ("what: a dog?", "what_ a dog_"), (".hidden", "hidden"), ("ж" * 100, "ж" * 35)],
 )
-def test_a_folder_gives_an_id_that_can_name_folders(tmp_path: Path, name: str, wanted: str) -> None:
+def test_the_id_of_a_folder_can_name_folders(tmp_path: Path, name: str, expected: str) -> None:
     image(tmp_path / name / "0.png")
-    assert open_video(tmp_path / name).video_id == wanted
+    assert open_video(tmp_path / name).video_id == expected
 
 
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Masks of another tracker as a cache: against the flow tracker's own cache of the same masks, and one form against the other."""
+"""Import masks of another tracker: against the flow tracker's cache of the same masks, and PNGs against JSON."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def named(video: str) -> dict[str, np.ndarray]:
 
 def rles(masks: np.ndarray) -> list[dict[str, Any] | None]:
     """COCO RLE of masks (T, H, W); null where a mask has no pixel."""
-    found = RleMasks.from_dense(masks[None])
-    return [{**rle, "counts": rle["counts"].decode()} if m.any() else None for rle, m in zip(found.row(0), masks)]
+    encoded = RleMasks.from_dense(masks[None])
+    return [{**rle, "counts": rle["counts"].decode()} if m.any() else None for rle, m in zip(encoded.row(0), masks)]
 
 
-def bring(directory: Path, work: Path, out: Path, **options: Any) -> TrackCache:
+def import_cache(directory: Path, work: Path, out: Path, **options: Any) -> TrackCache:
     report = import_masks(directory, "mevis", work / "data", "valid_u", out, **options)
     assert not report.failed, report.failed
     return TrackCache(out)
 
 
-def test_masks_are_those_of_the_pictures(work: Path, tmp_path: Path) -> None:
-    cache = bring(work / "png", work, tmp_path / "c.zarr")
+def test_masks_are_those_of_the_pngs(work: Path, tmp_path: Path) -> None:
+    cache = import_cache(work / "png", work, tmp_path / "c.zarr")
     assert list(verify(tmp_path / "c.zarr")) == []
     for video, frames in VIDEOS.items():
         record = cache.read(video)
@@ -70,13 +70,18 @@ def test_masks_are_those_of_the_pictures(work: Path, tmp_path: Path) -> None:
         assert np.array_equal(record.overlap.inter, (dense[:, None] & truth(video)).sum((3, 4)))
         assert set(record.tracks.origin) == {"import"} and set(record.tracks.prompt.tolist()) == {VIDEO}
         assert record.tracks.tokens.shape == (len(dense), frames, 256)
+        for n, masks in enumerate(dense):
+            t = masks.sum((1, 2)).argmax()
+            rows, columns = (np.flatnonzero(masks[t].any(axis)) for axis in (1, 0))
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            assert record.tracks.prompt_frame[n] == t and record.tracks.prompt_box[n].tolist() == box
         assert np.array_equal(record.tracks.presence > 0, dense.any((2, 3)))
         assert cache.folder(video).attributes["provenance"]["tracks"] == sorted(named(video))
 
 
-def test_pictures_and_run_lengths_say_the_same(work: Path, tmp_path: Path) -> None:
-    bring(work / "png", work, tmp_path / "a.zarr")
-    bring(work / "json", work, tmp_path / "b.zarr", jobs=2)
+def test_pngs_and_json_give_the_same_cache(work: Path, tmp_path: Path) -> None:
+    import_cache(work / "png", work, tmp_path / "a.zarr")
+    import_cache(work / "json", work, tmp_path / "b.zarr", jobs=2)
     assert content_digest(tmp_path / "a.zarr") == content_digest(tmp_path / "b.zarr")
 
 
@@ -87,9 +92,9 @@ def test_the_flow_trackers_own_masks_get_its_own_tokens(work: Path, tmp_path: Pa
     for video in VIDEOS:
         masks = flow.masks(video)
         assert masks.shape[0] > 1
-        held = {f"{k:03d}": rles(masks.dense([k])[0]) for k in range(masks.shape[0])}
-        (tmp_path / "out" / f"{video}.json").write_text(json.dumps(held))
-    cache = bring(tmp_path / "out", work, tmp_path / "c.zarr")
+        content = {f"{k:03d}": rles(masks.dense([k])[0]) for k in range(masks.shape[0])}
+        (tmp_path / "out" / f"{video}.json").write_text(json.dumps(content))
+    cache = import_cache(tmp_path / "out", work, tmp_path / "c.zarr")
     for video in VIDEOS:
         assert np.array_equal(cache.tokens(video), flow.tokens(video))
         assert (cache.presence(video) >= flow.presence(video)).all()
@@ -97,11 +102,11 @@ def test_the_flow_trackers_own_masks_get_its_own_tokens(work: Path, tmp_path: Pa
 
 
 def test_a_video_without_a_track(work: Path, tmp_path: Path) -> None:
-    """An empty folder, and an object without a name; hidden files are nobody's."""
+    """An empty folder, and an empty object; hidden files are ignored."""
     (tmp_path / "in/a").mkdir(parents=True)
     (tmp_path / "in/a/.DS_Store").touch()
     (tmp_path / "in/b.json").write_text("{}")
-    cache = bring(tmp_path / "in", work, tmp_path / "c.zarr")
+    cache = import_cache(tmp_path / "in", work, tmp_path / "c.zarr")
     assert [cache.info(video).tracks for video in VIDEOS] == [0, 0]
     assert cache.tokens("b").shape == (0, 9, 256)
 
@@ -110,17 +115,17 @@ PNG = "a/track 7/00002.png"
 Damage = tuple[Callable[[Path], object], str, str]
 
 
-def picture(pixels: np.ndarray) -> Callable[[Path], object]:
+def save_png(pixels: np.ndarray) -> Callable[[Path], object]:
     return lambda d: Image.fromarray(pixels).save(d / PNG)
 
 
 FAULTS: dict[str, Damage] = {
     "no PNG of a frame": (lambda d: (d / PNG).unlink(), PNG, "not found (1 of 6 frames lack one)"),
     "a PNG of no frame": (lambda d: shutil.copy(d / PNG, d / "a/track 7/00006.png"), "a/track 7/00006.png", "no such frame"),
-    "PNG of another size": (picture(np.zeros((48, 32), np.uint8)), PNG, "(48, 32) pixels (height, width), its frame"),
-    "PNG of colours": (picture(np.zeros((*SIZE, 3), np.uint8)), PNG, "found RGB"),
+    "PNG of another size": (save_png(np.zeros((48, 32), np.uint8)), PNG, "the mask is (48, 32), its frame"),
+    "PNG of colours": (save_png(np.zeros((*SIZE, 3), np.uint8)), PNG, "this is RGB"),
     "PNG cut short": (lambda d: (d / PNG).write_bytes((d / PNG).read_bytes()[:60]), PNG, "not a whole PNG"),
-    "a file among tracks": (lambda d: shutil.copy(d / PNG, d / "a/00002.png"), "a/00002.png", "wanted a folder per track"),
+    "a file among tracks": (lambda d: shutil.copy(d / PNG, d / "a/00002.png"), "a/00002.png", "expected a folder per track"),
     "no video": (lambda d: shutil.rmtree(d / "a"), "a", "not found, and no a.json"),
     "both forms": (lambda d: (d / "a.json").write_text("{}"), "a.json", "only one of them can be this video"),
 }  # fmt: skip
@@ -128,23 +133,23 @@ FAULTS: dict[str, Damage] = {
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_a_bad_folder_is_one_line_and_stops_no_other(work: Path, rvos: Callable[..., Result], tmp_path: Path, fault: str) -> None:
-    damage, file, says = FAULTS[fault]
+    damage, file, message = FAULTS[fault]
     shutil.copytree(work / "png", tmp_path / "in")
     damage(tmp_path / "in")
-    words = ("import-masks", tmp_path / "in", "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
-    code, told = rvos(*words, "--out", tmp_path / "c.zarr")
-    lines = told.splitlines()
-    assert code == 1 and len(lines) == 2, told
-    assert lines[0].startswith(f"failed a: {tmp_path / 'in' / file}: ") and says in lines[0], told
+    arguments = ("import-masks", tmp_path / "in", "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    code, stderr = rvos(*arguments, "--out", tmp_path / "c.zarr")
+    lines = stderr.splitlines()
+    assert code == 1 and len(lines) == 2, stderr
+    assert lines[0].startswith(f"failed a: {tmp_path / 'in' / file}: ") and message in lines[0], stderr
     shutil.rmtree(tmp_path / "in")
     shutil.copytree(work / "png", tmp_path / "in")
-    assert rvos(*words, "--out", tmp_path / "c.zarr") == (0, "")
-    bring(work / "json", work, tmp_path / "d.zarr")
+    assert rvos(*arguments, "--out", tmp_path / "c.zarr") == (0, "")
+    import_cache(work / "json", work, tmp_path / "d.zarr")
     assert content_digest(tmp_path / "c.zarr") == content_digest(tmp_path / "d.zarr")
 
 
 RLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "one frame less": (lambda h: h["track 7"].pop(), "'track 7': wanted a list of 6 masks, found 5 masks; write"),
+    "one frame less": (lambda h: h["track 7"].pop(), "'track 7': expected a list of 6 masks, found 5 masks; write"),
     "no list": (lambda h: h.update({"track 7": {}}), "found dict"),
     "mask of another size": (lambda h: h["track 7"][3].update(size=[9, 9]), "'track 7', frame 3: the mask is (9, 9)"),
     "mask that does not fill": (lambda h: h["track 7"][3].update(counts=[5]), "'track 7', frame 3: the mask's counts"),
@@ -163,28 +168,28 @@ RLES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 @pytest.mark.parametrize("fault", sorted(RLES))
 def test_a_bad_file_is_named(work: Path, tmp_path: Path, fault: str) -> None:
-    change, says = RLES[fault]
-    held = json.loads((work / "json/a.json").read_text())
-    change(held)
-    assert refused(work, tmp_path, json.dumps(held), says)
+    change, message = RLES[fault]
+    content = json.loads((work / "json/a.json").read_text())
+    change(content)
+    assert is_refused(work, tmp_path, json.dumps(content), message)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [('{"0": [', "not whole JSON"), ("[]", "found list"), ('{"0": [], "0": []}', "a name stands twice")]
+    ("text", "message"), [('{"0": [', "not whole JSON"), ("[]", "found list"), ('{"0": [], "0": []}', "a key is there twice")]
 )
-def test_a_file_that_is_no_object_is_named(work: Path, tmp_path: Path, text: str, says: str) -> None:
-    assert refused(work, tmp_path, text, says)
+def test_a_file_that_is_no_object_is_named(work: Path, tmp_path: Path, text: str, message: str) -> None:
+    assert is_refused(work, tmp_path, text, message)
 
 
-def refused(work: Path, tmp_path: Path, text: str, says: str) -> bool:
+def is_refused(work: Path, tmp_path: Path, text: str, message: str) -> bool:
     shutil.copytree(work / "json", tmp_path / "in")
     (tmp_path / "in/a.json").write_text(text)
     report = import_masks(tmp_path / "in", "mevis", work / "data", "valid_u", tmp_path / "c.zarr")
     assert report.done == ["b"] and report.failed["a"].startswith(str(tmp_path / "in/a.json")), report.failed
-    return says in report.failed["a"]
+    return message in report.failed["a"]
 
 
 def test_a_folder_that_is_not_there(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
-    words = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u", "--out", tmp_path / "c.zarr")
-    code, told = rvos("import-masks", tmp_path / "none", *words)
-    assert code == 1 and "none: not found; give the folder" in told and not (tmp_path / "c.zarr").exists()
+    arguments = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u", "--out", tmp_path / "c.zarr")
+    code, stderr = rvos("import-masks", tmp_path / "none", *arguments)
+    assert code == 1 and "none: not found; give the folder" in stderr and not (tmp_path / "c.zarr").exists()

@@ -1,4 +1,4 @@
-"""SOLA's folders, written here as its scripts write them, against the cache that they become, and the way back."""
+"""Import and export of SOLA's folders, which are written here as its scripts write them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.export_sola import export_sola
 from rvos_cache.exchange.import_masks import import_masks
-from rvos_cache.exchange.import_sola import IouDifference, compared, import_sola
+from rvos_cache.exchange.import_sola import IouDifference, compare_iou, import_sola
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, TrackCache, content_digest, verify
@@ -33,7 +33,7 @@ KINDS = ("grid", "gdino", "gt")
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data, sola/sam2_tracks of all kinds, and their caches <kind>.zarr; each test reads, none changes it."""
+    """data, sola/sam2_tracks of all kinds, and their caches <kind>.zarr; no test changes it."""
     out = tmp_path_factory.mktemp("sola")
     write_data(out / "data")
     for kind in KINDS:
@@ -48,7 +48,7 @@ def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return lambda *words: call(monkeypatch, capsys, *words)
 
 
-def places(video: str, kind: str) -> list[tuple[str, int]]:
+def track_keys(video: str, kind: str) -> list[tuple[str, int]]:
     """Expression ("" for none) and anno_id of each track, in the order that SOLA's loader takes: by file name."""
     groups = list(SAID) if kind == "gdino" else [""]
     return [(group, anno_id) for group in groups for anno_id in sorted(tracks_of(video, group))]
@@ -61,15 +61,15 @@ def test_masks_tokens_and_counts_are_those_of_the_files(work: Path, kind: str) -
     assert cache.card.training_only == (kind == "gt") and cache.card.settings == {"tracks": kind}
     assert list(verify(work / f"{kind}.zarr")) == []
     for video in VIDEOS:
-        record, at = cache.read(video), places(video, kind)
+        record, keys = cache.read(video), track_keys(video, kind)
         tracks, overlap = record.tracks, record.overlap
-        dense = np.stack([tracks_of(video, group)[anno_id] for group, anno_id in at])
+        dense = np.stack([tracks_of(video, group)[anno_id] for group, anno_id in keys])
         assert np.array_equal(tracks.masks.dense(), dense)
         assert tracks.tokens.dtype == np.float32
-        assert np.array_equal(tracks.tokens, np.stack([tokens_of(video, *place) for place in at]))
+        assert np.array_equal(tracks.tokens, np.stack([tokens_of(video, *key) for key in keys]))
         assert np.array_equal(tracks.presence, dense.any((2, 3)))
         assert set(tracks.origin) == {{"grid": "grid", "gdino": "box", "gt": "gt"}[kind]}
-        assert tracks.prompt.tolist() == [list(SAID).index(group) if group else VIDEO for group, _ in at]
+        assert tracks.prompt.tolist() == [list(SAID).index(group) if group else VIDEO for group, _ in keys]
         assert overlap is not None
         assert np.array_equal(overlap.inter, (dense[:, None] & truth(video)).sum((3, 4)))
         assert np.array_equal(overlap.area, dense.sum((2, 3)))
@@ -78,49 +78,50 @@ def test_masks_tokens_and_counts_are_those_of_the_files(work: Path, kind: str) -
 def test_tracks_of_a_sentence_are_candidates_of_no_other(work: Path) -> None:
     source = TrackSource([work / "grid.zarr", work / "gdino.zarr"])
     info = source.info("a")
-    shared, own = len(tracks_of("a")), len(tracks_of("a", "0"))
+    shared, per_expression = len(tracks_of("a")), len(tracks_of("a", "0"))
     allowed = {e: np.flatnonzero(candidates(info, e)).tolist() for e in SAID}
-    everyone = list(range(shared))
-    assert allowed["0"] == everyone + list(range(shared, shared + own))
-    assert allowed["1"] == everyone + list(range(shared + own, shared + 2 * own))
-    assert allowed["2"] == everyone
+    all_shared = list(range(shared))
+    assert allowed["0"] == all_shared + list(range(shared, shared + per_expression))
+    assert allowed["1"] == all_shared + list(range(shared + per_expression, shared + 2 * per_expression))
+    assert allowed["2"] == all_shared
 
 
 @pytest.mark.parametrize("kinds", [("grid",), ("gdino",), ("gt",), KINDS])
-def test_export_gives_the_very_files_back(work: Path, tmp_path: Path, kinds: tuple[str, ...]) -> None:
+def test_export_gives_the_same_files(work: Path, tmp_path: Path, kinds: tuple[str, ...]) -> None:
     for kind in kinds:
         export_sola(work / f"{kind}.zarr", tmp_path)
         inner = Path("sam2_tracks") / f"{kind}_tracks/mevis/valid_u"
-        first, again = ({p.relative_to(at): p for p in at.rglob("*")} for at in (work / "sola" / inner, tmp_path / inner))
-        assert first.keys() == again.keys()
-        for name, path in first.items():
-            assert path.is_dir() or path.read_bytes() == again[name].read_bytes(), name
+        folders = (work / "sola" / inner, tmp_path / inner)
+        original, exported = ({p.relative_to(folder): p for p in folder.rglob("*")} for folder in folders)
+        assert original.keys() == exported.keys()
+        for name, path in original.items():
+            assert path.is_dir() or path.read_bytes() == exported[name].read_bytes(), name
         import_sola(tmp_path, "mevis", work / "data", "valid_u", tmp_path / f"{kind}.zarr", tracks=kind)
         assert content_digest(tmp_path / f"{kind}.zarr") == content_digest(work / f"{kind}.zarr")
 
 
 def test_stored_iou_is_compared_with_the_counts(work: Path) -> None:
-    """At 540x960 it differs a little; the gt script takes it at full size, so only float32 is between."""
-    found = {}
+    """At 540x960 it differs a little; SOLA's gt script works at full size, so only the rounding to float32 differs."""
+    differences = {}
     for kind in KINDS:
-        done = import_sola(work / "sola", "mevis", work / "data", "valid_u", work / f"{kind}.zarr", tracks=kind)
-        assert done.report.done == []
-        found[kind] = done.stored_iou
-        away, crossed = [], 0
+        imported = import_sola(work / "sola", "mevis", work / "data", "valid_u", work / f"{kind}.zarr", tracks=kind)
+        assert imported.report.done == []
+        differences[kind] = imported.stored_iou
+        distances, crossed = [], 0
         for video in VIDEOS:
-            for group, anno_id in places(video, kind):
+            for group, anno_id in track_keys(video, kind):
                 path = work / f"sola/sam2_tracks/{kind}_tracks/mevis/valid_u/sam2_masklets/{video}/{group}/{anno_id:05d}.json"
                 stored = list(json.loads(path.read_text())["iou"].values())
-                own = [ratios(tracks_of(video, group)[anno_id], o)["iou"] for o in truth(video)]
-                away += np.abs(np.subtract(stored, own)).tolist()
-                crossed += sum((a > 0.7) != (b > 0.7) for a, b in zip(stored, own))
-        difference = found[kind]
+                computed = [ratios(tracks_of(video, group)[anno_id], o)["iou"] for o in truth(video)]
+                distances += np.abs(np.subtract(stored, computed)).tolist()
+                crossed += sum((a > 0.7) != (b > 0.7) for a, b in zip(stored, computed))
+        difference = differences[kind]
         assert difference is not None
-        assert (difference.pairs, difference.crossed, difference.unmatched) == (len(away), crossed, 0)
-        assert difference.largest == pytest.approx(max(away), abs=1e-6)
-        assert difference.mean == pytest.approx(np.mean(away), abs=1e-6)
-    assert found["gt"] is not None and found["grid"] is not None
-    assert found["gt"].largest < 1e-6 < found["grid"].largest < 0.1
+        assert (difference.pairs, difference.crossed, difference.unmatched) == (len(distances), crossed, 0)
+        assert difference.largest == pytest.approx(max(distances), abs=1e-6)
+        assert difference.mean == pytest.approx(np.mean(distances), abs=1e-6)
+    assert differences["gt"] is not None and differences["grid"] is not None
+    assert differences["gt"].largest < 1e-6 < differences["grid"].largest < 0.1
 
 
 def test_differences_by_hand() -> None:
@@ -128,30 +129,30 @@ def test_differences_by_hand() -> None:
     masks = np.zeros((2, 1, 2, 4), bool)
     masks[:, :, 0, :2] = masks[1, :, 1, :2] = True
     object_masks = RleMasks.from_dense(masks[:1])
-    held = GroundTruth(("v-1",), object_masks, np.ones(1, bool))
-    overlap = count_overlap(RleMasks.from_dense(masks), held)
+    ground_truth = GroundTruth(("v-1",), object_masks, np.ones(1, bool))
+    overlap = count_overlap(RleMasks.from_dense(masks), ground_truth)
     fields: list[dict[str, Any]] = [{"iou": {"1": 0.9}}, {"iou": {"1": 0.8, "2": 0.1}}]
-    found = compared("v", fields, held, overlap)
-    assert (found.pairs, found.crossed, found.unmatched) == (2, 1, 1)
-    assert found.largest == pytest.approx(0.3) and found.mean == pytest.approx(0.2)
-    both = IouDifference.joined([found, IouDifference(6, 0.5, 0.1, 2, 0), IouDifference()])
-    assert (both.pairs, both.crossed, both.unmatched, both.largest) == (8, 3, 1, 0.5)
-    assert both.mean == pytest.approx((2 * 0.2 + 6 * 0.1) / 8)
+    difference = compare_iou("v", fields, ground_truth, overlap)
+    assert (difference.pairs, difference.crossed, difference.unmatched) == (2, 1, 1)
+    assert difference.largest == pytest.approx(0.3) and difference.mean == pytest.approx(0.2)
+    combined = IouDifference.combine([difference, IouDifference(6, 0.5, 0.1, 2, 0), IouDifference()])
+    assert (combined.pairs, combined.crossed, combined.unmatched, combined.largest) == (8, 3, 1, 0.5)
+    assert combined.mean == pytest.approx((2 * 0.2 + 6 * 0.1) / 8)
 
 
-def test_the_command_says_the_difference(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
-    where = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
-    code, told = rvos("import-sola", work / "sola/sam2_tracks", *where, "--out", tmp_path / "c.zarr", "--jobs", 2)
-    assert code == 0 and told.count("\n") == 0 and told.startswith("stored IoU of 16 pairs")
+def test_the_command_prints_the_difference(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
+    options = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    code, stderr = rvos("import-sola", work / "sola/sam2_tracks", *options, "--out", tmp_path / "c.zarr", "--jobs", 2)
+    assert code == 0 and stderr.count("\n") == 0 and stderr.startswith("stored IoU of 16 pairs")
     assert content_digest(tmp_path / "c.zarr") == content_digest(work / "grid.zarr")
     assert rvos("export-sola", tmp_path / "c.zarr", "--out", tmp_path / "back")[0] == 0
-    code, told = rvos("export-sola", tmp_path / "c.zarr", "--out", tmp_path / "back")
-    assert code == 1 and "is there already" in told
-    code, told = rvos("import-sola", work / "sola", *where, "--tracks", "gt", "--out", tmp_path / "c.zarr")
-    assert code == 1 and "settings.tracks" in told
+    code, stderr = rvos("export-sola", tmp_path / "c.zarr", "--out", tmp_path / "back")
+    assert code == 1 and "is there already" in stderr
+    code, stderr = rvos("import-sola", work / "sola", *options, "--tracks", "gt", "--out", tmp_path / "c.zarr")
+    assert code == 1 and "settings.tracks" in stderr
 
 
-def test_a_split_that_hides_its_answers(work: Path, tmp_path: Path) -> None:
+def test_a_split_that_hides_its_ground_truth(work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "data/valid_u", tmp_path / "data/valid")
     (tmp_path / "data/valid/mask_dict.json").unlink()
     content = json.loads((tmp_path / "data/valid/meta_expressions.json").read_text())
@@ -160,8 +161,8 @@ def test_a_split_that_hides_its_answers(work: Path, tmp_path: Path) -> None:
             del expression["anno_id"]
     (tmp_path / "data/valid/meta_expressions.json").write_text(json.dumps(content))
     base = write_tracks(tmp_path / "sola", "grid", "valid", labels=False)
-    done = import_sola(tmp_path / "sola", "mevis", tmp_path / "data", "valid", tmp_path / "c.zarr")
-    assert done.stored_iou is None and not done.report.failed
+    imported = import_sola(tmp_path / "sola", "mevis", tmp_path / "data", "valid", tmp_path / "c.zarr")
+    assert imported.stored_iou is None and not imported.report.failed
     assert TrackCache(tmp_path / "c.zarr").read("a").overlap is None
     export_sola(tmp_path / "c.zarr", tmp_path / "back")
     name = "sam2_masklets/a/00007.json"
@@ -180,18 +181,18 @@ def test_tracks_from_elsewhere_are_read_as_solas_loader_reads_them(work: Path, t
     assert base == tmp_path / "sam2_tracks/gdino_tracks/mevis/valid_u"
     for number, video in enumerate(VIDEOS):
         for group in SAID:
-            for place, (path, anno_id) in enumerate(
+            for index, (path, anno_id) in enumerate(
                 zip(sorted((base / "sam2_masklets" / video / group).iterdir()), sorted(tracks_of(video, group)), strict=True)
             ):
-                held = json.loads(path.read_text())
-                assert (held["anno_id"], held["prompt_type"]) == (place, PROMPT_TYPES["gdino"])
+                record = json.loads(path.read_text())
+                assert (record["anno_id"], record["prompt_type"]) == (index, PROMPT_TYPES["gdino"])
                 masks = tracks_of(video, group)[anno_id]
-                assert np.array_equal(np.stack([coco.decode(rle) for rle in held["rle"]]), masks)
-                tokens = np.load(base / "sam2_object_tokens" / video / group / f"{held['anno_id']:05d}.npy")
+                assert np.array_equal(np.stack([coco.decode(rle) for rle in record["rle"]]), masks)
+                tokens = np.load(base / "sam2_object_tokens" / video / group / f"{record['anno_id']:05d}.npy")
                 assert tokens.dtype == np.float32 and np.array_equal(tokens, tokens_of(video, group, anno_id))
                 for a, object_masks in enumerate(truth(video)):
                     for name, value in ratios(masks, object_masks).items():
-                        assert held[name][str(2 * number + a)] == pytest.approx(value, abs=1e-6)
+                        assert record[name][str(2 * number + a)] == pytest.approx(value, abs=1e-6)
 
 
 def test_tracks_of_both_kinds_go_to_their_own_folders(work: Path, tmp_path: Path) -> None:
@@ -204,77 +205,79 @@ def test_tracks_of_both_kinds_go_to_their_own_folders(work: Path, tmp_path: Path
     write_record(writer, replace(record, tracks=replace(record.tracks, prompt=prompt)))
     with pytest.warns(UserWarning, match="first a"):
         folders = export_sola(tmp_path / "c.zarr", tmp_path)
-    found = {}
+    files = {}
     for folder in folders:
-        of = folder / "sam2_masklets/b"
-        found[folder.parts[-3]] = sorted(str(path.relative_to(of)) for path in of.rglob("*.json"))
-    assert found == {
+        masklets = folder / "sam2_masklets/b"
+        files[folder.parts[-3]] = sorted(str(path.relative_to(masklets)) for path in masklets.rglob("*.json"))
+    assert files == {
         "grid_tracks": ["00000.json", "00001.json"],
         "gdino_tracks": [f"{e}/{n:05d}.json" for e in ("0", "1") for n in range(3)],
     }
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLES))
-def test_every_dataset_goes_there_and_back(name: str, tmp_path: Path) -> None:
+def test_every_dataset_is_exported_and_imported(name: str, tmp_path: Path) -> None:
     """The objects, a pixel to the left, as SOLA's files: the labels written are those counted on the way back, pair by pair."""
     sample, out = SAMPLES[name](tmp_path / "data"), tmp_path / "own.zarr"
     source = open_dataset(name, sample.root, sample.shown)
     for video_id in source.video_ids():
-        held = source.ground_truth(video_id)
-        assert held is not None
-        moved = RleMasks.from_dense(np.roll(held.masks.dense(), -1, 3))
+        ground_truth = source.ground_truth(video_id)
+        assert ground_truth is not None
+        moved = RleMasks.from_dense(np.roll(ground_truth.masks.dense(), -1, 3))
         rows = {str(a): [rle | {"counts": rle["counts"].decode()} for rle in moved.row(a)] for a in range(moved.shape[0])}
         (tmp_path / f"{video_id}.json").write_text(json.dumps(rows))
     assert not import_masks(tmp_path, name, sample.root, sample.shown, out).failed
     (base,) = export_sola(out, tmp_path)
-    called = {"ref-youtube-vos": "ref-ytbvos", "ref-davis17": "ref-davis"}.get(name, name)
-    assert base == tmp_path / "sam2_tracks/grid_tracks" / called / sample.shown
-    done = import_sola(tmp_path, name, sample.root, sample.shown, tmp_path / "c.zarr")
-    assert not done.report.failed and done.stored_iou is not None
-    own, back = TrackCache(out), TrackCache(tmp_path / "c.zarr")
+    folder_name = {"ref-youtube-vos": "ref-ytbvos", "ref-davis17": "ref-davis"}.get(name, name)
+    assert base == tmp_path / "sam2_tracks/grid_tracks" / folder_name / sample.shown
+    imported = import_sola(tmp_path, name, sample.root, sample.shown, tmp_path / "c.zarr")
+    assert not imported.report.failed and imported.stored_iou is not None
+    original, back = TrackCache(out), TrackCache(tmp_path / "c.zarr")
     pairs = 0
-    for video_id in own.video_ids():
-        assert back.masks(video_id) == own.masks(video_id)
-        assert np.array_equal(back.tokens(video_id), own.tokens(video_id))
-        counted = own.overlap(video_id)
-        assert np.array_equal(back.overlap(video_id).inter, counted.inter)
-        pairs += counted.inter.shape[0] * counted.inter.shape[1]
-    found = done.stored_iou
-    assert (found.pairs, found.crossed, found.unmatched) == (pairs, 0, 0) and pairs > 0 and found.largest < 1e-12
+    for video_id in original.video_ids():
+        assert back.masks(video_id) == original.masks(video_id)
+        assert np.array_equal(back.tokens(video_id), original.tokens(video_id))
+        overlap = original.overlap(video_id)
+        assert np.array_equal(back.overlap(video_id).inter, overlap.inter)
+        pairs += overlap.inter.shape[0] * overlap.inter.shape[1]
+    difference = imported.stored_iou
+    assert (
+        (difference.pairs, difference.crossed, difference.unmatched) == (pairs, 0, 0) and pairs > 0 and difference.largest < 1e-12
+    )
 
 
-def test_an_export_that_breaks_off_leaves_nothing(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved: list[Path] = []
+def test_a_failed_export_leaves_nothing(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[Path] = []
 
     def save(path: Path, *rest: Any, **options: Any) -> None:
-        saved.append(path)
-        if len(saved) == 3:
+        paths.append(path)
+        if len(paths) == 3:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rvos_cache.exchange.sola_files.np.save", save)
     with pytest.raises(OSError, match="No space"):
         export_sola(work / "grid.zarr", tmp_path)
-    assert len(saved) == 3 and not [p for p in tmp_path.rglob("*") if p.name not in ("sam2_tracks", "grid_tracks", "mevis")]
+    assert len(paths) == 3 and not [p for p in tmp_path.rglob("*") if p.name not in ("sam2_tracks", "grid_tracks", "mevis")]
 
 
-def test_videos_that_are_not_there_are_told(work: Path, tmp_path: Path) -> None:
-    where = ("mevis", work / "data", "valid_u")
-    import_sola(work / "sola", *where, tmp_path / "c.zarr", limit=1)
+def test_missing_videos_are_a_warning(work: Path, tmp_path: Path) -> None:
+    options = ("mevis", work / "data", "valid_u")
+    import_sola(work / "sola", *options, tmp_path / "c.zarr", limit=1)
     with pytest.warns(UserWarning, match="1 videos of the split are not in it and are left out; first b"):
         export_sola(tmp_path / "c.zarr", tmp_path)
     shutil.copytree(work / "sola", tmp_path / "more")
     for name in ("sam2_masklets", "sam2_object_tokens"):
         (tmp_path / "more/sam2_tracks/grid_tracks/mevis/valid_u" / name / "z").mkdir()
     with pytest.warns(UserWarning, match="1 videos are not of split valid_u and are left out; first z"):
-        import_sola(tmp_path / "more", *where, tmp_path / "d.zarr")
+        import_sola(tmp_path / "more", *options, tmp_path / "d.zarr")
     assert content_digest(tmp_path / "d.zarr") == content_digest(work / "grid.zarr")
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], object]:
     def edit(path: Path, tokens: Path) -> None:
-        held = json.loads(path.read_text())
-        change(held)
-        path.write_text(json.dumps(held))
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
 
     return edit
 
@@ -296,9 +299,9 @@ FAULTS: dict[str, Damage] = {
     "mask of another size": (edited(lambda h: h["rle"][2].update(size=[48, 32])), JSON, "frame 2: the mask is (48, 32)"),
     "mask cut short": (edited(lambda h: h["rle"][2].update(counts="0a")), JSON, "frame 2: the mask's run-length bytes"),
     "mask that is null": (edited(lambda h: h["rle"].__setitem__(4, None)), JSON, "frame 4: null"),
-    "no masks": (edited(lambda h: h.pop("rle")), JSON, "wanted an object with anno_id, rle"),
+    "no masks": (edited(lambda h: h.pop("rle")), JSON, "expected an object with anno_id, rle"),
     "JSON cut short": (lambda p, t: p.write_bytes(p.read_bytes()[:400]), JSON, "not whole JSON"),
-    "JSON of something else": (lambda p, t: p.write_text("[1]"), JSON, "wanted an object"),
+    "JSON of something else": (lambda p, t: p.write_text("[1]"), JSON, "expected an object"),
     "NaN": (edited(lambda h: h["iou"].update({"0": float("nan")})), JSON, "NaN"),
     "IoU of 7": (edited(lambda h: h["iou"].update({"0": 7})), JSON, "from 0 to 1"),
     "id of another file": (edited(lambda h: h.update(anno_id=8)), JSON, "found 8"),
@@ -306,11 +309,11 @@ FAULTS: dict[str, Damage] = {
     "no prompt type": (edited(lambda h: h.pop("prompt_type")), JSON, "prompt_type"),
     "no tokens": (lambda p, t: t.unlink(), NPY, "not found"),
     "no masks for tokens": (lambda p, t: p.unlink(), JSON, "not found"),
-    "tokens of one frame less": (saved(np.zeros((5, 256), np.float32)), NPY, "wanted float32 (6, 256)"),
+    "tokens of one frame less": (saved(np.zeros((5, 256), np.float32)), NPY, "expected float32 (6, 256)"),
     "tokens of another width": (saved(np.zeros((6, 128), np.float32)), NPY, "found float32 (6, 128)"),
     "tokens of another type": (saved(np.zeros((6, 256))), NPY, "found float64"),
     "tokens that are not numbers": (saved(broken_at(5)), NPY, "NaN"),
-    "pickled objects": (saved(np.array([{}, None], object), allow_pickle=True), NPY, "pickled objects are never read"),
+    "pickled objects": (saved(np.array([{}, None], object), allow_pickle=True), NPY, "pickled objects are never loaded"),
     "tokens cut short": (lambda p, t: t.write_bytes(t.read_bytes()[:-9]), NPY, "not an array of numbers"),
     "tokens without a byte": (lambda p, t: t.write_bytes(b""), NPY, "not an array of numbers"),
     "an archive": (lambda p, t: np.savez(t.open("wb"), x=np.zeros(1)), NPY, "found an archive"),
@@ -322,19 +325,19 @@ FAULTS: dict[str, Damage] = {
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_a_bad_video_is_one_line_and_stops_no_other(work: Path, rvos: Callable[..., Result], tmp_path: Path, fault: str) -> None:
-    damage, file, says = FAULTS[fault]
+    damage, file, message = FAULTS[fault]
     inner = "sam2_tracks/grid_tracks/mevis/valid_u"
     shutil.copytree(work / "sola" / inner, tmp_path / inner)
     damage(tmp_path / inner / JSON, tmp_path / inner / NPY)
-    words = ("import-sola", tmp_path, "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
-    code, told = rvos(*words, "--out", tmp_path / "c.zarr")
-    lines = [line for line in told.splitlines() if not line.startswith("stored IoU")]
-    assert code == 1 and len(lines) == 2, told
-    assert lines[0].startswith("failed a: ") and str(tmp_path / inner / file) in lines[0] and says in lines[0], told
+    arguments = ("import-sola", tmp_path, "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
+    code, stderr = rvos(*arguments, "--out", tmp_path / "c.zarr")
+    lines = [line for line in stderr.splitlines() if not line.startswith("stored IoU")]
+    assert code == 1 and len(lines) == 2, stderr
+    assert lines[0].startswith("failed a: ") and str(tmp_path / inner / file) in lines[0] and message in lines[0], stderr
     assert TrackCache(tmp_path / "c.zarr").video_ids() == ("b",)
     shutil.rmtree(tmp_path / inner)
     shutil.copytree(work / "sola" / inner, tmp_path / inner)
-    assert rvos(*words, "--out", tmp_path / "c.zarr")[0] == 0
+    assert rvos(*arguments, "--out", tmp_path / "c.zarr")[0] == 0
     assert content_digest(tmp_path / "c.zarr") == content_digest(work / "grid.zarr")
 
 
@@ -351,11 +354,11 @@ EXPRESSIONS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("fault", sorted(EXPRESSIONS))
 def test_folders_of_expressions_are_those_of_the_split(work: Path, tmp_path: Path, fault: str) -> None:
-    damage, says = EXPRESSIONS[fault]
+    damage, message = EXPRESSIONS[fault]
     shutil.copytree(work / "sola", tmp_path / "sola")
     damage(tmp_path / "sola/sam2_tracks/gdino_tracks/mevis/valid_u/sam2_masklets/a")
-    done = import_sola(tmp_path / "sola", "mevis", work / "data", "valid_u", tmp_path / "c.zarr", tracks="gdino")
-    assert done.report.done == ["b"] and says in done.report.failed["a"]
+    imported = import_sola(tmp_path / "sola", "mevis", work / "data", "valid_u", tmp_path / "c.zarr", tracks="gdino")
+    assert imported.report.done == ["b"] and message in imported.report.failed["a"]
 
 
 def test_an_empty_folder_is_a_video_without_a_track(work: Path, tmp_path: Path) -> None:
@@ -372,19 +375,19 @@ def test_an_empty_folder_is_a_video_without_a_track(work: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("inner", "options", "says"),
+    ("inner", "options", "message"),
     [
         ("nothing", {}, "no tracks in grid_tracks/mevis/valid_u"),
         ("sola", {"split": "train"}, "train"),
         ("sola", {"tracks": "gt", "lose": "sam2_object_tokens"}, "no folder sam2_object_tokens"),
     ],
 )
-def test_a_folder_that_is_no_sam2_tracks(work: Path, tmp_path: Path, inner: str, options: dict[str, str], says: str) -> None:
+def test_a_folder_that_is_no_sam2_tracks(work: Path, tmp_path: Path, inner: str, options: dict[str, str], message: str) -> None:
     if "lose" in options:
         shutil.copytree(work / "sola", tmp_path / "sola")
         shutil.rmtree(tmp_path / "sola/sam2_tracks/gt_tracks/mevis/valid_u" / options["lose"])
     base = tmp_path if "lose" in options else work
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         import_sola(
             base / inner, "mevis", work / "data", options.get("split", "valid_u"), tmp_path / "c.zarr",
             tracks=options.get("tracks", "grid"),

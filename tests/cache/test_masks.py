@@ -28,7 +28,8 @@ def test_rle_and_dense_agree(dense: np.ndarray) -> None:
     assert np.array_equal(masks.dense(), dense)
     assert np.array_equal(masks.area(), dense.sum((2, 3)))
     assert np.array_equal(masks.union().dense()[0], dense.any(0))
-    assert RleMasks.concatenate([masks.select([0]), masks]).shape == (len(dense) + 1, dense.shape[1])
+    joined = RleMasks.concatenate([masks.select([len(dense) - 1]), masks])
+    assert np.array_equal(joined.dense(), np.concatenate([dense[-1:], dense]))
     shared = intersections(masks.column(0), masks.column(0))
     assert np.array_equal(shared, [[(a & b).sum() for b in dense[:, 0]] for a in dense[:, 0]])
     assert all(run_total(masks.bytes_at(k, 0)) == dense.shape[2] * dense.shape[3] for k in range(len(dense)))
@@ -36,16 +37,16 @@ def test_rle_and_dense_agree(dense: np.ndarray) -> None:
 
 @given(DENSE, st.lists(st.integers(0, 3), max_size=5))
 @settings(max_examples=100, deadline=None)
-def test_runs_and_dense_agree(dense: np.ndarray, wanted: list[int]) -> None:
-    masks, picked = RleMasks.from_dense(dense), [k % len(dense) for k in wanted]
+def test_runs_and_dense_agree(dense: np.ndarray, indices: list[int]) -> None:
+    masks, selected = RleMasks.from_dense(dense), [k % len(dense) for k in indices]
     runs = masks.runs()
     assert RleMasks.from_runs(runs) == masks
-    assert RleMasks.from_runs(runs.select(picked)) == masks.select(picked)
-    both = MaskRuns.concatenate([runs, runs.select(picked)])
-    assert RleMasks.from_runs(both) == RleMasks.concatenate([masks, masks.select(picked)])
+    assert RleMasks.from_runs(runs.select(selected)) == masks.select(selected)
+    both = MaskRuns.concatenate([runs, runs.select(selected)])
+    assert RleMasks.from_runs(both) == RleMasks.concatenate([masks, masks.select(selected)])
     for t in range(dense.shape[1]):
         assert np.array_equal(runs.union(t), dense[:, t].any(0))
-        assert np.array_equal(runs.union(t, picked), dense[picked, t].any(0))
+        assert np.array_equal(runs.union(t, selected), dense[selected, t].any(0))
 
 
 @given(DENSE)
@@ -57,28 +58,28 @@ def test_flipped_runs_are_those_of_flipped_pixels(dense: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "counts", [[0, 12], [12], [0, 12, 0], [3, 0, 0, 4, 5], [0, 0, 0, 12], [1] * 12, [11, 1], [2, 4, 0, 3, 3]]
 )
-def test_runs_as_others_cut_them_are_flipped_too(counts: list[int]) -> None:
+def test_runs_of_other_encoders_are_flipped(counts: list[int]) -> None:
     raw = from_coco({"size": [4, 3], "counts": counts}, (4, 3), "x")
     masks = RleMasks.from_bytes([[raw, empty_rle((4, 3))], [raw, raw]], 2, (4, 3))
     assert RleMasks.from_runs(masks.runs().flipped()) == RleMasks.from_dense(masks.dense()[..., ::-1])
 
 
-def test_runs_that_fill_no_frame_are_not_drawn() -> None:
+def test_runs_that_do_not_fill_the_frame_are_refused() -> None:
     runs = RleMasks.from_dense(np.ones((2, 1, 3, 4), bool)).runs()
     for size in ((3, 5), (4, 4), (2, 4)):
         with pytest.raises(ValueError, match="do not fill"):
             MaskRuns(runs.ends, runs.stops, runs.shape, size).union(0)
-    for wanted, frame in (([2], 0), ([0], 1)):
+    for indices, frame in (([2], 0), ([0], 1)):
         with pytest.raises(IndexError):
-            runs.union(frame, wanted)
-    with pytest.raises(ValueError, match="are no masks"):
+            runs.union(frame, indices)
+    with pytest.raises(ValueError, match="are not masks"):
         MaskRuns(runs.ends[:-1], runs.stops, runs.shape, runs.size)
     none = RleMasks.empty(0, 2, (3, 4)).runs()
     assert none.shape == (0, 2) and not none.union(1).any() and RleMasks.from_runs(none) == RleMasks.empty(0, 2, (3, 4))
 
 
 def test_overlap_by_hand() -> None:
-    """A track of pixels 0-3 and an object of pixels 2-7 of ten; both gone in frame 1; frame 2 is not annotated."""
+    """A track of pixels 0-3 and an object of pixels 2-7 of ten; both are empty in frame 1; frame 2 is not annotated."""
     track, thing = np.zeros((1, 3, 1, 10), bool), np.zeros((1, 3, 1, 10), bool)
     track[0, 0, 0, :4] = thing[0, 0, 0, 2:8] = thing[0, 2, 0, :5] = True
     truth = GroundTruth(("1",), RleMasks.from_dense(thing), np.array([True, True, False]))
@@ -91,23 +92,23 @@ def test_overlap_by_hand() -> None:
 
 @given(st.integers(1, 150), st.integers(1, 9), st.lists(st.lists(st.integers(0, 90), max_size=12), max_size=4), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_pixels_are_what_the_counts_say(height: int, width: int, rows: list[list[int]], long: bool) -> None:
+def test_pixels_are_those_of_the_counts(height: int, width: int, rows: list[list[int]], long: bool) -> None:
     """Runs over several columns and words of 64 rows, empty runs, a last pixel that is set; against np.repeat."""
-    total, masks, wanted = height * width, [], []
+    total, masks, expected = height * width, [], []
     for counts in rows:
         fitting = [c * 7 if long else c for c in counts]
         while sum(fitting) > total:
             fitting.pop()
         fitting.append(total - sum(fitting))
         masks.append([from_coco({"size": [height, width], "counts": fitting}, (height, width), "x")])
-        wanted.append(np.repeat(np.arange(len(fitting)) % 2 == 1, fitting).reshape(width, height).T)
-    held = RleMasks.from_bytes(masks, 1, (height, width))
-    for k, pixels in enumerate(wanted):
-        assert np.array_equal(held.decode(k, 0), pixels) and np.array_equal(held.dense([k])[0, 0], pixels)
-        assert np.array_equal(coco.decode(held.at(k, 0)).view(bool), pixels) and run_total(held.bytes_at(k, 0)) == total
-    assert np.array_equal(held.dense()[:, 0], np.array(wanted, bool).reshape(-1, height, width))
+        expected.append(np.repeat(np.arange(len(fitting)) % 2 == 1, fitting).reshape(width, height).T)
+    all_masks = RleMasks.from_bytes(masks, 1, (height, width))
+    for k, pixels in enumerate(expected):
+        assert np.array_equal(all_masks.decode(k, 0), pixels) and np.array_equal(all_masks.dense([k])[0, 0], pixels)
+        assert np.array_equal(coco.decode(all_masks.at(k, 0)).view(bool), pixels) and run_total(all_masks.bytes_at(k, 0)) == total
+    assert np.array_equal(all_masks.dense()[:, 0], np.array(expected, bool).reshape(-1, height, width))
     if masks:
-        ends, stops = run_ends(held.rle, held.offsets)
+        ends, stops = run_ends(all_masks.rle, all_masks.offsets)
         assert np.array_equal(ends[stops - 1], [total] * len(masks)) and len(ends) == stops[-1]
 
 
@@ -123,11 +124,11 @@ def test_runs_are_read_as_coco_writes_them(counts: list[int]) -> None:
 
 def test_runs_that_do_not_fill_the_frame_give_no_pixels() -> None:
     square = RleMasks.from_dense(np.ones((1, 1, 4, 4), bool))
-    for raw, said in ((square.rle, "fill"), (np.append(square.rle, np.uint8(50)), "fill"), (square.rle[:1] + 32, "break off")):
-        torn = RleMasks(raw, np.array([0, len(raw)]), (1, 1), (4, 5))
+    for raw, message in ((square.rle, "fill"), (np.append(square.rle, np.uint8(50)), "fill"), (square.rle[:1] + 32, "break off")):
+        damaged = RleMasks(raw, np.array([0, len(raw)]), (1, 1), (4, 5))
         for read in (lambda m: m.decode(0, 0), RleMasks.dense):
-            with pytest.raises(ValueError, match=said):
-                read(torn)
+            with pytest.raises(ValueError, match=message):
+                read(damaged)
 
 
 def loop_total(raw: bytes) -> int:
@@ -164,12 +165,12 @@ def test_any_bytes_have_the_total_of_the_loop(raw: bytes) -> None:
 def test_counts_are_those_of_the_pixels(dense: np.ndarray, data: st.DataObject) -> None:
     """No track, no object, empty and full masks too."""
     k, t, h, w = dense.shape
-    things = data.draw(arrays(bool, st.tuples(st.integers(0, 3), st.just(t), st.just(h), st.just(w))))
+    objects = data.draw(arrays(bool, st.tuples(st.integers(0, 3), st.just(t), st.just(h), st.just(w))))
     tracks = dense[: data.draw(st.integers(0, k))]
-    held = [RleMasks.from_dense(m) if len(m) else RleMasks.empty(0, t, (h, w)) for m in (tracks, things)]
-    counts = count_overlap(held[0], GroundTruth(tuple(map(str, range(len(things)))), held[1], np.ones(t, bool)))
-    assert np.array_equal(counts.inter, (tracks[:, None] & things[None]).sum((3, 4)))
-    assert np.array_equal(counts.area, tracks.sum((2, 3))) and np.array_equal(counts.gt_area, things.sum((2, 3)))
+    both = [RleMasks.from_dense(m) if len(m) else RleMasks.empty(0, t, (h, w)) for m in (tracks, objects)]
+    counts = count_overlap(both[0], GroundTruth(tuple(map(str, range(len(objects)))), both[1], np.ones(t, bool)))
+    assert np.array_equal(counts.inter, (tracks[:, None] & objects[None]).sum((3, 4)))
+    assert np.array_equal(counts.area, tracks.sum((2, 3))) and np.array_equal(counts.gt_area, objects.sum((2, 3)))
     assert {counts.inter.dtype, counts.area.dtype, counts.gt_area.dtype} == {np.dtype(np.int32)}
 
 
@@ -183,7 +184,7 @@ SQUARE = {"size": [6, 8], "counts": "=240g0"}
 
 
 @pytest.mark.parametrize(
-    ("rle", "says"),
+    ("rle", "message"),
     [
         ("=240g0", "found str"),
         ("null", "found str"),
@@ -209,14 +210,14 @@ SQUARE = {"size": [6, 8], "counts": "=240g0"}
         ({**SQUARE, "size": [8, 6]}, r"the mask is \(8, 6\)"),
     ],
 )
-def test_what_is_no_mask_is_one_line(rle: Any, says: str) -> None:
-    with pytest.raises(InputError, match=rf"^file\.json: .*{says}") as error:
+def test_anything_but_a_mask_is_refused_in_one_line(rle: Any, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^file\.json: .*{message}") as error:
         from_coco(rle, (6, 8), "file.json")
     assert "\n" not in str(error.value) and ";" in str(error.value)
 
 
 def test_bytes_are_counts_too() -> None:
-    """As pycocotools gives them; JSON has none."""
+    """In the form of pycocotools; JSON has no bytes."""
     assert from_coco({**SQUARE, "counts": b"=240g0"}, (6, 8), "x") == from_coco(SQUARE, (6, 8), "x") == b"=240g0"
     assert coco.area({"size": [6, 8], "counts": b"=240g0"}) == 4
 
@@ -231,7 +232,7 @@ def test_uncompressed_counts_and_null() -> None:
         from_coco({"size": [2, 3], "counts": [2, 1]}, (2, 3), "x")
 
 
-def test_settings_name_what_exists() -> None:
+def test_errors_of_settings_list_the_settings() -> None:
     class Inner(Settings):
         lr: float = 1.0
 

@@ -100,12 +100,15 @@ def test_a_mirrored_cache_is_the_cache_of_mirrored_frames(root: Path, tmp_path: 
         a, b = unmirrored.read(video_id), mirror.read(video_id + "-mirror")
         np.testing.assert_array_equal(b.tracks.masks.dense(), a.tracks.masks.dense()[..., ::-1])
         assert b.expressions == split.expressions(b.video_id)
+        for record in (a, b):
+            boxes = record.tracks.masks.boxes()[np.arange(len(record.tracks.origin)), record.tracks.prompt_frame]
+            np.testing.assert_array_equal(record.tracks.prompt_box, [[x, y, x + w, y + h] for x, y, w, h in boxes])
         assert b.ground_truth is not None and b.overlap is not None
         truth = split.ground_truth(b.video_id)
         assert truth is not None and truth.object_ids == b.ground_truth.object_ids and truth.masks == b.ground_truth.masks
-        again = count_overlap(b.tracks.masks, b.ground_truth)
+        recounted = count_overlap(b.tracks.masks, b.ground_truth)
         for name in ("inter", "area", "gt_area"):
-            np.testing.assert_array_equal(getattr(again, name), getattr(b.overlap, name))
+            np.testing.assert_array_equal(getattr(recounted, name), getattr(b.overlap, name))
         np.testing.assert_array_equal(tokens.mirrored(tokens.mirrored(a.tracks.tokens)), a.tracks.tokens)
         measured, _ = tokens.describe(split.video(b.video_id).read, b.tracks.masks)
         for part, where in tokens.SLICES.items():

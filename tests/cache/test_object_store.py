@@ -1,8 +1,7 @@
-"""Caches at s3:// URLs, on a local S3 server: published once, read like a folder, resumed after kills, refused where unsafe."""
+"""Caches at s3:// URLs, on a local S3 server: published once, read like a folder, resumed after kills, refused if unsafe."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_text
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, leftovers, open_backend, read_card, verify
 from rvos_cache.store.object_backend import ObjectBackend
-from rvos_cache.store.staging import DAY, HOST
+from rvos_cache.store.staging import HOST, VIDEO_LIFETIME
 from rvos_select.data.caches import TextSource, TrackSource, find_text, texts_of
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(server: str) -> Any:
-    """The file system, for looking behind the store's back."""
+    """The file system, to read and change objects without the store."""
     import s3fs
 
     return s3fs.S3FileSystem(use_listings_cache=False)
@@ -59,41 +59,41 @@ def out(server: str, request: pytest.FixtureRequest) -> str:
     return f"s3://{BUCKET}/{request.node.name}.zarr"
 
 
-def run(tmp_path: Path, out: Path | str, held: int = 3, **options: Any) -> Any:
-    return extract(TINY, tmp_path / str(held), "train", TRACKER, out, **options)
+def run(tmp_path: Path, out: Path | str, count: int = 3, **options: Any) -> Any:
+    return extract(TINY, tmp_path / str(count), "train", TRACKER, out, **options)
 
 
 def spawn(tmp_path: Path, out: str, videos: int, *more: str) -> subprocess.Popen[bytes]:
-    words = ["extract", "--dataset", TINY, "--root", str(tmp_path / str(videos)), "--split", "train"]
-    words += ["--tracker", TRACKER, "--out", out, *more]
+    arguments = ["extract", "--dataset", TINY, "--root", str(tmp_path / str(videos)), "--split", "train"]
+    arguments += ["--tracker", TRACKER, "--out", out, *more]
     env = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
     code = "from rvos_cache.cli import main; main()"
-    return subprocess.Popen([sys.executable, "-c", code, *words], env=env, stdout=-3, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, stdout=-3, stderr=subprocess.PIPE)
 
 
 def test_a_cache_at_a_url_is_the_cache_in_a_folder(tmp_path: Path, out: str, s3: Any) -> None:
     folder = tmp_path / "a.zarr"
-    for place in (folder, out):
-        report = run(tmp_path, place, overrides={"bad": "v00"})
+    for path in (folder, out):
+        report = run(tmp_path, path, overrides={"bad": "v00"})
         assert (report.done, set(report.failed)) == (["v01", "v02"], {"v00"})
-    # Every command takes a Path, which keeps one slash of the two.
-    for spelling in (out, Path(out)):
-        cache = TrackCache(spelling)
+    # Every command takes a Path, which drops one of the two slashes.
+    for path in (out, Path(out)):
+        cache = TrackCache(path)
         assert cache.failures() == TrackCache(folder).failures() and cache.video_ids() == ("v01", "v02")
-        assert content_digest(spelling) == content_digest(folder) and list(verify(spelling)) == []
-        tokens = TrackSource([spelling]).tokens("v01")
+        assert content_digest(path) == content_digest(folder) and list(verify(path)) == []
+        tokens = TrackSource([path]).tokens("v01")
         np.testing.assert_array_equal(tokens, TrackCache(folder).tokens("v01"))
     assert sorted(name.rpartition("/")[2] for name in s3.ls(out)) == ["attempts", "card.json", "commits", "failures"]
-    again = run(tmp_path, out, overrides={"bad": "v00"})
-    assert again.skipped == ["v01", "v02"] and list(again.failed) == ["v00"]
+    second = run(tmp_path, out, overrides={"bad": "v00"})
+    assert second.skipped == ["v01", "v02"] and list(second.failed) == ["v00"]
     with pytest.raises(InputError, match="settings.size = 4, now it is 5"):
         run(tmp_path, out, overrides={"bad": "v00", "size": 5})
 
 
 def test_the_commands_take_a_url(tmp_path: Path, out: str) -> None:
-    where = ["--dataset", TINY, "--root", str(tmp_path / "3"), "--split", "train", "--tracker", TRACKER]
-    said = CliRunner().invoke(cli, ["extract", *where, "--out", out, "--jobs", "2"])
-    assert said.exit_code == 0 and f"{out}: 3 done" in said.output, said.output
+    options = ["--dataset", TINY, "--root", str(tmp_path / "3"), "--split", "train", "--tracker", TRACKER]
+    result = CliRunner().invoke(cli, ["extract", *options, "--out", out, "--jobs", "2"])
+    assert result.exit_code == 0 and f"{out}: 3 done" in result.output, result.output
     facts = json.loads(CliRunner().invoke(cli, ["info", out, "--json"]).output)
     assert facts["done"] == 3 and facts["content"] == content_digest(out) and facts["missing"] == []
     assert facts["bytes"] > 1000
@@ -108,7 +108,7 @@ def test_only_committed_videos_are_read(tmp_path: Path, out: str, s3: Any) -> No
         TrackCache(out).tokens("v02")
     run(tmp_path, out)
     assert TrackCache(out).tokens("v02").shape == (3, 5, 4)
-    # The attempt that lost its commit is of this process, which lives.
+    # The staging without a commit belongs to this process, which is alive.
     assert list(leftovers(out)) == []
 
 
@@ -127,13 +127,13 @@ def test_damage_is_found_and_not_read(tmp_path: Path, out: str, s3: Any) -> None
     s3.rm_file(f"{out}/{tokens}")
     assert len([fault for fault in verify(out) if f"{tokens}: missing" in fault]) == 1
     s3.pipe_file(f"{out}/{tokens}", raw)
-    strays = ("note.txt", f"attempts/{attempt}/extra", "attempts/what/x", "commits/v01", "failures/note")
-    for stray in strays:
-        s3.pipe_file(f"{out}/{stray}", b"x")
-    said = {fault.split(": ")[0] for fault in verify(out) if "does not belong here" in fault}
-    assert said == {f"{out}/{stray.removesuffix('/x')}" for stray in strays}
-    for stray in strays:
-        s3.rm_file(f"{out}/{stray}")
+    foreign_names = ("note.txt", f"attempts/{attempt}/extra", "attempts/what/x", "commits/v01", "failures/note")
+    for name in foreign_names:
+        s3.pipe_file(f"{out}/{name}", b"x")
+    foreign = {fault.split(": ")[0] for fault in verify(out) if "does not belong here" in fault}
+    assert foreign == {f"{out}/{name.removesuffix('/x')}" for name in foreign_names}
+    for name in foreign_names:
+        s3.rm_file(f"{out}/{name}")
     assert list(verify(out)) == []
     s3.pipe_file(f"{out}/failures/0.json", b"{}")
     assert [fault for fault in verify(out) if "failures/0.json: not a failure record" in fault]
@@ -144,7 +144,7 @@ def test_two_writers_at_once(tmp_path: Path, out: str, s3: Any) -> None:
     assert [(p.wait(100), p.stderr and p.stderr.read().count(b"error")) for p in started] == [(0, 0)] * 2
     run(tmp_path, tmp_path / "a.zarr", 5)
     assert content_digest(out) == content_digest(tmp_path / "a.zarr") and list(verify(out)) == []
-    # Who came second has taken its files away.
+    # The second writer of a video has removed its files.
     assert len(s3.ls(f"{out}/attempts")) == 5 == len(s3.ls(f"{out}/commits"))
 
 
@@ -156,7 +156,7 @@ def test_of_two_publishers_of_a_video_the_first_wins(tmp_path: Path, out: str) -
     assert TrackCache(out).folder("new").array("tokens").max() == 1
 
 
-def test_killed_writers_leave_nothing_half_done(tmp_path: Path, out: str, s3: Any) -> None:
+def test_killed_writers_leave_no_part_of_a_video(tmp_path: Path, out: str, s3: Any) -> None:
     killed = 0
     for wait in (0.0, 0.2):
         process = spawn(tmp_path, out, 6, "--set", "wait=0.1")
@@ -174,8 +174,8 @@ def test_killed_writers_leave_nothing_half_done(tmp_path: Path, out: str, s3: An
     assert content_digest(out) == content_digest(tmp_path / "a.zarr")
 
 
-def test_what_no_commit_names_is_swept_after_a_day(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
-    """Of another machine or of a dead process of this one: a writer that still lives must find its files when it commits."""
+def test_stagings_without_a_commit_are_removed_after_a_day(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
+    """Of another machine or of a dead process of this one: the files of a live writer must be there when it commits."""
     run(tmp_path, out, 2)
     names = [f"{out}/attempts/v01.{host}.999999999.{'1' * 32}" for host in ("elsewhere", HOST)]
     for name in names:
@@ -183,20 +183,23 @@ def test_what_no_commit_names_is_swept_after_a_day(tmp_path: Path, out: str, s3:
     run(tmp_path, out, 2)
     assert all(map(s3.exists, names)) and list(leftovers(out)) == [] and list(verify(out)) == []
     now, before = time.time, content_digest(out)
-    monkeypatch.setattr("rvos_cache.store.staging.time.time", lambda: now() + DAY + 60)
+    monkeypatch.setattr("rvos_cache.store.staging.time.time", lambda: now() + VIDEO_LIFETIME + 60)
     assert [note.split(": left")[0] for note in leftovers(out)] == sorted(names)
     run(tmp_path, out, 2)
     assert len(s3.ls(f"{out}/attempts")) == 2 and list(verify(out)) == [] and content_digest(out) == before
 
 
-def test_a_writer_that_took_half_a_day_does_not_commit(tmp_path: Path, out: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("seconds", [VIDEO_LIFETIME / 2 - 60, VIDEO_LIFETIME / 2 + 60])
+def test_an_upload_of_more_than_half_a_day_is_not_committed(out: str, monkeypatch: Any, seconds: float) -> None:
     writer = CacheWriter(out, Card(kind="text", dataset="d", split="s", producer="p"))
-    clock = itertools.count(time.time(), DAY / 2 + 60)
-    with monkeypatch.context() as patch:
-        patch.setattr("rvos_cache.store.object_backend.time.time", lambda: next(clock))
+    times = iter((time.time(), time.time() + seconds))
+    monkeypatch.setattr("rvos_cache.store.object_backend.time", SimpleNamespace(time=lambda: next(times)))
+    if seconds < VIDEO_LIFETIME / 2:
+        assert writer.publish("v", {"a": np.zeros(3, np.float32)}, {}) and writer.published_ids() == {"v"}
+    else:
         with pytest.raises(OSError, match="half a day"):
             writer.publish("v", {"a": np.zeros(3, np.float32)}, {})
-    assert writer.done() == set()
+        assert writer.published_ids() == set()
 
 
 def test_verify_fetches_each_file_once(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
@@ -219,8 +222,8 @@ def test_verify_fetches_each_file_once(tmp_path: Path, out: str, s3: Any, monkey
     assert sorted(files) == sorted(path for path in s3.find(out) if not path.endswith("card.json"))
 
 
-def test_words_beside_tracks_are_found_at_a_url(tmp_path: Path, server: str, s3: Any) -> None:
-    """Only of the same dataset and split, and said with both slashes where there is not one."""
+def test_the_text_cache_next_to_a_tracks_cache_is_found_at_a_url(tmp_path: Path, server: str, s3: Any) -> None:
+    """Only of the same dataset and split; the error has the URL with both slashes."""
     base = f"s3://{BUCKET}/beside"
     run(tmp_path, f"{base}/tracks.zarr", 1)
     with pytest.raises(InputError, match=rf"^{base}/tracks.zarr: wanted one text cache of {TINY} train beside it, found none"):
@@ -228,58 +231,58 @@ def test_words_beside_tracks_are_found_at_a_url(tmp_path: Path, server: str, s3:
     extract_text(TINY, tmp_path / "1", "train", "hashed", Path(f"{base}/text-hashed.zarr"))
     extract_text(TINY, tmp_path / "1", "valid", "hashed", Path(f"{base}/other.zarr"))
     s3.pipe_file(f"{base}/foreign.zarr/x", b"x")
-    found = texts_of([Path(f"{base}/tracks.zarr")], [])
-    assert [text.card.split for text in TextSource(found).caches] == ["train"] and len(found) == 1
+    text_paths = texts_of([Path(f"{base}/tracks.zarr")], [])
+    assert [text.card.split for text in TextSource(text_paths).caches] == ["train"] and len(text_paths) == 1
     with pytest.raises(InputError, match=rf"^{base}/text-hashed.zarr: no words of video v09"):
-        TextSource(found).words("v09")
+        TextSource(text_paths).words("v09")
     extract_text(TINY, tmp_path / "1", "train", "hashed", Path(f"{base}/again.zarr"))
     with pytest.raises(InputError, match=f"found {base}/again.zarr, {base}/text-hashed.zarr; give --text"):
         find_text(Path(f"{base}/tracks.zarr"))
 
 
-class Careless:
-    """An S3 whose server does not know conditional puts: it takes every one, or refuses to hear of them."""
+class WithoutConditions:
+    """An S3 file system whose server has no conditional puts: it ignores the condition, or raises an error for it."""
 
-    def __init__(self, inner: Any, said: Exception | None) -> None:
-        self.inner, self.said = inner, said
+    def __init__(self, inner: Any, error: Exception | None) -> None:
+        self.inner, self.error = inner, error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite") -> None:
-        if mode == "create" and self.said is not None:
-            raise self.said
+        if mode == "create" and self.error is not None:
+            raise self.error
         self.inner.pipe_file(path, value)
 
 
-@pytest.mark.parametrize("said", [None, OSError("A header you provided implies functionality that is not implemented")])
-def test_a_store_without_conditional_puts_is_refused(tmp_path: Path, out: str, s3: Any, said: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("error", [None, OSError("A header you provided implies functionality that is not implemented")])
+def test_a_store_without_conditional_puts_is_refused(tmp_path: Path, out: str, s3: Any, error: Any, monkeypatch: Any) -> None:
     import fsspec
 
-    monkeypatch.setattr(fsspec, "filesystem", lambda *a, **k: Careless(s3, said))
+    monkeypatch.setattr(fsspec, "filesystem", lambda *a, **k: WithoutConditions(s3, error))
     with pytest.raises(
-        (InputError, OSError), match="overwrites in spite of If-None-Match" if said is None else "not implemented"
+        (InputError, OSError), match="overwrites in spite of If-None-Match" if error is None else "not implemented"
     ):
         run(tmp_path, out)
     assert s3.find(out) == []
 
 
-def test_a_commit_whose_answer_was_lost_is_ours(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
-    """The client asks again, and the store refuses because of the first: dropping the files then would lose the video."""
+def test_a_commit_that_the_client_repeats_is_ours(tmp_path: Path, out: str, s3: Any, monkeypatch: Any) -> None:
+    """The client repeats the put, which fails because of the first: removing the files then would lose the video."""
     import fsspec
 
-    class Lossy(Careless):
+    class RepeatsPuts(WithoutConditions):
         def pipe_file(self, path: str, value: bytes, mode: str = "overwrite") -> None:
             self.inner.pipe_file(path, value, mode=mode)
             if "/commits/" in path:
                 self.inner.pipe_file(path, value, mode=mode)
 
-    monkeypatch.setattr(fsspec, "filesystem", lambda *a, **k: Lossy(s3, None))
+    monkeypatch.setattr(fsspec, "filesystem", lambda *a, **k: RepeatsPuts(s3, None))
     assert len(run(tmp_path, out).done) == 3 and list(verify(out)) == []
     assert len(s3.ls(f"{out}/attempts")) == 3
 
 
-def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, server: str, s3: Any, monkeypatch: Any) -> None:
+def test_unusable_urls_are_one_line(tmp_path: Path, server: str, s3: Any, monkeypatch: Any) -> None:
     s3.pipe_file(f"{BUCKET}/foreign.zarr/readme", b"x")
     with pytest.raises(InputError, match="holds 'readme' and is not a cache"):
         run(tmp_path, f"s3://{BUCKET}/foreign.zarr")
@@ -288,7 +291,7 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, server: str, s3
     with pytest.raises(OSError, match="bucket does not exist") as caught:
         run(tmp_path, "s3://nowhere/a.zarr")
     assert caught.value.filename.startswith("s3://nowhere/a.zarr")
-    with pytest.raises(InputError, match="no way to fax:// here"):
+    with pytest.raises(InputError, match="no support for fax:// is installed"):
         open_backend("fax://x/a.zarr")
     type(s3).clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

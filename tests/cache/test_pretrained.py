@@ -1,4 +1,4 @@
-"""Checkpoints are loaded whole or not at all, and the same weights have the same digest."""
+"""Checkpoints are loaded completely or not at all, and the same weights have the same digest."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def checkpoint(tmp_path: Path) -> Path:
     return tiny_roberta(tmp_path, ["the bird flying away"])
 
 
-def without(checkpoint: Path, beginning: str) -> None:
+def without(checkpoint: Path, prefix: str) -> None:
     path = checkpoint / "model.safetensors"
-    held = load_file(path)
-    kept = {name: tensor for name, tensor in held.items() if not name.startswith(beginning)}
-    assert len(kept) < len(held)
-    save_file(kept, path, {"format": "pt"})
+    tensors = load_file(path)
+    remaining = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    assert len(remaining) < len(tensors)
+    save_file(remaining, path, {"format": "pt"})
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_not_filled_with_random_ones(checkpoint: Path) -> None:
@@ -54,9 +54,9 @@ def test_a_weight_that_nobody_reads_may_be_missing_and_the_digest_stays(checkpoi
 def test_a_changed_weight_changes_the_digest(checkpoint: Path) -> None:
     before = weights_digest(load_frozen(AutoModel, str(checkpoint), "text checkpoint"), str(checkpoint))
     path = checkpoint / "model.safetensors"
-    held = load_file(path)
-    held["embeddings.word_embeddings.weight"][0, 0] += 1
-    save_file(held, path, {"format": "pt"})
+    tensors = load_file(path)
+    tensors["embeddings.word_embeddings.weight"][0, 0] += 1
+    save_file(tensors, path, {"format": "pt"})
     assert weights_digest(load_frozen(AutoModel, str(checkpoint), "text checkpoint"), str(checkpoint)) != before
 
 
@@ -80,26 +80,26 @@ def test_weights_in_a_pickle_are_not_read(checkpoint: Path) -> None:
 
 def test_a_wrong_checkpoint_is_one_line_without_a_report(checkpoint: Path) -> None:
     without(checkpoint, "encoder.layer.1.output")
-    heard = io.StringIO()
-    handler = logging.StreamHandler(heard)
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
     transformers_logging.add_handler(handler)
     try:
         with pytest.raises(InputError, match="would be random"):
             load_frozen(AutoModel, str(checkpoint), "text checkpoint")
-        assert heard.getvalue() == ""
+        assert log.getvalue() == ""
         AutoModel.from_pretrained(str(checkpoint))
-        # Who loads another model in the same process hears transformers as before.
-        assert "encoder.layer.1.output" in heard.getvalue()
+        # Later loads in the same process log as before.
+        assert "encoder.layer.1.output" in log.getvalue()
     finally:
         transformers_logging.remove_handler(handler)
 
 
 def test_a_weight_of_another_shape_is_named_with_both_shapes(checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
-    held = load_file(path)
-    held["encoder.layer.0.output.dense.weight"] = held["encoder.layer.0.output.dense.weight"][:, :5].clone()
-    save_file(held, path, {"format": "pt"})
-    with pytest.raises(InputError, match=r"encoder\.layer\.0\.output\.dense\.weight' has shape \(32, 5\), .* wants \(32, 64\)"):
+    tensors = load_file(path)
+    tensors["encoder.layer.0.output.dense.weight"] = tensors["encoder.layer.0.output.dense.weight"][:, :5].clone()
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"encoder\.layer\.0\.output\.dense\.weight' has shape \(32, 5\), .* expects \(32, 64\)"):
         load_frozen(AutoModel, str(checkpoint), "text checkpoint")
 
 
@@ -109,19 +109,19 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, load: Ca
         load(AutoModel, str(tmp_path / "nowhere"), "text checkpoint", setting="other")
 
 
-class Asked:
-    """A kind of model that only keeps how it was asked for."""
+class FakeModel:
+    """A model class that records the arguments of `from_pretrained`."""
 
-    given: ClassVar[list[bool]] = []
+    local_only: ClassVar[list[bool]] = []
 
     @classmethod
     def from_pretrained(cls, checkpoint: str, local_files_only: bool) -> None:
-        cls.given.append(local_files_only)
+        cls.local_only.append(local_files_only)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that answers; the hub is asked anew."""
+    """The URL of a server that answers; the cached state of the hub is cleared."""
     from rvos_cache.pretrained import _hub_fault
 
     class Nothing(BaseHTTPRequestHandler):
@@ -132,7 +132,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    monkeypatch.setattr(Asked, "given", [])
+    monkeypatch.setattr(FakeModel, "local_only", [])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     server = HTTPServer(("127.0.0.1", 0), Nothing)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -143,31 +143,27 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     _hub_fault.cache_clear()
 
 
-def test_a_hub_that_answers_is_asked(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_answers_is_used(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
-    load_processor(Asked, "owner/name", "text checkpoint")
-    assert Asked.given == [False]
+    load_processor(FakeModel, "owner/name", "text checkpoint")
+    assert FakeModel.local_only == [False]
 
 
-def test_without_a_hub_only_what_is_here_is_read_and_nothing_is_tried_again(
-    hub: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_hub_only_local_files_are_read(hub: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    load_processor(Asked, "owner/name", "text checkpoint")
-    load_processor(Asked, str(checkpoint), "text checkpoint")
-    assert Asked.given == [True, True]
+    load_processor(FakeModel, "owner/name", "text checkpoint")
+    load_processor(FakeModel, str(checkpoint), "text checkpoint")
+    assert FakeModel.local_only == [True, True]
     with pytest.raises(InputError, match=r"'owner/name' cannot be loaded .*\[http://127.0.0.1:9: \w+: "):
         load_frozen(AutoModel, "owner/name", "text checkpoint")
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_vita_s_head_is_looked_for_as_the_rest_of_its_checkpoint(
-    hub: str, answers: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = []
+def test_vita_s_head_is_loaded_from_where_its_checkpoint_is(hub: str, answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
 
     def cached_file(checkpoint: str, name: str, local_files_only: bool) -> None:
-        given.append((checkpoint, name, local_files_only))
+        calls.append((checkpoint, name, local_files_only))
         raise OSError("not there")
 
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub if answers else "http://127.0.0.1:9")
@@ -176,19 +172,19 @@ def test_vita_s_head_is_looked_for_as_the_rest_of_its_checkpoint(
         InputError, match=r"'owner/name': vita_head.safetensors cannot be read \(not there( \[http.*\])?\); make the folder with"
     ):
         load_head("owner/name")
-    assert given == [("owner/name", "vita_head.safetensors", not answers)]
+    assert calls == [("owner/name", "vita_head.safetensors", not answers)]
     with pytest.raises(InputError, match="there is no such folder, nor one in RVOS_CHECKPOINTS; make it with rvos-cache convert"):
         load_head("/nowhere/vita")
-    assert len(given) == 1
+    assert len(calls) == 1
 
 
 def test_a_checkpoint_that_moved_is_found_by_its_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = shutil.copytree(checkpoint, tmp_path / "there/words")
-    said = str(there)
-    digest = weights_digest(load_frozen(AutoModel, said, "text checkpoint"), said)
-    moved = there.rename(tmp_path / "words")
+    folder = shutil.copytree(checkpoint, tmp_path / "there/words")
+    checkpoint_name = str(folder)
+    digest = weights_digest(load_frozen(AutoModel, checkpoint_name, "text checkpoint"), checkpoint_name)
+    moved = folder.rename(tmp_path / "words")
     with pytest.raises(InputError, match="no such folder, nor one in RVOS_CHECKPOINTS"):
-        load_frozen(AutoModel, said, "text checkpoint")
+        load_frozen(AutoModel, checkpoint_name, "text checkpoint")
     monkeypatch.setenv("RVOS_CHECKPOINTS", f"{tmp_path / 'empty'}{os.pathsep}{moved.parent}")
-    for name in (said, "owner/words"):
+    for name in (checkpoint_name, "owner/words"):
         assert weights_digest(load_frozen(AutoModel, name, "text checkpoint"), name) == digest

@@ -1,4 +1,4 @@
-"""The store's records there and back, open handles against changing files, selected tracks, strays and leftovers."""
+"""The store: records are read as written, open handles notice changed files, selected tracks, foreign files, leftovers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from rvos_cache.store import (
 )
 from rvos_cache.store.checksum import with_checksum
 from rvos_cache.store.staging import HOST
-from rvos_cache.store.tracks import _finite
+from rvos_cache.store.tracks import _is_finite
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
 from rvos_select.data.caches import TrackSource
 
@@ -60,11 +60,11 @@ def masks(count: int, frames: int, seed: int = 0) -> RleMasks:
 
 
 def record(video: str = "v", n: int = 3, a: int = 2, t: int = 4, hidden: bool = False, seed: int = 0) -> TrackRecord:
-    rng, held = np.random.default_rng(seed), masks(n, t, seed)
+    rng, track_masks = np.random.default_rng(seed), masks(n, t, seed)
     tracks = TrackSet(
         tokens=rng.standard_normal((n, t, 4)).astype(np.float16),
         presence=rng.random((n, t)).astype(np.float16),
-        masks=held,
+        masks=track_masks,
         prompt=np.arange(n, dtype=np.int32) % 3 - 1,
         origin=("grid", "box", "gt", "flow")[:n],
         prompt_frame=np.arange(n, dtype=np.int32),
@@ -72,14 +72,17 @@ def record(video: str = "v", n: int = 3, a: int = 2, t: int = 4, hidden: bool = 
         features={"map": rng.random((t, 3)).astype(np.float32)},
     )
     truth = GroundTruth(tuple(map(str, range(a))), masks(a, t, seed + 1), np.arange(t) % 2 == 0)
-    said = (Expression(video, "0", "ein Hund", None if hidden else ("0",)), Expression(video, "1", "犬", None if hidden else ()))
+    expressions = (
+        Expression(video, "0", "ein Hund", None if hidden else ("0",)),
+        Expression(video, "1", "犬", None if hidden else ()),
+    )
     names = tuple(f"{i:05d}" for i in range(t))
-    answers = (None, None) if hidden else (truth, count_overlap(held, truth))
-    return TrackRecord(video, names, SIZE, said, tracks, *answers)
+    ground_truth = (None, None) if hidden else (truth, count_overlap(track_masks, truth))
+    return TrackRecord(video, names, SIZE, expressions, tracks, *ground_truth)
 
 
 def same(a: object, b: object) -> bool:
-    """Whether two records hold the same, arrays by dtype, shape and values."""
+    """Whether two records are equal, arrays by dtype, shape and values."""
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, RleMasks) or not hasattr(a, "__dict__"):
@@ -101,7 +104,7 @@ def cache(tmp_path: Path) -> TrackCache:
     ("n", "a", "t", "hidden"),
     [(3, 2, 4, False), (0, 2, 4, False), (3, 0, 4, False), (3, 2, 1, False), (0, 0, 1, False), (3, 2, 4, True)],
 )
-def test_tracks_there_and_back(tmp_path: Path, n: int, a: int, t: int, hidden: bool) -> None:
+def test_tracks_are_read_as_written(tmp_path: Path, n: int, a: int, t: int, hidden: bool) -> None:
     path, wrote = tmp_path / "c.zarr", record(n=n, a=a, t=t, hidden=hidden)
     write_tracks(writer(path), wrote)
     cache = TrackCache(path)
@@ -109,10 +112,10 @@ def test_tracks_there_and_back(tmp_path: Path, n: int, a: int, t: int, hidden: b
     assert cache.tokens("v").flags.writeable
     # The files are plain Zarr: the library reads the same values.
     folder = cache.folder("v")
-    for name in folder.names():
+    for name in folder.array_names():
         stored = zarr.open_array(path / "videos/v" / name, mode="r", zarr_format=3)[...]
         assert same(np.asarray(stored), np.asarray(folder.array(name))), name
-    assert "features/map" in folder.names()
+    assert "features/map" in folder.array_names()
     for frames in (slice(0, 1), slice(1, 3), slice(None), slice(2, 2), slice(None, None, 2)):
         assert same(cache.feature("v", "map", frames), wrote.tracks.features["map"][frames])
     if hidden:
@@ -120,19 +123,19 @@ def test_tracks_there_and_back(tmp_path: Path, n: int, a: int, t: int, hidden: b
             cache.overlap("v")
 
 
-def coming(frames: np.ndarray, path: Path) -> Iterator[np.ndarray]:
+def frame_by_frame(frames: np.ndarray, path: Path) -> Iterator[np.ndarray]:
     for t, frame in enumerate(frames):
-        # The last one is on the disk before the next one is asked for.
+        # Each frame is on the disk before the next one is requested.
         assert len([f for f in path.rglob("features/map/c/*/*") if f.is_file()]) == t
         yield frame
 
 
 @pytest.mark.parametrize("frames", [1, 4])
-def test_frames_that_come_one_by_one_are_the_same_files(tmp_path: Path, frames: int) -> None:
+def test_an_iterator_of_frames_gives_the_same_files(tmp_path: Path, frames: int) -> None:
     whole = record(t=frames)
     array = whole.tracks.features["map"]
     write_tracks(writer(tmp_path / "a.zarr"), whole)
-    streamed = replace(whole, tracks=replace(whole.tracks, features={"map": coming(array, tmp_path / "b.zarr")}))
+    streamed = replace(whole, tracks=replace(whole.tracks, features={"map": frame_by_frame(array, tmp_path / "b.zarr")}))
     write_tracks(writer(tmp_path / "b.zarr"), streamed)
     files = [
         sorted(p for p in (tmp_path / name / "videos/v/features/map").rglob("*") if p.is_file()) for name in ("a.zarr", "b.zarr")
@@ -142,7 +145,7 @@ def test_frames_that_come_one_by_one_are_the_same_files(tmp_path: Path, frames: 
 
 
 @pytest.mark.parametrize(
-    ("frames", "said"),
+    ("frames", "message"),
     [
         ([], "is an iterator without a frame"),
         ([np.zeros(3, np.float32), np.zeros(4, np.float32)], r"feature 'map', frame 1, has shape \(4,\), declared \(3\)"),
@@ -150,50 +153,50 @@ def test_frames_that_come_one_by_one_are_the_same_files(tmp_path: Path, frames: 
         ([np.zeros(3, np.float32), np.full(3, np.nan, np.float32)], "NaN or infinite"),
     ],
 )
-def test_frames_that_do_not_fit_together_leave_no_video(tmp_path: Path, frames: list[np.ndarray], said: str) -> None:
+def test_frames_of_different_shapes_are_not_published(tmp_path: Path, frames: list[np.ndarray], message: str) -> None:
     whole = record(t=2)
-    with pytest.raises((InputError, ValueError), match=said):
+    with pytest.raises((InputError, ValueError), match=message):
         write_tracks(writer(tmp_path / "c.zarr"), replace(whole, tracks=replace(whole.tracks, features={"map": iter(frames)})))
     assert TrackCache(tmp_path / "c.zarr").video_ids() == () and list(leftovers(tmp_path / "c.zarr")) == []
 
 
-def test_text_there_and_back(tmp_path: Path) -> None:
+def test_text_is_read_as_written(tmp_path: Path) -> None:
     rng, path = np.random.default_rng(0), tmp_path / "t.zarr"
-    said = tuple(Expression("v", str(i), "a dog " * (i + 1), None if i else ("0", "1")) for i in range(3))
+    expressions = tuple(Expression("v", str(i), "a dog " * (i + 1), None if i else ("0", "1")) for i in range(3))
     words = tuple(
         Words(rng.standard_normal((n, 4)).astype(np.float16), rng.integers(0, 9, (n, 2)).astype(np.int32), ("", "NN", "VB")[:n])
         for n in (1, 3, 2)
     )
-    into = writer(path, "text")
-    assert write_text(into, TextRecord("v", said, words)) and write_text(into, TextRecord("none", (), ()))
-    assert not write_text(into, TextRecord("v", said, words))
+    cache_writer = writer(path, "text")
+    assert write_text(cache_writer, TextRecord("v", expressions, words)) and write_text(cache_writer, TextRecord("none", (), ()))
+    assert not write_text(cache_writer, TextRecord("v", expressions, words))
     cache = TextCache(path)
-    assert cache.expressions("v") == said and same(cache.words("v"), words)
+    assert cache.expressions("v") == expressions and same(cache.words("v"), words)
     assert cache.expressions("none") == () and cache.words("none") == () and list(verify(path)) == []
     with pytest.raises(ValueError, match="encoded"):
-        TextRecord("v", said, words[:1])
+        TextRecord("v", expressions, words[:1])
 
 
 @pytest.mark.parametrize("drawn", [False, True])
-def test_selections_there_and_back(tmp_path: Path, drawn: bool) -> None:
+def test_selections_are_read_as_written(tmp_path: Path, drawn: bool) -> None:
     rng, path = np.random.default_rng(0), tmp_path / "s.zarr"
-    said = tuple(
+    selections = tuple(
         Selection(str(e), rng.random(3).astype(np.float32), rng.random(3) > 0.5, masks(3, 4, e) if drawn else None)
         for e in range(2)
     )
     names = ("a", "b", "c", "d")
-    into = writer(path, "selections")
-    write_selections(into, SelectionRecord("v", names, SIZE, said))
-    write_selections(into, SelectionRecord("none", names, SIZE, ()))
+    cache_writer = writer(path, "selections")
+    write_selections(cache_writer, SelectionRecord("v", names, SIZE, selections))
+    write_selections(cache_writer, SelectionRecord("none", names, SIZE, ()))
     cache = SelectionCache(path)
-    assert same(cache.selections("v"), said) and cache.selections("none") == ()
+    assert same(cache.selections("v"), selections) and cache.selections("none") == ()
     info = cache.info("v")
     assert (info.frame_names, info.size, info.expression_ids) == (names, SIZE, ("0", "1")) and list(verify(path)) == []
 
 
-def flip(path: Path, at: int = 5) -> bytes:
+def flip(path: Path, position: int = 5) -> bytes:
     raw = path.read_bytes()
-    path.write_bytes(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :])
+    path.write_bytes(raw[:position] + bytes([raw[position] ^ 4]) + raw[position + 1 :])
     return raw
 
 
@@ -210,7 +213,7 @@ READS = {
 @pytest.mark.parametrize("file", READS)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_flipped_or_missing_chunk_is_never_read(cache: TrackCache, file: str, when: str) -> None:
-    """Whether the handle has read the file before or not; and reading goes on when the right bytes are back."""
+    """Whether or not the handle has read the file before; and the right bytes are read again once they are back."""
     path, read = Path(cache.path) / "videos/v" / file, READS[file]
     if when == "after":
         read(cache)
@@ -232,14 +235,14 @@ def test_every_bit_of_a_file_counts_under_an_open_handle(cache: TrackCache) -> N
     path = Path(cache.path) / "videos/v/presence/c/0/0"
     raw = path.read_bytes()
     for bit in range(8 * len(raw)):
-        torn = bytearray(raw)
-        torn[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(torn)
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
         with pytest.raises(InputError, match="changed since"):
             cache.presence("v")
 
 
-def test_a_video_that_was_made_again_is_not_read_by_an_old_handle(cache: TrackCache, tmp_path: Path) -> None:
+def test_an_open_handle_does_not_read_a_video_that_was_replaced(cache: TrackCache, tmp_path: Path) -> None:
     cache.tokens("v")
     write_tracks(writer(tmp_path / "other.zarr"), record(seed=9))
     shutil.rmtree(Path(cache.path) / "videos/v")
@@ -250,76 +253,76 @@ def test_a_video_that_was_made_again_is_not_read_by_an_old_handle(cache: TrackCa
     assert same(TrackCache(cache.path).read("v"), record(seed=9))
 
 
-def test_a_chunk_that_was_never_listed_is_no_zeros(cache: TrackCache) -> None:
+def test_a_chunk_without_a_digest_is_not_read_as_zeros(cache: TrackCache) -> None:
     folder = cache.folder("v")
-    del folder.files["tokens/c/0/0/0"]
+    del folder.digests["tokens/c/0/0/0"]
     with pytest.raises(InputError, match="not written"):
         cache.tokens("v")
 
 
 def test_a_cache_of_the_first_format_is_refused_in_one_line(cache: TrackCache) -> None:
     path = Path(cache.path) / "card.json"
-    held = json.loads(path.read_text())
-    del held["digest"]
-    path.write_bytes(with_checksum({**held, "format_version": 1}))
+    card = json.loads(path.read_text())
+    del card["digest"]
+    path.write_bytes(with_checksum({**card, "format_version": 1}))
     for use in (TrackCache, writer, lambda p: InputError(next(iter(verify(p)))), content_digest):
         try:
-            said = str(use(cache.path))  # type: ignore[operator]
+            message = str(use(cache.path))  # type: ignore[operator]
         except InputError as error:
-            said = str(error)
-        assert said == f"{cache.path}: format version 1, this program reads 2; extract again into a new path"
+            message = str(error)
+        assert message == f"{cache.path}: format version 1, this program reads 2; extract again into a new path"
 
 
-def test_a_video_is_a_dozen_files(tmp_path: Path) -> None:
-    """Besides its features: five arrays of two files each, the attributes and the digests."""
+def test_the_number_of_files_of_a_video(tmp_path: Path) -> None:
+    """Without its features: five arrays of two files each, the attributes and the digests."""
     for name, hidden, files in (("a", False, 12), ("b", True, 8)):
         write_tracks(writer(tmp_path / f"{name}.zarr"), record(hidden=hidden))
-        held = [p for p in (tmp_path / f"{name}.zarr/videos/v").rglob("*") if p.is_file() and "features" not in p.parts]
-        assert len(held) == files
+        paths = [p for p in (tmp_path / f"{name}.zarr/videos/v").rglob("*") if p.is_file() and "features" not in p.parts]
+        assert len(paths) == files
 
 
 def test_truth_and_counts_agree_on_the_annotated_frames() -> None:
-    held = record()
-    with pytest.raises(ValueError, match="other frames as annotated"):
-        replace(held, overlap=replace(held.overlap, annotated=~held.overlap.annotated))
+    tracks = record()
+    with pytest.raises(ValueError, match="differ in the annotated frames"):
+        replace(tracks, overlap=replace(tracks.overlap, annotated=~tracks.overlap.annotated))
 
 
 def test_other_layouts_are_refused(tmp_path: Path) -> None:
-    into = writer(tmp_path / "c.zarr")
-    into.publish("v", {"a": np.zeros((4, 4), np.float32)}, {})
-    held, layout = TrackCache(tmp_path / "c.zarr").folder("v"), tmp_path / "c.zarr/videos/v/a/zarr.json"
+    cache_writer = writer(tmp_path / "c.zarr")
+    cache_writer.publish("v", {"a": np.zeros((4, 4), np.float32)}, {})
+    folder, layout = TrackCache(tmp_path / "c.zarr").folder("v"), tmp_path / "c.zarr/videos/v/a/zarr.json"
     layout.write_text(layout.read_text().replace("crc32c", "gzip"))
-    held.files["a/zarr.json"] = digest(layout.read_bytes())
-    with pytest.raises(InputError, match="not this format's"):
-        held.array("a")
+    folder.digests["a/zarr.json"] = digest(layout.read_bytes())
+    with pytest.raises(InputError, match="not of this format"):
+        folder.array("a")
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 7), max_size=6))
 @settings(max_examples=40, deadline=None)
-def test_selecting_masks_is_what_their_bytes_say(count: int, frames: int, wanted: list[int]) -> None:
-    held, picked = masks(count, frames, count), [k % count for k in wanted]
-    rows = [[held.bytes_at(k, t) for t in range(frames)] for k in picked]
-    assert held.select(picked) == RleMasks.from_bytes(rows, frames, SIZE)
+def test_selected_masks_have_their_own_bytes(count: int, frames: int, indices: list[int]) -> None:
+    all_masks, selected = masks(count, frames, count), [k % count for k in indices]
+    rows = [[all_masks.bytes_at(k, t) for t in range(frames)] for k in selected]
+    assert all_masks.select(selected) == RleMasks.from_bytes(rows, frames, SIZE)
     with pytest.raises(IndexError):
-        held.select([count])
+        all_masks.select([count])
 
 
-def test_selected_tracks_are_those_of_the_whole(tmp_path: Path) -> None:
+def test_tracks_read_alone_equal_those_of_the_whole_video(tmp_path: Path) -> None:
     for name, n, seed in (("a", 3, 0), ("b", 0, 1), ("c", 4, 2)):
         write_tracks(writer(tmp_path / f"{name}.zarr"), record(n=n, seed=seed))
     for names in ("a", "b", "ac", "abc", "bac"):
         source = TrackSource([tmp_path / f"{name}.zarr" for name in names])
         whole, rng = source.masks("v"), np.random.default_rng(3)
         for size in range(whole.shape[0] + 1):
-            picked = rng.permutation(whole.shape[0])[:size].tolist()
-            part = source.masks("v", picked)
-            assert part == whole.select(picked) and part.union() == whole.union(picked)
-            assert np.array_equal(part.union().dense()[0], whole.dense()[picked].any(0))
+            selected = rng.permutation(whole.shape[0])[:size].tolist()
+            part = source.masks("v", selected)
+            assert part == whole.select(selected) and part.union() == whole.union(selected)
+            assert np.array_equal(part.union().dense()[0], whole.dense()[selected].any(0))
         with pytest.raises(IndexError):
             source.masks("v", [whole.shape[0]])
 
 
-def test_nan_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+def test_nan_is_refused_in_attributes_and_arrays(tmp_path: Path) -> None:
     bad = record()
     bad.tracks.prompt_box[0, 0] = np.nan
     with pytest.raises(ValueError, match="JSON"):
@@ -335,28 +338,28 @@ def test_nan_is_refused_wherever_it_stands(tmp_path: Path) -> None:
     "note.txt", "zarr.json", "extra/", "videos/.DS_Store", "videos/v/extra", "videos/v/empty/", "videos/v/tokens/c/0/0/1",
     ".staging/what",
 ])  # fmt: skip
-def test_strays_are_found(cache: TrackCache, name: str) -> None:
-    stray = Path(cache.path) / name
+def test_foreign_files_are_found(cache: TrackCache, name: str) -> None:
+    foreign = Path(cache.path) / name
     if name.endswith("/"):
-        stray.mkdir()
+        foreign.mkdir()
     else:
-        stray.write_text("x")
-    said = list(verify(cache.path))
-    assert len(said) == 1 and said[0].startswith(f"{stray}: does not belong here"), said
+        foreign.write_text("x")
+    faults = list(verify(cache.path))
+    assert len(faults) == 1 and faults[0].startswith(f"{foreign}: does not belong here"), faults
     assert list(leftovers(cache.path)) == []
 
 
 def dead_process() -> int:
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    return done.pid
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
-def test_what_dead_processes_left_is_a_note_and_is_swept(cache: TrackCache) -> None:
-    pid, mine, staging = dead_process(), os.getpid(), Path(cache.path) / ".staging"
+def test_leftovers_of_dead_processes_are_reported_and_removed(cache: TrackCache) -> None:
+    pid, own_pid, staging = dead_process(), os.getpid(), Path(cache.path) / ".staging"
     before = content_digest(cache.path)
     dead = [f"v.1.{HOST}.{pid}.{uuid.uuid4().hex}", f"w.elsewhere.{pid}.{uuid.uuid4().hex}"]
-    alive = [f"v.1.{HOST}.{mine}.{uuid.uuid4().hex}", f"w.elsewhere.{mine}.{uuid.uuid4().hex}"]
+    alive = [f"v.1.{HOST}.{own_pid}.{uuid.uuid4().hex}", f"w.elsewhere.{own_pid}.{uuid.uuid4().hex}"]
     cards = [f"card.{HOST}.{pid}.{uuid.uuid4().hex}", f"card.{uuid.uuid4().hex}"]
     for name in dead + alive:
         (staging / name / "tokens").mkdir(parents=True)
@@ -371,7 +374,7 @@ def test_what_dead_processes_left_is_a_note_and_is_swept(cache: TrackCache) -> N
     assert content_digest(cache.path) == before
 
 
-def test_tokens_are_finite_exactly_when_numpy_says_so() -> None:
+def test_tokens_are_is_finite_exactly_when_numpy_says_so() -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    assert [_finite(every[i : i + 1]) for i in range(1 << 16)] == np.isfinite(every).tolist()
-    assert _finite(np.zeros((0, 2, 4), np.float16)) and not _finite(np.array([1, np.nan], np.float32))
+    assert [_is_finite(every[i : i + 1]) for i in range(1 << 16)] == np.isfinite(every).tolist()
+    assert _is_finite(np.zeros((0, 2, 4), np.float16)) and not _is_finite(np.array([1, np.nan], np.float32))

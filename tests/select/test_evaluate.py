@@ -17,13 +17,13 @@ from PIL import Image
 
 from rvos_cache.cli import info
 from rvos_cache.errors import InputError
+from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
 from rvos_cache.types import Expression, Words
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.evaluation import video as video_protocol
 from rvos_select.evaluation.oracle import oracle
-from rvos_select.evaluation.pngs import read_prediction
 from rvos_select.merging.merge import merge
 from rvos_select.merging.policy import PolicyOptions
 
@@ -392,9 +392,9 @@ def test_equal_answers_are_worked_out_once(split: Path, monkeypatch: pytest.Monk
 
     def counting(path: Path, raw: bytes, size: tuple[int, int]) -> Any:
         read.append(path)
-        return read_prediction(path, raw, size)
+        return decode_mask_png(path, raw, size)
 
-    monkeypatch.setattr(video_protocol, "read_prediction", counting)
+    monkeypatch.setattr(video_protocol, "decode_mask_png", counting)
     together = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(videos=["a"]))["expressions"]
     assert len(read) == len(NAMES)
     assert together == alone

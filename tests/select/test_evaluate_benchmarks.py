@@ -19,7 +19,7 @@ from test_dataset_contract import SAMPLES
 
 from rvos_cache.datasets import DATASETS, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.frames import write_mask_png
+from rvos_cache.mask_png import write_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
 from rvos_cache.types import Selection, TrackSet

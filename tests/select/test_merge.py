@@ -12,7 +12,7 @@ import pytest
 from chain import NAMES, SIZE, truth_masks, write_cache, write_perfect
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import read_mask_png
+from rvos_cache.mask_png import read_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, SelectionCache, SelectionRecord, write_selections
 from rvos_cache.types import Selection

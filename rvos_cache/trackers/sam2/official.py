@@ -23,7 +23,7 @@ from PIL import Image
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_cache.pretrained import device, located, weights_digest
+from rvos_cache.pretrained import device, resolve_checkpoint, weights_digest
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated
 from rvos_cache.trackers.sam2.convert import read_tensors
 from rvos_cache.trackers.sam2.generate import stability
@@ -94,7 +94,7 @@ def build(build_sam: Any, checkpoint: str, target: str) -> Any:
     build_sam: the module `sam2.build_sam`. Raises InputError if a file or folder is not a checkpoint of SAM 2, and what the
     package raises.
     """
-    path = Path(located(checkpoint))
+    path = Path(resolve_checkpoint(checkpoint))
     if path.is_dir():
         files = sorted(path.glob("*.pt"))
         if len(files) > 1:

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_cache.errors import InputError, naming
+from rvos_cache.errors import InputError
+from rvos_cache.files import write_bytes
+from rvos_cache.tensors import read_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,23 +54,18 @@ class Basis:
         """Write the basis to a safetensors file. Raises OSError if the file cannot be written."""
         from safetensors.numpy import save
 
-        with naming(path):
-            path.write_bytes(save({"w": self.w, "v": self.v}))
+        write_bytes(path, save({"w": self.w, "v": self.v}))
 
     @classmethod
     def load(cls, path: Path) -> Basis:
         """Read a basis that `save` wrote. Raises InputError if the file is not one."""
-        from safetensors.numpy import load_file
-
+        how_to_fix = "make it with rvos-cache fit-vita-basis"
+        tensors = read_tensors(path, how_to_fix)
         try:
-            tensors = load_file(str(path))
-            return cls(tensors["w"], tensors["v"])
-        # safetensors raises an error class of its own.
-        except Exception as error:
-            raise InputError(
-                f"{path}: not a basis of mask features ({type(error).__name__}: {' '.join(str(error).split())}); "
-                "make it with rvos-cache fit-vita-basis"
-            ) from error
+            return cls(tensors["w"].numpy(), tensors["v"].numpy())
+        except (KeyError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path}: not a basis of mask features ({reason}); {how_to_fix}") from error
 
 
 class Moments:

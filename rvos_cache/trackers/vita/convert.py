@@ -6,7 +6,6 @@ error.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import write_json
+from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.vita import names
 from rvos_cache.trackers.vita.head import PREFIX, HeadSizes, VitaHead
 from rvos_cache.trackers.vita.segmenter import HEAD_FILE
@@ -52,7 +53,7 @@ def convert_vita(checkpoint: Path, out: Path) -> Conversion:
     logging.disable_progress_bar()
     if out.exists():
         raise InputError(f"{out}: already exists; choose another folder or remove it")
-    tensors = read_tensors(checkpoint)
+    tensors = read_tensors(checkpoint, "give a VITA checkpoint (.pth), or save its model's state_dict", nested="model")
     try:
         model, unread = mask2former(tensors)
         head = VitaHead.from_official(tensors)
@@ -66,32 +67,12 @@ def convert_vita(checkpoint: Path, out: Path) -> Conversion:
         model.save_pretrained(staging)
         save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, staging / HEAD_FILE, {"format": "pt"})
         record = {"source": checkpoint.name, "tensors": conversion.tensors, "unread": unread}
-        (staging / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        write_json(staging / "conversion.json", record)
         staging.chmod(0o755)
         staging.rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return conversion
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, at its top level or under "model".
-
-    Raises InputError if the file cannot be read or contains anything but tensors.
-    """
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a VITA checkpoint (.pth)") from error
-    # For a file of another kind, or with more than tensors, torch raises different errors.
-    except Exception as error:
-        raise InputError(
-            f"{path}: not a checkpoint of tensors alone ({type(error).__name__}); no code is run, so save the model's state_dict"
-        ) from error
-    model = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not model or not all(isinstance(t, Tensor) for t in model.values()):
-        raise InputError(f"{path}: expected named tensors, at the top level or under 'model'; give a VITA checkpoint (.pth)")
-    return model
 
 
 def mask2former(tensors: Mapping[str, Tensor]) -> tuple[Any, tuple[str, ...]]:

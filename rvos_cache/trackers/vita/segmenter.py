@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import FOLDERS, device, load_frozen, reason, source_of, weights_digest
+from rvos_cache.pretrained import CHECKPOINT_FOLDERS, checkpoint_source, device, load_failure, load_frozen, weights_digest
+from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.vita.head import VitaHead
 
 HEAD_FILE = "vita_head.safetensors"
@@ -57,20 +58,20 @@ def load_head(checkpoint: str) -> VitaHead:
 
     Raises InputError if it does not exist or cannot be read.
     """
-    from safetensors.torch import load_file
     from transformers.utils import cached_file
 
-    source, local = source_of(checkpoint, KIND, "make it with rvos-cache convert-vita, or name the folder that holds it there")
+    how_to_fix = f"make the folder with rvos-cache convert-vita, or name the one that holds it in {CHECKPOINT_FOLDERS}"
+    source, local = checkpoint_source(
+        checkpoint, KIND, "make it with rvos-cache convert-vita, or name the folder that holds it there"
+    )
     try:
         path = cached_file(source, HEAD_FILE, local_files_only=local)
-        tensors = load_file(str(path))
-    # Damaged folders raise different errors, safetensors one of its own.
+    # The error depends on what is missing and on the HTTP library of huggingface_hub.
     except Exception as error:
         raise InputError(
-            f"{KIND} {checkpoint!r}: {HEAD_FILE} cannot be read ({reason(error, source)}); "
-            f"make the folder with rvos-cache convert-vita, or name the one that holds it in {FOLDERS}"
+            f"{KIND} {checkpoint!r}: {HEAD_FILE} cannot be read ({load_failure(error, source)}); {how_to_fix}"
         ) from error
-    return VitaHead.from_official(tensors).to(device())
+    return VitaHead.from_official(read_tensors(path, how_to_fix)).to(device())
 
 
 def load_vita(checkpoint: str) -> tuple[Segmenter, VitaHead]:
