@@ -82,7 +82,9 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
     torch.manual_seed(seed)
     segmenter, head = _segmenter(), _head()
     map_inputs: list[Tensor] = []
-    segmenter.model.pixel_level_module.decoder.mask_projection.register_forward_pre_hook(lambda _, inputs: map_inputs.append(inputs[0]))
+    segmenter.model.pixel_level_module.decoder.mask_projection.register_forward_pre_hook(
+        lambda _, inputs: map_inputs.append(inputs[0])
+    )
     parameters = [*segmenter.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)

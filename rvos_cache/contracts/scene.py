@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from rvos_cache.datasets import Dataset
@@ -42,6 +44,11 @@ class SceneDataset(Dataset):
     """Two videos; the split "train" has its ground truth, any other hides it."""
 
     name = "scene"
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        """Return "train" and "hidden"; the videos are in no folder."""
+        return ["train", "hidden"]
 
     @property
     def has_ground_truth(self) -> bool:

@@ -1,4 +1,4 @@
-"""Frames `<root>/<split>/<video>/*.jpg`, sentences `<root>/<split>.json`, object numbers as pixels `<root>/masks/<video>/*.png`."""
+"""`<root>/<split>/`: frames `frames/<video>/*.jpg`, object numbers as pixels of `masks/<video>/*.png`, and `sentences.json`."""
 
 import json
 
@@ -10,29 +10,24 @@ from rvos_cache.frames import folder_video
 
 
 class MyDataset(Dataset):
-    has_ground_truth = True
-
     def __init__(self, root, split):
         super().__init__(root, split)
-        self.sentences = json.loads((self.root / f"{split}.json").read_text())  # {video: [[text, [object numbers]], ...]}
-
-    @staticmethod
-    def splits(root):
-        return sorted(path.stem for path in root.glob("*.json"))
+        self.folder = self.root / split
+        self.sentences = json.loads((self.folder / "sentences.json").read_text())  # {video: [[text, [object numbers]], ...]}
 
     def video_ids(self):
         return tuple(self.sentences)
 
     def video(self, video_id):
-        return folder_video(self.root / self.split / video_id, video_id)
+        return folder_video(self.folder / "frames" / video_id, video_id)
 
     def expressions(self, video_id):
         rows = enumerate(self.sentences[video_id])
         return tuple(Expression(video_id, str(i), text, tuple(f"{video_id}-{n}" for n in numbers)) for i, (text, numbers) in rows)
 
     def ground_truth(self, video_id):
-        paths = [self.root / "masks" / video_id / f"{name}.png" for name in self.video(video_id).frame_names]
-        pixels = np.stack([np.asarray(Image.open(path)) for path in paths])  # (T, H, W)
+        names = self.video(video_id).frame_names
+        pixels = np.stack([np.asarray(Image.open(self.folder / "masks" / video_id / f"{name}.png")) for name in names])
         numbers = np.unique(pixels[pixels > 0])  # (A,)
         masks = RleMasks.from_dense(pixels == numbers[:, None, None, None])  # (A, T) masks of (H, W)
-        return GroundTruth(tuple(f"{video_id}-{n}" for n in numbers), masks, annotated=np.ones(len(paths), bool))
+        return GroundTruth(tuple(f"{video_id}-{n}" for n in numbers), masks, annotated=np.ones(len(names), bool))
