@@ -31,12 +31,12 @@ def resolve(table: Mapping[str, str], name: str, kind: str, base: type | None = 
     if target is None:
         raise InputError(f"no {kind} {name!r}; there are: {', '.join(sorted(table))}, or your own as my_module:MyClass")
     title = f"{kind} {name}"
-    found = _import(target, title, is_custom=name not in table)
-    if base is not None and not (isinstance(found, type) and issubclass(found, base)):
+    plugin = _import(target, title, is_custom=name not in table)
+    if base is not None and not (isinstance(plugin, type) and issubclass(plugin, base)):
         public = f"{base.__module__.split('.')[0]}.{base.__name__}"
         fix = f"write class {target.partition(':')[2]}({base.__name__})"
         raise InputError(f"{title}: is not a subclass of {public}; {fix}")
-    return found
+    return plugin
 
 
 def _import(target: str, title: str, is_custom: bool) -> Any:
@@ -50,18 +50,18 @@ def _import(target: str, title: str, is_custom: bool) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         own = f"{module_name}.".startswith(f"{missing}.")
-        places = f"; it must lie in the current folder ({os.getcwd()}) or be installed" if own else ""
-        raise InputError(f"{title}: {target} cannot be imported (no module named {missing!r}){places}") from error
+        fix = f"; it must lie in the current folder ({os.getcwd()}) or be installed" if own else ""
+        raise InputError(f"{title}: {target} cannot be imported (no module named {missing!r}){fix}") from error
     except InputError:
         raise
     except Exception as error:
-        # The user's module is not the program: a fault in it is a line that names its place.
+        # An error in the user's module is not a bug of the program: one line with its file and line number.
         raise InputError(f"{title}: {target} cannot be imported ({describe_error(error)})") from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:
-        place = getattr(module, "__file__", None) or module_name
-        raise InputError(f"{title}: {target} cannot be imported ({place} has no {attribute!r})") from error
+        file = getattr(module, "__file__", None) or module_name
+        raise InputError(f"{title}: {target} cannot be imported ({file} has no {attribute!r})") from error
 
 
 def _add_current_folder() -> None:
@@ -79,8 +79,8 @@ def describe_error(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if not f.filename.startswith("<") and not set(INSTALLED) & set(Path(f.filename).parts)]
     own = [f for f in outside if PACKAGE not in Path(f.filename).parents]
-    place = next((f" ({part[-1].filename}:{part[-1].lineno})" for part in (own, outside, frames) if part), "")
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+    position = next((f" ({part[-1].filename}:{part[-1].lineno})" for part in (own, outside, frames) if part), "")
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{position}"
 
 
 @contextmanager
@@ -133,8 +133,8 @@ def check_signature(cls: type, method: str, arguments: Sequence[str], title: str
         signature.bind(*bound, *arguments)
     except (TypeError, ValueError) as error:
         expected = ", ".join(["self"] * bool(bound) + list(arguments))
-        found = str(signature).split(" ->")[0]
-        raise InputError(f"{title}: {method}{found} cannot be called as {method}({expected}): {error}") from error
+        own = str(signature).split(" ->")[0]
+        raise InputError(f"{title}: {method}{own} cannot be called as {method}({expected}): {error}") from error
 
 
 def check_channels(owner: Any, title: str, complete: bool) -> None:

@@ -81,18 +81,18 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def build(model: type[S], values: Mapping[str, Any], where: str) -> S:
-    """The settings `model` from plain values. Raises InputError, one line that starts with `where`, for the first bad value."""
+def build(model: type[S], values: Mapping[str, Any], location: str) -> S:
+    """The settings `model` from plain values. Raises InputError, a line that starts with `location`, for the first bad value."""
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "(all)"
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{where}: no setting {name!r}; there are: {', '.join(names(model)) or 'none'}") from error
+            raise InputError(f"{location}: no setting {name!r}; there are: {', '.join(names(model)) or 'none'}") from error
         if first["type"] == "missing":
-            raise InputError(f"{where}: setting {name!r} is required; give --set {name}=...") from error
-        raise InputError(f"{where}: setting {name!r}: {first['msg']}; got {first.get('input')!r}") from error
+            raise InputError(f"{location}: setting {name!r} is required; give --set {name}=...") from error
+        raise InputError(f"{location}: setting {name!r}: {first['msg']}; got {first.get('input')!r}") from error
 
 
 def names(model: type[BaseModel]) -> list[str]:
@@ -132,8 +132,8 @@ def format_settings(title: str, settings: Iterable[SettingInfo], width: int = 11
 def _split_source(docstring: str) -> tuple[str, str]:
     """Meaning and source of a setting, each on one line."""
     text = " ".join(docstring.split())
-    found = re.fullmatch(r"(.*?)\s*\bSource: (.*?)\.?", text)
-    return (found[1], found[2]) if found else (text, "")
+    match = re.fullmatch(r"(.*?)\s*\bSource: (.*?)\.?", text)
+    return (match[1], match[2]) if match else (text, "")
 
 
 def _default_text(field: FieldInfo) -> str:
@@ -147,7 +147,7 @@ def _default_text(field: FieldInfo) -> str:
 
 def _value_text(value: object) -> str:
     """A value as TOML writes it, so that it can be given to --set."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or value is None:
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
 

@@ -50,12 +50,12 @@ DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "u
 """Dtypes of declared arrays."""
 
 
-def check_id(identifier: str, where: str) -> str:
+def check_id(identifier: str, location: str) -> str:
     """`identifier`, if it can name a folder. Raises InputError if it is empty, hidden or would leave its parent folder."""
     bad = not isinstance(identifier, str) or not identifier or identifier.startswith(".") or not _writable(identifier)
     # At most 140 bytes: the store adds host, process and a number, and file systems allow 255.
     if bad or re.search(FORBIDDEN, identifier) or len(identifier.encode()) > 140:
-        raise InputError(f"{where}: the id {identifier!r} cannot name a folder; rename it (no '/', '..', leading '.')")
+        raise InputError(f"{location}: the id {identifier!r} cannot name a folder; rename it (no '/', '..', leading '.')")
     return identifier
 
 

@@ -1,4 +1,4 @@
-"""The commands of the READMEs, run in processes of their own on a handful of moving-shapes videos."""
+"""The commands of the READMEs, each in a process of its own, on a handful of moving-shapes videos."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from rvos_cache.mask_png import read_mask_png
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import content_digest
 
+# Each command of a test is a process of its own.
+pytestmark = pytest.mark.timeout(300)
 SMALL = [
     "--set", "epochs=2", "--set", "batch=video", "--set", "optim.lr=1e-3",
     "--set", "config.width=32", "--set", "config.heads=4",
@@ -39,19 +41,27 @@ def run(program: str, *arguments: object, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, caches, a trained run, its selections and masks. Tests must not change these files."""
+    """A folder with data, caches, a trained run, its selections and masks. Tests must not change these files.
+
+    Made by the commands within this process, because each process of its own spends seconds on imports.
+    """
     out = tmp_path_factory.mktemp("work")
     write_shapes(out / "data", 5, 3)
+
+    def run(*arguments: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            assert call(patch, None, *arguments)[0] == 0
+
     for split, name in (("train", "train"), ("valid_u", "valid")):
         location = ["--dataset", "mevis", "--root", out / "data", "--split", split]
-        run("rvos-cache", "extract", *location, "--tracker", "flow", "--out", out / f"{name}.zarr")
-        run("rvos-cache", "extract-text", *location, "--encoder", "hashed", "--out", out / f"text-{name}.zarr")
+        run("extract", *location, "--tracker", "flow", "--out", out / f"{name}.zarr")
+        run("extract-text", *location, "--encoder", "hashed", "--out", out / f"text-{name}.zarr")
     valid = ["--valid-cache", out / "valid.zarr", "--valid-text", out / "text-valid.zarr"]
     train = ["--cache", out / "train.zarr", "--text", out / "text-train.zarr", *valid]
-    run("rvos-select", "train", *train, "--selector", "sola", *SMALL, "--out", out / "run")
+    run("train", *train, "--selector", "sola", *SMALL, "--out", out / "run")
     cache = ["--cache", out / "valid.zarr"]
-    run("rvos-select", "predict", "--run", out / "run", *cache, "--text", out / "text-valid.zarr", "--out", out / "s.zarr")
-    run("rvos-select", "merge", "--selections", out / "s.zarr", *cache, "--out", out / "masks")
+    run("predict", "--run", out / "run", *cache, "--text", out / "text-valid.zarr", "--out", out / "s.zarr")
+    run("merge", "--selections", out / "s.zarr", *cache, "--out", out / "masks")
     return out
 
 

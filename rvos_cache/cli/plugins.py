@@ -28,8 +28,8 @@ def settings(name: str) -> None:
         )
     is_encoder = name in TEXT_ENCODERS
     if ":" in name:
-        found = resolve({}, name, "plugin")
-        is_encoder = isinstance(found, type) and issubclass(found, TextEncoder)
+        plugin = resolve({}, name, "plugin")
+        is_encoder = isinstance(plugin, type) and issubclass(plugin, TextEncoder)
     model = encoder_class(name).Settings if is_encoder else tracker_class(name).Settings
     click.echo(format_settings(f"{'text encoder' if is_encoder else 'tracker'} {name}", describe(model)))
 

@@ -47,8 +47,8 @@ class DeclaredArrays:
             if name in whole:
                 checked[name] = (value, True) if spec.get("by_frame") else value
             elif not spec.get("by_frame"):
-                found = f"is a {type(value).__name__}, expected a NumPy array"
-                raise self._error(kind, name, f"{found}; only one declared by_frame may be an iterator")
+                problem = f"is a {type(value).__name__}, expected a NumPy array"
+                raise self._error(kind, name, f"{problem}; only one declared by_frame may be an iterator")
             elif not isinstance(value, Iterable):
                 raise self._error(kind, name, f"is a {type(value).__name__}, expected a NumPy array or an iterator of frames")
             else:

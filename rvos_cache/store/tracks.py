@@ -129,11 +129,11 @@ def check_declared(card: Card, record: TrackRecord) -> dict[str, Any]:
     Raises InputError, naming the tracker and the array, if tokens, features or measurements are not as `card` declares them.
     """
     tracks, truth = record.tracks, record.ground_truth
-    tokens, where = tracks.tokens, f"tracker {card.producer}: tokens"
+    tokens, title = tracks.tokens, f"tracker {card.producer}: tokens"
     if tokens.dtype != np.dtype(card.dtype):
-        raise InputError(f"{where} are {tokens.dtype}, declared {card.dtype}")
+        raise InputError(f"{title} are {tokens.dtype}, declared {card.dtype}")
     if tokens.shape[2] != card.channels:
-        raise InputError(f"{where} have {tokens.shape[2]} channels, declared {card.channels}")
+        raise InputError(f"{title} have {tokens.shape[2]} channels, declared {card.channels}")
     if tracks.presence.dtype != np.float16 or not ((tracks.presence >= 0) & (tracks.presence <= 1)).all():
         raise InputError(f"tracker {card.producer}: presence is not float16 in [0, 1]")
     if not ((tracks.prompt >= VIDEO) & (tracks.prompt < len(record.expressions))).all():

@@ -19,8 +19,8 @@ from rvos_cache.frames import VideoWriter, open_video
 from rvos_cache.mask_png import read_mask_png
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, SelectionCache, TextRecord, write_text, write_tracks
-from rvos_cache.text import encoder_class
-from rvos_cache.trackers import tracker_class
+from rvos_cache.text import encoder_class, open_encoder
+from rvos_cache.trackers import open_tracker, tracker_class
 from rvos_cache.types import Expression, Video
 from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import RECORD, merge
@@ -72,7 +72,7 @@ def ask(video: PathLike, sentence: str, run: PathLike, out: PathLike, policy: Po
     identity = {"dataset": "ask", "split": video_digest, "root": str(source)}
     caches = out / "cache"
     encoder_type = encoder_class(text_card.producer)
-    encoder = encoder_type(build(encoder_type.Settings, text_card.settings, str(run)))
+    encoder = open_encoder(text_card.producer, build(encoder_type.Settings, text_card.settings, str(run)))
     # Before the tracks, which take the time.
     _check_same_weights(encoder.weight_hashes(), text_card, f"{run}, text encoder {text_card.producer}")
     expressions_digest = sentence_digest if tracks_card.expressions_digest is not None else None
@@ -114,7 +114,7 @@ def _extract_tracks(path: Path, video: Video, expression: Expression, card: Card
     writer = CacheWriter(path, card)
     if video.video_id not in writer.published_ids():
         tracker_type = tracker_class(card.producer)
-        tracker = tracker_type(build(tracker_type.Settings, card.settings, str(path)))
+        tracker = open_tracker(card.producer, build(tracker_type.Settings, card.settings, str(path)))
         # A run of SOLA's released weights names its tracker, whose digest is not known.
         if card.weights:
             _check_same_weights(tracker.weight_hashes(), card, f"{run}, tracker {card.producer}")

@@ -1,4 +1,4 @@
-"""Trackers whose process dies, for the tests of engines; named to the program as package.module:Class."""
+"""Trackers and datasets for the tests of engines, such as a tracker whose process is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rvos_cache.types import Expression, TrackSet, Video
 
 
 class Dying(TinyTracker):
-    """TinyTracker in a process that is killed at video `dies`; as often as `lives` says, counted by files in `graves`."""
+    """TinyTracker in a process that is killed at video `dies`, `lives` times, counted by the files in the folder `graves`."""
 
     class Settings(TinyTracker.Settings):
         dies: str = ""
@@ -41,16 +41,16 @@ class Dying(TinyTracker):
 
 
 class Streaming(TinyTracker):
-    """TinyTracker whose feature comes frame by frame, and which notes whether two of its calls ever ran at once."""
+    """TinyTracker with a feature that it yields frame by frame. overlapped: whether two of its calls ever ran at once."""
 
     busy = threading.Lock()
     overlapped = False
 
     def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         with self._alone():
-            made = super().track(video, expressions)
-        features: np.ndarray = made.features["map"]
-        return replace(made, features={"map": self._frames(features)})
+            tracks = super().track(video, expressions)
+        features: np.ndarray = tracks.features["map"]
+        return replace(tracks, features={"map": self._frames(features)})
 
     def _frames(self, features: np.ndarray) -> Iterator[np.ndarray]:
         for frame in features:
@@ -65,16 +65,16 @@ class Streaming(TinyTracker):
 
 
 class Elsewhere(Tiny):
-    """Two videos on the machine of the tests, none on a worker's."""
+    """Two videos on the machine of the tests, an error on a worker."""
 
     def video_ids(self) -> tuple[str, ...]:
         if "pytest" not in sys.modules:
-            raise InputError(f"{self.root}: the dataset does not lie here")
+            raise InputError(f"{self.root}: the dataset is not on this machine")
         return ("v00", "v01")
 
 
 class Large(TinyTracker):
-    """Keeps so many bytes of each pixel of each frame; knows it before it runs."""
+    """Stores one or two bytes per pixel and frame, which it reports before it runs."""
 
     class Settings(TinyTracker.Settings):
         keep: Literal["half", "all"] = "all"
@@ -87,7 +87,7 @@ class Large(TinyTracker):
 
 
 class Hashed(TinyTracker):
-    """Weights that are others in each process."""
+    """Weights whose digest differs in each process."""
 
     def weight_hashes(self) -> dict[str, str]:
         return {"weights.bin": str(os.getpid())}

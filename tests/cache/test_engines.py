@@ -236,7 +236,7 @@ def test_what_a_cluster_cannot_give_is_said_in_one_line(tmp_path: Path, cluster:
 def test_a_machine_without_the_dataset_or_with_other_weights_stops_the_run(tmp_path: Path, cluster: Any) -> None:
     """It would fail every video that it is given, or write what the card does not say."""
     engine, out = engine_of("ray", ray_cores=1), tmp_path / "a.zarr"
-    with pytest.raises(InputError, match="does not lie here") as caught:
+    with pytest.raises(InputError, match="is not on this machine") as caught:
         extract("engine_fixtures:Elsewhere", tmp_path, "train", TRACKER, out, engine=engine)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"weights.bin: \S+ has other weights"):

@@ -39,7 +39,7 @@ def test_settings_are_described() -> None:
         SettingInfo("every", 'int >= 1 | "half"', "4", "", ""),
         SettingInfo("memory", 'size ("8GB")', "8.0GiB", "", ""),
         SettingInfo("names", "tuple[text, ...]", "()", "Two lines of text.", "configs/default.yaml"),
-        SettingInfo("seed", "int | none", "None", "", ""),
+        SettingInfo("seed", "int | none", "none", "", ""),
         SettingInfo("on", "bool", "true", "", ""),
         SettingInfo("inner.rate", "float > 0", "0.001", "Step size.", "SOLA, section 4.2"),
     ]

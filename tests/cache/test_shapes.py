@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def test_same_seed_same_bytes_and_layout(tmp_path: Path) -> None:
                     assert all(r is None or (r["size"] == [96, 160] and coco.area(r) > 0) for r in rows)
     with pytest.raises(InputError):
         write_shapes(tmp_path / "a", 6, 3)
+
+
+def test_the_generated_data_are_the_recorded_ones(videos: list[Any]) -> None:
+    """Published scores are of these sentences and masks: a change of them must be deliberate."""
+    content = hashlib.sha256()
+    for _, frames, masks, sentences in videos:
+        rows = [[s.text, s.targets, s.kind, s.claim, s.rival] for s in sentences]
+        content.update(json.dumps([len(frames), masks.sum((2, 3)).tolist(), rows]).encode())
+    assert content.hexdigest()[:16] == "78ef30bc5c271c82"
 
 
 def test_fractions(videos: list[Any]) -> None:

@@ -160,3 +160,14 @@ def test_memory_does_not_grow_with_the_frames_of_a_video(
     flow_of_a_frame = first[..., 0].size * 2 * 2 * 2
     per_frame = (peaks[1] - peaks[0]) / 40
     assert per_frame < 3000 * len(tracks.origin) + 8000 < flow_of_a_frame
+
+
+def test_planned_memory_grows_with_the_tracks_of_a_frame_alone() -> None:
+    """A film of 260 x 250: a fixed part that does not depend on the length, and at most 100 KB for each frame's 64 tracks."""
+    tracker = FlowTracker(FlowSettings())
+    planned = [tracker.planned_memory((250, 260), frames) for frames in (500, 1000, 2000)]
+    assert planned[2] - planned[1] == 2 * (planned[1] - planned[0]) == 1000 * (planned[1] - planned[0]) / 500
+    assert (planned[1] - planned[0]) / 500 < 110_000 and planned[2] < 320 << 20
+    assert tracker.planned_memory((1080, 1920), 500) > planned[0] > tracker.planned_memory((96, 160), 40) > 0
+    few = FlowTracker(FlowSettings(max_tracks=4, prompts_per_key=2))
+    assert few.planned_memory((250, 260), 2000) < planned[2] / 2

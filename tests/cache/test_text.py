@@ -40,6 +40,14 @@ def test_hashed_is_the_same_in_another_process() -> None:
     assert len(run[0].strip()) == 64
 
 
+def test_hashed_vectors_are_the_recorded_ones() -> None:
+    """Other vectors would be another encoder under the same card."""
+    vectors = HashedEncoder(HashedSettings()).encode(["then left"])[0].vectors[:, [0, 1, 2, 190]]
+    assert np.allclose(
+        vectors, [[2.652, -2.066, -0.647, 2.475], [2.871, 2.488, -0.336, 0.172], [-1.224, -0.466, -0.633, -0.069]], atol=2e-3
+    )
+
+
 def test_hashed_nearness_follows_letters() -> None:
     encoder = HashedEncoder(HashedSettings(pairs=0))
     words = ["moving", "moves", "circle", "circles", "turning", "turns", "square", "squares"]
@@ -112,6 +120,8 @@ def test_tags_of_subwords_and_special_tokens() -> None:
     spans = np.array([(0, 0), (0, 2), (2, 3), (4, 11), (0, 0)], np.int32)
     tags = align_tags("dog quickly", spans)
     assert tags[0] == tags[4] == ""
+    # Tokens of blanks only, which touch a word before or after.
+    assert align_tags("a  dog ", np.array([(0, 1), (1, 3), (3, 6), (6, 7)], np.int32))[1::2] == ("", "")
     assert tags[1] == tags[2]
     assert cue(tags[1]) == "static"
     assert cue(tags[3]) == "motion"

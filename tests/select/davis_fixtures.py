@@ -96,7 +96,7 @@ def write_cache(path: Path, root: Path, videos: Sequence[str] = ("a", "b")) -> P
     return path
 
 
-def write_said(path: Path, scores: Callable[[str, int], np.ndarray], videos: Sequence[str] = ("a", "b")) -> Path:
+def write_scores(path: Path, scores: Callable[[str, int], np.ndarray], videos: Sequence[str] = ("a", "b")) -> Path:
     """scores(video, object index) of the tracks, by every annotator."""
     writer = CacheWriter(path, Card(kind="selections", dataset="ref-davis17", split="valid", producer="run"))
     for video in videos:

@@ -75,6 +75,14 @@ def test_the_interval_is_the_plain_bootstraps(tmp_path: Path) -> None:
     assert RESAMPLES >= 1000
 
 
+def test_the_ten_that_moved_most_each_way(tmp_path: Path) -> None:
+    change = {f"v/{i:02d}": (i - 15) / 40 for i in range(31)}
+    a = write(tmp_path / "a.json", dict.fromkeys(change, (0.5, 0.5)))
+    compared = compare(a, write(tmp_path / "b.json", {key: (0.5 + d, 0.5 + d) for key, d in change.items()}))
+    assert [row["expression"] for row in compared["up"]] == [f"v/{i:02d}" for i in range(30, 20, -1)]
+    assert [row["expression"] for row in compared["down"]] == [f"v/{i:02d}" for i in range(10)]
+
+
 def test_one_video_has_no_interval(tmp_path: Path) -> None:
     scores = [{key: row for key, row in rows.items() if key.startswith("a/")} for rows in (ONE, TWO)]
     compared = compare(*(write(tmp_path / f"{i}.json", rows) for i, rows in enumerate(scores)))
@@ -86,6 +94,8 @@ def test_frames_weigh_in_the_image_protocol(tmp_path: Path) -> None:
     b = write(tmp_path / "b.json", {"a/0": (0.9, 3), "b/0": (0.1, 1)}, protocol="image")
     compared = compare(a, b)
     assert [compared["iou"][k] for k in ("a", "b", "difference")] == pytest.approx([0.4, 0.7, 0.3])
+    # From b's one frame alone to a's three alone.
+    assert compared["iou"]["interval"] == pytest.approx([0, 0.4])
     other = write(tmp_path / "c.json", {"a/0": (0.9, 2), "b/0": (0.1, 1)}, protocol="image")
     with pytest.raises(InputError, match="count other frames"):
         compare(a, other)

@@ -284,6 +284,7 @@ WRITTEN = {
     "one bit": lambda p, m: rewritten(p, m, "1"),
     "sixteen bits": lambda p, m: rewritten(p, (m // 255).astype(np.uint16)),
     "palette": palette,
+    "transparent black": lambda p, m: rewritten(p, m, transparency=0),
     "OpenCV": lambda p, m: cv2.imwrite(str(p), m),
 }
 

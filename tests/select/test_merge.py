@@ -14,9 +14,9 @@ from chain import NAMES, SIZE, truth_masks, write_cache, write_perfect
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import read_mask_png
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import CacheWriter, SelectionCache, SelectionRecord, write_selections
+from rvos_cache.store import CacheWriter, Card, SelectionCache, SelectionRecord, write_selections
 from rvos_cache.types import Selection
-from rvos_select.merging.merge import RECORD, merge, merge_masks
+from rvos_select.merging.merge import RECORD, _write, merge, merge_masks
 from rvos_select.merging.policy import PolicyOptions, SelectionPolicy
 
 
@@ -192,3 +192,46 @@ def test_selections_of_other_caches_are_refused(tmp_path: Path, field: str | Non
     with pytest.raises(InputError, match=message) as error:
         merge(selections, [cache], tmp_path / "png")
     assert "give the same --cache as for predict" in str(error.value)
+
+
+def write_record(path: Path, video: str, frame_names: tuple[str, ...], selections: tuple[Selection, ...]) -> Path:
+    card = Card(kind="selections", dataset="mevis", split="valid_u", producer="run", extra={"threshold": 0.5})
+    write_selections(CacheWriter(path, card), SelectionRecord(video, frame_names, SIZE, selections))
+    return path
+
+
+def test_a_track_that_is_not_the_first(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "c.zarr")
+    one = Selection("0", np.array([0.1, 0.9, 0.1, 0.1, 0.1], np.float32), np.ones(5, bool))
+    out = merge(write_record(tmp_path / "s.zarr", "a", NAMES, (one,)), [cache], tmp_path / "png")
+    for t, name in enumerate(NAMES):
+        assert np.array_equal(read_mask_png(out / "a/0" / f"{name}.png", SIZE), truth_masks(2)[1, t])
+
+
+def test_selections_of_other_frames_are_refused(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "c.zarr")
+    one = Selection("0", np.full(5, 0.9, np.float32), np.ones(5, bool))
+    selections = write_record(tmp_path / "s.zarr", "a", NAMES[:2], (one,))
+    with pytest.raises(InputError, match=r"s.zarr, video a: made of 2 frames .* holds 3 of .*; predict again"):
+        merge(selections, [cache], tmp_path / "png")
+
+
+def test_a_folder_that_another_process_wrote_first(tmp_path: Path) -> None:
+    """It stays; a rename that fails for another reason is raised."""
+    pictures = [("0.png", b"mine")]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/0.png").write_bytes(b"theirs")
+    _write(pictures, [tmp_path / "a"])
+    assert (tmp_path / "a/0.png").read_bytes() == b"theirs"
+    (tmp_path / "b").write_bytes(b"a file")
+    with pytest.raises(OSError):
+        _write(pictures, [tmp_path / "b"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_out_that_cannot_be_written(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "c.zarr")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write the masks") as error:
+        merge(write_perfect(tmp_path / "s.zarr", cache), [cache], tmp_path / "file/png")
+    assert "\n" not in str(error.value) and str(tmp_path / "file") in str(error.value)

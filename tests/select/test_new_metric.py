@@ -100,7 +100,7 @@ def test_a_metric_of_objects(work: Path, tmp_path: Path) -> None:
     """Predictions are assigned by J and F alone."""
     davis.write_split(tmp_path / "davis")
     cache = davis.write_cache(tmp_path / "d.zarr", tmp_path / "davis")
-    scores = evaluate_davis(davis.write_said(tmp_path / "ds.zarr", davis.right), [cache])
+    scores = evaluate_davis(davis.write_scores(tmp_path / "ds.zarr", davis.right), [cache])
     assert list(scores["annotators"]["0"]) == ["j", "f", "area_ratio", "jf"]
     assert scores["area_ratio"] == scores["j"] == pytest.approx((4 + 0.5) / 5)
     assert scores["objects"]["b/0/2"] == {"j": 0.5, "f": 0.5, "area_ratio": 0.5}

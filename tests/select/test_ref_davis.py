@@ -20,7 +20,7 @@ from davis_fixtures import (
     right,
     write_cache,
     write_masks,
-    write_said,
+    write_scores,
     write_split,
 )
 from PIL import Image
@@ -29,8 +29,8 @@ from plain_scores import plain_davis
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import write_mask_png
-from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
-from rvos_cache.types import Words
+from rvos_cache.store import CacheWriter, Card, SelectionRecord, TextRecord, TrackCache, write_selections, write_text
+from rvos_cache.types import Selection, Words
 from rvos_select.evaluation import Scope, annotator_rows
 from rvos_select.evaluation.ref_davis import evaluate_pngs, evaluate_selections
 from rvos_select.merging.merge import merge
@@ -180,7 +180,7 @@ def test_an_absent_annotator_is_refused(split: Path) -> None:
     for i in range(3):
         del meta["videos"]["a"]["expressions"][str(4 * i + 3)]
     path.write_text(json.dumps(meta))
-    with pytest.raises(InputError, match="wanted 4 expressions per object, came 9"):
+    with pytest.raises(InputError, match="expected 4 expressions per object, got 9"):
         from_pngs(split)
 
 
@@ -264,7 +264,7 @@ def test_processes_change_nothing(source: Path) -> None:
 def test_selections_score_as_their_masks_do(split: Path) -> None:
     """The right halves; nothing overlaps, so that PNGs say the same."""
     cache = write_cache(split / "c.zarr", split / "data")
-    selections = write_said(split / "s.zarr", lambda video, i: right(video, i + NAMED[video]))
+    selections = write_scores(split / "s.zarr", lambda video, i: right(video, i + NAMED[video]))
     pngs = merge(selections, [cache], split / "halves", PolicyOptions(top1=True))
     for strict in (False, True):
         scores = evaluate_selections(selections, [cache], strict=strict)
@@ -283,7 +283,7 @@ def test_the_larger_score_wins_a_pixel(split: Path) -> None:
         def scores(video: str, i: int, score: float = score) -> np.ndarray:
             return np.where(np.arange(7) == 6, score, 0.1) if (video, i) == ("a", 2) else right(video, i)
 
-        selections = write_said(split / f"{score}.zarr", scores)
+        selections = write_scores(split / f"{score}.zarr", scores)
         objects = evaluate_selections(selections, [cache], strict=True, scope=Scope(videos=["a"]))["objects"]
         assert [objects[f"a/3/{n}"]["j"] for n in (1, 2, 3)] == pytest.approx(expected)
 
@@ -296,7 +296,7 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
         out[i] = 0.55
         return out
 
-    selections = write_said(split / "s.zarr", halves)
+    selections = write_scores(split / "s.zarr", halves)
     for policy, expected in (
         (PolicyOptions(), 0.5),
         (PolicyOptions(0.5), 1.0),
@@ -316,7 +316,7 @@ def test_tracks_above_a_threshold_or_the_best(split: Path) -> None:
 
 def test_holes_of_selections_and_caches(split: Path) -> None:
     whole, part = write_cache(split / "c.zarr", split / "data"), write_cache(split / "p.zarr", split / "data", ["b"])
-    whole_selections, part_selections = write_said(split / "s.zarr", right), write_said(split / "f.zarr", right, ["b"])
+    whole_selections, part_selections = write_scores(split / "s.zarr", right), write_scores(split / "f.zarr", right, ["b"])
     for selections, cache, message in (
         (part_selections, whole, "no selection of expression a/0"),
         (whole_selections, part, "no video a"),
@@ -331,7 +331,7 @@ def test_holes_of_selections_and_caches(split: Path) -> None:
 
 def test_caches_without_their_dataset_and_of_others(split: Path) -> None:
     """Void pixels and objects that no expression names are in no cache."""
-    cache, selections = write_cache(split / "c.zarr", split / "data"), write_said(split / "s.zarr", right)
+    cache, selections = write_cache(split / "c.zarr", split / "data"), write_scores(split / "s.zarr", right)
     (split / "data").rename(split / "moved")
     with pytest.raises(InputError, match="holds? no void pixels; give --root"):
         evaluate_selections(selections, [cache])
@@ -342,7 +342,7 @@ def test_caches_without_their_dataset_and_of_others(split: Path) -> None:
 
 
 def test_tracks_of_other_frames_are_refused(split: Path) -> None:
-    cache, selections = write_cache(split / "c.zarr", split / "data"), write_said(split / "s.zarr", right)
+    cache, selections = write_cache(split / "c.zarr", split / "data"), write_scores(split / "s.zarr", right)
     path = split / "data/meta_expressions/valid/meta_expressions.json"
     meta = json.loads(path.read_text())
     meta["videos"]["a"]["frames"].pop()
@@ -374,3 +374,12 @@ def test_real_videos_with_their_own_annotation(real_data: Path, tmp_path: Path) 
     assert (scores["j"], scores["f"], len(scores["objects"])) == (1.0, 1.0, 12)
     strict = evaluate_pngs("ref-davis17", tmp_path / "data", "valid", tmp_path / "png", strict=True)["annotators"]
     assert strict["0"]["jf"] == 1.0 and all(strict[a]["jf"] < 0.5 for a in "123")
+
+
+def test_selections_of_other_frames_are_refused(split: Path) -> None:
+    cache = write_cache(split / "c.zarr", split / "data")
+    writer = CacheWriter(split / "s.zarr", Card(kind="selections", dataset="ref-davis17", split="valid", producer="run"))
+    one = Selection("0", np.full(7, 0.9, np.float32), np.ones(7, bool))
+    write_selections(writer, SelectionRecord("a", NAMES[:3], SIZE, (one,)))
+    with pytest.raises(InputError, match="s.zarr, video a: made of 3 frames .* holds 4 of"):
+        evaluate_selections(writer.path, [cache], scope=Scope(videos=["a"]))

@@ -15,9 +15,11 @@ from chain import write_cache, write_perfect, write_split
 from PIL import Image
 
 from rvos_cache.store import CacheWriter
+from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.reporting import report
 from rvos_select.reporting.diagnose import Case, cause_of, choose, diagnose
+from rvos_select.reporting.page import _best
 
 HOSTILE = '<script>alert("1")</script> & the "dog" <img src=x>'
 
@@ -119,7 +121,7 @@ def test_expressions_without_prediction_are_named(work: Path) -> None:
     page = page_of(work)
     assert "scored 0: 1 expressions (b/50% #1)" in page.words
     assert sorted(page.titles) == sorted([HOSTILE, "thing 1", "thing 2"])
-    assert page.words.count("75.0") >= 2  # prediction and oracle alike
+    assert page.words.count("75.0") == 6  # J&F, J and F of the prediction and of the oracle
 
 
 def test_without_selections_only_the_training_is_shown(work: Path) -> None:
@@ -156,3 +158,9 @@ def test_diagnosis_is_worst_first_and_chooses_no_case_twice() -> None:
 def test_the_best_cases_show_something() -> None:
     cases = [Case("v", str(i), jf, 1.0, "good") for i, jf in enumerate((0.1, 0.5, 0.8, 0.9, 0.95, 1.0, 1.0))]
     assert [case.jf for case in choose(cases, 1)["best"]] == [0.95]
+
+
+def test_only_candidates_are_among_the_best_tracks() -> None:
+    scores = np.array([0.9, 0.8, 0.7, 0.2, 0.1, 0.4], np.float32)
+    assert _best(Selection("0", scores, np.array([False, False, False, True, True, True]))) == [5, 3, 4]
+    assert _best(Selection("0", scores, np.array([False, False, False, True, False, False]))) == [3]

@@ -237,7 +237,15 @@ def test_a_run_takes_the_tracks_that_sola_was_made_for(work: Path, tmp_path: Pat
     for i, (producer, changed) in enumerate(known):
         settings = tracker_class(producer).Settings().model_dump(mode="json")
         assert changed.keys() <= settings.keys()
-        card = Card(kind="tracks", dataset="mevis", split="v", producer=producer, settings=settings | changed, channels=256)
+        card = Card(
+            kind="tracks",
+            dataset="mevis",
+            split="v",
+            producer=producer,
+            settings=settings | changed,
+            channels=256,
+            dtype="float32",
+        )
         paths.append(tmp_path / f"{i}.zarr")
         write_record(CacheWriter(paths[-1], card), record)
     with warnings.catch_warnings():

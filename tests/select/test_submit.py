@@ -178,7 +178,7 @@ def test_the_benchmarks_code_gives_the_zip_the_same_score(split: Path) -> None:
 def test_a_zip_of_selections_knows_their_scores(split: Path) -> None:
     """The third sentence takes everything and is the surest: PNGs of the same masks cannot say so."""
     cache = davis.write_cache(split / "c.zarr", split / "data")
-    selections = davis.write_said(
+    selections = davis.write_scores(
         split / "s.zarr",
         lambda v, i: np.where(np.arange(7) == 6, 0.7, 0.1) if (v, i) == ("a", 2) else davis.right(v, i),
     )
@@ -199,7 +199,7 @@ def test_the_command_packs_selections_as_their_scores_say(
 ) -> None:
     """By the hint in the card or by --root, the same bytes; every other way to ask is one line, and nothing is written."""
     cache = davis.write_cache(split / "c.zarr", split / "data")
-    selections = davis.write_said(split / "s.zarr", davis.right)
+    selections = davis.write_scores(split / "s.zarr", davis.right)
     expected = submit_ref_davis(
         SelectionPredictions(selections, [cache]), RefDavis17(split / "data", "valid"), split / "w.zip"
     ).read_bytes()
@@ -249,7 +249,7 @@ def test_the_command_packs_selections_as_their_scores_say(
 
 def test_a_video_without_a_selection_is_named(split: Path) -> None:
     cache = davis.write_cache(split / "c.zarr", split / "data")
-    selections = davis.write_said(split / "s.zarr", davis.right, videos=["a"])
+    selections = davis.write_scores(split / "s.zarr", davis.right, videos=["a"])
     with pytest.raises(InputError, match="no selection of expression b/0; extract and predict its video"):
         submit_selections(selections, [cache], split / "x.zip")
     assert not (split / "x.zip").exists()
@@ -310,3 +310,11 @@ def test_davis_train_is_scored_by_no_benchmark(split: Path) -> None:
         folder.rename(folder.with_name("train"))
     with pytest.raises(InputError, match="split train of ref-davis17 has public ground truth"):
         submit(split / "png", "ref-davis17", split / "x.zip", root=split / "data", split="train")
+
+
+def test_the_zip_is_sorted_whatever_the_order_of_the_videos(masks: Path, tmp_path: Path) -> None:
+    first = submit(masks, "mevis", tmp_path / "x.zip", root=tmp_path / "data").read_bytes()
+    path = tmp_path / "data/valid/meta_expressions.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({"videos": dict(reversed(meta["videos"].items()))}))
+    assert submit(masks, "mevis", tmp_path / "y.zip", root=tmp_path / "data").read_bytes() == first

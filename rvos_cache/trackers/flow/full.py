@@ -10,15 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks, empty_rle
-from rvos_cache.trackers.flow.mask_frames import MaskFrames
+from rvos_cache.trackers.flow.mask_frames import ENCODED_PIXELS, MaskFrames
 from rvos_cache.trackers.flow.motion import Motion, camera_field, residual_speed
 from rvos_cache.trackers.flow.propagate import Frame, Prompt, Propagator
 from rvos_cache.trackers.flow.proposals import cues, propose
 from rvos_cache.trackers.flow.settings import FlowSettings
 from rvos_cache.trackers.flow.stitching import Meetings, distinct, overlaps, stitch
-
-ENCODED_PIXELS = 1 << 24
-"""Pixels of masks that are encoded in one call."""
 
 
 def key_frames(frames: int, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from rvos_cache.trackers.spool import ArraySpool
 
 Reader = Callable[[int], NDArray[np.uint8]]
 """t -> (H, W, 3) uint8 RGB."""
-IN_MEMORY = 1 << 25
+IN_MEMORY = 1 << 24
 """Bytes of frames, flow and masks of a video that are kept in memory; the rest is kept in a temporary file."""
 
 

@@ -13,8 +13,9 @@ from rvos_cache.settings import Settings
 from rvos_cache.trackers.base import Tracker
 from rvos_cache.trackers.flow import motion as flows
 from rvos_cache.trackers.flow import tokens
+from rvos_cache.trackers.flow.mask_frames import ENCODED_PIXELS
 from rvos_cache.trackers.flow.settings import FlowSettings
-from rvos_cache.trackers.flow.small import SmallVideo
+from rvos_cache.trackers.flow.small import COMPONENT_BYTES, SmallVideo
 from rvos_cache.types import VIDEO, Expression, TrackSet, Video
 
 LARGEST_SMALL = 400 * 640
@@ -65,7 +66,21 @@ class FlowTracker(Tracker):
 
     def planned_memory(self, size: tuple[int, int], frames: int) -> int:
         """About how many bytes of memory `track` takes for `frames` frames of `size` (H, W), without the program itself."""
-        return 0
+        settings, step = self.settings, working_step(size, self.settings)
+        pixels, working = size[0] * size[1], -(-size[0] // step) * -(-size[1] // step)
+        # Measured: libraries and small arrays; a track in a frame (tokens and their check, masks, presence); the spool's index.
+        fixed, per_track, per_frame = 45 << 20, 1300, 12_000
+        if _is_small(size, settings):
+            tracks = min(settings.max_tracks, settings.small_max_tracks)
+            spooled = min(SMALL_IN_MEMORY + COMPONENT_BYTES, 70 * working * frames)
+            return fixed + spooled + frames * (tracks * per_track + per_frame)
+        prompts = min(settings.key_frames, frames) * settings.prompts_per_key
+        tracks = min(settings.max_tracks, 2 * prompts)
+        spooled = min(flows.IN_MEMORY, 12 * working * frames)
+        # The larger of two phases: the masks of all proposals of a key frame, and the encoding of a frame's masks.
+        phase = max(300 * working, 4 * min(max(ENCODED_PIXELS, pixels), tracks * pixels))
+        per_frame += tracks * per_track + 48 * prompts
+        return fixed + spooled + phase + prompts * working + 6 * pixels + frames * per_frame
 
 
 def working_step(size: tuple[int, int], settings: FlowSettings) -> int:
