@@ -1,4 +1,4 @@
-"""The READMEs' examples: printed as the files in `tests/examples`, and run as printed; links lead somewhere; the first page is short."""
+"""Examples of the READMEs: printed as the files in `tests/examples`, and run as printed; links lead somewhere; the first is short."""
 
 from __future__ import annotations
 

@@ -45,10 +45,15 @@ class SceneDataset(Dataset):
 
     name = "scene"
 
+<<<<<<< HEAD
     @classmethod
     def splits(cls, root: Path) -> list[str]:
         """Return "train" and "hidden"; the videos are in no folder."""
         return ["train", "hidden"]
+=======
+    def _check_split(self) -> None:
+        """Every split exists: the videos are made, not read."""
+>>>>>>> main
 
     @property
     def has_ground_truth(self) -> bool:

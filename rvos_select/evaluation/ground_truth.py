@@ -68,7 +68,6 @@ def from_dataset(dataset: Dataset, video_id: str) -> AnnotatedVideo:
         raise InputError(
             f"{location}: the split hides its ground truth; score another split, or submit to the benchmark's server"
         )
-    kind = getattr(dataset, "kind", None)
     truth = dataset.ground_truth(video_id)
     if truth is None:
         raise InputError(f"{location}: no ground truth of video {video_id}; the split is damaged")
@@ -77,7 +76,7 @@ def from_dataset(dataset: Dataset, video_id: str) -> AnnotatedVideo:
         dataset.video(video_id).frame_names,
         dataset.expressions(video_id),
         truth,
-        lambda e: None if kind is None else kind(e.video_id, e.expression_id),
+        lambda e: dataset.kind(e.video_id, e.expression_id),
     )
 
 
@@ -144,9 +143,8 @@ def annotated_videos(
 
 def _expression_keys(dataset: Dataset | None, video_id: str) -> tuple[str, ...]:
     """The expressions of a video that cannot be read, as "<video>/<expression>"; "<video>" where they are not known."""
-    expression_ids = getattr(dataset, "expression_ids", None)
     try:
-        ids = () if expression_ids is None else expression_ids(video_id)
+        ids = () if dataset is None else dataset.expression_ids(video_id)
     except InputError:
         ids = ()
     return tuple(f"{video_id}/{i}" for i in ids) or (video_id,)

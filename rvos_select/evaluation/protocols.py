@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from rvos_cache.datasets import DATASETS
+from rvos_cache.datasets import DATASETS, dataset_class
 from rvos_cache.errors import InputError
-from rvos_cache.plugins import resolve
 from rvos_select.metrics.metric import Field, Metric
 from rvos_select.metrics.table import METRICS
 
@@ -94,23 +93,18 @@ PROTOCOLS = {
 }
 DEFAULT_PROTOCOL = PROTOCOLS["video"]
 """Of datasets that name none, and of scores without a label."""
-OF_DATASETS = {
-    **dict.fromkeys(("a2d-sentences", "jhmdb-sentences", "refcoco", "refcoco+", "refcocog"), "image"),
-    "ref-davis17": "davis",
-}
-"""Protocols of datasets whose class has no attribute `protocol`."""
 
 
 def protocol_of(dataset: str) -> Protocol:
-    """The protocol that the class of `dataset` names in its attribute `protocol`; "video" where it names none.
+    """The protocol that the class of `dataset` names; "video" for a dataset that is not known here.
 
     Raises InputError for an unknown protocol.
     """
-    name = OF_DATASETS.get(dataset, DEFAULT_PROTOCOL.name)
+    name: str = DEFAULT_PROTOCOL.name
     if dataset in DATASETS or ":" in dataset:
         # A dataset that cannot be imported is scored by the ground truth of its caches.
         with suppress(InputError):
-            name = getattr(resolve(DATASETS, dataset, "dataset"), "protocol", name)
+            name = dataset_class(dataset).protocol
     if name not in PROTOCOLS:
         raise InputError(f"dataset {dataset}: unknown protocol {name!r}; there are: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rvos_cache.datasets import Dataset, open_dataset
+from rvos_cache.datasets import DATASETS, Dataset, dataset_class, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import check_mask_png
 from rvos_select.evaluation.ground_truth import dataset_of
 from rvos_select.merging.label_maps import SelectionPredictions
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
-from rvos_select.submission.ref_davis import LAYOUT, submit_ref_davis
+from rvos_select.submission.ref_davis import submit_ref_davis
 from rvos_select.submission.zips import write_zip
-
-LAYOUTS = {
-    "mevis": "{video}/{expression}/{frame}.png",
-    "ref-davis17": LAYOUT,
-    "ref-youtube-vos": "Annotations/{video}/{expression}/{frame}.png",
-}
-"""Dataset -> path of a mask in its zip. MeViS: video folders at the root; Ref-YouTube-VOS: in one folder."""
-PUBLIC = {"mevis": "valid_u", "ref-davis17": "valid"}
-"""Dataset -> its split with public ground truth that can be submitted all the same."""
 
 
 def submit(
@@ -42,7 +33,7 @@ def submit(
     _check_split(dataset, data)
     if isinstance(data, RefDavis17):
         return submit_ref_davis(predictions, data, out)
-    masks = sorted(_masks(predictions, data, LAYOUTS[dataset]))
+    masks = sorted(_masks(predictions, data, data.submission_layout or ""))
     return write_zip(out, ((name, check_mask_png(path, size)) for name, path, size in masks))
 
 
@@ -78,13 +69,14 @@ def submit_selections(
 
 def _check_dataset(dataset: str) -> None:
     """Raises InputError for a dataset without a submission format."""
-    if dataset not in LAYOUTS:
-        raise InputError(f"no submission format of dataset {dataset!r}; there are: {', '.join(sorted(LAYOUTS))}")
+    if dataset_class(dataset).submission_layout is None:
+        formats = sorted(name for name in DATASETS if dataset_class(name).submission_layout is not None)
+        raise InputError(f"no submission format of dataset {dataset!r}; there are: {', '.join(formats)}")
 
 
 def _check_split(dataset: str, data: Dataset) -> None:
     """Raises InputError for a split that no benchmark scores."""
-    if data.has_ground_truth and data.split != PUBLIC.get(dataset):
+    if data.has_ground_truth and data.split != data.submission_split:
         raise InputError(
             f"{data.root}: split {data.split} of {dataset} has public ground truth, so no benchmark scores it; "
             "score it with rvos-select evaluate, or give the --split that is submitted"

@@ -17,8 +17,6 @@ from rvos_select.merging.label_maps import Answer, Frames, PngPredictions, Predi
 from rvos_select.metrics.davis import PROPOSALS
 from rvos_select.submission.zips import write_zip
 
-LAYOUT = "anno_{annotator}/{video}/{frame}.png"
-"""Path of a label map in the zip."""
 COLOURS = (
     (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128),
     (64, 0, 0), (191, 0, 0), (64, 128, 0), (191, 128, 0), (64, 0, 128), (191, 0, 128), (64, 128, 128), (191, 128, 128),
@@ -65,7 +63,7 @@ def _entries(
                         f"video {video_id}, frame {name}: object {pixels.max()}, the benchmark takes {PROPOSALS}; number the "
                         "objects from 1"
                     )
-                yield LAYOUT.format(annotator=a, video=video_id, frame=name), palette_png(pixels)
+                yield (RefDavis17.submission_layout or "").format(annotator=a, video=video_id, frame=name), palette_png(pixels)
 
 
 def palette_png(pixels: NDArray[np.uint8]) -> bytes:

@@ -14,7 +14,7 @@ from rvos_select.data.batch import Batch
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.collate import collate
 from rvos_select.data.labels import target_indices
-from rvos_select.data.one_object import names_one_object
+from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.sources import CachedSets
 from rvos_select.inference.infer import ScoredRows, infer_video
@@ -65,7 +65,7 @@ class Validator:
                     sums[name] = sums.get(name, 0.0) + value.item() * size
                 count += size
             for sample, rows in self.samples:
-                policy = selector_policy(selector, names_one_object(sample.set_name.partition("/")[0]))
+                policy = selector_policy(selector, all_name_one_object([sample.set_name.partition("/")[0]]))
                 pairs = pairs_of_set.setdefault(sample.set_name, [])
                 for part in infer_video(selector, sample, device, rows):
                     pairs += self._score(sample, part, policy)

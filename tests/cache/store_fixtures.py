@@ -12,6 +12,7 @@ from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
+from rvos_cache.trackers import Tracker
 from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Video
 
 H, W = 12, 17
@@ -58,7 +59,7 @@ def encode(masks: np.ndarray) -> RleMasks:
     return RleMasks.from_dense(masks)
 
 
-class TinyTracker:
+class TinyTracker(Tracker):
     """Tracks that depend on the pixels only; v00 gets none. nan and bad name videos that fail; wait: seconds each."""
 
     class Settings(Settings):

@@ -335,7 +335,7 @@ def test_caches_that_do_not_fit_are_one_line(work: Work, tmp_path: Path, recwarn
         train([flow], [work.text("train")], settings=settings, out=tmp_path / "c")
     faults.append(fault)
     frozen = settings.model_copy(update={"config": {**MODULE, "masks": "frozen"}})
-    with pytest.raises(InputError, match=r"no cache holds the feature 'q_v'|no cache holds the feature 'q_f'") as fault:
+    with pytest.raises(InputError, match=r"no tracks cache of mevis/train declares the feature 'q_f'") as fault:
         train([flow], [work.text("train")], settings=frozen, out=tmp_path / "d")
     faults.append(fault)
     with pytest.raises(InputError, match="selector dmvs has losses of masks, which only clips hold; --set batch=clip") as fault:

@@ -256,6 +256,6 @@ def test_a_selector_names_its_own_answer_in_the_card(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match="extra.empty"):
         predict(run, cache, words, tmp_path / "eager.zarr")
     monkeypatch.setattr(Eager, "empty", "best")
-    with pytest.raises(InputError, match="selector Eager: empty must be one of zeros, top1, not 'best'"):
+    with pytest.raises(InputError, match="selector 'test_policy:Eager': empty is 'best'; there are: zeros, top1"):
         predict(run, cache, words, tmp_path / "wrong.zarr")
     assert not (tmp_path / "wrong.zarr").exists()
