@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from rvos_cache.datasets import Dataset
@@ -45,15 +43,8 @@ class SceneDataset(Dataset):
 
     name = "scene"
 
-<<<<<<< HEAD
-    @classmethod
-    def splits(cls, root: Path) -> list[str]:
-        """Return "train" and "hidden"; the videos are in no folder."""
-        return ["train", "hidden"]
-=======
     def _check_split(self) -> None:
         """Every split exists: the videos are made, not read."""
->>>>>>> main
 
     @property
     def has_ground_truth(self) -> bool:
