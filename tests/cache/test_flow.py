@@ -147,21 +147,43 @@ def test_tiny_and_odd_frames() -> None:
         assert track(video, mode=mode).masks.size == (11, 13)
 
 
-def test_full_mode_tracks_a_textured_object_and_keeps_its_limits() -> None:
+def textured_patch(frames: int, visible: int) -> tuple[Video, GroundTruth]:
+    """A textured patch that moves 5 pixels per frame and is there in the first `visible` frames only."""
     rng = np.random.default_rng(3)
     patch = cv2.GaussianBlur(rng.integers(0, 255, (36, 44, 3)).astype(np.float32), (0, 0), 1.5) * [1.3, 0.6, 0.5] + 40
-    ground = cv2.resize(texture(), (400, 260))
-    pictures, masks = [], np.zeros((1, 8, 240, 320), bool)
-    for t in range(8):
-        picture = ground[10:250, 20:340].copy()
-        picture[100:136, 60 + 5 * t : 104 + 5 * t] = patch
-        masks[0, t, 100:136, 60 + 5 * t : 104 + 5 * t] = True
+    background = cv2.resize(texture(), (400, 260))
+    pictures, masks = [], np.zeros((1, frames, 240, 320), bool)
+    for t in range(frames):
+        picture = background[10:250, 20:340].copy()
+        if t < visible:
+            picture[100:136, 60 + 5 * t : 104 + 5 * t] = patch
+            masks[0, t, 100:136, 60 + 5 * t : 104 + 5 * t] = True
         pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
-    video = Video("full", tuple("abcdefgh"), (240, 320), pictures.__getitem__)
-    truth = GroundTruth(("0",), RleMasks.from_dense(masks), np.ones(8, bool))
+    video = Video("full", tuple(f"{t:05d}" for t in range(frames)), (240, 320), pictures.__getitem__)
+    return video, GroundTruth(("0",), RleMasks.from_dense(masks), np.ones(frames, bool))
+
+
+def test_full_mode_tracks_a_textured_object_and_keeps_its_limits() -> None:
+    video, truth = textured_patch(8, 8)
     tracks = track(video, key_frames=1, prompts_per_key=3, max_tracks=3)
     assert tracks.masks.shape[0] <= 3
-    assert best(tracks, truth)[0].mean() > 0.8
+    values, indices = best(tracks, truth)
+    # Both directions of time: the prompt is in frame 4.
+    assert tracks.prompt_frame[indices[0]] == 4 and values[0].min() > 0.8
+    expected = truth.masks.boxes()[0, 4]
+    expected[2:] += expected[:2]
+    np.testing.assert_allclose(tracks.prompt_box[indices[0]], expected, atol=4)
+
+
+def test_full_mode_loses_an_object_that_disappears() -> None:
+    video, truth = textured_patch(13, 8)
+    tracks = track(video, key_frames=1, prompts_per_key=3, max_tracks=3)
+    values, indices = best(tracks, truth)
+    k = indices[0]
+    assert values[0, :8].min() > 0.8
+    # Three doubtful frames in a row, then no mask.
+    assert (tracks.masks.area()[k, 11:] == 0).all() and (tracks.presence[k, 11:] == 0).all()
+    assert (tracks.presence[k, :8] > 0.5).all()
 
 
 @pytest.mark.parametrize("size", [(20, 30), (1, 1), (3, 200), (24, 900), (900, 24)])
