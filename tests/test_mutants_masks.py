@@ -43,10 +43,10 @@ def test_a_track_of_one_pixel_that_is_the_object_has_ratios_of_one() -> None:
         (lambda rle, offsets: (rle[None], offsets), "rle must be uint8"),
         (lambda rle, offsets: (rle, offsets.astype(np.int32)), "offsets must be int64"),
         (lambda rle, offsets: (rle, offsets[:-1]), "offsets must be int64"),
-        (lambda rle, offsets: (rle, offsets + 1), "rise from 0"),
-        (lambda rle, offsets: (rle[:-1], offsets), "rise from 0"),
-        (lambda rle, offsets: (rle, np.array([0, offsets[1], offsets[1], *offsets[3:]])), "rise from 0"),
-        (lambda rle, offsets: (rle, offsets[[0, 2, 1, 3, 4]]), "rise from 0"),
+        (lambda rle, offsets: (rle, offsets + 1), "increase from 0"),
+        (lambda rle, offsets: (rle[:-1], offsets), "increase from 0"),
+        (lambda rle, offsets: (rle, np.array([0, offsets[1], offsets[1], *offsets[3:]])), "increase from 0"),
+        (lambda rle, offsets: (rle, offsets[[0, 2, 1, 3, 4]]), "increase from 0"),
     ],
 )
 def test_masks_whose_parts_do_not_fit_are_refused(change: Callable[..., tuple[np.ndarray, np.ndarray]], message: str) -> None:

@@ -90,7 +90,7 @@ def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
                 raise InputError(f"{selections.path}: made of tracks with {field} {expected}, {cache.path} has {value}; {fix}")
 
 
-def merge(selections: Path, caches: Sequence[Path], out: Path, policy: PolicyOptions = DEFAULT_POLICY) -> Path:
+def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOptions = DEFAULT_POLICY) -> Path:
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
     The folder of an expression appears by one rename, so an existing one is complete and a later run skips it.

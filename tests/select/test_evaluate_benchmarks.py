@@ -17,12 +17,12 @@ sys.path.append(str(Path(__file__).parents[1] / "cache"))
 
 from test_dataset_contract import SAMPLES
 
-from rvos_cache.datasets import DATASETS, open_dataset
+from rvos_cache.datasets import DATASETS, Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import write_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
-from rvos_cache.types import Selection, TrackSet
+from rvos_cache.types import Expression, Selection, TrackSet, Video
 from rvos_select.cli import main
 from rvos_select.evaluation import PROTOCOLS, Scope, benchmark_pngs, benchmark_selections, protocol_of
 from rvos_select.evaluation.compare import compare
