@@ -16,9 +16,10 @@ from rvos_cache.masks import RleMasks, from_coco
 from rvos_cache.overlap import count_overlap, iou
 from rvos_cache.settings import build
 from rvos_cache.trackers import tracker_class
-from rvos_cache.trackers.flow import FlowSettings, FlowTracker, tokens
+from rvos_cache.trackers.flow import FlowSettings, FlowTracker, proposals, tokens
 from rvos_cache.trackers.flow import motion as flows
 from rvos_cache.trackers.flow.appearance import Fourier, Ridge
+from rvos_cache.trackers.flow.full import enlarge, full_tracks
 from rvos_cache.trackers.flow.mask_frames import FrameMask, MaskFrames
 from rvos_cache.trackers.flow.propagate import similarity
 from rvos_cache.trackers.flow.stitching import Meetings, distinct, overlaps, stitch
@@ -184,6 +185,38 @@ def test_full_mode_loses_an_object_that_disappears() -> None:
     # Three doubtful frames in a row, then no mask.
     assert (tracks.masks.area()[k, 11:] == 0).all() and (tracks.presence[k, 11:] == 0).all()
     assert (tracks.presence[k, :8] > 0.5).all()
+
+
+def test_full_mode_returns_the_most_confident_tracks_first() -> None:
+    video, _ = textured_patch(8, 8)
+    motion = flows.measure(video.read, 8, 1)
+    _, confidence, starts = full_tracks(motion, video.size, FlowSettings(key_frames=2, prompts_per_key=4))
+    assert len(starts) > 2 and set(starts.tolist()) == {2, 6}
+    assert (np.diff(confidence.mean(1)) <= 0).all() and (np.diff(confidence.mean(1)) < 0).any()
+
+
+def test_the_scores_of_proposals_rank_an_object_above_other_regions() -> None:
+    video, truth = textured_patch(4, 4)
+    motion = flows.measure(video.read, 4, 1)
+    residual = motion.flow(1, 1) - flows.camera_field(motion.background(1, 1), motion.size)
+    cue = proposals.cues(motion.frame(1), residual, flows.residual_speed(motion, 1))
+    mask = truth.masks.decode(0, 1)
+    half, shifted, elsewhere = mask.copy(), np.roll(mask, 20, 1), np.roll(mask, 90, 0)
+    half[:118] = False
+    scores = [proposals.score(region, cue) for region in (mask, half, shifted, elsewhere)]
+    assert scores[0] == max(scores) > 1 and scores[3] == min(scores) < 1
+    best_score, best_mask = proposals.propose(motion.frame(1), cue, 1)[0]
+    assert (best_mask & mask).sum() / (best_mask | mask).sum() > 0.7 and best_score > 1
+
+
+def test_masks_are_enlarged_with_interpolated_outlines() -> None:
+    ys, xs = np.mgrid[0:120, 0:160]
+    disk = (ys - 60) ** 2 + (xs - 70) ** 2 <= 40**2
+    small = cv2.resize(disk.astype(np.float32), (40, 30), interpolation=cv2.INTER_AREA) > 0.5
+    nearest = small.repeat(4, 0).repeat(4, 1)
+    interpolated = enlarge(small, (120, 160))
+    assert (interpolated ^ disk).sum() < 0.9 * (nearest ^ disk).sum()
+    assert enlarge(disk, (120, 160)) is disk
 
 
 @pytest.mark.parametrize("size", [(20, 30), (1, 1), (3, 200), (24, 900), (900, 24)])

@@ -81,7 +81,7 @@ def _encode(masks: MaskFrames, sources: NDArray[np.int64], size: tuple[int, int]
         visible = [k for k in range(count) if small[sources[k, t]].any()]
         for first in range(0, len(visible), per_call):
             part = visible[first : first + per_call]
-            large = np.stack([_enlarge(small[sources[k, t]], size) for k in part])
+            large = np.stack([enlarge(small[sources[k, t]], size) for k in part])
             # The axis of tracks takes the place of frames: one call encodes all of them.
             encoded = RleMasks.from_dense(large[None])
             for i, k in enumerate(part):
@@ -89,7 +89,8 @@ def _encode(masks: MaskFrames, sources: NDArray[np.int64], size: tuple[int, int]
     return RleMasks.from_bytes(rows, frames, size)
 
 
-def _enlarge(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+def enlarge(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask (h, w) at `size` (H, W), its outline interpolated."""
     if mask.shape == size:
         return mask
     return np.asarray(cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5, np.bool_)

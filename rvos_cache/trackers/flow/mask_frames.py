@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.trackers.spool import ArraySpool
 
-ENCODED_PIXELS = 1 << 24
+ENCODED_PIXELS = 1 << 22
 """Pixels of masks that are encoded in one call."""
 HEADER = 5
 """int32 numbers per mask: its track and the window's y0, y1, x0, x1."""

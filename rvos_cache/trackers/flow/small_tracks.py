@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks, empty_rle
+from rvos_cache.trackers.flow.mask_frames import ENCODED_PIXELS
 from rvos_cache.trackers.flow.motion import Motion, apply
 from rvos_cache.trackers.spool import ArraySpool
 
-ENCODED_PIXELS = 1 << 22
-"""Pixels of masks that are encoded in one call."""
 LONGEST_GAP = 18
 """Frames between the end of one track and the start of another beyond which they are not joined."""
 

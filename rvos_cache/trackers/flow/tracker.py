@@ -59,7 +59,6 @@ class FlowTracker(Tracker):
             masks, confidence, frames = full_tracks(motion, video.size, settings)
         codes, by_area = tokens.describe(video.read, masks, motion)
         presence = np.minimum(by_area.astype(np.float32), np.clip(confidence, 0.05, 1)).astype(np.float16)
-        presence[tokens.areas(masks) == 0] = 0
         n = masks.shape[0]
         prompt = np.full(n, VIDEO, np.int32)
         return TrackSet(codes, presence, masks, prompt, ("flow",) * n, frames, _boxes(masks, frames))
