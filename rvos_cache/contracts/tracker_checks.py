@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from rvos_cache.axes import axis_of
+from rvos_cache.contracts.checks import CheckFailed, CheckResult, CheckSkipped, run_check
 from rvos_cache.contracts.scene import SIZE, make_expressions, make_scene
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.local_engine import LocalEngine
 from rvos_cache.extraction.run import run_videos
 from rvos_cache.extraction.steps import tracks_card
 from rvos_cache.extraction.work import TrackWork, extract_video
-from rvos_cache.plugins import describe_error
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, TrackCache, TrackRecord, content_digest, verify, write_tracks
 from rvos_cache.trackers import Tracker, open_tracker, tracker_class
@@ -29,14 +29,6 @@ from rvos_cache.types import VIDEO, TrackSet
 FRAMES = 7
 DATASET = "rvos_cache.contracts.scene:SceneDataset"
 UNKNOWN_SETTING = "no_such_setting"
-
-
-class CheckFailed(Exception):
-    """The tracker breaks the contract; the message is one line."""
-
-
-class CheckSkipped(Exception):
-    """The check does not apply to this tracker; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -261,15 +253,6 @@ DEPENDENT = (
 """Checks of the run that the first check makes."""
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """Result of one check. message: why it failed or was skipped, one line."""
-
-    title: str
-    status: Literal["ok", "FAILED", "skipped"]
-    message: str = ""
-
-
 def run_tracker_checks(name: str, overrides: Mapping[str, Any]) -> Iterator[CheckResult]:
     """The result of every check of the tracker `name` with the settings `overrides`, one after the other.
 
@@ -282,24 +265,12 @@ def run_tracker_checks(name: str, overrides: Mapping[str, Any]) -> Iterator[Chec
         if check in DEPENDENT and not has_run:
             yield CheckResult(title, "skipped", "the first test failed")
             continue
-        result = _result(title, check, case)
+        result = run_check(title, check, case)
         if check is check_declared:
             has_run = result.status == "ok"
             if has_run and not len(case.run.stored.tracks.origin):
                 result = replace(result, message="no track in the test video, a red square that moves; most tests cannot fail")
         yield result
-
-
-def _result(title: str, check: Callable[[TrackerCase], None], case: TrackerCase) -> CheckResult:
-    try:
-        check(case)
-    except CheckSkipped as reason:
-        return CheckResult(title, "skipped", str(reason))
-    except (CheckFailed, InputError) as error:
-        return CheckResult(title, "FAILED", " ".join(str(error).split()))
-    except Exception as error:
-        return CheckResult(title, "FAILED", describe_error(error))
-    return CheckResult(title, "ok")
 
 
 def _check_size(run: Run, frames: int, size: tuple[int, int]) -> None:

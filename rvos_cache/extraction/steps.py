@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from rvos_cache.datasets import Dataset, dataset_class, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.bindings import bound_digest
@@ -18,7 +20,7 @@ from rvos_cache.extraction.work import OneStep, TrackWork
 from rvos_cache.plugins import checked_weights
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TextRecord, default_folder, provenance, text_path, tracks_path, write_text
-from rvos_cache.text import TEXT_ENCODERS, encoder_class, open_encoder
+from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
 
 
 def select_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, shard: str) -> list[str]:
@@ -89,20 +91,29 @@ def extract_text(
     overrides: Mapping[str, Any] | None = None,
 ) -> ExtractReport:
     """Write the words of a split's expressions to the cache `out`. overrides: settings of the encoder. Raises like `extract`."""
-    title = f"text encoder {encoder}"
-    settings = build(encoder_class(encoder).Settings, overrides or {}, title)
+    settings = _encoder_settings(encoder, overrides)
     source = open_dataset(dataset, root, split)
-    model = open_encoder(encoder, settings)
+    return _extract_words(source, dataset, encoder, open_encoder(encoder, settings), settings, out)
+
+
+def _encoder_settings(encoder: str, overrides: Mapping[str, Any] | None) -> BaseModel:
+    settings: BaseModel = build(encoder_class(encoder).Settings, overrides or {}, f"text encoder {encoder}")
+    return settings
+
+
+def _extract_words(
+    source: Dataset, dataset: str, encoder: str, model: TextEncoder, settings: BaseModel, out: Path | str
+) -> ExtractReport:
     card = Card(
         kind="text",
         dataset=dataset,
-        split=split,
+        split=source.split,
         producer=encoder,
         settings=settings.model_dump(mode="json"),
-        weights=checked_weights(model, title, is_custom=encoder not in TEXT_ENCODERS),
+        weights=checked_weights(model, f"text encoder {encoder}", is_custom=encoder not in TEXT_ENCODERS),
         expressions_digest=bound_digest(source, out),
         channels=model.channels,
-        root=str(Path(root)),
+        root=str(source.root),
         **provenance(),
     )
 
@@ -112,7 +123,9 @@ def extract_text(
         write_text(writer, TextRecord(video_id, expressions, tuple(words)))
         return len(expressions)
 
-    return run_videos(out, card, source.video_ids(), OneStep(write_one), f"{encoder} {split}", LocalEngine(), "expressions")
+    return run_videos(
+        out, card, source.video_ids(), OneStep(write_one), f"{encoder} {source.split}", LocalEngine(), "expressions"
+    )
 
 
 def extract_all(
@@ -145,6 +158,12 @@ def extract_all(
     if budget is not None:
         sources = [work.of_split(split).source for split in names]
         check_budget(work, [(source, v) for source in sources for v in source.video_ids()], budget)
+    # Before hours of tracking: an encoder without weights fails here.
+    try:
+        text_settings = _encoder_settings(encoder, text_overrides)
+        model = open_encoder(encoder, text_settings)
+    except InputError as error:
+        raise InputError(str(error).replace("--set ", "--text-set ")) from error
     reports = {}
     for split in names:
         work = work.of_split(split)
@@ -156,7 +175,7 @@ def extract_all(
         else:
             warnings.warn(f"split {split} hides the ground truth that {tracker} prompts with: its words alone", stacklevel=2)
         words = text_path(base, split, encoder)
-        reports[f"{split}/text"] = extract_text(dataset, root, split, encoder, words, overrides=text_overrides)
+        reports[f"{split}/text"] = _extract_words(work.source, dataset, encoder, model, text_settings, words)
     return reports
 
 

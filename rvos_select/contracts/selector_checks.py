@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rvos_cache.contracts.tracker_checks import CheckFailed, CheckResult, CheckSkipped
+from rvos_cache.contracts.checks import CheckFailed, CheckResult, CheckSkipped, run_check
 from rvos_cache.errors import InputError
-from rvos_cache.plugins import describe_error
 from rvos_cache.settings import build
 from rvos_cache.store import SelectionCache, read_card, verify
 from rvos_cache.types import FeatureSpec
@@ -349,19 +348,7 @@ def run_selector_checks(case: SelectorCase) -> Iterator[CheckResult]:
     """The result of every check, one after the other. Raises InputError if the selector cannot be made for the caches."""
     check_declared(case.selector.requires, case.cards, case.name)
     for title, check in SELECTOR_CHECKS.items():
-        yield _result(title, check, case)
-
-
-def _result(title: str, check: Callable[[SelectorCase], None], case: SelectorCase) -> CheckResult:
-    try:
-        check(case)
-    except CheckSkipped as reason:
-        return CheckResult(title, "skipped", str(reason))
-    except (CheckFailed, InputError) as error:
-        return CheckResult(title, "FAILED", " ".join(str(error).split()))
-    except Exception as error:
-        return CheckResult(title, "FAILED", describe_error(error))
-    return CheckResult(title, "ok")
+        yield run_check(title, check, case)
 
 
 @contextlib.contextmanager

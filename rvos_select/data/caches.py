@@ -16,6 +16,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import Card, TextCache, TrackCache, TrackInfo, format_uri, open_backend, read_card
 from rvos_cache.text.cues import CUES, DEFAULT_TAGGER, Tagger
 from rvos_cache.types import VIDEO, Expression, GroundTruth, Overlap, Words
+from rvos_select.paths import Paths, as_paths
 
 Spec = Mapping[str, Any]
 """A feature or measurement as a card lists it: name, dims, dtype, by_frame."""
@@ -52,7 +53,8 @@ class TrackSource:
     expressions and ground truth are.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Paths) -> None:
+        paths = as_paths(paths)
         if not paths:
             raise InputError("no tracks cache given; add --cache C.zarr")
         self.caches = [TrackCache(path) for path in paths]
@@ -299,7 +301,8 @@ def _corruption(cache: TrackCache) -> str:
 class TextSource:
     """Text caches read as one. Raises InputError when they do not fit together. cache_of: video -> the cache that holds it."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Paths) -> None:
+        paths = as_paths(paths)
         if not paths:
             raise InputError("no text cache given; add --text T.zarr")
         self.caches = [TextCache(path) for path in paths]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_select.evaluation.protocols import PROTOCOLS, Protocol, protocol_of_scores
+from rvos_select.paths import PathLike
 
 RESAMPLES, LEVEL, SEED = 10_000, 0.95, 0
 MOVED = 10
@@ -24,7 +25,7 @@ CHUNK = 1 << 20
 """Random numbers generated at a time, which bounds the memory."""
 
 
-def compare(first: Path, second: Path, allow_missing: bool = False, seed: int = SEED) -> dict[str, Any]:
+def compare(first: PathLike, second: PathLike, allow_missing: bool = False, seed: int = SEED) -> dict[str, Any]:
     """How much `second` differs from `first`, files that `evaluate --json` wrote; fractions of 1.
 
     {"protocol", "videos", "expressions", <measure>: {"a", "b", "difference", "interval"}, "up", "down", "only_a", "only_b"}:
@@ -33,6 +34,7 @@ def compare(first: Path, second: Path, allow_missing: bool = False, seed: int = 
     file without scores, for scores of different datasets, splits or protocols, and, without `allow_missing`, where an expression
     is in one file alone.
     """
+    first, second = Path(first), Path(second)
     a, b = _read(first), _read(second)
     for name in ("protocol", "dataset", "split"):
         if name in a and name in b and a[name] != b[name]:

@@ -32,12 +32,13 @@ from rvos_select.evaluation.protocols import protocol_of
 from rvos_select.metrics.metric import FrameMetrics
 from rvos_select.metrics.scores import ExpressionScores
 from rvos_select.metrics.table import METRICS
+from rvos_select.paths import PathLike, Paths
 
 
 def oracle(
-    caches: Sequence[Path],
+    caches: Paths,
     dataset: str | None = None,
-    root: Path | None = None,
+    root: PathLike | None = None,
     split: str | None = None,
     videos: Sequence[str] = (),
     limit: int | None = None,
@@ -57,6 +58,7 @@ def oracle(
             raise InputError(
                 f"{cache.path}: its tracks were prompted with ground truth, for training only; give a cache of another tracker"
             )
+    root = None if root is None else Path(root)
     data = dataset_of(source, dataset, root, split)
     video_ids = select_videos(videos_of(source, data), videos, limit, str(source.caches[0].path))
     table = _Oracle(source, data if data is not None and protocol_of(data.name).name == "image" else None)

@@ -19,6 +19,7 @@ from rvos_cache.tensors import read_tensors
 from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class
 from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import replace_folder
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.training.settings import TrainSettings
@@ -40,14 +41,14 @@ VALIDATED: tuple[tuple[str, dict[str, Any]], ...] = (
 ENCODER = "roberta"
 
 
-def import_sola(checkpoint: Path, out: Path, caches: Sequence[Path] = (), texts: Sequence[Path] = ()) -> Path:
+def import_sola(checkpoint: PathLike, out: PathLike, caches: Paths = (), texts: Paths = ()) -> Path:
     """Write the run `out` with the weights of `checkpoint` and return it; only tensors are read, never code.
 
     caches, texts: caches like those that the checkpoint was trained on. Default: SOLA's, SAM 2's tracks, extracted here or
     imported from its files, and the words of its RoBERTa, which is loaded once for its digest. Raises InputError for a file that
     is no such checkpoint, caches of other widths, or a folder `out` that is not empty.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    checkpoint, out, caches, texts = Path(checkpoint), Path(out), as_paths(caches), as_paths(texts)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another --out")
     model = load_checkpoint(checkpoint)

@@ -22,6 +22,7 @@ from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.merging.merge import check_cards, check_same_frames, merge_masks
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, resolve_policy
+from rvos_select.paths import PathLike, Paths
 
 
 class MissingPredictionError(InputError):
@@ -98,8 +99,8 @@ class SelectionPredictions:
     caches are not those of the selections, or `resolve_policy` raises it.
     """
 
-    def __init__(self, selections: Path, caches: Sequence[Path], options: PolicyOptions = DEFAULT_POLICY) -> None:
-        self.tracks, self.cache = TrackSource(caches), SelectionCache(selections)
+    def __init__(self, selections: PathLike, caches: Paths, options: PolicyOptions = DEFAULT_POLICY) -> None:
+        self.tracks, self.cache = TrackSource(caches), SelectionCache(Path(selections))
         check_cards(self.cache, self.tracks)
         self.policy = resolve_policy(self.cache, options, top1_by_default=True)
         self.video_ids = set(self.cache.video_ids())

@@ -17,6 +17,7 @@ from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, diges
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
+from rvos_select.paths import PathLike, Paths
 
 RECORD = ".merge.json"
 """The record of what the masks of a folder were made from, so that a later run continues only with the same: the card of the
@@ -97,7 +98,7 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
     Raises InputError when `out` has masks made from other selections or settings, or cannot be written, and at the end for
     damaged videos; the others are written all the same.
     """
-    source, cache, out = TrackSource(caches), SelectionCache(selections), Path(out)
+    source, cache, out = TrackSource(caches), SelectionCache(Path(selections)), Path(out)
     check_cards(cache, source)
     failed: dict[str, InputError] = {}
     resolved = resolve_policy(cache, policy)

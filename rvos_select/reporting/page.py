@@ -26,6 +26,7 @@ from rvos_select.metrics.metric import percent
 from rvos_select.metrics.region_contour import REGION_CONTOUR
 from rvos_select.metrics.scores import ExpressionScores
 from rvos_select.metrics.table import METRICS
+from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.reporting.curves import curves, histogram
 from rvos_select.reporting.diagnose import Case, choose, diagnose
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
@@ -36,12 +37,12 @@ NAMES = {"sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks
 
 
 def report(
-    run: Path,
-    selections: Path | None,
-    caches: Sequence[Path],
-    out: Path,
+    run: PathLike,
+    selections: PathLike | None = None,
+    caches: Paths = (),
+    out: PathLike = "out/report",
     *,
-    root: Path | None = None,
+    root: PathLike | None = None,
     rows: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write `<out>/index.html` and its pictures; returns the page's path.
@@ -51,7 +52,14 @@ def report(
     rows: name -> {"j", "f", "jf"} for the table; default: the selections and the oracle. Raises InputError.
     """
     with naming(Path(out)):
-        return _report(Path(run), selections, caches, Path(out), root, rows)
+        return _report(
+            Path(run),
+            None if selections is None else Path(selections),
+            as_paths(caches),
+            Path(out),
+            None if root is None else Path(root),
+            rows,
+        )
 
 
 def _report(

@@ -20,6 +20,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.files import sync, write_json
 from rvos_cache.store import Card
 from rvos_cache.tensors import read_tensors
+from rvos_select.paths import PathLike
 from rvos_select.selectors import Selector, selector_class
 
 
@@ -118,25 +119,27 @@ def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     return state
 
 
-def run_settings(run: Path) -> dict[str, Any]:
+def run_settings(run: PathLike) -> dict[str, Any]:
     """`<run>/settings.json`: resolved settings, cards, versions."""
+    run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run}: no run here; rvos-select train makes one")
     settings: dict[str, Any] = read_json(run / "settings.json", "not a training run; rvos-select train makes one")
     return settings
 
 
-def run_cards(run: Path) -> dict[str, Card]:
+def run_cards(run: PathLike) -> dict[str, Card]:
     """The cards ("tracks", "text") of the first caches that a run was trained on."""
     cards = run_settings(run)["cards"]
     return {kind: Card.model_validate(cards[kind][0]) for kind in ("tracks", "text")}
 
 
-def load_selector(run: Path) -> Selector:
+def load_selector(run: PathLike) -> Selector:
     """The best module of a run, in eval mode; its frozen parts are loaded by `bind`, and must be those of the run.
 
     Raises InputError when it is missing or damaged.
     """
+    run = Path(run)
     settings = run_settings(run)
     restore_folder(run / "best")
     if not (run / "best").is_dir():

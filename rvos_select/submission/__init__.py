@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rvos_cache.datasets import DATASETS, Dataset, dataset_class, open_dataset
@@ -12,12 +12,18 @@ from rvos_cache.mask_png import check_mask_png
 from rvos_select.evaluation.ground_truth import dataset_of
 from rvos_select.merging.label_maps import SelectionPredictions
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
+from rvos_select.paths import PathLike, Paths
 from rvos_select.submission.ref_davis import submit_ref_davis
 from rvos_select.submission.zips import write_zip
 
 
 def submit(
-    predictions: Path, dataset: str, out: Path, expected: Dataset | None = None, root: Path | None = None, split: str = "valid"
+    predictions: PathLike,
+    dataset: str,
+    out: PathLike,
+    expected: Dataset | None = None,
+    root: PathLike | None = None,
+    split: str = "valid",
 ) -> Path:
     """Write `out`, a zip of every expression's masks, 8-bit 0 and 255 at the video's size; returns it.
 
@@ -29,7 +35,7 @@ def submit(
     predictions, out = Path(predictions), Path(out)
     if not predictions.is_dir():
         raise InputError(f"{predictions}: no such folder of predictions; run rvos-select merge first")
-    data = expected or open_dataset(dataset, root or Path("data") / dataset, split)
+    data = expected or open_dataset(dataset, Path(root or Path("data") / dataset), split)
     _check_split(dataset, data)
     if isinstance(data, RefDavis17):
         return submit_ref_davis(predictions, data, out)
@@ -38,11 +44,11 @@ def submit(
 
 
 def submit_selections(
-    selections: Path,
-    caches: Sequence[Path],
-    out: Path,
+    selections: PathLike,
+    caches: Paths,
+    out: PathLike,
     dataset: str | None = None,
-    root: Path | None = None,
+    root: PathLike | None = None,
     split: str | None = None,
     policy: PolicyOptions = DEFAULT_POLICY,
 ) -> Path:
@@ -52,11 +58,11 @@ def submit_selections(
     expression is selected, as the benchmark's methods do. Raises InputError as `submit` does, and for caches of another dataset,
     whose selections are merged to PNGs first.
     """
-    predictions = SelectionPredictions(Path(selections), caches, policy)
+    predictions = SelectionPredictions(selections, caches, policy)
     tracks = predictions.tracks
     name, path = tracks.card.dataset, tracks.caches[0].path
     _check_dataset(name)
-    data = dataset_of(tracks, dataset, root, split)
+    data = dataset_of(tracks, dataset, None if root is None else Path(root), split)
     if data is None:
         raise InputError(
             f"{path}: the dataset, which lists the annotators of the expressions, is not at the root of the card; give --root"

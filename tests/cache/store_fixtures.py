@@ -25,7 +25,7 @@ class Tiny(Dataset):
 
     @classmethod
     def splits(cls, root: Path) -> list[str]:
-        return ["train"]
+        return ["train", "valid"]
 
     def video_ids(self) -> tuple[str, ...]:
         return tuple(f"v{i:02d}" for i in range(int(self.root.name)))

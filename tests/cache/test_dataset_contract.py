@@ -320,7 +320,7 @@ def test_three_methods_are_a_dataset(folders: Path, tmp_path: Path, name: str, a
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("Unfinished", "has no video; write def video(self, video_id)"),
+        ("Unfinished", r"has no video; write def video\(self, video_id\)"),
         ("Alone", "is not a subclass of rvos_cache.Dataset"),
         ("write_shapes", "is not a subclass of rvos_cache.Dataset"),
         ("Missing", "cannot be imported"),

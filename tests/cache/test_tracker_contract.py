@@ -11,8 +11,8 @@ import tiny_sam2
 import tiny_vita
 
 from rvos_cache.contracts import TRACKER_CHECKS, TrackerCase
+from rvos_cache.contracts.checks import CheckSkipped
 from rvos_cache.contracts.scene import SIZE
-from rvos_cache.contracts.tracker_checks import CheckSkipped
 from rvos_cache.trackers import TRACKERS, tracker_class
 
 # Settings that make a tracker small enough to test; one with two ways of working has a line for each. What is a function is

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_vita import CHANNELS, SIZES, SMALL, mask2former, vita_head, write_checkpoint
 
-from rvos_cache.contracts.tracker_checks import CheckSkipped
+from rvos_cache.contracts.checks import CheckSkipped
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_text

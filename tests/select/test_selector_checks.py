@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from rvos_cache.contracts.tracker_checks import CheckSkipped
+from rvos_cache.contracts.checks import CheckSkipped
 from rvos_cache.errors import InputError
 from rvos_cache.types import FeatureSpec
 from rvos_select.cli import cli
