@@ -169,3 +169,25 @@ def test_a_selector_passes_its_checks(name: str, folder: Path) -> None:
 def test_a_tracker_passes_its_checks_among_other_folders(name: str, folder: Path) -> None:
     failed = [f"{r.title}: {r.message}" for r in run_tracker_checks(name, {}) if r.status == "FAILED"]
     assert not failed
+
+
+def test_a_selector_reads_what_a_tracker_writes(folder: Path) -> None:
+    for split in ("train", "valid_u"):
+        rc.extract("mevis", "data/shapes", split, "corner_tracker:CornerTracker", f"{split}.zarr")
+        rc.extract_text("mevis", "data/shapes", split, "hashed", f"text-{split}.zarr")
+    case = SelectorCase("corner_selector:CornerSelector", tracks=Path("train.zarr"), texts=Path("text-train.zarr"))
+    failed = [f"{r.title}: {r.message}" for r in run_selector_checks(case) if r.status == "FAILED"]
+    assert not failed
+    rc.extract("mevis", "data/shapes", "valid_u", "flow", "flow.zarr")
+    with pytest.raises(
+        rc.InputError, match="flow.zarr: tokens of tracker flow, the module is trained with corner_tracker:Corner"
+    ):
+        rs.train("train.zarr", valid_tracks="flow.zarr", selector="corner_selector:CornerSelector", out="run")
+    for batch in ("video", "single"):
+        run = rs.train(
+            "train.zarr", valid_tracks="valid_u.zarr", selector="corner_selector:CornerSelector", batch=batch, epochs=1, out=batch
+        )
+    selections = rs.predict(run, "valid_u.zarr", out="selections.zarr")
+    assert 0 <= rs.evaluate(selections, "valid_u.zarr")["jf"] <= 1
+    rs.merge(selections, "valid_u.zarr", "masks")
+    assert Path(rs.report("video", selections, "valid_u.zarr", "report")).is_file()

@@ -21,10 +21,11 @@ from rvos_cache.extraction.local_engine import LocalEngine
 from rvos_cache.extraction.run import run_videos
 from rvos_cache.extraction.steps import tracks_card
 from rvos_cache.extraction.work import TrackWork, extract_video
+from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, TrackCache, TrackRecord, content_digest, verify, write_tracks
 from rvos_cache.trackers import Tracker, open_tracker, tracker_class
-from rvos_cache.types import VIDEO, TrackSet
+from rvos_cache.types import VIDEO, GroundTruth, TrackSet
 
 FRAMES = 7
 DATASET = "rvos_cache.contracts.scene:SceneDataset"
@@ -83,15 +84,21 @@ class TrackerCase:
         *,
         hidden: bool = False,
         reverse: bool = False,
+        more_objects: int = 0,
         tracker: Tracker | None = None,
     ) -> Run:
         """Run the tracker on `make_scene`, write and read the result, as extraction does.
 
-        hidden: without ground truth; reverse: the expressions in reverse order; tracker: by default the case's own instance.
+        hidden: without ground truth; reverse: the expressions in reverse order; more_objects: objects without any
+        pixel; tracker: by default the case's own instance.
         Raises InputError for anything that would fail the video.
         """
         model = tracker or self.tracker
         video, truth = make_scene(frames, moves, size)
+        if more_objects:
+            names = (*truth.object_ids, *(f"v-{i}" for i in range(1, more_objects + 1)))
+            masks = RleMasks.concatenate([truth.masks, RleMasks.empty(more_objects, frames, size)])
+            truth = GroundTruth(names, masks, truth.annotated)
         expressions = make_expressions(hidden=hidden)[:: -1 if reverse else 1]
         returned = extract_video(model, video, expressions, None if hidden else truth, self.name)
         path = self.path()
@@ -120,6 +127,9 @@ def check_declared(case: TrackerCase) -> None:
     ):
         if arrays.keys() != {spec.name for spec in specs}:
             raise CheckFailed(f"{kind}s {sorted(arrays)}, declared {sorted(spec.name for spec in specs)}")
+    # Three objects more: where N, E and A were equal by chance, a swapped axis shows.
+    if tracker.measurement_specs:
+        case.run_on(more_objects=3)
 
 
 def check_presence(case: TrackerCase) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from rvos_cache.axes import axis_of
 from rvos_cache.datasets import Dataset, dataset_class, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.bindings import bound_digest
@@ -21,6 +22,7 @@ from rvos_cache.plugins import checked_weights
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TextRecord, default_folder, provenance, text_path, tracks_path, write_text
 from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
+from rvos_cache.trackers import Tracker
 
 
 def select_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, shard: str) -> list[str]:
@@ -179,6 +181,11 @@ def extract_all(
     return reports
 
 
+def reads_expressions(tracker: Tracker) -> bool:
+    """Whether the result depends on the sentences: by the tracks, or by a feature with an axis of expressions."""
+    return tracker.reads_expressions or any(axis_of(spec.dims, "E") is not None for spec in tracker.feature_specs)
+
+
 def tracks_card(work: TrackWork, out: Path | str) -> Card:
     """The card of the tracks cache `out`. Raises InputError, also if the split hides the ground truth that the tracker needs."""
     work.check_prompts()
@@ -190,7 +197,7 @@ def tracks_card(work: TrackWork, out: Path | str) -> Card:
         producer=work.tracker,
         settings=settings.model_dump(mode="json"),
         weights=work.weights,
-        expressions_digest=bound_digest(source, out) if tracker.reads_expressions else None,
+        expressions_digest=bound_digest(source, out) if reads_expressions(tracker) else None,
         channels=tracker.channels,
         label_iou=tracker.label_iou,
         training_only=tracker.wants_ground_truth,

@@ -71,6 +71,7 @@ def evaluate(
     MeViS, Ref-YouTube-VOS: J, F and J&F, and N-acc and T-acc where expressions have no target. Ref-DAVIS17: J and F of objects,
     by DAVIS's unsupervised protocol. A2D, JHMDB, RefCOCO: mAP, IoU and P@K.
     """
+    from rvos_cache.store import read_card
     from rvos_select import evaluation as step
 
     if (predictions is None) == (selections is None):
@@ -80,8 +81,12 @@ def evaluate(
     if reassign is not None:
         options["strict"] = not reassign
     if predictions is not None:
+        card = read_card(caches[0]) if caches else None
+        if card is not None:
+            dataset, split = dataset or card.dataset, split or card.split
+            root = root or (Path(card.root) if card.root else None)
         if dataset is None or root is None or split is None:
-            raise click.UsageError("--predictions needs --dataset, --root and --split")
+            raise click.UsageError("--predictions needs --dataset, --root and --split, or --cache of a cache that names them")
         reject_policy_options(policy)
         scores = step.benchmark_pngs(dataset, root, split, predictions, options, scope)
     else:

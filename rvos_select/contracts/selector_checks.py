@@ -258,11 +258,14 @@ def check_hidden(case: SelectorCase) -> None:
     sample = case.load(labelled=False)[0]
     case.scores(sample)
     frames = [[0] * CLIP_FRAMES] if "truth" in case.selector.requires else None
+    batch = collate([(sample, 0)], case.selector.requires, frames=frames)
     try:
-        case.loss(collate([(sample, 0)], case.selector.requires, frames=frames))
-    except ValueError:
+        losses = case.loss(batch)
+    except Exception:
+        # Of whatever kind: no loss came out. The trainer rejects hidden ground truth before any step.
         return
-    raise CheckFailed("loss of a batch without ground truth raises no ValueError; missing labels must not become negatives")
+    values = {name: value.item() for name, value in losses.items()}
+    raise CheckFailed(f"loss of a batch without labels is {values}; missing labels must not become negatives, let it raise")
 
 
 def check_no_tracks(case: SelectorCase) -> None:
@@ -346,6 +349,14 @@ SELECTOR_CHECKS: dict[str, Callable[[SelectorCase], None]] = {
 
 def run_selector_checks(case: SelectorCase) -> Iterator[CheckResult]:
     """The result of every check, one after the other. Raises InputError if the selector cannot be made for the caches."""
+    declared = {spec.name for spec in (*case.features, *case.measurements)}
+    named = [name for name in case.selector.requires if name.startswith(("features.", "frames.", "measured."))]
+    undeclared = [name for name in named if name.partition(".")[2] not in declared]
+    if case.tracks is None and undeclared:
+        raise InputError(
+            f"selector {case.name}: requires {', '.join(undeclared)}; declare them, --feature NAME:DIMS as maps:T,N,8 or "
+            "--measurement NAME:DIMS as soft_overlap:N,A,T:float32, or give the cache of a tracker that writes them, --cache C.zarr"
+        )
     check_declared(case.selector.requires, case.cards, case.name)
     for title, check in SELECTOR_CHECKS.items():
         yield run_check(title, check, case)

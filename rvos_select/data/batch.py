@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.types import Overlap
+from rvos_select.data.features import FrameReader
 
 PARTS: dict[str, str] = {
     "presence": "presence of each track in each frame",
@@ -46,37 +47,48 @@ def check_requires(requires: Iterable[str], selector: str) -> None:
 class FrameArray(Protocol):
     """An array whose first dimension is T, in memory or read from disk when a part of it is requested. A tensor is one."""
 
+    @property
+    def shape(self) -> torch.Size:
+        """(T, ...)."""
+
     def __len__(self) -> int:
         """T."""
 
-    def __getitem__(self, frames: slice, /) -> Tensor:
-        """The requested frames, (t, ...)."""
+    def __iter__(self) -> Iterator[Tensor]:
+        """Frame by frame."""
+
+    def __getitem__(self, frames: Any, /) -> Tensor:
+        """The requested frames, (t, ...), or one, (...): an index of the first axis of a tensor."""
+
+    def to(self, device: torch.device | str) -> FrameArray:
+        """The same array, whose frames are on `device` when they are requested."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """B expressions, padded to the largest T, N and L. In every mask True means real.
 
-    The leading size A of what belongs to a video is 1 where all expressions share one video, else B. N counts the tracks that
-    some expression of the video (A = 1), or the expression itself (A = B), may select; other tracks are not in the batch.
+    What belongs to a video has the leading size V: 1 where all expressions share one video, else B, a video per expression. N
+    counts the tracks that some expression of the video (V = 1), or the expression itself (V = B), may select; other tracks are
+    not in the batch. A counts objects, and may be 0: an expression of a batch has its own objects alone.
 
     Always there:
-        tokens: float (A, N, T, C); frame_mask: bool (A, T); track_mask: bool (B, N), candidates of each expression;
-        words: float (B, L, D); word_mask: bool (B, L); target: float (B, N) in {0, 1}, None where the split hides its ground
+        tokens: float (V, N, T, C); frame_mask: bool (V, T); track_mask: bool (B, N), candidates of each expression;
+        words: float (B, L, D); word_mask: bool (B, L); target: float (B, N) in [0, 1], None where the split hides its ground
         truth or labels were not asked for;
-        video_ids, expression_ids, sentences: B texts each; sizes: (H, W) of the frames of each of the A videos;
-        track_index: int64 (A, N), position of each track in its video, -1 in padding; frame_index: int64 (A, T), number of
+        video_ids, expression_ids, sentences: B texts each; sizes: (H, W) of the frames of each of the V videos;
+        track_index: int64 (V, N), position of each track in its video, -1 in padding; frame_index: int64 (V, T), number of
         each frame in its video, -1 in padding.
     Where a selector requires them:
-        presence: float (A, N, T); spans: int32 (B, L, 2); motion_words, static_words, particle_words: bool (B, L);
-        pixels: A arrays (T, H, W, 3) uint8 RGB, as `frames`;
-        features, measured: name -> (A, ...), or (B, ...) for an array with an axis E or A: of E the own expression alone, so
+        presence: float (V, N, T); spans: int32 (B, L, 2); motion_words, static_words, particle_words: bool (B, L);
+        pixels: V arrays (T, H, W, 3) uint8 RGB, as `frames`;
+        features, measured: name -> (V, ...), or (B, ...) for an array with an axis E or A: of E the own expression alone, so
         the axis is gone, of A the expression's objects; padded with zeros, see `lengths`;
-        frames: name -> A arrays (T, ...), or B for an array with an axis E or A; in a batch of a whole video they are read when
-        they are indexed;
+        frames: name -> V arrays (T, ...), or B for an array with an axis E or A, of the dtype of the cache; T is that of the
+        batch, zeros beyond the video's own, see `frame_mask`; in a batch of a whole video they are read when they are indexed;
         overlap: for each expression the counts of the N tracks with its own objects in the T frames (all frames for
         `overlap.video`); truth: for each expression bool (A, T, H, W), the masks of its own objects.
-        lengths: letter -> int64 (A or B,), the size before padding of every other axis of `features` and `measured`.
+        lengths: letter -> int64 (V or B,), the size before padding of every other axis of `features` and `measured`.
     """
 
     tokens: Tensor
@@ -142,11 +154,13 @@ class Batch:
         return len(self.word_mask)
 
     def to(self, device: torch.device | str) -> Batch:
-        """This batch on `device`, except the overlap counts and what is read from disk when it is indexed."""
+        """This batch on `device`, except the overlap counts. What is read from disk when it is indexed is put there then."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
+            if isinstance(value, FrameReader):
+                return value.to(device)
             if isinstance(value, Mapping):
                 return {name: move(item) for name, item in value.items()}
             return tuple(move(item) for item in value) if isinstance(value, tuple) else value

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_cache.axes import format_dims
 from rvos_cache.errors import InputError
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
@@ -37,12 +38,32 @@ def check_declared(requires: Iterable[str], cards: CacheCards, selector: str) ->
         if kind is None:
             continue
         for split in dict.fromkeys((card.dataset, card.split) for card in cards.tracks):
-            known = [str(s["name"]) for c in cards.tracks if (c.dataset, c.split) == split for s in _specs(c, kind)]
-            if array not in known:
+            specs = [s for c in cards.tracks if (c.dataset, c.split) == split for s in _specs(c, kind)]
+            dims = {str(s["name"]): tuple(s["dims"]) for s in specs}
+            if array not in dims:
                 raise InputError(
                     f"selector {selector}: requires {name!r}, but no tracks cache of {'/'.join(split)} declares the {kind} "
-                    f"{array!r} (there are: {', '.join(known) or 'none'}); give the cache of a tracker that writes it"
+                    f"{array!r} (there are: {', '.join(dims) or 'none'}); give the cache of a tracker that writes it"
                 )
+            if prefix == "frames":
+                frame_list(array, dims, f"selector {selector}")
+
+
+def frame_list(name: str, dims: Mapping[str, tuple[str | int, ...]], label: str) -> str | None:
+    """The feature that lists the frames which the first axis of the feature `name` holds; None where it has the axis T.
+
+    dims: of all features. Raises InputError, starting with `label`, for a feature without an axis of frames.
+    """
+    own = dims[name]
+    if "T" in own:
+        return None
+    lists = [other for other, other_dims in dims.items() if other != name and other_dims == own[:1]]
+    if len(lists) == 1 and isinstance(own[0], str) and own[0] not in "NEA":
+        return lists[0]
+    raise InputError(
+        f"{label}: the feature {name!r}, {format_dims(own)}, has no axis of frames, expected T (or as its first axis a letter for "
+        f"which one other feature, of that axis alone, lists the frames); read it as features.{name}"
+    )
 
 
 class TrackSource:

@@ -6,8 +6,8 @@ of its clip, E its own expression, A its own objects. Every other letter, and a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_select.data.caches import TrackSource
+from rvos_select.data.caches import TrackSource, frame_list
 
 Dims = tuple[str | int, ...]
 Index = Mapping[str, Sequence[int] | Tensor | int]
@@ -94,23 +94,11 @@ class StoredFeature:
         spec = tracks.feature_spec(video_id, name)
         stored: Dims = tuple(spec["dims"])
         self.length = tracks.info(video_id).frames
-        letter = "T" if "T" in stored else (stored[0] if stored else None)
-        self._listed = None if letter == "T" else self._frame_list(letter)
-        self._axis = stored.index(letter) if letter is not None else 0
+        dims = {str(s["name"]): tuple(s["dims"]) for s in tracks.feature_specs(video_id)}
+        self._listed = frame_list(name, dims, f"video {video_id}")
+        self._axis = stored.index("T") if self._listed is None else 0
         self.by_frame = bool(spec["by_frame"]) and self._axis == 0
         self.dims: Dims = ("T", *stored[: self._axis], *stored[self._axis + 1 :])
-
-    def _frame_list(self, letter: object) -> str:
-        """The feature that lists the frames which the axis `letter` holds."""
-        specs = self.tracks.feature_specs(self.video_id)
-        names = [s["name"] for s in specs if s["name"] != self.name and list(s["dims"]) == [letter]]
-        if len(names) != 1 or not isinstance(letter, str) or letter in "NEA":
-            raise InputError(
-                f"video {self.video_id}: the feature {self.name!r} has no axis of frames; its first dimension is {letter!r}, "
-                "expected T or a letter for which one other feature lists the frames; read it as features."
-                f"{self.name}"
-            )
-        return str(names[0])
 
     @cached_property
     def frames(self) -> NDArray[np.int64]:
@@ -159,10 +147,14 @@ class StoredFeature:
 
 @dataclass(frozen=True)
 class FrameReader:
-    """A stored feature of the frames `index["T"]` (default: all), with fixed positions along its other letters. A `FrameArray`."""
+    """A stored feature of the frames `index["T"]` (default: all), with fixed positions along its other letters. A `FrameArray`.
+
+    Its first axis is indexed like that of a tensor; only the requested frames are read, and are put on `device`.
+    """
 
     feature: FrameSource
     index: Index
+    device: torch.device | str = "cpu"
 
     @cached_property
     def numbers(self) -> Sequence[int]:
@@ -172,8 +164,31 @@ class FrameReader:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, frames: slice, /) -> Tensor:
-        return self.feature.select({**self.index, "T": list(self.numbers[frames])})
+    @cached_property
+    def shape(self) -> torch.Size:
+        """(T, ...). Reads the first frame."""
+        return torch.Size((len(self), *self[:1].shape[1:]))
+
+    def __getitem__(self, frames: int | slice | Sequence[int] | Sequence[bool] | Tensor, /) -> Tensor:
+        numbers = torch.as_tensor(self.numbers, dtype=torch.long)[_positions(frames)]
+        values = self.feature.select({**self.index, "T": numbers.reshape(-1)}).to(self.device)
+        return values[0] if numbers.ndim == 0 else values
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[t] for t in range(len(self)))
+
+    def to(self, device: torch.device | str) -> FrameReader:
+        """The same array, whose frames are put on `device`."""
+        return replace(self, device=device)
+
+
+def _positions(frames: Any) -> Any:
+    """An index along T for a tensor of frame numbers. Raises IndexError for an index of several axes: those are not read alone."""
+    if isinstance(frames, tuple) or frames is None or frames is Ellipsis:
+        raise IndexError(
+            f"an array that is read by frames takes an index of its first axis alone, not {frames!r}; array[:][index]"
+        )
+    return frames.cpu() if isinstance(frames, Tensor) else frames
 
 
 def load_feature(tracks: TrackSource, video_id: str, name: str) -> MemoryArray:

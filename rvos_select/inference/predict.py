@@ -25,11 +25,12 @@ from rvos_select.data.caches import (
     texts_of,
 )
 from rvos_select.data.one_object import all_name_one_object
+from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.inference.infer import infer_video, queries_to_draw
 from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, selector_policy
 from rvos_select.paths import PathLike, Paths, as_paths
-from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings
+from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, trained_cards
 from rvos_select.selectors import Selector
 
 
@@ -45,12 +46,12 @@ def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "ou
     source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
     selector = load_selector(run)
     _check_channels(run, selector, source, words)
-    check_same_tokens(run, source)
+    check_same_tracker(trained_cards(run), f"{run} was trained", {str(cache.path): cache.card for cache in source.caches})
     check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
-    cards = CacheCards(source.cards, words.cards)
-    selector.bind(cards)
+    used = CacheCards(source.cards, words.cards)
+    selector.bind(used)
     # Measurements are of the ground truth: prediction does without.
-    check_declared([name for name in selector.requires if not name.startswith("measured.")], cards, type(selector).__name__)
+    check_declared([name for name in selector.requires if not name.startswith("measured.")], used, type(selector).__name__)
     weights = {"best": digest((run / "best/model.safetensors").read_bytes())}
     card = selections_card(str(run), run_settings(run)["settings"], selector.threshold, source, words, weights)
     card = card.model_copy(update={"extra": {**card.extra, **_policy_entries(selector, source)}})
@@ -120,37 +121,6 @@ def _checked(out: PathLike, report: ExtractReport) -> Path:
             f"{error}; then run the same command again, it does what is left"
         )
     return Path(out)
-
-
-def check_same_tokens(run: Path, tracks: TrackSource) -> None:
-    """Raises InputError when tokens come from a tracker that the run was not trained on; warns where its settings differ.
-
-    A run may be applied to tracks that were prompted in another way (SOLA trains on ground-truth and grid tracks, and selects
-    among grid and box tracks), but of the same frozen model: the same tracker, or the same checkpoint.
-    """
-    cards = run_settings(run)["cards"]
-    trained = [Card.model_validate(card) for card in (*cards["tracks"], *cards.get("valid_tracks", ()))]
-    digests: dict[str, set[str]] = {}
-    for card in trained:
-        for name, value in card.weights.items():
-            digests.setdefault(name, set()).add(value)
-    for cache in tracks.caches:
-        card, fix = cache.card, "extract them alike"
-        shared = sorted(card.weights.keys() & digests.keys())
-        for name in shared:
-            if card.weights[name] not in digests[name]:
-                expected = " or ".join(sorted(digests[name]))
-                given = f"tokens by {name} of digest {card.weights[name]}"
-                raise InputError(f"{cache.path}: {given}, {run} was trained with {expected}; {fix}")
-        same_tracker = [other for other in trained if other.producer == card.producer]
-        if not same_tracker and not shared:
-            names = ", ".join(sorted({other.producer for other in trained}))
-            raise InputError(f"{cache.path}: tokens of tracker {card.producer}, {run} was trained with {names}; {fix}")
-        different = [[n for n in card.differences(other) if n.startswith("settings.")] for other in same_tracker]
-        if all(different) and same_tracker:
-            name = different[0][0]
-            value, expected = card.value(name), same_tracker[0].value(name)
-            warnings.warn(f"{cache.path}: tracks with {name} = {value!r}, {run} was trained with {expected!r}", stacklevel=3)
 
 
 def select_all(tracks: Paths, texts: Paths = (), out: PathLike = "out/all-tracks.zarr") -> Path:

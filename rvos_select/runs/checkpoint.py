@@ -134,6 +134,12 @@ def run_cards(run: PathLike) -> dict[str, Card]:
     return {kind: Card.model_validate(cards[kind][0]) for kind in ("tracks", "text")}
 
 
+def trained_cards(run: PathLike) -> list[Card]:
+    """The cards of all tracks caches that a run was trained on and validated with."""
+    cards = run_settings(run)["cards"]
+    return [Card.model_validate(card) for card in (*cards["tracks"], *cards.get("valid_tracks", ()))]
+
+
 def load_selector(run: PathLike) -> Selector:
     """The best module of a run, in eval mode; its frozen parts are loaded by `bind`, and must be those of the run.
 

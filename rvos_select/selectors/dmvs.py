@@ -213,7 +213,7 @@ class Dmvs(Selector):
         return static, motion
 
     def _video_queries(self, batch: Batch, q_f: Tensor) -> tuple[Tensor, Tensor]:
-        """Video queries (A, Nv, C) and their class scores (A, Nv), A being B or 1. Frozen masks are those of the whole video's
+        """Video queries (V, Nv, C) and their class scores (V, Nv), V being B or 1. Frozen masks are those of the whole video's
         queries, and a clip's queries need not mean the same objects."""
         if self.draws:
             return video_queries(self.vita, q_f, batch.frame_mask)

@@ -93,9 +93,9 @@ HEAD_NAME = "vita_head"
 
 @torch.no_grad()
 def video_queries(head: VitaHead, q_f: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Video queries (A, Nv, C) and their scores S_v (A, Nv), of frame queries (A, T, Nf, C), each clip's real frames alone.
+    """Video queries (V, Nv, C) and their scores S_v (V, Nv), of frame queries (V, T, Nf, C), each clip's real frames alone.
 
-    frame_mask (A, T): real frames come first. In float32 whatever the autocast.
+    frame_mask (V, T): real frames come first. In float32 whatever the autocast.
     """
     lengths = frame_mask.sum(1).tolist()
     sizes = head.sizes

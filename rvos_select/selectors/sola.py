@@ -164,7 +164,7 @@ class Sola(Selector):
             return self._aggregate(x.float(), reduced, tracks, words.float(), all_words)
 
     def _encode(self, tokens: Tensor, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """tokens (A, N, T, C), frames (A, T) -> (A, N, T′, D) and the mask (A, T′), None where all is real."""
+        """tokens (V, N, T, C), frames (V, T) -> (V, N, T′, D) and the mask (V, T′), None where all is real."""
         a, n, t, c = tokens.shape
         lengths = None
         if not bool(frames.all()):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 
 class TrainingProgress:
-    """Loss and time left; a line a minute when not on a terminal."""
+    """Loss and time left, and a line with the scores of each epoch; without a terminal also a line per minute."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.count, self.new_steps = total, done, 0
@@ -25,6 +26,13 @@ class TrainingProgress:
 
     def __exit__(self, *unused: object) -> None:
         self.bar.stop()
+
+    def finish_epoch(self, row: Mapping[str, float], epochs: int) -> None:
+        """One of the `epochs` done; its scores are printed. row: of metrics.jsonl."""
+        scores = [f"loss {row['train/loss']:.4f}"]
+        if "valid/jf" in row:
+            scores.append(f"J&F {100 * row['valid/jf']:.1f} on held-out videos")
+        self.console.print(f"epoch {row['epoch']}/{epochs}: {', '.join(scores)}, {row['seconds']:.1f} s", highlight=False)
 
     def advance(self, note: str) -> None:
         """One step done."""

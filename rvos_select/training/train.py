@@ -22,6 +22,7 @@ from rvos_select.data.caches import CacheCards, check_declared, texts_of
 from rvos_select.data.clips import ClipSampler, with_visible_rows
 from rvos_select.data.collate import collate
 from rvos_select.data.epochs import batches, count_batches, prefetch
+from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.data.sources import LabelSettings, Sources, read_sources
 from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import load_state, replace_folder, restore_folder, save_state
@@ -58,7 +59,9 @@ def train(
     if (out / SETTINGS).exists() and not resume:
         raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
     texts, valid_texts = texts_of(tracks, texts), texts_of(valid_tracks, valid_texts)
-    cards = CacheCards(*([read_card(p) for p in paths] for paths in ([*tracks, *valid_tracks], [*texts, *valid_texts])))
+    train_cards, valid_cards = ([read_card(p) for p in paths] for paths in (tracks, valid_tracks))
+    check_same_tracker(train_cards, "the module is trained", {str(p): c for p, c in zip(valid_tracks, valid_cards)})
+    cards = CacheCards([*train_cards, *valid_cards], [read_card(p) for p in (*texts, *valid_texts)])
     selector = make_selector(settings, cards)
     selector.bind(cards)
     requires = required_parts(settings, selector)
@@ -150,7 +153,10 @@ class Run:
         if resume and (self.out / "last").exists():
             self.state = load_state(self.out, self.model, self.optimizer)
         epoch, steps = self.state["epoch"], self.steps_per_epoch
-        with TrainingProgress(self.settings.epochs * steps, epoch * steps) as bar, Metrics(self.out, epoch) as metrics:
+        with (
+            TrainingProgress(self.settings.epochs * steps, epoch * steps) as bar,
+            Metrics(self.out, epoch) as metrics,
+        ):
             for epoch in range(epoch, self.settings.epochs):  # noqa: B020
                 began = time.perf_counter()
                 row = {"epoch": epoch + 1, **self._train_epoch(epoch, bar), **self._validate()}
@@ -161,6 +167,7 @@ class Run:
                 metrics.add(row)
                 self.state["epoch"] = epoch + 1
                 save_state(self.out, self.model, self.optimizer, self.state)
+                bar.finish_epoch(row, self.settings.epochs)
         return self.out
 
     def _train_epoch(self, epoch: int, bar: TrainingProgress) -> dict[str, float]:

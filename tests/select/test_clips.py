@@ -106,6 +106,22 @@ def test_stored_frames_are_those_written(sources: tuple[TrackSource, TextSource]
         assert stored.lazy({})[:].dtype == torch.float16
 
 
+def test_an_array_read_by_frames_is_indexed_like_a_tensor(sources: tuple[TrackSource, TextSource]) -> None:
+    frames = [3, 4, 8, 0, 11]
+    stored = StoredFeature(sources[0], "v0", "maps").lazy({"T": frames})
+    whole = torch.from_numpy(arrays(12, 2, 0)["maps"][frames])
+    mask = torch.tensor([True, False, True, False, False])
+    assert stored.shape == whole.shape
+    for index in (0, -1, slice(1, 3), slice(None, None, 2), [4, 0], torch.tensor([2, 2]), torch.tensor(3), mask, mask.tolist()):
+        torch.testing.assert_close(stored[index], whole[index], rtol=0, atol=0)
+    for t, frame in enumerate(stored):
+        torch.testing.assert_close(frame, whole[t], rtol=0, atol=0)
+    assert t == 4
+    for wrong in (5, -6, (0, 1), None, ...):
+        with pytest.raises(IndexError):
+            stored[wrong]
+
+
 def test_only_the_chunks_asked_for_are_read(sources: tuple[TrackSource, TextSource], monkeypatch: pytest.MonkeyPatch) -> None:
     stored, asked = StoredFeature(sources[0], "v0", "maps"), []
     read = TrackSource.feature
@@ -121,7 +137,7 @@ def test_a_feature_of_some_frames_says_which(sources: tuple[TrackSource, TextSou
     with pytest.raises(InputError, match="6 of 12 frames, not of frame 1; .*profile") as fault:
         stored.lazy({})[:]
     assert "\n" not in str(fault.value)
-    with pytest.raises(InputError, match=r"'own' has no axis of frames; .*'N'"):
+    with pytest.raises(InputError, match=r"'own', \(N\), has no axis of frames, .* read it as features.own"):
         StoredFeature(sources[0], "v0", "own")
     with pytest.raises(InputError, match=r"no cache holds the feature 'f_mask' \(there are: maps, some_maps"):
         StoredFeature(sources[0], "v0", "f_mask")

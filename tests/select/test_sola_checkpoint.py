@@ -24,16 +24,16 @@ from rvos_cache.exchange.import_sola import import_sola as import_tracks
 from rvos_cache.extraction import extract, extract_text
 from rvos_cache.mask_png import read_mask_png
 from rvos_cache.settings import build
-from rvos_cache.store import CacheWriter, Card, SelectionCache, TextCache, TrackCache
+from rvos_cache.store import CacheWriter, Card, SelectionCache, TextCache, TrackCache, read_card
 from rvos_cache.store import write_tracks as write_record
 from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
 from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.flow import FlowTracker
 from rvos_select import cli
-from rvos_select.data.caches import TrackSource
+from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.exchange.import_sola import import_sola
-from rvos_select.inference.predict import check_same_tokens, predict
-from rvos_select.runs.checkpoint import run_cards, run_settings
+from rvos_select.inference.predict import predict
+from rvos_select.runs.checkpoint import run_cards, run_settings, trained_cards
 from rvos_select.selectors.sola import Sola, SolaConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "cache"))
@@ -41,6 +41,10 @@ from text_fixtures import tiny_roberta
 
 WORDS = 64
 CONFIG = SolaConfig(token_channels=256, word_channels=WORDS, width=16, layers=1, negatives=5)
+
+
+def check_tokens(run: Path, cache: Path) -> None:
+    check_same_tracker(trained_cards(run), f"{run} was trained", {str(cache): read_card(cache)})
 
 
 @pytest.fixture(scope="module")
@@ -251,16 +255,16 @@ def test_a_run_takes_the_tracks_that_sola_was_made_for(work: Path, tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path in paths:
-            check_same_tokens(made, TrackSource([path]))
+            check_tokens(made, path)
     fewer = tracker_class("sam2-grid").Settings(max_tracks=9).model_dump(mode="json")
     other = card.model_copy(update={"producer": "sam2-grid", "settings": fewer})
     write_record(CacheWriter(tmp_path / "other.zarr", other), record)
     with pytest.warns(UserWarning, match=r"settings.max_tracks = 9, .* was trained with 64"):
-        check_same_tokens(made, TrackSource([tmp_path / "other.zarr"]))
+        check_tokens(made, tmp_path / "other.zarr")
     flow = card.model_copy(update={"producer": "flow"})
     write_record(CacheWriter(tmp_path / "flow.zarr", flow), record)
     with pytest.raises(InputError, match="tokens of tracker flow, .* was trained with sam2-box, sam2-grid, sam2-gt, sola"):
-        check_same_tokens(made, TrackSource([tmp_path / "flow.zarr"]))
+        check_tokens(made, tmp_path / "flow.zarr")
     first = run_cards(made)["tracks"]
     assert not first.training_only and build(tracker_class(first.producer).Settings, first.settings, "ask")
 

@@ -1,0 +1,39 @@
+"""Whether tokens come from the frozen model that a module was trained on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+from rvos_cache.errors import InputError
+from rvos_cache.store import Card
+
+
+def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, Card]) -> None:
+    """Raises InputError when a card's tokens come from another tracker than those trained on; warns of other settings.
+
+    A module may be applied to tracks that were prompted in another way (SOLA trains on ground-truth and grid tracks, and
+    selects among grid and box tracks), but of the same frozen model: the same tracker, or the same checkpoint.
+    trained: cards of the tracks caches trained on; label: who was trained, as "RUN was trained"; cards: path -> card.
+    """
+    digests: dict[str, set[str]] = {}
+    for card in trained:
+        for name, value in card.weights.items():
+            digests.setdefault(name, set()).add(value)
+    for path, card in cards.items():
+        shared = sorted(card.weights.keys() & digests.keys())
+        for name in shared:
+            if card.weights[name] not in digests[name]:
+                expected = " or ".join(sorted(digests[name]))
+                raise InputError(
+                    f"{path}: tokens by {name} of digest {card.weights[name]}, {label} with {expected}; extract them alike"
+                )
+        same_tracker = [other for other in trained if other.producer == card.producer]
+        if not same_tracker and not shared:
+            names = ", ".join(sorted({other.producer for other in trained}))
+            raise InputError(f"{path}: tokens of tracker {card.producer}, {label} with {names}; extract them alike")
+        different = [[n for n in card.differences(other) if n.startswith("settings.")] for other in same_tracker]
+        if all(different) and same_tracker:
+            name = different[0][0]
+            value, trained_value = card.value(name), same_tracker[0].value(name)
+            warnings.warn(f"{path}: tracks with {name} = {value!r}, {label} with {trained_value!r}", stacklevel=3)
