@@ -10,7 +10,7 @@ from rvos_cache.store import Card
 
 
 def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, Card]) -> None:
-    """Raises InputError when a card's tokens come from another tracker than those trained on; warns of other settings.
+    """Raises InputError when a card's tokens come from another tracker than those trained on.
 
     A module may be applied to tracks that were prompted in another way (SOLA trains on ground-truth and grid tracks, and
     selects among grid and box tracks), but of the same frozen model: the same tracker, or the same checkpoint.
@@ -28,10 +28,15 @@ def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, 
                 raise InputError(
                     f"{path}: tokens by {name} of digest {card.weights[name]}, {label} with {expected}; extract them alike"
                 )
-        same_tracker = [other for other in trained if other.producer == card.producer]
-        if not same_tracker and not shared:
+        if not shared and all(other.producer != card.producer for other in trained):
             names = ", ".join(sorted({other.producer for other in trained}))
             raise InputError(f"{path}: tokens of tracker {card.producer}, {label} with {names}; extract them alike")
+
+
+def warn_of_other_settings(trained: Sequence[Card], label: str, cards: Mapping[str, Card]) -> None:
+    """Warns where the settings of a tracker differ from those trained on. Arguments as `check_same_tracker`."""
+    for path, card in cards.items():
+        same_tracker = [other for other in trained if other.producer == card.producer]
         different = [[n for n in card.differences(other) if n.startswith("settings.")] for other in same_tracker]
         if all(different) and same_tracker:
             name = different[0][0]

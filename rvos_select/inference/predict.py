@@ -25,7 +25,7 @@ from rvos_select.data.caches import (
     texts_of,
 )
 from rvos_select.data.one_object import all_name_one_object
-from rvos_select.data.same_tracker import check_same_tracker
+from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_settings
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.inference.infer import infer_video, queries_to_draw
 from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, selector_policy
@@ -46,7 +46,9 @@ def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "ou
     source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
     selector = load_selector(run)
     _check_channels(run, selector, source, words)
-    check_same_tracker(trained_cards(run), f"{run} was trained", {str(cache.path): cache.card for cache in source.caches})
+    tracker_cards = {str(cache.path): cache.card for cache in source.caches}
+    check_same_tracker(trained_cards(run), f"{run} was trained", tracker_cards)
+    warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
     check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
     used = CacheCards(source.cards, words.cards)
     selector.bind(used)

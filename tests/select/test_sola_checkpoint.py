@@ -30,7 +30,7 @@ from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
 from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.flow import FlowTracker
 from rvos_select import cli
-from rvos_select.data.same_tracker import check_same_tracker
+from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_settings
 from rvos_select.exchange.import_sola import import_sola
 from rvos_select.inference.predict import predict
 from rvos_select.runs.checkpoint import run_cards, run_settings, trained_cards
@@ -44,7 +44,9 @@ CONFIG = SolaConfig(token_channels=256, word_channels=WORDS, width=16, layers=1,
 
 
 def check_tokens(run: Path, cache: Path) -> None:
-    check_same_tracker(trained_cards(run), f"{run} was trained", {str(cache): read_card(cache)})
+    arguments = (trained_cards(run), f"{run} was trained", {str(cache): read_card(cache)})
+    check_same_tracker(*arguments)
+    warn_of_other_settings(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,8 @@ def test_imported_tracks_are_trained_on_and_scored(work: Path, tmp_path: Path, c
     words = [*given(work, "--cache", "train", "gt", "grid"), *given(work, "--text", "train", "text")]
     words += [*given(work, "--valid-cache", "valid_u", "grid", "gdino"), *given(work, "--valid-text", "valid_u", "text")]
     small = [w for s in ("epochs=2", "batch=video", "optim.lr=1e-3", "config.width=16", "config.layers=1") for w in ("--set", s)]
-    assert run(capsys, "train", *words, *small, "--out", tmp_path / "run") == (0, "")
+    status, output = run(capsys, "train", *words, *small, "--out", tmp_path / "run")
+    assert status == 0 and "warning" not in output
     made = ("--run", tmp_path / "run", *tracks, *text)
     assert run(capsys, "predict", *made, "--out", tmp_path / "s.zarr") == (0, "")
     selections = ("--selections", tmp_path / "s.zarr", *tracks)
