@@ -175,14 +175,14 @@ def _clip_loss(head: VitaHead, q_f: Tensor, features: Tensor, clips: list[Clip])
     weight = torch.tensor([1.0] * len(CLASSES) + [NO_OBJECT])
     for b, clip in enumerate(clips):
         truth, labels = clip.objects()
-        wanted = torch.full((VIDEO_QUERIES,), len(CLASSES))
+        classes_of_queries = torch.full((VIDEO_QUERIES,), len(CLASSES))
         embed, logits = queries.mask_embed[b], queries.logits[b]
         bce, dice = point_costs(embed.detach(), features[b].detach(), truth, POINTS)
         rows, columns = assign(5 * bce + 5 * dice - 2 * logits.detach().softmax(-1)[:, labels])
-        wanted[rows] = labels[columns]
+        classes_of_queries[rows] = labels[columns]
         pairs = torch.einsum("kc,thwc->kthw", embed[rows], features[b])
         bce_sum, dice_sum = pair_losses(pairs, truth, columns, POINTS)
-        total = total + 2 * F.cross_entropy(logits, wanted, weight) / len(clips)
+        total = total + 2 * F.cross_entropy(logits, classes_of_queries, weight) / len(clips)
         total = total + 5 * (bce_sum + dice_sum) / objects
     return total
 
