@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import os
@@ -62,6 +63,12 @@ def _import(target: str, title: str, is_custom: bool) -> Any:
     except AttributeError as error:
         file = getattr(module, "__file__", None) or module_name
         raise InputError(f"{title}: {target} cannot be imported ({file} has no {attribute!r})") from error
+
+
+def code_digest(plugin: object, is_custom: bool) -> dict[str, str]:
+    """{"code": digest of the file of a class of the user's own}, for a card: other code gives another cache. Else empty."""
+    file = inspect.getsourcefile(plugin) if is_custom and isinstance(plugin, type) else None
+    return {} if file is None else {"code": hashlib.sha256(Path(file).read_bytes()).hexdigest()[:32]}
 
 
 def _add_current_folder() -> None:

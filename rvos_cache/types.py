@@ -177,6 +177,10 @@ class FeatureSpec:
             raise ValueError(f"FeatureSpec {self.name!r}: {error}") from error
         if self.by_frame and not isinstance(self.dims[0], str):
             raise ValueError(f"FeatureSpec {self.name!r}: by_frame needs a letter as first dimension, it is {self.dims[0]}")
+        if self.by_frame and "T" in self.dims[1:]:
+            raise ValueError(
+                f"FeatureSpec {self.name!r}: by_frame stores slices of the first dimension, which must be T, not {self.dims[0]}"
+            )
 
     def __str__(self) -> str:
         return f"{self.name} {format_dims(self.dims)} {self.dtype}{', by frame' if self.by_frame else ''}"

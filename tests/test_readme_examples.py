@@ -165,6 +165,24 @@ def test_a_selector_passes_its_checks(name: str, folder: Path) -> None:
     assert not failed
 
 
+def test_changed_code_is_another_cache(folder: Path) -> None:
+    file = (folder / "my_tracker.py").rename("changing_tracker.py")
+    arguments = ("mevis", "data/shapes", "train", "changing_tracker:MyTracker", "mine.zarr")
+    assert len(rc.extract(*arguments).done) == 3
+    assert rc.extract(*arguments).done == []
+    file.write_text(file.read_text().replace("frames / 255", "frames / 256"))
+    with pytest.raises(rc.InputError, match="mine.zarr: .*extra.code"):
+        rc.extract(*arguments)
+
+
+def test_a_label_rule_out_of_range_is_an_error(folder: Path) -> None:
+    rc.extract_all("mevis", "data/shapes", splits=["train"], out="cache")
+    code = "def twice(overlap, objects, threshold):\n    return [[2] * len(overlap.area)] * len(objects)\n"
+    (folder / "my_rules.py").write_text(code)
+    with pytest.raises(rc.InputError, match="the label rule returned the target 2.0, expected values from 0 to 1"):
+        rs.train("cache/train/flow.zarr", selector="mean-cosine", label_rule="my_rules:twice", out="run")
+
+
 @pytest.mark.parametrize("name", ["my_tracker:MyTracker", "corner_tracker:CornerTracker"])
 def test_a_tracker_passes_its_checks_among_other_folders(name: str, folder: Path) -> None:
     failed = [f"{r.title}: {r.message}" for r in run_tracker_checks(name, {}) if r.status == "FAILED"]

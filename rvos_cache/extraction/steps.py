@@ -18,11 +18,11 @@ from rvos_cache.extraction.engine import Engine
 from rvos_cache.extraction.local_engine import LocalEngine
 from rvos_cache.extraction.run import ExtractReport, run_videos
 from rvos_cache.extraction.work import OneStep, TrackWork
-from rvos_cache.plugins import checked_weights
+from rvos_cache.plugins import checked_weights, code_digest
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TextRecord, default_folder, provenance, text_path, tracks_path, write_text
 from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
-from rvos_cache.trackers import Tracker
+from rvos_cache.trackers import TRACKERS, Tracker
 
 
 def select_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, shard: str) -> list[str]:
@@ -115,6 +115,7 @@ def _extract_words(
         weights=checked_weights(model, f"text encoder {encoder}", is_custom=encoder not in TEXT_ENCODERS),
         expressions_digest=bound_digest(source, out),
         channels=model.channels,
+        extra=code_digest(type(model), is_custom=encoder not in TEXT_ENCODERS),
         root=str(source.root),
         **provenance(),
     )
@@ -203,7 +204,10 @@ def tracks_card(work: TrackWork, out: Path | str) -> Card:
         training_only=tracker.wants_ground_truth,
         feature_specs=[spec.to_json() for spec in tracker.feature_specs],
         measurement_specs=[spec.to_json() for spec in tracker.measurement_specs],
-        extra={} if work.corrupt is None else {"corrupt": work.corrupt},
+        extra={
+            **({} if work.corrupt is None else {"corrupt": work.corrupt}),
+            **code_digest(type(tracker), is_custom=work.tracker not in TRACKERS),
+        },
         root=str(source.root),
         **provenance(),
     )

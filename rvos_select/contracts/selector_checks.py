@@ -279,6 +279,18 @@ def check_no_tracks(case: SelectorCase) -> None:
             raise CheckFailed(f"loss {name!r} of an expression without a candidate is {value.item()}")
 
 
+def check_no_objects(case: SelectorCase) -> None:
+    """A = 0: an expression without objects, alone and as the only one of its video, has finite losses."""
+    if "truth" in case.selector.requires:
+        raise CheckSkipped("clips are of expressions with a visible object")
+    for sample in case.samples[:2]:
+        target = None if sample.target is None else torch.zeros_like(sample.target)
+        empty = replace(sample, objects=((),) * len(sample.expressions), target=target)
+        for name, value in case.loss(case.batch([(empty, 0)])).items():
+            if not torch.isfinite(value):
+                raise CheckFailed(f"loss {name!r} of an expression without objects is {value.item()}")
+
+
 def check_one_frame(case: SelectorCase) -> None:
     """T = 1: a clip of one frame has logits that are numbers."""
     for sample in case.samples:
@@ -340,6 +352,7 @@ SELECTOR_CHECKS: dict[str, Callable[[SelectorCase], None]] = {
     "the loss is a mean over expressions": check_loss_is_mean,
     "hidden ground truth has scores but no loss": check_hidden,
     "no candidate (N = 0)": check_no_tracks,
+    "an expression without objects (A = 0)": check_no_objects,
     "one frame (T = 1)": check_one_frame,
     "saved and read back": check_files,
     "train, resume, predict": check_training,
@@ -358,8 +371,15 @@ def run_selector_checks(case: SelectorCase) -> Iterator[CheckResult]:
             "--measurement NAME:DIMS as soft_overlap:N,A,T:float32, or give the cache of a tracker that writes them, --cache C.zarr"
         )
     check_declared(case.selector.requires, case.cards, case.name)
+    runs = True
     for title, check in SELECTOR_CHECKS.items():
-        yield run_check(title, check, case)
+        if not runs:
+            yield CheckResult(title, "skipped", "forward failed")
+            continue
+        result = run_check(title, check, case)
+        if check is check_forward:
+            runs = result.status == "ok"
+        yield result
 
 
 @contextlib.contextmanager

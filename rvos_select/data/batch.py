@@ -44,6 +44,18 @@ def check_requires(requires: Iterable[str], selector: str) -> None:
             )
 
 
+class NamedParts(dict[str, Any]):
+    """The arrays of one prefix by name. Raises KeyError for one that the batch lacks, saying why it may."""
+
+    def __init__(self, prefix: str, arrays: Mapping[str, Any]) -> None:
+        super().__init__(arrays)
+        self.prefix = prefix
+
+    def __missing__(self, name: str) -> Any:
+        hidden = ", or the ground truth is hidden" if self.prefix == "measured" else ""
+        raise KeyError(f"'{self.prefix}.{name}' is not in the selector's requires{hidden}")
+
+
 class FrameArray(Protocol):
     """An array whose first dimension is T, in memory or read from disk when a part of it is requested. A tensor is one."""
 
@@ -117,6 +129,8 @@ class Batch:
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for prefix in NAMED_PARTS:
+            object.__setattr__(self, prefix, NamedParts(prefix, getattr(self, prefix)))
         b, length = self.word_mask.shape
         lead, n, t = self.tokens.shape[:3]
         if lead not in (1, b):

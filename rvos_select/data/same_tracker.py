@@ -20,6 +20,7 @@ def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, 
     for card in trained:
         for name, value in card.weights.items():
             digests.setdefault(name, set()).add(value)
+    known = {value for values in digests.values() for value in values}
     for path, card in cards.items():
         shared = sorted(card.weights.keys() & digests.keys())
         for name in shared:
@@ -28,7 +29,9 @@ def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, 
                 raise InputError(
                     f"{path}: tokens by {name} of digest {card.weights[name]}, {label} with {expected}; extract them alike"
                 )
-        if not shared and all(other.producer != card.producer for other in trained):
+        # A tracker of several models names its weights by part: the digests tell which it shares.
+        same_model = any(value in known for value in card.weights.values())
+        if not same_model and all(other.producer != card.producer for other in trained):
             names = ", ".join(sorted({other.producer for other in trained}))
             raise InputError(f"{path}: tokens of tracker {card.producer}, {label} with {names}; extract them alike")
 
@@ -37,7 +40,9 @@ def warn_of_other_settings(trained: Sequence[Card], label: str, cards: Mapping[s
     """Warns where the settings of a tracker differ from those trained on. Arguments as `check_same_tracker`."""
     for path, card in cards.items():
         same_tracker = [other for other in trained if other.producer == card.producer]
-        different = [[n for n in card.differences(other) if n.startswith("settings.")] for other in same_tracker]
+        different = [
+            [n for n in card.differences(other) if n.startswith("settings.") or n == "extra.code"] for other in same_tracker
+        ]
         if all(different) and same_tracker:
             name = different[0][0]
             value, trained_value = card.value(name), same_tracker[0].value(name)

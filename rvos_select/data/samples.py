@@ -164,5 +164,8 @@ def _targets(
         targets = np.asarray(rule(overlap, objects, thresholds[cache.path]), np.float32)
         if targets.shape != (expected := (len(objects), len(overlap.area))):
             raise InputError(f"the label rule returned targets {targets.shape}, expected (expressions, tracks) = {expected}")
+        if not ((targets >= 0) & (targets <= 1)).all():
+            wrong = targets[~((targets >= 0) & (targets <= 1))][0]
+            raise InputError(f"video {video_id}: the label rule returned the target {wrong}, expected values from 0 to 1")
         parts.append(targets)
     return torch.from_numpy(np.concatenate(parts, 1))

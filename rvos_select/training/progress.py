@@ -31,7 +31,7 @@ class TrainingProgress:
         """One of the `epochs` done; its scores are printed. row: of metrics.jsonl."""
         scores = [f"loss {row['train/loss']:.4f}"]
         if "valid/jf" in row:
-            scores.append(f"J&F {100 * row['valid/jf']:.1f} on held-out videos")
+            scores.append(f"J&F {100 * row['valid/jf']:.1f} in validation")
         self.console.print(f"epoch {row['epoch']}/{epochs}: {', '.join(scores)}, {row['seconds']:.1f} s", highlight=False)
 
     def advance(self, note: str) -> None:

@@ -65,7 +65,8 @@ def test_verify_and_info_know_them(caches: dict[str, Path]) -> None:
     for path in caches.values():
         assert list(verify(path)) == []
         told = CliRunner().invoke(cli, ["info", str(path)]).output
-        assert "  feature: maps (T, h, w, 3) float16, by frame\n  measurement: soft_overlap (N, A, T) float32\n" in told
+        specs = ["feature: maps (T, h, w, 3) float16, by frame", "feature: sides (E, N) float32"]
+        assert "".join(f"  {spec}\n" for spec in [*specs, "measurement: soft_overlap (N, A, T) float32"]) in told
     card = json.loads(CliRunner().invoke(cli, ["info", "--json", str(caches["train"])]).output)["card"]
     assert FeatureSpec(**{**card["measurement_specs"][0], "dims": tuple(card["measurement_specs"][0]["dims"])})
 

@@ -179,6 +179,7 @@ def test_half_a_name(name: str) -> None:
         (("a", ("N", "N")), "each letter stands for one axis"),
         (("a", ("T",), "float17"), "is not one of float16"),
         (("a", (3, "T"), "float16", True), "by_frame needs a letter"),
+        (("a", ("h", "T"), "float16", True), "by_frame (stores slices|needs T)"),
     ],
 )
 def test_a_declaration_that_means_nothing(arguments: tuple[object, ...], message: str) -> None:
