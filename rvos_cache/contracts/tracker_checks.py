@@ -214,7 +214,11 @@ def check_one_frame(case: TrackerCase) -> None:
 def check_tiny_frames(case: TrackerCase) -> None:
     """Frames of 1 x 1 and of 30 x 3 pixels are legal."""
     for frames, moves, size in ((1, False, (1, 1)), (3, True, (30, 3))):
-        _check_size(case.run_on(frames, moves, size), frames, size)
+        try:
+            run = case.run_on(frames, moves, size)
+        except InputError as error:
+            raise CheckFailed(f"frames of {size[0]} x {size[1]} pixels: {error}") from error
+        _check_size(run, frames, size)
 
 
 def check_resume(case: TrackerCase) -> None:
