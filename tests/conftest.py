@@ -16,6 +16,12 @@ torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
 
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the GPU: sums on it differ from run to run, and its convolutions round to TF32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real videos and annotations; tests that want it skip where it is not there."""

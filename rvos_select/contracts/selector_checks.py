@@ -148,13 +148,13 @@ class SelectorCase:
         scores = torch.cat([torch.from_numpy(part.scores) for part in parts])
         return scores[[order.index(row) for row in (rows if rows is not None else range(len(sample.expressions)))]]
 
-    def close(self, a: Tensor, b: Tensor, what: str) -> None:
-        """Raises CheckFailed where two results differ by more than the tolerance of their largest value."""
+    def close(self, a: Tensor, b: Tensor, what: str, factor: float = 1.0) -> None:
+        """Raises CheckFailed where two results differ by more than `factor` x the tolerance of their largest value."""
         if a.shape != b.shape:
             raise CheckFailed(f"{what}: shape {tuple(a.shape)}, expected {tuple(b.shape)}")
         finite = b.isfinite() | a.isfinite()
         difference = (a - b)[finite].abs().amax().item() if finite.any() else 0.0
-        limit = self.tolerance * max(1.0, b[finite].abs().amax().item() if finite.any() else 1.0)
+        limit = factor * self.tolerance * max(1.0, b[finite].abs().amax().item() if finite.any() else 1.0)
         if not difference <= limit:
             raise CheckFailed(f"{what}: differs by {difference:.2g}, allowed {limit:.2g}")
 
@@ -325,9 +325,13 @@ def check_training(case: SelectorCase) -> None:
         train(*case.caches, settings=case.settings(), out=whole)
         for epochs in (1, 2):
             train(*case.caches, settings=case.settings(epochs=epochs), out=parts, resume=epochs > 1)
+    # Sums on a GPU differ from run to run.
+    factor = 10 if torch.cuda.is_available() else 1
     ours, theirs = (load_file(run / "last/model.safetensors") for run in (whole, parts))
     for name, value in ours.items():
-        case.close(theirs[name].float(), value.float(), f"{name} of a resumed run; take random numbers from PyTorch alone")
+        case.close(
+            theirs[name].float(), value.float(), f"{name} of a resumed run; take random numbers from PyTorch alone", factor
+        )
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
     if len(case.samples) > 1 and not all("valid/jf" in row for row in rows):
         raise CheckFailed("validation has no J&F")

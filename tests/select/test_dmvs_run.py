@@ -164,6 +164,7 @@ def test_predicted_scores_do_not_depend_on_the_chunks(work: Work, tmp_path: Path
         assert np.array_equal(a.scores, b.scores) and a.masks == b.masks and a.masks.area().any()
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_run_that_was_cut_goes_on_to_the_same_numbers(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, step, calls = work.train(tmp_path / "whole"), loop.Run._step, []
 

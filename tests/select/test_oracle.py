@@ -105,6 +105,7 @@ def test_perfect_labels_score_exactly_the_oracle(tmp_path: Path, seed: int) -> N
     ("selector", "config"),
     [("mean-cosine", {"width": 8}), ("sola", {"width": 16, "layers": 1, "heads": 2, "negatives": 2})],
 )
+@pytest.mark.usefixtures("on_cpu")
 def test_the_order_of_tracks_means_nothing(tmp_path: Path, selector: str, config: dict[str, object]) -> None:
     """The same tracks in another order: the same oracle, and from the same run the same masks."""
     one, two = write_cache(tmp_path / "a.zarr", 0), write_cache(tmp_path / "b.zarr", 0, shuffled=True)

@@ -104,6 +104,7 @@ def test_imported_tracks_are_trained_on_and_scored(work: Path, tmp_path: Path, c
     assert code == 1 and "prompted with ground truth are for training" in told
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_checkpoint_scores_as_the_plain_implementation(work: Path, tmp_path: Path) -> None:
     """Selections of the imported run against tensors put through `test_sola`'s loops, expression by expression."""
     caches, texts = [work / "valid_u-grid.zarr", work / "valid_u-gdino.zarr"], [work / "valid_u-text.zarr"]
