@@ -1,7 +1,7 @@
 """The nouns of the project, as frozen dataclasses that check their shapes when they are made.
 
 Letters of dimensions: B batch, E expressions, T frames, H W pixels, N tracks, A annotated objects, L words, C token channels,
-D word channels, Q a selector's own queries.
+D word channels, Q a selector's own queries, V videos of a batch (1 or B).
 
 Glossary (the same words in code, messages and READMEs):
     split          part of a dataset ("train", "valid_u"); it has its ground truth or hides it

@@ -2,7 +2,7 @@
 
 Frame and video queries of the segmenter meet static and motion words; its best video queries become motion queries, which a
 decoder classifies as referred or not and gives masks. What the paper leaves open follows the code of its relatives (MeViS's
-LMPM, DsHmp, VITA) and is a setting. Letters as in ARCHITECTURE; Nv video queries, Cm mask channels.
+LMPM, DsHmp, VITA) and is a setting. Letters as in `rvos_cache.types`; Nv video queries, Cm mask channels.
 """
 
 from __future__ import annotations
