@@ -23,7 +23,6 @@ from rvos_select.selectors import selector_class
 from rvos_select.training.train import TrainSettings
 
 Run = Callable[..., str]
-with_plugin_kit = pytest.mark.skipif("settings" not in cache_cli.commands, reason="this tree has no plugin kit")
 
 
 @pytest.fixture
@@ -151,7 +150,6 @@ def test_convert_ref_davis(run: Run, tmp_path: Path) -> None:
     assert truth is not None and truth.masks.area().tolist() == [[63, 63]]
 
 
-@with_plugin_kit
 @pytest.mark.parametrize(
     ("program", "name"), [("cache", "flow"), ("cache", "sam2-box"), ("cache", "hashed"), ("select", "sola"), ("select", "train")]
 )
@@ -165,7 +163,6 @@ def test_settings_lists_every_setting(program: str, name: str) -> None:
     assert set(model.model_fields) <= set(re.findall(r"[a-z_0-9]+", result.output))
 
 
-@with_plugin_kit
 def test_check_tracker_names_each_test() -> None:
     """`flow` passes; the fixture's tracker makes random masks, presence apart from them, and boxes outside the frame."""
     for name, status in (("flow", 0), ("store_fixtures:TinyTracker", 1)):
@@ -176,7 +173,6 @@ def test_check_tracker_names_each_test() -> None:
         assert (f"tracker {name} passes" in lines) == (not status)
 
 
-@with_plugin_kit
 def test_check_selector_names_each_test(run: Run) -> None:
     lines = run("check-selector", "mean-cosine").splitlines()
     assert len(lines) > 5 and lines[-1] == "selector mean-cosine passes"

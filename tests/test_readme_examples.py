@@ -83,14 +83,18 @@ def test_links_lead_somewhere(readme: Path) -> None:
 
 
 @pytest.mark.parametrize("code", PROGRAMS)
-def test_a_printed_program_runs(code: str, folder: Path) -> None:
+def test_a_printed_program_runs(code: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split = ("mevis", "data/shapes", "train")
     if "C.zarr" in code:
         rc.extract(*split, "flow", "C.zarr")
         rc.extract_text(*split, "hashed", "T.zarr")
     elif "extract" not in code:
         rc.extract_all("mevis", "data/shapes", out="cache")
-    exec(compile(code, "README", "exec"), {})
+    variables: dict[str, object] = {}
+    exec(compile(code, "README", "exec"), variables)
+    if "scores" in variables:
+        assert isinstance(scores := variables["scores"], dict) and 0 <= scores["jf"] <= 1 and scores["expressions"]
+    assert ("print(" in code) == bool(capsys.readouterr().out)
 
 
 def test_the_dataset_and_the_encoder_are_extracted_and_trained_on(folder: Path) -> None:

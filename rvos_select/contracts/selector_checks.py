@@ -259,10 +259,11 @@ def check_hidden(case: SelectorCase) -> None:
     case.scores(sample)
     frames = [[0] * CLIP_FRAMES] if "truth" in case.selector.requires else None
     batch = collate([(sample, 0)], case.selector.requires, frames=frames)
+    # With labels the same rows have a loss, so what fails below fails for want of labels, with whatever exception.
+    case.loss(case.batch([(case.samples[0], 0)]))
     try:
         losses = case.loss(batch)
     except Exception:
-        # Of whatever kind: no loss came out. The trainer rejects hidden ground truth before any step.
         return
     values = {name: value.item() for name, value in losses.items()}
     raise CheckFailed(f"loss of a batch without labels is {values}; missing labels must not become negatives, let it raise")

@@ -109,7 +109,7 @@ class Mine(Dataset):
         return ()
 
     def video(self, video_id: str) -> Video:
-        raise NotImplementedError
+        raise KeyError(video_id)
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         return ()
