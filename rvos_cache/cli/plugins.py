@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import click
 
 from rvos_cache.cli.options import SET
 from rvos_cache.errors import InputError
+
+if TYPE_CHECKING:
+    from rvos_cache.contracts import CheckResult
 
 
 @click.command()
@@ -46,13 +52,18 @@ def check_tracker(name: str, overrides: tuple[str, ...]) -> None:
     from rvos_cache.contracts import run_tracker_checks
     from rvos_cache.settings import parse_overrides
 
+    echo_results(f"tracker {name}", run_tracker_checks(name, parse_overrides(overrides)))
+
+
+def echo_results(title: str, results: Iterable[CheckResult]) -> None:
+    """Print each result as it comes, one line each. title: kind and name of the plugin. Raises InputError if any test failed."""
     failed = total = 0
-    for result in run_tracker_checks(name, parse_overrides(overrides)):
+    for result in results:
         failed, total = failed + (result.status == "FAILED"), total + 1
         click.echo(f"{result.status:<8}{result.title}{f': {result.message}' if result.message else ''}")
     if failed:
-        raise InputError(f"tracker {name}: {failed} of {total} tests failed")
-    click.echo(f"tracker {name} passes")
+        raise InputError(f"{title}: {failed} of {total} tests failed")
+    click.echo(f"{title} passes")
 
 
 COMMANDS: tuple[click.Command, ...] = (settings, check_tracker)

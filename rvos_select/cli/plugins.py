@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rvos_cache.errors import InputError
+from rvos_cache.cli.plugins import echo_results
 from rvos_select.cli.options import PATH
 
 
@@ -54,13 +54,7 @@ def check_selector(
     texts = text or (find_text(cache) if cache else None)
     feature_specs, measurement_specs = ([parse_spec(spec) for spec in given] for given in (features, measurements))
     case = SelectorCase(name, parse_overrides(overrides), feature_specs, measurement_specs, cache, texts)
-    failed = total = 0
-    for result in run_selector_checks(case):
-        failed, total = failed + (result.status == "FAILED"), total + 1
-        click.echo(f"{result.status:<8}{result.title}{f': {result.message}' if result.message else ''}")
-    if failed:
-        raise InputError(f"selector {name}: {failed} of {total} tests failed")
-    click.echo(f"selector {name} passes")
+    echo_results(f"selector {name}", run_selector_checks(case))
 
 
 COMMANDS: tuple[click.Command, ...] = (settings, check_selector)
