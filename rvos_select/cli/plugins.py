@@ -49,7 +49,7 @@ def check_selector(
     """
     from rvos_cache.settings import parse_overrides
     from rvos_select.contracts import SelectorCase, parse_spec, run_selector_checks
-    from rvos_select.data.caches import find_text
+    from rvos_select.data.texts import find_text
 
     texts = text or (find_text(cache) if cache else None)
     feature_specs, measurement_specs = ([parse_spec(spec) for spec in given] for given in (features, measurements))

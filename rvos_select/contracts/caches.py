@@ -15,7 +15,8 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
 from rvos_cache.types import VIDEO, Expression, FeatureSpec, GroundTruth, TrackSet, Words
-from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.texts import TextSource
 
 SIZE, OBJECTS = (12, 16), 2
 VIDEOS: Mapping[str, tuple[int, int]] = {"a": (7, 5), "b": (12, 3), "c": (9, 4)}

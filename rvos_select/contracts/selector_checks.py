@@ -24,10 +24,11 @@ from rvos_cache.store import SelectionCache, read_card, verify
 from rvos_cache.types import FeatureSpec
 from rvos_select.contracts.caches import copy_videos, write_caches
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards, TextSource, TrackSource, check_declared
+from rvos_select.data.caches import CacheCards, TrackSource, check_declared
 from rvos_select.data.collate import Row, collate
 from rvos_select.data.features import Index, NamedArray
 from rvos_select.data.samples import VideoSample, load_video
+from rvos_select.data.texts import TextSource
 from rvos_select.inference.infer import infer_video
 from rvos_select.inference.predict import predict
 from rvos_select.selectors import Selector, selector_class

@@ -15,11 +15,12 @@ from rvos_cache.errors import InputError
 from rvos_cache.store import Card
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger
 from rvos_cache.types import Expression, GroundTruth, Overlap, Words
-from rvos_select.data.caches import TextSource, TrackSource, candidates
+from rvos_select.data.caches import TrackSource, candidates
 from rvos_select.data.features import MemoryArray, StoredFeature, load_feature, load_measurement
 from rvos_select.data.labels import LabelRule, max_iou, target_indices
 from rvos_select.data.pixels import PixelArray, open_pixels
 from rvos_select.data.text_cues import CUE_PARTS
+from rvos_select.data.texts import TextSource
 
 
 @dataclass(frozen=True)

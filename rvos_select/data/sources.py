@@ -13,10 +13,11 @@ from rvos_cache.datasets.mirrored import SUFFIX
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import failed_videos
 from rvos_cache.store import format_uri, read_card
-from rvos_select.data.caches import TextSource, TrackSource, check_same_encoder, texts_of
+from rvos_select.data.caches import TrackSource
 from rvos_select.data.epochs import set_weights
 from rvos_select.data.labels import label_rule
 from rvos_select.data.samples import VideoSample, label_thresholds, load_video, set_name
+from rvos_select.data.texts import TextSource, check_same_encoder, texts_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rvos_cache.text.cues import cue
 from rvos_cache.types import Expression
-from rvos_select.data.caches import TextSource
+from rvos_select.data.texts import TextSource
 from rvos_select.metrics.slices import kind_of_words
 
 

@@ -18,7 +18,8 @@ from rvos_cache.store import Card, digest, provenance
 from rvos_cache.tensors import read_tensors
 from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class
-from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.texts import TextSource
 from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import replace_folder
 from rvos_select.selectors.sola import Sola, SolaConfig

@@ -15,18 +15,11 @@ from rvos_cache.extraction import ExtractReport, write_videos
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, digest, format_uri, provenance, write_selections
 from rvos_cache.types import Selection
-from rvos_select.data.caches import (
-    CacheCards,
-    TextSource,
-    TrackSource,
-    candidates,
-    check_declared,
-    check_same_encoder,
-    texts_of,
-)
+from rvos_select.data.caches import CacheCards, TrackSource, candidates, check_declared
 from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_settings
 from rvos_select.data.samples import VideoSample, load_video
+from rvos_select.data.texts import TextSource, check_same_encoder, texts_of
 from rvos_select.inference.infer import infer_video, queries_to_draw
 from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, selector_policy
 from rvos_select.paths import PathLike, Paths, as_paths

@@ -18,12 +18,13 @@ from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
 from rvos_select.data.augment import check_augmentation, load_augmentation
 from rvos_select.data.batch import Batch, check_requires
-from rvos_select.data.caches import CacheCards, check_declared, texts_of
+from rvos_select.data.caches import CacheCards, check_declared
 from rvos_select.data.clips import ClipSampler, with_visible_rows
 from rvos_select.data.collate import collate
 from rvos_select.data.epochs import batches, count_batches, prefetch
 from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.data.sources import LabelSettings, Sources, read_sources
+from rvos_select.data.texts import texts_of
 from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import load_state, replace_folder, restore_folder, save_state
 from rvos_select.selectors import Selector, selector_class

@@ -17,9 +17,9 @@ from rvos_cache.text import hanta
 from rvos_cache.text.cues import cue, particles, split_words, tag_words, tagger_version
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.types import Expression
-from rvos_select.data.caches import TextSource, check_same_encoder
 from rvos_select.data.collate import collate
 from rvos_select.data.samples import VideoSample
+from rvos_select.data.texts import TextSource, check_same_encoder
 from rvos_select.selectors.dmvs import Dmvs
 
 MODES = ("dmvs", "dmvs_particles", "dshmp")

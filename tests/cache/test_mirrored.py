@@ -16,7 +16,8 @@ from rvos_cache.overlap import count_overlap
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TextCache, TrackCache
 from rvos_cache.trackers.flow import tokens
-from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.texts import TextSource
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ from rvos_cache.types import FeatureSpec
 from rvos_select.contracts import write_caches
 from rvos_select.data.augment import Clip, horizontal_flip, mask_boxes
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.caches import TrackSource
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.collate import collate
 from rvos_select.data.samples import VideoSample, load_video
+from rvos_select.data.texts import TextSource
 
 FEATURES = (
     FeatureSpec("by_text", ("E", 3), "float32"),

@@ -17,12 +17,13 @@ from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Words
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.caches import TrackSource
 from rvos_select.data.clips import ClipSampler, ClipSettings, with_visible_rows
 from rvos_select.data.collate import collate
 from rvos_select.data.epochs import batches, prefetch
 from rvos_select.data.features import FrameReader, StoredFeature
 from rvos_select.data.samples import VideoSample, load_video
+from rvos_select.data.texts import TextSource
 
 SIZE = (6, 9)
 SPECS = (

@@ -17,11 +17,12 @@ from tiny_caches import TRACKS, numbers, settings, write
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import SelectionCache, read_card
-from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.caches import TrackSource
 from rvos_select.data.collate import collate
 from rvos_select.data.epochs import batches, count_batches, epoch_order, items_per_epoch, set_weights
 from rvos_select.data.samples import label_thresholds, load_video
 from rvos_select.data.sources import LabelSettings, held_out, read_sources
+from rvos_select.data.texts import TextSource
 from rvos_select.inference.predict import predict
 from rvos_select.training import train as loop
 from rvos_select.training.train import train

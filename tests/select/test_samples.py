@@ -13,9 +13,10 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
 from rvos_cache.types import Expression, TrackSet, Words
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import TextSource, TrackSource
+from rvos_select.data.caches import TrackSource
 from rvos_select.data.collate import collate
 from rvos_select.data.samples import VideoSample, load_video
+from rvos_select.data.texts import TextSource
 
 SIZE, FRAMES = (4, 6), 3
 CUES = ("motion_words", "static_words", "spans")

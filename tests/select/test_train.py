@@ -19,9 +19,10 @@ from rvos_cache.store import CacheWriter, SelectionCache, read_card
 from rvos_cache.types import Overlap
 from rvos_select.cli import main
 from rvos_select.data import sources
-from rvos_select.data.caches import TrackSource, find_text
+from rvos_select.data.caches import TrackSource
 from rvos_select.data.labels import mean_iou, track_targets
 from rvos_select.data.sources import held_out
+from rvos_select.data.texts import find_text
 from rvos_select.inference.predict import predict
 from rvos_select.runs.checkpoint import load_selector
 from rvos_select.training import train as loop
