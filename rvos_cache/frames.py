@@ -80,7 +80,7 @@ def folder_video(folder: Path, video_id: str, frame_names: Sequence[str] | None 
     if duplicates is not None:
         names_found = " and ".join(p.name for p in duplicates)
         raise InputError(f"{folder}: frame {duplicates[0].stem} is there twice, as {names_found}; keep one")
-    return Video(video_id, tuple(names), image_size(paths[0][0]), lambda t: read_image(paths[t][0]))
+    return Video(video_id, tuple(names), image_size(paths[0][0]), lambda t: read_image(paths[t][0]), tuple(p[0] for p in paths))
 
 
 class _VideoFile:
@@ -147,7 +147,7 @@ def file_video(path: Path, video_id: str, cache_bytes: int = 256 << 20) -> Video
     Raises InputError if it cannot be decoded.
     """
     file = _VideoFile(path, cache_bytes)
-    return Video(video_id, tuple(f"{t:05d}" for t in range(file.count)), file.read(0).shape[:2], file.read)
+    return Video(video_id, tuple(f"{t:05d}" for t in range(file.count)), file.read(0).shape[:2], file.read, (path,))
 
 
 def open_video(path: Path) -> Video:

@@ -24,7 +24,6 @@ from rvos_cache.store import (
     TrackRecord,
     content_digest,
     verify,
-    video_digest,
     write_selections,
     write_text,
     write_tracks,
@@ -197,7 +196,7 @@ def test_the_content_digest_of_a_record_never_changes(tmp_path: Path) -> None:
     """Caches, selections and runs are bound to each other by it."""
     write_tracks(cache_at(tmp_path / "c.zarr"), record())
     assert content_digest(tmp_path / "c.zarr") == "77f86431b65a16edbc94f8deae5ecaca"
-    assert video_digest(TrackCache(tmp_path / "c.zarr"), "v") == "77f86431b65a16edbc94f8deae5ecaca"
+    assert TrackCache(tmp_path / "c.zarr").content("v") == "77f86431b65a16edbc94f8deae5ecaca"
     changed = record()
     tokens = changed.tracks.tokens.copy()
     tokens[1, 2, 3] += 1

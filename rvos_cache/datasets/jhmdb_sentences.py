@@ -78,7 +78,7 @@ class JhmdbSentences(RowDataset[_Entry]):
         """Return the frames that have a mask. Raises InputError: if the video is not listed or its first frame is missing."""
         names = _frame_names(self._valid_entry(video_id).count)
         paths = [self._folder(FRAMES, video_id) / f"{name}.png" for name in names]
-        return Video(video_id, tuple(names), image_size(paths[0]), lambda t: read_image(paths[t]))
+        return Video(video_id, tuple(names), image_size(paths[0]), lambda t: read_image(paths[t]), tuple(paths))
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """Return the only expression. Raises InputError: if its row cannot be read or its text is empty."""

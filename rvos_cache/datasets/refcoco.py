@@ -105,9 +105,9 @@ class RefCoco(RowDataset[_Entry]):
             raise InputError(f"{path}: {size} pixels (height, width), {self.file.name} has {entry.size}; copy both again")
         names = tuple(f"{t:05d}" for t in range(self.frames))
         if self.frames == 1:
-            return Video(video_id, names, size, lambda t: read_image(path))
+            return Video(video_id, names, size, lambda t: read_image(path), (path,))
         image, motion = lru_cache(1)(lambda: read_image(path)), affine_path(video_id, self.frames, size)
-        return Video(video_id, names, size, lambda t: warp_image(image(), motion[t]))
+        return Video(video_id, names, size, lambda t: warp_image(image(), motion[t]), (path,))
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """Return the expressions in file order. Raises InputError: if an entry cannot be read or a text is empty."""

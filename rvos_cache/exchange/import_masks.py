@@ -22,7 +22,9 @@ import numpy as np
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
+from rvos_cache.exchange.imported import SOURCE, check_same_sources, source_digest
 from rvos_cache.extraction import ExtractReport, select_videos, write_videos
+from rvos_cache.identity import frames_digest
 from rvos_cache.mask_png import read_grey_png
 from rvos_cache.masks import RleMasks, encode, from_coco
 from rvos_cache.overlap import count_overlap
@@ -64,18 +66,23 @@ def import_masks(
         settings=settings.model_dump(mode="json") | IMPORTED,
         channels=FlowTracker.channels,
         label_iou=FlowTracker.label_iou,
-        root=str(source.root),
+        root=str(source.root.absolute()),
         **provenance(),
     )
+
+    def paths_of(video_id: str) -> list[Path]:
+        return [directory / video_id, directory / f"{video_id}.json"]
 
     def write_video(writer: CacheWriter, video_id: str) -> int:
         start = time.perf_counter()
         record, names = read_video(directory, source, video_id, settings)
         origin = {"host": socket.gethostname(), "seconds": round(time.perf_counter() - start, 3)}
-        write_tracks(writer, record, {**origin, "tracks": names})
+        write_tracks(writer, record, {**origin, "tracks": names, SOURCE: source_digest(paths_of(video_id))})
         return len(record.frame_names)
 
-    return write_videos(out, card, select_videos(source, videos, limit, shard), write_video, f"masks {split}", jobs)
+    video_ids = select_videos(source, videos, limit, shard)
+    check_same_sources(out, card, source, video_ids, paths_of)
+    return write_videos(out, card, video_ids, write_video, f"masks {split}", jobs)
 
 
 def read_video(directory: Path, source: Dataset, video_id: str, settings: FlowSettings) -> tuple[TrackRecord, list[str]]:
@@ -94,7 +101,10 @@ def read_video(directory: Path, source: Dataset, video_id: str, settings: FlowSe
     truth = source.ground_truth(video_id) if source.has_ground_truth else None
     overlap = None if truth is None else count_overlap(masks, truth)
     expressions, tracks = source.expressions(video_id), describe_tracks(video, masks, settings)
-    return TrackRecord(video_id, video.frame_names, video.size, expressions, tracks, truth, overlap), list(rows)
+    record = TrackRecord(
+        video_id, video.frame_names, video.size, expressions, tracks, truth, overlap, frames_digest=frames_digest(video)
+    )
+    return record, list(rows)
 
 
 def describe_tracks(video: Video, masks: RleMasks, settings: FlowSettings) -> TrackSet:

@@ -19,6 +19,7 @@ import numpy as np
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
+from rvos_cache.exchange.imported import SOURCE, check_same_sources, source_digest
 from rvos_cache.exchange.sola_files import CHANNELS, ORIGINS, Kind, SolaFolder, SolaTrack, object_name
 from rvos_cache.extraction import ExtractReport, bound_digest, select_videos, write_videos
 from rvos_cache.masks import RleMasks
@@ -100,7 +101,7 @@ def import_sola(
         dtype="float32",
         label_iou=LABEL_IOU,
         training_only=tracks == "gt",
-        root=str(source.root),
+        root=str(source.root.absolute()),
         **provenance(),
     )
     video_ids = select_videos(source, videos, limit, shard)
@@ -113,9 +114,10 @@ def import_sola(
         start = time.perf_counter()
         record, sola_fields = read_video(folder, source, video_id)
         origin = {"host": socket.gethostname(), "seconds": round(time.perf_counter() - start, 3)}
-        write_tracks(writer, record, {**origin, "sola": sola_fields})
+        write_tracks(writer, record, {**origin, "sola": sola_fields, SOURCE: source_digest(folder.paths_of(video_id))})
         return len(record.frame_names)
 
+    check_same_sources(out, card, source, video_ids, folder.paths_of)
     report = write_videos(out, card, video_ids, write_video, f"sola {tracks} {split}", jobs)
     return SolaImport(report, stored_iou(TrackCache(out), [*report.done, *report.skipped]))
 

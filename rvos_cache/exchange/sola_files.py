@@ -80,6 +80,10 @@ class SolaFolder:
         """The videos that have a folder."""
         return {p.name for p in (self.path / MASKLETS).iterdir() if p.is_dir() and not p.name.startswith(".")}
 
+    def paths_of(self, video_id: str) -> list[Path]:
+        """The folders with a video's files."""
+        return [self.path / MASKLETS / video_id, self.path / TOKENS / video_id]
+
     def groups(self, video_id: str, expressions: Sequence[Expression]) -> list[tuple[int, str]]:
         """The folders of a video's tracks, in the order of its expressions, each with the index of its expression or VIDEO.
 

@@ -9,7 +9,14 @@ plan       estimate time and bytes from a few videos
 bindings   the expressions and the failures that connect a cache with its dataset
 """
 
-from rvos_cache.extraction.bindings import bound_digest, expressions_digest, failed_videos, find_dataset
+from rvos_cache.extraction.bindings import (
+    bound_digest,
+    check_unchanged,
+    expressions_digest,
+    failed_videos,
+    find_dataset,
+    video_difference,
+)
 from rvos_cache.extraction.engine import Engine, Outcome
 from rvos_cache.extraction.engines import engine_of
 from rvos_cache.extraction.plan import Plan, plan, plan_work
@@ -18,7 +25,7 @@ from rvos_cache.extraction.steps import extract, extract_all, extract_text, sele
 from rvos_cache.extraction.work import Pending, TrackWork, Work, extract_video
 
 __all__ = [
-    "Engine", "ExtractReport", "Outcome", "Pending", "Plan", "TrackWork", "Work", "bound_digest", "engine_of",
+    "Engine", "ExtractReport", "Outcome", "Pending", "Plan", "TrackWork", "Work", "bound_digest", "check_unchanged", "engine_of",
     "expressions_digest", "extract", "extract_all", "extract_text", "extract_video", "failed_videos", "find_dataset", "plan",
-    "plan_work", "select_videos", "write_videos",
+    "plan_work", "select_videos", "video_difference", "write_videos",
 ]  # fmt: skip

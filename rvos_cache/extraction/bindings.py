@@ -1,12 +1,15 @@
-"""What connects a cache with its dataset: the digest of the expressions, and the failures that still count."""
+"""What connects a cache with its dataset: digests, what has changed since the extraction, and the failures that still count."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.store import Cache, Card, TextCache, TrackCache, canonical, digest, open_backend, open_cache
+from rvos_cache.identity import expressions_difference, frames_difference, frames_digest, truth_difference
+from rvos_cache.store import Cache, Card, TextCache, TrackCache, canonical, digest, open_backend, open_cache, read_card
 from rvos_cache.types import Expression
 
 
@@ -47,6 +50,59 @@ def find_dataset(card: Card) -> Dataset | None:
         return open_dataset(card.dataset, Path(card.root), card.split) if card.root else None
     except InputError:
         return None
+
+
+def video_difference(cache: TrackCache, dataset: Dataset, video_id: str, *, frames: bool = True) -> str | None:
+    """How a video of the dataset differs from the one that `cache` was extracted from, in words. None: it does not.
+
+    Compared are frames, sentences, targets and masks; a sentence or an object that only one side has is no difference.
+    frames: compare the bytes of the frames too, not their names and size alone. Raises InputError if the video cannot be read.
+    """
+    info, video = cache.info(video_id), dataset.video(video_id)
+    difference = frames_difference((info.frame_names, info.size), (video.frame_names, video.size))
+    difference = difference or expressions_difference(info.expressions, dataset.expressions(video_id))
+    if difference is None and info.object_ids is not None and dataset.has_ground_truth:
+        truth = dataset.ground_truth(video_id)
+        difference = None if truth is None else truth_difference(cache.ground_truth(video_id), truth)
+    if difference is None and frames and info.frames_digest not in (None, frames_digest(video)):
+        difference = "its frames are other pictures"
+    return difference
+
+
+def check_unchanged(out: Path | str, card: Card, dataset: Dataset, video_ids: Iterable[str]) -> list[str]:
+    """Compare the videos that the tracks cache `out` holds already with the dataset, before others are added.
+
+    Raises InputError, naming the difference, for a video that has changed in the dataset since it was extracted. Warns of videos
+    that cannot be compared because they can no longer be read. Returns the videos of `video_ids` that `out` holds; none where
+    its card is not `card`, which is an error of its own when `out` is opened for writing.
+    """
+    if not open_backend(out).has_card() or read_card(out).differences(card):
+        return []
+    cache = TrackCache(out)
+    published = set(cache.video_ids()).intersection(video_ids)
+    changed: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    for video_id in sorted(published):
+        try:
+            difference = video_difference(cache, dataset, video_id)
+        except InputError as error:
+            unreadable[video_id] = str(error)
+            continue
+        if difference is not None:
+            changed[video_id] = difference
+    if unreadable:
+        first = next(iter(unreadable.values()))
+        warnings.warn(
+            f"{cache.path}: {len(unreadable)} of its videos cannot be compared with {dataset.root}, first: {first}", stacklevel=3
+        )
+    if changed:
+        video_id, difference = next(iter(changed.items()))
+        fix = cache.folder(video_id).how_to_fix
+        raise InputError(
+            f"{cache.path}: {len(changed)} of its videos changed in {dataset.root} since they were extracted, first {video_id}: "
+            f"{difference}; {fix}, or extract into another path"
+        )
+    return sorted(published)
 
 
 def failed_videos(cache: Cache, dataset: Dataset | None = None) -> dict[str, str]:

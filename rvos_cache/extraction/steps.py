@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rvos_cache.axes import axis_of
 from rvos_cache.datasets import Dataset, dataset_class, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extraction.bindings import bound_digest
+from rvos_cache.extraction.bindings import bound_digest, check_unchanged
 from rvos_cache.extraction.budget import check_budget
 from rvos_cache.extraction.engine import Engine
 from rvos_cache.extraction.local_engine import LocalEngine
@@ -20,7 +20,16 @@ from rvos_cache.extraction.run import ExtractReport, run_videos
 from rvos_cache.extraction.work import OneStep, TrackWork
 from rvos_cache.plugins import checked_weights, code_digest
 from rvos_cache.settings import build
-from rvos_cache.store import CacheWriter, Card, TextRecord, default_folder, provenance, text_path, tracks_path, write_text
+from rvos_cache.store import (
+    CacheWriter,
+    Card,
+    TextRecord,
+    default_folder,
+    provenance,
+    text_path,
+    tracks_path,
+    write_text,
+)
 from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
 from rvos_cache.trackers import TRACKERS, Tracker
 
@@ -80,7 +89,9 @@ def extract(
 
 
 def _extract_tracks(work: TrackWork, out: Path | str, videos: Sequence[str], engine: Engine) -> ExtractReport:
-    return run_videos(out, tracks_card(work, out), videos, work, f"{work.tracker} {work.split}", engine)
+    card = tracks_card(work, out)
+    check_unchanged(out, card, work.source, videos)
+    return run_videos(out, card, videos, work, f"{work.tracker} {work.split}", engine)
 
 
 def extract_text(
@@ -116,7 +127,7 @@ def _extract_words(
         expressions_digest=bound_digest(source, out),
         channels=model.channels,
         extra=code_digest(type(model), is_custom=encoder not in TEXT_ENCODERS),
-        root=str(source.root),
+        root=str(source.root.absolute()),
         **provenance(),
     )
 
@@ -208,6 +219,6 @@ def tracks_card(work: TrackWork, out: Path | str) -> Card:
             **({} if work.corrupt is None else {"corrupt": work.corrupt}),
             **code_digest(type(tracker), is_custom=work.tracker not in TRACKERS),
         },
-        root=str(source.root),
+        root=str(source.root.absolute()),
         **provenance(),
     )

@@ -15,6 +15,7 @@ import numpy as np
 from rvos_cache.corruptions import corrupt_video, parse_corruption
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
+from rvos_cache.identity import frames_digest
 from rvos_cache.overlap import count_overlap
 from rvos_cache.plugins import checked_weights, type_text
 from rvos_cache.settings import build
@@ -175,7 +176,15 @@ def extract_video(
             raise InputError(f"{title}: measure() returned {type_text(measurements)}, expected a dict of name to array")
     overlap = None if ground_truth is None else count_overlap(tracks.masks, ground_truth)
     return TrackRecord(
-        video.video_id, video.frame_names, video.size, tuple(expressions), tracks, ground_truth, overlap, measurements
+        video.video_id,
+        video.frame_names,
+        video.size,
+        tuple(expressions),
+        tracks,
+        ground_truth,
+        overlap,
+        measurements,
+        frames_digest(video),
     )
 
 

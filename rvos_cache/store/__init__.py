@@ -7,7 +7,7 @@
       videos/<video>/          published by one rename, so a present video is complete
         zarr.json              the group's attributes
         <array>/...            each chunk is followed by its crc32c; masks are encoded by mask_codec.py
-        digests.json           the digest of every file above, written last, with a digest of itself
+        digests.json           the digest of every file above and of the content, written last, with a digest of itself
 
 A cache may also be stored in an object store, where nothing can be renamed: see object_backend.py.
 The arrays of each kind of cache are listed at the top of tracks.py, text.py and selections.py.
@@ -22,12 +22,12 @@ from rvos_cache.store.selections import SelectionCache, SelectionInfo, Selection
 from rvos_cache.store.text import TextCache, TextRecord, write_text
 from rvos_cache.store.tracks import TrackCache, TrackInfo, TrackRecord, write_tracks
 from rvos_cache.store.uri import format_uri, open_backend
-from rvos_cache.store.verify import content_digest, leftovers, open_cache, verify, video_digest
+from rvos_cache.store.verify import content_digest, leftovers, open_cache, verify
 from rvos_cache.store.writer import CacheWriter
 
 __all__ = [
     "PROVENANCE_FIELDS", "Backend", "Cache", "CacheWriter", "Card", "SelectionCache", "SelectionInfo", "SelectionRecord",
     "TextCache", "TextRecord", "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest",
     "default_folder", "digest", "format_uri", "leftovers", "open_backend", "open_cache", "provenance", "read_card", "text_path",
-    "tracks_path", "verify", "video_digest", "write_selections", "write_text", "write_tracks",
+    "tracks_path", "verify", "write_selections", "write_text", "write_tracks",
 ]  # fmt: skip

@@ -17,12 +17,13 @@ class PublishedVideo:
     """A video that is in the cache.
 
     path: of the folder of its files, relative to the backend; digests: file name -> digest of its bytes; how_to_fix: the end
-    of messages about a damaged file.
+    of messages about a damaged file; content: the identity of the video, None where an older version wrote it.
     """
 
     path: str
     digests: Mapping[str, str]
     how_to_fix: str
+    content: str | None = None
 
 
 class Backend(Protocol):
@@ -64,8 +65,11 @@ class Backend(Protocol):
     def staging_folder(self, video_id: str) -> AbstractContextManager[Path]:
         """The path of a new local folder for the files of a video, removed at the end."""
 
-    def publish(self, staged: Path, video_id: str, digests: Mapping[str, str]) -> bool:
-        """Publish the files below `staged` as the video, atomically. False: another writer was first, ours is dropped."""
+    def publish(self, staged: Path, video_id: str, digests: Mapping[str, str], content: str) -> bool:
+        """Publish the files below `staged` as the video, atomically. False: another writer was first, ours is dropped.
+
+        digests, content: as in `PublishedVideo`.
+        """
 
     def add_failure(self, record: bytes) -> None:
         """Add a record of a failed video. Records of concurrent writers do not mix."""

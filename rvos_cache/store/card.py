@@ -26,7 +26,7 @@ class Card(Settings):
     digest; expressions_digest: of the whole split's expressions, for text and for trackers that read them; channels,
     dtype: of tokens or words; label_iou: default of the labels; training_only: made from ground-truth prompts;
     feature_specs: the extra arrays; measurement_specs: the arrays measured against ground truth; extra: what only this kind
-    has; root: where the dataset lay, a hint.
+    has; root: the absolute folder of the dataset, a hint: what is read there is compared with the cache.
     """
 
     format_version: int = FORMAT_VERSION

@@ -52,8 +52,8 @@ class FolderBackend:
             raise InputError(f"{folder}: this video is not in the cache; run the extraction again to add it")
         how_to_fix = f"delete the folder {folder} and run the extraction again"
         record = folder / "digests.json"
-        digests = read_checked(record.read_bytes, str(record), how_to_fix)["files"]
-        return PublishedVideo(f"videos/{video_id}", digests, how_to_fix)
+        values = read_checked(record.read_bytes, str(record), how_to_fix)
+        return PublishedVideo(f"videos/{video_id}", values["files"], how_to_fix, values.get("content"))
 
     def failures(self) -> Iterator[tuple[str, bytes]]:
         try:
@@ -110,10 +110,10 @@ class FolderBackend:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, staged: Path, video_id: str, digests: Mapping[str, str]) -> bool:
+    def publish(self, staged: Path, video_id: str, digests: Mapping[str, str], content: str) -> bool:
         for name in digests:
             sync(staged / name)
-        write_new(staged / "digests.json", with_checksum({"files": dict(digests)}))
+        write_new(staged / "digests.json", with_checksum({"files": dict(digests), "content": content}))
         for folder in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
             sync(folder)
         target = self._videos / video_id

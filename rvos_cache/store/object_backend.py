@@ -79,7 +79,7 @@ class ObjectBackend:
         if commit is None:
             raise InputError(f"{location}: this video is not in the cache; run the extraction again to add it")
         how_to_fix = f"delete {location} and run the extraction again"
-        return PublishedVideo(f"attempts/{commit['attempt']}", commit["files"], how_to_fix)
+        return PublishedVideo(f"attempts/{commit['attempt']}", commit["files"], how_to_fix, commit.get("content"))
 
     def failures(self) -> Iterator[tuple[str, bytes]]:
         # The names begin with the time.
@@ -116,7 +116,7 @@ class ObjectBackend:
         with tempfile.TemporaryDirectory(prefix="rvos-") as folder:
             yield Path(folder) / "video"
 
-    def publish(self, staged: Path, video_id: str, digests: Mapping[str, str]) -> bool:
+    def publish(self, staged: Path, video_id: str, digests: Mapping[str, str], content: str) -> bool:
         staging, start = new_staging_name(video_id), time.time()
         prefix = f"attempts/{staging}"
         with self._access(prefix) as (fs, path):
@@ -124,7 +124,8 @@ class ObjectBackend:
         if time.time() - start > VIDEO_LIFETIME / 2:
             message = "the upload took half a day, so another writer may have removed its files"
             raise OSError(errno.ETIMEDOUT, message, f"{self.url}/{prefix}")
-        if self._put_new(f"commits/{video_id}.json", with_checksum({"attempt": staging, "files": dict(digests)})):
+        commit = {"attempt": staging, "files": dict(digests), "content": content}
+        if self._put_new(f"commits/{video_id}.json", with_checksum(commit)):
             return True
         self._remove(staging)
         return False

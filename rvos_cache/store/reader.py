@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -18,32 +17,9 @@ from rvos_cache.errors import InputError
 from rvos_cache.store.backend import Backend
 from rvos_cache.store.card import Card, read_card_from
 from rvos_cache.store.checksum import canonical, digest
+from rvos_cache.store.content import StoredArray, content_parts, digest_of_parts
+from rvos_cache.store.layout import Layout
 from rvos_cache.store.uri import format_uri, open_backend
-
-CODECS = ["bytes", "crc32c"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an array is stored: as one plain chunk, or as one per row of its first dimension (by_frame)."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    by_frame: bool
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[str, Any], location: str) -> Layout:
-        """The layout of an array from its zarr.json. Raises InputError for a layout that is not of this format."""
-        try:
-            shape, codecs = tuple(metadata["shape"]), metadata["codecs"]
-            chunk, names = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"]), [c["name"] for c in codecs]
-            whole = tuple(max(1, d) for d in shape)
-            little = codecs[0].get("configuration", {}).get("endian", "little") == "little"
-            if names == CODECS and little and shape and chunk in (whole, (1, *whole[1:])):
-                return cls(shape, np.dtype(metadata["data_type"]).newbyteorder("<"), chunk != whole)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise InputError(f"{location}: not an array of this format ({type(error).__name__}); extract again") from error
-        raise InputError(f"{location}: chunks {chunk} of {shape}, codecs {names} are not of this format; extract again")
 
 
 class VideoFolder:
@@ -59,6 +35,7 @@ class VideoFolder:
         self.backend = backend
         video = backend.published_video(video_id)
         self.path, self.digests, self.how_to_fix = video.path, dict(video.digests), video.how_to_fix
+        self.video_id, self._content = video_id, video.content
         self._checked: dict[str, tuple[int, bytes]] = {}
         self._layouts: dict[str, Layout] = {}
         self.attributes: dict[str, Any] = self._json("zarr.json")["attributes"]
@@ -78,17 +55,35 @@ class VideoFolder:
         Raises InputError if there is no such array, or it is damaged.
         """
         layout = self._layout(name)
-        suffix = "/0" * (len(layout.shape) - 1)
         if not layout.by_frame:
-            values = self._chunk(layout, layout.shape, f"{name}/c/0{suffix}")
+            values = self._chunk(layout, layout.shape, f"{name}/{layout.chunk_file()}")
             return values if frames is None else values[frames]
         rows: Sequence[int] = range(layout.shape[0])[frames or slice(None)]
         if len(rows) == 1:
-            return self._chunk(layout, (1, *layout.shape[1:]), f"{name}/c/{rows[0]}{suffix}")
+            return self._chunk(layout, (1, *layout.shape[1:]), f"{name}/{layout.chunk_file(rows[0])}")
         out = np.empty((len(rows), *layout.shape[1:]), layout.dtype)
         for i, row in enumerate(rows):
-            out[i] = self._chunk(layout, layout.shape[1:], f"{name}/c/{row}{suffix}")
+            out[i] = self._chunk(layout, layout.shape[1:], f"{name}/{layout.chunk_file(row)}")
         return out
+
+    @property
+    def content(self) -> str:
+        """The identity of the video (`rvos_cache.store.content`) that its writer stored, computed where it stored none."""
+        if self._content is None:
+            self._content = self.computed_content()
+        return self._content
+
+    def computed_content(self) -> str:
+        """The identity of the video from all its bytes. Raises InputError if one of them is damaged."""
+        return digest_of_parts(self.content_parts())
+
+    def content_parts(self) -> Iterator[bytes | memoryview]:
+        """The bytes whose digest is the identity. Raises InputError if one of them is damaged."""
+        arrays = (
+            StoredArray(name, self._layout(name), [self.array(name).reshape(-1).view(np.uint8).data])
+            for name in self.array_names()
+        )
+        return content_parts(self.video_id, self.attributes, arrays)
 
     def read_file(self, name: str) -> NDArray[np.uint8]:
         """The bytes of the file `name`. Raises InputError if it is missing or its bytes changed."""
@@ -167,6 +162,10 @@ class Cache:
     def video_ids(self) -> tuple[str, ...]:
         """The published videos, sorted."""
         return tuple(sorted(self.backend.video_ids()))
+
+    def content(self, video_id: str) -> str:
+        """The identity of a video: equal exactly if its attributes and arrays are equal (`rvos_cache.store.content`)."""
+        return self.folder(video_id).content
 
     def failures(self) -> dict[str, str]:
         """Video -> last error, of videos that failed and have not been published since. Raises InputError."""

@@ -6,7 +6,8 @@ Layout of `videos/<video>/` (letters as in rvos_cache.types):
     inter, with area as its last column, gt_area as its last row, and annotated (0 or 1) where those two meet
     features/<name> and, where the split has its ground truth, measured/<name>, as the tracker declares them
 Attributes: sizes, frame names, object ids (null: hidden), expressions (id, text, targets) in file order, and of each track
-origin, prompt, prompt_frame and prompt_box (each number as the shortest decimal text that reads back as the same float32).
+origin, prompt, prompt_frame and prompt_box (each number as the shortest decimal text that reads back as the same float32);
+frames_digest.
 A file costs more than the few bytes of a small array, so small arrays are stored in the attributes.
 """
 
@@ -35,7 +36,8 @@ class TrackRecord:
     """One video of a tracks cache.
 
     ground_truth, overlap: None if the split hides its ground truth, and then measurements is empty; measurements: arrays that
-    the tracker measured against the ground truth, by name.
+    the tracker measured against the ground truth, by name; frames_digest: of the frames (`rvos_cache.identity.frames_digest`),
+    None where they were not read.
     """
 
     video_id: str
@@ -46,6 +48,7 @@ class TrackRecord:
     ground_truth: GroundTruth | None
     overlap: Overlap | None
     measurements: Mapping[str, Any] = field(default_factory=dict)
+    frames_digest: str | None = None
 
     def __post_init__(self) -> None:
         if (self.ground_truth is None) != (self.overlap is None):
@@ -62,7 +65,7 @@ class TrackRecord:
 
 @dataclass(frozen=True)
 class TrackInfo:
-    """A video without its large arrays. object_ids: None if the split hides its ground truth."""
+    """A video without its large arrays. object_ids: None if the split hides its ground truth; frames_digest: as in TrackRecord."""
 
     video_id: str
     frame_names: tuple[str, ...]
@@ -74,6 +77,7 @@ class TrackInfo:
     prompt: NDArray[np.int32]
     prompt_frame: NDArray[np.int32]
     prompt_box: NDArray[np.float32]
+    frames_digest: str | None = None
 
     @property
     def frames(self) -> int:
@@ -119,6 +123,7 @@ def write_tracks(writer: CacheWriter, record: TrackRecord, provenance: Mapping[s
         "prompt_box": [[float(str(x)) for x in box] for box in tracks.prompt_box.astype(np.float32)],
         "object_ids": None if truth is None else list(truth.object_ids),
         "expressions": expressions_to_json(record.expressions),
+        **({} if record.frames_digest is None else {"frames_digest": record.frames_digest}),
     }
     return writer.publish(record.video_id, arrays, attributes, provenance)
 
@@ -194,6 +199,7 @@ class TrackCache(Cache):
             prompt=np.array(attributes["prompt"], np.int32),
             prompt_frame=np.array(attributes["prompt_frame"], np.int32),
             prompt_box=np.array(attributes["prompt_box"], np.float32).reshape(-1, 4),
+            frames_digest=attributes.get("frames_digest"),
         )
 
     def tokens(self, video_id: str) -> NDArray[Any]:
@@ -251,11 +257,15 @@ class TrackCache(Cache):
             features={spec["name"]: self.feature(video_id, spec["name"]) for spec in self.card.feature_specs},
         )
         if info.object_ids is None:
-            return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, None, None)
+            return TrackRecord(
+                video_id, info.frame_names, info.size, info.expressions, tracks, None, None, frames_digest=info.frames_digest
+            )
         table = self._overlap_table(video_id)
         truth, overlap = self._ground_truth(video_id, table), _overlap_from(table)
         measured = {spec["name"]: self.measurement(video_id, spec["name"]) for spec in self.card.measurement_specs}
-        return TrackRecord(video_id, info.frame_names, info.size, info.expressions, tracks, truth, overlap, measured)
+        return TrackRecord(
+            video_id, info.frame_names, info.size, info.expressions, tracks, truth, overlap, measured, info.frames_digest
+        )
 
     def _check_ground_truth(self, video_id: str) -> None:
         if self.folder(video_id).attributes["object_ids"] is None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from rvos_cache.errors import InputError
 from rvos_cache.store.card import read_card
-from rvos_cache.store.checksum import canonical, digest
+from rvos_cache.store.content import digest_of_parts
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.selections import SelectionCache
 from rvos_cache.store.text import TextCache
@@ -31,27 +28,10 @@ def open_cache(path: Path | str) -> Cache:
 def content_digest(path: Path | str) -> str:
     """A digest over the decoded arrays and attributes of all videos in id order, without provenance.
 
-    It does not depend on the order or number of runs or processes that wrote the cache.
+    It does not depend on the order or number of runs or processes that wrote the cache. Of a single video it is `Cache.content`.
     """
-    cache, total = open_cache(path), hashlib.blake2b(digest_size=16)
-    for video_id in cache.video_ids():
-        for part in _content(cache, video_id):
-            total.update(part)
-    return total.hexdigest()
-
-
-def video_digest(cache: Cache, video_id: str) -> str:
-    """`content_digest` of one video alone."""
-    return digest(b"".join(_content(cache, video_id)))
-
-
-def _content(cache: Cache, video_id: str) -> Iterator[bytes]:
-    folder = cache.folder(video_id)
-    yield canonical([video_id, {k: v for k, v in folder.attributes.items() if k != "provenance"}])
-    for name in folder.array_names():
-        array = folder.array(name)
-        yield canonical([name, str(array.dtype), list(array.shape)])
-        yield np.ascontiguousarray(array).tobytes()
+    cache = open_cache(path)
+    return digest_of_parts(part for video_id in cache.video_ids() for part in cache.folder(video_id).content_parts())
 
 
 def verify(path: Path | str) -> Iterator[str]:

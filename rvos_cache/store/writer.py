@@ -16,6 +16,7 @@ from zarr.codecs import Crc32cCodec
 from rvos_cache.errors import InputError
 from rvos_cache.store.card import Card, read_card_from
 from rvos_cache.store.checksum import canonical, digest, with_checksum
+from rvos_cache.store.content import PROVENANCE, staged_content
 from rvos_cache.store.staging import HOST
 from rvos_cache.store.uri import open_backend
 
@@ -79,12 +80,13 @@ class CacheWriter:
         with self.backend.staging_folder(video_id) as folder:
             group = zarr.open_group(folder, mode="w-", zarr_format=3)
             # One write of the attributes: each update would rewrite zarr.json.
-            group.attrs.put({**attributes, "provenance": dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))})
+            written = dict(provenance or {}, when=time.strftime("%FT%TZ", time.gmtime()))
+            group.attrs.put({**attributes, PROVENANCE: written})
             for name, value in arrays.items():
                 _write_array(group, name, value)
             paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
             digests = {str(path.relative_to(folder)): digest(path.read_bytes()) for path in paths}
-            return self.backend.publish(folder, video_id, digests)
+            return self.backend.publish(folder, video_id, digests, staged_content(folder, video_id))
 
     def fail(self, video_id: str, message: str) -> None:
         """Record that the extraction of `video_id` failed."""

@@ -13,7 +13,7 @@ from rvos_cache.files import write_text
 from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest, video_digest
+from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
@@ -105,7 +105,7 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
     digests: dict[str, str] = {}
     for video_id in cache.video_ids():
         try:
-            digests[video_id] = video_digest(cache, video_id)
+            digests[video_id] = cache.content(video_id)
         except InputError as error:
             failed[video_id] = error
     try:
