@@ -15,18 +15,19 @@ from rvos_cache.store.uri import open_backend
 
 FORMAT_VERSION = 2
 """2: masks as column transitions (mask_codec.py), overlap counts in one table, small arrays in the attributes."""
-PROVENANCE_FIELDS = ("root", "commit", "versions")
+PROVENANCE_FIELDS = ("root", "run", "commit", "versions")
 """Fields that record where and with what code a cache was made; they may differ when it is opened for writing again."""
 
 
 class Card(Settings):
     """What a cache is. To write to it with another value of any field outside PROVENANCE_FIELDS is an error naming the field.
 
-    producer: tracker or encoder name (the run, for selections); settings: its resolved settings; weights: checkpoint ->
+    producer: name of the tracker, the encoder or, for selections, the selector; settings: its resolved settings; weights: checkpoint ->
     digest; expressions_digest: of the whole split's expressions, for text and for trackers that read them; channels,
     dtype: of tokens or words; label_iou: default of the labels; training_only: made from ground-truth prompts;
     feature_specs: the extra arrays; measurement_specs: the arrays measured against ground truth; extra: what only this kind
-    has; root: the absolute folder of the dataset, a hint: what is read there is compared with the cache.
+    has; root: the absolute folder of the dataset, a hint: what is read there is compared with the cache; run: that of the run that
+    made selections, a hint: its weights tell which run it was.
     """
 
     format_version: int = FORMAT_VERSION
@@ -47,6 +48,7 @@ class Card(Settings):
     commit: str = ""
     versions: dict[str, str] = {}
     root: str = ""
+    run: str = ""
 
     def differences(self, other: Card) -> list[str]:
         """Names of the fields outside PROVENANCE_FIELDS whose values differ; a setting is named `settings.<name>`."""

@@ -2,7 +2,8 @@
 
 Layout of `videos/<video>/`: scores f4 [E,N] · candidates b1 [E,N]. If the selector predicts masks of its own, Q per expression,
 instead of selecting tracks: scores and candidates [E,Q], mask_rle u1 [bytes] (mask_codec.py, E*Q masks). Card `extra`: run,
-caches, threshold (the selector's default). Attributes: expression ids, frame names, size, `drawn` (there are predicted masks).
+caches, threshold (the selector's default). Attributes: expressions (id, text, targets), frame names, size, `drawn` (there are
+predicted masks), and `made_of`: the content (rvos_cache.store.content) of the video in each tracks cache, and of its words.
 """
 
 from __future__ import annotations
@@ -15,18 +16,31 @@ import numpy as np
 from rvos_cache.masks import RleMasks
 from rvos_cache.store.mask_codec import decode_masks, encode_masks
 from rvos_cache.store.reader import Cache
+from rvos_cache.store.tracks import expressions_from_json, expressions_to_json
 from rvos_cache.store.writer import CacheWriter
-from rvos_cache.types import Selection
+from rvos_cache.types import Expression, Selection
 
 
 @dataclass(frozen=True)
 class SelectionRecord:
-    """One video of a selections cache: the E selections of its expressions."""
+    """One video of a selections cache: the E selections of its expressions.
+
+    expressions: of the selections, in their order; tracks: the content of the video in each tracks cache that it was made of;
+    words: the content of its words. Those three may be empty where selections are made by hand: they are bound to nothing then.
+    """
 
     video_id: str
     frame_names: tuple[str, ...]
     size: tuple[int, int]
     selections: tuple[Selection, ...]
+    expressions: tuple[Expression, ...] = ()
+    tracks: tuple[str, ...] = ()
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        ids = [s.expression_id for s in self.selections]
+        if self.expressions and [e.expression_id for e in self.expressions] != ids:
+            raise ValueError(f"video {self.video_id}: expressions are not those of the selections, {ids}")
 
 
 def write_selections(writer: CacheWriter, record: SelectionRecord) -> bool:
@@ -47,6 +61,8 @@ def write_selections(writer: CacheWriter, record: SelectionRecord) -> bool:
         "frame_names": list(record.frame_names),
         "size": list(record.size),
         "expression_ids": [s.expression_id for s in selections],
+        "expressions": expressions_to_json(record.expressions),
+        "made_of": {"tracks": list(record.tracks), "words": record.words},
         "drawn": bool(masks),
     }
     return writer.publish(record.video_id, arrays, attributes)
@@ -54,12 +70,15 @@ def write_selections(writer: CacheWriter, record: SelectionRecord) -> bool:
 
 @dataclass(frozen=True)
 class SelectionInfo:
-    """Names and sizes of a video."""
+    """Names and sizes of a video; expressions, tracks, words: as in SelectionRecord."""
 
     video_id: str
     frame_names: tuple[str, ...]
     size: tuple[int, int]
     expression_ids: tuple[str, ...]
+    expressions: tuple[Expression, ...] = ()
+    tracks: tuple[str, ...] = ()
+    words: str = ""
 
 
 class SelectionCache(Cache):
@@ -71,7 +90,16 @@ class SelectionCache(Cache):
         """Names and sizes of a video."""
         stored = self.folder(video_id).attributes
         size = (stored["size"][0], stored["size"][1])
-        return SelectionInfo(video_id, tuple(stored["frame_names"]), size, tuple(stored["expression_ids"]))
+        made_of = stored.get("made_of", {"tracks": (), "words": ""})
+        return SelectionInfo(
+            video_id,
+            tuple(stored["frame_names"]),
+            size,
+            tuple(stored["expression_ids"]),
+            expressions_from_json(video_id, stored.get("expressions", [])),
+            tuple(made_of["tracks"]),
+            made_of["words"],
+        )
 
     def selections(self, video_id: str) -> tuple[Selection, ...]:
         """The selection of each expression, in file order."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.axes import format_dims
 from rvos_cache.errors import InputError
+from rvos_cache.identity import expressions_difference, frames_difference, truth_difference
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import Card, TrackCache, TrackInfo
@@ -152,8 +153,12 @@ class TrackSource:
         position = {e.expression_id: i for i, e in enumerate(first.expressions)}
         prompts = []
         for info, cache in zip(infos, caches):
-            if (info.frame_names, info.size) != (first.frame_names, first.size):
-                raise InputError(f"{cache.path}, video {video_id}: other frames than {caches[0].path}")
+            difference = _difference(caches[0], cache, first, info)
+            if difference is not None:
+                raise InputError(
+                    f"{cache.path}, video {video_id}: extracted from other data than {caches[0].path}: {difference}; extract the "
+                    "older of the two again"
+                )
             ids = [e.expression_id for e in info.expressions]
             unknown = [ids[p] for p in info.prompt if p != VIDEO and ids[p] not in position]
             if unknown:
@@ -171,6 +176,10 @@ class TrackSource:
             np.concatenate([i.prompt_frame for i in infos]),
             np.concatenate([i.prompt_box for i in infos]),
         )
+
+    def contents(self, video_id: str) -> tuple[str, ...]:
+        """The identity of the video's content in each of its caches, see `rvos_cache.store.content`."""
+        return tuple(cache.content(video_id) for cache in self._caches(video_id))
 
     def tokens(self, video_id: str) -> NDArray[np.floating]:
         """(N, T, C)."""
@@ -302,6 +311,17 @@ class TrackSource:
                 f"{arrays[0].shape}; only the axis of tracks may differ"
             )
         return np.concatenate(arrays, axis)
+
+
+def _difference(first: TrackCache, second: TrackCache, before: TrackInfo, now: TrackInfo) -> str | None:
+    """How the data of a video changed between the extractions of two caches; before, now: its info in both."""
+    difference = frames_difference((before.frame_names, before.size), (now.frame_names, now.size))
+    if difference is None and None not in (before.frames_digest, now.frames_digest) and before.frames_digest != now.frames_digest:
+        difference = "its frames are other pictures"
+    difference = difference or expressions_difference(before.expressions, now.expressions)
+    if difference is None and before.object_ids is not None and now.object_ids is not None:
+        difference = truth_difference(first.ground_truth(before.video_id), second.ground_truth(now.video_id))
+    return difference
 
 
 def _specs(card: Card, kind: str) -> list[Spec]:

@@ -15,6 +15,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.store import Card
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger
 from rvos_cache.types import Expression, GroundTruth, Overlap, Words
+from rvos_select.data.bound import check_same_sentences
 from rvos_select.data.caches import TrackSource, candidates
 from rvos_select.data.features import MemoryArray, StoredFeature, load_feature, load_measurement
 from rvos_select.data.labels import LabelRule, max_iou, target_indices
@@ -120,6 +121,7 @@ def load_video(
     """
     info = tracks.info(video_id)
     expressions = texts.expressions(video_id)
+    check_same_sentences(tracks, texts, video_id)
     prompting = {info.expressions[p].expression_id for p in info.prompt if p >= 0}
     unknown = prompting - {e.expression_id for e in expressions}
     if unknown:

@@ -60,6 +60,10 @@ class TextSource:
         """All expressions of the video in file order."""
         return self._cache(video_id).expressions(video_id)
 
+    def content(self, video_id: str) -> str:
+        """The identity of the video's words, see `rvos_cache.store.content`."""
+        return self._cache(video_id).content(video_id)
+
     def words(self, video_id: str) -> tuple[Words, ...]:
         """The words of each expression."""
         return self._cache(video_id).words(video_id)

@@ -9,9 +9,9 @@ from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
+from rvos_select.data.bound import check_cards, check_same_tracks
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation.ground_truth import AnnotatedVideo
-from rvos_select.merging.merge import check_cards, check_same_frames
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SelectedTracks:
             raise InputError(f"{self.source.missing_line(video_id)}, or give --allow-missing to score it 0")
         selections: dict[str, Selection] = {}
         if video_id in self.video_ids and video_id in self.source.caches_of:
-            check_same_frames(self.cache, self.source, video_id)
+            check_same_tracks(self.cache, self.source, video_id)
             selections = {s.expression_id: s for s in self.cache.selections(video_id)}
         for expression in video.expressions:
             if expression.expression_id not in selections and not allow_missing:

@@ -13,8 +13,19 @@ import torch
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import ExtractReport, write_videos
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import CacheWriter, Card, SelectionRecord, digest, format_uri, provenance, write_selections
+from rvos_cache.store import (
+    CacheWriter,
+    Card,
+    SelectionCache,
+    SelectionRecord,
+    format_uri,
+    open_backend,
+    provenance,
+    read_card,
+    write_selections,
+)
 from rvos_cache.types import Selection
+from rvos_select.data.bound import check_same_sentences, check_same_tracks
 from rvos_select.data.caches import CacheCards, TrackSource, candidates, check_declared
 from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_settings
@@ -23,7 +34,7 @@ from rvos_select.data.texts import TextSource, check_same_encoder, texts_of
 from rvos_select.inference.infer import infer_video, queries_to_draw
 from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, selector_policy
 from rvos_select.paths import PathLike, Paths, as_paths
-from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, trained_cards
+from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, run_weights, trained_cards
 from rvos_select.selectors import Selector
 
 
@@ -47,16 +58,18 @@ def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "ou
     selector.bind(used)
     # Measurements are of the ground truth: prediction does without.
     check_declared([name for name in selector.requires if not name.startswith("measured.")], used, type(selector).__name__)
-    weights = {"best": digest((run / "best/model.safetensors").read_bytes())}
-    card = selections_card(str(run), run_settings(run)["settings"], selector.threshold, source, words, weights)
-    card = card.model_copy(update={"extra": {**card.extra, **_policy_entries(selector, source)}})
+    settings = run_settings(run)["settings"]
+    card = selections_card(settings["selector"], settings, selector.threshold, source, words, run_weights(run))
+    extra = {**card.extra, **_policy_entries(selector, source)}
+    card = card.model_copy(update={"extra": extra, "run": str(run.absolute())})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     selector.to(device)
 
     def write_one(writer: CacheWriter, video_id: str) -> int:
         sample = load_video(source, words, video_id, requires=tuple(selector.requires))
-        return _write(writer, source, video_id, select(selector, sample, device))
+        return _write(writer, source, words, video_id, select(selector, sample, device))
 
+    _check_published(out, card, source, words)
     with torch.inference_mode():
         return _checked(out, write_videos(Path(out), card, source.video_ids(), write_one, f"predict {card.split}"))
 
@@ -101,9 +114,33 @@ def _policy_entries(selector: Selector, source: TrackSource) -> dict[str, Any]:
     return entries if policy.empty == DEFAULT_EMPTY else {**entries, EMPTY: policy.empty}
 
 
-def _write(writer: CacheWriter, source: TrackSource, video_id: str, selections: tuple[Selection, ...]) -> int:
+def _check_published(out: PathLike, card: Card, source: TrackSource, words: TextSource) -> None:
+    """Raises InputError for a video that `out` holds already, if it was made of other tracks or words than the caches hold now."""
+    if not open_backend(Path(out)).has_card() or read_card(Path(out)).differences(card):
+        # Another card is an error of its own when `out` is opened for writing.
+        return
+    selections = SelectionCache(Path(out))
+    for video_id in sorted(set(selections.video_ids()).intersection(source.video_ids())):
+        check_same_tracks(selections, source, video_id)
+        if selections.info(video_id).words != words.content(video_id):
+            raise InputError(
+                f"{selections.path}, video {video_id}: made of other words than {words.cache_of[video_id].path} holds now; predict "
+                "into another --out"
+            )
+
+
+def _write(writer: CacheWriter, source: TrackSource, words: TextSource, video_id: str, selections: tuple[Selection, ...]) -> int:
     info = source.info(video_id)
-    write_selections(writer, SelectionRecord(video_id, info.frame_names, info.size, selections))
+    record = SelectionRecord(
+        video_id,
+        info.frame_names,
+        info.size,
+        selections,
+        words.expressions(video_id),
+        source.contents(video_id),
+        words.content(video_id),
+    )
+    write_selections(writer, record)
     return info.frames
 
 
@@ -125,10 +162,12 @@ def select_all(tracks: Paths, texts: Paths = (), out: PathLike = "out/all-tracks
     card = selections_card("all-tracks", {}, 0.5, source, words, {})
 
     def write_one(writer: CacheWriter, video_id: str) -> int:
+        check_same_sentences(source, words, video_id)
         allowed = [(e, candidates(source.info(video_id), e.expression_id)) for e in words.expressions(video_id)]
         selections = tuple(Selection(e.expression_id, a.astype(np.float32), a) for e, a in allowed)
-        return _write(writer, source, video_id, selections)
+        return _write(writer, source, words, video_id, selections)
 
+    _check_published(out, card, source, words)
     return _checked(out, write_videos(Path(out), card, source.video_ids(), write_one, "all tracks"))
 
 
@@ -146,7 +185,7 @@ def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[Tr
 
 
 def selections_card(
-    run: str,
+    producer: str,
     settings: dict[str, Any],
     threshold: float,
     source: TrackSource,
@@ -159,7 +198,7 @@ def selections_card(
         kind="selections",
         dataset=source.card.dataset,
         split=source.card.split,
-        producer=run,
+        producer=producer,
         settings=settings,
         weights=weights,
         extra={

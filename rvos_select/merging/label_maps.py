@@ -19,8 +19,9 @@ from rvos_cache.errors import InputError
 from rvos_cache.mask_png import read_mask_png
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
+from rvos_select.data.bound import check_cards, check_same_tracks
 from rvos_select.data.caches import TrackSource
-from rvos_select.merging.merge import check_cards, check_same_frames, merge_masks
+from rvos_select.merging.merge import merge_masks
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, resolve_policy
 from rvos_select.paths import PathLike, Paths
 
@@ -131,7 +132,7 @@ class SelectionPredictions:
                 f"has {len(video.frame_names)} of {video.size}; extract the video again from this dataset"
             )
         if video.video_id in self.video_ids:
-            check_same_frames(self.cache, self.tracks, video.video_id)
+            check_same_tracks(self.cache, self.tracks, video.video_id)
             self.selections = {s.expression_id: s for s in self.cache.selections(video.video_id)}
             self.masks = self.tracks.masks(video.video_id)
         self.video_id = video.video_id

@@ -15,6 +15,7 @@ from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
 from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest
 from rvos_cache.types import Selection
+from rvos_select.data.bound import check_cards, check_same_tracks
 from rvos_select.data.caches import TrackSource
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
 from rvos_select.paths import PathLike, Paths
@@ -66,31 +67,6 @@ def _grouped(
             yield group, runs, [needed.index(track) for track in tracks_of_group]
 
 
-def check_same_frames(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:
-    """Raises InputError unless the caches have the frames of the video that the selections were made of."""
-    selected, tracked = selections.info(video_id), tracks.info(video_id)
-    if (selected.frame_names, selected.size) != (tracked.frame_names, tracked.size):
-        raise InputError(
-            f"{selections.path}, video {video_id}: made of {len(selected.frame_names)} frames of {selected.size}, "
-            f"{tracks.caches[0].path} holds {tracked.frames} of {tracked.size}; predict again"
-        )
-
-
-def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
-    """Raises InputError, naming the field, when the selections were made of other caches than these, or in another order."""
-    cards = selections.card.extra.get("tracks")
-    if cards is None:
-        return
-    fix = "give the same --cache as for predict"
-    if len(cards) != len(tracks.caches):
-        raise InputError(f"{selections.path}: made of {len(cards)} caches, {len(tracks.caches)} were given; {fix}")
-    for card, cache in zip(cards, tracks.caches):
-        for field, expected in card.items():
-            value = getattr(cache.card, field)
-            if value != expected:
-                raise InputError(f"{selections.path}: made of tracks with {field} {expected}, {cache.path} has {value}; {fix}")
-
-
 def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOptions = DEFAULT_POLICY) -> Path:
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
@@ -128,7 +104,7 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
 
 def _merge_video(cache: SelectionCache, source: TrackSource, video_id: str, policy: SelectionPolicy, out: Path) -> None:
     """Write the masks of the expressions of a video that have no folder yet."""
-    check_same_frames(cache, source, video_id)
+    check_same_tracks(cache, source, video_id)
     selections = [s for s in cache.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
     frame_names = cache.info(video_id).frame_names
     for group, runs, selected in _grouped(selections, source, video_id, policy):

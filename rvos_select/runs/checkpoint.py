@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
 from rvos_cache.files import sync, write_json
-from rvos_cache.store import Card
+from rvos_cache.store import Card, digest
 from rvos_cache.tensors import read_tensors
 from rvos_select.paths import PathLike
 from rvos_select.selectors import Selector, selector_class
@@ -138,6 +138,20 @@ def trained_cards(run: PathLike) -> list[Card]:
     """The cards of all tracks caches that a run was trained on and validated with."""
     cards = run_settings(run)["cards"]
     return [Card.model_validate(card) for card in (*cards["tracks"], *cards.get("valid_tracks", ()))]
+
+
+def run_weights(run: PathLike) -> dict[str, str]:
+    """{"best": digest of the best module}: what tells a run from every other, whatever its folder is called.
+
+    Raises InputError when there is no best module.
+    """
+    path = Path(run) / "best/model.safetensors"
+    try:
+        return {"best": digest(path.read_bytes())}
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); the run has not finished an epoch: train --resume"
+        ) from error
 
 
 def load_selector(run: PathLike) -> Selector:

@@ -381,5 +381,5 @@ def test_selections_of_other_frames_are_refused(split: Path) -> None:
     writer = CacheWriter(split / "s.zarr", Card(kind="selections", dataset="ref-davis17", split="valid", producer="run"))
     one = Selection("0", np.full(7, 0.9, np.float32), np.ones(7, bool))
     write_selections(writer, SelectionRecord("a", NAMES[:3], SIZE, (one,)))
-    with pytest.raises(InputError, match="s.zarr, video a: made of 3 frames .* holds 4 of"):
+    with pytest.raises(InputError, match="s.zarr, video a: made of other frames .* it had 3 frames of .* and has 4 of"):
         evaluate_selections(writer.path, [cache], scope=Scope(videos=["a"]))
