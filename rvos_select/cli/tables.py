@@ -23,6 +23,7 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
     from rich.console import Console
     from rich.table import Table
 
+    from rvos_select.evaluation.against import against_line
     from rvos_select.metrics.metric import percent
 
     protocol = _protocol(scores)
@@ -34,6 +35,8 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
     missing = scores.get("missing") or []
     if missing:
         click.echo(f"{len(missing)} missing predictions were scored 0: {', '.join(missing[:5])}", err=True)
+    if line := against_line(scores):
+        click.echo(line)
     write_json(json_path, scores)
 
 

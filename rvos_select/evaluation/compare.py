@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
+from rvos_select.evaluation.against import check_same_ground_truth
 from rvos_select.evaluation.protocols import PROTOCOLS, Protocol, protocol_of_scores
 from rvos_select.paths import PathLike
 
@@ -39,6 +40,7 @@ def compare(first: PathLike, second: PathLike, allow_missing: bool = False, seed
     for name in ("protocol", "dataset", "split"):
         if name in a and name in b and a[name] != b[name]:
             raise InputError(f"{second}: scores of {name} {b[name]}, {first} has {a[name]}; compare scores of the same {name}")
+    check_same_ground_truth(a, b, str(second))
     labelled = a if "protocol" in a else b
     protocol = protocol_of_scores(labelled)
     if protocol is None:

@@ -23,12 +23,13 @@ from rvos_cache.errors import InputError
 from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.types import Expression
+from rvos_select.evaluation.against import Against, check_same_answers
 from rvos_select.evaluation.ground_truth import AnnotatedVideo, UnreadableVideo, annotated_videos, dataset_of, select_videos
 from rvos_select.evaluation.kinds import kinds_of
 from rvos_select.evaluation.pngs import check_folder, prediction_bytes
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
-from rvos_select.evaluation.selected import SelectedTracks, check_frames
+from rvos_select.evaluation.selected import SelectedTracks
 from rvos_select.merging.merge import check_track_count
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
 from rvos_select.metrics.image_level import Detections, ImageScores, MapMode
@@ -119,9 +120,11 @@ def evaluate_pngs(
     data = open_dataset(dataset, root, split)
     video_ids = select_videos(data.video_ids(), scope.videos, scope.limit, f"{data.root} {data.split}")
     kind = kinds_of(scope.texts)
-    tasks = (task_of(video, data, kind) for video in annotated_videos(video_ids, data, None, scope.allow_missing))
+    against = Against.of(data)
+    videos = against.watch(annotated_videos(video_ids, data, None, scope.allow_missing))
+    tasks = (task_of(video, data, kind) for video in videos)
     rows = in_order(partial(score_pngs, folder, scope.allow_missing), tasks, scope.processes)
-    return scores_of(rows, map_mode, dataset, split)
+    return scores_of(rows, map_mode, dataset, split) | against.to_json()
 
 
 def evaluate_selections(
@@ -147,16 +150,18 @@ def evaluate_selections(
     if data is None:
         raise InputError(f"{location}: the dataset, which lists the scored frames, is not at the root of the card; give --root")
     video_ids = select_videos(data.video_ids(), scope.videos, scope.limit, location)
-    kind, source = kinds_of(scope.texts), selected.source if root is None else None
+    kind, own, against = kinds_of(scope.texts), selected.source if root is None else None, Against.of(data)
 
     def tasks() -> Iterator[Task]:
-        for video in annotated_videos(video_ids, data, source, scope.allow_missing):
+        for video in against.watch(annotated_videos(video_ids, data, own, scope.allow_missing)):
             candidates = None
             if isinstance(video, AnnotatedVideo):
+                check_same_answers(selected.source, data, video)
                 candidates = _candidates(video, selected, scope.allow_missing)
             yield task_of(video, data, kind, candidates)
 
-    return scores_of(in_order(score_masks, tasks(), scope.processes), map_mode, data.name, data.split)
+    rows = in_order(score_masks, tasks(), scope.processes)
+    return scores_of(rows, map_mode, data.name, data.split) | against.to_json()
 
 
 def _candidates(video: AnnotatedVideo, selected: SelectedTracks, allow_missing: bool) -> Candidates:
@@ -167,7 +172,6 @@ def _candidates(video: AnnotatedVideo, selected: SelectedTracks, allow_missing: 
     for selection in selections:
         key, masks = f"{video.video_id}/{selection.expression_id}", tracks if selection.masks is None else selection.masks
         check_track_count(selection, masks.shape[0])
-        check_frames(video, masks, key)
         indices = np.flatnonzero(selection.candidates)
         candidates[key] = (masks.select(indices.tolist()), selection.scores[indices])
     return candidates

@@ -19,6 +19,7 @@ from rvos_cache.overlap import count_overlap
 from rvos_cache.types import Overlap
 from rvos_select.data.caches import TrackSource, candidates
 from rvos_select.data.labels import mean_iou, oracle_tracks
+from rvos_select.evaluation.against import Against, check_same_answers
 from rvos_select.evaluation.ground_truth import (
     AnnotatedVideo,
     UnreadableVideo,
@@ -62,11 +63,14 @@ def oracle(
     data = dataset_of(source, dataset, root, split)
     video_ids = select_videos(videos_of(source, data), videos, limit, str(source.caches[0].path))
     table = _Oracle(source, data if data is not None and protocol_of(data.name).name == "image" else None)
-    for video in annotated_videos(video_ids, data, source if root is None else None, allow_missing):
+    against = Against.of(data)
+    for video in against.watch(annotated_videos(video_ids, data, source if root is None else None, allow_missing)):
+        if isinstance(video, AnnotatedVideo) and data is not None:
+            check_same_answers(source, data, video)
         if isinstance(video, AnnotatedVideo) and video.video_id not in source.caches_of and not allow_missing:
             raise InputError(f"{source.missing_line(video.video_id)}, or give --allow-missing to score it 0")
         table.add(video)
-    return table.scores()
+    return table.scores() | against.to_json()
 
 
 class _Oracle:
@@ -126,12 +130,7 @@ class _Oracle:
 
 def _quality(source: TrackSource, video: AnnotatedVideo) -> NDArray[np.float64]:
     """Mean IoU (N, A) of each track with each of the video's objects, from the stored counts where the objects are the same."""
-    info, truth = source.info(video.video_id), video.truth.masks
-    if (info.frames, info.size) != (truth.shape[1], truth.size):
-        raise InputError(
-            f"{source.caches[0].path}, video {video.video_id}: holds {info.frames} frames of {info.size}, the ground truth has "
-            f"{truth.shape[1]} of {truth.size}; extract the video again from this dataset"
-        )
+    info = source.info(video.video_id)
     if info.object_ids == video.truth.object_ids:
         overlap: Overlap = source.overlap(video.video_id)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,11 @@ from rvos_cache.datasets.palette import palette_masks, read_palette
 from rvos_cache.datasets.palette_split import ANNOTATIONS
 from rvos_cache.datasets.ref_davis17 import VOID, RefDavis17
 from rvos_cache.errors import InputError
-from rvos_cache.types import Expression
+from rvos_cache.identity import answers_digest
+from rvos_cache.masks import RleMasks
+from rvos_cache.types import Expression, GroundTruth
 from rvos_select.data.caches import TrackSource
+from rvos_select.evaluation.against import Against, check_same_videos
 from rvos_select.evaluation.ground_truth import dataset_of, select_videos
 from rvos_select.evaluation.kinds import kinds_of
 from rvos_select.evaluation.processes import in_order
@@ -77,6 +80,8 @@ def evaluate_selections(
         raise InputError(
             f"{source.caches[0].path}: the dataset of this cache is not found, and caches hold no void pixels; give --root"
         )
+    video_ids = select_videos(data.video_ids(), scope.videos, scope.limit, f"{data.root} {data.split}")
+    check_same_videos(source, data, video_ids)
     opener = partial(SelectionPredictions, Path(selections), tuple(caches), policy)
     return _evaluate(data.name, _Job(data.root, data.split, opener, strict, scope))
 
@@ -116,11 +121,13 @@ class _Job:
 @dataclass
 class _VideoScores:
     """Scores of one video: "<video>/<annotator>/<object>" -> items, by annotator; keys of expressions without prediction; facts
-    of each object, by the same keys, empty where the video cannot be read."""
+    of each object, by the same keys, empty where the video cannot be read; truth: digest of the ground truth, None where it cannot
+    be read."""
 
     objects: list[dict[str, Items]]
     missing: list[str] = field(default_factory=list)
     facts: dict[str, Facts] = field(default_factory=dict)
+    truth: str | None = None
 
 
 def _evaluate(name: str, job: _Job) -> dict[str, Any]:
@@ -148,7 +155,16 @@ def _evaluate(name: str, job: _Job) -> dict[str, Any]:
         for key, row in of_attribute.items():
             of_attribute[key] = _numbers_first(row)
     missing = [key for video in videos for key in video.missing]
-    return table | slices | ({"missing": missing} if missing else {})
+    against = Against.of(dataset)
+    against.videos = {v: video.truth for v, video in zip(video_ids, videos) if video.truth is not None}
+    return table | slices | ({"missing": missing} if missing else {}) | against.to_json()
+
+
+def _digest(truth: DavisTruth, expressions: Iterable[Expression]) -> str:
+    """The digest of a video's objects, void pixels and sentences."""
+    masks = RleMasks.concatenate([truth.objects, truth.void])
+    names = (*(str(number) for number in range(1, truth.objects.shape[0] + 1)), "void")
+    return answers_digest(truth.frame_names, expressions, GroundTruth(names, masks, np.ones(masks.shape[1], bool)))
 
 
 def _numbers_first(means: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +197,7 @@ def _score_video(
     video, metrics = Frames(video_id, truth.frame_names, truth.objects.size), FrameMetrics(METRICS["davis"])
     shares = [mean_share(areas, video.size) for areas in truth.objects.area().tolist()]
     by_id = {e.expression_id: e for e in dataset.expressions(video_id)}
-    scores = _VideoScores([])
+    scores = _VideoScores([], truth=_digest(truth, by_id.values()))
     for a, expressions in enumerate(named):
         answers, missing = _predict(predictions, video, expressions, job.scope.allow_missing)
         scores.missing += [f"{video_id}/{expressions[number]}" for number in missing]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.masks import RleMasks
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.data.bound import check_cards, check_same_tracks
@@ -48,13 +47,3 @@ class SelectedTracks:
                     "--allow-missing"
                 )
         return [selections[e.expression_id] for e in video.expressions if e.expression_id in selections]
-
-
-def check_frames(video: AnnotatedVideo, masks: RleMasks, key: str) -> None:
-    """Raises InputError unless the masks of expression `key` have the frames and the size of the ground truth."""
-    truth = video.truth.masks
-    if (masks.shape[1], masks.size) != (truth.shape[1], truth.size):
-        raise InputError(
-            f"expression {key}: predicted {masks.shape[1]} frames of {masks.size}, the ground truth has "
-            f"{truth.shape[1]} of {truth.size}; extract the video again from this dataset"
-        )

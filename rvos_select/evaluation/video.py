@@ -19,6 +19,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
 from rvos_cache.types import Expression
+from rvos_select.evaluation.against import Against, check_same_answers
 from rvos_select.evaluation.ground_truth import (
     AnnotatedVideo,
     UnreadableVideo,
@@ -31,7 +32,7 @@ from rvos_select.evaluation.kinds import kinds_of
 from rvos_select.evaluation.pngs import check_folder, prediction_bytes
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
-from rvos_select.evaluation.selected import SelectedTracks, check_frames
+from rvos_select.evaluation.selected import SelectedTracks
 from rvos_select.merging.merge import check_track_count
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
 from rvos_select.metrics.metric import NO_FRAME, FrameMetrics
@@ -182,9 +183,10 @@ def evaluate_pngs(
     data = open_dataset(dataset, root, split)
     video_ids = select_videos(data.video_ids(), scope.videos, scope.limit, f"{data.root} {data.split}")
     cue = kinds_of(scope.texts)
-    videos = annotated_videos(video_ids, data, None, scope.allow_missing)
+    against = Against.of(data)
+    videos = against.watch(annotated_videos(video_ids, data, None, scope.allow_missing))
     tasks = (_task(video, cue, PngMasks(predictions, scope.allow_missing)) for video in videos)
-    return _scores(in_order(score_video, tasks, scope.processes), dataset, split)
+    return _scores(in_order(score_video, tasks, scope.processes), dataset, split, against)
 
 
 def evaluate_selections(
@@ -198,25 +200,28 @@ def evaluate_selections(
 ) -> dict[str, Any]:
     """Scores of selections, merged in memory.
 
-    The ground truth is the dataset's, at `root` or at the root of the card; where it is not there, and for videos that the
-    dataset lacks by now, that of the caches. A video that failed in extraction and whose expressions are not known counts as one
-    expression, "<video>". Raises like `evaluate_pngs`.
+    The ground truth is the dataset's, at `root` or at the root of the card, which must be what the caches were extracted from;
+    where it is not there, and for videos that the dataset lacks by now, that of the caches. A video that failed in extraction and
+    whose expressions are not known counts as one expression, "<video>". Raises like `evaluate_pngs`.
     """
     selected = SelectedTracks.open(selections, list(caches))
     source = selected.source
     data = dataset_of(source, dataset, root, split)
     video_ids = select_videos(videos_of(source, data), scope.videos, scope.limit, str(source.caches[0].path))
-    resolved, cue = resolve_policy(selected.cache, policy), kinds_of(scope.texts)
+    resolved, cue, against = resolve_policy(selected.cache, policy), kinds_of(scope.texts), Against.of(data)
+    own = source if root is None else None
 
     def tasks() -> Iterator[Task]:
-        for video in annotated_videos(video_ids, data, source if root is None else None, scope.allow_missing):
+        for video in against.watch(annotated_videos(video_ids, data, own, scope.allow_missing)):
             masks = MergedMasks()
             if isinstance(video, AnnotatedVideo):
+                if data is not None:
+                    check_same_answers(source, data, video)
                 masks = _merged(video, selected, resolved, scope.allow_missing)
             yield _task(video, cue, masks)
 
-    names = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
-    return _scores(in_order(score_video, tasks(), scope.processes), *names)
+    datasets, splits = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
+    return _scores(in_order(score_video, tasks(), scope.processes), datasets, splits, against)
 
 
 def _merged(video: AnnotatedVideo, selected: SelectedTracks, policy: SelectionPolicy, allow_missing: bool) -> MergedMasks:
@@ -238,7 +243,6 @@ def _merged(video: AnnotatedVideo, selected: SelectedTracks, policy: SelectionPo
         else:
             unions[key] = (len(masks), tuple(range(len(own))))
             masks.append(selection.masks.select(own.tolist()))
-    check_frames(video, masks[0], next(iter(unions)))
     return MergedMasks(tuple(masks), unions)
 
 
@@ -255,9 +259,9 @@ def _task(
     return Task(video.frame_names, annotated, video.truth.masks, expressions, predictions)
 
 
-def _scores(videos: Iterable[list[Row]], dataset: str, split: str) -> dict[str, Any]:
+def _scores(videos: Iterable[list[Row]], dataset: str, split: str, against: Against) -> dict[str, Any]:
     scores = ExpressionScores()
     for rows in videos:
         for row in rows:
             scores.add(row.key, row.items, row.kind, row.facts)
-    return {"protocol": LABEL, "dataset": dataset, "split": split, **scores.table()}
+    return {"protocol": LABEL, "dataset": dataset, "split": split, **scores.table(), **against.to_json()}

@@ -118,7 +118,9 @@ def _extract_tracks(path: Path, video: Video, expression: Expression, card: Card
         # A run of SOLA's released weights names its tracker, whose digest is not known.
         if card.weights:
             _check_same_weights(tracker.weight_hashes(), card, f"{run}, tracker {card.producer}")
-        write_tracks(writer, extract_video(tracker, video, (expression,), None))
+        # Tracks of a tracker that reads no sentence are those of every sentence, and list none.
+        sentences = (expression,) if card.expressions_digest is not None else ()
+        write_tracks(writer, extract_video(tracker, video, sentences, None))
     return path
 
 

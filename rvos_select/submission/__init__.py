@@ -9,6 +9,7 @@ from rvos_cache.datasets import DATASETS, Dataset, dataset_class, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import check_mask_png
+from rvos_select.evaluation.against import check_same_videos
 from rvos_select.evaluation.ground_truth import dataset_of
 from rvos_select.merging.label_maps import SelectionPredictions
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
@@ -70,6 +71,7 @@ def submit_selections(
     if not isinstance(data, RefDavis17):
         raise InputError(f"{path}: of {name}, not ref-davis17; run rvos-select merge, then submit --predictions")
     _check_split(name, data)
+    check_same_videos(tracks, data, data.video_ids())
     return submit_ref_davis(predictions, data, Path(out))
 
 

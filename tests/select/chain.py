@@ -27,6 +27,14 @@ def truth_masks(objects: int) -> np.ndarray:
     return masks
 
 
+TEXTS: dict[tuple[str, str], str] = {}
+"""Video and expression -> another sentence than `text_of` makes."""
+
+
+def text_of(video: str, expression_id: str) -> str:
+    return TEXTS.get((video, expression_id), f"thing {expression_id}")
+
+
 def objects_of(video: str) -> tuple[str, ...]:
     return ("1", "2") if video == "a" else ("3",)
 
@@ -40,7 +48,12 @@ def write_split(root: Path, split: str = "valid_u") -> Path:
         for name in NAMES:
             cv2.imwrite(str(folder / f"{name}.jpg"), np.zeros((*SIZE, 3), np.uint8))
         listed = {
-            e: {"exp": f"thing {e}", "obj_id": [0], "anno_id": [int(i) for i in ids], "kind": "motion" if e == "0" else "static"}
+            e: {
+                "exp": text_of(video, e),
+                "obj_id": [0],
+                "anno_id": [int(i) for i in ids],
+                "kind": "motion" if e == "0" else "static",
+            }
             for e, ids in expressions.items()
         }
         videos[video] = {"vid_id": len(videos), "frames": list(NAMES), "expressions": listed}
@@ -69,7 +82,7 @@ def write_cache(path: Path, root: Path | str = "", training_only: bool = False, 
             np.zeros((n, FRAMES, 4), np.float16), np.ones((n, FRAMES), np.float16), RleMasks.from_dense(tracks), prompt,
             ("flow",) * n, np.zeros(n, np.int32), np.zeros((n, 4), np.float32),
         )  # fmt: skip
-        expressions = tuple(Expression(video, e, f"thing {e}", tuple(ids)) for e, ids in EXPRESSIONS[video].items())
+        expressions = tuple(Expression(video, e, text_of(video, e), tuple(ids)) for e, ids in EXPRESSIONS[video].items())
         truth = GroundTruth(objects_of(video), RleMasks.from_dense(masks), np.ones(FRAMES, bool))
         write_tracks(
             writer, TrackRecord(video, NAMES, SIZE, expressions, track_set, truth, count_overlap(track_set.masks, truth))

@@ -140,7 +140,7 @@ def test_truth_of_other_frames_is_refused(split: Path) -> None:
     runs["3"].pop()
     meta.write_text(json.dumps(content))
     masks.write_text(json.dumps(runs))
-    with pytest.raises(InputError, match=r"video b: holds 3 frames of \(24, 32\), the ground truth has 2"):
+    with pytest.raises(InputError, match=r"video b: extracted from other data than .*: it had 3 frames of \(24, 32\) and has 2"):
         oracle([split / "c.zarr"], root=split / "data")
 
 

@@ -59,5 +59,5 @@ def test_frames_and_caches_that_do_not_fit(split: Path) -> None:
     meta["videos"]["a"]["frames"].pop()
     (folder / "meta_expressions.json").write_text(json.dumps(meta))
     (folder / "mask_dict.json").write_text(json.dumps({key: rows[:2] if key in "12" else rows for key, rows in masks.items()}))
-    with pytest.raises(InputError, match="expression a/0: predicted 3 frames of .*, the ground truth has 2 of"):
+    with pytest.raises(InputError, match="video a: extracted from other data than .*: it had 3 frames of .* and has 2 of"):
         evaluate_selections(split / "s.zarr", [cache], root=split / "data")

@@ -212,7 +212,9 @@ def test_selections_of_other_frames_are_refused(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "c.zarr")
     one = Selection("0", np.full(5, 0.9, np.float32), np.ones(5, bool))
     selections = write_record(tmp_path / "s.zarr", "a", NAMES[:2], (one,))
-    with pytest.raises(InputError, match=r"s.zarr, video a: made of other frames .* it had 2 frames .* has 3 of .*; predict again"):
+    with pytest.raises(
+        InputError, match=r"s.zarr, video a: made of other frames .* it had 2 frames .* has 3 of .*; predict again"
+    ):
         merge(selections, [cache], tmp_path / "png")
 
 

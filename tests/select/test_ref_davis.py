@@ -347,7 +347,7 @@ def test_tracks_of_other_frames_are_refused(split: Path) -> None:
     meta = json.loads(path.read_text())
     meta["videos"]["a"]["frames"].pop()
     path.write_text(json.dumps(meta))
-    with pytest.raises(InputError, match=r"video a: holds 4 frames of \(40, 60\), the dataset has 3"):
+    with pytest.raises(InputError, match=r"video a: extracted from other data than .*: it had 4 frames of \(40, 60\) and has 3"):
         evaluate_selections(selections, [cache], root=split / "data", scope=Scope(allow_missing=True))
 
 

@@ -58,11 +58,8 @@ class Page(HTMLParser):
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """data, c.zarr, s.zarr and the record of a run; an id that a link must quote, a sentence that HTML must escape."""
     monkeypatch.setitem(chain.EXPRESSIONS, "b", {"50% #1": ["3"]})
+    monkeypatch.setitem(chain.TEXTS, ("a", "0"), HOSTILE)
     write_split(tmp_path / "data")
-    meta = tmp_path / "data/valid_u/meta_expressions.json"
-    content = json.loads(meta.read_text())
-    content["videos"]["a"]["expressions"]["0"]["exp"] = HOSTILE
-    meta.write_text(json.dumps(content))
     cache = write_cache(tmp_path / "c.zarr", root=tmp_path / "data")
     write_perfect(tmp_path / "s.zarr", cache)
     (tmp_path / "run").mkdir()
