@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from rvos_cache.corruptions import corrupt_video
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
+from rvos_cache.identity import frames_digest
 from rvos_cache.store import Card
 from rvos_cache.types import Video
 from rvos_select.data.caches import TrackSource
@@ -38,21 +39,38 @@ class PixelArray(Protocol):
 
 @dataclass(frozen=True)
 class DatasetPixels:
-    """The frames of a video of the dataset, decoded when they are requested."""
+    """The frames of a video of the dataset, decoded when they are requested.
+
+    digest: of the frames that were tracked, None: unknown; path: of the cache, for errors; clean: the video without corruption.
+    """
 
     video: Video
+    clean: Video
+    path: str
+    digest: str | None
     dims: Dims = ("T", "H", "W", 3)
 
     def __len__(self) -> int:
         return len(self.video)
 
     def select(self, index: Index) -> Tensor:
-        """As PixelArray."""
+        """As PixelArray. Raises InputError too, at the first call, when the dataset has other frames than were tracked."""
+        _ = self._is_checked
         frames = frame_numbers(index, len(self.video))
         out = np.empty((len(frames), *self.video.size, 3), np.uint8)
         for i, t in enumerate(frames):
             out[i] = self.video.read(int(t))
         return torch.from_numpy(out)
+
+    @cached_property
+    def _is_checked(self) -> bool:
+        # When frames are first read, because the bytes of a whole dataset take minutes to read.
+        if self.digest not in (None, frames_digest(self.clean)):
+            raise InputError(
+                f"{self.path}, video {self.clean.video_id}: tracked in other pictures than the frames of the dataset are now; "
+                "extract it again"
+            )
+        return True
 
 
 def open_pixels(tracks: TrackSource, video_id: str) -> PixelArray:
@@ -80,7 +98,8 @@ def open_pixels(tracks: TrackSource, video_id: str) -> PixelArray:
             f"{where}: holds {info.frames} frames of {info.size}, {card.root} has {len(video)} of {video.size}; extract it again"
         )
     corruption = card.extra.get("corrupt")
-    return DatasetPixels(corrupt_video(video, corruption) if corruption else video)
+    path = tracks.caches_of[video_id][0].path
+    return DatasetPixels(corrupt_video(video, corruption) if corruption else video, video, path, info.frames_digest)
 
 
 def is_pixels(dims: Sequence[str | int], dtype: str) -> bool:

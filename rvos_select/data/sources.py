@@ -50,7 +50,8 @@ class Sources:
     """What a run reads: samples to train on and to validate with, and the sets of the latter for their masks.
 
     weights: training set -> its weight; label_iou: of all training caches, or of each where they differ; missing: "training",
-    "validation" -> video that its caches do not hold -> why.
+    "validation" -> video that its caches do not hold -> why; contents: the content of each video of each cache, in the order of
+    cards.
     """
 
     train: list[VideoSample]
@@ -61,6 +62,7 @@ class Sources:
     label_iou: float | list[float]
     missing: dict[str, dict[str, str]]
     channels: tuple[int, int]
+    contents: dict[str, list[dict[str, str]]]
 
 
 def cached_sets(tracks: Sequence[Path], texts: Sequence[Path]) -> CachedSets:
@@ -151,11 +153,12 @@ def read_sources(
     if valid_tracks and not any(len(s.expressions) for s in valid):
         raise InputError(f"{valid_tracks[0]}: no expression to validate with; extract its videos, or leave --valid-cache out")
     cards = {**_cards(sets), **{f"valid_{kind}": cards for kind, cards in _cards(valid_sets).items()}}
+    contents = _contents(sets, train_ids) | {f"valid_{kind}": v for kind, v in _contents(valid_sets, valid_ids).items()}
     thresholds = [value for each in sets.values() for value in label_thresholds(each.tracks, labels.iou).values()]
     label_iou = thresholds[0] if len(set(thresholds)) == 1 else thresholds
     first = next(iter(sets.values()))
     channels = (first.tracks.card.channels, first.words.card.channels)
-    return Sources(train, valid, valid_sets, cards, weight_of_set, label_iou, missing, channels)
+    return Sources(train, valid, valid_sets, cards, weight_of_set, label_iou, missing, channels, contents)
 
 
 def _check_channels(sets: CachedSets, valid_sets: CachedSets) -> None:
@@ -196,6 +199,17 @@ def _cards(sets: CachedSets) -> dict[str, list[dict[str, Any]]]:
         "tracks": [card.model_dump() for each in sets.values() for card in each.tracks.cards],
         "text": [card.model_dump() for each in sets.values() for card in each.words.cards],
     }
+
+
+def _contents(sets: CachedSets, video_ids: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, str]]]:
+    """The content of the videos `video_ids`, set -> videos, of each cache; in the order of `_cards`."""
+    out: dict[str, list[dict[str, str]]] = {"tracks": [], "text": []}
+    for name, each in sets.items():
+        for kind, caches in (("tracks", each.tracks.caches), ("text", each.words.caches)):
+            for cache in caches:
+                present = set(cache.video_ids())
+                out[kind].append({v: cache.content(v) for v in video_ids[name] if v in present})
+    return out
 
 
 def missing_videos(role: str, sets: CachedSets, warn: bool) -> dict[str, str]:

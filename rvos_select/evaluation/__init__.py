@@ -11,6 +11,7 @@ from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation.protocols import PROTOCOLS, protocol_of
 from rvos_select.evaluation.scope import WHOLE, Scope
 from rvos_select.evaluation.video import evaluate_pngs, evaluate_selections
+from rvos_select.merging.merge import check_masks_of
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
 
 __all__ = [
@@ -34,6 +35,7 @@ def benchmark_pngs(
     """
     protocol = protocol_of(dataset)
     protocol.check_options(options, dataset)
+    check_masks_of(predictions, dataset, split)
     scores: dict[str, Any] = protocol.evaluator("evaluate_pngs")(dataset, root, split, predictions, scope=scope, **options)
     return scores
 

@@ -85,7 +85,11 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
         except InputError as error:
             failed[video_id] = error
     try:
-        card = {"selections": digest(canonical(cache.card.model_dump(exclude=set(PROVENANCE_FIELDS))))}
+        card = {
+            "dataset": cache.card.dataset,
+            "split": cache.card.split,
+            "selections": digest(canonical(cache.card.model_dump(exclude=set(PROVENANCE_FIELDS)))),
+        }
         _claim(out, {**card, **resolved.record()}, digests)
         for video_id in digests:
             try:
@@ -110,6 +114,18 @@ def _merge_video(cache: SelectionCache, source: TrackSource, video_id: str, poli
     for group, runs, selected in _grouped(selections, source, video_id, policy):
         pictures = ((f"{name}.png", encode_mask_png(runs.union(t, selected))) for t, name in enumerate(frame_names))
         _write(pictures, [out / video_id / s.expression_id for s in group])
+
+
+def check_masks_of(folder: Path, dataset: str, split: str) -> None:
+    """Raises InputError when merge wrote the masks of `folder` for another dataset or split. Masks of other programs may be any."""
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    for name, requested in (("dataset", dataset), ("split", split)):
+        stored = record.get(name, requested) if isinstance(record, dict) else requested
+        if stored != requested:
+            raise InputError(f"{folder}: masks of {name} {stored}, not {requested}; give the --{name} that was predicted")
 
 
 def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> None:

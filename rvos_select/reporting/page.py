@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError, naming
 from rvos_cache.files import write_text
+from rvos_cache.identity import frames_digest
 from rvos_cache.store import SelectionCache, TrackInfo
 from rvos_cache.types import Expression, Selection
 from rvos_select.data.caches import TrackSource
@@ -30,7 +31,7 @@ from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.reporting.curves import curves, histogram
 from rvos_select.reporting.diagnose import Case, choose, diagnose
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
-from rvos_select.runs.checkpoint import run_settings
+from rvos_select.runs.checkpoint import check_made_by, run_settings
 
 EACH, FRAMES, TOP_TRACKS = 4, 5, 3
 NAMES = {"sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)"}
@@ -76,6 +77,7 @@ def _report(
     results = ""
     if selections is not None:
         source, cache = TrackSource(caches), SelectionCache(selections)
+        check_made_by(run, cache)
         scores = evaluate_selections(selections, caches, root=root, scope=Scope(allow_missing=True))
         best, missing = _oracle(caches, root, scores), scores.get("missing", [])
         rows = rows or {"prediction": scores, "oracle": best}
@@ -243,9 +245,17 @@ def _images(frames: Dataset | None, info: TrackInfo, times: Sequence[int]) -> li
     if frames is not None:
         try:
             video = frames.video(info.video_id)
-            return [video.read(t) for t in times]
+            images = [video.read(t) for t in times]
+            same = info.frames_digest in (None, frames_digest(video))
         except (InputError, IndexError):
             pass
+        else:
+            if not same:
+                raise InputError(
+                    f"{frames.root}, video {info.video_id}: its frames are other pictures than those that were tracked; give "
+                    "--root of the data that the cache was extracted from, or extract it again"
+                )
+            return images
     return [np.full((*info.size, 3), 128, np.uint8) for _ in times]
 
 

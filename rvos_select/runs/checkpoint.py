@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
 from rvos_cache.files import sync, write_json
-from rvos_cache.store import Card, digest
+from rvos_cache.store import Card, SelectionCache, digest
 from rvos_cache.tensors import read_tensors
 from rvos_select.paths import PathLike
 from rvos_select.selectors import Selector, selector_class
@@ -152,6 +152,18 @@ def run_weights(run: PathLike) -> dict[str, str]:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); the run has not finished an epoch: train --resume"
         ) from error
+
+
+def check_made_by(run: PathLike, selections: SelectionCache) -> None:
+    """Raises InputError unless the selections were made by the best module of `run`."""
+    card, weights = selections.card, run_weights(run)
+    if card.weights != weights:
+        origin = f"the run that was in {card.run}" if card.run else card.producer
+        at = " before it was trained further" if card.run == str(Path(run).absolute()) else ""
+        raise InputError(
+            f"{selections.path}: made by {origin}{at} ({card.weights.get('best', 'no weights')}), not by the best module of {run} "
+            f"({weights['best']}); give its --run, or predict again"
+        )
 
 
 def load_selector(run: PathLike) -> Selector:

@@ -12,6 +12,7 @@ from rvos_cache.mask_png import check_mask_png
 from rvos_select.evaluation.against import check_same_videos
 from rvos_select.evaluation.ground_truth import dataset_of
 from rvos_select.merging.label_maps import SelectionPredictions
+from rvos_select.merging.merge import check_masks_of
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
 from rvos_select.paths import PathLike, Paths
 from rvos_select.submission.ref_davis import submit_ref_davis
@@ -38,6 +39,7 @@ def submit(
         raise InputError(f"{predictions}: no such folder of predictions; run rvos-select merge first")
     data = expected or open_dataset(dataset, Path(root or Path("data") / dataset), split)
     _check_split(dataset, data)
+    check_masks_of(predictions, dataset, data.split)
     if isinstance(data, RefDavis17):
         return submit_ref_davis(predictions, data, out)
     masks = sorted(_masks(predictions, data, data.submission_layout or ""))

@@ -17,6 +17,7 @@ from rvos_cache.store import Card, provenance
 from rvos_select.data.epochs import Grouping, items_per_epoch, set_sizes
 from rvos_select.data.sources import Sources
 from rvos_select.runs.checkpoint import read_json, storing
+from rvos_select.runs.seen import check_data, write_data
 from rvos_select.training.settings import TrainSettings
 
 SETTINGS, METRICS = "settings.json", "metrics.jsonl"
@@ -32,7 +33,7 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
 
     "resolved" holds what the settings leave to the caches and to defaults: the selector's whole configuration and the
     label threshold. "sets" counts the items of each training set and those that an epoch takes, "missing" lists the videos
-    that are left out, "frozen" the digests of the selector's frozen parts.
+    that are left out, "frozen" the digests of the selector's frozen parts. data.json beside it has the content of every video.
     """
     sizes = set_sizes(sources.train, grouping_of(settings))
     sets = {
@@ -53,12 +54,14 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out}: exists and is not a run; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
+        write_data(out, sources.contents)
         write_json(path, record)
         return
     stored = read_json(path, "choose another --out")
     _check_same_settings(out, record, stored, settings.optim.schedule in ("cosine", "step"))
     for kind, cards in sources.cards.items():
         _check_same_caches(out, kind, cards, stored["cards"][kind])
+    check_data(out, sources.contents)
     write_json(path, {**stored, "settings": record["settings"]})
 
 

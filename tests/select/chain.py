@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -98,13 +99,14 @@ def write_perfect(
     copies: int = 1,
     producer: str = "run",
     empty: str | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> Path:
     """Selections that score exactly the expression's own objects 0.9, the rest 0.1. copies: caches that are joined.
 
     empty: what the card says of an empty choice; None: nothing, as cards of older code.
     """
     card = Card(
-        kind="selections", dataset="mevis", split="valid_u", producer=producer,
+        kind="selections", dataset="mevis", split="valid_u", producer=producer, weights=dict(weights or {}),
         extra={"run": "run", "caches": [str(cache)], "threshold": threshold, **({} if empty is None else {"empty": empty})},
     )  # fmt: skip
     writer = CacheWriter(path, card)

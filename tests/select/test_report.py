@@ -14,13 +14,14 @@ import pytest
 from chain import write_cache, write_perfect, write_split
 from PIL import Image
 
-from rvos_cache.store import CacheWriter
+from rvos_cache.store import CacheWriter, digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.reporting import report
 from rvos_select.reporting.diagnose import Case, cause_of, choose, diagnose
 from rvos_select.reporting.page import _best
 
+WEIGHTS = {"best": digest(b"weights")}
 HOSTILE = '<script>alert("1")</script> & the "dog" <img src=x>'
 
 
@@ -61,8 +62,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(chain.TEXTS, ("a", "0"), HOSTILE)
     write_split(tmp_path / "data")
     cache = write_cache(tmp_path / "c.zarr", root=tmp_path / "data")
-    write_perfect(tmp_path / "s.zarr", cache)
-    (tmp_path / "run").mkdir()
+    write_perfect(tmp_path / "s.zarr", cache, weights=WEIGHTS)
+    (tmp_path / "run/best").mkdir(parents=True)
+    (tmp_path / "run/best/model.safetensors").write_bytes(b"weights")
     card = {"dataset": "mevis", "split": "train", "producer": "flow"}
     record = {"settings": {"selector": "sola"}, "cards": {"tracks": [card], "text": [{"producer": "hashed"}]}, "commit": ""}
     (tmp_path / "run/settings.json").write_text(json.dumps(record))
@@ -93,7 +95,7 @@ def test_every_chosen_expression_is_there_with_its_pictures(work: Path) -> None:
 def test_the_page_shows_what_an_empty_choice_becomes(work: Path) -> None:
     """No score is above 0.95: each expression has one track or none, as the card says. a/2 names nothing."""
     for empty, chosen in (("zeros", "0 chosen"), ("top1", "1 chosen")):
-        selections = write_perfect(work / f"{empty}.zarr", work / "c.zarr", threshold=0.95, empty=empty)
+        selections = write_perfect(work / f"{empty}.zarr", work / "c.zarr", threshold=0.95, empty=empty, weights=WEIGHTS)
         page = Page(report(work / "run", selections, [work / "c.zarr"], work / "page"))
         assert page.words.count(chosen) == len(page.titles) == 4
         tinted = np.asarray(Image.open(work / "page/pictures/a/2/prediction.jpg").convert("RGB")).astype(int)

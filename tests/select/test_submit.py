@@ -22,10 +22,11 @@ from rvos_cache.errors import InputError
 from rvos_cache.mask_png import read_mask_png, write_mask_png
 from rvos_select.cli import main
 from rvos_select.evaluation import Scope
+from rvos_select.evaluation.evaluate import evaluate
 from rvos_select.evaluation.ref_davis import evaluate_pngs, evaluate_selections
 from rvos_select.merging import label_maps
 from rvos_select.merging.label_maps import SelectionPredictions
-from rvos_select.merging.merge import merge
+from rvos_select.merging.merge import RECORD, merge
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.submission import submit, submit_selections
 from rvos_select.submission.ref_davis import submit_ref_davis
@@ -44,9 +45,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def masks(source: Path, tmp_path: Path) -> Path:
-    """Masks that a test may change; the data lies beside them."""
+    """Masks that a test may change, without merge's record of their split; the data lies beside them."""
     shutil.copytree(source / "data", tmp_path / "data")
-    return shutil.copytree(source / "png", tmp_path / "png")
+    return shutil.copytree(source / "png", tmp_path / "png", ignore=shutil.ignore_patterns(RECORD))
+
+
+def test_masks_of_another_split_are_refused(source: Path, tmp_path: Path) -> None:
+    """Its videos and expressions may have the same names."""
+    message = "png: masks of split valid_u, not valid; give the --split that was predicted"
+    with pytest.raises(InputError, match=message):
+        submit(source / "png", "mevis", tmp_path / "x.zip", root=source / "data")
+    with pytest.raises(InputError, match=message):
+        evaluate(predictions=source / "png", dataset="mevis", root=source / "data", split="valid")
 
 
 def test_the_zip_has_exactly_the_expected_masks(masks: Path, tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""The data that a run has seen: the content of every video that it trains on or validates with, in `<run>/data.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rvos_cache.errors import InputError
+from rvos_cache.files import write_json
+from rvos_select.runs.checkpoint import read_json
+
+DATA = "data.json"
+Contents = Mapping[str, Sequence[Mapping[str, str]]]
+"""Kind of caches ("tracks", "text", "valid_tracks", "valid_text") -> for each cache, video -> its content
+(`rvos_cache.store.content`)."""
+TITLES = {"tracks": "tracks", "text": "words", "valid_tracks": "tracks to validate with", "valid_text": "words to validate with"}
+
+
+def write_data(run: Path, contents: Contents) -> None:
+    """Write data.json of a new run."""
+    write_json(run / DATA, {kind: [dict(cache) for cache in caches] for kind, caches in contents.items()})
+
+
+def check_data(run: Path, contents: Contents) -> None:
+    """Raises InputError, naming the first video, when a run that is resumed was started with other data."""
+    stored = read_json(run / DATA, "an older version started this run; train again into another --out")
+    for kind, caches in contents.items():
+        for old, new in zip(stored.get(kind, []), caches):
+            changed = [v for v in old if new.get(v, old[v]) != old[v]]
+            added, removed = sorted(new.keys() - old), sorted(old.keys() - new)
+            for videos, what in ((changed, "changed"), (removed, "gone"), (added, "new")):
+                if videos:
+                    raise InputError(
+                        f"{run}: was started with other {TITLES[kind]}: those of {len(videos)} videos are {what}, first {videos[0]}; "
+                        "bring the caches back, or train into another --out"
+                    )
