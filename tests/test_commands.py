@@ -67,6 +67,12 @@ def test_shapes_of_a_seed_are_the_same_again(work: Path, run: Run, tmp_path: Pat
     assert files(tmp_path / "4") == files(work / "data") != files(tmp_path / "5")
 
 
+def test_relabel(work: Path, run: Run, tmp_path: Path) -> None:
+    """Nothing has changed, so nothing does."""
+    run("relabel", work / "train.zarr", "--out", tmp_path / "l.zarr")
+    assert content_digest(tmp_path / "l.zarr") == content_digest(work / "train.zarr")
+
+
 def test_mirror(work: Path, run: Run, tmp_path: Path) -> None:
     run("mirror", work / "train.zarr", "--out", tmp_path / "m.zarr")
     original, mirrored = TrackCache(work / "train.zarr"), TrackCache(tmp_path / "m.zarr")

@@ -66,4 +66,17 @@ def mirror(cache: Path, out: Path, jobs: int) -> None:
     print_reports({str(out): step(cache, out, jobs)})
 
 
-COMMANDS: tuple[click.Command, ...] = (shapes, convert, mirror)
+@click.command()
+@click.argument("cache", type=PATH)
+@click.option("--root", type=PATH, help="The dataset's folder.  [default: the root in the cache's card]")
+@OUT
+@JOBS
+def relabel(cache: Path, root: Path | None, out: Path, jobs: int) -> None:
+    """Write the tracks of a cache with the sentences and masks that the dataset has now. After a correction of the dataset this
+    saves tracking again. Run it again to resume."""
+    from rvos_cache.exchange.relabel import relabel as step
+
+    print_reports({str(out): step(cache, out, root, jobs)})
+
+
+COMMANDS: tuple[click.Command, ...] = (shapes, convert, mirror, relabel)

@@ -100,7 +100,7 @@ def check_unchanged(out: Path | str, card: Card, dataset: Dataset, video_ids: It
         fix = cache.folder(video_id).how_to_fix
         raise InputError(
             f"{cache.path}: {len(changed)} of its videos changed in {dataset.root} since they were extracted, first {video_id}: "
-            f"{difference}; {fix}, or extract into another path"
+            f"{difference}; {fix}, or make another cache (rvos-cache relabel, where frames are the same)"
         )
     return sorted(published)
 

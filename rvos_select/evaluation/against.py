@@ -99,5 +99,5 @@ def _raise(cache: TrackCache, dataset: Dataset, video_id: str, difference: str |
     if difference is not None:
         raise InputError(
             f"{cache.path}, video {video_id}: extracted from other data than {dataset.root} holds: {difference}; give --root of the "
-            "data it was extracted from, or extract it again"
+            "data it was extracted from, extract it again, or, where frames are the same, rvos-cache relabel"
         )

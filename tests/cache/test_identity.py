@@ -14,11 +14,12 @@ import pytest
 from odd_videos import SAID, write_split
 
 from rvos_cache.errors import InputError
+from rvos_cache.exchange.relabel import relabel
 from rvos_cache.extraction import extract
 from rvos_cache.frames import folder_video
 from rvos_cache.identity import answers_digest, expressions_difference, frames_digest, truth_difference
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import TrackCache, content_digest
+from rvos_cache.store import CacheWriter, TrackCache, content_digest
 from rvos_cache.types import Expression, GroundTruth, Video
 
 NAMES, SIZE = ("0", "1"), (4, 6)
@@ -166,6 +167,44 @@ def _empty(raw: bytes, object_id: str) -> bytes:
     content = json.loads(raw)
     content[object_id] = [None] * len(content[object_id])
     return json.dumps(content).encode()
+
+
+def test_tracks_are_labelled_again_without_tracking(split: tuple[Path, Path], tmp_path: Path) -> None:
+    """As a new extraction would label them."""
+    root, out = split
+    again(root, out)
+    masks = root / "train/mask_dict.json"
+    masks.write_bytes(_empty(masks.read_bytes(), "1"))
+    meta = root / "train/meta_expressions.json"
+    meta.write_bytes(_edit(meta.read_bytes(), "t1", "0", exp="something else", anno_id=[2]))
+    with pytest.raises(InputError, match="rvos-cache relabel"):
+        again(root, out)
+    relabel(out, tmp_path / "new.zarr")
+    again(root, tmp_path / "expected.zarr")
+    assert content_digest(tmp_path / "new.zarr") == content_digest(tmp_path / "expected.zarr") != content_digest(out)
+    again(root, tmp_path / "new.zarr")
+    frame = next((root / "train/JPEGImages/t0").iterdir())
+    frame.write_bytes(frame.read_bytes() + b"\0")
+    report = relabel(out, tmp_path / "third.zarr")
+    assert report.done == ["t1"] and "its frames are other pictures; extract it again" in report.failed["t0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"expressions_digest": "0"}, "depend on the sentences"),
+        ({"training_only": True}, "were prompted with the ground truth"),
+        ({"measurement_specs": [{"name": "m"}]}, "were measured against the ground truth"),
+    ],
+)
+def test_tracks_that_depend_on_labels_are_not_labelled_again(
+    split: tuple[Path, Path], tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    root, out = split
+    again(root, out)
+    path = CacheWriter(tmp_path / "other.zarr", TrackCache(out).card.model_copy(update=change)).path
+    with pytest.raises(InputError, match=f"its tracks {reason}, so they cannot be labelled again"):
+        relabel(path, tmp_path / "new.zarr")
 
 
 def test_frames_that_were_removed_do_not_stop_a_later_extraction(split: tuple[Path, Path]) -> None:
