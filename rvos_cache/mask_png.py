@@ -1,11 +1,14 @@
-"""Masks as PNG files: 8-bit grey, 0 for the background and 255 for the foreground."""
+"""Masks as PNG files: 8-bit grey, 0 for the background and 255 for the foreground.
+
+Files of other programs are read by what they show, as the benchmarks read them with OpenCV: of a palette the grey of its colours,
+of 16 bits the upper 8. Label maps, whose palette indices are object numbers, are read by `rvos_cache.datasets.palette`.
+"""
 
 from __future__ import annotations
 
 import io
 import zlib
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,9 +17,9 @@ from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.errors import InputError
 from rvos_cache.files import write_bytes
-from rvos_cache.frames import IMAGE_ERRORS
+from rvos_cache.images import IMAGE_ERRORS, SIXTEEN_BITS, check_mask_image
 
-MODES = ("1", "L", "P", "I;16", "I")
+MODES = ("1", "L", "P", *SIXTEEN_BITS)
 """Pillow's image modes with one number per pixel."""
 SIGNATURE, HEADER, END, TRANSPARENCY = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND", b"tRNS"
 GREY = b"\x08\x00"
@@ -37,14 +40,15 @@ def write_mask_png(path: Path, mask: NDArray[np.bool_]) -> None:
 
 
 def read_mask_png(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask (H, W) bool.
+    """A mask (H, W) bool: not black.
 
-    Raises InputError if the file is missing, cut short, not one number per pixel, of another size, or not of 0 and 255 (or 1).
+    Raises InputError if the file is missing, cut short, not one number per pixel, of another size, not of 0 and 255 (or 1; of a
+    palette: not of black and one other colour), or as `read_grey_png` does.
     """
-    how_to_fix = "run rvos-select merge again"
-    values = np.unique(pixels := read_grey_png(path, size, how_to_fix))
-    if not np.isin(values, (0, 1, 255)).all() or {1, 255} <= set(values.tolist()):
-        raise InputError(f"{path}: a mask holds 0 and 255, this holds {values[:5].tolist()}; write it again")
+    pixels, has_palette = _read_grey(path, size, "run rvos-select merge again")
+    values = np.unique(pixels).tolist()
+    if not (set(values) <= {0, 255} or set(values) <= {0, 1} or (has_palette and values[0] == 0 and len(values) == 2)):
+        raise InputError(f"{path}: a mask holds 0 and 255, this holds {values[:5]}; write it again")
     return pixels > 0
 
 
@@ -80,11 +84,18 @@ def check_mask_png(path: Path, size: tuple[int, int]) -> bytes:
     return content
 
 
-def read_grey_png(path: Path, size: tuple[int, int], how_to_fix: str) -> NDArray[Any]:
-    """The numbers (H, W) of an image with one number per pixel, in the file's own dtype.
+def read_grey_png(path: Path, size: tuple[int, int], how_to_fix: str) -> NDArray[np.uint8]:
+    """The grey levels (H, W) of an image with one number per pixel: of a palette those of its colours, of 16 bits the upper 8.
 
-    how_to_fix: the end of the messages for a missing or damaged file. Raises InputError, also for colours or another size.
+    how_to_fix: the end of the messages for a missing or damaged file. Raises InputError, also for pixels of three colours, another
+    size, and where what is seen is not known: 16 bits of small numbers, a palette of one colour, transparent pixels, several
+    pictures, an EXIF tag that turns the mask.
     """
+    return _read_grey(path, size, how_to_fix)[0]
+
+
+def _read_grey(path: Path, size: tuple[int, int], how_to_fix: str) -> tuple[NDArray[np.uint8], bool]:
+    """`read_grey_png`, and whether the file has a palette."""
     try:
         with Image.open(path) as image:
             own_size = (image.height, image.width)
@@ -94,11 +105,31 @@ def read_grey_png(path: Path, size: tuple[int, int], how_to_fix: str) -> NDArray
                 raise InputError(
                     f"{path}: the mask is {own_size}, its frame {tuple(size)} (height, width); write it at the frame's size"
                 )
-            return np.asarray(image)
+            grey = _grey(image, path)
+            check_mask_image(image, str(path))
+            return grey, image.mode == "P"
     except FileNotFoundError as error:
         raise InputError(f"{path}: the mask is missing; {how_to_fix}") from error
     except IMAGE_ERRORS as error:
         raise InputError(f"{path}: not a whole PNG ({error}); {how_to_fix}") from error
+
+
+def _grey(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    """The grey levels (H, W) of an opened picture. Raises InputError."""
+    if image.mode in SIXTEEN_BITS:
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)
+        if ((values > 0) & (grey == 0)).any():
+            raise InputError(f"{path}: 16 bits with values below 256, which are read as black; save the mask with 8 bits")
+        return grey
+    grey = np.asarray(image.convert("L"))
+    if image.mode == "P" and grey.min(initial=255) == grey.max(initial=0) and np.ptp(np.asarray(image)) > 0:
+        raise InputError(f"{path}: its palette has one colour for several numbers; save the mask in grey, 0 and 255")
+    if image.has_transparency_data:
+        opaque = np.asarray(image.convert("RGBA"))[..., 3] == 255
+        if not opaque.all() and not np.array_equal(opaque, grey > 0):
+            raise InputError(f"{path}: has transparent pixels that are not its black ones; save the mask in grey, 0 and 255")
+    return grey
 
 
 def _is_plain(content: bytes, size: tuple[int, int]) -> bool:

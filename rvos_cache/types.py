@@ -31,6 +31,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -69,13 +70,14 @@ class Video:
     """The frames of one video; JPEG folders, mp4 files and corrupted frames have the same interface.
 
     video_id; frame_names: T stems in order, they name the output PNGs; size: (H, W) pixels;
-    source: t -> (H, W, 3) uint8 RGB.
+    source: t -> (H, W, 3) uint8 RGB; rate: frames per second, None where the files do not say it (a folder of frames).
     """
 
     video_id: str
     frame_names: tuple[str, ...]
     size: tuple[int, int]
     source: Callable[[int], NDArray[np.uint8]]
+    rate: Fraction | None = None
 
     def __post_init__(self) -> None:
         check_id(self.video_id, "video")
