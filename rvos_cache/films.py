@@ -25,6 +25,8 @@ HIGH_DYNAMIC_RANGE = {16: "PQ", 18: "HLG"}
 """Transfer characteristics (ITU-T H.273, table 3) whose numbers are not those of a usual screen."""
 SAME_RATE = 0.01
 """Largest relative difference of two frame rates that are taken for one: containers round times to milliseconds."""
+MISSING_SECONDS, MISSING_SHARE = Fraction(1, 2), Fraction(1, 50)
+"""A film is taken for cut short if more than both is missing; sound may be a little longer than the frames."""
 UNEVEN = 2
 """A frame that is shown this many times as long as the median frame shows that the rate varies."""
 
@@ -91,14 +93,28 @@ class _VideoFile:
                     raise InputError(f"{self.path}: holds no frames; give a film or a folder of frames")
                 if stream.metadata.get("alpha_mode") == "1":
                     raise _transparent(self.path)
+                if stream.sample_aspect_ratio not in (None, 0, 1):
+                    ratio = stream.sample_aspect_ratio
+                    warn_once(f"{self.path}: its pixels are not square ({ratio}); frames are read as stored, not stretched")
                 self.nominal_rate, self.times = stream.average_rate or stream.guessed_rate, []
                 for t, frame in enumerate(container.decode(stream)):
                     self.times.append(None if frame.pts is None else frame.pts * frame.time_base)
                     yield self._pixels(frame, t)
+                self._warn_of_end(container)
         except FileNotFoundError as error:
             raise InputError(f"{self.path}: not found; give a film or a folder of frames") from error
         except (av.FFmpegError, IndexError, OSError) as error:
             raise InputError(f"{self.path}: cannot be decoded as a video ({error}); give a film or a folder of frames") from error
+
+    def _warn_of_end(self, container: Any) -> None:
+        """Warn if the frames end long before the film, whose length is in its first bytes: the end of the file may be missing."""
+        last = self.times[-1] if self.times else None
+        if container.duration and last is not None:
+            end, length = last + 1 / (self.nominal_rate or 1), Fraction(container.duration, 1_000_000)
+            missing = Fraction(container.start_time or 0, 1_000_000) + length - end
+            if missing > max(MISSING_SECONDS, MISSING_SHARE * length):
+                ends = f"{float(length):.1f} seconds long, and its frames end {float(missing):.1f} seconds before"
+                warn_once(f"{self.path}: {ends}; if the file is cut short, copy it again")
 
     def _pixels(self, frame: Any, t: int) -> NDArray[np.uint8]:
         """A decoded frame, (H, W, 3) uint8 RGB. Raises InputError for transparent pixels, another size, an odd display matrix."""

@@ -16,7 +16,7 @@ from rvos_cache.types import FORBIDDEN, Video
 
 __all__ = [
     "VideoWriter", "file_video", "folder_video", "frame_files", "image_size", "open_video", "order_fault", "read_image", "sort_frames",
-    "warn_of_order",
+    "warn_of_order", "warn_of_text_order",
 ]  # fmt: skip
 
 
@@ -67,6 +67,13 @@ def warn_of_order(folder: Path, names: Sequence[str]) -> None:
     if fault is not None:
         listed = ", ".join(names if len(names) < 6 else [*names[:3], "...", *names[-2:]])
         warn_once(f"{folder}: the frames are read in the order {listed}, but {fault}; number them if that is wrong")
+
+
+def warn_of_text_order(location: Path, names: Sequence[str]) -> None:
+    """Warn, once, if a file that lists masks without names may have them in another order than the frames `names`."""
+    if list(names) != sorted(names):
+        first = next(name for name, text in zip(names, sorted(names)) if name != text)
+        warn_once(f"{location}: its masks are read in natural order of the frames; sorted as text, {first} would come later")
 
 
 def _natural_key(stem: str) -> list[tuple[int, str]]:

@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 from rvos_cache.errors import InputError, warn_once
 from rvos_cache.orientation import EXIF, UPRIGHT, Orientation
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Endings of the files that are read as frames, also in capitals."""
-UNREAD = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".exr", ".hdr", ".dng", ".ppm", ".pgm", ".tga")
+UNREAD = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".exr", ".hdr", ".dng", ".ppm", ".pgm", ".tga")
 """Endings of other pictures. A folder of frames or masks that has one is refused: a frame would be lost."""
 IMAGE_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 """What Pillow raises for a damaged image. DecompressionBombError: a damaged header may claim more pixels than Pillow accepts."""

@@ -1,7 +1,7 @@
 """Masks as PNG files: 8-bit grey, 0 for the background and 255 for the foreground.
 
-Files of other programs are read by what they show, as the benchmarks read them with OpenCV: of a palette the grey of its colours,
-of 16 bits the upper 8. Label maps, whose palette indices are object numbers, are read by `rvos_cache.datasets.palette`.
+Files of other programs are read by what they show, as the benchmarks read them with OpenCV: of a palette the grey of its colours.
+Label maps, whose palette indices are object numbers, are read by `rvos_cache.datasets.palette`.
 """
 
 from __future__ import annotations
@@ -85,11 +85,12 @@ def check_mask_png(path: Path, size: tuple[int, int]) -> bytes:
 
 
 def read_grey_png(path: Path, size: tuple[int, int], how_to_fix: str) -> NDArray[np.uint8]:
-    """The grey levels (H, W) of an image with one number per pixel: of a palette those of its colours, of 16 bits the upper 8.
+    """The grey levels (H, W) of an image with one number per pixel: of a palette those of its colours, of 16 bits the upper 8 (the
+    lower 8 of smaller numbers, so that no pixel is lost).
 
     how_to_fix: the end of the messages for a missing or damaged file. Raises InputError, also for pixels of three colours, another
-    size, and where what is seen is not known: 16 bits of small numbers, a palette of one colour, transparent pixels, several
-    pictures, an EXIF tag that turns the mask.
+    size, and where the mask is not known: a palette of one colour for several numbers, transparent pixels that are not black,
+    several pictures, an EXIF tag that turns it.
     """
     return _read_grey(path, size, how_to_fix)[0]
 
@@ -117,11 +118,8 @@ def _read_grey(path: Path, size: tuple[int, int], how_to_fix: str) -> tuple[NDAr
 def _grey(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     """The grey levels (H, W) of an opened picture. Raises InputError."""
     if image.mode in SIXTEEN_BITS:
-        values = np.asarray(image)
-        grey = (values >> 8).astype(np.uint8)
-        if ((values > 0) & (grey == 0)).any():
-            raise InputError(f"{path}: 16 bits with values below 256, which are read as black; save the mask with 8 bits")
-        return grey
+        values = np.clip(np.asarray(image), 0, (1 << 16) - 1)
+        return np.where(values > 255, values >> 8, values).astype(np.uint8)
     grey = np.asarray(image.convert("L"))
     if image.mode == "P" and grey.min(initial=255) == grey.max(initial=0) and np.ptp(np.asarray(image)) > 0:
         raise InputError(f"{path}: its palette has one colour for several numbers; save the mask in grey, 0 and 255")

@@ -13,7 +13,7 @@ split is "all".
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from rvos_cache.datasets.base import limit_faults, make_expression
 from rvos_cache.datasets.json_files import duplicate_key_message, read_json
 from rvos_cache.datasets.listed import ListedDataset, check_frames
 from rvos_cache.datasets.palette import LabelMaps, numbers_in, palette_files, palette_masks
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.films import SUFFIXES as FILMS
 from rvos_cache.frames import file_video, folder_video, frame_files, warn_of_order
+from rvos_cache.images import is_turned
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 ALL = "all"
@@ -55,6 +56,7 @@ class Plain(ListedDataset[Any]):
         entries = [entry for by_id in map(_by_id, self.videos.values()) for entry in by_id.values()]
         self.names_objects = any(isinstance(entry, dict) and "objects" in entry for entry in entries)
         self.shapes: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {}
+        self.has_turned_frames = False
 
     def _check_split(self) -> None:
         if self.split not in self.splits(self.root):
@@ -115,6 +117,7 @@ class Plain(ListedDataset[Any]):
         unknown = [name for name in files if name not in names]
         if unknown:
             raise InputError(self._masks_of_no_frame(video_id, unknown, names))
+        self._warn_of_turned(video_id, files)
         masks = palette_masks(paths, list(targets), size)
         absent = np.flatnonzero(masks.area().sum(1) == 0)
         if len(absent):
@@ -193,6 +196,17 @@ class Plain(ListedDataset[Any]):
                 targets.setdefault(number, key)
         return dict(sorted(targets.items()))
 
+    def _warn_of_turned(self, video_id: str, files: Mapping[str, Path]) -> None:
+        """Warn, once per split, if frames that have masks are turned. files: the masks; their sizes may not tell the orientation."""
+        folder, film = self._source(video_id)
+        if self.has_turned_frames or not files or film is not None:
+            return
+        first = next(iter(frame_files(folder).values()), None)
+        if first is not None and is_turned(first[0]):
+            self.has_turned_frames = True
+            problem = "have an EXIF tag that turns them, as viewers do, so the masks must be drawn on the turned frames"
+            warn_once(f"{first[0]}: this and other frames {problem}")
+
     def _no_masks(self, video_id: str, names: Sequence[str]) -> str:
         named = f", {names[0]} to {names[-1]}" if names else ""
         return f"{self.masks / video_id}: no frame of the video has a mask here; name the PNGs as the frames{named}"
@@ -262,6 +276,7 @@ class Plain(ListedDataset[Any]):
         if targets and len(unknown) == len(files):
             yield self._no_masks(video_id, names)
             return
+        self._warn_of_turned(video_id, files)
         visible, readable, label_maps = set[int](), True, LabelMaps(size)
         for name, path in files.items():
             try:

@@ -150,7 +150,7 @@ class RefCoco(RowDataset[_Entry]):
             return
         try:
             self.video(video_id)
-            read_image(self.root / IMAGES / entry.file_name)
+            read_image(self.root / IMAGES / entry.file_name, self.upright)
         except InputError as error:
             yield str(error)
         for object_id in entry.objects:
