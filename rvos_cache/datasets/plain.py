@@ -198,13 +198,17 @@ class Plain(ListedDataset[Any]):
 
     def _warn_of_turned(self, video_id: str, files: Mapping[str, Path]) -> None:
         """Warn, once per split, if frames that have masks are turned. files: the masks; their sizes may not tell the orientation."""
-        folder, film = self._source(video_id)
-        if self.has_turned_frames or not files or film is not None:
+        if self.has_turned_frames or not files:
             return
-        first = next(iter(frame_files(folder).values()), None)
-        if first is not None and is_turned(first[0]):
-            self.has_turned_frames = True
-            problem = "have an EXIF tag that turns them, as viewers do, so the masks must be drawn on the turned frames"
+        try:
+            folder, film = self._source(video_id)
+            first = next(iter(frame_files(folder).values())) if film is None else []
+            self.has_turned_frames = bool(first) and is_turned(first[0])
+        except (InputError, StopIteration):
+            # Reading the video raises it.
+            return
+        if self.has_turned_frames:
+            problem = "have an EXIF tag, by which they are turned as in a viewer, so the masks must be drawn on the turned frames"
             warn_once(f"{first[0]}: this and other frames {problem}")
 
     def _no_masks(self, video_id: str, names: Sequence[str]) -> str:
