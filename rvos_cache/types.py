@@ -67,7 +67,7 @@ def _writable(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Video:
-    """The frames of one video; JPEG folders, mp4 files and corrupted frames have the same interface.
+    """The frames of one video; folders, films and corrupted frames have the same interface.
 
     video_id; frame_names: T stems in order, they name the output PNGs; size: (H, W) pixels;
     source: t -> (H, W, 3) uint8 RGB; rate: frames per second, None where the files do not say it (a folder of frames).
