@@ -21,7 +21,9 @@ from rvos_cache.images import IMAGE_ERRORS, SIXTEEN_BITS, check_mask_image
 
 MODES = ("1", "L", "P", *SIXTEEN_BITS)
 """Pillow's image modes with one number per pixel."""
-SIGNATURE, HEADER, END, TRANSPARENCY = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND", b"tRNS"
+SIGNATURE, HEADER, END = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND"
+NOT_PLAIN = (b"tRNS", b"eXIf", b"acTL")
+"""Parts of a PNG after which its pixels are not the whole mask: transparency, orientation, more pictures."""
 GREY = b"\x08\x00"
 """Bit depth 8 and colour type 0 (grey) in a PNG's header."""
 
@@ -72,6 +74,7 @@ def check_mask_png(path: Path, size: tuple[int, int]) -> bytes:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             mode, pixels = image.mode, np.asarray(image)
+            check_mask_image(image, str(path))
     except IMAGE_ERRORS as error:
         # Pillow's message would name the buffer in memory.
         reason = "no image" if isinstance(error, UnidentifiedImageError) else error
@@ -142,7 +145,7 @@ def _is_plain(content: bytes, size: tuple[int, int]) -> bool:
         if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(crc, "big") or len(crc) < 4:
             return False
         expected = size[1].to_bytes(4, "big") + size[0].to_bytes(4, "big") + GREY
-        if (name == HEADER and not body.startswith(expected)) or name == TRANSPARENCY:
+        if (name == HEADER and not body.startswith(expected)) or name in NOT_PLAIN:
             return False
         start += 12 + length
     return name == END

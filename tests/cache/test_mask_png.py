@@ -126,7 +126,9 @@ def turned(path: Path) -> None:
         (lambda p: saved(p, MASK, [255, 0, 0, 0, 255, 0]), r"this holds \[76, 150\]"),
         (turned, "has an EXIF tag that turns it"),
         (
-            lambda p: Image.fromarray(MASK).save(p, save_all=True, append_images=[Image.fromarray(~MASK)]),
+            lambda p: Image.fromarray(MASK.astype(np.uint8) * 255).save(
+                p, save_all=True, append_images=[Image.fromarray((~MASK).astype(np.uint8) * 255)]
+            ),
             "holds 2 pictures, a mask is one",
         ),
     ],
@@ -138,9 +140,12 @@ def test_a_mask_that_is_not_known_is_one_line(tmp_path: Path, write: Callable[[P
         # Almost black: OpenCV sees nothing, and neither does a viewer.
         assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0, np.zeros((40, 50), bool))
         message = "its palette has one colour"
-    with pytest.raises(InputError, match=message) as error:
-        read_mask_png(path, (40, 50))
-    assert str(error.value).startswith(str(path))
+    for step in (lambda: read_mask_png(path, (40, 50)), lambda: decode_mask_png(path, path.read_bytes(), (40, 50))):
+        with pytest.raises(InputError, match=message) as error:
+            step()
+        assert str(error.value).startswith(str(path))
+    with pytest.raises(InputError, match=str(path)):
+        check_mask_png(path, (40, 50))
 
 
 @pytest.mark.parametrize(
