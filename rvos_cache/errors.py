@@ -1,9 +1,11 @@
-"""The error that users read."""
+"""The error and the warnings that users read."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 
@@ -24,3 +26,12 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warn about an input that is read in one of several possible ways; a process repeats no message.
+
+    The message is one line: what was found, which file, how it is read.
+    """
+    warnings.warn(message, stacklevel=3)

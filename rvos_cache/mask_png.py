@@ -1,11 +1,14 @@
-"""Masks as PNG files: 8-bit grey, 0 for the background and 255 for the foreground."""
+"""Masks as PNG files: 8-bit grey, 0 for the background and 255 for the foreground.
+
+Files of other programs are read by what they show, as the benchmarks read them with OpenCV: of a palette the grey of its colours.
+Label maps, whose palette indices are object numbers, are read by `rvos_cache.datasets.palette`.
+"""
 
 from __future__ import annotations
 
 import io
 import zlib
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,11 +17,13 @@ from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.errors import InputError
 from rvos_cache.files import write_bytes
-from rvos_cache.frames import IMAGE_ERRORS
+from rvos_cache.images import IMAGE_ERRORS, SIXTEEN_BITS, check_mask_image
 
-MODES = ("1", "L", "P", "I;16", "I")
+MODES = ("1", "L", "P", *SIXTEEN_BITS)
 """Pillow's image modes with one number per pixel."""
-SIGNATURE, HEADER, END, TRANSPARENCY = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND", b"tRNS"
+SIGNATURE, HEADER, END = b"\x89PNG\r\n\x1a\n", b"IHDR", b"IEND"
+NOT_PLAIN = (b"tRNS", b"eXIf", b"acTL")
+"""Parts of a PNG after which its pixels are not the whole mask: transparency, orientation, more pictures."""
 GREY = b"\x08\x00"
 """Bit depth 8 and colour type 0 (grey) in a PNG's header."""
 
@@ -37,14 +42,15 @@ def write_mask_png(path: Path, mask: NDArray[np.bool_]) -> None:
 
 
 def read_mask_png(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask (H, W) bool.
+    """A mask (H, W) bool: not black.
 
-    Raises InputError if the file is missing, cut short, not one number per pixel, of another size, or not of 0 and 255 (or 1).
+    Raises InputError if the file is missing, cut short, not one number per pixel, of another size, not of 0 and 255 (or 1; of a
+    palette: not of black and one other colour), or as `read_grey_png` does.
     """
-    how_to_fix = "run rvos-select merge again"
-    values = np.unique(pixels := read_grey_png(path, size, how_to_fix))
-    if not np.isin(values, (0, 1, 255)).all() or {1, 255} <= set(values.tolist()):
-        raise InputError(f"{path}: a mask holds 0 and 255, this holds {values[:5].tolist()}; write it again")
+    pixels, has_palette = _read_grey(path, size, "run rvos-select merge again")
+    values = np.unique(pixels).tolist()
+    if not (set(values) <= {0, 255} or set(values) <= {0, 1} or (has_palette and values[0] == 0 and len(values) == 2)):
+        raise InputError(f"{path}: a mask holds 0 and 255, this holds {values[:5]}; write it again")
     return pixels > 0
 
 
@@ -68,6 +74,7 @@ def check_mask_png(path: Path, size: tuple[int, int]) -> bytes:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             mode, pixels = image.mode, np.asarray(image)
+            check_mask_image(image, str(path))
     except IMAGE_ERRORS as error:
         # Pillow's message would name the buffer in memory.
         reason = "no image" if isinstance(error, UnidentifiedImageError) else error
@@ -80,11 +87,19 @@ def check_mask_png(path: Path, size: tuple[int, int]) -> bytes:
     return content
 
 
-def read_grey_png(path: Path, size: tuple[int, int], how_to_fix: str) -> NDArray[Any]:
-    """The numbers (H, W) of an image with one number per pixel, in the file's own dtype.
+def read_grey_png(path: Path, size: tuple[int, int], how_to_fix: str) -> NDArray[np.uint8]:
+    """The grey levels (H, W) of an image with one number per pixel: of a palette those of its colours, of 16 bits the upper 8 (the
+    lower 8 of smaller numbers, so that no pixel is lost).
 
-    how_to_fix: the end of the messages for a missing or damaged file. Raises InputError, also for colours or another size.
+    how_to_fix: the end of the messages for a missing or damaged file. Raises InputError, also for pixels of three colours, another
+    size, and where the mask is not known: a palette of one colour for several numbers, transparent pixels that are not black,
+    several pictures, an EXIF tag that turns it.
     """
+    return _read_grey(path, size, how_to_fix)[0]
+
+
+def _read_grey(path: Path, size: tuple[int, int], how_to_fix: str) -> tuple[NDArray[np.uint8], bool]:
+    """`read_grey_png`, and whether the file has a palette."""
     try:
         with Image.open(path) as image:
             own_size = (image.height, image.width)
@@ -94,11 +109,28 @@ def read_grey_png(path: Path, size: tuple[int, int], how_to_fix: str) -> NDArray
                 raise InputError(
                     f"{path}: the mask is {own_size}, its frame {tuple(size)} (height, width); write it at the frame's size"
                 )
-            return np.asarray(image)
+            grey = _grey(image, path)
+            check_mask_image(image, str(path))
+            return grey, image.mode == "P"
     except FileNotFoundError as error:
         raise InputError(f"{path}: the mask is missing; {how_to_fix}") from error
     except IMAGE_ERRORS as error:
         raise InputError(f"{path}: not a whole PNG ({error}); {how_to_fix}") from error
+
+
+def _grey(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    """The grey levels (H, W) of an opened picture. Raises InputError."""
+    if image.mode in SIXTEEN_BITS:
+        values = np.clip(np.asarray(image), 0, (1 << 16) - 1)
+        return np.where(values > 255, values >> 8, values).astype(np.uint8)
+    grey = np.asarray(image.convert("L"))
+    if image.mode == "P" and grey.min(initial=255) == grey.max(initial=0) and np.ptp(np.asarray(image)) > 0:
+        raise InputError(f"{path}: its palette has one colour for several numbers; save the mask in grey, 0 and 255")
+    if image.has_transparency_data:
+        opaque = np.asarray(image.convert("RGBA"))[..., 3] == 255
+        if not opaque.all() and not np.array_equal(opaque, grey > 0):
+            raise InputError(f"{path}: has transparent pixels that are not its black ones; save the mask in grey, 0 and 255")
+    return grey
 
 
 def _is_plain(content: bytes, size: tuple[int, int]) -> bool:
@@ -113,7 +145,7 @@ def _is_plain(content: bytes, size: tuple[int, int]) -> bool:
         if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(crc, "big") or len(crc) < 4:
             return False
         expected = size[1].to_bytes(4, "big") + size[0].to_bytes(4, "big") + GREY
-        if (name == HEADER and not body.startswith(expected)) or name == TRANSPARENCY:
+        if (name == HEADER and not body.startswith(expected)) or name in NOT_PLAIN:
             return False
         start += 12 + length
     return name == END

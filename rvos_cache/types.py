@@ -31,6 +31,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,17 +68,18 @@ def _writable(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Video:
-    """The frames of one video; JPEG folders, mp4 files and corrupted frames have the same interface.
+    """The frames of one video; folders, films and corrupted frames have the same interface.
 
     video_id; frame_names: T stems in order, they name the output PNGs; size: (H, W) pixels;
-    source: t -> (H, W, 3) uint8 RGB; files: what `source` reads, whose bytes identify the frames (`frames_digest`); none: their
-    pixels do.
+    source: t -> (H, W, 3) uint8 RGB; rate: frames per second, None where the files do not say it (a folder of frames);
+    files: what `source` reads, whose bytes identify the frames (`rvos_cache.identity`); none: their pixels do.
     """
 
     video_id: str
     frame_names: tuple[str, ...]
     size: tuple[int, int]
     source: Callable[[int], NDArray[np.uint8]]
+    rate: Fraction | None = None
     files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:

@@ -74,6 +74,7 @@ class A2dSentences(RowDataset[_Entry]):
     name = "a2d-sentences"
     protocol = "image"
     one_object = True
+    upright = False
 
     def __init__(self, root: Path, split: str) -> None:
         """Raises InputError: if neither MTTR's list nor the original files exist, or they cannot be read."""
@@ -104,7 +105,7 @@ class A2dSentences(RowDataset[_Entry]):
         path = self.root / CLIPS / f"{video_id}.mp4"
         if not path.exists():
             raise InputError(f"{path}: the video is missing; copy it from A2D's archive (Release/clips320H)")
-        video = file_video(path, video_id)
+        video = file_video(path, video_id, upright=self.upright)
         self.shapes[video_id] = (len(video), video.size)
         return replace(video, frame_names=tuple(f"{t:05d}" for t in range(1, len(video) + 1)))
 

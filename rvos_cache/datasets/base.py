@@ -51,6 +51,11 @@ class Dataset(ABC):
     submission_split: str | None = None
     """The split that is submitted although it has ground truth. Only splits without ground truth are submitted otherwise."""
 
+    upright: bool = True
+    """Whether frames are read as viewers and players show them, turned by the EXIF tag of a picture or the display matrix of a
+    film; `video` gives it to `folder_video`, `file_video` or `read_image`. False where the masks belong to the stored pixels, as
+    in every built-in benchmark: their code applies neither."""
+
     root: Path
     split: str
 

@@ -31,10 +31,11 @@ from typing import Protocol
 
 from PIL import Image
 
-from rvos_cache.datasets.palette import IMAGE_ERRORS, decode_palette, describe_image_error, numbers_in
+from rvos_cache.datasets.palette import decode_palette, describe_image_error, numbers_in
 from rvos_cache.datasets.palette_split import ANNOTATIONS, EXPRESSIONS, FRAMES, LISTS, OBJECTS, object_number
 from rvos_cache.datasets.ref_davis17 import VOID
 from rvos_cache.errors import InputError
+from rvos_cache.images import IMAGE_ERRORS
 from rvos_cache.types import Expression, check_id
 
 TEXTS = (

@@ -55,6 +55,7 @@ class JhmdbSentences(RowDataset[_Entry]):
     name = "jhmdb-sentences"
     protocol = "image"
     one_object = True
+    upright = False
 
     def __init__(self, root: Path, split: str) -> None:
         """Raises InputError: if MTTR's list is missing or cannot be read."""
@@ -78,7 +79,8 @@ class JhmdbSentences(RowDataset[_Entry]):
         """Return the frames that have a mask. Raises InputError: if the video is not listed or its first frame is missing."""
         names = _frame_names(self._valid_entry(video_id).count)
         paths = [self._folder(FRAMES, video_id) / f"{name}.png" for name in names]
-        return Video(video_id, tuple(names), image_size(paths[0]), lambda t: read_image(paths[t]), tuple(paths))
+        size = image_size(paths[0], self.upright)
+        return Video(video_id, tuple(names), size, lambda t: read_image(paths[t], self.upright), files=tuple(paths))
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """Return the only expression. Raises InputError: if its row cannot be read or its text is empty."""
@@ -118,7 +120,7 @@ class JhmdbSentences(RowDataset[_Entry]):
         except InputError as error:
             yield str(error)
         names, folder = _frame_names(entry.count), self._folder(FRAMES, video_id)
-        size = yield from check_frames(folder, names, {name: [folder / f"{name}.png"] for name in names})
+        size = yield from check_frames(folder, names, {name: [folder / f"{name}.png"] for name in names}, self.upright)
         try:
             self._masks(video_id, size)
         except InputError as error:

@@ -77,10 +77,12 @@ class RowDataset(ListedDataset[R]):
         return entry
 
 
-def check_frames(folder: Path, names: list[str], files: dict[str, list[Path]]) -> Generator[str, None, tuple[int, int] | None]:
+def check_frames(
+    folder: Path, names: list[str], files: dict[str, list[Path]], upright: bool
+) -> Generator[str, None, tuple[int, int] | None]:
     """Yield the faults of a video's frames; return the size (H, W) of the first frame that can be read.
 
-    names: stems of the listed frames; files: stem -> the images of that stem in `folder`.
+    names: stems of the listed frames; files: stem -> the images of that stem in `folder`; upright: see `Dataset.upright`.
     """
     size = None
     for name in names:
@@ -88,7 +90,7 @@ def check_frames(folder: Path, names: list[str], files: dict[str, list[Path]]) -
         if len(paths) > 1:
             yield f"{folder}: frame {name} occurs twice, as {' and '.join(p.name for p in paths)}; keep one"
         try:
-            frame_size = read_image(paths[0]).shape[:2]
+            frame_size = read_image(paths[0], upright).shape[:2]
         except InputError as error:
             yield str(error)
             continue

@@ -13,6 +13,7 @@ from rvos_cache.datasets.base import make_expression
 from rvos_cache.datasets.json_files import read_json
 from rvos_cache.datasets.listed import ListedDataset
 from rvos_cache.errors import InputError
+from rvos_cache.frames import order_fault, sort_frames
 from rvos_cache.types import Expression, check_id
 
 
@@ -26,9 +27,10 @@ def read_videos(path: Path, duplicate_keys: list[str]) -> dict[str, Any]:
 
 
 def frame_names(entry: dict[str, Any], location: str) -> list[str]:
-    """Return the stems of the frames of a video's entry, sorted. location: file and video, for error messages.
+    """Return the stems of the frames of a video's entry, in natural order. location: file and video, for error messages.
 
-    Raises InputError: if there is no list, or a name cannot name a file or is listed twice.
+    Lists that were written from a folder have any order. Raises InputError: if there is no list, a name cannot name a file or is
+    listed twice, or the list has another order than the names, which do not tell theirs.
     """
     names = entry.get("frames")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
@@ -38,8 +40,12 @@ def frame_names(entry: dict[str, Any], location: str) -> list[str]:
     if len(set(names)) != len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{location}: frame {duplicate} is listed twice; list each frame once")
-    # Lists that were written from a folder have any order. Shorter names sort first, so that "2" precedes "10".
-    return sorted(names, key=lambda name: (len(name), name))
+    in_order = sort_frames(names)
+    fault = None if names == in_order else order_fault(names)
+    if fault is not None:
+        problem = f"the order of the frames is unknown: they are not listed by name, and {fault}"
+        raise InputError(f"{location}: {problem}; list them in natural order of their names")
+    return in_order
 
 
 def expression_entries(entry: dict[str, Any], location: str) -> dict[str, Any]:

@@ -10,9 +10,8 @@ Source: Ding et al., "MeViS: A Large-scale Benchmark for Video Segmentation with
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Generator, Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rvos_cache.datasets.base import limit_faults
 from rvos_cache.datasets.json_files import check_no_duplicates, duplicate_key_message, read_json
 from rvos_cache.datasets.listed import check_frames
 from rvos_cache.datasets.meta_expressions import MetaExpressions
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.frames import folder_video, frame_files
 from rvos_cache.masks import RleMasks, from_coco
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
@@ -40,6 +39,7 @@ class Mevis(MetaExpressions):
     name = "mevis"
     submission_layout = "{video}/{expression}/{frame}.png"
     submission_split = "valid_u"
+    upright = False
 
     def __init__(self, root: Path, split: str) -> None:
         """Read the list; warn, once per file, if expressions have audio, which is not read.
@@ -55,7 +55,7 @@ class Mevis(MetaExpressions):
         self.duplicate_mask_keys: list[str] = []
         with_audio = sum(map(_count_audio, self.videos.values()))
         if with_audio:
-            _warn_once(f'{self.file.absolute()}: "{AUDIO}" of {with_audio} expressions is ignored, their text is read')
+            warn_once(f'{self.file.absolute()}: "{AUDIO}" of {with_audio} expressions is ignored, their text is read')
 
     def _check_split(self) -> None:
         check_id(self.split, f"{self.root}, split")
@@ -73,7 +73,18 @@ class Mevis(MetaExpressions):
 
     def video(self, video_id: str) -> Video:
         """Return one video. Raises InputError: if it is not listed or its frames are missing."""
-        return folder_video(self.folder / FRAMES / video_id, video_id, self._frame_names(video_id))
+        return folder_video(self.folder / FRAMES / video_id, video_id, self._frame_names(video_id), self.upright)
+
+    def _frame_names(self, video_id: str) -> list[str]:
+        """Raises InputError: also if the names do not tell which mask belongs to which frame; masks are listed without names."""
+        names, listed = super()._frame_names(video_id), self._entry(video_id)["frames"]
+        if names not in (listed, sorted(listed)) and self.has_ground_truth:
+            by_text = next(text for name, text in zip(names, sorted(listed)) if name != text)
+            problem = f"frames are not listed in natural order, and sorted as text {by_text} comes earlier"
+            raise InputError(
+                f"{self.file}, video {video_id}: {problem}, so which mask of {MASKS} is whose is unknown; list them in natural order"
+            )
+        return names
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """Return the expressions in file order. Raises InputError: if one has no text, a bad id, or a target without masks."""
@@ -152,7 +163,7 @@ class Mevis(MetaExpressions):
         except InputError as error:
             yield str(error)
             return
-        size = yield from check_frames(self.folder / FRAMES / video_id, names, files)
+        size = yield from check_frames(self.folder / FRAMES / video_id, names, files, self.upright)
         if size is not None:
             faults = (fault for target in targets for fault in self._mask_faults(target, video_id, names, size))
             yield from limit_faults(faults, f"{self.folder / MASKS}, video {video_id}", "masks")
@@ -195,12 +206,6 @@ class Mevis(MetaExpressions):
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected an object of anno_id: masks; copy the file again")
         return content
-
-
-@cache
-def _warn_once(message: str) -> None:
-    # A command opens a split once for its tracks and once for its words.
-    warnings.warn(message, stacklevel=3)
 
 
 def _count_audio(entry: object) -> int:

@@ -51,7 +51,7 @@ class Mirrored(Dataset):
         def source(t: int) -> NDArray[np.uint8]:
             return np.ascontiguousarray(original.source(t)[:, ::-1])
 
-        return Video(video_id, original.frame_names, original.size, source, original.files)
+        return replace(original, video_id=video_id, source=source)
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """Return the original expressions in their order, mirrored."""

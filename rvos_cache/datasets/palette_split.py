@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from rvos_cache.datasets.base import limit_faults
 from rvos_cache.datasets.json_files import duplicate_key_message
 from rvos_cache.datasets.listed import check_frames
 from rvos_cache.datasets.meta_expressions import MetaExpressions, read_videos
-from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
-from rvos_cache.errors import InputError
+from rvos_cache.datasets.palette import LabelMaps, numbers_in, palette_files, palette_masks
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.frames import folder_video, frame_files
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
@@ -30,6 +30,7 @@ class PaletteSplit(MetaExpressions):
     """One split in this layout. A subclass adds its name and its splits."""
 
     one_object = True
+    upright = False
     known_splits: tuple[str, ...] = ()
     """The published splits, in the order in which `splits` returns them."""
     every_frame = False
@@ -61,7 +62,7 @@ class PaletteSplit(MetaExpressions):
     def video(self, video_id: str) -> Video:
         """Return one video. Raises InputError: if it is not listed or its frames are missing."""
         names = self._frame_names(video_id)
-        return folder_video(self._frame_folder(video_id), video_id, names)
+        return folder_video(self._frame_folder(video_id), video_id, names, self.upright)
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """Return the expressions in file order.
@@ -146,6 +147,9 @@ class PaletteSplit(MetaExpressions):
             raise InputError(_no_annotation(folder / f"{video.frame_names[paths.index(None)]}.png"))
         if not any(paths):
             raise InputError(_no_annotation_of_video(folder))
+        unlisted = sorted(files.keys() - set(video.frame_names))
+        if unlisted:
+            warn_once(_unlisted_annotations(folder, unlisted))
         return paths
 
     def _target_without_mask(self, video_id: str, number: int, expression_id: str) -> str:
@@ -167,7 +171,7 @@ class PaletteSplit(MetaExpressions):
         try:
             names = self._frame_names(video_id)
             folder = self._frame_folder(video_id)
-            size = yield from check_frames(folder, names, frame_files(folder))
+            size = yield from check_frames(folder, names, frame_files(folder), self.upright)
         except InputError as error:
             yield str(error)
         if not self.has_ground_truth:
@@ -251,13 +255,13 @@ class PaletteSplit(MetaExpressions):
             yield _no_annotation(folder / f"{name}.png")
         unlisted = sorted(files.keys() - set(names))
         if names and unlisted:
-            yield f"{folder}: {len(unlisted)} of its annotations are not listed, {unlisted[0]}.png first; list or remove them"
+            yield _unlisted_annotations(folder, unlisted)
         if names and len(unlisted) == len(files) and not required:
             yield _no_annotation_of_video(folder)
-        visible, readable = set[int](), True
+        visible, readable, label_maps = set[int](), True, LabelMaps(size)
         for name, path in files.items():
             try:
-                numbers = numbers_in(read_palette(path, size))
+                numbers = numbers_in(label_maps.read(path))
             except InputError as error:
                 yield str(error)
                 readable = False
@@ -285,6 +289,10 @@ def object_number(value: object, location: str) -> int:
 
 def _no_annotation(path: Path) -> str:
     return f"{path}: the annotation is missing; copy it from the dataset's archive"
+
+
+def _unlisted_annotations(folder: Path, stems: Sequence[str]) -> str:
+    return f"{folder}: {len(stems)} of its annotations are not listed, {stems[0]}.png first; list or remove them"
 
 
 def _no_annotation_of_video(folder: Path) -> str:

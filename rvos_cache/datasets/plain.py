@@ -1,16 +1,20 @@
-"""Videos of the user's own: `videos/<video>/<frame>.jpg` (or .png), or `videos/<video>.mp4`, and `expressions.json`.
+"""Videos of the user's own: `videos/<video>/<frame>.jpg` or `videos/<video>.mp4`, and `expressions.json`.
+
+Other endings are those of `rvos_cache.images` and `rvos_cache.films`, also in capitals. Frames are upright, as viewers show them,
+and so must the masks be.
 
 expressions.json: {video: {id: text}}, or {video: [texts]}, whose ids are "0", "1", ... in order. Instead of a text there may be
 {"text": text, "objects": [numbers]}, with [] for an expression without a target. With `masks/<video>/<frame>.png`, palette PNGs
-whose pixel values are object numbers, the split then has ground truth. Frames without a PNG are not annotated; the frames of an
-mp4 are named from "00000" on. Splits are folders with these files, `<root>/<split>/`; if they are in the root itself the only
+whose pixel values are object numbers, the split then has ground truth. Frames without a PNG are not annotated; the frames of a
+film are named from "00000" on. Splits are folders with these files, `<root>/<split>/`; if they are in the root itself the only
 split is "all".
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,11 @@ import numpy as np
 from rvos_cache.datasets.base import limit_faults, make_expression
 from rvos_cache.datasets.json_files import duplicate_key_message, read_json
 from rvos_cache.datasets.listed import ListedDataset, check_frames
-from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
-from rvos_cache.errors import InputError
-from rvos_cache.frames import file_video, folder_video, frame_files
+from rvos_cache.datasets.palette import LabelMaps, numbers_in, palette_files, palette_masks
+from rvos_cache.errors import InputError, warn_once
+from rvos_cache.films import SUFFIXES as FILMS
+from rvos_cache.frames import file_video, folder_video, frame_files, warn_of_order
+from rvos_cache.images import is_turned
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 ALL = "all"
@@ -50,6 +56,7 @@ class Plain(ListedDataset[Any]):
         entries = [entry for by_id in map(_by_id, self.videos.values()) for entry in by_id.values()]
         self.names_objects = any(isinstance(entry, dict) and "objects" in entry for entry in entries)
         self.shapes: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {}
+        self.has_turned_frames = False
 
     def _check_split(self) -> None:
         if self.split not in self.splits(self.root):
@@ -69,11 +76,15 @@ class Plain(ListedDataset[Any]):
     def video(self, video_id: str) -> Video:
         """Return one video.
 
-        Raises InputError: if it is not listed, its id cannot name a folder, its frames are missing, or there are both a folder
-        and an mp4.
+        Raises InputError: if it is not listed, its id cannot name a folder, its frames are missing, or there are two of a folder
+        and films.
         """
         folder, file = self._source(video_id)
-        video = folder_video(folder, video_id) if file is None else file_video(file, video_id)
+        video = (
+            folder_video(folder, video_id, upright=self.upright)
+            if file is None
+            else file_video(file, video_id, upright=self.upright)
+        )
         self._check_names(folder, video.frame_names)
         self.shapes[video_id] = (video.frame_names, video.size)
         return video
@@ -102,7 +113,11 @@ class Plain(ListedDataset[Any]):
         files = palette_files(self.masks / video_id) if targets else {}
         paths = [files.get(name) for name in names]
         if targets and not any(paths):
-            raise InputError(self._no_masks(video_id))
+            raise InputError(self._no_masks(video_id, names))
+        unknown = [name for name in files if name not in names]
+        if unknown:
+            raise InputError(self._masks_of_no_frame(video_id, unknown, names))
+        self._warn_of_turned(video_id, files)
         masks = palette_masks(paths, list(targets), size)
         absent = np.flatnonzero(masks.area().sum(1) == 0)
         if len(absent):
@@ -122,18 +137,34 @@ class Plain(ListedDataset[Any]):
         for video_id in self.videos:
             yield from self._check_video(video_id)
 
+    @cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        """Id -> the files among the videos that have it as their name before the ending."""
+        files: dict[str, list[Path]] = {}
+        folder = self.folder / VIDEOS
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.is_file() and not path.name.startswith("."):
+                files.setdefault(path.stem, []).append(path)
+        return files
+
     def _source(self, video_id: str) -> tuple[Path, Path | None]:
-        """Return the folder of the video's frames, and its mp4 if it has one. Raises InputError: if it has neither or both."""
+        """Return the folder of the video's frames, and its film if it has one. Raises InputError: if it has none or several."""
         self._expression_entries(video_id)
-        folder, file = self.folder / VIDEOS / video_id, self.folder / VIDEOS / f"{video_id}.mp4"
-        if folder.exists() and file.exists():
-            raise InputError(f"{folder} and {file.name}: the video occurs twice; keep one")
-        if not folder.exists() and not file.exists():
-            raise InputError(f"{folder}: not found, nor {file.name}; {self.file} lists it: put the video there or unlist it")
-        return folder, file if file.exists() else None
+        folder, files = self.folder / VIDEOS / video_id, self._files.get(video_id, [])
+        films = [path for path in files if path.suffix.lower() in FILMS]
+        names = [path.name for path in films]
+        if folder.is_dir() and films:
+            raise InputError(f"{folder} and {names[0]}: the video occurs twice; keep one")
+        if len(films) > 1:
+            raise InputError(f"{films[0]} and {' and '.join(names[1:])}: the video occurs twice; keep one")
+        if not folder.is_dir() and not films:
+            other = f" ({files[0].name} is no film: {', '.join(FILMS)})" if files else ""
+            problem = f"not found, nor {video_id}.mp4 or another film{other}"
+            raise InputError(f"{folder}: {problem}; {self.file} lists it: put the video there or unlist it")
+        return folder, films[0] if films else None
 
     def _shape(self, video_id: str) -> tuple[tuple[str, ...], tuple[int, int]]:
-        """Return frame names and size (H, W); an mp4 is decoded only once for them."""
+        """Return frame names and size (H, W); a film is decoded only once for them."""
         if video_id not in self.shapes:
             self.video(video_id)
         return self.shapes[video_id]
@@ -165,8 +196,28 @@ class Plain(ListedDataset[Any]):
                 targets.setdefault(number, key)
         return dict(sorted(targets.items()))
 
-    def _no_masks(self, video_id: str) -> str:
-        return f"{self.masks / video_id}: no frame of the video has a mask here; name the PNGs as the frames"
+    def _warn_of_turned(self, video_id: str, files: Mapping[str, Path]) -> None:
+        """Warn, once per split, if frames that have masks are turned. files: the masks; their sizes may not tell the orientation."""
+        if self.has_turned_frames or not files:
+            return
+        try:
+            folder, film = self._source(video_id)
+            first = next(iter(frame_files(folder).values())) if film is None else []
+            self.has_turned_frames = bool(first) and is_turned(first[0])
+        except (InputError, StopIteration):
+            # Reading the video raises it.
+            return
+        if self.has_turned_frames:
+            problem = "have an EXIF tag, by which they are turned as in a viewer, so the masks must be drawn on the turned frames"
+            warn_once(f"{first[0]}: this and other frames {problem}")
+
+    def _no_masks(self, video_id: str, names: Sequence[str]) -> str:
+        named = f", {names[0]} to {names[-1]}" if names else ""
+        return f"{self.masks / video_id}: no frame of the video has a mask here; name the PNGs as the frames{named}"
+
+    def _masks_of_no_frame(self, video_id: str, unknown: Sequence[str], names: Sequence[str]) -> str:
+        problem = f"{len(unknown)} masks belong to no frame, {min(unknown)}.png first"
+        return f"{self.masks / video_id}: {problem}; name them as the frames, {names[0]} to {names[-1]}"
 
     def _target_without_mask(self, video_id: str, number: int, expression_id: str) -> str:
         location = f"{self.file}, video {video_id}, expression {expression_id}"
@@ -189,8 +240,9 @@ class Plain(ListedDataset[Any]):
             if file is None:
                 files = frame_files(folder)
                 names = tuple(files)
-                size = yield from check_frames(folder, list(files), files)
+                size = yield from check_frames(folder, list(files), files, self.upright)
                 self._check_names(folder, names)
+                warn_of_order(folder, names)
             else:
                 names, size = self._shape(video_id)
         except InputError as error:
@@ -224,14 +276,15 @@ class Plain(ListedDataset[Any]):
             return
         unknown = sorted(files.keys() - set(names)) if names else []
         if unknown:
-            yield f"{folder}: {len(unknown)} masks belong to no frame, {unknown[0]}.png first; name them as the frames"
+            yield self._masks_of_no_frame(video_id, unknown, names)
         if targets and len(unknown) == len(files):
-            yield self._no_masks(video_id)
+            yield self._no_masks(video_id, names)
             return
-        visible, readable = set[int](), True
+        self._warn_of_turned(video_id, files)
+        visible, readable, label_maps = set[int](), True, LabelMaps(size)
         for name, path in files.items():
             try:
-                numbers = numbers_in(read_palette(path, size))
+                numbers = numbers_in(label_maps.read(path))
             except InputError as error:
                 yield str(error)
                 readable = False

@@ -11,9 +11,13 @@ tools/data/convert_davis_to_ytvos.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from rvos_cache.datasets.palette import palette_masks
+import numpy as np
+
+from rvos_cache.datasets.palette import palette_masks, read_palette
 from rvos_cache.datasets.palette_split import PaletteSplit, object_number
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
@@ -62,6 +66,37 @@ class RefDavis17(PaletteSplit):
         """Return the pixels that are not scored, RleMasks (1, T). Raises InputError: if an annotation is damaged."""
         video = self.video(video_id)
         return palette_masks(self._annotation_paths(video), [VOID], video.size)
+
+    def scored_objects(self, video_id: str) -> RleMasks:
+        """Return the objects that the benchmark scores, RleMasks (A, T): numbers 1 to A, the largest one in the first frame.
+
+        Raises InputError: if an annotation is damaged, an expression names a number above A, or a number up to A is in no frame:
+        the benchmark would leave out the first, and score the second as an object that is never visible.
+        """
+        video = self.video(video_id)
+        paths = self._annotation_paths(video)
+        # Every frame has a PNG, see `every_frame`.
+        first = read_palette(paths[0], video.size)  # type: ignore[arg-type]
+        count = int(first[first != VOID].max(initial=0))
+        location = f"{paths[0]}: the benchmark scores objects up to the largest number in the first frame, {count}"
+        for number, expression_id in self._targets(video_id).items():
+            if number > count:
+                raise InputError(f"{location}, not object {number} of expression {expression_id}; number the objects anew")
+        masks = palette_masks(paths, range(1, count + 1), video.size)
+        absent = np.flatnonzero(masks.area().sum(1) == 0)
+        if len(absent):
+            raise InputError(f"{location}, but object {absent[0] + 1} is in no frame; number the objects without a gap")
+        return masks
+
+    def _check_video(self, video_id: str, meta: dict[str, Any] | None) -> Iterator[str]:
+        fault = None
+        for fault in super()._check_video(video_id, meta):
+            yield fault
+        if fault is None:
+            try:
+                self.scored_objects(video_id)
+            except InputError as error:
+                yield str(error)
 
     def _sorted_ids(self, video_id: str) -> list[str]:
         """Return the expression ids, by number where all are numbers: a program may have written them sorted as text."""

@@ -58,6 +58,7 @@ class RefCoco(RowDataset[_Entry]):
     name = "refcoco"
     protocol = "image"
     one_object = True
+    upright = False
     known_splits: tuple[str, ...] = ("train", "val", "testA", "testB")
     """The published splits, in the order in which `splits` returns them."""
 
@@ -100,14 +101,14 @@ class RefCoco(RowDataset[_Entry]):
         """
         entry = self._valid_entry(video_id)
         path = self.root / IMAGES / entry.file_name
-        size = image_size(path)
+        size = image_size(path, self.upright)
         if size != entry.size:
             raise InputError(f"{path}: {size} pixels (height, width), {self.file.name} has {entry.size}; copy both again")
         names = tuple(f"{t:05d}" for t in range(self.frames))
         if self.frames == 1:
-            return Video(video_id, names, size, lambda t: read_image(path), (path,))
-        image, motion = lru_cache(1)(lambda: read_image(path)), affine_path(video_id, self.frames, size)
-        return Video(video_id, names, size, lambda t: warp_image(image(), motion[t]), (path,))
+            return Video(video_id, names, size, lambda t: read_image(path, self.upright), files=(path,))
+        image, motion = lru_cache(1)(lambda: read_image(path, self.upright)), affine_path(video_id, self.frames, size)
+        return Video(video_id, names, size, lambda t: warp_image(image(), motion[t]), files=(path,))
 
     def expressions(self, video_id: str) -> tuple[Expression, ...]:
         """Return the expressions in file order. Raises InputError: if an entry cannot be read or a text is empty."""
@@ -149,7 +150,7 @@ class RefCoco(RowDataset[_Entry]):
             return
         try:
             self.video(video_id)
-            read_image(self.root / IMAGES / entry.file_name)
+            read_image(self.root / IMAGES / entry.file_name, self.upright)
         except InputError as error:
             yield str(error)
         for object_id in entry.objects:

@@ -1,6 +1,6 @@
 """Import the masks of any tracker as a cache. The directory contains each video in one of two forms:
 
-    <video>/<track>/<frame>.png    one image per frame of the video, with the frame's name; the mask is where it is not 0
+    <video>/<track>/<frame>.png    one image per frame of the video, with the frame's name; the mask is where it is not black
     <video>.json                   {"<track>": [mask, ...], ...}, one mask per frame of the video in order: COCO RLE
                                    {"size": [H, W], "counts": ...} or null, which is a mask without a pixel
 
@@ -24,6 +24,7 @@ from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.imported import SOURCE, check_same_sources, source_digest
 from rvos_cache.extraction import ExtractReport, select_videos, write_videos
+from rvos_cache.frames import warn_of_text_order
 from rvos_cache.identity import frames_digest
 from rvos_cache.mask_png import read_grey_png
 from rvos_cache.masks import RleMasks, encode, from_coco
@@ -154,6 +155,7 @@ def _from_json(path: Path, video: Video) -> dict[str, list[bytes]]:
     if not isinstance(content, dict):
         expected = '{"<track>": [COCO RLE or null for each frame]}'
         raise InputError(f"{path}: expected {expected}, found {type(content).__name__}; write it again")
+    warn_of_text_order(path, video.frame_names)
     rows = {}
     for track, masks in content.items():
         location = f"{path}, track {track!r}"

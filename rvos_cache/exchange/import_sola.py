@@ -22,6 +22,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.exchange.imported import SOURCE, check_same_sources, source_digest
 from rvos_cache.exchange.sola_files import CHANNELS, ORIGINS, Kind, SolaFolder, SolaTrack, object_name
 from rvos_cache.extraction import ExtractReport, bound_digest, select_videos, write_videos
+from rvos_cache.frames import warn_of_text_order
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap, frame_mean, iou
 from rvos_cache.store import CacheWriter, Card, TrackCache, TrackRecord, provenance, write_tracks
@@ -128,6 +129,7 @@ def read_video(folder: SolaFolder, source: Dataset, video_id: str) -> tuple[Trac
     Raises InputError for anything missing, damaged or of another video.
     """
     video, expressions = source.video(video_id), source.expressions(video_id)
+    warn_of_text_order(folder.path, video.frame_names)
     prompts: list[int] = []
     sola_tracks: list[SolaTrack] = []
     for prompt, group in folder.groups(video_id, expressions):

@@ -35,7 +35,7 @@ def report(run: Path, selections: Path | None, caches: tuple[Path, ...], root: P
 @click.option("--out", type=PATH, required=True, help="Folder for masks/ and overlay.mp4.")
 @policy_options()
 def ask(video: Path, sentence: str, run: Path, out: Path, policy: PolicyOptions) -> None:
-    """Segment the objects that SENTENCE names in VIDEO, an mp4 or a folder of frames."""
+    """Segment the objects that SENTENCE names in VIDEO, a film or a folder of frames."""
     from rvos_select.inference import ask as step
 
     answer = step.ask(video, sentence, run, out, policy)

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_cache.datasets.palette import palette_masks, read_palette
-from rvos_cache.datasets.palette_split import ANNOTATIONS
-from rvos_cache.datasets.ref_davis17 import VOID, RefDavis17
+from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.identity import answers_digest
 from rvos_cache.masks import RleMasks
@@ -97,14 +95,9 @@ def annotators(dataset: RefDavis17, video_id: str) -> list[dict[int, str]]:
 
 
 def davis_truth(dataset: RefDavis17, video_id: str) -> DavisTruth:
-    """The objects of the first frame and the void pixels. Raises InputError: a PNG is missing or damaged."""
-    video = dataset.video(video_id)
-    folder = dataset.folder / ANNOTATIONS / video_id
-    paths = [folder / f"{name}.png" for name in video.frame_names]
-    first = read_palette(paths[0], video.size)
-    count = int(first[first != VOID].max(initial=0))
-    masks = palette_masks(paths, [*range(1, count + 1), VOID], video.size)
-    return DavisTruth(video_id, video.frame_names, masks.select(range(count)), masks.select([count]))
+    """The scored objects and the void pixels. Raises InputError as `RefDavis17.scored_objects` does."""
+    names = dataset.video(video_id).frame_names
+    return DavisTruth(video_id, names, dataset.scored_objects(video_id), dataset.void(video_id))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from rvos_select.runs.checkpoint import run_cards
 
 TINT = np.array([255, 96, 32], np.float32)
 FRAMES_PER_SECOND = 12
+"""Of the overlay where the video is a folder of frames."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _extract_tracks(path: Path, video: Video, expression: Expression, card: Card
 
 def draw(video: Video, masks: Path, out: Path) -> Path:
     """Write the video with the masks `<masks>/<frame>.png` tinted and outlined, an mp4; returns `out`. Raises InputError."""
-    with VideoWriter(out, FRAMES_PER_SECOND, video.size) as film:
+    with VideoWriter(out, video.rate or FRAMES_PER_SECOND, video.size) as film:
         for t, name in enumerate(video.frame_names):
             film.write(tint(video.read(t), read_mask_png(masks / f"{name}.png", video.size)))
     return out

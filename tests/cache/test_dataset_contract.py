@@ -10,8 +10,10 @@ from pathlib import Path
 from string import Formatter
 from typing import get_args
 
+import cv2
 import numpy as np
 import pytest
+from film_fixtures import quarters, write_film
 from odd_videos import call
 from PIL import Image
 from test_a2d_sentences import write_a2d
@@ -23,7 +25,7 @@ from test_refcoco import write_refcoco
 
 from rvos_cache.datasets import DATASETS, Dataset, Protocol, dataset_class, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.frames import folder_video
+from rvos_cache.frames import file_video, folder_video
 from rvos_cache.masks import RleMasks
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TrackCache
@@ -144,6 +146,51 @@ def test_reading_a_video_again_gives_the_same_frames(data: Dataset) -> None:
         one, first, two = video.read(last), video.read(0), data.video(video_id).read(last)
         assert one.shape == first.shape == (*video.size, 3) and one.dtype == np.uint8
         assert np.array_equal(one, two) and (last == 0 or not np.array_equal(one, first))
+
+
+def turn_files(folder: Path) -> None:
+    """Every picture becomes noise, and every film four colours, with a tag that asks for a turn by 180 degrees."""
+    tag, rng = Image.Exif(), np.random.default_rng(0)
+    tag[0x0112] = 3
+    for path in sorted(p for p in folder.rglob("*.*") if p.is_file()):
+        if path.suffix == ".mp4":
+            film = file_video(path, "film")
+            write_film(path, [quarters(film.size)] * len(film), matrix=(-1 << 16, 0, 0, -1 << 16))
+            continue
+        with Image.open(path) as image:
+            noise = rng.integers(0, 256, (image.height, image.width, 3), np.uint8)
+        Image.fromarray(noise).save(path, exif=tag)
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF tag")
+def test_only_videos_of_the_users_own_are_turned(name: str, sample: Sample, tmp_path: Path) -> None:
+    """Against OpenCV without and with its own turning: masks of the benchmarks belong to the stored pixels."""
+    root = tmp_path / "data"
+    shutil.copytree(sample.root, root)
+    folder = root / sample.frames.relative_to(sample.root)
+    turn_files(folder)
+    data = open_dataset(name, root, sample.shown)
+    assert data.upright == (name == "plain")
+    for video_id in data.video_ids():
+        video, film = data.video(video_id), folder / f"{video_id}.mp4"
+        if film.exists():
+            capture = cv2.VideoCapture(str(film))
+            capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, int(data.upright))
+            expected = capture.read()[1][..., ::-1]
+        else:
+            # The frame of a folder, or the image of RefCOCO.
+            names = (
+                p
+                for stem in (video.frame_names[0], video_id)
+                for p in folder.rglob(f"{stem}.*")
+                if video_id in (p.stem, p.parent.name)
+            )
+            expected = cv2.imread(str(next(names)), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION * (not data.upright))[
+                ..., ::-1
+            ]
+        frame = video.read(0).astype(int)
+        assert np.median(np.abs(frame - expected)) <= 2
+        assert np.median(np.abs(frame - expected[::-1, ::-1])) > 10
 
 
 def test_expressions_name_objects_that_are_annotated(data: Dataset) -> None:

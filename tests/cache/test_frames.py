@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import VideoWriter, file_video, folder_video, open_video
+from rvos_cache.frames import VideoWriter, file_video, folder_video, open_video, order_fault, sort_frames
 
 
 def write_film(path: Path, count: int, size: tuple[int, int] = (48, 64)) -> list[int]:
@@ -100,6 +100,37 @@ def test_a_folder_is_read_in_natural_order(tmp_path: Path) -> None:
     video = open_video(tmp_path / "v")
     assert video.frame_names == ("1", "9", "10")
     assert [int(video.read(t)[0, 0, 0]) for t in range(3)] == [1, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["0", "1", "2", "10"], None),
+        (["shot1_9", "shot1_10", "shot2_3"], None),
+        (["IMG_0007"], None),
+        (["0.0", "0.5", "1.0"], None),
+        (["intro_1", "shot_1"], "'intro_1' and 'shot_1' differ in more than a number"),
+        (["a", "b"], "'a' and 'b' differ in more than a number"),
+        (["1", "2", "2b"], "'2' and '2b' differ in more than a number"),
+        (["01", "1"], "'01' and '1' have the same number"),
+        (["1.5", "1.25"], "'1.5' to '1.25' may be fractions or pairs of numbers"),
+    ],
+)
+def test_an_order_that_the_names_do_not_tell(names: list[str], fault: str | None) -> None:
+    """The names are in natural order."""
+    assert sort_frames(names[::-1]) == names
+    assert order_fault(names[::-1]) == fault
+
+
+def test_a_folder_without_a_known_order_is_told(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    for name in ("b", "a", "c1", "c2", "c3", "c4"):
+        image(tmp_path / f"v/{name}.png")
+    assert open_video(tmp_path / "v").frame_names == ("a", "b", "c1", "c2", "c3", "c4")
+    (warning,) = recwarn
+    assert str(warning.message) == (
+        f"{tmp_path / 'v'}: the frames are read in the order a, b, c1, ..., c3, c4, but 'a' and 'b' differ in more than a number; "
+        "number them if that is wrong"
+    )
 
 
 @pytest.mark.parametrize("names", [None, ["a", "b"]])

@@ -101,6 +101,29 @@ def test_the_flow_trackers_own_masks_get_its_own_tokens(work: Path, tmp_path: Pa
     assert cache.card.differences(flow.card) == ["settings.masks"]
 
 
+def test_palettes_are_read_by_their_colours(work: Path, tmp_path: Path) -> None:
+    """A program that writes small palettes may number white as 0."""
+    shutil.copytree(work / "png", tmp_path / "in")
+    for path in (tmp_path / "in").rglob("*.png"):
+        mask = np.asarray(Image.open(path)) > 0
+        Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB").quantize(2).save(path)
+    assert Image.open(next((tmp_path / "in").rglob("*.png"))).mode == "P"
+    import_cache(work / "png", work, tmp_path / "a.zarr")
+    import_cache(tmp_path / "in", work, tmp_path / "b.zarr")
+    assert content_digest(tmp_path / "a.zarr") == content_digest(tmp_path / "b.zarr")
+
+
+def test_a_list_of_masks_of_frames_that_sort_otherwise_as_text_is_told(tmp_path: Path) -> None:
+    frames = tmp_path / "data/videos/v"
+    frames.mkdir(parents=True)
+    for t in range(9, 12):
+        Image.fromarray(np.full((*SIZE, 3), t, np.uint8)).save(frames / f"{t}.png")
+    (tmp_path / "data/expressions.json").write_text('{"v": ["a square"]}')
+    (tmp_path / "v.json").write_text(json.dumps({"a": [None, None, None]}))
+    with pytest.warns(UserWarning, match=r"v\.json: its masks are read in natural order of the frames; sorted as text, 9 would"):
+        import_masks(tmp_path, "plain", tmp_path / "data", "all", tmp_path / "c.zarr")
+
+
 def test_a_video_without_a_track(work: Path, tmp_path: Path) -> None:
     """An empty folder, and an empty object; hidden files are ignored."""
     (tmp_path / "in/a").mkdir(parents=True)

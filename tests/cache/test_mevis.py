@@ -222,6 +222,71 @@ def test_masks_follow_the_names_of_frames_whatever_the_list(root: Path) -> None:
     assert list(data.check()) == []
 
 
+def rename_frames(root: Path, names: list[str], listed: list[str]) -> None:
+    """names: of the frames of video a, in their true order, in which its masks are; listed: the same in the order of the list."""
+    folder = root / "valid_u/JPEGImages/a"
+    for old, new in zip(("00000", "00001", "00002"), names):
+        (folder / f"{old}.jpg").rename(folder / f"{new}.jpg")
+    meta(root, lambda v: v["a"].update(frames=listed))
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (["shot1_9", "shot1_10", "shot2_3"], ["shot1_9", "shot1_10", "shot2_3"]),
+        (["8", "9", "10"], ["8", "9", "10"]),
+        (["a", "b", "c"], ["a", "b", "c"]),
+        (["08", "09", "10"], ["10", "08", "09"]),
+    ],
+)
+def test_frames_are_in_the_order_of_their_masks(root: Path, names: list[str], listed: list[str]) -> None:
+    rename_frames(root, names, listed)
+    data = Mevis(root, "valid_u")
+    assert data.video("a").frame_names == tuple(names)
+    truth = data.ground_truth("a")
+    assert truth is not None and truth.masks.area().tolist() == [[4, 4, 0]]
+    assert list(data.check()) == []
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (["10", "8", "9"], "sorted as text 10 comes earlier, so which mask of mask_dict.json is whose is unknown"),
+        (["9", "8", "10"], "sorted as text 10 comes earlier"),
+        (["c", "a", "b"], "the order of the frames is unknown: they are not listed by name, and 'a' and 'b' differ in more than"),
+    ],
+)
+def test_an_order_that_parts_frames_and_masks_is_refused(root: Path, listed: list[str], message: str) -> None:
+    rename_frames(root, sorted(listed), listed)
+    data = Mevis(root, "valid_u")
+    for step in (data.video, data.ground_truth):
+        with pytest.raises(InputError, match=message) as error:
+            step("a")
+        assert f"{root / 'valid_u/meta_expressions.json'}, video a: " in str(error.value)
+    assert [message in line for line in data.check()] == [True]
+    assert data.ground_truth("b") is not None
+
+
+def test_frames_without_masks_have_the_order_of_their_numbers(root: Path) -> None:
+    (root / "valid_u/mask_dict.json").unlink()
+    rename_frames(root, ["8", "9", "10"], ["10", "8", "9"])
+    (root / "valid_u").rename(root / "valid")
+    assert Mevis(root, "valid").video("a").frame_names == ("8", "9", "10")
+
+
+def test_photographs_stay_as_their_masks(root: Path) -> None:
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(root / "valid_u/JPEGImages/a/00000.jpg", exif=tag, quality=100)
+    data = Mevis(root, "valid_u")
+    with pytest.warns(UserWarning, match="JPEGImages/a: its frames have an EXIF tag that turns them; they are read unturned"):
+        video = data.video("a")
+    with Image.open(root / "valid_u/JPEGImages/a/00000.jpg") as image:
+        assert np.array_equal(video.read(0), np.asarray(image))
+    assert data.ground_truth("a") is not None and list(data.check()) == []
+
+
 @pytest.mark.parametrize("what", ["valid_u", "valid_u/JPEGImages", "valid_u/JPEGImages/a", "valid_u/mask_dict.json"])
 def test_reached_by_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory, what: str) -> None:
     """Ids are checked as text. Links may lead out of the root."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from film_fixtures import write_film
 from odd_videos import call
 from PIL import Image
-from test_ref_youtube_vos import cut, numbers, write_png
+from test_ref_youtube_vos import cut, numbers, white_is_0, write_png
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.plain import Plain
@@ -182,6 +183,34 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "video listed but absent": (lambda r: shutil.rmtree(r / "train/videos/a b"), "videos/a b: not found, nor a b.mp4"),
     "film listed but absent": (lambda r: (r / "train/videos/film.mp4").unlink(), "videos/film: not found, nor film.mp4"),
     "film cut short": (lambda r: (r / "train/videos/film.mp4").write_bytes(b"film"), "film.mp4: cannot be decoded"),
+    "film of another ending": (
+        lambda r: (r / "train/videos/film.mp4").rename(r / "train/videos/film.txt"),
+        "videos/film: not found, nor film.mp4 or another film (film.txt is no film: .mp4, ",
+    ),
+    "two films": (
+        lambda r: shutil.copy(r / "train/videos/film.mp4", r / "train/videos/film.MOV"),
+        "videos/film.MOV and film.mp4: the video occurs twice",
+    ),
+    "frame with transparent pixels": (
+        lambda r: Image.new("RGBA", SIZE[::-1], (9, 9, 9, 9)).save(frame(r, "9.png")),
+        "a b/9.png: has transparent pixels",
+    ),
+    "frame of several pictures": (
+        lambda r: Image.new("RGB", SIZE[::-1]).save(
+            frame(r, "9.png"), save_all=True, append_images=[Image.new("RGB", (12, 8), 9)]
+        ),
+        "a b/9.png: holds 2 pictures",
+    ),
+    "frame of another kind": (lambda r: frame(r, "11.heic").touch(), "a b/11.heic: not a frame that is read"),
+    "mask of another kind": (
+        lambda r: Image.new("L", SIZE[::-1]).save(mask(r).with_suffix(".bmp")),
+        "a b/2.bmp: an annotation is",
+    ),
+    "mask whose white is colour 0": (
+        lambda r: white_is_0(mask(r)),
+        "a b/2.png: colour 0 of its palette, the background, is (255",
+    ),
+    "masks numbered from 1": (lambda r: number_from_1(r), "masks/film: 1 masks belong to no frame, 00003.png first"),
     "folder and film": (lambda r: (r / "train/videos/film").mkdir(), "videos/film and film.mp4: the video occurs twice"),
     "no frames": (lambda r: [frame(r, n).unlink() for n in ("2.jpg", "9.png", "10.png")], "videos/a b: no frames"),
     "frame cut short": (lambda r: cut(frame(r, "2.jpg")), "a b/2.jpg: not a whole image"),
@@ -284,6 +313,85 @@ def test_two_splits_named_all(root: Path) -> None:
     (root / "expressions.json").write_text('{"a b": ["x"]}')
     with pytest.raises(InputError, match="both are split 'all'"):
         Plain(root, "all")
+
+
+@pytest.mark.parametrize("ending", ["MP4", "mov", "m4v", "MKV", "webm", "avi"])
+def test_films_have_any_usual_ending(root: Path, ending: str) -> None:
+    film = root / "train/videos/film.mp4"
+    codec, container = {"webm": ("libvpx-vp9", "webm"), "avi": ("mpeg4", "avi")}.get(ending, ("libx264", "mp4"))
+    film.unlink()
+    write_film(film.with_suffix(f".{ending}"), [np.full((*SIZE, 3), level, np.uint8) for level in (20, 80, 140)], 25, codec,
+               container=container)  # fmt: skip
+    data = Plain(root, "train")
+    assert list(data.check()) == []
+    video = data.video("film")
+    assert (len(video), video.size, video.rate) == (3, SIZE, 25)
+    assert [round(float(video.read(t).mean()), -1) for t in range(3)] == [20, 80, 140]
+
+
+def number_from_1(root: Path) -> None:
+    """Masks of a film as `ffmpeg -i film.mp4 %05d.png` names its frames."""
+    folder = root / "train/masks/film"
+    for t in (2, 1, 0):
+        (folder / f"{t:05d}.png").rename(folder / f"{t + 1:05d}.png")
+
+
+def test_masks_numbered_from_1_beside_a_film_are_refused(root: Path) -> None:
+    number_from_1(root)
+    message = f"{root / 'train/masks/film'}: 1 masks belong to no frame, 00003.png first; name them as the frames, 00000 to 00002"
+    data = Plain(root, "train")
+    with pytest.raises(InputError, match=message):
+        data.ground_truth("film")
+    assert list(data.check()) == [message]
+    assert data.ground_truth("a b") is not None
+
+
+def turn_frames(root: Path, number: int) -> None:
+    """Frames of "a b" with an EXIF tag, of which the first is stored with a dark corner."""
+    tag = Image.Exif()
+    tag[0x0112] = number
+    for name in NAMES:
+        frame(root, f"{name}.{'png' if name != '2' else 'jpg'}").unlink()
+        pixels = np.full((*SIZE, 3), 200, np.uint8)
+        pixels[:4, :4] = 20
+        Image.fromarray(pixels).save(frame(root, f"{name}.jpg"), exif=tag)
+
+
+def test_photographs_are_upright_and_their_masks_must_be(root: Path) -> None:
+    turn_frames(root, 6)
+    for name, t in (("2", 0), ("10", 2)):
+        write_png(mask(root, name), np.rot90(numbers(2, t), -1))
+    data = Plain(root, "train")
+    with pytest.warns(UserWarning, match=r"a b/2\.jpg: this and other frames have an EXIF tag, by which they are turned"):
+        assert list(data.check()) == []
+    video = data.video("a b")
+    assert video.size == SIZE[::-1]
+    # A turn to the right brings the top left to the top right.
+    assert video.read(0)[:4, -4:].mean() < 40 and video.read(0)[:4, :4].mean() > 180
+    truth = data.ground_truth("a b")
+    assert truth is not None and np.array_equal(truth.masks.decode(0, 0), np.rot90(numbers(2, 0) == 1, -1))
+
+
+def test_masks_of_the_stored_photograph_are_refused(root: Path) -> None:
+    turn_frames(root, 6)
+    data = Plain(root, "train")
+    message = r"2\.png: \(8, 12\) pixels \(height, width\), its frame has \(12, 8\)"
+    with pytest.raises(InputError, match=message), pytest.warns(UserWarning, match="by which they are turned"):
+        data.ground_truth("a b")
+
+
+def test_masks_of_photographs_turned_by_180_degrees_are_told(root: Path) -> None:
+    """Their size is that of the stored and of the shown frame."""
+    turn_frames(root, 3)
+    with pytest.warns(UserWarning, match="so the masks must be drawn on the turned frames"):
+        Plain(root, "train").ground_truth("a b")
+
+
+def test_frames_in_no_known_order_are_told(root: Path) -> None:
+    frame(root, "9.png").rename(frame(root, "then.png"))
+    data = Plain(root, "train")
+    with pytest.warns(UserWarning, match="a b: the frames are read in the order then, 2, 10, but 'then' and '2' differ in more"):
+        assert list(data.check()) == []
 
 
 def test_extraction_to_scores(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from test_ref_youtube_vos import SIZE, cut, edited, numbers, write_frames, write
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
+from rvos_cache.mask_png import write_mask_png
+from rvos_select.evaluation.ref_davis import evaluate_pngs
 
 NAMES = ("00000", "00001", "00002")
 
@@ -211,6 +214,53 @@ def test_objects_of_meta_json_without_sentences(root: Path) -> None:
     assert list(data.check()) == []
     truth = data.ground_truth("a")
     assert truth is not None and truth.object_ids == ("a-1", "a-2")
+
+
+def leave_first_frame(root: Path) -> None:
+    """Object 3 appears in the second frame."""
+    write_png(annotation(root, "00000"), numbers(2, 0))
+
+
+def leave_gap(root: Path) -> None:
+    """Objects 1 and 3 of video a, as in a palette where a number is skipped."""
+    edit(root, lambda e: [e.pop(str(i)) for i in range(4, 8)])
+    for t, name in enumerate(NAMES):
+        pixels = numbers(3, t)
+        pixels[pixels == 2] = 0
+        write_png(annotation(root, name), pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (leave_first_frame, "the largest number in the first frame, 2, not object 3 of expression 8; number the objects anew"),
+        (leave_gap, "the largest number in the first frame, 3, but object 2 is in no frame; number the objects without a gap"),
+    ],
+)
+def test_objects_that_the_benchmark_would_score_otherwise(
+    root: Path, tmp_path: Path, change: Callable[[Path], object], message: str
+) -> None:
+    """They are told before and in the evaluation; training can read them."""
+    change(root)
+    (fault,) = RefDavis17(root, "valid").check()
+    assert f"{annotation(root, '00000')}: " in fault and message in fault
+    for video, count in (("a", 12), ("b", 4)):
+        for e, name in itertools.product(range(count), NAMES):
+            write_mask_png(tmp_path / f"png/{video}/{e}/{name}.png", np.zeros(SIZE, bool))
+    with pytest.raises(InputError, match=message):
+        evaluate_pngs("ref-davis17", root, "valid", tmp_path / "png")
+    truth = RefDavis17(root, "valid").ground_truth("a")
+    assert truth is not None and "a-3" in truth.object_ids
+
+
+def test_a_number_that_appears_late_is_scored(root: Path) -> None:
+    """Object 2 is not in the first frame, whose largest number is 3."""
+    pixels = numbers(3, 0)
+    pixels[pixels == 2] = 0
+    write_png(annotation(root, "00000"), pixels)
+    data = RefDavis17(root, "valid")
+    assert list(data.check()) == []
+    assert data.scored_objects("a").area().tolist() == [[4, 4, 4], [0, 4, 4], [4, 4, 4]]
 
 
 @pytest.mark.parametrize("what", ["JPEGImages", "Annotations", "JPEGImages/a"])

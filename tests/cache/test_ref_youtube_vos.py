@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -116,6 +117,55 @@ def test_frames_are_in_order_whatever_the_list(root: Path) -> None:
     assert data.video("a").frame_names == NAMES
     truth = data.ground_truth("a")
     assert truth is not None and truth.masks.decode(0, 0)[0, 1]
+
+
+def test_numbers_with_gaps_are_those_of_the_pixels(root: Path) -> None:
+    """Objects 1 and 3 of a palette: object 2 does not exist, and 3 is not taken for it."""
+    meta(root, lambda v: [e.update(obj_id="3") for e in v["a"]["expressions"].values() if e["obj_id"] == "1"])
+    for name in ("00000", "00010"):
+        pixels = numbers(3, 0)
+        pixels[pixels == 1] = 0
+        write_png(annotation(root, name), pixels)
+    truth = RefYoutubeVos(root, "train").ground_truth("a")
+    assert truth is not None and truth.object_ids == ("a-2", "a-3")
+    assert np.argwhere(truth.masks.decode(1, 0)).min(0).tolist() == [0, 7]
+
+
+def test_an_annotation_of_no_listed_frame_is_told(root: Path) -> None:
+    write_png(annotation(root, "00007"), numbers(2, 0))
+    with pytest.warns(UserWarning, match=r"Annotations/a: 1 of its annotations are not listed, 00007\.png first"):
+        RefYoutubeVos(root, "train").ground_truth("a")
+
+
+def renumbered(path: Path) -> None:
+    """The PNG as a program saves it that numbers colours anew: object 2 becomes 1 in a palette of the colours that occur."""
+    write_png(path, numbers(2, 0))
+    pixels, colours = numbers(2, 0), np.array([[0, 1, 2], [6, 7, 8]], np.uint8)
+    image = Image.fromarray((pixels == 2).astype(np.uint8))
+    image.putpalette(colours.ravel().tolist())
+    image.save(path)
+
+
+def test_a_number_of_another_colour_is_told(root: Path) -> None:
+    renumbered(annotation(root, "00010"))
+    with pytest.warns(UserWarning, match=r"00010\.png: object 1 has the colour \(6, 7, 8\), in 00000\.png \(3, 4, 5\)"):
+        RefYoutubeVos(root, "train").ground_truth("a")
+    write_png(annotation(root, "00010"), numbers(2, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert RefYoutubeVos(root, "train").ground_truth("a") is not None
+
+
+def white_is_0(path: Path) -> None:
+    image = Image.fromarray((numbers(1, 0) == 0).astype(np.uint8))
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(path)
+
+
+def turned(path: Path) -> None:
+    tag = Image.Exif()
+    tag[0x0112] = 3
+    Image.fromarray(numbers(2, 0)).save(path, exif=tag)
 
 
 def test_valid_has_the_videos_that_test_does_not_list(root: Path) -> None:
@@ -236,6 +286,27 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "annotation cut short": (lambda r: cut(annotation(r)), "a/00000.png: not a whole PNG"),
     "annotation of another size": (lambda r: write_png(annotation(r), numbers(2, 0)[:5]), "a/00000.png: (5, 12) pixels"),
+    "annotation whose white is colour 0": (
+        lambda r: white_is_0(annotation(r)),
+        "a/00000.png: colour 0 of its palette, the background, is (255, 255, 255), expected black",
+    ),
+    "annotation that is turned": (lambda r: turned(annotation(r)), "a/00000.png: has an EXIF tag that turns it"),
+    "annotation of two pictures": (
+        lambda r: Image.new("L", SIZE[::-1]).save(annotation(r), save_all=True, append_images=[Image.new("L", SIZE[::-1], 1)]),
+        "a/00000.png: holds 2 pictures, a mask is one",
+    ),
+    "annotation as a JPEG": (
+        lambda r: annotation(r).rename(annotation(r).with_suffix(".jpg")),
+        "a/00000.jpg: an annotation is a PNG",
+    ),
+    "annotation as two files": (
+        lambda r: shutil.copy(annotation(r), annotation(r).with_suffix(".PNG")),
+        "a: 00000.PNG and 00000.png are of one frame",
+    ),
+    "frames in no known order": (
+        lambda r: meta(r, lambda v: v["a"].update(frames=["00010", "x", "00000"])),
+        "video a: the order of the frames is unknown: they are not listed by name, and 'x' and '00000' differ in more than",
+    ),
     "annotation in colours": (lambda r: Image.new("RGB", SIZE[::-1]).save(annotation(r)), "a/00000.png: expected a palette PNG"),
     "annotation with an unknown object": (
         lambda r: write_png(annotation(r), numbers(2, 0) + np.uint8(3) * (numbers(2, 5) > 0)),
