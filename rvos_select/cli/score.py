@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     default=None,
     help="Ref-DAVIS17: assign predictions to objects, or score each object with its own.  [default: --reassign]",
 )
+@click.option(
+    "--also",
+    multiple=True,
+    type=click.Choice(["sola"]),
+    help="Print a further number. sola: the F that SOLA's own code prints, an F1 of pixels pooled over frames, no boundary F.",
+)
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Processes over videos.")
 @click.option("--json", "json_path", type=PATH, help="Write the scores here.")
 def evaluate(
@@ -63,6 +69,7 @@ def evaluate(
     allow_missing: bool,
     map_mode: str | None,
     reassign: bool | None,
+    also: tuple[str, ...],
     processes: int,
     json_path: Path | None,
 ) -> None:
@@ -76,7 +83,7 @@ def evaluate(
 
     if (predictions is None) == (selections is None):
         raise click.UsageError("give --predictions PNGS, or --selections S.zarr with --cache C.zarr")
-    scope = step.Scope(videos, limit, allow_missing, processes, texts)
+    scope = step.Scope(videos, limit, allow_missing, processes, texts, also)
     options: dict[str, Any] = {} if map_mode is None else {"map_mode": map_mode}
     if reassign is not None:
         options["strict"] = not reassign

@@ -25,9 +25,11 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
 
     from rvos_select.evaluation.against import against_line
     from rvos_select.metrics.metric import percent
+    from rvos_select.metrics.table import ALSO
 
     protocol = _protocol(scores)
-    fields = [field for field in protocol.fields if any(field.value(row) is not None for row in rows.values())]
+    candidates = [*protocol.fields, *(field for metrics in ALSO.values() for metric in metrics for field in metric.fields)]
+    fields = [field for field in candidates if any(field.value(row) is not None for row in rows.values())]
     table = Table("", *(field.title for field in fields), protocol.counted)
     for name, row in rows.items():
         table.add_row(name, *(percent(field.value(row)) for field in fields), str(len(row[protocol.counted])))
@@ -46,11 +48,13 @@ def show_slices(scores: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from rvos_select.metrics.metric import percent
+    from rvos_select.metrics.table import ALSO
 
     slices = scores.get("slices", {})
     if not slices:
         return
-    titles = _protocol(scores).titles()
+    titles = {field.key: field.title for metrics in ALSO.values() for metric in metrics for field in metric.fields}
+    titles |= _protocol(scores).titles()
     keys = [key for key in next(iter(next(iter(slices.values())).values())) if key != "count"]
     table = Table("slice", "", *(titles[key] for key in keys), "count")
     for attribute, of_attribute in slices.items():

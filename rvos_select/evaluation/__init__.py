@@ -8,7 +8,7 @@ from typing import Any
 
 from rvos_cache.errors import InputError
 from rvos_select.data.caches import TrackSource
-from rvos_select.evaluation.protocols import PROTOCOLS, protocol_of
+from rvos_select.evaluation.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol, protocol_of
 from rvos_select.evaluation.scope import WHOLE, Scope
 from rvos_select.evaluation.video import evaluate_pngs, evaluate_selections
 from rvos_select.merging.merge import check_masks_of
@@ -35,6 +35,7 @@ def benchmark_pngs(
     """
     protocol = protocol_of(dataset)
     protocol.check_options(options, dataset)
+    _check_also(protocol, scope, dataset)
     check_masks_of(predictions, dataset, split)
     scores: dict[str, Any] = protocol.evaluator("evaluate_pngs")(dataset, root, split, predictions, scope=scope, **options)
     return scores
@@ -56,11 +57,17 @@ def benchmark_selections(
     if any(protocol != protocols[0] for protocol in protocols):
         raise InputError(f"{caches[0]}: caches of {', '.join(names)}, which have different protocols; evaluate one at a time")
     protocols[0].check_options(options, names[0])
+    _check_also(protocols[0], scope, names[0])
     evaluate = protocols[0].evaluator("evaluate_selections")
     scores: dict[str, Any] = evaluate(
         selections, caches, dataset=dataset, root=root, split=split, policy=policy, scope=scope, **options
     )
     return scores
+
+
+def _check_also(protocol: Protocol, scope: Scope, dataset: str) -> None:
+    if scope.also and protocol != DEFAULT_PROTOCOL:
+        raise InputError(f"--also {scope.also[0]} is of whole videos; {dataset} is scored by frames or objects: leave it out")
 
 
 def annotator_rows(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ def evaluate(
     allow_missing: bool = False,
     processes: int = 1,
     texts: Paths = (),
+    also: Sequence[str] = (),
     **options: Any,
 ) -> dict[str, Any]:
     """Scores in fractions of 1, as `rvos-select evaluate --json` writes them: "jf", "j", "f", "expressions", "slices" ...
@@ -35,10 +36,11 @@ def evaluate(
     selections, tracks: a selections cache and the tracks caches that it was made of; or predictions: a folder
     `<video>/<expression>/<frame>.png`, with dataset, root and split. Where the ground truth lies is by default what the cache's
     card says. threshold, top1, empty: the selection policy, by default the selector's; videos, limit: only these; allow_missing:
-    a missing prediction scores 0; texts: for slices by kind; options: of the dataset's protocol, `map_mode` or `strict`.
+    a missing prediction scores 0; texts: for slices by kind; also: further metrics (`metrics.table.ALSO`); options: of the
+    dataset's protocol, `map_mode` or `strict`.
     Raises InputError for caches that do not fit together, a missing prediction, or an option that the protocol does not have.
     """
-    scope = Scope(videos, limit, allow_missing, processes, as_paths(texts))
+    scope = Scope(videos, limit, allow_missing, processes, as_paths(texts), also)
     folder = None if root is None else Path(root)
     policy = PolicyOptions(threshold, top1, empty)
     if (selections is None) == (predictions is None):

@@ -39,7 +39,6 @@ from rvos_select.metrics.metric import NO_FRAME, FrameMetrics
 from rvos_select.metrics.scores import ExpressionScores
 from rvos_select.metrics.silhouette import EMPTY, Silhouette
 from rvos_select.metrics.slices import Facts, mean_share
-from rvos_select.metrics.table import METRICS
 
 LABEL = "video"
 Union = tuple[int, tuple[int, ...]]
@@ -105,13 +104,17 @@ class MergedMasks:
 
 @dataclass(frozen=True)
 class Task:
-    """One video to score. annotated: indices of the annotated frames; unreadable: keys of a video that cannot be read."""
+    """One video to score.
+
+    annotated: indices of the annotated frames; also: names of further metrics; unreadable: keys of a video that cannot be read.
+    """
 
     frame_names: tuple[str, ...]
     annotated: tuple[int, ...]
     truth: RleMasks
     expressions: tuple[ScoredExpression, ...]
     predictions: PngMasks | MergedMasks
+    also: Sequence[str] = ()
     unreadable: tuple[str, ...] = ()
 
 
@@ -131,7 +134,7 @@ def score_video(task: Task) -> list[Row]:
         return [Row(key) for key in task.unreadable]
     if not task.annotated:
         raise InputError(NO_FRAME)
-    metrics = FrameMetrics(METRICS["video"])
+    metrics = FrameMetrics(Scope(also=task.also).video_metrics)
     numbers = np.zeros((len(task.expressions), len(task.annotated), metrics.width))
     missing = [False] * len(task.expressions)
     areas: dict[tuple[int, ...], list[int]] = {expression.targets: [] for expression in task.expressions}
@@ -185,8 +188,8 @@ def evaluate_pngs(
     cue = kinds_of(scope.texts)
     against = Against.of(data)
     videos = against.watch(annotated_videos(video_ids, data, None, scope.allow_missing))
-    tasks = (_task(video, cue, PngMasks(predictions, scope.allow_missing)) for video in videos)
-    return _scores(in_order(score_video, tasks, scope.processes), dataset, split, against)
+    tasks = (_task(video, cue, PngMasks(predictions, scope.allow_missing), scope.also) for video in videos)
+    return _scores(in_order(score_video, tasks, scope.processes), dataset, split, against, scope)
 
 
 def evaluate_selections(
@@ -218,10 +221,10 @@ def evaluate_selections(
                 if data is not None:
                     check_same_answers(source, data, video)
                 masks = _merged(video, selected, resolved, scope.allow_missing)
-            yield _task(video, cue, masks)
+            yield _task(video, cue, masks, scope.also)
 
     datasets, splits = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
-    return _scores(in_order(score_video, tasks(), scope.processes), datasets, splits, against)
+    return _scores(in_order(score_video, tasks(), scope.processes), datasets, splits, against, scope)
 
 
 def _merged(video: AnnotatedVideo, selected: SelectedTracks, policy: SelectionPolicy, allow_missing: bool) -> MergedMasks:
@@ -247,20 +250,23 @@ def _merged(video: AnnotatedVideo, selected: SelectedTracks, policy: SelectionPo
 
 
 def _task(
-    video: AnnotatedVideo | UnreadableVideo, cue: Callable[[Expression], str | None], predictions: PngMasks | MergedMasks
+    video: AnnotatedVideo | UnreadableVideo,
+    cue: Callable[[Expression], str | None],
+    predictions: PngMasks | MergedMasks,
+    also: Sequence[str],
 ) -> Task:
     if isinstance(video, UnreadableVideo):
-        return Task((), (), RleMasks.empty(0, 0, (1, 1)), (), predictions, video.keys)
+        return Task((), (), RleMasks.empty(0, 0, (1, 1)), (), predictions, unreadable=video.keys)
     expressions = tuple(
         ScoredExpression(e.key, tuple(sorted(video.targets(e))), len(e.text.split()), video.kind(e), cue(e))
         for e in video.expressions
     )
     annotated = tuple(np.flatnonzero(video.truth.annotated).tolist())
-    return Task(video.frame_names, annotated, video.truth.masks, expressions, predictions)
+    return Task(video.frame_names, annotated, video.truth.masks, expressions, predictions, also)
 
 
-def _scores(videos: Iterable[list[Row]], dataset: str, split: str, against: Against) -> dict[str, Any]:
-    scores = ExpressionScores()
+def _scores(videos: Iterable[list[Row]], dataset: str, split: str, against: Against, scope: Scope) -> dict[str, Any]:
+    scores = ExpressionScores(scope.video_metrics)
     for rows in videos:
         for row in rows:
             scores.add(row.key, row.items, row.kind, row.facts)

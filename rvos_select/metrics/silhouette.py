@@ -83,13 +83,18 @@ EMPTY = Silhouette(*(np.zeros((0, 0), np.uint64),) * 3, 0, 0, 0, 0)
 
 def j_and_f(a: Silhouette, b: Silhouette) -> tuple[float, float]:
     """J and F of two masks of one frame, as `region.j` and `boundary.f`."""
-    inter = _shared(a, a.mask, b, b.mask)
+    inter = shared_area(a, b)
     union = a.area + b.area - inter
     region = inter / union if union else 1.0
     if not a.length or not b.length:
         return region, float(a.length == b.length)
     precision, recall = _shared(a, a.edge, b, b.near) / a.length, _shared(b, b.edge, a, a.near) / b.length
     return region, 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+
+
+def shared_area(a: Silhouette, b: Silhouette) -> int:
+    """Pixels in both masks."""
+    return _shared(a, a.mask, b, b.mask)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from rvos_select.metrics.average_precision import AveragePrecision
 from rvos_select.metrics.image_iou import MeanIou, OverallIou, PrecisionAtIou
 from rvos_select.metrics.metric import FrameMetric, SampleMetric
 from rvos_select.metrics.no_target import NoTargetAccuracy
+from rvos_select.metrics.pooled_f1 import PooledF1
 from rvos_select.metrics.region_contour import REGION_CONTOUR
 
 
@@ -18,6 +19,9 @@ class Metrics(TypedDict):
     davis: tuple[FrameMetric, ...]
     image: tuple[SampleMetric[Any], ...]
 
+
+ALSO: dict[str, tuple[FrameMetric, ...]] = {"sola": (PooledF1(),)}
+"""Name -> metrics that the protocol "video" computes on request, beside its own: what released code prints and no benchmark scores."""
 
 METRICS: Metrics = {
     "video": (REGION_CONTOUR, NoTargetAccuracy()),

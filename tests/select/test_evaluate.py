@@ -399,3 +399,19 @@ def test_equal_answers_are_worked_out_once(split: Path, monkeypatch: pytest.Monk
     together = evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(videos=["a"]))["expressions"]
     assert len(read) == len(NAMES)
     assert together == alone
+
+
+def test_solas_own_number_is_there_on_request(split: Path) -> None:
+    """By selections and by PNGs, beside the benchmark's numbers, which it does not change."""
+    selections, cache = split / "s.zarr", split / "c.zarr"
+    plain = evaluate_selections(selections, [cache])
+    also = Scope(also=("sola",))
+    scores = evaluate_selections(selections, [cache], scope=also)
+    names = ("j", "f", "jf", "n_acc")
+    assert "pooled_f1" not in plain and [scores[name] for name in names] == [plain[name] for name in names]
+    # Perfect masks; a/2 has no target and no pixel, which counts 0 there.
+    assert [row["pooled_f1"] for row in scores["expressions"].values()] == [1, 1, 0, 1] and scores["pooled_f1"] == 0.75
+    merge(selections, [cache], split / "own-png")
+    assert evaluate_pngs("mevis", split / "data", "valid_u", split / "own-png", also)["pooled_f1"] == 0.75
+    with pytest.raises(InputError, match="no further metric 'dmvs'; there are: sola"):
+        Scope(also=("dmvs",))

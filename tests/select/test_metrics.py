@@ -27,6 +27,7 @@ from rvos_select.metrics.region_contour import REGION_CONTOUR
 from rvos_select.metrics.scores import score
 from rvos_select.metrics.silhouette import Silhouette, _spread, j_and_f
 from rvos_select.metrics.slices import Facts, mean_share, slice_keys
+from rvos_select.metrics.table import ALSO
 
 
 def blob(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -332,3 +333,17 @@ def test_objects_are_no_expressions() -> None:
 def test_the_mean_share_leaves_out_frames_without_pixels() -> None:
     assert mean_share([0, 2, 0, 4], (4, 5)) == 3 / 20
     assert mean_share([0, 0], (4, 5)) is mean_share([], (4, 5)) is None
+
+
+def test_the_pooled_f1_of_pixels_by_hand() -> None:
+    """Frames of 4, 2 and 0 predicted pixels, of which 3, 0 and 0 are right, against 4, 1 and 0: 2 * 3 / (6 + 5)."""
+    prediction, truth = np.zeros((2, 3, 8, 8), bool)
+    prediction[0, 1, 1:5], truth[0, 1, 2:6] = True, True
+    prediction[1, 5, 0:2], truth[1, 7, 7] = True, True
+    metrics = FrameMetrics(ALSO["sola"])
+    masks = [RleMasks.from_dense(pixels[None]) for pixels in (prediction, truth)]
+    (item,) = metrics.score(masks[0], masks[1], np.ones(3, bool))
+    assert item == pytest.approx((2 * 3 / (6 + 5),))
+    assert metrics.score(masks[0], masks[1], np.array([True, False, True]))[0] == pytest.approx((2 * 3 / (4 + 4),))
+    empty = RleMasks.empty(1, 3, (8, 8))
+    assert metrics.score(empty, empty, np.ones(3, bool)) == ((0.0,),)
