@@ -212,4 +212,4 @@ def test_a_selector_reads_what_a_tracker_writes(folder: Path) -> None:
     selections = rs.predict(run, "valid_u.zarr", out="selections.zarr")
     assert 0 <= rs.evaluate(selections, "valid_u.zarr")["jf"] <= 1
     rs.merge(selections, "valid_u.zarr", "masks")
-    assert Path(rs.report("video", selections, "valid_u.zarr", "report")).is_file()
+    assert Path(rs.report(run, selections, "valid_u.zarr", "report")).is_file()

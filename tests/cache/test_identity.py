@@ -54,7 +54,7 @@ def test_frames_are_identified_by_the_bytes_of_their_files(tmp_path: Path) -> No
 
 
 def test_bytes_moved_from_one_file_to_the_next_are_a_difference(tmp_path: Path) -> None:
-    video = Video("v", NAMES, SIZE, lambda t: np.zeros((*SIZE, 3), np.uint8), (tmp_path / "0", tmp_path / "1"))
+    video = Video("v", NAMES, SIZE, lambda t: np.zeros((*SIZE, 3), np.uint8), files=(tmp_path / "0", tmp_path / "1"))
     digests = []
     for first, second in ((b"ab", b"c"), (b"a", b"bc")):
         (tmp_path / "0").write_bytes(first)
