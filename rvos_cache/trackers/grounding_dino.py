@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoProcessor
+from transformers import (
+    AutoTokenizer,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    GroundingDinoProcessor,
+)
 from transformers.models.grounding_dino.modeling_grounding_dino import SPECIAL_TOKENS
 
 from rvos_cache.errors import InputError
@@ -31,8 +36,9 @@ class BoxFinder:
 
     def __init__(self, checkpoint: str, box_threshold: float, text_threshold: float) -> None:
         self.checkpoint, self.box_threshold, self.text_threshold = checkpoint, box_threshold, text_threshold
-        # With torchvision installed, the default backend would resize differently: a cache must not depend on that.
-        images = load_processor(AutoImageProcessor, checkpoint, WHAT, SETTING, backend="pil")
+        # With torchvision installed, AutoImageProcessor would resize differently: a cache must not depend on that. Up to
+        # transformers 5.17, it cannot be used without.
+        images = load_processor(GroundingDinoImageProcessorPil, checkpoint, WHAT, SETTING)
         self.tokenizer: Any = load_processor(AutoTokenizer, checkpoint, WHAT, SETTING)
         self._check_delimiters()
         self.processor: Any = GroundingDinoProcessor(images, self.tokenizer)
