@@ -13,7 +13,7 @@ import torch
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import ExtractReport, write_videos
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import CacheWriter, Card, SelectionRecord, digest, format_uri, provenance, write_selections
+from rvos_cache.store import CacheWriter, Card, SelectionRecord, format_uri, provenance, write_selections
 from rvos_cache.types import Selection
 from rvos_select.data.caches import CacheCards, TrackSource, candidates, check_declared
 from rvos_select.data.one_object import all_name_one_object
@@ -47,7 +47,7 @@ def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "ou
     selector.bind(used)
     # Measurements are of the ground truth: prediction does without.
     check_declared([name for name in selector.requires if not name.startswith("measured.")], used, type(selector).__name__)
-    weights = {"best": digest((run / "best/model.safetensors").read_bytes())}
+    weights = {"best": selector.weights_digest}
     card = selections_card(str(run), run_settings(run)["settings"], selector.threshold, source, words, weights)
     card = card.model_copy(update={"extra": {**card.extra, **_policy_entries(selector, source)}})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rvos_cache.errors import InputError
 from rvos_cache.files import write_text
+from rvos_cache.locks import LOCK, folder_lock
 from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
@@ -95,8 +96,8 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
     The folder of an expression appears by one rename, so an existing one is complete and a later run skips it.
-    Raises InputError when `out` has masks made from other selections or settings, or cannot be written, and at the end for
-    damaged videos; the others are written all the same.
+    Raises InputError when `out` has masks made from other selections or settings, is being written by another process, or cannot
+    be written, and at the end for damaged videos; the others are written all the same.
     """
     source, cache, out = TrackSource(caches), SelectionCache(Path(selections)), Path(out)
     check_cards(cache, source)
@@ -110,12 +111,13 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
             failed[video_id] = error
     try:
         card = {"selections": digest(canonical(cache.card.model_dump(exclude=set(PROVENANCE_FIELDS))))}
-        _claim(out, {**card, **resolved.record()}, digests)
-        for video_id in digests:
-            try:
-                _merge_video(cache, source, video_id, resolved, out)
-            except InputError as error:
-                failed[video_id] = error
+        with folder_lock(out, "merge"):
+            _claim(out, {**card, **resolved.record()}, digests)
+            for video_id in digests:
+                try:
+                    _merge_video(cache, source, video_id, resolved, out)
+                except InputError as error:
+                    failed[video_id] = error
     except OSError as error:
         raise InputError(
             f"{error.filename or out}: cannot write the masks ({error.strerror}); free space there, or choose another --out"
@@ -139,8 +141,8 @@ def _merge_video(cache: SelectionCache, source: TrackSource, video_id: str, poli
 def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> None:
     """Write the record of `out`, and remove what an interrupted run left unfinished.
 
-    record: of the run and the policy; digests: video -> digest of its selections. Raises InputError when `out` has another
-    record.
+    Only for the process that has the lock of `out`. record: of the run and the policy; digests: video -> digest of its
+    selections. Raises InputError when `out` has another record.
     """
     path = out / RECORD
     known: dict[str, str] = {}
@@ -152,9 +154,8 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
             stored = None
         if stored != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
             raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
-    elif out.exists() and any(RECORD not in path.name for path in out.iterdir()):
+    elif out.exists() and any(RECORD not in path.name and path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({**record, "videos": {**known, **digests}}))
     for unfinished in out.glob("*/.part-*"):
         shutil.rmtree(unfinished, ignore_errors=True)

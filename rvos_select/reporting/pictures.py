@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rvos_cache.files import replace_file
+
 HEIGHT = 160
 PREDICTION = (255, 112, 32)
 TRUTH = (32, 220, 255)
@@ -39,5 +41,5 @@ def strip(pictures: list[NDArray[np.uint8]], path: Path) -> None:
     """Write pictures side by side with a thin gap, as one JPEG."""
     gap = np.full((pictures[0].shape[0], 4, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (picture, gap)][:-1]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(parts, axis=1)).save(path, quality=88)
+    with replace_file(path) as temporary:
+        Image.fromarray(np.concatenate(parts, axis=1)).save(temporary, "JPEG", quality=88)
