@@ -161,6 +161,11 @@ def open_video(path: Path) -> Video:
     return folder_video(path, video_id) if path.is_dir() else file_video(path, video_id)
 
 
+def video_files(path: Path) -> list[Path]:
+    """The files of what `open_video` opens: the images of a folder in the order of the frames, or the film itself."""
+    return [file for files in frame_files(path).values() for file in files] if path.is_dir() else [path]
+
+
 class VideoWriter:
     """Write an mp4 (H.264) frame by frame, as a context manager; the file appears when the context ends without an error.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_text
+from rvos_cache.files import new_folder, write_text
 from rvos_cache.locks import LOCK, folder_lock
 from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
@@ -17,6 +17,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest, video_digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
+from rvos_select.merging.hints import warn_if_empty
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
 from rvos_select.paths import PathLike, Paths
 
@@ -122,6 +123,7 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
         raise InputError(
             f"{error.filename or out}: cannot write the masks ({error.strerror}); free space there, or choose another --out"
         ) from error
+    warn_if_empty(cache, resolved, digests)
     if failed:
         video_id, first = next(iter(failed.items()))
         raise InputError(f"{out}: {len(failed)} videos have no masks, first {video_id}: {first}; then run the same command again")
@@ -136,6 +138,23 @@ def _merge_video(cache: SelectionCache, source: TrackSource, video_id: str, poli
     for group, runs, selected in _grouped(selections, source, video_id, policy):
         pictures = ((f"{name}.png", encode_mask_png(runs.union(t, selected))) for t, name in enumerate(frame_names))
         _write(pictures, [out / video_id / s.expression_id for s in group])
+
+
+def write_masks(
+    selections: SelectionCache, source: TrackSource, video_id: str, expression_id: str, policy: SelectionPolicy, folder: Path
+) -> None:
+    """Write `<folder>/<frame>.png` of one expression. The folder appears by one rename, and is left as it is if it is there.
+
+    Raises InputError for other caches than those of the selections, OSError if a write fails.
+    """
+    if folder.is_dir():
+        return
+    check_same_frames(selections, source, video_id)
+    selection = next(s for s in selections.selections(video_id) if s.expression_id == expression_id)
+    for _, runs, selected in _grouped([selection], source, video_id, policy):
+        with new_folder(folder, durable=False) as part:
+            for t, name in enumerate(selections.info(video_id).frame_names):
+                (part / f"{name}.png").write_bytes(encode_mask_png(runs.union(t, selected)))
 
 
 def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> None:

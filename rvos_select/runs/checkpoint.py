@@ -113,6 +113,16 @@ def trained_cards(run: PathLike) -> list[Card]:
     return [Card.model_validate(card) for card in (*cards["tracks"], *cards.get("valid_tracks", ()))]
 
 
+def trained_on(run: PathLike) -> str:
+    """The data that a run was trained on, for people: "mevis train, train-mirror in data/mevis; …"."""
+    splits: dict[tuple[str, str], list[str]] = {}
+    for card in map(Card.model_validate, run_settings(run)["cards"]["tracks"]):
+        names = splits.setdefault((card.dataset, card.root), [])
+        if card.split not in names:
+            names.append(card.split)
+    return "; ".join(f"{dataset} {', '.join(names)}{f' in {root}' if root else ''}" for (dataset, root), names in splits.items())
+
+
 def best_folder(run: Path) -> Path:
     """The folder of the best module. A training that is killed while it replaces `<run>/best` leaves the earlier one next to it.
 

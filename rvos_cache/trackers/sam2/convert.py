@@ -48,10 +48,8 @@ def convert_sam2(checkpoint: Path, out: Path) -> Conversion:
     result = Conversion(version, size.letter, len(tensors), unread)
     with new_folder(out) as folder:
         model.save_pretrained(folder)
-        write_json(
-            folder / "conversion.json",
-            {"source": checkpoint.name, "version": version, "tensors": result.tensors, "unread": unread},
-        )
+        record = {"source": checkpoint.name, "version": version, "tensors": result.tensors, "unread": unread}
+        write_json(folder / "conversion.json", record)
     return result
 
 
