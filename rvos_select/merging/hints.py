@@ -32,7 +32,7 @@ def empty_hint(selections: SelectionCache, policy: SelectionPolicy, videos: Iter
     if lower is not None and lower >= selections.card.extra.get(DRAW_THRESHOLD, 0.0):
         options.append(f"--threshold {lower:g}")
     tracks = "no track" if expressions == 1 else "no track of any expression"
-    return f"every mask is empty: {tracks} scored above {policy.threshold:g}, the best {best:.2g}; try {' or '.join(options)}"
+    return f"every mask is empty: {tracks} scored above {policy.threshold:g}, the best {best:.3g}; try {' or '.join(options)}"
 
 
 def warn_if_empty(selections: SelectionCache, policy: SelectionPolicy, videos: Iterable[str] | None = None) -> None:
