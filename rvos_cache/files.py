@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}", re.DOTALL)
+"""The names of temporary files and folders: .<name>.<uuid>."""
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def replace_file(path: Path | str, durable: bool = True) -> Iterator[Path]:
     temporary file is removed. Raises OSError with `path` as its file name.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    temporary = _temporary(target)
     try:
         if target.exists() and not target.is_file() and not target.is_dir():
             yield target
@@ -165,7 +170,7 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
     """Yield a temporary folder next to `path`, which replaces `path` when the block ends, synced to the disk.
 
     For a folder that one process writes. If the block raises, `path` stays as it was. A kill leaves `path` whole, or the earlier
-    folder as `set_aside(path)`, which `restore_folder` puts back. Raises OSError with `path` as its file name.
+    folder as `set_aside(path)`, which `restore` puts back. Raises OSError with `path` as its file name.
     """
     target, old = Path(path), set_aside(path)
     with _temporary_folder(target) as temporary:
@@ -183,16 +188,30 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def restore_folder(path: Path | str) -> None:
-    """Undo what a kill inside `replace_folder` left: put the earlier folder back, remove temporary ones.
+def restore(path: Path | str) -> None:
+    """Undo what a kill inside `replace_file`, `new_folder` or `replace_folder` left: put the earlier folder back, remove what
+    was not complete.
 
-    Only for the one process that writes `path`: the temporary folder of a process that still runs would be lost.
+    Only for the one process that writes `path`: what another one is writing would be lost.
     """
     target, old = Path(path), set_aside(path)
     if old.exists() and not target.exists():
         os.rename(old, target)
-    for other in target.parent.glob(f".{target.name}.*"):
-        shutil.rmtree(other, ignore_errors=True)
+    for other in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if other == old or is_temporary(other):
+            _remove(other)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path is what a kill inside `replace_file`, `new_folder` or `replace_folder` leaves."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path | str) -> Path:
@@ -202,7 +221,7 @@ def set_aside(path: Path | str) -> Path:
 
 @contextmanager
 def _temporary_folder(target: Path) -> Iterator[Path]:
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    temporary = _temporary(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -212,6 +231,10 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
 
 
 def sync_folder(folder: Path) -> None:

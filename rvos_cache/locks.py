@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import is_temporary
 
 LOCK = ".lock"
 """The file in a folder that the process writing it has locked; its text names that process. It is removed at the end. One that
@@ -49,9 +50,9 @@ def folder_lock(folder: Path | str, activity: str) -> Iterator[None]:
                 path.rmdir()
 
 
-def has_only_lock(folder: Path) -> bool:
-    """Whether a folder is empty but for a lock."""
-    return all(path.name == LOCK for path in folder.iterdir())
+def is_unwritten(folder: Path) -> bool:
+    """Whether a folder is empty, but for a lock and what a process left that was killed in its first write."""
+    return all(path.name == LOCK or is_temporary(path) for path in folder.iterdir())
 
 
 def _acquire(folder: Path, activity: str) -> int:

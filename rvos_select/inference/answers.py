@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_json
+from rvos_cache.files import restore, write_json
 
 RECORD = "answers.json"
 OTHER_OUT = "choose another --out"
@@ -49,6 +49,7 @@ class Answers:
 
     def __init__(self, out: Path, video: Path, frames: str) -> None:
         self.out, self.video, self.frames, self.questions = out, video, frames, list[Question]()
+        restore(out / RECORD)
         if not (out / RECORD).exists():
             for name in ("masks", "cache", "overlay.mp4"):
                 self._check_free(out / name)
@@ -60,6 +61,7 @@ class Answers:
             self.questions = [Question(**question) for question in record["answers"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{out / RECORD}: not the record of rvos-select ask, or damaged; {OTHER_OUT}") from error
+        self.video = Path(stored_video)
         if stored_frames != frames:
             same_path = stored_video == str(video)
             about = "frames that have been changed since" if same_path else "another video"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.datasets.digest import frames_digest
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, naming
 from rvos_cache.exchange.import_masks import IMPORTED
 from rvos_cache.exchange.import_sola import PRODUCER as SOLA_FILES
 from rvos_cache.extraction import extract_video
@@ -82,7 +82,7 @@ def ask(video: PathLike, sentence: str, run: PathLike, out: PathLike, policy: Po
     # Before the tracks, which take the time.
     _check_same_weights(encoder.weight_hashes(), text_card, f"{run}, text encoder {text_card.producer}")
     content = _Content.of(source, frames)
-    with folder_lock(out, "ask"):
+    with naming(out), folder_lock(out, "ask"):
         answers = Answers(out, source.resolve(), content.digest)
         caches = out / "cache"
         of_video = {"dataset": "ask", "split": frames.video_id, "root": str(source.resolve())}

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import new_folder, write_text
-from rvos_cache.locks import LOCK, folder_lock
+from rvos_cache.files import new_folder, restore, write_text
+from rvos_cache.locks import folder_lock, is_unwritten
 from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
@@ -164,6 +164,7 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
     selections. Raises InputError when `out` has another record.
     """
     path = out / RECORD
+    restore(path)
     known: dict[str, str] = {}
     if path.exists():
         try:
@@ -173,7 +174,7 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
             stored = None
         if stored != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
             raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
-    elif out.exists() and any(RECORD not in path.name and path.name != LOCK for path in out.iterdir()):
+    elif not is_unwritten(out):
         raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
     write_text(path, json.dumps({**record, "videos": {**known, **digests}}))
     for unfinished in out.glob("*/.part-*"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError, naming
-from rvos_cache.files import replace_folder, restore_folder, write_text
+from rvos_cache.files import replace_folder, restore, write_text
 from rvos_cache.locks import folder_lock
 from rvos_cache.store import SelectionCache, TrackInfo
 from rvos_cache.types import Expression, Selection
@@ -76,7 +76,8 @@ def _report(
 ) -> Path:
     settings = run_settings(run)
     _check_out(out)
-    restore_folder(out / PICTURES)
+    for name in (PAGE, PICTURES):
+        restore(out / name)
     body = [f"<h1>{escape(str(settings['settings']['selector']))}</h1>", _origin(settings)]
     results = ""
     if selections is not None:

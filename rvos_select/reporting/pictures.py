@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rvos_cache.files import replace_file
+from rvos_cache.files import write_bytes
 
 HEIGHT = 160
 PREDICTION = (255, 112, 32)
@@ -41,5 +42,7 @@ def strip(pictures: list[NDArray[np.uint8]], path: Path) -> None:
     """Write pictures side by side with a thin gap, as one JPEG."""
     gap = np.full((pictures[0].shape[0], 4, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (picture, gap)][:-1]
-    with replace_file(path) as temporary:
-        Image.fromarray(np.concatenate(parts, axis=1)).save(temporary, "JPEG", quality=88)
+    # To memory first: Pillow takes no notice when a full disk accepts only a part of a file.
+    content = io.BytesIO()
+    Image.fromarray(np.concatenate(parts, axis=1)).save(content, "JPEG", quality=88)
+    write_bytes(path, content.getvalue())

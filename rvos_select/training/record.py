@@ -11,7 +11,7 @@ from typing import Any
 
 from rvos_cache.errors import InputError
 from rvos_cache.files import append_line, read_lines, write_bytes, write_json
-from rvos_cache.locks import has_only_lock
+from rvos_cache.locks import is_unwritten
 from rvos_cache.settings import Settings
 from rvos_cache.store import Card, provenance
 from rvos_select.data.epochs import Grouping, items_per_epoch, set_sizes
@@ -51,7 +51,7 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
     }
     path = out / SETTINGS
     if not path.exists():
-        if out.exists() and not has_only_lock(out):
+        if out.exists() and not is_unwritten(out):
             raise InputError(f"{out}: exists and is not a run; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, record)

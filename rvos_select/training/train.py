@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import restore_folder
+from rvos_cache.files import restore
 from rvos_cache.locks import folder_lock
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
@@ -29,6 +29,7 @@ from rvos_select.data.sources import LabelSettings, Sources, read_sources
 from rvos_select.data.texts import texts_of
 from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import load_state, replace_folder, save_state
+from rvos_select.runs.metrics import METRICS
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.training.optim import learning_rate, make_optimizer, update_plateau
 from rvos_select.training.progress import TrainingProgress
@@ -165,8 +166,8 @@ class Run:
 
     def train(self, resume: bool) -> Path:
         """The remaining epochs. Raises InputError when a write fails; the last complete checkpoint is kept then."""
-        for name in ("last", "best"):
-            restore_folder(self.out / name)
+        for name in ("last", "best", SETTINGS, METRICS):
+            restore(self.out / name)
         if resume and (self.out / "last").exists():
             self.state = load_state(self.out, self.model, self.optimizer)
         epoch, steps = self.state["epoch"], self.steps_per_epoch

@@ -24,7 +24,7 @@ from rvos_cache.files import (
     read_lines,
     replace_file,
     replace_folder,
-    restore_folder,
+    restore,
     write_bytes,
     write_json,
     write_text,
@@ -241,7 +241,7 @@ def test_a_folder_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_kill_at_any_write_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
-    """Before each fsync, rename and removal of `replace_folder`; then `restore_folder` leaves nothing else."""
+    """Before each fsync, rename and removal of `replace_folder`; then `restore` leaves nothing else."""
 
     def replace_and_die(target: Path, call: int) -> None:
         calls = [0]
@@ -266,7 +266,7 @@ def test_a_kill_at_any_write_leaves_the_old_or_the_new_folder(tmp_path: Path) ->
         process = multiprocessing.get_context("fork").Process(target=replace_and_die, args=(target, call))
         process.start()
         process.join(60)
-        restore_folder(target)
+        restore(target)
         assert names(target.parent) == ["target"]
         (text,) = set(content(target).values())
         assert len(content(target)) == 2
