@@ -182,9 +182,11 @@ def _extract_tracks(path: Path, video: Video, expression: Expression, card: Card
         # A run of SOLA's released weights names its tracker, whose digest is not known.
         if card.weights:
             _check_same_weights(tracker.weight_hashes(), card, f"{run}, tracker {card.producer}")
+        # Tracks of a tracker that reads no sentence are those of every sentence, and list none.
+        sentences = (expression,) if card.expressions_digest is not None else ()
         with step_progress("tracks") as progress:
             tracker.progress = progress  # type: ignore[method-assign, assignment]
-            record = extract_video(tracker, video, (expression,), None)
+            record = extract_video(tracker, video, sentences, None)
         content.check_unchanged(video)
         write_tracks(writer, record)
     return path
