@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_cache.cli import run_command
+from rvos_cache.files import new_folder
 from rvos_cache.shapes import make_video
 from rvos_cache.shapes.scene import COLOURS, SHAPES, Appearance
 from rvos_cache.trackers.vita import FrameGeometry, HeadSizes, VitaHead
@@ -99,9 +100,9 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
             schedule.step()
             mean += (loss.item() - mean) / min(step + 1, 100)
             bar.advance(f"loss {mean:.2f}")
-    out.mkdir(parents=True, exist_ok=True)
-    segmenter.save_pretrained(out)
-    save_file(head.official(), out / HEAD_FILE, {"format": "pt"})
+    with new_folder(out) as folder:
+        segmenter.save_pretrained(folder)
+        save_file(head.official(), folder / HEAD_FILE, {"format": "pt"})
     return out
 
 

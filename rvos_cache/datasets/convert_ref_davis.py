@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import shutil
 import stat
-import uuid
 import warnings
 import zipfile
 import zlib
@@ -35,6 +32,7 @@ from rvos_cache.datasets.palette import decode_palette, describe_image_error, nu
 from rvos_cache.datasets.palette_split import ANNOTATIONS, EXPRESSIONS, FRAMES, LISTS, OBJECTS, object_number
 from rvos_cache.datasets.ref_davis17 import VOID
 from rvos_cache.errors import InputError
+from rvos_cache.files import new_folder
 from rvos_cache.images import IMAGE_ERRORS
 from rvos_cache.types import Expression, check_id
 
@@ -79,12 +77,8 @@ def convert_ref_davis(
         splits = _read_splits(source)
         sentences = [_read_sentences(texts, *file) for file in TEXTS]
         _check_complete(sentences, splits, texts)
-        staging = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-        try:
-            counts = _write(source, splits, sentences, staging, progress)
-            os.replace(staging, out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with new_folder(out, durable=False) as folder:
+            counts = _write(source, splits, sentences, folder, progress)
     return counts
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 from rvos_cache.errors import InputError, naming
 from rvos_cache.exchange.sola_files import MASKLETS, METRICS, TOKENS, Kind, SolaTrack, object_name, split_folder, write_track
 from rvos_cache.extraction import find_dataset
+from rvos_cache.files import new_folder
 from rvos_cache.overlap import frame_mean, iou, precision, recall
 from rvos_cache.store import TrackCache, TrackInfo
 from rvos_cache.types import VIDEO
@@ -43,20 +42,14 @@ def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], No
     if missing:
         message = f"{cache}: {len(missing)} videos of the split are not in it and are left out; first {missing[0]}"
         warnings.warn(message, stacklevel=2)
-    temporary = {kind: folder.with_name(f".{folder.name}.{uuid.uuid4().hex}") for kind, folder in folders.items()}
-    try:
-        with naming(out):
-            for folder in temporary.values():
-                (folder / MASKLETS).mkdir(parents=True)
-                (folder / TOKENS).mkdir()
-            for video_id in source.video_ids():
-                _write_video(temporary, source, video_id)
-                progress(len(source.video_ids()))
-            for kind, folder in temporary.items():
-                os.rename(folder, folders[kind])
-    finally:
+    with naming(out), ExitStack() as stack:
+        temporary = {kind: stack.enter_context(new_folder(folder, durable=False)) for kind, folder in folders.items()}
         for folder in temporary.values():
-            shutil.rmtree(folder, ignore_errors=True)
+            (folder / MASKLETS).mkdir()
+            (folder / TOKENS).mkdir()
+        for video_id in source.video_ids():
+            _write_video(temporary, source, video_id)
+            progress(len(source.video_ids()))
     return list(folders.values())
 
 

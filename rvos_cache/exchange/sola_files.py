@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,10 @@ def write_track(folder: Path, group: str, track: SolaTrack, size: tuple[int, int
     rle = [{"size": list(size), "counts": raw.decode("ascii")} for raw in track.masks]
     record = {"anno_id": fields.pop("anno_id"), "rle": rle, **fields}
     (folder / MASKLETS / group / f"{name}.json").write_text(json.dumps(record, indent=4), "utf-8")
-    np.save(folder / TOKENS / group / f"{name}.npy", track.tokens.astype(np.float32), allow_pickle=False)
+    # To memory first: NumPy takes no notice when a full disk accepts only a part of a file.
+    content = io.BytesIO()
+    np.save(content, track.tokens.astype(np.float32), allow_pickle=False)
+    (folder / TOKENS / group / f"{name}.npy").write_bytes(content.getvalue())
 
 
 def _names(folder: Path, suffix: str) -> set[str]:

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_text
+from rvos_cache.files import write_bytes, write_text
+from rvos_cache.locks import folder_lock
 from rvos_cache.masks import RleMasks
 from rvos_cache.shapes.language import Sentence, sentences
 from rvos_cache.shapes.render import render
@@ -53,11 +54,10 @@ class Annotations:
 def _write_video(folder: Path, seed: int, split: int, index: int) -> Annotations:
     """Write one video's frames to `folder`; return its annotations."""
     _, frames, masks, texts = make_video(seed, split, index)
-    folder.mkdir(parents=True, exist_ok=True)
     names = [f"{t:05d}" for t in range(len(frames))]
     for name, frame in zip(names, frames):
         data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-        (folder / f"{name}.jpg").write_bytes(data.tobytes())
+        write_bytes(folder / f"{name}.jpg", data.tobytes(), durable=False)
     rles, empty = RleMasks.from_dense(masks), ~masks.any((2, 3))
     size = list(rles.size)
     rows = {
@@ -96,11 +96,17 @@ def write_shapes(
     """Write `videos` videos under `out`: one fifth (at least one) in `valid_u`, the others in `train`.
 
     progress(done, videos) is called after each. jobs: number of processes; the files do not depend on it. Raises InputError: if
-    `videos` is less than two, or `out` has other data already.
+    `videos` is less than two, `out` has other data already, or another process writes there.
     """
     if videos < 2 or seed < 0:
         raise InputError(f"moving shapes: expected 2 videos or more and a seed of 0 or more, got {videos} and {seed}")
-    out, valid = Path(out), max(1, videos // 5)
+    with folder_lock(out, "shapes"):
+        _write_shapes(Path(out), videos, seed, progress, jobs)
+
+
+def _write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, int], None] | None, jobs: int) -> None:
+    """As `write_shapes`, in a folder that no other process writes."""
+    valid = max(1, videos // 5)
     marker, text = out / "shapes.json", json.dumps({"videos": videos, "seed": seed})
     other = not marker.exists() and any((out / s).exists() for s in ("train", "valid_u"))
     if other or (marker.exists() and marker.read_text() != text):

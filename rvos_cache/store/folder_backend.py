@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import append_line, sync, write_new
+from rvos_cache.files import append_line, drop_torn_line, sync, write_new
 from rvos_cache.store.backend import PublishedVideo
 from rvos_cache.store.checksum import read_checked, with_checksum
 from rvos_cache.store.staging import is_abandoned, is_staging_name, new_staging_name
@@ -83,6 +83,7 @@ class FolderBackend:
     def open_for_writing(self) -> None:
         self._staging.mkdir(exist_ok=True)
         self._videos.mkdir(exist_ok=True)
+        drop_torn_line(self._failures)
         for path in self._abandoned():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.store.mask_codec import decode_masks, encode_masks
@@ -100,6 +101,11 @@ class SelectionCache(Cache):
             tuple(made_of["tracks"]),
             made_of["words"],
         )
+
+    def scores(self, video_id: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Scores and candidates of all expressions, each (E, N), or (E, Q) of predicted masks, which are not read."""
+        folder = self.folder(video_id)
+        return folder.array("scores"), folder.array("candidates")
 
     def selections(self, video_id: str) -> tuple[Selection, ...]:
         """The selection of each expression, in file order."""

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
 import time
 import uuid
+from contextlib import suppress
+from pathlib import Path
 
-HOST = socket.gethostname().replace(".", "-")
+
+def host_name() -> str:
+    """A name of this machine and container since it was started, within which a process id means one process.
+
+    The host name alone does not do: containers may share one, and many virtual machines are called "localhost".
+    """
+    parts = []
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii"))
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return f"{socket.gethostname().replace('.', '-')}-{hashlib.sha256(''.join(parts).encode()).hexdigest()[:8]}"
+
+
+HOST = host_name()
 STAGING_NAME = re.compile(r"(?:(?P<video>.+)\.(?P<host>[^.]*)\.(?P<pid>[0-9]{1,9})|card)\.[0-9a-f]{32}", re.DOTALL)
 """<video, "card", "probe" or "mark">.<host>.<pid>.<uuid>; early versions wrote card.<uuid>."""
 DAY = 86_400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,6 @@ from rvos_cache.errors import InputError
 from rvos_cache.store.card import Card, read_card_from
 from rvos_cache.store.checksum import canonical, digest, with_checksum
 from rvos_cache.store.content import PROVENANCE, staged_content
-from rvos_cache.store.staging import HOST
 from rvos_cache.store.uri import open_backend
 
 
@@ -54,7 +54,7 @@ class CacheWriter:
             backend.read(marker)
         except FileNotFoundError as error:
             raise InputError(
-                f"{backend}: {HOST} cannot read what the machine that started the run wrote here; "
+                f"{backend}: {socket.gethostname()} cannot read what the machine that started the run wrote here; "
                 "give --out on a disk that all machines share, or a URL"
             ) from error
         return cls(path, card)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rvos_cache import settings
@@ -17,6 +17,18 @@ from rvos_cache.plugins import (
 )
 from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.types import Expression, FeatureSpec, TrackSet, Video
+
+ShareDone = Callable[[float], None]
+"""Called with the share of a computation that is done, from 0 to 1."""
+
+
+def no_progress(share: float) -> None:
+    """Reports nothing."""
+
+
+def part_of(progress: ShareDone, start: float, end: float) -> ShareDone:
+    """What reports the shares of a part of a computation that takes its time from the share `start` to the share `end`."""
+    return lambda share: progress(start + share * (end - start))
 
 
 class Tracker:
@@ -52,6 +64,12 @@ class Tracker:
         """Bytes of a cache of `videos`, before any runs; None, the default, if the tracker cannot know them."""
         return None
 
+    def progress(self, share: float) -> None:
+        """Receives what `track` reports of itself: the share that is done, from 0 to 1, by estimated time.
+
+        `track` may call it as often as it likes. By default nothing happens; `rvos-select ask` sets it to show the time left.
+        """
+
     def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         """All tracks of one video. A tracker with `wants_ground_truth` is called `track(video, expressions, ground_truth)`."""
         raise NotImplementedError
@@ -65,7 +83,7 @@ def check_tracker_class(cls: type[Tracker], title: str) -> None:
         if not isinstance(getattr(cls, name), bool):
             raise InputError(f"{title}: {name} is {getattr(cls, name)!r}, expected True or False, set in the class")
     check_signature(cls, "track", ["video", "expressions"] + ["ground_truth"] * cls.wants_ground_truth, title)
-    check_signatures(cls, Tracker, ["weight_hashes", "planned_bytes"], title)
+    check_signatures(cls, Tracker, ["weight_hashes", "planned_bytes", "progress"], title)
     _check_values(cls, title, complete=cls.__init__ is Tracker.__init__)
 
 

@@ -32,14 +32,21 @@ def report(run: Path, selections: Path | None, caches: tuple[Path, ...], root: P
 @click.argument("video", type=PATH)
 @click.argument("sentence")
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
-@click.option("--out", type=PATH, required=True, help="Folder for masks/ and overlay.mp4.")
+@click.option("--out", type=PATH, required=True, help="Folder for masks/ and overlay.mp4; see answers.json there.")
 @policy_options()
 def ask(video: Path, sentence: str, run: Path, out: Path, policy: PolicyOptions) -> None:
-    """Segment the objects that SENTENCE names in VIDEO, a film or a folder of frames."""
-    from rvos_select.inference import ask as step
+    """Segment the objects that SENTENCE names in VIDEO, a film or a folder of frames.
 
+    Another sentence about the same video may have the same --out: it gets masks and an overlay of its own.
+    """
+    from rvos_select.inference import ask as step
+    from rvos_select.runs.checkpoint import trained_on
+
+    click.echo(f"{run}: trained on {trained_on(run)}")
     answer = step.ask(video, sentence, run, out, policy)
     click.echo(f"{answer.selected} of {answer.tracks} tracks selected; best score {answer.best_score:.2f}")
+    if answer.hint:
+        click.echo(answer.hint)
     click.echo(f"masks: {answer.masks}\noverlay: {answer.overlay}")
 
 

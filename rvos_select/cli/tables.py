@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rvos_cache.errors import naming
+from rvos_cache import files
 
 if TYPE_CHECKING:
     from rvos_select.evaluation.protocols import Protocol
@@ -97,8 +96,6 @@ def _protocol(scores: Mapping[str, Any]) -> Protocol:
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
-    """Write `content` to `path`; None: nothing. Raises InputError when it cannot be written."""
+    """Replace the file `path` by `content`; None: nothing. Raises OSError, with the file as it was, when it cannot be written."""
     if path is not None:
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        files.write_json(path, content)

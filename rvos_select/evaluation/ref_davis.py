@@ -14,6 +14,7 @@ from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.identity import answers_digest
 from rvos_cache.masks import RleMasks
+from rvos_cache.store import SelectionCache
 from rvos_cache.types import Expression, GroundTruth
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation.against import Against, check_same_videos
@@ -21,6 +22,7 @@ from rvos_select.evaluation.ground_truth import dataset_of, select_videos
 from rvos_select.evaluation.kinds import kinds_of
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
+from rvos_select.merging.hints import warn_if_empty
 from rvos_select.merging.label_maps import (
     Answer,
     Frames,
@@ -30,7 +32,7 @@ from rvos_select.merging.label_maps import (
     SelectionPredictions,
     label_maps,
 )
-from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
+from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, resolve_policy
 from rvos_select.metrics.davis import DavisTruth, score_maps
 from rvos_select.metrics.metric import FrameMetrics
 from rvos_select.metrics.scores import Scores
@@ -81,7 +83,10 @@ def evaluate_selections(
     video_ids = select_videos(data.video_ids(), scope.videos, scope.limit, f"{data.root} {data.split}")
     check_same_videos(source, data, video_ids)
     opener = partial(SelectionPredictions, Path(selections), tuple(caches), policy)
-    return _evaluate(data.name, _Job(data.root, data.split, opener, strict, scope))
+    scores = _evaluate(data.name, _Job(data.root, data.split, opener, strict, scope))
+    cache = SelectionCache(Path(selections))
+    warn_if_empty(cache, resolve_policy(cache, policy, top1_by_default=True))
+    return scores
 
 
 def annotators(dataset: RefDavis17, video_id: str) -> list[dict[int, str]]:

@@ -6,6 +6,7 @@ expressions in each: silhouettes and scores of equal targets and equal predictio
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from rvos_select.evaluation.pngs import check_folder, prediction_bytes
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
 from rvos_select.evaluation.selected import SelectedTracks
+from rvos_select.merging.hints import warn_if_empty
 from rvos_select.merging.merge import check_track_count
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
 from rvos_select.metrics.metric import NO_FRAME, FrameMetrics
@@ -47,12 +49,14 @@ Union = tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Row:
-    """One expression's scores. items: by each metric, None where the prediction is missing."""
+    """One expression's scores. items: by each metric, None where the prediction is missing; pixels: of the prediction, in the
+    annotated frames."""
 
     key: str
     items: tuple[tuple[float, ...], ...] | None = None
     kind: str | None = None
     facts: Facts | None = None
+    pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def score_video(task: Task) -> list[Row]:
     metrics = FrameMetrics(Scope(also=task.also).video_metrics)
     numbers = np.zeros((len(task.expressions), len(task.annotated), metrics.width))
     missing = [False] * len(task.expressions)
+    pixels = [0] * len(task.expressions)
     areas: dict[tuple[int, ...], list[int]] = {expression.targets: [] for expression in task.expressions}
     for i, t in enumerate(task.annotated):
         truths = {targets: union(task.truth, targets, t) for targets in areas}
@@ -151,6 +156,7 @@ def score_video(task: Task) -> list[Row]:
                 continue
             if identity not in silhouettes:
                 silhouettes[identity] = task.predictions.silhouette(task, expression, t, identity)
+            pixels[e] += silhouettes[identity].area
             pair = (identity, expression.targets)
             if pair not in scored:
                 scored[pair] = metrics.frame(silhouettes[identity], truths[expression.targets])
@@ -161,6 +167,7 @@ def score_video(task: Task) -> list[Row]:
             None if missing[e] else metrics.items(numbers[e], len(expression.targets)),
             expression.kind,
             _facts(expression, len(task.frame_names), areas[expression.targets], task.truth.size),
+            pixels[e],
         )
         for e, expression in enumerate(task.expressions)
     ]
@@ -189,7 +196,8 @@ def evaluate_pngs(
     against = Against.of(data)
     videos = against.watch(annotated_videos(video_ids, data, None, scope.allow_missing))
     tasks = (_task(video, cue, PngMasks(predictions, scope.allow_missing), scope.also) for video in videos)
-    return _scores(in_order(score_video, tasks, scope.processes), dataset, split, against, scope)
+    hint = f"{predictions}: every mask is empty in the annotated frames; merge again with --top1 or a lower --threshold"
+    return _scores(in_order(score_video, tasks, scope.processes), dataset, split, against, scope, hint)
 
 
 def evaluate_selections(
@@ -224,7 +232,9 @@ def evaluate_selections(
             yield _task(video, cue, masks, scope.also)
 
     datasets, splits = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
-    return _scores(in_order(score_video, tasks(), scope.processes), datasets, splits, against, scope)
+    scores = _scores(in_order(score_video, tasks(), scope.processes), datasets, splits, against, scope)
+    warn_if_empty(selected.cache, resolved, video_ids)
+    return scores
 
 
 def _merged(video: AnnotatedVideo, selected: SelectedTracks, policy: SelectionPolicy, allow_missing: bool) -> MergedMasks:
@@ -265,9 +275,15 @@ def _task(
     return Task(video.frame_names, annotated, video.truth.masks, expressions, predictions, also)
 
 
-def _scores(videos: Iterable[list[Row]], dataset: str, split: str, against: Against, scope: Scope) -> dict[str, Any]:
-    scores = ExpressionScores(scope.video_metrics)
+def _scores(
+    videos: Iterable[list[Row]], dataset: str, split: str, against: Against, scope: Scope, hint: str | None = None
+) -> dict[str, Any]:
+    """The scores of all rows. hint: what to warn of if no prediction has a pixel."""
+    scores, predictions, pixels = ExpressionScores(scope.video_metrics), 0, 0
     for rows in videos:
         for row in rows:
             scores.add(row.key, row.items, row.kind, row.facts)
+            predictions, pixels = predictions + (row.items is not None), pixels + row.pixels
+    if hint and predictions and not pixels:
+        warnings.warn(hint, stacklevel=3)
     return {"protocol": LABEL, "dataset": dataset, "split": split, **scores.table(), **against.to_json()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.import_sola import LABEL_IOU, PRODUCER
 from rvos_cache.exchange.sola_files import CHANNELS
-from rvos_cache.files import write_json
+from rvos_cache.files import new_folder, write_json
 from rvos_cache.settings import build
 from rvos_cache.store import Card, digest, provenance
 from rvos_cache.tensors import read_tensors
@@ -21,7 +21,7 @@ from rvos_cache.trackers import tracker_class
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.texts import TextSource
 from rvos_select.paths import PathLike, Paths, as_paths
-from rvos_select.runs.checkpoint import replace_folder
+from rvos_select.runs.checkpoint import storing
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.training.settings import TrainSettings
 
@@ -77,11 +77,9 @@ def import_sola(checkpoint: PathLike, out: PathLike, caches: Paths = (), texts: 
         **provenance(),
     }
 
-    def fill(folder: Path) -> None:
+    with storing(out), new_folder(out) as folder:
         model.save_pretrained(folder / "best")
         write_json(folder / "settings.json", record)
-
-    replace_folder(out, fill)
     return out
 
 

@@ -32,9 +32,10 @@ from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_sett
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource, check_same_encoder, texts_of
 from rvos_select.inference.infer import infer_video, queries_to_draw
-from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, selector_policy
+from rvos_select.merging.hints import warn_if_empty
+from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, resolve_policy, selector_policy
 from rvos_select.paths import PathLike, Paths, as_paths
-from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, run_weights, trained_cards
+from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, trained_cards
 from rvos_select.selectors import Selector
 
 
@@ -44,8 +45,17 @@ def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "ou
     run: folder of a training run; tracks, texts: one cache or several, texts by default those next to the tracks; out: the
     selections cache to write. The caches may be of another dataset than the run's (zero-shot), by the same tracker and encoder.
     Returns `out`. Raises InputError for caches that do not fit the run, ground-truth tracks, or a damaged checkpoint, and at the end
-    for videos that failed, which are recorded in `<out>/failures.jsonl` and stop no other.
+    for videos that failed, which are recorded in `<out>/failures.jsonl` and stop no other. Warns where the default selection
+    policy selects nothing for any expression.
     """
+    selections = score_tracks(run, tracks, texts, out)
+    cache = SelectionCache(selections)
+    warn_if_empty(cache, resolve_policy(cache))
+    return selections
+
+
+def score_tracks(run: PathLike, tracks: Paths, texts: Paths, out: PathLike) -> Path:
+    """As `predict`, without a look at what is selected."""
     run, track_paths = Path(run), as_paths(tracks)
     source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
     selector = load_selector(run)
@@ -59,7 +69,8 @@ def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "ou
     # Measurements are of the ground truth: prediction does without.
     check_declared([name for name in selector.requires if not name.startswith("measured.")], used, type(selector).__name__)
     settings = run_settings(run)["settings"]
-    card = selections_card(settings["selector"], settings, selector.threshold, source, words, run_weights(run))
+    weights = {"best": selector.weights_digest}
+    card = selections_card(settings["selector"], settings, selector.threshold, source, words, weights)
     extra = {**card.extra, **_policy_entries(selector, source)}
     card = card.model_copy(update={"extra": extra, "run": str(run.absolute())})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

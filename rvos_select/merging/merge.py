@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_text
+from rvos_cache.files import new_folder, restore, write_text
+from rvos_cache.locks import folder_lock, is_unwritten
 from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
@@ -17,6 +18,7 @@ from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, diges
 from rvos_cache.types import Selection
 from rvos_select.data.bound import check_cards, check_same_tracks
 from rvos_select.data.caches import TrackSource
+from rvos_select.merging.hints import warn_if_empty
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
 from rvos_select.paths import PathLike, Paths
 
@@ -71,8 +73,8 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
     The folder of an expression appears by one rename, so an existing one is complete and a later run skips it.
-    Raises InputError when `out` has masks made from other selections or settings, or cannot be written, and at the end for
-    damaged videos; the others are written all the same.
+    Raises InputError when `out` has masks made from other selections or settings, is being written by another process, or cannot
+    be written, and at the end for damaged videos; the others are written all the same.
     """
     source, cache, out = TrackSource(caches), SelectionCache(Path(selections)), Path(out)
     check_cards(cache, source)
@@ -90,16 +92,18 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
             "split": cache.card.split,
             "selections": digest(canonical(cache.card.model_dump(exclude=set(PROVENANCE_FIELDS)))),
         }
-        _claim(out, {**card, **resolved.record()}, digests)
-        for video_id in digests:
-            try:
-                _merge_video(cache, source, video_id, resolved, out)
-            except InputError as error:
-                failed[video_id] = error
+        with folder_lock(out, "merge"):
+            _claim(out, {**card, **resolved.record()}, digests)
+            for video_id in digests:
+                try:
+                    _merge_video(cache, source, video_id, resolved, out)
+                except InputError as error:
+                    failed[video_id] = error
     except OSError as error:
         raise InputError(
             f"{error.filename or out}: cannot write the masks ({error.strerror}); free space there, or choose another --out"
         ) from error
+    warn_if_empty(cache, resolved, [video_id for video_id in digests if video_id not in failed])
     if failed:
         video_id, first = next(iter(failed.items()))
         raise InputError(f"{out}: {len(failed)} videos have no masks, first {video_id}: {first}; then run the same command again")
@@ -128,13 +132,31 @@ def check_masks_of(folder: Path, dataset: str, split: str) -> None:
             raise InputError(f"{folder}: masks of {name} {stored}, not {requested}; give the --{name} that was predicted")
 
 
+def write_masks(
+    selections: SelectionCache, source: TrackSource, video_id: str, expression_id: str, policy: SelectionPolicy, folder: Path
+) -> None:
+    """Write `<folder>/<frame>.png` of one expression. The folder appears by one rename, and is left as it is if it is there.
+
+    Raises InputError for other caches than those of the selections, OSError if a write fails.
+    """
+    if folder.is_dir():
+        return
+    check_same_tracks(selections, source, video_id)
+    selection = next(s for s in selections.selections(video_id) if s.expression_id == expression_id)
+    for _, runs, selected in _grouped([selection], source, video_id, policy):
+        with new_folder(folder, durable=False) as part:
+            for t, name in enumerate(selections.info(video_id).frame_names):
+                (part / f"{name}.png").write_bytes(encode_mask_png(runs.union(t, selected)))
+
+
 def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> None:
     """Write the record of `out`, and remove what an interrupted run left unfinished.
 
-    record: of the run and the policy; digests: video -> digest of its selections. Raises InputError when `out` has another
-    record.
+    Only for the process that has the lock of `out`. record: of the run and the policy; digests: video -> digest of its
+    selections. Raises InputError when `out` has another record.
     """
     path = out / RECORD
+    restore(path)
     known: dict[str, str] = {}
     if path.exists():
         try:
@@ -144,9 +166,8 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
             stored = None
         if stored != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
             raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
-    elif out.exists() and any(RECORD not in path.name for path in out.iterdir()):
+    elif not is_unwritten(out):
         raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({**record, "videos": {**known, **digests}}))
     for unfinished in out.glob("*/.part-*"):
         shutil.rmtree(unfinished, ignore_errors=True)

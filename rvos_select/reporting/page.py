@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError, naming
-from rvos_cache.files import write_text
+from rvos_cache.files import replace_folder, restore, write_text
 from rvos_cache.identity import frames_digest
+from rvos_cache.locks import folder_lock
 from rvos_cache.store import SelectionCache, TrackInfo
 from rvos_cache.types import Expression, Selection
 from rvos_select.data.caches import TrackSource
@@ -32,8 +32,12 @@ from rvos_select.reporting.curves import curves, histogram
 from rvos_select.reporting.diagnose import Case, choose, diagnose
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
 from rvos_select.runs.checkpoint import check_made_by, run_settings
+from rvos_select.runs.metrics import read_metrics
 
 EACH, FRAMES, TOP_TRACKS = 4, 5, 3
+PAGE, PICTURES, MARK = "index.html", "pictures", ".rvos-report"
+GENERATOR = '<meta name="generator" content="rvos-select report">'
+"""Part of every page. A page without it, and a folder of pictures without the file MARK, are not replaced."""
 NAMES = {"sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)"}
 
 
@@ -52,7 +56,7 @@ def report(
     Expressions without prediction score 0 and are listed; frames that cannot be read are grey.
     rows: name -> {"j", "f", "jf"} for the table; default: the selections and the oracle. Raises InputError.
     """
-    with naming(Path(out)):
+    with naming(Path(out)), folder_lock(Path(out), "report"):
         return _report(
             Path(run),
             None if selections is None else Path(selections),
@@ -72,7 +76,9 @@ def _report(
     rows: Mapping[str, Mapping[str, Any]] | None,
 ) -> Path:
     settings = run_settings(run)
-    out.mkdir(parents=True, exist_ok=True)
+    _check_out(out)
+    for name in (PAGE, PICTURES):
+        restore(out / name)
     body = [f"<h1>{escape(str(settings['settings']['selector']))}</h1>", _origin(settings)]
     results = ""
     if selections is not None:
@@ -82,7 +88,11 @@ def _report(
         best, missing = _oracle(caches, root, scores), scores.get("missing", [])
         rows = rows or {"prediction": scores, "oracle": best}
         cases = diagnose(scores, best)
-        results = _missing(missing) + _results(cases) + _cases(cases, source, cache, _dataset(source, root), out)
+        # The pictures of an earlier page stay until all of these are drawn.
+        with replace_folder(out / PICTURES) as folder:
+            (folder / MARK).touch()
+            pictures = _cases(cases, source, cache, _dataset(source, root), folder)
+        results = _missing(missing) + _results(cases) + pictures
     if rows:
         body.append(_table(rows))
     body.append(_training(run))
@@ -90,10 +100,20 @@ def _report(
     style = (Path(__file__).with_name("style.css")).read_text("utf-8")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"{GENERATOR}"
         f"<title>{escape(str(run))}</title><style>{style}</style></head><body>{''.join(body)}</body></html>"
     )
-    write_text(out / "index.html", page)
-    return out / "index.html"
+    write_text(out / PAGE, page)
+    return out / PAGE
+
+
+def _check_out(out: Path) -> None:
+    """Raises InputError when `out` has a page or pictures that `report` did not write."""
+    page, pictures = out / PAGE, out / PICTURES
+    if page.exists() and GENERATOR not in page.read_text("utf-8", errors="replace"):
+        raise InputError(f"{page}: is there already and was not written by report; choose another --out, or remove it")
+    if pictures.exists() and not (pictures / MARK).exists():
+        raise InputError(f"{pictures}: is there already and was not written by report; choose another --out, or remove it")
 
 
 def _oracle(caches: Sequence[Path], root: Path | None, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,13 +164,9 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _training(run: Path) -> str:
-    path = run / "metrics.jsonl"
-    if not path.exists():
+    epochs = read_metrics(run)
+    if not epochs:
         return ""
-    try:
-        epochs = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON lines ({error}); run train --resume, which rewrites it") from error
 
     def series(name: str) -> list[float]:
         return [row[name] for row in epochs if name in row]
@@ -180,7 +196,8 @@ def _dataset(source: TrackSource, root: Path | None) -> Dataset | None:
         return None
 
 
-def _cases(cases: list[Case], source: TrackSource, cache: SelectionCache, frames: Dataset | None, out: Path) -> str:
+def _cases(cases: list[Case], source: TrackSource, cache: SelectionCache, frames: Dataset | None, pictures: Path) -> str:
+    """The HTML of the cases. pictures: the folder to write their pictures to."""
     parts = []
     if frames is None:
         parts.append('<p class="note">The frames were not found: masks are drawn on grey. Give --root to see them.</p>')
@@ -188,12 +205,12 @@ def _cases(cases: list[Case], source: TrackSource, cache: SelectionCache, frames
     for name, group in choose(cases, EACH).items():
         parts.append(f"<h2>{name.capitalize()} cases</h2>")
         parts.append('<p class="note">Orange: the prediction; cyan outline: the ground truth.</p>')
-        parts += [_case(case, source, cache, frames, policy, out) for case in group]
+        parts += [_case(case, source, cache, frames, policy, pictures) for case in group]
     return "".join(parts)
 
 
 def _case(
-    case: Case, source: TrackSource, cache: SelectionCache, frames: Dataset | None, policy: SelectionPolicy, out: Path
+    case: Case, source: TrackSource, cache: SelectionCache, frames: Dataset | None, policy: SelectionPolicy, pictures: Path
 ) -> str:
     info, masks = source.info(case.video_id), source.masks(case.video_id)
     truth = source.ground_truth(case.video_id)
@@ -204,7 +221,7 @@ def _case(
     union, true = masks.union(selected), truth.masks.union(truth.indices(expression.targets or ()))
     times = [int(t) for t in np.unique(np.linspace(0, info.frames - 1, FRAMES).round())]
     images = _images(frames, info, times)
-    folder = out / "pictures" / case.video_id / case.expression_id
+    folder = pictures / case.video_id / case.expression_id
     main = folder / "prediction.jpg"
     strip([overlay(image, union.decode(0, t), PREDICTION, true.decode(0, t)) for image, t in zip(images, times)], main)
     cells = []
@@ -213,7 +230,7 @@ def _case(
         strip([overlay(image, masks.decode(k, t), TRACK) for image, t in list(zip(images, times))[::2]], path)
         mark = ' <span class="chosen">chosen</span>' if k in selected else ""
         cells.append(
-            f'<div>track {k}, score {selection.scores[k]:.2f}{mark}<img loading="lazy" src="{_link(path, out)}" alt=""></div>'
+            f'<div>track {k}, score {selection.scores[k]:.2f}{mark}<img loading="lazy" src="{_link(path, pictures)}" alt=""></div>'
         )
     targets = len(expression.targets or ())
     facts = (
@@ -223,7 +240,7 @@ def _case(
     return (
         f"<article><h3>{escape(expression.text)}</h3>"
         f'<p class="facts">{facts} · <span class="cause">{escape(case.cause)}</span></p>'
-        f'<img loading="lazy" src="{_link(main, out)}" alt="{escape(expression.text)}">'
+        f'<img loading="lazy" src="{_link(main, pictures)}" alt="{escape(expression.text)}">'
         f'<div class="tracks">{"".join(cells)}</div></article>'
     )
 
@@ -264,5 +281,5 @@ def _best(selection: Selection) -> list[int]:
     return [int(k) for k in order[:TOP_TRACKS] if selection.candidates[k]]
 
 
-def _link(path: Path, out: Path) -> str:
-    return escape(quote(path.relative_to(out).as_posix()))
+def _link(path: Path, pictures: Path) -> str:
+    return escape(quote(f"{PICTURES}/{path.relative_to(pictures).as_posix()}"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from rvos_cache.files import write_bytes
 
 HEIGHT = 160
 PREDICTION = (255, 112, 32)
@@ -39,5 +42,7 @@ def strip(pictures: list[NDArray[np.uint8]], path: Path) -> None:
     """Write pictures side by side with a thin gap, as one JPEG."""
     gap = np.full((pictures[0].shape[0], 4, 3), 255, np.uint8)
     parts = [part for picture in pictures for part in (picture, gap)][:-1]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(parts, axis=1)).save(path, quality=88)
+    # To memory first: Pillow takes no notice when a full disk accepts only a part of a file.
+    content = io.BytesIO()
+    Image.fromarray(np.concatenate(parts, axis=1)).save(content, "JPEG", quality=88)
+    write_bytes(path, content.getvalue())

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rvos_cache import files
 from rvos_cache.errors import InputError
-from rvos_cache.files import sync, write_json
+from rvos_cache.files import set_aside, write_json
 from rvos_cache.store import Card, SelectionCache, digest
 from rvos_cache.tensors import read_tensors
 from rvos_select.paths import PathLike
 from rvos_select.selectors import Selector, selector_class
+from rvos_select.selectors.base import CONFIG, WEIGHTS
 
 
 @contextmanager
@@ -49,38 +48,12 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder beside `target` with `fill(folder)`, bring it to the disk and put it in its place.
+    """Replace the folder `target` by what `fill(folder)` writes, as `rvos_cache.files.replace_folder`.
 
-    A kill leaves `target` whole, or `.<name>.old` whole, which `restore_folder` puts back. Raises InputError, with `target`
-    as it was, when the disk refuses.
+    Raises InputError, with `target` as it was, when the disk refuses.
     """
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    old = target.with_name(f".{target.name}.old")
-    with storing(target):
-        try:
-            aside.mkdir(parents=True)
-            fill(aside)
-            for path in (*aside.rglob("*"), aside):
-                sync(path)
-            shutil.rmtree(old, ignore_errors=True)
-            if target.exists():
-                os.rename(target, old)
-            os.rename(aside, target)
-            sync(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            if old.exists() and not target.exists():
-                os.rename(old, target)
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def restore_folder(target: Path) -> None:
-    """Undo what a kill inside `replace_folder` left: put an old folder back, remove half-written ones."""
-    old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():
-        os.rename(old, target)
-    for path in target.parent.glob(f".{target.name}.*"):
-        shutil.rmtree(path, ignore_errors=True)
+    with storing(target), files.replace_folder(target) as folder:
+        fill(folder)
 
 
 def save_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -145,7 +118,7 @@ def run_weights(run: PathLike) -> dict[str, str]:
 
     Raises InputError when there is no best module.
     """
-    path = Path(run) / "best/model.safetensors"
+    path = best_folder(Path(run)) / WEIGHTS
     try:
         return {"best": digest(path.read_bytes())}
     except OSError as error:
@@ -166,17 +139,58 @@ def check_made_by(run: PathLike, selections: SelectionCache) -> None:
         )
 
 
+def trained_on(run: PathLike) -> str:
+    """The data that a run was trained on, for people: "mevis train, train-mirror in data/mevis; …"."""
+    splits: dict[tuple[str, str], list[str]] = {}
+    for card in map(Card.model_validate, run_settings(run)["cards"]["tracks"]):
+        names = splits.setdefault((card.dataset, card.root), [])
+        if card.split not in names:
+            names.append(card.split)
+    return "; ".join(f"{dataset} {', '.join(names)}{f' in {root}' if root else ''}" for (dataset, root), names in splits.items())
+
+
+def best_folder(run: Path) -> Path:
+    """The folder of the best module. A training that is killed while it replaces `<run>/best` leaves the earlier one next to it.
+
+    Raises InputError when there is none.
+    """
+    best = run / "best"
+    for folder in (best, set_aside(best), best):
+        if folder.is_dir():
+            return folder
+    raise InputError(f"{best}: not found; the run has not finished an epoch: train --resume")
+
+
 def load_selector(run: PathLike) -> Selector:
     """The best module of a run, in eval mode; its frozen parts are loaded by `bind`, and must be those of the run.
 
-    Raises InputError when it is missing or damaged.
+    `weights_digest` is the digest of the file that was loaded, also while a training replaces it. Nothing in the run is changed.
+    Raises InputError when the module is missing or damaged.
     """
     run = Path(run)
     settings = run_settings(run)
-    restore_folder(run / "best")
-    if not (run / "best").is_dir():
-        raise InputError(f"{run}/best: not found; the run has not finished an epoch: train --resume")
-    read_json(run / "best/config.json", "the checkpoint is not whole: train again into another --out")
-    selector = selector_class(settings["settings"]["selector"]).from_pretrained(str(run / "best"))
+    while True:
+        folder = best_folder(run)
+        stamp = _stamp(folder)
+        try:
+            read_json(folder / CONFIG, "the checkpoint is not whole: train again into another --out")
+            selector = selector_class(settings["settings"]["selector"]).from_pretrained(str(folder))
+            selector.weights_digest = digest((folder / WEIGHTS).read_bytes())
+        except Exception:
+            if _stamp(best_folder(run)) == stamp:
+                raise
+            continue
+        # Otherwise a training has replaced the folder in the meantime.
+        if _stamp(best_folder(run)) == stamp:
+            break
     selector.recorded_digests = settings.get("frozen", {})
     return selector.eval()
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells the file of the weights in `folder` from one that replaces it; None where it is missing."""
+    try:
+        stat = (folder / WEIGHTS).stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns

@@ -22,7 +22,13 @@ def write_data(run: Path, contents: Contents) -> None:
 
 
 def check_data(run: Path, contents: Contents) -> None:
-    """Raises InputError, naming the first video, when a run that is resumed was started with other data."""
+    """Raises InputError, naming the first video, when a run that is resumed was started with other data.
+
+    Writes data.json where the run was killed before it did.
+    """
+    if not (run / DATA).exists() and not (run / "last").exists():
+        # Killed before its first epoch, between two files.
+        write_data(run, contents)
     stored = read_json(run / DATA, "an older version started this run; train again into another --out")
     for kind, caches in contents.items():
         for old, new in zip(stored.get(kind, []), caches):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import replace_file, write_text
 from rvos_cache.settings import Settings, build
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
@@ -85,6 +86,7 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         self._saved_adapters: Mapping[str, Tensor] | None = None
         self.frozen_digests: dict[str, str] = {}
         self.recorded_digests: Mapping[str, str] = {}
+        self.weights_digest = ""
 
     # What a subclass implements.
 
@@ -207,9 +209,10 @@ class Selector(nn.Module, PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, save_directory / WEIGHTS, {"format": "pt"})
+        with replace_file(save_directory / WEIGHTS) as temporary:
+            save_file(tensors, temporary, {"format": "pt"})
         config = self.config.model_dump(mode="json")
-        (save_directory / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=2), "utf-8")
+        write_text(save_directory / CONFIG, json.dumps(config, sort_keys=True, indent=2))
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]

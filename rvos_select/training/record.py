@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_json, write_text
+from rvos_cache.files import append_line, read_lines, write_bytes, write_json
+from rvos_cache.locks import is_unwritten
 from rvos_cache.settings import Settings
 from rvos_cache.store import Card, provenance
 from rvos_select.data.epochs import Grouping, items_per_epoch, set_sizes
 from rvos_select.data.sources import Sources
 from rvos_select.runs.checkpoint import read_json, storing
+from rvos_select.runs.metrics import METRICS, read_metrics
 from rvos_select.runs.seen import check_data, write_data
 from rvos_select.training.settings import TrainSettings
 
-SETTINGS, METRICS = "settings.json", "metrics.jsonl"
+SETTINGS = "settings.json"
 
 
 def grouping_of(settings: TrainSettings) -> Grouping:
@@ -51,11 +52,11 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
     }
     path = out / SETTINGS
     if not path.exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and not is_unwritten(out):
             raise InputError(f"{out}: exists and is not a run; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
-        write_data(out, sources.contents)
         write_json(path, record)
+        write_data(out, sources.contents)
         return
     stored = read_json(path, "choose another --out")
     _check_same_settings(out, record, stored, settings.optim.schedule in ("cosine", "step"))
@@ -119,18 +120,15 @@ class Metrics:
             for name, value in row.items():
                 if isinstance(value, float):
                     self._writer.add_scalar(name, value, row["epoch"])
-        with storing(self.out / METRICS), open(self.out / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with storing(self.out / METRICS):
+            append_line(self.out / METRICS, json.dumps(row).encode())
 
     def _drop_later_rows(self) -> None:
         # A kill between the line and the checkpoint leaves the line of an epoch that is trained again.
         path = self.out / METRICS
         if path.exists():
-            lines = [line for line in path.read_text("utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["epoch"] <= self.epoch]
-            write_text(path, "".join(line + "\n" for line in kept))
+            kept = [line for line, row in zip(read_lines(path), read_metrics(self.out)) if row["epoch"] <= self.epoch]
+            write_bytes(path, b"".join(line + b"\n" for line in kept))
 
 
 @contextmanager

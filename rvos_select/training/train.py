@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import restore
+from rvos_cache.locks import folder_lock
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
 from rvos_select.data.augment import check_augmentation, load_augmentation
@@ -26,7 +28,8 @@ from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.data.sources import LabelSettings, Sources, read_sources
 from rvos_select.data.texts import texts_of
 from rvos_select.paths import PathLike, Paths, as_paths
-from rvos_select.runs.checkpoint import load_state, replace_folder, restore_folder, save_state
+from rvos_select.runs.checkpoint import load_state, replace_folder, save_state
+from rvos_select.runs.metrics import METRICS
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.training.optim import learning_rate, make_optimizer, update_plateau
 from rvos_select.training.progress import TrainingProgress
@@ -52,11 +55,25 @@ def train(
     settings: TrainSettings, their values as a mapping, or a TOML file; values: single settings, which replace those, as
     selector="sola" or optim={"lr": 1e-4}; out: by default out/runs/<selector>.
     Without valid_tracks a share of the videos is held out. Raises InputError for caches that do not fit together, hidden ground
-    truth, an existing run without `resume`, or a loss that is not finite.
+    truth, an existing run without `resume`, a run that another process trains, or a loss that is not finite.
     """
     settings = train_settings(settings, values)
     tracks, texts, valid_tracks, valid_texts = map(as_paths, (tracks, texts, valid_tracks, valid_texts))
     out = Path(out or Path("out/runs") / settings.selector.rpartition(":")[2])
+    with folder_lock(out, "train"):
+        return _train(tracks, texts, valid_tracks, valid_texts, settings, out, resume)
+
+
+def _train(
+    tracks: Sequence[Path],
+    texts: Sequence[Path],
+    valid_tracks: Sequence[Path],
+    valid_texts: Sequence[Path],
+    settings: TrainSettings,
+    out: Path,
+    resume: bool,
+) -> Path:
+    """As `train`, in a folder that no other process writes."""
     if (out / SETTINGS).exists() and not resume:
         raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
     texts, valid_texts = texts_of(tracks, texts), texts_of(valid_tracks, valid_texts)
@@ -149,8 +166,8 @@ class Run:
 
     def train(self, resume: bool) -> Path:
         """The remaining epochs. Raises InputError when a write fails; the last complete checkpoint is kept then."""
-        for name in ("last", "best"):
-            restore_folder(self.out / name)
+        for name in ("last", "best", SETTINGS, METRICS):
+            restore(self.out / name)
         if resume and (self.out / "last").exists():
             self.state = load_state(self.out, self.model, self.optimizer)
         epoch, steps = self.state["epoch"], self.steps_per_epoch

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
+import resource
+import shutil
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from rvos_cache.files import append_line, replace_file, write_bytes, write_json, write_text
+from rvos_cache.errors import InputError
+from rvos_cache.files import (
+    append_line,
+    drop_torn_line,
+    new_folder,
+    read_lines,
+    replace_file,
+    replace_folder,
+    restore,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -113,3 +131,146 @@ def test_lines_of_concurrent_writers_do_not_mix(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space") as caught:
         append_line(path, b"a long line")
     assert caught.value.filename == str(path)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that refuses what makes a file longer than `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append_line(path, b"first")
+    for limit in (6, 10):
+        with largest_file(limit), pytest.raises(OSError) as caught:
+            append_line(path, b"the second line")
+        assert caught.value.filename == str(path) and path.read_bytes() == b"first\n"
+    append_line(path, b"second")
+    assert read_lines(path) == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b"x" * 10_000])
+@pytest.mark.parametrize("whole", [b"", b"a\n", b"a\nbb\n", b"y" * 5_000 + b"\n"])
+def test_half_a_line_at_the_end_is_not_read_and_goes(tmp_path: Path, whole: bytes, torn: bytes) -> None:
+    for name, mend in (("append", lambda path: append_line(path, b"new")), ("open", drop_torn_line)):
+        path = tmp_path / name
+        path.write_bytes(whole + torn)
+        assert read_lines(path) == whole.split(b"\n")[:-1]
+        mend(path)
+        assert path.read_bytes() == (whole + b"new\n" if name == "append" else whole)
+    drop_torn_line(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_files_that_need_not_be_durable_are_whole_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", lambda handle: pytest.fail("synced"))
+    with largest_file(5), pytest.raises(OSError):
+        write_bytes(tmp_path / "file", b"too long", durable=False)
+    assert names(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"old"
+    write_bytes(tmp_path / "file", b"new", durable=False)
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "part").mkdir()
+    (folder / "part/file").write_text(text)
+    (folder / "other").write_text(text)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("make", [new_folder, replace_folder])
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    target, whole = tmp_path / "a/target", {"part/file": "text", "other": "text"}
+    for error in (KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")):
+        with pytest.raises(type(error)), make(target) as folder:  # type: ignore[attr-defined]  # noqa: PT012
+            fill(folder, "text")
+            raise error
+        assert names(tmp_path / "a") == []
+    with make(target) as folder:  # type: ignore[attr-defined]
+        fill(folder, "text")
+        assert not target.exists()
+    assert names(tmp_path / "a") == ["target"] and content(target) == whole
+
+
+def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:
+    """Not even what another process has made in the meantime; an empty folder is nothing."""
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as folder:
+        fill(folder, "text")
+    for other in ("folder", "file"):
+        with pytest.raises(InputError, match=f"{other}: another process"), new_folder(tmp_path / other) as folder:  # noqa: PT012
+            fill(folder, "mine")
+            if other == "file":
+                (tmp_path / other).write_text("theirs")
+            else:
+                (tmp_path / other).mkdir()
+                (tmp_path / other / "file").write_text("theirs")
+    assert content(tmp_path / "folder") == {"file": "theirs"} and (tmp_path / "file").read_text() == "theirs"
+    assert names(tmp_path) == ["empty", "file", "folder"]
+
+
+def test_a_folder_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target"
+    for text in ("old", "new"):
+        with replace_folder(target) as folder:
+            fill(folder, text)
+        assert names(tmp_path) == ["target"] and set(content(target).values()) == {text}
+    rename, calls = os.rename, list[Path]()
+
+    def refuse_second(source: Path, to: Path) -> None:
+        calls.append(to)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", refuse_second)
+    with pytest.raises(OSError) as caught, replace_folder(target) as folder:
+        fill(folder, "newest")
+    assert caught.value.filename == str(target)
+    assert len(calls) == 3 and names(tmp_path) == ["target"] and set(content(target).values()) == {"new"}
+
+
+def test_a_kill_at_any_write_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
+    """Before each fsync, rename and removal of `replace_folder`; then `restore` leaves nothing else."""
+
+    def replace_and_die(target: Path, call: int) -> None:
+        calls = [0]
+        for module, name in ((os, "fsync"), (os, "rename"), (shutil, "rmtree")):
+            function = getattr(module, name)
+
+            def counted(*arguments: object, function: Callable[..., object] = function, **named: object) -> object:
+                calls[0] += 1
+                if calls[0] == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **named)
+
+            setattr(module, name, counted)
+        with replace_folder(target) as folder:
+            fill(folder, "new")
+
+    found = []
+    for call in range(1, 40):
+        target = tmp_path / str(call) / "target"
+        with replace_folder(target) as folder:
+            fill(folder, "old")
+        process = multiprocessing.get_context("fork").Process(target=replace_and_die, args=(target, call))
+        process.start()
+        process.join(60)
+        restore(target)
+        assert names(target.parent) == ["target"]
+        (text,) = set(content(target).values())
+        assert len(content(target)) == 2
+        found.append(text)
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0 and found == sorted(found, reverse=True) and {*found} == {"old", "new"} and len(found) > 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -258,6 +259,21 @@ def test_a_failed_export_leaves_nothing(work: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="No space"):
         export_sola(work / "grid.zarr", tmp_path)
     assert len(paths) == 3 and not [p for p in tmp_path.rglob("*") if p.name not in ("sam2_tracks", "grid_tracks", "mevis")]
+
+
+def test_an_export_to_a_full_disk_leaves_nothing(work: Path, tmp_path: Path) -> None:
+    """Also where it is full by a few bytes at the end of a file of tokens, which NumPy itself does not see."""
+    (base,) = export_sola(work / "grid.zarr", tmp_path / "whole")
+    largest = max(path.stat().st_size for path in base.rglob("*.npy"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (largest - 1, largest // 2, 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                export_sola(work / "grid.zarr", tmp_path / "full")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file()]
 
 
 def test_missing_videos_are_a_warning(work: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import uuid
@@ -39,7 +41,7 @@ from rvos_cache.store import (
     write_tracks,
 )
 from rvos_cache.store.checksum import with_checksum
-from rvos_cache.store.staging import HOST
+from rvos_cache.store.staging import HOST, host_name
 from rvos_cache.store.tracks import _is_finite
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
 from rvos_select.data.caches import TrackSource
@@ -372,6 +374,39 @@ def test_leftovers_of_dead_processes_are_reported_and_removed(cache: TrackCache)
     writer(cache.path)
     assert {p.name for p in staging.iterdir()} == set(alive) and list(leftovers(cache.path)) == []
     assert content_digest(cache.path) == before
+
+
+def test_a_container_of_the_same_host_name_may_be_alive(cache: TrackCache) -> None:
+    """Its process ids mean nothing here, so what it stages is not removed within a day."""
+    machine = socket.gethostname().replace(".", "-")
+    assert re.fullmatch(rf"{re.escape(machine)}-[0-9a-f]{{8}}", HOST)
+    staging, ids = Path(cache.path) / ".staging", (dead_process(), 999_999_999)
+    names = {f"v.{host}.{pid}.{uuid.uuid4().hex}" for pid in ids for host in (machine, f"{machine}-00000000")}
+    for name in names:
+        (staging / name).mkdir()
+    writer(cache.path)
+    assert {p.name for p in staging.iterdir()} == names and list(leftovers(cache.path)) == []
+
+
+@pytest.mark.parametrize("changed", ["/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"])
+def test_a_machine_has_another_name_after_each_start_and_in_each_container(monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    assert host_name() == HOST
+    readlink, read_text = os.readlink, Path.read_text
+    monkeypatch.setattr(os, "readlink", lambda path: "other" if path == changed else readlink(path))
+    monkeypatch.setattr(Path, "read_text", lambda path, *more: "other" if str(path) == changed else read_text(path, *more))
+    assert host_name() != HOST
+
+
+def test_half_a_record_of_a_failure_goes_when_the_cache_is_opened_to_write(cache: TrackCache) -> None:
+    """A crash may leave it; the video is not in the cache, so it is extracted again."""
+    path = Path(cache.path) / "failures.jsonl"
+    writer(cache.path).fail("v7", "damaged")
+    with open(path, "ab") as file:
+        file.write(b'{"video": "v8", "err')
+    with pytest.raises(InputError, match="line 2: not a failure record"):
+        cache.failures()
+    writer(cache.path)
+    assert cache.failures() == {"v7": "damaged"} and list(verify(cache.path)) == []
 
 
 def test_tokens_are_is_finite_exactly_when_numpy_says_so() -> None:

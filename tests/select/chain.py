@@ -11,7 +11,7 @@ import numpy as np
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
-from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
+from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, digest, write_selections, write_tracks
 from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet
 
 SIZE, FRAMES = (24, 32), 3
@@ -89,6 +89,19 @@ def write_cache(path: Path, root: Path | str = "", training_only: bool = False, 
             writer, TrackRecord(video, NAMES, SIZE, expressions, track_set, truth, count_overlap(track_set.masks, truth))
         )
     return path
+
+
+WEIGHTS = {"best": digest(b"weights")}
+"""The weights of the run that `write_run` makes, as the card of its selections has them."""
+
+
+def write_run(folder: Path) -> Path:
+    """What report reads of a run: its settings, and a best module that cannot be loaded."""
+    (folder / "best").mkdir(parents=True)
+    (folder / "best/model.safetensors").write_bytes(b"weights")
+    cards = {"tracks": [{"dataset": "mevis", "split": "train", "producer": "flow"}], "text": [{"producer": "hashed"}]}
+    (folder / "settings.json").write_text(json.dumps({"settings": {"selector": "sola"}, "cards": cards, "commit": ""}))
+    return folder
 
 
 def write_perfect(

@@ -10,11 +10,10 @@ from typing import Any
 import davis_fixtures as davis
 import numpy as np
 import pytest
-from chain import SIZE, write_cache, write_perfect, write_split
+from chain import SIZE, WEIGHTS, write_cache, write_perfect, write_run, write_split
 from click.testing import CliRunner
 
 from rvos_cache.mask_png import write_mask_png
-from rvos_cache.store import digest
 from rvos_select.cli import cli
 from rvos_select.evaluation.ref_davis import evaluate_selections as evaluate_davis
 from rvos_select.merging.merge import merge
@@ -60,7 +59,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "160")
     write_split(tmp_path / "data")
     cache = write_cache(tmp_path / "c.zarr", root=tmp_path / "data")
-    merge(write_perfect(tmp_path / "s.zarr", cache, weights={"best": digest(b"weights")}), [cache], tmp_path / "png")
+    merge(write_perfect(tmp_path / "s.zarr", cache, weights=WEIGHTS), [cache], tmp_path / "png")
     for path in (tmp_path / "png/b/0").iterdir():
         write_mask_png(path, np.zeros(SIZE, bool))
     return tmp_path
@@ -88,12 +87,7 @@ def test_a_metric_of_videos(work: Path) -> None:
 
 
 def test_in_the_report(work: Path) -> None:
-    (work / "run/best").mkdir(parents=True)
-    (work / "run/best/model.safetensors").write_bytes(b"weights")
-    cards = {"tracks": [{"dataset": "mevis", "split": "train", "producer": "flow"}], "text": [{"producer": "hashed"}]}
-    record = {"settings": {"selector": "sola"}, "cards": cards, "commit": ""}
-    (work / "run/settings.json").write_text(json.dumps(record))
-    page = report(work / "run", work / "s.zarr", [work / "c.zarr"], work / "page").read_text("utf-8")
+    page = report(write_run(work / "run"), work / "s.zarr", [work / "c.zarr"], work / "page").read_text("utf-8")
     assert "<th>J&amp;F</th><th>J</th><th>F</th><th>AR</th><th>J&amp;F motion</th>" in page
     assert page.count("<td>100.0</td>" * 6) == 2
 

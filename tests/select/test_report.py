@@ -11,17 +11,16 @@ from urllib.parse import unquote, urlsplit
 import chain
 import numpy as np
 import pytest
-from chain import write_cache, write_perfect, write_split
+from chain import WEIGHTS, write_cache, write_perfect, write_run, write_split
 from PIL import Image
 
-from rvos_cache.store import CacheWriter, digest
+from rvos_cache.store import CacheWriter
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.reporting import report
 from rvos_select.reporting.diagnose import Case, cause_of, choose, diagnose
 from rvos_select.reporting.page import _best
 
-WEIGHTS = {"best": digest(b"weights")}
 HOSTILE = '<script>alert("1")</script> & the "dog" <img src=x>'
 
 
@@ -63,11 +62,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_split(tmp_path / "data")
     cache = write_cache(tmp_path / "c.zarr", root=tmp_path / "data")
     write_perfect(tmp_path / "s.zarr", cache, weights=WEIGHTS)
-    (tmp_path / "run/best").mkdir(parents=True)
-    (tmp_path / "run/best/model.safetensors").write_bytes(b"weights")
-    card = {"dataset": "mevis", "split": "train", "producer": "flow"}
-    record = {"settings": {"selector": "sola"}, "cards": {"tracks": [card], "text": [{"producer": "hashed"}]}, "commit": ""}
-    (tmp_path / "run/settings.json").write_text(json.dumps(record))
+    write_run(tmp_path / "run")
     rows = [{"epoch": e, "train/loss": 1 / e, "valid/loss": 2 / e, "valid/jf": 0.1 * e} for e in (1, 2)]
     (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks, empty_rle
+from rvos_cache.trackers.base import ShareDone, no_progress, part_of
 from rvos_cache.trackers.flow.mask_frames import ENCODED_PIXELS, MaskFrames
 from rvos_cache.trackers.flow.motion import Motion, camera_field, residual_speed
 from rvos_cache.trackers.flow.propagate import Frame, Prompt, Propagator
@@ -24,19 +25,25 @@ def key_frames(frames: int, count: int) -> list[int]:
     return sorted(spread, key=lambda t: (abs(t - (frames - 1) / 2), t))
 
 
+PROMPTED, PROPAGATED = 0.3, 0.9
+"""Shares of the time after which the prompts are made and the tracks are propagated; by experience."""
+
+
 def full_tracks(
-    motion: Motion, size: tuple[int, int], settings: FlowSettings
+    motion: Motion, size: tuple[int, int], settings: FlowSettings, progress: ShareDone = no_progress
 ) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
     """Masks (K, T) in pixels of a frame of `size` (H, W), confidence (K, T) in [0, 1], 0 where a track is lost, and prompt frames
     (K,); K at most `max_tracks`."""
     frames = motion.frames
     prompts, propagator = [], Propagator(motion, settings.seed)
-    for t in key_frames(frames, settings.key_frames):
+    keys = key_frames(frames, settings.key_frames)
+    for count, t in enumerate(keys):
+        progress(PROMPTED * count / len(keys))
         prompts += _key_frame_prompts(propagator, motion, t, settings.prompts_per_key)
     n = len(prompts)
     if n == 0:
         return RleMasks.empty(0, frames, size), np.zeros((0, frames)), np.zeros(0, np.int32)
-    masks, confidence = propagator.run(prompts)
+    masks, confidence = propagator.run(prompts, part_of(progress, PROMPTED, PROPAGATED))
     starts = np.array([prompt.start for prompt in prompts], np.int32)
     meetings = Meetings(starts)
     for t in range(frames):

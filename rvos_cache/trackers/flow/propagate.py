@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_cache.trackers.base import ShareDone, no_progress, part_of
 from rvos_cache.trackers.flow.appearance import Fourier, Ridge, pixel_inputs
 from rvos_cache.trackers.flow.mask_frames import FrameMask, MaskFrames
 from rvos_cache.trackers.flow.motion import Motion
@@ -86,7 +87,7 @@ class Propagator:
         inside = mask[y0:y1:stride, x0:x1:stride].reshape(-1).astype(np.float32)
         return Prompt(mask, start, Ridge(self.fourier(inputs), inside))
 
-    def run(self, prompts: Sequence[Prompt]) -> tuple[MaskFrames, NDArray[np.float64]]:
+    def run(self, prompts: Sequence[Prompt], progress: ShareDone = no_progress) -> tuple[MaskFrames, NDArray[np.float64]]:
         """Masks (N, T) and confidence (N, T) in [0, 1], 0 where a track is lost.
 
         All tracks are propagated together, once forward and once backward through the video, so that each direction reads every
@@ -101,14 +102,23 @@ class Propagator:
             whole = (0, self.motion.size[0], 0, self.motion.size[1])
             masks.write(t, 0, [FrameMask(n, whole, p.mask) for n, p in enumerate(prompts) if p.start == t])
         for direction in (1, -1):
-            self._sweep(prompts, direction, masks, confidence)
+            part = part_of(progress, 0.0, 0.5) if direction > 0 else part_of(progress, 0.5, 1.0)
+            self._sweep(prompts, direction, masks, confidence, part)
         return masks, confidence
 
-    def _sweep(self, prompts: Sequence[Prompt], direction: int, masks: MaskFrames, confidence: NDArray[np.float64]) -> None:
+    def _sweep(
+        self,
+        prompts: Sequence[Prompt],
+        direction: int,
+        masks: MaskFrames,
+        confidence: NDArray[np.float64],
+        progress: ShareDone,
+    ) -> None:
         """Propagate every prompt in one direction of time; writes into `masks` and `confidence`."""
         frames, size = self.motion.frames, self.motion.size
         cursors: dict[int, Cursor] = {}
-        for t in range(frames)[::direction]:
+        for count, t in enumerate(range(frames)[::direction]):
+            progress(count / frames)
             if cursors:
                 flow, frame = self.motion.flow(t - direction, direction), Frame.of(self.motion.frame(t))
                 visible = []

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks
+from rvos_cache.trackers.base import ShareDone, no_progress
 from rvos_cache.trackers.flow import flat
 from rvos_cache.trackers.flow.motion import Motion, apply
 from rvos_cache.trackers.flow.settings import FlowSettings
@@ -83,7 +84,7 @@ class SmallVideo:
         self.tracks: list[SmallTrack] = []
         self.started = 0
 
-    def run(self) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
+    def run(self, progress: ShareDone = no_progress) -> tuple[RleMasks, NDArray[np.float64], NDArray[np.int32]]:
         """Masks (N, T), visible shares of the outlines (N, T) and prompt frames (N,) of all tracks, best first.
 
         The colour classes are tracked one after the other, since tracks of different colours do not compete for pixels. The key
@@ -92,6 +93,7 @@ class SmallVideo:
         """
         for colour_class in range(len(self.colours)):
             self._track_class(colour_class)
+            progress(0.8 * (colour_class + 1) / len(self.colours))
         tracks = distinct(link(self.tracks, self.motion), self.settings.duplicate_iou)
         tracks.sort(key=lambda k: -(k.score + (k.visible > 0).mean()))
         tracks = tracks[: min(self.settings.small_max_tracks, self.settings.max_tracks)]

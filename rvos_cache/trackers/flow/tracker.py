@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
-from rvos_cache.trackers.base import Tracker
+from rvos_cache.trackers.base import Tracker, part_of
 from rvos_cache.trackers.flow import motion as flows
 from rvos_cache.trackers.flow import tokens
 from rvos_cache.trackers.flow.mask_frames import ENCODED_PIXELS
@@ -23,6 +23,8 @@ LARGEST_SMALL = 400 * 640
 SMALL_IN_MEMORY = 1 << 27
 """Mode "small": bytes of frames, flow and masks that are kept in memory. More than in mode "full", because each colour class is
 propagated through the whole video many times."""
+MEASURED, SMALL_PREPARED, TRACKED = 0.15, 0.35, 0.95
+"""Shares of the time after which flow is measured, colours are classified (mode "small") and tracks are there; by experience."""
 
 
 class FlowTracker(Tracker):
@@ -49,14 +51,20 @@ class FlowTracker(Tracker):
                 f"{video.video_id}: mode=small takes frames of up to {LARGEST_SMALL} pixels, not {h}x{w}; --set mode=full"
             )
         step = working_step(video.size, settings)
-        motion = flows.measure(video.read, len(video), step, SMALL_IN_MEMORY if small else flows.IN_MEMORY)
+        progress, last = self.progress, max(1, len(video) - 1)
+
+        def read(t: int) -> NDArray[np.uint8]:
+            progress(MEASURED * t / last)
+            return video.read(t)
+
+        motion = flows.measure(read, len(video), step, SMALL_IN_MEMORY if small else flows.IN_MEMORY)
         if small:
-            masks, confidence, frames = SmallVideo(motion, settings).run()
+            masks, confidence, frames = SmallVideo(motion, settings).run(part_of(progress, SMALL_PREPARED, TRACKED))
         else:
             # scikit-image is imported only where it is used.
             from rvos_cache.trackers.flow.full import full_tracks
 
-            masks, confidence, frames = full_tracks(motion, video.size, settings)
+            masks, confidence, frames = full_tracks(motion, video.size, settings, part_of(progress, MEASURED, TRACKED))
         codes, by_area = tokens.describe(video.read, masks, motion)
         presence = np.minimum(by_area.astype(np.float32), np.clip(confidence, 0.05, 1)).astype(np.float16)
         n = masks.shape[0]

@@ -5,9 +5,6 @@ The configuration follows from the tensors. Every tensor is used; one that is mi
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import new_folder, write_json
 from rvos_cache.trackers.sam2.names import SHARED, model_size, to_transformers
 
 
@@ -48,17 +46,10 @@ def convert_sam2(checkpoint: Path, out: Path) -> Conversion:
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
     result = Conversion(version, size.letter, len(tensors), unread)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Rename when complete, so that `out` is never a partial folder.
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        model.save_pretrained(staging)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
         record = {"source": checkpoint.name, "version": version, "tensors": result.tensors, "unread": unread}
-        (staging / "conversion.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        staging.chmod(0o755)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_json(folder / "conversion.json", record)
     return result
 
 

@@ -6,6 +6,7 @@ built it fills holes in masks (`fill_hole_area`, 8 pixels of its low-resolution 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -241,6 +242,9 @@ class OfficialSession:
         if self._state is None:
             for t in range(len(self.video)):
                 # The package requires names in .jpg but reads any format: PNG keeps the pixels.
-                Image.fromarray(self.video.read(t)).save(self.folder / f"{t:06d}.jpg", format="PNG", compress_level=1)
+                # To memory first: Pillow takes no notice when a full disk accepts only a part of a file.
+                content = io.BytesIO()
+                Image.fromarray(self.video.read(t)).save(content, format="PNG", compress_level=1)
+                (self.folder / f"{t:06d}.jpg").write_bytes(content.getvalue())
             self._state = self.backend.model.init_state(str(self.folder), offload_video_to_cpu=True, offload_state_to_cpu=True)
         return self._state

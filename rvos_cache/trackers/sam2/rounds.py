@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from rvos_cache.masks import Rle, RleMasks, encode, shared_pixels
+from rvos_cache.trackers.base import ShareDone, no_progress
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated, Session
 from rvos_cache.trackers.sam2.settings import PromptedSettings
 from rvos_cache.types import GroundTruth
@@ -42,6 +43,7 @@ def track_prompts(
     limit: int,
     settings: PromptedSettings,
     by_box: bool = False,
+    progress: ShareDone = no_progress,
 ) -> list[PromptTrack]:
     """At most `limit` tracks of distinct objects, largest prompts first.
 
@@ -66,6 +68,7 @@ def track_prompts(
         chosen_ids = set(map(id, chosen))
         rest = [p for p in rest if id(p) not in chosen_ids]
         rest = _distinct(rest, views, propagated.masks, settings.same_iou, compare)
+        progress(max(len(tracks) / limit, 1 - len(rest) / len(prompts)))
     return tracks
 
 

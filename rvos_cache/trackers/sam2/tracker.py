@@ -9,11 +9,14 @@ import numpy as np
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
-from rvos_cache.trackers.base import Tracker
+from rvos_cache.trackers.base import Tracker, part_of
 from rvos_cache.trackers.sam2.backend import Backend, Prompt, Session, make_prompts
 from rvos_cache.trackers.sam2.rounds import PromptTrack, track_ground_truth, track_prompts, whole_masks
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, GroundTruthSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import VIDEO, Expression, GroundTruth, TrackSet, Video
+
+PROMPTED = 0.1
+"""Share of the time after which the prompts are made; by experience."""
 
 
 def open_backend(settings: Sam2Settings) -> Backend:
@@ -62,8 +65,10 @@ class Sam2Grid(_Sam2[GridSettings]):
         with self.backend.open(video) as session:
             prompts: list[Prompt] = []
             for t in prompt_frames(len(video), settings):
+                self.progress(PROMPTED * t / len(video))
                 prompts += make_prompts(whole_masks(session.grid_masks(t, settings), settings.part), t)
-            tracks = track_prompts(session, prompts, video.size, batch_size(video, settings), settings.max_tracks, settings)
+            batch, progress = batch_size(video, settings), part_of(self.progress, PROMPTED, 1.0)
+            tracks = track_prompts(session, prompts, video.size, batch, settings.max_tracks, settings, progress=progress)
         return track_set(video, tracks, [VIDEO] * len(tracks), "grid", self.channels, keep_hidden=settings.rounds == "sola")
 
 
@@ -92,8 +97,9 @@ class Sam2Box(_Sam2[BoxSettings]):
         prompted_by: list[int] = []
         with self.backend.open(video) as session:
             for e, prompts in enumerate(self._prompts(session, video, expressions)):
-                limit = settings.tracks_per_expression
-                new = track_prompts(session, prompts, video.size, batch, limit, settings, by_box=True)
+                limit, step = settings.tracks_per_expression, (1 - PROMPTED) / len(expressions)
+                progress = part_of(self.progress, PROMPTED + e * step, PROMPTED + (e + 1) * step)
+                new = track_prompts(session, prompts, video.size, batch, limit, settings, by_box=True, progress=progress)
                 tracks += new
                 prompted_by += [e] * len(new)
         # SOLA's scripts also store tracks that are never visible, as of an empty mask.
@@ -104,6 +110,7 @@ class Sam2Box(_Sam2[BoxSettings]):
         released = settings.rounds == "sola"
         prompts: list[list[Prompt]] = [[] for _ in expressions]
         for t in prompt_frames(len(video), settings):
+            self.progress(PROMPTED * t / len(video))
             boxes = [part for part, _ in self.finder.find(video.read(t), [e.text for e in expressions])]
             if not sum(map(len, boxes)):
                 continue

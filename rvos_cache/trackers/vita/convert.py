@@ -6,8 +6,6 @@ error.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_json
+from rvos_cache.files import new_folder, write_json
 from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.vita import names
 from rvos_cache.trackers.vita.head import PREFIX, HeadSizes, VitaHead
@@ -60,18 +58,10 @@ def convert_vita(checkpoint: Path, out: Path) -> Conversion:
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
     conversion = Conversion(model.config.backbone_config.model_type, head.sizes, len(tensors) - len(unread), unread)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Written to a staging folder first, so that an existing `out` is always complete.
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        model.save_pretrained(staging)
-        save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, staging / HEAD_FILE, {"format": "pt"})
-        record = {"source": checkpoint.name, "tensors": conversion.tensors, "unread": unread}
-        write_json(staging / "conversion.json", record)
-        staging.chmod(0o755)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, folder / HEAD_FILE, {"format": "pt"})
+        write_json(folder / "conversion.json", {"source": checkpoint.name, "tensors": conversion.tensors, "unread": unread})
     return conversion
 
 

@@ -91,6 +91,7 @@ class VitaTracker(Tracker):
         queries = []
         spool = Spool((*geometry.cells, self.channels), "float16")
         for start in range(0, len(video), self.settings.frames_per_pass):
+            self.progress(0.8 * start / len(video))
             part = range(start, min(start + self.settings.frames_per_pass, len(video)))
             frame_queries, maps = self.segmenter(torch.stack([geometry.image(video.read(t)) for t in part]))
             with torch.inference_mode():

@@ -1,0 +1,32 @@
+"""`metrics.jsonl` of a run: a JSON line for each epoch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rvos_cache.errors import InputError
+from rvos_cache.files import read_lines
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of `<run>/metrics.jsonl`, one for each epoch, also while the run trains; none without the file.
+
+    Raises InputError that names a damaged line.
+    """
+    path = run / METRICS
+    try:
+        lines = read_lines(path)
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(dict(json.loads(line)))
+            rows[-1]["epoch"] = int(rows[-1]["epoch"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number}: expected JSON with an epoch; remove the line") from error
+    return rows
