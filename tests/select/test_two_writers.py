@@ -244,7 +244,7 @@ def test_a_report_on_a_full_disk_leaves_the_earlier_page(page: Path) -> None:
     """Its pictures too: no room for the first one, or for the largest."""
     before = files(page / "page")
     largest = max(len(content) for name, content in before.items() if name.endswith(".jpg"))
-    write_perfect(page / "t.zarr", page / "c.zarr", threshold=0.95, empty="top1")
+    write_perfect(page / "t.zarr", page / "c.zarr", threshold=0.95, empty="top1", weights=WEIGHTS)
     for limit in (1, largest - 1):
         with largest_file(limit), pytest.raises(OSError, match="File too large"):
             report(page / "run", page / "t.zarr", [page / "c.zarr"], page / "page")
