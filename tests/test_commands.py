@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from odd_videos import SAID, call, write_split
+from odd_videos import SAID, SIZE, call, write_split
 from PIL import Image
+from rich.filesize import decimal
 
 from rvos_cache.cli import cli as cache_cli
 from rvos_cache.datasets import open_dataset
 from rvos_cache.store import TextCache, TrackCache, content_digest, verify
 from rvos_cache.text import TEXT_ENCODERS, encoder_class
 from rvos_cache.trackers import tracker_class
+from rvos_cache.trackers.flow import FlowSettings, FlowTracker
 from rvos_select.cli import cli as select_cli
 from rvos_select.selectors import selector_class
 from rvos_select.training.train import TrainSettings
@@ -103,9 +105,11 @@ def test_plan_counts_the_split_and_writes_nothing(work: Path, run: Run, tmp_path
     lines = run("plan", *split, "--sample", 1, "--jobs", 4).splitlines()
     assert lines[0] == "2 videos, 10 frames"
     assert re.fullmatch(r"[\d.]+ [kM]?B(ytes)? on disk|[\d.]+ bytes on disk", lines[1])
-    assert re.match(r"[\d.]+ seconds with 4 jobs, ", lines[2])
+    memory = FlowTracker(FlowSettings()).planned_memory(SIZE, 5)
+    assert lines[2] == f"{decimal(memory, precision=2)} of memory in each job, at most, for the video that needs most"
+    assert re.match(r"[\d.]+ seconds with 4 jobs, ", lines[3])
     # The middle one of two videos of equal length is the second.
-    assert re.match(r"timed: [\d.e-]+ s per frame over 5 frames, t1 with 5$", lines[4])
+    assert re.match(r"timed: [\d.e-]+ s per frame over 5 frames, t1 with 5$", lines[5])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -153,7 +153,7 @@ def plan(
     sample: int,
     jobs: int,
 ) -> None:
-    """Estimate time and bytes of an extraction. A few videos are timed on this machine; nothing is kept."""
+    """Estimate time, bytes and memory of an extraction. A few videos are timed on this machine; nothing is kept."""
     from rich.filesize import decimal
 
     from rvos_cache.extraction import TrackWork, plan_work
@@ -170,6 +170,8 @@ def plan(
     expected, fastest, slowest = (format_duration(seconds / jobs + result.loading) for seconds in durations)
     click.echo(f"{result.videos} videos, {result.frames} frames")
     click.echo(f"{decimal(round(result.size), precision=2)} on disk")
+    if result.memory is not None:
+        click.echo(f"{decimal(result.memory, precision=2)} of memory in each job, at most, for the video that needs most")
     click.echo(f"{expected} with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {result.machine}")
     click.echo(f"  ({fastest} to {slowest} at the rates of the fastest and slowest video timed)")
     per_frame, frames = result.seconds / result.frames, sum(result.timed.values())

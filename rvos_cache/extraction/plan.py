@@ -7,7 +7,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ class Plan:
     """Estimates for a whole split.
 
     videos, frames: of the split, without videos that cannot be opened; size: bytes on disk, scaled from the timed videos;
-    planned: the bytes that the tracker knew before it ran, if it knows them; seconds: of one process, without loading;
+    planned: the bytes that the tracker knew before it ran, if it knows them; memory: bytes of memory that one process takes for
+    the video that needs most, if the tracker knows; seconds: of one process, without loading;
     fastest, slowest: the same at the rate of the fastest and of the slowest timed video; loading: seconds, once per process;
     timed: frames of each timed video; failed: video -> error of those that could not be opened or timed; machine: where it
     was timed.
@@ -35,6 +36,7 @@ class Plan:
     frames: int
     size: float
     planned: PlannedBytes | None
+    memory: int | None
     seconds: float
     fastest: float
     slowest: float
@@ -97,6 +99,7 @@ def plan_work(work: TrackWork, sample: int, on_planned: Callable[[PlannedBytes],
         frames=total,
         size=bytes_per_frame * total,
         planned=planned,
+        memory=_memory(work, sizes.values()),
         seconds=per_frame * total,
         fastest=min(rates) * total,
         slowest=max(rates) * total,
@@ -105,6 +108,13 @@ def plan_work(work: TrackWork, sample: int, on_planned: Callable[[PlannedBytes],
         failed=failed,
         machine=machine(),
     )
+
+
+def _memory(work: TrackWork, sizes: Iterable[Size]) -> int | None:
+    """The most bytes of memory that the tracker plans for a video; None where it does not know."""
+    planned = [work.model.planned_memory(size, frames) for size, frames in sizes]
+    known = [count for count in planned if count is not None]
+    return max(known) if len(known) == len(planned) else None
 
 
 def _open_all(work: TrackWork) -> tuple[dict[str, Size], dict[str, str]]:

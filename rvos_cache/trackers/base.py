@@ -64,6 +64,10 @@ class Tracker:
         """Bytes of a cache of `videos`, before any runs; None, the default, if the tracker cannot know them."""
         return None
 
+    def planned_memory(self, size: tuple[int, int], frames: int) -> int | None:
+        """About how many bytes of memory `track` takes for a video of `frames` frames of `size` (H, W); None: not known."""
+        return None
+
     def progress(self, share: float) -> None:
         """Receives what `track` reports of itself: the share that is done, from 0 to 1, by estimated time.
 
@@ -83,7 +87,7 @@ def check_tracker_class(cls: type[Tracker], title: str) -> None:
         if not isinstance(getattr(cls, name), bool):
             raise InputError(f"{title}: {name} is {getattr(cls, name)!r}, expected True or False, set in the class")
     check_signature(cls, "track", ["video", "expressions"] + ["ground_truth"] * cls.wants_ground_truth, title)
-    check_signatures(cls, Tracker, ["weight_hashes", "planned_bytes", "progress"], title)
+    check_signatures(cls, Tracker, ["weight_hashes", "planned_bytes", "planned_memory", "progress"], title)
     _check_values(cls, title, complete=cls.__init__ is Tracker.__init__)
 
 
