@@ -15,6 +15,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from rvos_cache.errors import InputError
+from rvos_cache.files import read_text
 
 
 class Settings(BaseModel):
@@ -52,7 +53,8 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--set wants name=value, got {pair!r}")
         try:
             value = tomllib.loads(f"value = {raw}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
+            # Not TOML, or a number of more digits than Python reads.
             value = raw
         level = out
         *parents, last = name.strip().split(".")
@@ -67,8 +69,10 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dict. Raises InputError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from error
 
 
@@ -92,7 +96,7 @@ def build(model: type[S], values: Mapping[str, Any], location: str) -> S:
             raise InputError(f"{location}: no setting {name!r}; there are: {', '.join(names(model)) or 'none'}") from error
         if first["type"] == "missing":
             raise InputError(f"{location}: setting {name!r} is required; give --set {name}=...") from error
-        raise InputError(f"{location}: setting {name!r}: {first['msg']}; got {first.get('input')!r}") from error
+        raise InputError(f"{location}: setting {name!r}: {first['msg']}; got {first.get('input')!r:.80}") from error
 
 
 def names(model: type[BaseModel]) -> list[str]:

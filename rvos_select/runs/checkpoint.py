@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import sync, write_json
+from rvos_cache.files import read_text, sync, write_json
 from rvos_cache.store import Card
 from rvos_cache.tensors import read_tensors
 from rvos_select.paths import PathLike
@@ -41,10 +41,10 @@ def storing(path: Path) -> Iterator[None]:
 def read_json(path: Path, what: str) -> Any:
     """A JSON file of a run. Raises InputError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(read_text(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; {what}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); {what}") from error
 
 
