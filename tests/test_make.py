@@ -18,7 +18,9 @@ def words_of(program: str, *arguments: str) -> list[str]:
     """The words after `program` in the command line that `make` would run, as the shell splits them."""
     # Without MAKEFLAGS and variables of the make that runs these tests.
     clean = {"PATH": os.environ["PATH"], "HOME": "/home/of user"}
-    process = subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=30, check=True)
+    process = subprocess.run(
+        ["make", "-n", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=30, check=True
+    )
     return shlex.split(process.stdout.partition(program)[2].replace("\\\n", " "))
 
 

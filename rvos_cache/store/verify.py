@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rvos_cache.errors import InputError
+from rvos_cache.progress import tracked
 from rvos_cache.store.card import read_card
 from rvos_cache.store.checksum import canonical, digest
 from rvos_cache.store.reader import Cache, VideoFolder
@@ -34,7 +35,7 @@ def content_digest(path: Path | str) -> str:
     It does not depend on the order or number of runs or processes that wrote the cache.
     """
     cache, total = open_cache(path), hashlib.blake2b(digest_size=16)
-    for video_id in cache.video_ids():
+    for video_id in tracked(cache.video_ids(), "content"):
         for part in _content(cache, video_id):
             total.update(part)
     return total.hexdigest()
@@ -69,7 +70,8 @@ def verify(path: Path | str) -> Iterator[str]:
         yield f"{path}: does not belong here; move it out of the cache"
     # Threads: an object store answers many requests at once, and digests of large files release Python's lock.
     with ThreadPoolExecutor(THREADS) as pool:
-        for faults in pool.map(partial(_video_faults, cache), cache.video_ids()):
+        video_ids = cache.video_ids()
+        for faults in tracked(pool.map(partial(_video_faults, cache), video_ids), "verify", len(video_ids)):
             yield from faults
 
 

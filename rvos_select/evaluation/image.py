@@ -22,6 +22,7 @@ from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression
 from rvos_select.evaluation.ground_truth import AnnotatedVideo, UnreadableVideo, annotated_videos, dataset_of, select_videos
 from rvos_select.evaluation.kinds import kinds_of
@@ -121,7 +122,7 @@ def evaluate_pngs(
     kind = kinds_of(scope.texts)
     tasks = (task_of(video, data, kind) for video in annotated_videos(video_ids, data, None, scope.allow_missing))
     rows = in_order(partial(score_pngs, folder, scope.allow_missing), tasks, scope.processes)
-    return scores_of(rows, map_mode, dataset, split)
+    return scores_of(tracked(rows, "evaluate", len(video_ids)), map_mode, dataset, split)
 
 
 def evaluate_selections(
@@ -156,7 +157,8 @@ def evaluate_selections(
                 candidates = _candidates(video, selected, scope.allow_missing)
             yield task_of(video, data, kind, candidates)
 
-    return scores_of(in_order(score_masks, tasks(), scope.processes), map_mode, data.name, data.split)
+    rows = tracked(in_order(score_masks, tasks(), scope.processes), "evaluate", len(video_ids))
+    return scores_of(rows, map_mode, data.name, data.split)
 
 
 def _candidates(video: AnnotatedVideo, selected: SelectedTracks, allow_missing: bool) -> Candidates:

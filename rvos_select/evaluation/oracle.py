@@ -16,6 +16,7 @@ from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
+from rvos_cache.progress import tracked
 from rvos_cache.types import Overlap
 from rvos_select.data.caches import TrackSource, candidates
 from rvos_select.data.labels import mean_iou, oracle_tracks
@@ -62,7 +63,8 @@ def oracle(
     data = dataset_of(source, dataset, root, split)
     video_ids = select_videos(videos_of(source, data), videos, limit, str(source.caches[0].path))
     table = _Oracle(source, data if data is not None and protocol_of(data.name).name == "image" else None)
-    for video in annotated_videos(video_ids, data, source if root is None else None, allow_missing):
+    videos_to_score = annotated_videos(video_ids, data, source if root is None else None, allow_missing)
+    for video in tracked(videos_to_score, "oracle", len(video_ids)):
         if isinstance(video, AnnotatedVideo) and video.video_id not in source.caches_of and not allow_missing:
             raise InputError(f"{source.missing_line(video.video_id)}, or give --allow-missing to score it 0")
         table.add(video)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from rvos_cache.datasets.palette import palette_masks, read_palette
 from rvos_cache.datasets.palette_split import ANNOTATIONS
 from rvos_cache.datasets.ref_davis17 import VOID, RefDavis17
 from rvos_cache.errors import InputError
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation.ground_truth import dataset_of, select_videos
@@ -160,11 +161,16 @@ def _numbers_first(means: dict[str, Any]) -> dict[str, Any]:
 def _score_videos(job: _Job, videos: Sequence[str], processes: int) -> list[_VideoScores]:
     """The scores of each video in order; each process opens the job once and scores every n-th video."""
     count = max(1, min(processes, len(videos)))
-    parts = list(in_order(partial(_score_part, job), [videos[i::count] for i in range(count)], count))
-    return [parts[i % count][i // count] for i in range(len(videos))]
+    if count == 1:
+        return _score_part(job, tracked(videos, "evaluate"))
+    parts = tracked(
+        in_order(partial(_score_part, job), [videos[i::count] for i in range(count)], count), "evaluate", count, "parts"
+    )
+    scores = list(parts)
+    return [scores[i % count][i // count] for i in range(len(videos))]
 
 
-def _score_part(job: _Job, videos: Sequence[str]) -> list[_VideoScores]:
+def _score_part(job: _Job, videos: Iterable[str]) -> list[_VideoScores]:
     dataset, predictions, kind = RefDavis17(job.root, job.split), job.opener(), kinds_of(job.scope.texts)
     return [_score_video(dataset, predictions, kind, video_id, job) for video_id in videos]
 

@@ -18,6 +18,7 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression
 from rvos_select.evaluation.ground_truth import (
     AnnotatedVideo,
@@ -184,7 +185,8 @@ def evaluate_pngs(
     cue = kinds_of(scope.texts)
     videos = annotated_videos(video_ids, data, None, scope.allow_missing)
     tasks = (_task(video, cue, PngMasks(predictions, scope.allow_missing)) for video in videos)
-    return _scores(in_order(score_video, tasks, scope.processes), dataset, split)
+    rows = tracked(in_order(score_video, tasks, scope.processes), "evaluate", len(video_ids))
+    return _scores(rows, dataset, split)
 
 
 def evaluate_selections(
@@ -216,7 +218,7 @@ def evaluate_selections(
             yield _task(video, cue, masks)
 
     names = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
-    return _scores(in_order(score_video, tasks(), scope.processes), *names)
+    return _scores(tracked(in_order(score_video, tasks(), scope.processes), "evaluate", len(video_ids)), *names)
 
 
 def _merged(video: AnnotatedVideo, selected: SelectedTracks, policy: SelectionPolicy, allow_missing: bool) -> MergedMasks:

@@ -13,6 +13,7 @@ from rvos_cache.files import write_text
 from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
+from rvos_cache.progress import tracked
 from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest, video_digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
@@ -111,7 +112,7 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
     try:
         card = {"selections": digest(canonical(cache.card.model_dump(exclude=set(PROVENANCE_FIELDS))))}
         _claim(out, {**card, **resolved.record()}, digests)
-        for video_id in digests:
+        for video_id in tracked(digests, "merge"):
             try:
                 _merge_video(cache, source, video_id, resolved, out)
             except InputError as error:

@@ -31,8 +31,8 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
     """Write settings.json, or check that the run to resume is this one. Raises InputError otherwise.
 
     "resolved" holds what the settings leave to the caches and to defaults: the selector's whole configuration and the
-    label threshold. "sets" counts the items of each training set and those that an epoch takes, "missing" lists the videos
-    that are left out, "frozen" the digests of the selector's frozen parts.
+    label threshold. "sets" counts the items of each training set and those that an epoch takes, "held_out" lists the videos
+    held out of the training caches, "missing" those that are left out, "frozen" has the digests of the frozen parts.
     """
     sizes = set_sizes(sources.train, grouping_of(settings))
     sets = {
@@ -44,6 +44,7 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
         "resolved": {"config": config.model_dump(mode="json"), "label_iou": sources.label_iou},
         "frozen": dict(frozen),
         "sets": sets,
+        "held_out": sources.held_out,
         "missing": sources.missing,
         "cards": sources.cards,
         **provenance(),
@@ -92,6 +93,15 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return out
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, one per epoch. Raises InputError when it is missing or damaged."""
+    path = out / METRICS
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not JSON lines ({error}); run train --resume, which rewrites it") from error
 
 
 class Metrics:

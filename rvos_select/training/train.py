@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
+from rvos_cache.progress import Progress, print_line
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
 from rvos_select.data.augment import check_augmentation, load_augmentation
@@ -29,10 +30,13 @@ from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import load_state, replace_folder, restore_folder, save_state
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.training.optim import learning_rate, make_optimizer, update_plateau
-from rvos_select.training.progress import TrainingProgress
-from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
+from rvos_select.training.record import SETTINGS, Metrics, grouping_of, read_metrics, write_record
 from rvos_select.training.settings import TrainSettings
+from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line
 from rvos_select.training.validate import Validator
+
+CEILING = 200
+"""Expressions of which the ceiling of the labels is computed where there are none to validate with."""
 
 
 def train(
@@ -79,6 +83,8 @@ def train(
     )
     if settings.batch == "clip":
         sources.train = with_visible_rows(sources.train)
+    if not selector.draws:
+        check_labels(sources.train, settings.label_rule, sources.label_iou)
     write_record(out, settings, sources, selector.config, selector.frozen_digests)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch_threads(settings.threads):
@@ -154,8 +160,10 @@ class Run:
         if resume and (self.out / "last").exists():
             self.state = load_state(self.out, self.model, self.optimizer)
         epoch, steps = self.state["epoch"], self.steps_per_epoch
+        if epoch < self.settings.epochs:
+            self._print_data()
         with (
-            TrainingProgress(self.settings.epochs * steps, epoch * steps) as bar,
+            Progress("train", self.settings.epochs * steps, epoch * steps, unit="steps", announce=True) as bar,
             Metrics(self.out, epoch) as metrics,
         ):
             for epoch in range(epoch, self.settings.epochs):  # noqa: B020
@@ -168,10 +176,23 @@ class Run:
                 metrics.add(row)
                 self.state["epoch"] = epoch + 1
                 save_state(self.out, self.model, self.optimizer, self.state)
-                bar.finish_epoch(row, self.settings.epochs)
+                bar.print(epoch_line(row, self.settings.epochs))
+        print_line(best_line(read_metrics(self.out)))
         return self.out
 
-    def _train_epoch(self, epoch: int, bar: TrainingProgress) -> dict[str, float]:
+    def _print_data(self) -> None:
+        for line in data_lines(self.sources, self.settings.hold_out):
+            print_line(line)
+        # A module that draws masks of its own is not bound by the tracks, and its labels are masks.
+        if not self.model.draws:
+            validated, validator = bool(self.sources.valid), self.validator
+            if not validated:
+                validator = Validator(self.sources.train, self.sources.train_sets, self.settings.valid_expressions or CEILING)
+            ceiling = validator.ceiling(self.model)
+            if ceiling:
+                print_line(ceiling_line(ceiling, validated))
+
+    def _train_epoch(self, epoch: int, bar: Progress) -> dict[str, float]:
         """train/<loss name> as means over the steps, and the learning rate of the last one."""
         seed = int.from_bytes(hashlib.sha256(f"{self.settings.seed}/{epoch}".encode()).digest()[:6], "big")
         torch.manual_seed(seed)
@@ -181,7 +202,7 @@ class Run:
             losses = self._step(batch, name, epoch * self.steps_per_epoch + step)
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0.0) + value
-            bar.advance(f"epoch {epoch + 1}/{self.settings.epochs} loss {sums['loss'] / (step + 1):.4f}")
+            bar.advance(title=f"epoch {epoch + 1}/{self.settings.epochs}, loss {sums['loss'] / (step + 1):.4f}")
         means = {f"train/{key}": value / self.steps_per_epoch for key, value in sums.items()}
         return {**means, "lr": self.optimizer.param_groups[0]["lr"]}
 
