@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -385,7 +386,9 @@ def test_ctrl_c_leaves_a_resumable_state(rvos: Callable[..., Result], tmp_path: 
     os.killpg(process.pid, signal.SIGINT)
     stderr = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130, stderr
-    assert stderr.splitlines()[-1].startswith("interrupted; what was finished is kept") and "Traceback" not in stderr
+    kept, _, again = stderr.splitlines()[-1].partition("; go on with: ")
+    assert kept == "interrupted; what was finished is kept" and "Traceback" not in stderr
+    assert shlex.split(again)[1:] == [str(word) for word in (*arguments, out, *slow)]
     assert list(verify(out)) == [] and not (out / "failures.jsonl").exists()
     assert 1 <= len(TrackCache(out).video_ids()) < 12
     assert rvos(*arguments, out, *slow[:1], "wait=0.2") == (0, "")

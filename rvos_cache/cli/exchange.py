@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from rvos_cache.cli.options import DATASET, JOBS, LIMIT, OUT, PATH, ROOT, SHARD, SPLIT, VIDEOS
-from rvos_cache.cli.run import print_reports
+from rvos_cache.cli.run import Resumable, print_reports
 from rvos_cache.progress import Progress
 
 DIRECTORY = click.argument("directory", type=PATH, metavar="DIR")
 
 
-@click.command("import-sola")
+@click.command("import-sola", cls=Resumable)
 @DIRECTORY
 @click.option(
     "--tracks",
@@ -70,7 +70,7 @@ def export_sola(cache: Path, out: Path) -> None:
         click.echo(f"tracks: {folder}")
 
 
-@click.command("import-masks")
+@click.command("import-masks", cls=Resumable)
 @DIRECTORY
 @DATASET
 @ROOT

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rvos_cache.cli.options import JOBS, OUT, PATH
-from rvos_cache.cli.run import print_reports
+from rvos_cache.cli.run import Resumable, print_reports
 from rvos_cache.progress import Progress
 
 
@@ -54,7 +54,7 @@ def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
         click.echo(f"{split}: {videos} videos, {frames} frames, {expressions} expressions: {out}")
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.argument("cache", type=PATH)
 @OUT
 @JOBS

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from rvos_cache.cli import Resumable
 from rvos_select.cli.options import CACHES, PATH, TEXTS
 
 
-@click.command()
+@click.command(cls=Resumable, option="--resume")
 @CACHES
 @TEXTS
 @click.option("--valid-cache", "valid_caches", type=PATH, multiple=True, help="Validation tracks; may repeat.")
