@@ -39,7 +39,8 @@ def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], No
     for folder in folders.values():
         if folder.exists():
             raise InputError(f"{folder}: is there already; choose another --out, or remove it to export again")
-    missing = [] if dataset is None else sorted(set(dataset.video_ids()) - set(source.video_ids()))
+    video_ids = source.require_videos()
+    missing = [] if dataset is None else sorted(set(dataset.video_ids()) - set(video_ids))
     if missing:
         message = f"{cache}: {len(missing)} videos of the split are not in it and are left out; first {missing[0]}"
         warnings.warn(message, stacklevel=2)
@@ -49,9 +50,9 @@ def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], No
             for folder in temporary.values():
                 (folder / MASKLETS).mkdir(parents=True)
                 (folder / TOKENS).mkdir()
-            for video_id in source.video_ids():
+            for video_id in video_ids:
                 _write_video(temporary, source, video_id)
-                progress(len(source.video_ids()))
+                progress(len(video_ids))
             for kind, folder in temporary.items():
                 os.rename(folder, folders[kind])
     finally:

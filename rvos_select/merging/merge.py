@@ -104,7 +104,7 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
     failed: dict[str, InputError] = {}
     resolved = resolve_policy(cache, policy)
     digests: dict[str, str] = {}
-    for video_id in cache.video_ids():
+    for video_id in cache.require_videos():
         try:
             digests[video_id] = video_digest(cache, video_id)
         except InputError as error:
