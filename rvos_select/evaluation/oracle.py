@@ -45,7 +45,8 @@ def oracle(
     limit: int | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """J, F, J&F of the oracle, and "objects": {"<video>/<object>": its best track's mean IoU over annotated frames}.
+    """J, F, J&F of the oracle; "objects": {"<video>/<object>": its best track's mean IoU over annotated frames}; "best_iou":
+    {"<video>/<expression>": the largest mean IoU of a candidate with an object of the expression, None where it names none}.
 
     An expression's best tracks are among its candidates; an object's best track is any of its video. The ground truth is the
     dataset's, at `root` or at the root of the card, else that of the caches. For a dataset that is scored by single frames,
@@ -79,6 +80,7 @@ class _Oracle:
         self.metrics = FrameMetrics(METRICS["video"])
         self.expressions = ExpressionScores(METRICS["video"])
         self.objects: dict[str, float] = {}
+        self.best_iou: dict[str, float | None] = {}
         self.rows: list[list[Row]] = []
 
     def add(self, video: AnnotatedVideo | UnreadableVideo) -> None:
@@ -90,6 +92,7 @@ class _Oracle:
         elif video.video_id not in self.source.caches_of:
             for expression in video.expressions:
                 self.expressions.add(expression.key, None, video.kind(expression))
+                self.best_iou[expression.key] = 0.0 if expression.targets else None
             self.objects.update({f"{video.video_id}/{name}": 0.0 for name in video.truth.object_ids})
         else:
             quality = _quality(self.source, video)
@@ -107,6 +110,11 @@ class _Oracle:
         for expression in video.expressions:
             allowed = candidates(info, expression.expression_id)
             case = (expression.targets or (), allowed.tobytes())
+            if case[0]:
+                own = quality[allowed][:, video.truth.indices(case[0])]
+                self.best_iou[expression.key] = float(own.max(initial=0.0))
+            else:
+                self.best_iou[expression.key] = None
             if case not in scored:
                 truth = video.union(expression)
                 tracks = oracle_tracks(quality, video.truth.indices(case[0]), allowed)
@@ -120,7 +128,7 @@ class _Oracle:
 
     def scores(self) -> dict[str, Any]:
         """As JSON has them. Raises InputError when there is no expression."""
-        scores = {**self.expressions.table(), "objects": self.objects}
+        scores = {**self.expressions.table(), "objects": self.objects, "best_iou": self.best_iou}
         if self.images is not None:
             scores["image"] = scores_of(self.rows, "all-queries", self.images.name, self.images.split)
         return scores
