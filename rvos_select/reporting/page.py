@@ -81,11 +81,11 @@ def _report(
         rows = rows or {"prediction": scores, "oracle": best}
         label_iou = _label_iou(settings, source, cache)
         cases = diagnose(scores, best, label_iou)
-        results = _missing(missing) + _results(cases, label_iou) + _cases(cases, source, cache, _dataset(source, root), out)
+        results = _missing(missing) + _results(cases, label_iou) + _words(True) + _cases(cases, source, cache, _dataset(source, root), out)
     if rows:
         body.append(_table(rows))
     body.append(_training(run))
-    body += [results, _words(bool(results))]
+    body.append(results or _words(False))
     style = (Path(__file__).with_name("style.css")).read_text("utf-8")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
