@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from rvos_cache.differences import differences
 from rvos_cache.errors import InputError
 from rvos_cache.files import write_text
 from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
 from rvos_cache.progress import tracked
-from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest, video_digest
+from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, video_digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
@@ -70,11 +71,15 @@ def _grouped(
 def check_same_frames(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:
     """Raises InputError unless the caches have the frames of the video that the selections were made of."""
     selected, tracked = selections.info(video_id), tracks.info(video_id)
-    if (selected.frame_names, selected.size) != (tracked.frame_names, tracked.size):
+    where, path = f"{selections.path}, video {video_id}", tracks.caches[0].path
+    if (len(selected.frame_names), selected.size) != (tracked.frames, tracked.size):
         raise InputError(
-            f"{selections.path}, video {video_id}: made of {len(selected.frame_names)} frames of {selected.size}, "
-            f"{tracks.caches[0].path} holds {tracked.frames} of {tracked.size}; predict again"
+            f"{where}: made of {len(selected.frame_names)} frames of {selected.size}, {path} holds {tracked.frames} of "
+            f"{tracked.size}; predict again"
         )
+    for t, (old, new) in enumerate(zip(selected.frame_names, tracked.frame_names)):
+        if old != new:
+            raise InputError(f"{where}: made of frames whose number {t} is {old}, in {path} it is {new}; predict again")
 
 
 def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
@@ -86,10 +91,8 @@ def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
     if len(cards) != len(tracks.caches):
         raise InputError(f"{selections.path}: made of {len(cards)} caches, {len(tracks.caches)} were given; {fix}")
     for card, cache in zip(cards, tracks.caches):
-        for field, expected in card.items():
-            value = getattr(cache.card, field)
-            if value != expected:
-                raise InputError(f"{selections.path}: made of tracks with {field} {expected}, {cache.path} has {value}; {fix}")
+        for name, old, new in differences(card, {field: getattr(cache.card, field) for field in card}):
+            raise InputError(f"{selections.path}: made of tracks with {name} {old}, {cache.path} has {new}; {fix}")
 
 
 def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOptions = DEFAULT_POLICY) -> Path:
@@ -110,8 +113,8 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
         except InputError as error:
             failed[video_id] = error
     try:
-        card = {"selections": digest(canonical(cache.card.model_dump(exclude=set(PROVENANCE_FIELDS))))}
-        _claim(out, {**card, **resolved.record()}, digests)
+        card = cache.card.model_dump(mode="json", exclude=set(PROVENANCE_FIELDS))
+        _claim(out, {"selections": card, **resolved.record()}, digests)
         for video_id in tracked(digests, "merge"):
             try:
                 _merge_video(cache, source, video_id, resolved, out)
@@ -151,8 +154,14 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
             known = dict(stored.pop("videos"))
         except (ValueError, KeyError, TypeError, AttributeError):
             stored = None
-        if stored != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
-            raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
+        fix = "remove it or choose another --out"
+        if stored is None:
+            raise InputError(f"{path}: not a record of merge; {fix}")
+        for name, old, new in differences(stored, record):
+            raise InputError(f"{out}: holds masks of {name} = {old!r:.100}, now it is {new!r:.100}; {fix}")
+        for video_id, own in digests.items():
+            if known.get(video_id, own) != own:
+                raise InputError(f"{out}: holds masks of other selections of video {video_id}; {fix}")
     elif out.exists() and any(RECORD not in path.name for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
     out.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,12 @@ def _report(
         rows = rows or {"prediction": scores, "oracle": best}
         label_iou = _label_iou(settings, source, cache)
         cases = diagnose(scores, best, label_iou)
-        results = _missing(missing) + _results(cases, label_iou) + _words(True) + _cases(cases, source, cache, _dataset(source, root), out)
+        results = (
+            _missing(missing)
+            + _results(cases, label_iou)
+            + _words(True)
+            + _cases(cases, source, cache, _dataset(source, root), out)
+        )
     if rows:
         body.append(_table(rows))
     body.append(_training(run))

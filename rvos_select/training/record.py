@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rvos_cache.differences import differences, first_difference
 from rvos_cache.errors import InputError
 from rvos_cache.files import write_json, write_text
 from rvos_cache.settings import Settings
@@ -65,13 +66,10 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
 
 def _check_same_settings(out: Path, record: Mapping[str, Any], stored: Mapping[str, Any], fixed_epochs: bool) -> None:
     """fixed_epochs: the schedule runs over all steps, so more epochs would change those already trained."""
-    new, old = (
-        {**_flat(r["settings"]), **_flat(r.get("resolved", {}), "resolved."), **_flat(r.get("frozen", {}), "frozen.")}
-        for r in (record, stored)
-    )
-    for name in sorted(new.keys() | old.keys()):
-        if new.get(name) != old.get(name) and (name != "epochs" or fixed_epochs):
-            raise InputError(f"{out}: was started with {name} = {old.get(name)!r}, now it is {new.get(name)!r}")
+    new, old = ({**r["settings"], "resolved": r.get("resolved", {}), "frozen": r.get("frozen", {})} for r in (record, stored))
+    for name, before, now in differences(old, new):
+        if name != "epochs" or fixed_epochs:
+            raise InputError(f"{out}: was started with {name} = {before!r}, now it is {now!r}")
 
 
 def _check_same_caches(out: Path, kind: str, new: Sequence[dict[str, Any]], old: Sequence[dict[str, Any]]) -> None:
@@ -81,18 +79,11 @@ def _check_same_caches(out: Path, kind: str, new: Sequence[dict[str, Any]], old:
             f"{out}: was started with {len(old)} {kind} caches, now there are {len(new)}; give the same, or another --out"
         )
     for ours, theirs in zip(map(Card.model_validate, new), map(Card.model_validate, old)):
-        for name in ours.differences(theirs):
-            before, now = theirs.value(name), ours.value(name)
+        for field in ours.differences(theirs):
+            name, before, now = first_difference(theirs.value(field), ours.value(field), field)
             raise InputError(
                 f"{out}: was started with {kind} caches of {name} = {before!r}, now it is {now!r}; give the same, or another --out"
             )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in settings.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return out
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
