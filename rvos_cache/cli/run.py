@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shlex
@@ -73,6 +74,9 @@ def run_command(command: Callable[..., object]) -> NoReturn:
     """
     warnings.showwarning = lambda message, *where: click.echo(f"warning: {' '.join(str(message).split())}", err=True)
     repeat_lost_interrupts()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # What the terminal's encoding lacks, and file names that are not text, are escaped as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command(standalone_mode=False)
     except click.ClickException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -94,7 +95,7 @@ def _report(
     style = (Path(__file__).with_name("style.css")).read_text("utf-8")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(str(run))}</title><style>{style}</style></head><body>{''.join(body)}</body></html>"
+        f"<title>{escape(os.fsencode(run).decode(errors='replace'))}</title><style>{style}</style></head><body>{''.join(body)}</body></html>"
     )
     write_text(out / "index.html", page)
     return out / "index.html"

@@ -61,6 +61,8 @@ def train(
     settings = train_settings(settings, values)
     tracks, texts, valid_tracks, valid_texts = map(as_paths, (tracks, texts, valid_tracks, valid_texts))
     out = Path(out or Path("out/runs") / settings.selector.rpartition(":")[2])
+    if any("\ud800" <= letter <= "\udfff" for letter in str(out)):
+        raise InputError(f"{out}: the path is not UTF-8, which TensorBoard's files need; choose another --out")
     if (out / SETTINGS).exists() and not resume:
         raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
     texts, valid_texts = texts_of(tracks, texts), texts_of(valid_tracks, valid_texts)
@@ -111,7 +113,15 @@ def make_selector(settings: TrainSettings, cards: CacheCards) -> Selector:
     kind = selector_class(settings.selector)
     channels = {"token_channels": cards.tracks[0].channels, "word_channels": cards.text[0].channels}
     torch.manual_seed(settings.seed)
-    return kind(build(kind.Config, {**channels, **settings.config}, f"selector {settings.selector}"))
+    config = build(kind.Config, {**channels, **settings.config}, f"selector {settings.selector}")
+    try:
+        return kind(config)
+    except (RuntimeError, MemoryError) as error:
+        # Of torch, for layers that are larger than the memory.
+        line = " ".join(str(error).split())
+        raise InputError(
+            f"selector {settings.selector}: cannot be made with this config ({line:.200}); --set config.NAME=VALUE"
+        ) from error
 
 
 def required_parts(settings: TrainSettings, selector: Selector) -> tuple[str, ...]:
