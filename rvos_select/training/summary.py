@@ -11,12 +11,20 @@ from rvos_select.data.samples import VideoSample
 from rvos_select.data.sources import Sources
 
 
-def check_labels(samples: Sequence[VideoSample], rule: str, label_iou: float | Sequence[float]) -> None:
+def check_labels(samples: Sequence[VideoSample], rule: str, label_iou: float | Sequence[float], draws: bool) -> None:
     """Warn in one line of expressions that name objects but whose labels are all negative; they teach to select nothing.
 
-    samples: to train on; rule, label_iou: of their labels. Raises InputError where no video has a track.
+    samples: to train on; rule, label_iou: of their labels; draws: the module draws masks of its own and reads no labels. Raises
+    InputError where no expression is left, or no video has a track.
     """
     videos = [s for s in samples if len(s.expressions)]
+    if not videos:
+        raise InputError(
+            "no expression to train on is left: none has an object that is visible in a frame of a clip; extract more videos, or "
+            "--set batch=video"
+        )
+    if draws:
+        return
     if not any(len(s.tokens) for s in videos):
         raise InputError(
             f"none of the {len(videos)} videos to train on has a track ({videos[0].set_name}, {videos[0].video_id} …): there is "

@@ -85,8 +85,7 @@ def train(
     )
     if settings.batch == "clip":
         sources.train = with_visible_rows(sources.train)
-    if not selector.draws:
-        check_labels(sources.train, settings.label_rule, sources.label_iou)
+    check_labels(sources.train, settings.label_rule, sources.label_iou, selector.draws)
     write_record(out, settings, sources, selector.config, selector.frozen_digests)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch_threads(settings.threads):

@@ -123,6 +123,25 @@ def test_a_cache_without_any_track_is_an_error(tmp_path: Path, caches: tuple[Pat
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
+def test_clips_of_which_none_shows_an_object_are_an_error(
+    tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expressions of objects that are never visible are left out of clips; here all are."""
+    from rvos_select.data import sources
+
+    load = sources.load_video
+
+    def invisible(*arguments: object, **named: object) -> object:
+        sample = load(*arguments, **named).with_rows([0, 1, 2])  # type: ignore[arg-type]
+        sample.overlap.gt_area[:] = 0
+        return sample
+
+    monkeypatch.setattr(sources, "load_video", invisible)
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError, match="no expression to train on is left"):
+        train_on(*caches[:2], tmp_path / "run", batch="clip")
+    assert not (tmp_path / "run").exists()
+
+
 def test_expressions_that_name_nothing_are_told(
     tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
