@@ -7,6 +7,15 @@ TRACKER ?= flow
 ENCODER ?= hashed
 # Forked processes cannot share a GPU.
 JOBS ?= $(if $(filter flow,$(TRACKER)),2,1)
+# $(call quoted,TEXT): TEXT as one word of the shell; ~/ is the home folder, as some shells leave it in NAME=~/VALUE.
+quoted = '$(subst ','\'',$(if $(filter ~/%,$(firstword $(1))),$(subst ^~/,$(HOME)/,^$(1)),$(1)))'
+# $(call option,--name,TEXT): --name 'TEXT', or nothing where TEXT is empty.
+option = $(if $(2),$(1) $(call quoted,$(2)))
+# $(call settings,--name,A=1 B=two words): --name 'A=1' --name 'B=two words'. A word without = belongs to the value before it.
+blank := $() $()
+quoted_words = $(subst ','\'',$(2))
+other_words = $(foreach word,$(wordlist 2,9999,$(quoted_words)),$(if $(findstring =,$(word)),' $(1) '$(word),$(word)))
+settings = $(if $(2),$(1) '$(subst $(blank)' $(1) ',' $(1) ',$(strip $(firstword $(quoted_words)) $(other_words)))')
 # One thread per process: two threads on two busy cores are slower than one.
 export OMP_NUM_THREADS ?= 1
 
@@ -23,11 +32,13 @@ env: .venv/installed
 	touch $@
 
 demo: env
-	$(BIN)/python -m pipelines.sola_shapes --out out/demo
+	$(BIN)/python -m pipelines.sola_shapes --out $(call quoted,$(or $(OUT),out/demo))
 
 extract: env
-	$(BIN)/rvos-cache extract-all --dataset $(DATASET) --root $(ROOT) --tracker $(TRACKER) --encoder $(ENCODER) --jobs $(JOBS) \
-		$(SPLIT:%=--split %) $(SET:%=--set '%') $(TEXT_SET:%=--text-set '%') $(CORRUPT:%=--corrupt %) $(BUDGET:%=--budget %)
+	$(BIN)/rvos-cache extract-all $(call option,--dataset,$(DATASET)) $(call option,--root,$(ROOT)) \
+		$(call option,--tracker,$(TRACKER)) $(call option,--encoder,$(ENCODER)) $(call option,--jobs,$(JOBS)) \
+		$(call option,--out,$(OUT)) $(SPLIT:%=--split '%') $(call settings,--set,$(SET)) $(call settings,--text-set,$(TEXT_SET)) \
+		$(call option,--corrupt,$(CORRUPT)) $(call option,--budget,$(BUDGET))
 
 # The tests in under four minutes on two cores: what is marked slow is left to test-all.
 test: env

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
-from rvos_cache.cli import run_command
+from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
@@ -37,7 +37,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 """Swept on valid_u; the paper's is 0.7."""
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_mevis"), show_default=True)
 @frozen_models

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from pipelines.vita_shapes import LONG, SHORT, train_vita
-from rvos_cache.cli import run_command
+from rvos_cache.cli import Resumable, run_command
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
@@ -28,7 +28,7 @@ SPLITS = ("train", "valid_u")
 FROZEN = {"config": {"masks": "frozen", "mask_init": "random"}}
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_shapes"), show_default=True)
 @click.option("--vita", type=click.Path(path_type=Path), help="A checkpoint of pipelines.vita_shapes.  [default: train one]")
 @click.option("--vita-videos", default=800, show_default=True)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
-from rvos_cache.cli import run_command
+from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -39,7 +39,7 @@ HIDDEN = "valid"
 names has its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own, and is the paper's split."""
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option(
     "--images",

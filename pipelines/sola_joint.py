@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from rvos_cache.cli import run_command
+from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -32,7 +32,7 @@ HIDDEN = "valid"
 Ref-YouTube-VOS's train that is held out here, and that the paper trains on."""
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--mevis", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_joint"), show_default=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from rvos_cache.cli import run_command
+from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -29,7 +29,7 @@ OPEN, HIDDEN = "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the paper's table is scored on valid, by the benchmark's server."""
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_mevis"), show_default=True)
 @click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from rvos_cache.cli import run_command
+from rvos_cache.cli import Resumable, run_command
 from rvos_cache.exchange.mirror import mirror
 from rvos_cache.extraction import extract_all, extract_text
 from rvos_cache.files import write_json
@@ -33,7 +33,7 @@ from rvos_select.training.train import train
 VIDEOS, SEED = 800, 7
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 @click.option("--videos", default=VIDEOS, show_default=True, help="One fifth of them is held out.")
 @click.option("--jobs", default=2, show_default=True, help="Processes that draw, extract and score.")

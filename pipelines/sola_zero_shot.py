@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from rvos_cache.cli import run_command
+from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -34,7 +34,7 @@ HIDDEN = "valid"
 names has its ground truth and is not trained on either. Ref-DAVIS17's valid has its own, and is the paper's split."""
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--mevis", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)

@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from rvos_cache.cli import run_command
 from rvos_cache.files import new_folder
+from rvos_cache.progress import Progress
 from rvos_cache.shapes import make_video
 from rvos_cache.shapes.scene import COLOURS, SHAPES, Appearance
 from rvos_cache.trackers.vita import FrameGeometry, HeadSizes, VitaHead
 from rvos_cache.trackers.vita.segmenter import HEAD_FILE
 from rvos_select.losses.matching import assign
 from rvos_select.selectors.dmvs_masks import pair_losses, point_costs
-from rvos_select.training.progress import TrainingProgress
 
 CHANNELS, FRAME_QUERIES, VIDEO_QUERIES = 64, 16, 16
 CLASSES = {(colour, shape): k for k, (colour, shape) in enumerate(product(COLOURS, SHAPES))}
@@ -90,7 +90,7 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     clips, mean = _clips([_video(seed, index) for index in range(videos)], seed), 0.0
-    with TrainingProgress(steps, 0) as bar:
+    with Progress("train", steps, unit="steps") as bar:
         for step in range(steps):
             loss = _loss(segmenter, head, map_inputs, next(clips))
             optimizer.zero_grad(set_to_none=True)
@@ -99,7 +99,7 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
             optimizer.step()
             schedule.step()
             mean += (loss.item() - mean) / min(step + 1, 100)
-            bar.advance(f"loss {mean:.2f}")
+            bar.advance(title=f"loss {mean:.2f}")
     with new_folder(out) as folder:
         segmenter.save_pretrained(folder)
         save_file(head.official(), folder / HEAD_FILE, {"format": "pt"})

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,32 @@ def resolve(table: Mapping[str, str], name: str, kind: str, base: type | None = 
     return plugin
 
 
+def resolve_function(table: Mapping[str, str], name: str, kind: str, arguments: Sequence[str]) -> Callable[..., Any]:
+    """The function that `table` lists under `name`, or the user's own "my_module:my_function", as `resolve`.
+
+    Raises InputError if it cannot be called with `arguments` by position; the function that is returned raises it for any
+    exception of a function of the user's own.
+    """
+    function, title = resolve(table, name, kind), f"{kind} {name}"
+    expected = f"expected a function of ({', '.join(arguments)})"
+    if not callable(function):
+        raise InputError(f"{title}: is {type_text(function)}, {expected}")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{title}: {expected} ({error})") from error
+
+    def call(*values: Any) -> Any:
+        with reporting(title, "failed", is_custom=name not in table):
+            return function(*values)
+
+    return call
+
+
 def _import(target: str, title: str, is_custom: bool) -> Any:
     module_name, _, attribute = target.partition(":")
-    if not module_name or not attribute:
-        raise InputError(f"{title}: expected my_module:MyClass")
+    if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(f"{title}: expected my_module:MyClass, the name of a module and not of its file")
     if is_custom:
         _add_current_folder()
     try:

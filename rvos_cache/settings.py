@@ -6,7 +6,7 @@ import re
 import textwrap
 import tomllib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from rvos_cache.errors import InputError
+from rvos_cache.text_files import read_text
 
 
 class Settings(BaseModel):
@@ -52,7 +53,8 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--set wants name=value, got {pair!r}")
         try:
             value = tomllib.loads(f"value = {raw}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
+            # Not TOML, or a number of more digits than Python reads.
             value = raw
         level = out
         *parents, last = name.strip().split(".")
@@ -67,8 +69,10 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dict. Raises InputError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from error
 
 
@@ -83,6 +87,8 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 def build(model: type[S], values: Mapping[str, Any], location: str) -> S:
     """The settings `model` from plain values. Raises InputError, a line that starts with `location`, for the first bad value."""
+    for name, value in _large_integers(values):
+        raise InputError(f"{location}: setting {name!r}: expected a number below 2^63; got {value!r:.80}")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -92,7 +98,19 @@ def build(model: type[S], values: Mapping[str, Any], location: str) -> S:
             raise InputError(f"{location}: no setting {name!r}; there are: {', '.join(names(model)) or 'none'}") from error
         if first["type"] == "missing":
             raise InputError(f"{location}: setting {name!r} is required; give --set {name}=...") from error
-        raise InputError(f"{location}: setting {name!r}: {first['msg']}; got {first.get('input')!r}") from error
+        raise InputError(f"{location}: setting {name!r}: {first['msg']}; got {first.get('input')!r:.80}") from error
+
+
+def _large_integers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """Names and values of integers that have no 64 bits, as those of TOML have: what they are passed to overflows."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _large_integers(entry, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _large_integers(entry, name)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield name, value
 
 
 def names(model: type[BaseModel]) -> list[str]:

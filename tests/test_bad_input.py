@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from odd_videos import ODD, SAID, Result, call, write_split
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from rvos_cache.store import TrackCache, content_digest, verify
+from rvos_cache.store import CacheWriter, TrackCache, content_digest, read_card, verify
 from rvos_select.inference.ask import ask
 from rvos_select.merging.policy import PolicyOptions
 
@@ -276,6 +277,36 @@ def test_files_of_different_origin_are_one_line(work: Path, rvos: Callable[..., 
     assert before == sorted((str(p), p.stat().st_mtime_ns) for p in work.rglob("*") if p.is_file())
 
 
+EMPTY_SPLIT = ("--dataset", "mevis", "--root", "{new}", "--split", "train")
+EMPTY: dict[str, tuple[tuple[str, ...], str]] = {
+    "predict": (("predict", "--run", "{work}/run", "--cache", "{new}/c.zarr", *TEXT, "--out", "{new}/o"), "c.zarr: holds no video"),
+    "merge": (("merge", "--selections", "{new}/s.zarr", *VALID, "--out", "{new}/o"), "s.zarr: holds no video"),
+    "mirror": (("mirror", "{new}/c.zarr", "--out", "{new}/o.zarr"), "c.zarr: holds no video"),
+    "export-sola": (("export-sola", "{new}/c.zarr", "--out", "{new}/o"), "c.zarr: holds no video"),
+    "train": (("train", "--cache", "{new}/c.zarr", *TEXT, "--out", "{new}/o"), "c.zarr: no expression to train on"),
+    "extract": (("extract", *EMPTY_SPLIT, "--out", "{new}/o.zarr"), "split train of mevis: lists no video"),
+    "extract-text": (("extract-text", *EMPTY_SPLIT, "--out", "{new}/o.zarr"), "split train of mevis: lists no video"),
+    "extract-all": (("extract-all", *EMPTY_SPLIT, "--out", "{new}/o"), "split train of mevis: lists no video"),
+    "import-masks": (("import-masks", "{new}", *EMPTY_SPLIT, "--out", "{new}/o.zarr"), "split train of mevis: lists no video"),
+    "check": (("check", *EMPTY_SPLIT), "split train of mevis: lists no video"),
+    "submit": (("submit", "--predictions", "{new}", *EMPTY_SPLIT, "--out", "{new}/o.zip"), "split train of mevis: lists no video"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", sorted(EMPTY))
+def test_nothing_to_work_on_is_an_error(work: Path, rvos: Callable[..., Result], tmp_path: Path, verb: str) -> None:
+    """A cache whose videos all failed, or a split that lists none, looks like success otherwise."""
+    for name, source in (("c.zarr", "valid_u.zarr"), ("s.zarr", "s.zarr")):
+        CacheWriter(tmp_path / name, read_card(work / source))
+    (tmp_path / "train/JPEGImages").mkdir(parents=True)
+    (tmp_path / "train/meta_expressions.json").write_text('{"videos": {}}')
+    (tmp_path / "train/mask_dict.json").write_text("{}")
+    arguments, message = EMPTY[verb]
+    code, stderr = rvos(*(w.format(work=work, new=tmp_path) for w in arguments))
+    assert code == 1 and stderr.startswith("error: ") and message in stderr and stderr.count("\n") == 0, stderr
+    assert not list(tmp_path.glob("o*"))
+
+
 BELOW_A_FILE: dict[str, tuple[str, ...]] = {
     "extract": ("extract", *SPLIT, "--out", "{out}"),
     "extract-text": ("extract-text", *SPLIT, "--out", "{out}"),
@@ -372,7 +403,9 @@ def test_ctrl_c_leaves_a_resumable_state(rvos: Callable[..., Result], tmp_path: 
     os.killpg(process.pid, signal.SIGINT)
     stderr = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130, stderr
-    assert stderr.splitlines()[-1].startswith("interrupted; what was finished is kept") and "Traceback" not in stderr
+    kept, _, again = stderr.splitlines()[-1].partition("; go on with: ")
+    assert kept == "interrupted; what was finished is kept" and "Traceback" not in stderr
+    assert shlex.split(again)[1:] == [str(word) for word in (*arguments, out, *slow)]
     assert list(verify(out)) == [] and not (out / "failures.jsonl").exists()
     assert 1 <= len(TrackCache(out).video_ids()) < 12
     assert rvos(*arguments, out, *slow[:1], "wait=0.2") == (0, "")

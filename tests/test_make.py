@@ -14,14 +14,20 @@ from rvos_cache.settings import parse_overrides
 ROOT = Path(__file__).parents[1]
 
 
+def words_of(program: str, *arguments: str) -> list[str]:
+    """The words after `program` in the command line that `make` would run, as the shell splits them."""
+    # Without MAKEFLAGS and variables of the make that runs these tests.
+    clean = {"PATH": os.environ["PATH"], "HOME": "/home/of user"}
+    process = subprocess.run(
+        ["make", "-n", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=30, check=True
+    )
+    return shlex.split(process.stdout.partition(program)[2].replace("\\\n", " "))
+
+
 def parsed_options(*arguments: str) -> dict[str, Any]:
     """The options of the command that `make extract` would run, read as the command reads them."""
-    # Without MAKEFLAGS and variables of the make that runs these tests.
-    clean = {"PATH": os.environ["PATH"]}
-    command = ["make", "-n", "extract", *arguments]
-    process = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=30, check=True)
-    words = shlex.split(process.stdout[process.stdout.index("rvos-cache extract-all") :].replace("\\\n", " "))
-    return dict(extract_all.make_context("extract-all", words[2:]).params)
+    words = words_of("rvos-cache extract-all", "extract", *arguments)
+    return dict(extract_all.make_context("extract-all", words).params)
 
 
 def test_defaults() -> None:
@@ -40,6 +46,24 @@ def test_every_variable_reaches_the_command() -> None:
     expected = {"checkpoint": "/models/sam2", "prompt_every": "half", "gpu_memory": "4GB"}
     assert parse_overrides(options["overrides"]) == expected
     assert parse_overrides(options["text_overrides"]) == {"checkpoint": "/models/roberta"}
+
+
+def test_a_value_may_have_blanks_and_quotes() -> None:
+    options = parsed_options(
+        "ROOT=/my data/a 'b' $$HOME", "OUT=/my caches", "SPLIT=train valid_u", "BUDGET=2 GB", 'TEXT_SET=a=it\'s "x"',
+        'SET=checkpoint=/my weights/sam2 prompt_every=half names=["a","b"]',
+    )  # fmt: skip
+    assert (options["root"], options["out"]) == (Path("/my data/a 'b' $HOME"), Path("/my caches"))
+    assert (options["splits"], options["budget"]) == (("train", "valid_u"), 2 * 10**9)
+    assert options["overrides"] == ("checkpoint=/my weights/sam2", "prompt_every=half", 'names=["a","b"]')
+    assert options["text_overrides"] == ('a=it\'s "x"',)
+    assert parsed_options("SET=misspelt epochs=1")["overrides"] == ("misspelt", "epochs=1")
+    assert parsed_options("ROOT=~/a b")["root"] == Path("/home/of user/a b")
+
+
+def test_the_demo_is_written_where_out_says() -> None:
+    assert words_of("pipelines.sola_shapes", "demo") == ["--out", "out/demo"]
+    assert words_of("pipelines.sola_shapes", "demo", "OUT=/my demo") == ["--out", "/my demo"]
 
 
 def test_a_model_that_may_be_on_a_gpu_runs_in_one_process() -> None:

@@ -7,9 +7,9 @@ import click
 from rvos_cache import __version__
 from rvos_cache.cli import exchange, extract, inspect_caches, make_data, plugins, sam2, vita
 from rvos_cache.cli.inspect_caches import info
-from rvos_cache.cli.run import run_command
+from rvos_cache.cli.run import Resumable, run_command
 
-__all__ = ["cli", "info", "main", "run_command"]
+__all__ = ["Resumable", "cli", "info", "main", "run_command"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rvos_cache.cli.options import DATASET, JOBS, LIMIT, OUT, PATH, ROOT, SHARD, SPLIT, VIDEOS
-from rvos_cache.cli.run import print_reports
+from rvos_cache.cli.run import Resumable, print_reports
+from rvos_cache.progress import Progress
 
 DIRECTORY = click.argument("directory", type=PATH, metavar="DIR")
 
 
-@click.command("import-sola")
+@click.command("import-sola", cls=Resumable)
 @DIRECTORY
 @click.option(
     "--tracks",
@@ -59,18 +59,18 @@ def export_sola(cache: Path, out: Path) -> None:
     """Write tracks as sam2_tracks, for SOLA's code."""
     from rvos_cache.exchange.export_sola import export_sola as step
 
-    with click.progressbar(length=1, label="export", file=sys.stderr) as bar:
+    with Progress("export", 0) as bar:
 
         def progress(total: int) -> None:
-            bar.length = total
-            bar.update(1)
+            bar.total = total
+            bar.advance()
 
         folders = step(cache, out, progress)
     for folder in folders:
         click.echo(f"tracks: {folder}")
 
 
-@click.command("import-masks")
+@click.command("import-masks", cls=Resumable)
 @DIRECTORY
 @DATASET
 @ROOT

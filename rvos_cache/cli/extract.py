@@ -24,14 +24,14 @@ from rvos_cache.cli.options import (
     TRACKER,
     VIDEOS,
 )
-from rvos_cache.cli.run import print_reports
+from rvos_cache.cli.run import Resumable, print_reports
 from rvos_cache.errors import InputError
 
 if TYPE_CHECKING:
     from rvos_cache.trackers.planned import PlannedBytes
 
 
-@click.command()
+@click.command(cls=Resumable)
 @DATASET
 @ROOT
 @SPLIT
@@ -75,7 +75,7 @@ def extract(
     })  # fmt: skip
 
 
-@click.command("extract-text")
+@click.command("extract-text", cls=Resumable)
 @DATASET
 @ROOT
 @SPLIT
@@ -90,7 +90,7 @@ def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: 
     print_reports({str(out): step(dataset, root, split, encoder, out, overrides=parse_overrides(overrides))})
 
 
-@click.command("extract-all")
+@click.command("extract-all", cls=Resumable)
 @DATASET
 @click.option("--root", type=PATH, help="Folder of the dataset.  [default: data/<dataset>]")
 @click.option("--split", "splits", multiple=True, help="Only this split; may repeat.  [default: every split that is found]")

@@ -85,7 +85,9 @@ def _print_declared(kind: str, specs: list[dict[str, Any]]) -> None:
 @click.command()
 @click.argument("cache", type=PATH)
 def verify(cache: Path) -> None:
-    """Check every file of a cache. One line per fault, and exit status 1 if there is any; files of a killed run are a note."""
+    """Check every file of a cache. One line per fault, and exit status 1 if there is any. Notes: files of a killed run, and videos
+    whose frames, sentences or masks have changed in the dataset since, where the dataset is found."""
+    from rvos_cache.extraction import changes
     from rvos_cache.store import leftovers
     from rvos_cache.store import verify as step
 
@@ -93,7 +95,7 @@ def verify(cache: Path) -> None:
     for fault in step(cache):
         click.echo(f"fault: {fault}")
         faults += 1
-    for note in leftovers(cache):
+    for note in (*leftovers(cache), *changes(cache)):
         click.echo(f"note: {note}")
     if faults:
         sys.exit(1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from rvos_cache.cli.options import JOBS, OUT, PATH
-from rvos_cache.cli.run import print_reports
+from rvos_cache.cli.run import Resumable, print_reports
+from rvos_cache.progress import Progress
 
 
 @click.command()
@@ -25,8 +25,8 @@ def shapes(out: Path, videos: int, seed: int, jobs: int) -> None:
     """Write the moving-shapes dataset. Synthetic videos with sentences and ground truth; read them with --dataset mevis."""
     from rvos_cache.shapes import write_shapes
 
-    with click.progressbar(length=videos, label="shapes", file=sys.stderr) as bar:
-        write_shapes(out, videos, seed, progress=lambda done, total: bar.update(1), jobs=jobs)
+    with Progress("shapes", videos) as bar:
+        write_shapes(out, videos, seed, progress=lambda done, total: bar.advance(), jobs=jobs)
     click.echo(f"{videos} videos: {out}")
 
 
@@ -43,18 +43,18 @@ def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
     """Write Ref-DAVIS17 in ReferFormer's layout. Files are copied; read them with --dataset ref-davis17."""
     from rvos_cache.datasets.convert_ref_davis import convert_ref_davis as step
 
-    with click.progressbar(length=1, label="ref-davis", file=sys.stderr) as bar:
+    with Progress("ref-davis", 0) as bar:
 
         def progress(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(1)
+            bar.total = total
+            bar.advance()
 
         counts = step(davis, text, out, progress)
     for split, (videos, frames, expressions) in counts.items():
         click.echo(f"{split}: {videos} videos, {frames} frames, {expressions} expressions: {out}")
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.argument("cache", type=PATH)
 @OUT
 @JOBS

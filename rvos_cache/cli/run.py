@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import shlex
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from rvos_cache.errors import InputError
+from rvos_cache.interrupts import repeat_lost_interrupts
 
 if TYPE_CHECKING:
     from rvos_cache.extraction import ExtractReport
+
+
+class Resumable(click.Command):
+    """A command that goes on where it was stopped when it is run again. option: what its command line needs for that."""
+
+    def __init__(self, *arguments: Any, option: str = "", **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.option = option
 
 
 def print_reports(reports: Mapping[str, ExtractReport]) -> None:
@@ -33,12 +47,36 @@ def print_reports(reports: Mapping[str, ExtractReport]) -> None:
         )
 
 
+def _interrupted(program: object, words: Sequence[str]) -> str:
+    """The line after Ctrl-C, with the command that goes on. words: the command line."""
+    command, rest = program, list(words[1:])
+    while isinstance(command, click.Group) and rest:
+        command = command.commands.get(rest.pop(0))
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name.startswith("pipelines."):
+        start = [Path(sys.executable).name, "-m", spec.name]
+    else:
+        # As a program on the PATH is typed, else by its path.
+        name = Path(words[0]).name
+        start = [name if shutil.which(name) else words[0]]
+    again = [*start, *words[1:]]
+    if not isinstance(command, Resumable):
+        return f"interrupted; nothing was kept; start again with: {shlex.join(again)}"
+    if command.option and command.option not in again:
+        again.append(command.option)
+    return f"interrupted; what was finished is kept; go on with: {shlex.join(again)}"
+
+
 def run_command(command: Callable[..., object]) -> NoReturn:
     """Run a click command line and exit. Errors of the input, and warnings, are one line each.
 
     Exit status: 0 success, 1 an error of the input or the disk, 2 wrong usage, 130 Ctrl-C.
     """
     warnings.showwarning = lambda message, *where: click.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    repeat_lost_interrupts()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # What the terminal's encoding lacks, and file names that are not text, are escaped as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command(standalone_mode=False)
     except click.ClickException as error:
@@ -58,6 +96,8 @@ def run_command(command: Callable[..., object]) -> NoReturn:
         click.echo(f"error: {error.filename or 'file system'}: {problem}; {fix}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what was finished is kept: run the same command again to go on", err=True)
+        # Of tasks that the interruption left.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        click.echo(_interrupted(command, sys.argv), err=True)
         sys.exit(130)
     sys.exit(0)

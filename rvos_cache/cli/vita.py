@@ -9,6 +9,7 @@ import click
 
 from rvos_cache.cli.options import DATASET, PATH, ROOT, SET, SPLIT
 from rvos_cache.errors import InputError
+from rvos_cache.progress import tracked
 
 
 @click.command("convert-vita")
@@ -51,13 +52,13 @@ def fit_vita_basis(
     source = open_dataset(dataset, root, split)
     tracker = VitaTracker(build(VitaSettings, parse_overrides(overrides), "tracker vita"))
     video_ids = iter(source.video_ids())
-    basis = fit_on_videos(tracker, (source.video(v) for v in islice(video_ids, videos)), rank)
-    others = list(islice(video_ids, check))
+    fitted, others = list(islice(video_ids, videos)), list(islice(video_ids, check))
+    basis = fit_on_videos(tracker, map(source.video, tracked(fitted, "fit")), rank)
     basis.save(out)
     if not others:
         click.echo(f"{out}: rank {rank}; not measured, the split has no video beyond the first {videos}")
         return
-    agreed = agreement(tracker, basis, map(source.video, others))
+    agreed = agreement(tracker, basis, map(source.video, tracked(others, "measure")))
     click.echo(f"{out}: rank {rank}; mean IoU with the exact masks {agreed:.4f} on {len(others)} other videos (expected: 0.99)")
 
 

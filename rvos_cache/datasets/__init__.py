@@ -7,6 +7,7 @@ from pathlib import Path
 from rvos_cache.datasets.base import Dataset, Protocol, check_dataset_class
 from rvos_cache.datasets.mirrored import SUFFIX, Mirrored
 from rvos_cache.datasets.samples import Sample
+from rvos_cache.errors import InputError
 from rvos_cache.plugins import reporting, resolve
 
 __all__ = ["DATASETS", "Dataset", "Protocol", "Sample", "dataset_class", "dataset_faults", "open_dataset"]
@@ -39,12 +40,22 @@ def dataset_class(name: str) -> type[Dataset]:
 def open_dataset(name: str, root: Path | str, split: str) -> Dataset:
     """Open a split of the dataset `name` (see `dataset_class`); `<split>-mirror` is the split mirrored from left to right.
 
-    Raises InputError: if there is no such dataset or split, or its files cannot be read.
+    Raises InputError: if there is no such dataset or split, its files cannot be read, or it lists no video.
     """
     cls, original = dataset_class(name), split.removesuffix(SUFFIX)
     with reporting(f"dataset {name}", f"split {original} cannot be opened", is_custom=name not in DATASETS):
         dataset = cls(Path(root), original)
+        if _is_empty(dataset):
+            raise InputError(f"{root}, split {original} of {name}: lists no video; look at the files of the split, and at --root")
     return dataset if original == split else Mirrored(dataset)
+
+
+def _is_empty(dataset: Dataset) -> bool:
+    try:
+        return not dataset.video_ids()
+    except InputError:
+        # The list is incomplete: whoever reads it gets this error, and `check` lists every fault.
+        return False
 
 
 def dataset_faults(name: str, root: Path | str, split: str) -> list[str]:

@@ -13,6 +13,7 @@ Video Object Segmentation with Multimodal Transformers" (MTTR), CVPR 2022.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
 from rvos_cache.frames import file_video
 from rvos_cache.masks import RleMasks, empty_rle, encode
+from rvos_cache.text_files import read_text
 from rvos_cache.types import Expression, GroundTruth, Video
 
 SPLITS = {"train": "0", "test": "1"}
@@ -330,8 +332,9 @@ def _from_csv(root: Path, subset: str) -> dict[str, _Entry]:
 def _csv(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield (location, row) of each row that is not empty. Raises InputError: if the file cannot be read."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            yield from ((f"{path}, line {rows.line_num}", row) for row in rows if row)
-    except (OSError, ValueError, csv.Error) as error:
+        rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        yield from ((f"{path}, line {rows.line_num}", row) for row in rows if row)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy the file again") from error
+    except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error}); copy the file again") from error

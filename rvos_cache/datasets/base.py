@@ -25,6 +25,7 @@ from typing import Literal
 from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
 from rvos_cache.plugins import check_overridden, check_signatures
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video
 
 Protocol = Literal["video", "image", "davis"]
@@ -139,7 +140,7 @@ class Dataset(ABC):
         except InputError as error:
             yield str(error)
             return
-        for video_id in video_ids:
+        for video_id in tracked(video_ids, f"check {self.split}"):
             for message in _faults_of_video(self, video_id, owners):
                 if message not in messages:
                     messages.add(message)

@@ -34,11 +34,12 @@ from rvos_cache.datasets.ref_davis17 import VOID
 from rvos_cache.errors import InputError
 from rvos_cache.files import new_folder
 from rvos_cache.images import IMAGE_ERRORS
+from rvos_cache.text_files import decode_text, has_mark
 from rvos_cache.types import Expression, check_id
 
 TEXTS = (
-    ("Davis17_annot1.txt", "utf-8-sig"),
-    ("Davis17_annot1_full_video.txt", "utf-8-sig"),
+    ("Davis17_annot1.txt", "utf-8"),
+    ("Davis17_annot1_full_video.txt", "utf-8"),
     ("Davis17_annot2.txt", "latin-1"),
     ("Davis17_annot2_full_video.txt", "latin-1"),
 )
@@ -185,10 +186,10 @@ def _open_source(path: Path, marker: str, stack: ExitStack) -> Source:
 
 
 def _lines(source: Source, name: str, encoding: str) -> list[str]:
-    try:
-        return io.StringIO(source.read(name).decode(encoding), newline=None).read().split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source.location(name)}: not {encoding} text ({error.reason}); copy the file again") from error
+    content = source.read(name)
+    is_latin_1 = encoding == "latin-1" and not has_mark(content)
+    text = content.decode("latin-1") if is_latin_1 else decode_text(content, source.location(name))
+    return io.StringIO(text, newline=None).read().split("\n")
 
 
 def _read_splits(source: Source) -> dict[str, list[str]]:
@@ -196,7 +197,7 @@ def _read_splits(source: Source) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for split, davis_name in SPLITS.items():
         name = f"{SETS}/{davis_name}.txt"
-        videos = [line.strip() for line in _lines(source, name, "utf-8-sig") if line.strip()]
+        videos = [line.strip() for line in _lines(source, name, "utf-8") if line.strip()]
         if not videos:
             raise InputError(f"{source.location(name)}: lists no video; copy the file again")
         for i, video in enumerate(videos):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
+from rvos_cache.text_files import read_text
 
 
 def read_json(path: Path, duplicate_keys: list[str] | None = None) -> Any:
@@ -23,11 +24,13 @@ def read_json(path: Path, duplicate_keys: list[str] | None = None) -> Any:
         return content
 
     try:
-        return json.loads(path.read_text("utf-8"), object_pairs_hook=to_dict)
+        return json.loads(read_text(path), object_pairs_hook=to_dict)
     except json.JSONDecodeError as error:
         location = f"{path}, line {error.lineno}, column {error.colno}"
         raise InputError(f"{location}: not JSON ({error.msg}); copy the file again") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy the file again") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); copy the file again") from error
 
 

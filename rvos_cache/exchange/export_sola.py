@@ -38,7 +38,8 @@ def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], No
     for folder in folders.values():
         if folder.exists():
             raise InputError(f"{folder}: is there already; choose another --out, or remove it to export again")
-    missing = [] if dataset is None else sorted(set(dataset.video_ids()) - set(source.video_ids()))
+    video_ids = source.require_videos()
+    missing = [] if dataset is None else sorted(set(dataset.video_ids()) - set(video_ids))
     if missing:
         message = f"{cache}: {len(missing)} videos of the split are not in it and are left out; first {missing[0]}"
         warnings.warn(message, stacklevel=2)

@@ -125,6 +125,7 @@ def _from_pngs(folder: Path, video: Video) -> dict[str, list[bytes]]:
     for track in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         if not track.is_dir():
             raise InputError(f"{track}: expected a folder per track with a PNG per frame; move it there or remove it")
+        check_id(track.name, f"{folder}, track")
         names = {p.name for p in track.iterdir() if not p.name.startswith(".")}
         expected = [f"{name}.png" for name in video.frame_names]
         missing, foreign = [name for name in expected if name not in names], sorted(names - set(expected))

@@ -46,7 +46,7 @@ def mirror(cache: Path | str, out: Path | str, jobs: int = 1) -> ExtractReport:
     mirrored_card = card.model_copy(
         update={"split": card.split + SUFFIX, "extra": {**card.extra, "mirrored": True}, **provenance()}
     )
-    video_ids = [video_id + SUFFIX for video_id in source.video_ids()]
+    video_ids = [video_id + SUFFIX for video_id in source.require_videos()]
     return write_videos(out, mirrored_card, video_ids, write_video, f"{card.producer} {mirrored_card.split}", jobs)
 
 

@@ -11,6 +11,7 @@ bindings   the expressions and the failures that connect a cache with its datase
 
 from rvos_cache.extraction.bindings import (
     bound_digest,
+    changes,
     check_unchanged,
     expressions_digest,
     failed_videos,
@@ -25,7 +26,7 @@ from rvos_cache.extraction.steps import extract, extract_all, extract_text, sele
 from rvos_cache.extraction.work import Pending, TrackWork, Work, extract_video
 
 __all__ = [
-    "Engine", "ExtractReport", "Outcome", "Pending", "Plan", "TrackWork", "Work", "bound_digest", "check_unchanged", "engine_of",
-    "expressions_digest", "extract", "extract_all", "extract_text", "extract_video", "failed_videos", "find_dataset", "plan",
-    "plan_work", "select_videos", "video_difference", "write_videos",
+    "Engine", "ExtractReport", "Outcome", "Pending", "Plan", "TrackWork", "Work", "bound_digest", "changes", "check_unchanged",
+    "engine_of", "expressions_digest", "extract", "extract_all", "extract_text", "extract_video", "failed_videos",
+    "find_dataset", "plan", "plan_work", "select_videos", "video_difference", "write_videos",
 ]  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.identity import expressions_difference, frames_difference, frames_digest, truth_difference
+from rvos_cache.progress import tracked
 from rvos_cache.store import Cache, Card, TextCache, TrackCache, canonical, digest, open_backend, open_cache, read_card
 from rvos_cache.types import Expression
 
@@ -103,6 +104,25 @@ def check_unchanged(out: Path | str, card: Card, dataset: Dataset, video_ids: It
             f"{difference}; {fix}, or make another cache (rvos-cache relabel, where frames are the same)"
         )
     return sorted(published)
+
+
+def changes(path: Path | str) -> Iterator[str]:
+    """Every video of a tracks cache that has changed in its dataset since it was extracted, one line each.
+
+    None where the dataset is no longer at the root of the card, or the cache holds no tracks.
+    """
+    cache = open_cache(path)
+    dataset = find_dataset(cache.card)
+    if dataset is None or not isinstance(cache, TrackCache):
+        return
+    listed = set(dataset.video_ids())
+    for video_id in tracked(cache.video_ids(), "compare"):
+        try:
+            difference = video_difference(cache, dataset, video_id) if video_id in listed else "it is no longer in the split"
+        except InputError as error:
+            difference = f"it cannot be compared: {error}"
+        if difference is not None:
+            yield f"{cache.path}, video {video_id}: changed in {dataset.root} since it was extracted: {difference}"
 
 
 def failed_videos(cache: Cache, dataset: Dataset | None = None) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.engine import Outcome, failure_message
 from rvos_cache.extraction.work import Pending, Work
+from rvos_cache.interrupts import starting_processes
 from rvos_cache.store import CacheWriter
 
 
@@ -75,7 +75,9 @@ def _run_forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: in
     _INHERITED = work, writer
     pool = ProcessPoolExecutor(min(jobs, len(videos)), multiprocessing.get_context("fork"), _start_child)
     try:
-        for future in as_completed([pool.submit(_run_in_child, v) for v in videos]):
+        with starting_processes():
+            submitted = [pool.submit(_run_in_child, v) for v in videos]
+        for future in as_completed(submitted):
             yield future.result()
     except BrokenProcessPool:
         raise InputError("a process was killed (out of memory?); run the same command again with fewer --jobs") from None
@@ -85,8 +87,6 @@ def _run_forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: in
 
 
 def _start_child() -> None:
-    # The parent process handles Ctrl-C.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch = sys.modules.get("torch")
     if torch is not None:
         # The parent's thread pool does not exist in a forked child, which would wait for it for ever.

@@ -16,6 +16,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction.engine import failure_message
 from rvos_cache.extraction.steps import tracks_card
 from rvos_cache.extraction.work import TrackWork
+from rvos_cache.progress import tracked
 from rvos_cache.store import CacheWriter, open_backend
 from rvos_cache.trackers.planned import PlannedBytes, Size
 
@@ -80,7 +81,7 @@ def plan_work(work: TrackWork, sample: int, on_planned: Callable[[PlannedBytes],
         out = Path(folder) / "plan.zarr"
         writer = CacheWriter(out, tracks_card(work, out))
         loading, empty = time.perf_counter() - start, writer.backend.size()
-        for video_id in spread(frames, sample):
+        for video_id in tracked(spread(frames, sample), f"time {work.tracker}"):
             start = time.perf_counter()
             try:
                 work.make(video_id).write(writer)

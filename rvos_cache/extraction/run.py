@@ -9,8 +9,8 @@ from pathlib import Path
 from rvos_cache.errors import naming
 from rvos_cache.extraction.engine import Engine
 from rvos_cache.extraction.local_engine import LocalEngine
-from rvos_cache.extraction.progress import Progress
 from rvos_cache.extraction.work import OneStep, Work
+from rvos_cache.progress import Progress
 from rvos_cache.store import CacheWriter, Card
 
 
@@ -36,7 +36,7 @@ def run_videos(
         done = writer.published_ids()
         report.skipped = [v for v in videos if v in done]
         left = [v for v in videos if v not in done]
-        with Progress(title, len(videos), len(report.skipped), unit) as progress:
+        with Progress(title, len(videos), len(report.skipped), parts=unit, announce=True) as progress:
             for outcome in engine.run(work, writer, left):
                 if outcome.error is None:
                     report.done.append(outcome.video_id)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from rvos_cache.errors import InputError
 from rvos_cache.files import write_bytes, write_text
+from rvos_cache.interrupts import starting_processes
 from rvos_cache.locks import folder_lock
 from rvos_cache.masks import RleMasks
 from rvos_cache.shapes.language import Sentence, sentences
@@ -90,6 +91,24 @@ def _write_json(root: Path, videos: Mapping[str, Annotations]) -> None:
         write_text(root / f"{name}.json", json.dumps(value))
 
 
+@contextmanager
+def _mapping(jobs: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map`, or with `jobs` processes that of a pool; when the block is left, videos that were not begun are not drawn."""
+    if jobs == 1:
+        yield map
+        return
+    pool = ProcessPoolExecutor(jobs)
+
+    def mapped(function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[Any]:
+        with starting_processes():
+            return pool.map(function, *arguments)
+
+    try:
+        yield mapped
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def write_shapes(
     out: Path | str, videos: int, seed: int = 0, progress: Callable[[int, int], None] | None = None, jobs: int = 1
 ) -> None:
@@ -114,12 +133,12 @@ def _write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, in
     out.mkdir(parents=True, exist_ok=True)
     write_text(marker, text)
     done = 0
-    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+    with _mapping(jobs) as mapped:
         for split, (name, count) in enumerate((("train", videos - valid), ("valid_u", valid))):
             root = out / name
             names = [f"shapes{split}{index:05d}" for index in range(count)]
             folders = [root / "JPEGImages" / video_id for video_id in names]
-            annotations = (pool.map if pool else map)(_write_video, folders, [seed] * count, [split] * count, range(count))
+            annotations = mapped(_write_video, folders, [seed] * count, [split] * count, range(count))
             by_video = {}
             for video_id, video in zip(names, annotations):
                 by_video[video_id] = video

@@ -17,12 +17,17 @@ def digest(raw: bytes | memoryview) -> str:
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes. Raises ValueError for NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    return _encoded(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False))
 
 
 def with_checksum(value: dict[str, Any]) -> bytes:
     """`value` as JSON bytes, with a digest of itself under the key "digest"."""
-    return json.dumps({**value, "digest": digest(canonical(value))}, indent=1, ensure_ascii=False).encode() + b"\n"
+    return _encoded(json.dumps({**value, "digest": digest(canonical(value))}, indent=1, ensure_ascii=False)) + b"\n"
+
+
+def _encoded(text: str) -> bytes:
+    # A path of bytes that are not UTF-8 (a root, the name in an error) has halves of surrogate pairs; json.loads reads them again.
+    return text.encode("utf-8", "surrogatepass")
 
 
 def read_checked(read: Callable[[], bytes], location: str, how_to_fix: str) -> dict[str, Any]:

@@ -167,6 +167,16 @@ class Cache:
         """The identity of a video: equal exactly if its attributes and arrays are equal (`rvos_cache.store.content`)."""
         return self.folder(video_id).content
 
+    def require_videos(self) -> tuple[str, ...]:
+        """`video_ids`. Raises InputError when there is none: nothing would be read, and nothing said."""
+        video_ids = self.video_ids()
+        if not video_ids:
+            step = {"tracks": "rvos-cache extract", "text": "rvos-cache extract-text", "selections": "rvos-select predict"}[
+                self.kind
+            ]
+            raise InputError(f"{self.backend}: holds no video; run {step} first (rvos-cache info lists videos that failed)")
+        return video_ids
+
     def failures(self) -> dict[str, str]:
         """Video -> last error, of videos that failed and have not been published since. Raises InputError."""
         errors = {}

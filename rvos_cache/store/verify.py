@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rvos_cache.errors import InputError
+from rvos_cache.progress import tracked
 from rvos_cache.store.card import read_card
 from rvos_cache.store.content import digest_of_parts
 from rvos_cache.store.reader import Cache, VideoFolder
@@ -31,7 +32,8 @@ def content_digest(path: Path | str) -> str:
     It does not depend on the order or number of runs or processes that wrote the cache. Of a single video it is `Cache.content`.
     """
     cache = open_cache(path)
-    return digest_of_parts(part for video_id in cache.video_ids() for part in cache.folder(video_id).content_parts())
+    video_ids = tracked(cache.video_ids(), "content")
+    return digest_of_parts(part for video_id in video_ids for part in cache.folder(video_id).content_parts())
 
 
 def verify(path: Path | str) -> Iterator[str]:
@@ -49,7 +51,8 @@ def verify(path: Path | str) -> Iterator[str]:
         yield f"{path}: does not belong here; move it out of the cache"
     # Threads: an object store answers many requests at once, and digests of large files release Python's lock.
     with ThreadPoolExecutor(THREADS) as pool:
-        for faults in pool.map(partial(_video_faults, cache), cache.video_ids()):
+        video_ids = cache.video_ids()
+        for faults in tracked(pool.map(partial(_video_faults, cache), video_ids), "verify", len(video_ids)):
             yield from faults
 
 

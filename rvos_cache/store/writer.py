@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from rvos_cache.differences import first_difference
 from rvos_cache.errors import InputError
 from rvos_cache.store.card import Card, read_card_from
 from rvos_cache.store.checksum import canonical, digest, with_checksum
@@ -34,12 +35,10 @@ class CacheWriter:
         if not self.backend.has_card():
             self.backend.create(with_checksum(card.model_dump()))
         stored = read_card_from(self.backend)
-        differences = stored.differences(card)
-        if differences:
-            name = differences[0]
+        for field in stored.differences(card):
+            name, old, new = first_difference(stored.value(field), card.value(field), field)
             raise InputError(
-                f"{self.backend}: made with {name} = {stored.value(name)!r}, now it is {card.value(name)!r}; "
-                "use another path or the old settings"
+                f"{self.backend}: made with {name} = {old!r}, now it is {new!r}; use another path or the old settings"
             )
         self.backend.open_for_writing()
 

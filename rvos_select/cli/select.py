@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rvos_cache.cli import Resumable
 from rvos_select.cli.options import CACHES, PATH, TEXTS, policy_options
 
 if TYPE_CHECKING:
     from rvos_select.merging.policy import PolicyOptions
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
 @CACHES
 @TEXTS
@@ -27,7 +28,7 @@ def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: P
     click.echo(f"selections: {format_uri(out)}")
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.option("--selections", type=PATH, required=True)
 @CACHES
 @click.option("--out", type=PATH, required=True, help="Folder for <video>/<expression>/<frame>.png.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rvos_cache.cli import Resumable
 from rvos_select.cli.options import PATH, ROOT, policy_options
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def report(run: Path, selections: Path | None, caches: tuple[Path, ...], root: P
     click.echo(f"page: {step(run, selections, list(caches), out, root=root)}")
 
 
-@click.command()
+@click.command(cls=Resumable)
 @click.argument("video", type=PATH)
 @click.argument("sentence")
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")

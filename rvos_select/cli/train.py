@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from rvos_cache.cli import Resumable
 from rvos_select.cli.options import CACHES, PATH, TEXTS
 
 
-@click.command()
+@click.command(cls=Resumable, option="--resume")
 @CACHES
 @TEXTS
 @click.option("--valid-cache", "valid_caches", type=PATH, multiple=True, help="Validation tracks; may repeat.")
@@ -37,7 +38,10 @@ def train(
     from rvos_select.training.train import train as step
 
     values: dict[str, Any] = merge(read_toml(config) if config else {}, parse_overrides(overrides))
+    given = parse_overrides(overrides).get("selector", selector)
     if selector:
+        if given != selector:
+            raise click.UsageError(f"--selector {selector} and --set selector={given}: give one of them")
         values["selector"] = selector
     settings = build(TrainSettings, values, str(config) if config else "train settings")
     run = step(caches, texts, valid_tracks=valid_caches, valid_texts=valid_texts, settings=settings, out=out, resume=resume)

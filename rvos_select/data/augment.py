@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rvos_cache.datasets.captions import mirrored_text
 from rvos_cache.errors import InputError
-from rvos_cache.plugins import resolve
+from rvos_cache.plugins import resolve_function, type_text
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,18 @@ AUGMENTATIONS = {"horizontal_flip": "rvos_select.data.augment:horizontal_flip"}
 
 
 def load_augmentation(names: Sequence[str]) -> Augmentation | None:
-    """The augmentations `names`, one after another; None for none. Raises InputError for an unknown name."""
+    """The augmentations `names`, one after another; None for none. Raises InputError for what is no augmentation."""
     if not names:
         return None
-    steps: list[Augmentation] = [resolve(AUGMENTATIONS, name, "augmentation") for name in names]
+    steps = {name: resolve_function(AUGMENTATIONS, name, "augmentation", ("clip", "generator")) for name in names}
 
     def augment(clip: Clip, generator: torch.Generator) -> Clip:
-        for step in steps:
-            clip = step(clip, generator)
+        for name in names:
+            clip = steps[name](clip, generator)
+            if not isinstance(clip, Clip):
+                raise InputError(
+                    f"augmentation {name}: returned {type_text(clip)}, expected a Clip; see rvos_select.data.augment"
+                )
         return clip
 
     return augment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rvos_cache.differences import differences
 from rvos_cache.errors import InputError
 from rvos_cache.identity import expressions_difference, frames_difference
 from rvos_cache.store import SelectionCache
@@ -44,10 +45,8 @@ def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
     if len(cards) != len(tracks.caches):
         raise InputError(f"{selections.path}: made of {len(cards)} caches, {len(tracks.caches)} were given; {fix}")
     for card, cache in zip(cards, tracks.caches):
-        for field, expected in card.items():
-            value = getattr(cache.card, field)
-            if value != expected:
-                raise InputError(f"{selections.path}: made of tracks with {field} {expected}, {cache.path} has {value}; {fix}")
+        for name, old, new in differences(card, {field: getattr(cache.card, field) for field in card}):
+            raise InputError(f"{selections.path}: made of tracks with {name} {old}, {cache.path} has {new}; {fix}")
 
 
 def check_same_tracks(selections: SelectionCache, tracks: TrackSource, video_id: str) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.overlap import frame_mean, iou
-from rvos_cache.plugins import resolve
+from rvos_cache.plugins import resolve_function
 from rvos_cache.types import Expression, Overlap
 
 LabelRule = Callable[[Overlap, Sequence[Sequence[int]], float], NDArray[np.float32]]
@@ -46,9 +46,8 @@ LABEL_RULES = {"max_iou": "rvos_select.data.labels:max_iou"}
 
 
 def label_rule(name: str) -> LabelRule:
-    """The rule `name` (a name in LABEL_RULES or "package.module:function"). Raises InputError for an unknown one."""
-    rule: LabelRule = resolve(LABEL_RULES, name, "label rule")
-    return rule
+    """The rule `name` (a name in LABEL_RULES or "package.module:function"). Raises InputError for what is no rule."""
+    return resolve_function(LABEL_RULES, name, "label rule", ("overlap", "objects", "threshold"))
 
 
 def track_targets(quality: NDArray[np.float64], objects: Sequence[int], threshold: float) -> NDArray[np.float32]:

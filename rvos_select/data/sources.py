@@ -12,6 +12,7 @@ from typing import Any
 from rvos_cache.datasets.mirrored import SUFFIX
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import failed_videos
+from rvos_cache.progress import tracked
 from rvos_cache.store import format_uri, read_card
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.epochs import set_weights
@@ -38,7 +39,10 @@ class CachedSet:
     def load(self, video_ids: Sequence[str], labels: LabelSettings, requires: Sequence[str]) -> list[VideoSample]:
         """The videos with their labels. Raises InputError as `load_video` does."""
         thresholds, rule = label_thresholds(self.tracks, labels.iou), label_rule(labels.rule)
-        return [load_video(self.tracks, self.words, v, thresholds=thresholds, requires=requires, rule=rule) for v in video_ids]
+        return [
+            load_video(self.tracks, self.words, video_id, thresholds=thresholds, requires=requires, rule=rule)
+            for video_id in tracked(video_ids, f"read {set_name(self.tracks.card)}")
+        ]
 
 
 CachedSets = dict[str, CachedSet]
@@ -47,16 +51,18 @@ CachedSets = dict[str, CachedSet]
 
 @dataclass
 class Sources:
-    """What a run reads: samples to train on and to validate with, and the sets of the latter for their masks.
+    """What a run reads: samples to train on and to validate with, and the sets of both for their masks.
 
-    weights: training set -> its weight; label_iou: of all training caches, or of each where they differ; missing: "training",
-    "validation" -> video that its caches do not hold -> why; contents: the content of each video of each cache, in the order of
-    cards.
+    held_out: videos held out of the training caches, None where validation caches were given; weights: training set -> its
+    weight; label_iou: of all training caches, or of each where they differ; missing: "training", "validation" -> video that its
+    caches do not hold -> why; contents: the content of each video of each cache, in the order of cards.
     """
 
     train: list[VideoSample]
     valid: list[VideoSample]
+    train_sets: CachedSets
     valid_sets: CachedSets
+    held_out: list[str] | None
     cards: dict[str, list[dict[str, Any]]]
     weights: dict[str, float]
     label_iou: float | list[float]
@@ -97,14 +103,16 @@ def cached_sets(tracks: Sequence[Path], texts: Sequence[Path]) -> CachedSets:
 
 
 def held_out(video_ids: Sequence[str], share: float) -> list[str]:
-    """The videos to hold out: those whose hash, uniform in [0, 1), is below `share`; of two videos or more at least one.
+    """The videos to hold out: those whose hash, uniform in [0, 1), is below `share`; of two videos or more at least one and not all.
 
     The selection is the same on every machine and for any order. A video and its mirror image count as one: both or neither.
     """
     originals = {v: v.removesuffix(SUFFIX) for v in video_ids}
     hashes = {v: int.from_bytes(hashlib.sha256(v.encode()).digest()[:8], "big") / 2**64 for v in originals.values()}
-    smallest = min(hashes.values(), default=1.0) if share > 0 and len(hashes) > 1 else -1.0
-    return [v for v in video_ids if hashes[originals[v]] < share or hashes[originals[v]] == smallest]
+    if share == 0 or len(hashes) < 2:
+        return []
+    smallest, largest = min(hashes.values()), max(hashes.values())
+    return [v for v in video_ids if hashes[originals[v]] == smallest or hashes[originals[v]] < min(share, largest)]
 
 
 def read_sources(
@@ -129,6 +137,7 @@ def read_sources(
     if valid_tracks:
         valid_sets = cached_sets(valid_tracks, texts_of(valid_tracks, valid_texts))
         valid_ids = {name: each.tracks.video_ids() for name, each in valid_sets.items()}
+        held_out_ids = None
         _check_channels(sets, valid_sets)
     else:
         # Ground-truth tracks help to train; a validation that may select them would flatter.
@@ -137,7 +146,7 @@ def read_sources(
             raise InputError(f"{tracks[0]}: only ground-truth tracks; add --valid-cache with tracks that a tracker finds")
         valid_sets = cached_sets(paths, texts)
         all_ids = sorted({v for each in valid_sets.values() for v in each.tracks.video_ids()})
-        held_out_ids = set(held_out(all_ids, hold_out))
+        held_out_ids = held_out(all_ids, hold_out)
         valid_ids = {name: tuple(v for v in each.tracks.video_ids() if v in held_out_ids) for name, each in valid_sets.items()}
         originals = {v.removesuffix(SUFFIX) for v in held_out_ids}
         train_ids = {name: tuple(v for v in ids if v.removesuffix(SUFFIX) not in originals) for name, ids in train_ids.items()}
@@ -149,7 +158,8 @@ def read_sources(
     train = [sample for name, each in sets.items() for sample in each.load(train_ids[name], labels, requires)]
     valid = [sample for name, each in valid_sets.items() for sample in each.load(valid_ids[name], labels, requires)]
     if not any(len(s.expressions) for s in train):
-        raise InputError(f"{tracks[0]}: no expression to train on; extract more videos")
+        others = f", without the held-out {', '.join(held_out_ids[:3])}" if held_out_ids else ""
+        raise InputError(f"{tracks[0]}: no expression to train on{others}; extract more videos, or give a --valid-cache")
     if valid_tracks and not any(len(s.expressions) for s in valid):
         raise InputError(f"{valid_tracks[0]}: no expression to validate with; extract its videos, or leave --valid-cache out")
     cards = {**_cards(sets), **{f"valid_{kind}": cards for kind, cards in _cards(valid_sets).items()}}
@@ -158,7 +168,7 @@ def read_sources(
     label_iou = thresholds[0] if len(set(thresholds)) == 1 else thresholds
     first = next(iter(sets.values()))
     channels = (first.tracks.card.channels, first.words.card.channels)
-    return Sources(train, valid, valid_sets, cards, weight_of_set, label_iou, missing, channels, contents)
+    return Sources(train, valid, sets, valid_sets, held_out_ids, cards, weight_of_set, label_iou, missing, channels, contents)
 
 
 def _check_channels(sets: CachedSets, valid_sets: CachedSets) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
+from rvos_cache.text_files import read_text
 from rvos_select.evaluation.against import check_same_ground_truth
 from rvos_select.evaluation.protocols import PROTOCOLS, Protocol, protocol_of_scores
 from rvos_select.paths import PathLike
@@ -110,7 +111,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The content of a file of scores. Raises InputError."""
     fix = "give a file that rvos-select evaluate --json wrote"
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
     except (ValueError, RecursionError) as error:

@@ -22,6 +22,7 @@ from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression
 from rvos_select.evaluation.against import Against, check_same_answers
 from rvos_select.evaluation.ground_truth import AnnotatedVideo, UnreadableVideo, annotated_videos, dataset_of, select_videos
@@ -124,6 +125,7 @@ def evaluate_pngs(
     videos = against.watch(annotated_videos(video_ids, data, None, scope.allow_missing))
     tasks = (task_of(video, data, kind) for video in videos)
     rows = in_order(partial(score_pngs, folder, scope.allow_missing), tasks, scope.processes)
+    rows = tracked(rows, "evaluate", len(video_ids))
     return scores_of(rows, map_mode, dataset, split) | against.to_json()
 
 
@@ -160,7 +162,7 @@ def evaluate_selections(
                 candidates = _candidates(video, selected, scope.allow_missing)
             yield task_of(video, data, kind, candidates)
 
-    rows = in_order(score_masks, tasks(), scope.processes)
+    rows = tracked(in_order(score_masks, tasks(), scope.processes), "evaluate", len(video_ids))
     return scores_of(rows, map_mode, data.name, data.split) | against.to_json()
 
 

@@ -16,6 +16,7 @@ from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
+from rvos_cache.progress import tracked
 from rvos_cache.types import Overlap
 from rvos_select.data.caches import TrackSource, candidates
 from rvos_select.data.labels import mean_iou, oracle_tracks
@@ -45,7 +46,8 @@ def oracle(
     limit: int | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """J, F, J&F of the oracle, and "objects": {"<video>/<object>": its best track's mean IoU over annotated frames}.
+    """J, F, J&F of the oracle; "objects": {"<video>/<object>": its best track's mean IoU over annotated frames}; "best_iou":
+    {"<video>/<expression>": the largest mean IoU of a candidate with an object of the expression, None where it names none}.
 
     An expression's best tracks are among its candidates; an object's best track is any of its video. The ground truth is the
     dataset's, at `root` or at the root of the card, else that of the caches. For a dataset that is scored by single frames,
@@ -64,7 +66,8 @@ def oracle(
     video_ids = select_videos(videos_of(source, data), videos, limit, str(source.caches[0].path))
     table = _Oracle(source, data if data is not None and protocol_of(data.name).name == "image" else None)
     against = Against.of(data)
-    for video in against.watch(annotated_videos(video_ids, data, source if root is None else None, allow_missing)):
+    annotated = against.watch(annotated_videos(video_ids, data, source if root is None else None, allow_missing))
+    for video in tracked(annotated, "oracle", len(video_ids)):
         if isinstance(video, AnnotatedVideo) and data is not None:
             check_same_answers(source, data, video)
         if isinstance(video, AnnotatedVideo) and video.video_id not in source.caches_of and not allow_missing:
@@ -81,6 +84,7 @@ class _Oracle:
         self.metrics = FrameMetrics(METRICS["video"])
         self.expressions = ExpressionScores(METRICS["video"])
         self.objects: dict[str, float] = {}
+        self.best_iou: dict[str, float | None] = {}
         self.rows: list[list[Row]] = []
 
     def add(self, video: AnnotatedVideo | UnreadableVideo) -> None:
@@ -92,6 +96,7 @@ class _Oracle:
         elif video.video_id not in self.source.caches_of:
             for expression in video.expressions:
                 self.expressions.add(expression.key, None, video.kind(expression))
+                self.best_iou[expression.key] = 0.0 if expression.targets else None
             self.objects.update({f"{video.video_id}/{name}": 0.0 for name in video.truth.object_ids})
         else:
             quality = _quality(self.source, video)
@@ -109,6 +114,11 @@ class _Oracle:
         for expression in video.expressions:
             allowed = candidates(info, expression.expression_id)
             case = (expression.targets or (), allowed.tobytes())
+            if case[0]:
+                own = quality[allowed][:, video.truth.indices(case[0])]
+                self.best_iou[expression.key] = float(own.max(initial=0.0))
+            else:
+                self.best_iou[expression.key] = None
             if case not in scored:
                 truth = video.union(expression)
                 tracks = oracle_tracks(quality, video.truth.indices(case[0]), allowed)
@@ -122,7 +132,7 @@ class _Oracle:
 
     def scores(self) -> dict[str, Any]:
         """As JSON has them. Raises InputError when there is no expression."""
-        scores = {**self.expressions.table(), "objects": self.objects}
+        scores = {**self.expressions.table(), "objects": self.objects, "best_iou": self.best_iou}
         if self.images is not None:
             scores["image"] = scores_of(self.rows, "all-queries", self.images.name, self.images.split)
         return scores

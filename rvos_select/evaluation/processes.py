@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -11,6 +10,7 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from rvos_cache.errors import InputError
+from rvos_cache.interrupts import starting_processes
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -25,11 +25,12 @@ def in_order(step: Callable[[Task], Result], tasks: Iterable[Task], processes: i
         yield from map(step, tasks)
         return
     pending = deque[Future[Result]]()
-    # spawn: forking a process with threads of torch or zarr can hang. The parent handles Ctrl-C.
-    with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    # spawn: forking a process with threads of torch or zarr can hang.
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         try:
             for task in tasks:
-                pending.append(pool.submit(step, task))
+                with starting_processes():
+                    pending.append(pool.submit(step, task))
                 if len(pending) > 2 * processes:
                     yield pending.popleft().result()
             while pending:

@@ -14,6 +14,7 @@ from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.identity import answers_digest
 from rvos_cache.masks import RleMasks
+from rvos_cache.progress import tracked
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Expression, GroundTruth
 from rvos_select.data.caches import TrackSource
@@ -174,11 +175,16 @@ def _numbers_first(means: dict[str, Any]) -> dict[str, Any]:
 def _score_videos(job: _Job, videos: Sequence[str], processes: int) -> list[_VideoScores]:
     """The scores of each video in order; each process opens the job once and scores every n-th video."""
     count = max(1, min(processes, len(videos)))
-    parts = list(in_order(partial(_score_part, job), [videos[i::count] for i in range(count)], count))
-    return [parts[i % count][i // count] for i in range(len(videos))]
+    if count == 1:
+        return _score_part(job, tracked(videos, "evaluate"))
+    parts = tracked(
+        in_order(partial(_score_part, job), [videos[i::count] for i in range(count)], count), "evaluate", count, "parts"
+    )
+    scores = list(parts)
+    return [scores[i % count][i // count] for i in range(len(videos))]
 
 
-def _score_part(job: _Job, videos: Sequence[str]) -> list[_VideoScores]:
+def _score_part(job: _Job, videos: Iterable[str]) -> list[_VideoScores]:
     dataset, predictions, kind = RefDavis17(job.root, job.split), job.opener(), kinds_of(job.scope.texts)
     return [_score_video(dataset, predictions, kind, video_id, job) for video_id in videos]
 

@@ -19,6 +19,7 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression
 from rvos_select.evaluation.against import Against, check_same_answers
 from rvos_select.evaluation.ground_truth import (
@@ -110,7 +111,7 @@ class MergedMasks:
 class Task:
     """One video to score.
 
-    annotated: indices of the annotated frames; also: names of further metrics; unreadable: keys of a video that cannot be read.
+    annotated: indices of the annotated frames; unreadable: keys of a video that cannot be read; also: names of further metrics.
     """
 
     frame_names: tuple[str, ...]
@@ -118,8 +119,8 @@ class Task:
     truth: RleMasks
     expressions: tuple[ScoredExpression, ...]
     predictions: PngMasks | MergedMasks
-    also: Sequence[str] = ()
     unreadable: tuple[str, ...] = ()
+    also: Sequence[str] = ()
 
 
 def union(masks: RleMasks, indices: Sequence[int], t: int) -> Silhouette:
@@ -197,7 +198,8 @@ def evaluate_pngs(
     videos = against.watch(annotated_videos(video_ids, data, None, scope.allow_missing))
     tasks = (_task(video, cue, PngMasks(predictions, scope.allow_missing), scope.also) for video in videos)
     hint = f"{predictions}: every mask is empty in the annotated frames; merge again with --top1 or a lower --threshold"
-    return _scores(in_order(score_video, tasks, scope.processes), dataset, split, against, scope, hint)
+    rows = tracked(in_order(score_video, tasks, scope.processes), "evaluate", len(video_ids))
+    return _scores(rows, dataset, split, against, scope, hint)
 
 
 def evaluate_selections(
@@ -232,7 +234,8 @@ def evaluate_selections(
             yield _task(video, cue, masks, scope.also)
 
     datasets, splits = (", ".join(sorted({getattr(card, name) for card in source.cards})) for name in ("dataset", "split"))
-    scores = _scores(in_order(score_video, tasks(), scope.processes), datasets, splits, against, scope)
+    rows = tracked(in_order(score_video, tasks(), scope.processes), "evaluate", len(video_ids))
+    scores = _scores(rows, datasets, splits, against, scope)
     warn_if_empty(selected.cache, resolved, video_ids)
     return scores
 
@@ -266,13 +269,13 @@ def _task(
     also: Sequence[str],
 ) -> Task:
     if isinstance(video, UnreadableVideo):
-        return Task((), (), RleMasks.empty(0, 0, (1, 1)), (), predictions, unreadable=video.keys)
+        return Task((), (), RleMasks.empty(0, 0, (1, 1)), (), predictions, video.keys)
     expressions = tuple(
         ScoredExpression(e.key, tuple(sorted(video.targets(e))), len(e.text.split()), video.kind(e), cue(e))
         for e in video.expressions
     )
     annotated = tuple(np.flatnonzero(video.truth.annotated).tolist())
-    return Task(video.frame_names, annotated, video.truth.masks, expressions, predictions, also)
+    return Task(video.frame_names, annotated, video.truth.masks, expressions, predictions, also=also)
 
 
 def _scores(

@@ -188,7 +188,7 @@ def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[Tr
     for cache in source.caches:
         if cache.card.training_only:
             raise InputError(f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found")
-        if cache.video_ids() and words.videos.isdisjoint(cache.video_ids()):
+        if words.videos.isdisjoint(cache.require_videos()):
             raise InputError(f"{cache.path}: none of its videos has words in {words.caches[0].path}; give --text of its split")
     if source.incomplete:
         warnings.warn(f"selections: {source.skipped_line()}", stacklevel=2)

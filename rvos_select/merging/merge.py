@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from rvos_cache.differences import differences
 from rvos_cache.errors import InputError
 from rvos_cache.files import new_folder, restore, write_text
 from rvos_cache.locks import folder_lock, is_unwritten
 from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache, canonical, digest
+from rvos_cache.progress import tracked
+from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.data.bound import check_cards, check_same_tracks
 from rvos_select.data.caches import TrackSource
@@ -81,20 +83,16 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
     failed: dict[str, InputError] = {}
     resolved = resolve_policy(cache, policy)
     digests: dict[str, str] = {}
-    for video_id in cache.video_ids():
+    for video_id in cache.require_videos():
         try:
             digests[video_id] = cache.content(video_id)
         except InputError as error:
             failed[video_id] = error
     try:
-        card = {
-            "dataset": cache.card.dataset,
-            "split": cache.card.split,
-            "selections": digest(canonical(cache.card.model_dump(exclude=set(PROVENANCE_FIELDS)))),
-        }
+        card = cache.card.model_dump(mode="json", exclude=set(PROVENANCE_FIELDS))
         with folder_lock(out, "merge"):
-            _claim(out, {**card, **resolved.record()}, digests)
-            for video_id in digests:
+            _claim(out, {"selections": card, **resolved.record()}, digests)
+            for video_id in tracked(digests, "merge"):
                 try:
                     _merge_video(cache, source, video_id, resolved, out)
                 except InputError as error:
@@ -126,8 +124,9 @@ def check_masks_of(folder: Path, dataset: str, split: str) -> None:
         record = json.loads((folder / RECORD).read_text("utf-8"))
     except (OSError, ValueError):
         return
+    card = record.get("selections") if isinstance(record, dict) else None
     for name, requested in (("dataset", dataset), ("split", split)):
-        stored = record.get(name, requested) if isinstance(record, dict) else requested
+        stored = card.get(name, requested) if isinstance(card, dict) else requested
         if stored != requested:
             raise InputError(f"{folder}: masks of {name} {stored}, not {requested}; give the --{name} that was predicted")
 
@@ -164,8 +163,14 @@ def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> Non
             known = dict(stored.pop("videos"))
         except (ValueError, KeyError, TypeError, AttributeError):
             stored = None
-        if stored != record or any(known.get(video_id, own) != own for video_id, own in digests.items()):
-            raise InputError(f"{out}: holds masks of other selections or settings; remove it or choose another --out")
+        fix = "remove it or choose another --out"
+        if stored is None:
+            raise InputError(f"{path}: not a record of merge; {fix}")
+        for name, old, new in differences(stored, record):
+            raise InputError(f"{out}: holds masks of {name} = {old!r:.100}, now it is {new!r:.100}; {fix}")
+        for video_id, own in digests.items():
+            if known.get(video_id, own) != own:
+                raise InputError(f"{out}: holds masks of other selections of video {video_id}; {fix}")
     elif not is_unwritten(out):
         raise InputError(f"{out}: is not empty and not written by merge; choose another --out")
     write_text(path, json.dumps({**record, "videos": {**known, **digests}}))

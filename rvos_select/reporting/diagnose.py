@@ -1,4 +1,4 @@
-"""Why an expression scored what it did: no good candidate, wrong selection, or poor mask."""
+"""Why an expression scored what it did: its objects were not tracked, the selection was wrong, or the tracks are poor."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import Any, Literal
 
 from rvos_select.metrics.region_contour import REGION_CONTOUR
 
-Cause = Literal["good", "no good candidate", "wrong selection", "poor mask"]
+Cause = Literal["good", "missed by the tracker", "wrong selection", "poor tracks"]
 GOOD, GAP = 0.75, 0.15
 
 
 @dataclass(frozen=True)
 class Case:
-    """One expression with its J&F, the J&F of perfect labels, and the cause of the difference."""
+    """One expression with its J&F, that of perfect labels, and the cause of the difference.
+
+    best_iou: the largest mean IoU of a candidate track with an object of the expression; None where it names none.
+    """
 
     video_id: str
     expression_id: str
     jf: float
     oracle: float
     cause: Cause
+    best_iou: float | None = None
 
     @property
     def key(self) -> str:
@@ -28,28 +32,42 @@ class Case:
         return f"{self.video_id}/{self.expression_id}"
 
 
-def cause_of(jf: float, oracle: float) -> Cause:
-    """The cause by two questions: was there a good candidate, and was it selected?
-
-    J&F at least GOOD: good. Perfect labels more than GAP above: the selection was wrong. Otherwise the selection is about as
-    good as the candidates allow: poor masks where perfect labels reach 0.5, no good candidate where they do not.
-    """
+def cause_of(jf: float, oracle: float, best_iou: float | None, label_iou: float | None) -> Cause:
+    """The first that holds, see `meanings`. label_iou: of the labels; None where the masks are not those of tracks."""
     if jf >= GOOD:
         return "good"
-    if oracle - jf > GAP:
-        return "wrong selection"
-    return "poor mask" if oracle >= 0.5 else "no good candidate"
+    if best_iou is not None and label_iou is not None and best_iou <= label_iou:
+        return "missed by the tracker"
+    return "wrong selection" if oracle - jf > GAP else "poor tracks"
 
 
-def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any]) -> list[Case]:
-    """Every expression of `scores["expressions"]` that has a prediction, worst first."""
+def meanings(label_iou: float | None) -> dict[Cause, str]:
+    """What each cause means, in percent, in the order in which they are tried."""
+    gap = f"{100 * GAP:.0f}"
+    causes: dict[Cause, str] = {"good": f"J&F of {100 * GOOD:.0f} or more"}
+    if label_iou is not None:
+        causes["missed by the tracker"] = (
+            f"no candidate track has a mean IoU above {100 * label_iou:g} (label_iou) with any object that the sentence names: a "
+            "label for it never existed, and no selector finds it; see the settings of the tracker"
+        )
+    causes["wrong selection"] = f"perfect labels score over {gap} more: better tracks were there and were not selected"
+    causes["poor tracks"] = (
+        f"perfect labels score at most {gap} more: the selection is about as good as the tracks, which are inexact or lack some "
+        "of several objects"
+    )
+    return causes
+
+
+def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any], label_iou: float | None) -> list[Case]:
+    """Every expression of `scores["expressions"]` that has a prediction, worst first. label_iou: as in `cause_of`."""
     cases, missing = [], set(scores.get("missing", []))
     for key, numbers in scores["expressions"].items():
         if key in missing:
             continue
         video_id, _, expression_id = key.partition("/")
         jf, best = (REGION_CONTOUR.measures(of_expression)["jf"] for of_expression in (numbers, oracle["expressions"][key]))
-        cases.append(Case(video_id, expression_id, jf, best, cause_of(jf, best)))
+        best_iou = oracle["best_iou"].get(key)
+        cases.append(Case(video_id, expression_id, jf, best, cause_of(jf, best, best_iou, label_iou), best_iou))
     return sorted(cases, key=lambda case: (case.jf, case.key))
 
 

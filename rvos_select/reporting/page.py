@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,14 +23,14 @@ from rvos_cache.types import Expression, Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation import Scope, evaluate_selections
 from rvos_select.evaluation.oracle import oracle as oracle_step
-from rvos_select.merging.policy import SelectionPolicy, resolve_policy
+from rvos_select.merging.policy import DRAW_THRESHOLD, SelectionPolicy, resolve_policy
 from rvos_select.metrics.metric import percent
 from rvos_select.metrics.region_contour import REGION_CONTOUR
 from rvos_select.metrics.scores import ExpressionScores
 from rvos_select.metrics.table import METRICS
 from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.reporting.curves import curves, histogram
-from rvos_select.reporting.diagnose import Case, choose, diagnose
+from rvos_select.reporting.diagnose import Case, choose, diagnose, meanings
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
 from rvos_select.runs.checkpoint import check_made_by, run_settings
 from rvos_select.runs.metrics import read_metrics
@@ -87,21 +88,22 @@ def _report(
         scores = evaluate_selections(selections, caches, root=root, scope=Scope(allow_missing=True))
         best, missing = _oracle(caches, root, scores), scores.get("missing", [])
         rows = rows or {"prediction": scores, "oracle": best}
-        cases = diagnose(scores, best)
+        label_iou = _label_iou(settings, source, cache)
+        cases = diagnose(scores, best, label_iou)
         # The pictures of an earlier page stay until all of these are drawn.
         with replace_folder(out / PICTURES) as folder:
             (folder / MARK).touch()
             pictures = _cases(cases, source, cache, _dataset(source, root), folder)
-        results = _missing(missing) + _results(cases) + pictures
+        results = _missing(missing) + _results(cases, label_iou) + _words(True) + pictures
     if rows:
         body.append(_table(rows))
     body.append(_training(run))
-    body.append(results)
+    body.append(results or _words(False))
     style = (Path(__file__).with_name("style.css")).read_text("utf-8")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"{GENERATOR}"
-        f"<title>{escape(str(run))}</title><style>{style}</style></head><body>{''.join(body)}</body></html>"
+        f"<title>{escape(os.fsencode(run).decode(errors='replace'))}</title><style>{style}</style></head><body>{''.join(body)}</body></html>"
     )
     write_text(out / PAGE, page)
     return out / PAGE
@@ -124,13 +126,14 @@ def _oracle(caches: Sequence[Path], root: Path | None, scores: Mapping[str, Any]
     predicted = {key.partition("/")[0] for key in scores["expressions"].keys() - missing}
     if not predicted:
         raise InputError(f"{caches[0]}: there is no prediction of any expression; predict first")
-    best = oracle_step(caches, root=root, videos=sorted(predicted))["expressions"]
+    oracle = oracle_step(caches, root=root, videos=sorted(predicted))
+    best = oracle["expressions"]
     metrics = [metric for metric in METRICS["video"] if metric.item_fields]
     combined = ExpressionScores(metrics)
     for key in scores["expressions"]:
         numbers = None if key in missing else best.get(key)
         combined.add(key, numbers and [[numbers[field.key] for field in metric.item_fields] for metric in metrics])
-    return combined.table()
+    return {**combined.table(), "best_iou": oracle["best_iou"]}
 
 
 def _missing(keys: Sequence[str]) -> str:
@@ -138,6 +141,14 @@ def _missing(keys: Sequence[str]) -> str:
         return ""
     listed = ", ".join(keys[:10]) + (" …" if len(keys) > 10 else "")
     return f'<p class="note">Without prediction, scored 0: {len(keys)} expressions ({escape(listed)}).</p>'
+
+
+def _label_iou(settings: Mapping[str, Any], source: TrackSource, cache: SelectionCache) -> float | None:
+    """The mean IoU above which a track is a positive: of the run, else of the caches. None: the masks are not those of tracks."""
+    if DRAW_THRESHOLD in cache.card.extra:
+        return None
+    stored = [card.label_iou for card in source.cards if card.label_iou is not None]
+    return float(settings["settings"].get("label_iou") or min(stored, default=0.5))
 
 
 def _origin(settings: Mapping[str, Any]) -> str:
@@ -177,14 +188,41 @@ def _training(run: Path) -> str:
     return f'<h2>Training</h2><div class="charts">{loss}{score}</div>'
 
 
-def _results(cases: Sequence[Case]) -> str:
+def _results(cases: Sequence[Case], label_iou: float | None) -> str:
     counts = Counter(case.cause for case in cases)
-    lines = "".join(f"<tr><td>{escape(cause)}</td><td>{count}</td></tr>" for cause, count in counts.most_common())
+    lines = "".join(
+        f'<tr><td><span class="cause">{escape(cause)}</span></td><td>{counts[cause]}</td><td class="text">{escape(text)}</td></tr>'
+        for cause, text in meanings(label_iou).items()
+    )
     chart = histogram("Expressions by J&F, percent", [case.jf for case in cases])
     return (
         f'<h2>Why expressions score what they do</h2><div class="charts">{chart}'
-        f"<figure><figcaption>Cause</figcaption><table>{lines}</table></figure></div>"
+        "<figure><figcaption>Cause: the first that holds</figcaption><table><tr><th></th><th>expressions</th><th></th></tr>"
+        f"{lines}</table></figure></div>"
     )
+
+
+WORDS = {
+    "expression": "one sentence about one video; its targets are the objects that it names",
+    "track": "one candidate object: a mask in each frame, from the tracker; the selector scores it for each expression",
+    "score": "how well a track matches the sentence for the selector, 0 to 1; chosen: selected, so part of the prediction",
+    "J": "region similarity: the IoU (intersection over union) of predicted and true mask, mean over the annotated frames",
+    "F": "contour accuracy: the F-measure of the two masks' boundaries, mean over the annotated frames",
+    "J&F": "the mean of J and F; of many expressions the mean of theirs",
+    "mean IoU": "the IoU of a track and an object, mean over the annotated frames",
+    "perfect labels": "the oracle: of each target the track with the largest mean IoU, together; a selector can hardly score more",
+}
+TRAINING_WORDS = {
+    "epoch": "one pass over the training data; best/ has the weights of the epoch with the highest J&F in validation",
+    "loss": "what training minimises, and the same on the videos of the validation",
+}
+
+
+def _words(results: bool) -> str:
+    """The words of the page. results: whether it shows expressions."""
+    words = {**(WORDS if results else {}), **TRAINING_WORDS}
+    lines = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in words.items())
+    return f"<h2>Words</h2><dl>{lines}</dl>"
 
 
 def _dataset(source: TrackSource, root: Path | None) -> Dataset | None:
@@ -233,8 +271,9 @@ def _case(
             f'<div>track {k}, score {selection.scores[k]:.2f}{mark}<img loading="lazy" src="{_link(path, pictures)}" alt=""></div>'
         )
     targets = len(expression.targets or ())
+    best_track = "" if case.best_iou is None else f"best mean IoU of a track {100 * case.best_iou:.1f} · "
     facts = (
-        f"{escape(case.key)} · J&amp;F {100 * case.jf:.1f} · perfect labels {100 * case.oracle:.1f} · "
+        f"{escape(case.key)} · J&amp;F {100 * case.jf:.1f} · perfect labels {100 * case.oracle:.1f} · {best_track}"
         f"{targets} targets · {len(selected)} chosen"
     )
     return (

@@ -18,6 +18,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.files import set_aside, write_json
 from rvos_cache.store import Card, SelectionCache, digest
 from rvos_cache.tensors import read_tensors
+from rvos_cache.text_files import read_text
 from rvos_select.paths import PathLike
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.base import CONFIG, WEIGHTS
@@ -40,10 +41,10 @@ def storing(path: Path) -> Iterator[None]:
 def read_json(path: Path, what: str) -> Any:
     """A JSON file of a run. Raises InputError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(read_text(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; {what}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); {what}") from error
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rvos_cache.errors import InputError
 from rvos_cache.files import replace_file, write_text
 from rvos_cache.settings import Settings, build
+from rvos_cache.text_files import read_text
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
 from rvos_select.data.video import InferenceVideo
@@ -238,7 +239,7 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         }
         config_path, path = (_file(model_id, name, hub) for name in (CONFIG, WEIGHTS))
         try:
-            values = model_kwargs.pop("config", None) or json.loads(config_path.read_text("utf-8"))
+            values = model_kwargs.pop("config", None) or json.loads(read_text(config_path))
         except (OSError, ValueError) as error:
             raise InputError(f"{config_path}: not a readable config ({error}); give a run's best/ folder") from error
         model = cls(checked_config(cls.Config, values))

@@ -9,6 +9,7 @@ from rvos_cache.datasets import DATASETS, Dataset, dataset_class, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.mask_png import check_mask_png
+from rvos_cache.progress import tracked
 from rvos_select.evaluation.against import check_same_videos
 from rvos_select.evaluation.ground_truth import dataset_of
 from rvos_select.merging.label_maps import SelectionPredictions
@@ -43,7 +44,7 @@ def submit(
     if isinstance(data, RefDavis17):
         return submit_ref_davis(predictions, data, out)
     masks = sorted(_masks(predictions, data, data.submission_layout or ""))
-    return write_zip(out, ((name, check_mask_png(path, size)) for name, path, size in masks))
+    return write_zip(out, ((name, check_mask_png(path, size)) for name, path, size in tracked(masks, "submit", unit="masks")))
 
 
 def submit_selections(

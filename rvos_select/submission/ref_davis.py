@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
+from rvos_cache.progress import tracked
 from rvos_select.evaluation.ref_davis import annotators
 from rvos_select.merging.label_maps import Answer, Frames, PngPredictions, Predictions, label_maps
 from rvos_select.metrics.davis import PROPOSALS
@@ -54,16 +56,15 @@ def _answers(
 def _entries(
     dataset: RefDavis17, predictions: Predictions, expressions: dict[str, list[dict[int, str]]]
 ) -> Iterator[tuple[str, bytes]]:
-    for a in range(dataset.annotators):
-        for video_id in sorted(expressions):
-            video, answers = _answers(dataset, predictions, video_id, expressions[video_id][a])
-            for name, pixels in zip(video.frame_names, label_maps(answers, video)):
-                if pixels.max() > PROPOSALS:
-                    raise InputError(
-                        f"video {video_id}, frame {name}: object {pixels.max()}, the benchmark takes {PROPOSALS}; number the "
-                        "objects from 1"
-                    )
-                yield (RefDavis17.submission_layout or "").format(annotator=a, video=video_id, frame=name), palette_png(pixels)
+    for a, video_id in tracked(list(product(range(dataset.annotators), sorted(expressions))), "submit"):
+        video, answers = _answers(dataset, predictions, video_id, expressions[video_id][a])
+        for name, pixels in zip(video.frame_names, label_maps(answers, video)):
+            if pixels.max() > PROPOSALS:
+                raise InputError(
+                    f"video {video_id}, frame {name}: object {pixels.max()}, the benchmark takes {PROPOSALS}; number the "
+                    "objects from 1"
+                )
+            yield (RefDavis17.submission_layout or "").format(annotator=a, video=video_id, frame=name), palette_png(pixels)
 
 
 def palette_png(pixels: NDArray[np.uint8]) -> bytes:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rvos_cache.differences import differences, first_difference
 from rvos_cache.errors import InputError
 from rvos_cache.files import append_line, read_lines, write_bytes, write_json
 from rvos_cache.locks import is_unwritten
@@ -33,8 +34,9 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
     """Write settings.json, or check that the run to resume is this one. Raises InputError otherwise.
 
     "resolved" holds what the settings leave to the caches and to defaults: the selector's whole configuration and the
-    label threshold. "sets" counts the items of each training set and those that an epoch takes, "missing" lists the videos
-    that are left out, "frozen" the digests of the selector's frozen parts. data.json beside it has the content of every video.
+    label threshold. "sets" counts the items of each training set and those that an epoch takes, "held_out" lists the videos
+    held out of the training caches, "missing" those that are left out, "frozen" has the digests of the frozen parts. data.json
+    beside it has the content of every video.
     """
     sizes = set_sizes(sources.train, grouping_of(settings))
     sets = {
@@ -46,6 +48,7 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
         "resolved": {"config": config.model_dump(mode="json"), "label_iou": sources.label_iou},
         "frozen": dict(frozen),
         "sets": sets,
+        "held_out": sources.held_out,
         "missing": sources.missing,
         "cards": sources.cards,
         **provenance(),
@@ -68,13 +71,10 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
 
 def _check_same_settings(out: Path, record: Mapping[str, Any], stored: Mapping[str, Any], fixed_epochs: bool) -> None:
     """fixed_epochs: the schedule runs over all steps, so more epochs would change those already trained."""
-    new, old = (
-        {**_flat(r["settings"]), **_flat(r.get("resolved", {}), "resolved."), **_flat(r.get("frozen", {}), "frozen.")}
-        for r in (record, stored)
-    )
-    for name in sorted(new.keys() | old.keys()):
-        if new.get(name) != old.get(name) and (name != "epochs" or fixed_epochs):
-            raise InputError(f"{out}: was started with {name} = {old.get(name)!r}, now it is {new.get(name)!r}")
+    new, old = ({**r["settings"], "resolved": r.get("resolved", {}), "frozen": r.get("frozen", {})} for r in (record, stored))
+    for name, before, now in differences(old, new):
+        if name != "epochs" or fixed_epochs:
+            raise InputError(f"{out}: was started with {name} = {before!r}, now it is {now!r}")
 
 
 def _check_same_caches(out: Path, kind: str, new: Sequence[dict[str, Any]], old: Sequence[dict[str, Any]]) -> None:
@@ -84,18 +84,11 @@ def _check_same_caches(out: Path, kind: str, new: Sequence[dict[str, Any]], old:
             f"{out}: was started with {len(old)} {kind} caches, now there are {len(new)}; give the same, or another --out"
         )
     for ours, theirs in zip(map(Card.model_validate, new), map(Card.model_validate, old)):
-        for name in ours.differences(theirs):
-            before, now = theirs.value(name), ours.value(name)
+        for field in ours.differences(theirs):
+            name, before, now = first_difference(theirs.value(field), ours.value(field), field)
             raise InputError(
                 f"{out}: was started with {kind} caches of {name} = {before!r}, now it is {now!r}; give the same, or another --out"
             )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in settings.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return out
 
 
 class Metrics:

@@ -46,7 +46,7 @@ class TrainSettings(Settings):
     """Mean IoU above which a track is a positive; None: what the card of its own cache says (SAM 2: 0.7, flow: 0.5)."""
     label_rule: str = "max_iou"
     """How overlap counts become targets: name in LABEL_RULES, or "package.module:function". Source: max_iou in SOLA section 3.6."""
-    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    weights: dict[str, Annotated[float, Field(gt=0, le=1000)]] = {}
     """How often an epoch takes each video (batch = "video") or expression ("single", "clip") of a training set, by "dataset" or
     "dataset/split"; 1, each once, for a set that is not named. 2 takes each twice; 0.5 half of them, sampled anew each epoch; so an
     epoch is the sum over the sets of weight · items, each rounded."""
@@ -72,5 +72,5 @@ class TrainSettings(Settings):
     """Share of videos, by hash of their id, held out when no validation cache is given."""
     valid_expressions: int = Field(default=200, ge=0)
     """Validation after each epoch is taken over the first so many expressions by hash of their name; 0: all."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of PyTorch; 0: its own default (OMP_NUM_THREADS)."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rvos_cache.errors import InputError
 from rvos_cache.files import restore
 from rvos_cache.locks import folder_lock
+from rvos_cache.progress import Progress, print_line
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
 from rvos_select.data.augment import check_augmentation, load_augmentation
@@ -29,13 +30,16 @@ from rvos_select.data.sources import LabelSettings, Sources, read_sources
 from rvos_select.data.texts import texts_of
 from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import load_state, replace_folder, save_state
-from rvos_select.runs.metrics import METRICS
+from rvos_select.runs.metrics import METRICS, read_metrics
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.training.optim import learning_rate, make_optimizer, update_plateau
-from rvos_select.training.progress import TrainingProgress
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.settings import TrainSettings
+from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line
 from rvos_select.training.validate import Validator
+
+CEILING = 200
+"""Expressions of which the ceiling of the labels is computed where there are none to validate with."""
 
 
 def train(
@@ -60,6 +64,8 @@ def train(
     settings = train_settings(settings, values)
     tracks, texts, valid_tracks, valid_texts = map(as_paths, (tracks, texts, valid_tracks, valid_texts))
     out = Path(out or Path("out/runs") / settings.selector.rpartition(":")[2])
+    if any("\ud800" <= letter <= "\udfff" for letter in str(out)):
+        raise InputError(f"{out}: the path is not UTF-8, which TensorBoard's files need; choose another --out")
     with folder_lock(out, "train"):
         return _train(tracks, texts, valid_tracks, valid_texts, settings, out, resume)
 
@@ -96,6 +102,7 @@ def _train(
     )
     if settings.batch == "clip":
         sources.train = with_visible_rows(sources.train)
+    check_labels(sources.train, settings.label_rule, sources.label_iou, selector.draws)
     write_record(out, settings, sources, selector.config, selector.frozen_digests)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch_threads(settings.threads):
@@ -122,7 +129,15 @@ def make_selector(settings: TrainSettings, cards: CacheCards) -> Selector:
     kind = selector_class(settings.selector)
     channels = {"token_channels": cards.tracks[0].channels, "word_channels": cards.text[0].channels}
     torch.manual_seed(settings.seed)
-    return kind(build(kind.Config, {**channels, **settings.config}, f"selector {settings.selector}"))
+    config = build(kind.Config, {**channels, **settings.config}, f"selector {settings.selector}")
+    try:
+        return kind(config)
+    except (RuntimeError, MemoryError) as error:
+        # Of torch, for layers that are larger than the memory.
+        line = " ".join(str(error).split())
+        raise InputError(
+            f"selector {settings.selector}: cannot be made with this config ({line:.200}); --set config.NAME=VALUE"
+        ) from error
 
 
 def required_parts(settings: TrainSettings, selector: Selector) -> tuple[str, ...]:
@@ -171,8 +186,10 @@ class Run:
         if resume and (self.out / "last").exists():
             self.state = load_state(self.out, self.model, self.optimizer)
         epoch, steps = self.state["epoch"], self.steps_per_epoch
+        if epoch < self.settings.epochs:
+            self._print_data()
         with (
-            TrainingProgress(self.settings.epochs * steps, epoch * steps) as bar,
+            Progress("train", self.settings.epochs * steps, epoch * steps, unit="steps", announce=True) as bar,
             Metrics(self.out, epoch) as metrics,
         ):
             for epoch in range(epoch, self.settings.epochs):  # noqa: B020
@@ -185,10 +202,23 @@ class Run:
                 metrics.add(row)
                 self.state["epoch"] = epoch + 1
                 save_state(self.out, self.model, self.optimizer, self.state)
-                bar.finish_epoch(row, self.settings.epochs)
+                bar.print(epoch_line(row, self.settings.epochs))
+        print_line(best_line(read_metrics(self.out)))
         return self.out
 
-    def _train_epoch(self, epoch: int, bar: TrainingProgress) -> dict[str, float]:
+    def _print_data(self) -> None:
+        for line in data_lines(self.sources, self.settings.hold_out):
+            print_line(line)
+        # A module that draws masks of its own is not bound by the tracks, and its labels are masks.
+        if not self.model.draws:
+            validated, validator = bool(self.sources.valid), self.validator
+            if not validated:
+                validator = Validator(self.sources.train, self.sources.train_sets, self.settings.valid_expressions or CEILING)
+            ceiling = validator.ceiling(self.model)
+            if ceiling:
+                print_line(ceiling_line(ceiling, validated))
+
+    def _train_epoch(self, epoch: int, bar: Progress) -> dict[str, float]:
         """train/<loss name> as means over the steps, and the learning rate of the last one."""
         seed = int.from_bytes(hashlib.sha256(f"{self.settings.seed}/{epoch}".encode()).digest()[:6], "big")
         torch.manual_seed(seed)
@@ -198,7 +228,7 @@ class Run:
             losses = self._step(batch, name, epoch * self.steps_per_epoch + step)
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0.0) + value
-            bar.advance(f"epoch {epoch + 1}/{self.settings.epochs} loss {sums['loss'] / (step + 1):.4f}")
+            bar.advance(title=f"epoch {epoch + 1}/{self.settings.epochs}, loss {sums['loss'] / (step + 1):.4f}")
         means = {f"train/{key}": value / self.steps_per_epoch for key, value in sums.items()}
         return {**means, "lr": self.optimizer.param_groups[0]["lr"]}
 

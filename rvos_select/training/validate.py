@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks
+from rvos_cache.progress import tracked
 from rvos_select.data.batch import Batch
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.collate import collate
@@ -76,6 +77,16 @@ class Validator:
             for name, pairs in pairs_of_set.items():
                 out |= _means(f"valid/{name}", pairs)
         return out
+
+    def ceiling(self, selector: Selector) -> dict[str, float]:
+        """valid/j, valid/f, valid/jf of the labels themselves: of a module whose scores are the targets. No expression: empty."""
+        pairs: list[Pair] = []
+        for sample, rows in tracked(self.samples, "ceiling of the labels"):
+            assert sample.target is not None
+            policy = selector_policy(selector, all_name_one_object([sample.set_name.partition("/")[0]]))
+            selected = policy.among(sample.target[rows].numpy(), sample.candidates[rows].numpy())
+            pairs += self._score_tracks(sample, rows, selected)
+        return _means("valid", pairs) if pairs else {}
 
     def _batches(self, requires: Sequence[str]) -> Iterator[tuple[Batch, int]]:
         """The batches of the losses, and how many expressions each has."""

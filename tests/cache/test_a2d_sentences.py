@@ -280,7 +280,7 @@ ORIGINAL: dict[str, tuple[Callable[[Path], object], str]] = {
     "a comma": (lambda r: lines(r, TEXT, lambda c: c.append("-a,4,a, b")), "line 8: 4 columns"),
     "no header": (lambda r: lines(r, TEXT, lambda c: c.pop(0)), "line 1: expected the header"),
     "open quote": (lambda r: lines(r, TEXT, lambda c: c.append('-a,4,"a')), "cannot be read"),
-    "not UTF-8": (lambda r: (r / TEXT).write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+    "not UTF-8": (lambda r: (r / TEXT).write_bytes(b"\xff\xfe\x00"), "expected UTF-8"),
     "third subset": (
         lambda r: lines(r, "Release/videoset.csv", lambda c: c.append("e,1,1,1,1,1,1,1,2")),
         "line 5: expected nine",

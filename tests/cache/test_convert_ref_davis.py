@@ -149,7 +149,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a line without a sentence": (lambda p: edit(p, 0, b"bear  1", b"bear\nbear  1"), "line 5: expected <video> <object>"),
     "an empty sentence": (lambda p: edit(p, 3, LINE[:-3].replace(b"by 2", b"by 3"), b'" "'), "line 3: video classic-car"),
-    "other bytes than utf-8": (lambda p: edit(p, 0, "é".encode(), b"\xe9"), "Davis17_annot1.txt: not utf-8"),
+    "other bytes than utf-8": (lambda p: edit(p, 0, "é".encode(), b"\xe9"), "Davis17_annot1.txt, line 1: not UTF-8"),
     "a text file is missing": (
         lambda p: (p / "text/davis_text_annotations/Davis17_annot2_full_video.txt").unlink(),
         "Davis17_annot2_full_video.txt: cannot be read",

@@ -23,7 +23,6 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import TrackWork, engine_of, extract, plan_work
 from rvos_cache.extraction.local_engine import LocalEngine
 from rvos_cache.extraction.plan import spread
-from rvos_cache.extraction.progress import Progress
 from rvos_cache.extraction.work import Pending
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, verify
 
@@ -269,27 +268,7 @@ def test_who_answers_but_lets_nobody_in_may_want_a_token(tmp_path: Path, monkeyp
             extract(TINY, tmp_path / "3", "train", TRACKER, tmp_path / "a.zarr", engine=engine)
 
 
-# Progress and plan
-
-
-def test_progress_counts_videos_frames_and_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    now = [100.0]
-    monkeypatch.setattr("rvos_cache.extraction.progress.time.monotonic", lambda: now[0])
-    with Progress("flow train", total=412, skipped=10) as progress:
-        for i in range(4):
-            now[0] += 25
-            progress.advance(0 if i == 1 else 60, failed=i == 1)
-    # A line once a minute and one at the end: after 75 s and after 100 s.
-    assert capsys.readouterr().err.splitlines() == [
-        "flow train: 12 done, 1 failed, 399 left of 412 videos, 1.6 frames/s, 2:46:15 to go",
-        "flow train: 13 done, 1 failed, 398 left of 412 videos, 1.8 frames/s, 2:45:50 to go",
-    ]
-
-
-def test_nothing_to_do_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("flow train", total=3, skipped=3):
-        pass
-    assert capsys.readouterr().err == ""
+# Plan
 
 
 def test_the_sample_of_a_plan_is_spread_over_the_lengths() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from odd_videos import SAID, write_split
+from odd_videos import SAID, call, write_split
 
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.relabel import relabel
@@ -155,6 +155,24 @@ def test_extraction_refuses_to_go_on_with_what_has_changed(split: tuple[Path, Pa
         path.write_bytes(raw)
     again(root, out)
     assert content_digest(out) == before
+
+
+def test_verify_notes_what_has_changed_since(
+    split: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cache itself has no fault."""
+    root, out = split
+    again(root, out)
+    capsys.readouterr()
+    frame = next((root / "train/JPEGImages/t1").iterdir())
+    frame.write_bytes(frame.read_bytes() + b"\0")
+    call(monkeypatch, None, "verify", out)
+    note, last = capsys.readouterr().out.splitlines()
+    assert note.startswith(f"note: {out}, video t1: changed in {root}") and note.endswith("its frames are other pictures")
+    assert last == "no fault"
+    shutil.rmtree(root)
+    call(monkeypatch, None, "verify", out)
+    assert capsys.readouterr().out == "no fault\n"
 
 
 def _edit(raw: bytes, video: str, key: str, **values: object) -> bytes:

@@ -67,8 +67,13 @@ def write_split(root: Path, split: str = "valid_u") -> Path:
     return root
 
 
-def write_cache(path: Path, root: Path | str = "", training_only: bool = False, videos: tuple[str, ...] = ("a", "b")) -> Path:
-    """Tracks: each object exactly, then each object shifted down by two pixels, then one no expression but "1" may choose."""
+def write_cache(
+    path: Path, root: Path | str = "", training_only: bool = False, videos: tuple[str, ...] = ("a", "b"), thin: bool = False
+) -> Path:
+    """Tracks: each object exactly, then each object shifted down by two pixels, then one no expression but "1" may choose.
+
+    thin: every fourth column of these alone.
+    """
     card = Card(
         kind="tracks", dataset="mevis", split="valid_u", producer="flow", channels=4, root=str(root), training_only=training_only
     )
@@ -76,6 +81,8 @@ def write_cache(path: Path, root: Path | str = "", training_only: bool = False, 
     for video in videos:
         masks = truth_masks(len(objects_of(video)))
         tracks = np.concatenate([masks, np.roll(masks, 2, 2), masks[:1]])
+        if thin:
+            tracks[..., np.arange(SIZE[1]) % 4 > 0] = False
         n = len(tracks)
         prompt = np.full(n, -1, np.int32)
         prompt[-1] = min(1, len(EXPRESSIONS[video]) - 1)

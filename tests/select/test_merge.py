@@ -54,7 +54,7 @@ def test_pngs_of_a_split(tmp_path: Path) -> None:
     assert (out / "a/1/00000.png").stat().st_mtime_ns == first
     assert sorted(p.name for p in (out / "b").iterdir()) == ["0"]
     assert len(list((out / "b" / "0").iterdir())) == len(NAMES)
-    with pytest.raises(InputError, match="other selections or settings"):
+    with pytest.raises(InputError, match="holds masks of threshold = 0.5, now it is 0.7; remove it"):
         merge(selections, [cache], out, PolicyOptions(0.7))
 
 
@@ -74,8 +74,11 @@ def test_going_on_after_a_video_was_predicted_later(tmp_path: Path) -> None:
         Selection(s.expression_id, s.scores[::-1].copy(), s.candidates) for s in SelectionCache(selections).selections("a")
     )
     write_selections(changed, SelectionRecord("a", NAMES, SIZE, once))
-    for wrong in (other, changed.path):
-        with pytest.raises(InputError, match="other selections or settings"):
+    for wrong, message in (
+        (other, "holds masks of selections.producer = 'run', now it is 'run2'"),
+        (changed.path, "holds masks of other selections of video a; remove it"),
+    ):
+        with pytest.raises(InputError, match=message):
             merge(wrong, [cache], out)
     assert sorted(p.name for p in out.rglob("*")) == before
 
@@ -98,7 +101,7 @@ def test_a_folder_holds_masks_of_one_policy(tmp_path: Path, same: list[PolicyOpt
     out = merge(selections, [cache], tmp_path / "png", same[0])
     record = (out / RECORD).read_text()
     for options in others:
-        with pytest.raises(InputError, match="other selections or settings"):
+        with pytest.raises(InputError, match=r"holds masks of (threshold|top1|empty) = "):
             merge(selections, [cache], out, options)
         assert (out / RECORD).read_text() == record
     for options in same:
@@ -107,7 +110,7 @@ def test_a_folder_holds_masks_of_one_policy(tmp_path: Path, same: list[PolicyOpt
         assert (out / RECORD).read_text() == record and (out / "b/0/00002.png").exists()
     for damaged in ("", "[]", json.dumps({key: value for key, value in json.loads(record).items() if key != "empty"})):
         (out / RECORD).write_text(damaged)
-        with pytest.raises(InputError, match="other selections or settings"):
+        with pytest.raises(InputError, match="(not a record of merge|holds masks of empty = None, now it is )"):
             merge(selections, [cache], out, same[0])
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from rvos_cache.store import CacheWriter
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
+from rvos_select.evaluation.oracle import oracle
 from rvos_select.reporting import report
 from rvos_select.reporting.diagnose import Case, cause_of, choose, diagnose
 from rvos_select.reporting.page import _best
@@ -125,23 +126,54 @@ def test_without_selections_only_the_training_is_shown(work: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("jf", "best", "cause"),
+    ("jf", "best", "best_iou", "cause"),
     [
-        (0.80, 0.99, "good"),
-        (0.40, 0.90, "wrong selection"),
-        (0.70, 0.80, "poor mask"),
-        (0.30, 0.40, "no good candidate"),
-        (0.00, 0.40, "wrong selection"),
+        (0.80, 0.99, 0.9, "good"),
+        (0.75, 0.80, 0.4, "good"),
+        (0.40, 0.90, 0.9, "wrong selection"),
+        (0.00, 0.40, 0.51, "wrong selection"),
+        (0.00, 1.00, None, "wrong selection"),  # it names nothing, and something was selected
+        (0.70, 0.80, 0.8, "poor tracks"),
+        (0.30, 0.40, 0.6, "poor tracks"),
+        (0.00, 0.40, 0.5, "missed by the tracker"),  # a label needs more than the threshold
+        (0.30, 0.40, 0.1, "missed by the tracker"),
     ],
 )
-def test_causes_by_hand(jf: float, best: float, cause: str) -> None:
-    assert cause_of(jf, best) == cause
+def test_causes_by_hand(jf: float, best: float, best_iou: float | None, cause: str) -> None:
+    assert cause_of(jf, best, best_iou, 0.5) == cause
+    if cause == "missed by the tracker":
+        assert cause_of(jf, best, best_iou, None) in ("wrong selection", "poor tracks")
+
+
+def test_an_object_without_a_track_is_not_a_wrong_selection(work: Path) -> None:
+    """Each track has a quarter of its object's columns; a/2 names nothing."""
+    assert page_of(work).words.count("missed by the tracker") == 1  # in the table of causes
+    cache = write_cache(work / "thin.zarr", root=work / "data", thin=True)
+    page = Page(report(work / "run", write_perfect(work / "t.zarr", cache, weights=WEIGHTS), [cache], work / "page2"))
+    assert page.words.count("missed by the tracker") == 1 + 3
+    assert oracle([cache])["best_iou"] == {"a/0": 0.25, "a/1": 0.25, "a/2": None, "b/50% #1": 0.25}
+    record = json.loads((work / "run/settings.json").read_text())
+    record["settings"]["label_iou"] = 0.2
+    (work / "run/settings.json").write_text(json.dumps(record))
+    page = Page(report(work / "run", work / "t.zarr", [cache], work / "page3"))
+    assert page.words.count("missed by the tracker") == 1 and "above 20 (label_iou)" in page.words
+
+
+def test_the_words_of_the_page_are_defined(work: Path) -> None:
+    page = page_of(work)
+    for word in ("perfect labels", "J&F", "mean IoU", "track", "chosen", "missed by the tracker", "wrong selection", "label_iou"):
+        assert word in page.words
+    assert "above 50 (label_iou)" in page.words
 
 
 def test_diagnosis_is_worst_first_and_chooses_no_case_twice() -> None:
     scores = {"expressions": {f"v/{i}": {"j": i / 10, "f": i / 10 + 0.04} for i in range(9)}, "missing": ["v/0"]}
-    oracle = {"expressions": {f"v/{i}": {"j": 0.8, "f": 0.8} for i in range(9)}}
-    cases = diagnose(scores, oracle)
+    perfect = {
+        "expressions": {f"v/{i}": {"j": 0.8, "f": 0.8} for i in range(9)},
+        "best_iou": {f"v/{i}": i / 10 for i in range(9)},
+    }
+    cases = diagnose(scores, perfect, 0.25)
+    assert [case.cause for case in cases[:3]] == ["missed by the tracker", "missed by the tracker", "wrong selection"]
     assert [case.key for case in cases] == [f"v/{i}" for i in range(1, 9)]
     assert cases[0].jf == pytest.approx(0.12) and cases[0].oracle == 0.8
     picked = choose(cases, 3)

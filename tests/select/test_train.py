@@ -188,7 +188,7 @@ def test_the_command_says_in_one_line_that_videos_failed(
     monkeypatch.setattr("sys.argv", ["rvos-select", "train", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
         main()
-    line, epoch = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
+    line, *_, epoch, _ = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
     assert stop.value.code == 0 and epoch.startswith("epoch 1/1: loss 0.")
     assert line.startswith("warning: training: 1 videos failed in extraction and are left out; first ")
     assert "video v9: v9/00000.jpg: truncated; fix it and run the extraction again" in line

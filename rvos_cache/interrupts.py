@@ -1,0 +1,35 @@
+"""Ctrl-C: processes that a step starts leave it to the process that started them, and none is lost."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def starting_processes() -> Iterator[None]:
+    """Processes that are started in this block never get Ctrl-C, from their first moment on; here it is raised after the block."""
+    # The set of blocked signals is inherited by forks, and by the programs that they run.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def repeat_lost_interrupts() -> None:
+    """Raise KeyboardInterrupt again where Python drops it, in a destructor or a callback (imports have many), and print nothing."""
+    others = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            others(unraisable)
+
+    sys.unraisablehook = hook
