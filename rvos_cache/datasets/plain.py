@@ -22,6 +22,7 @@ from rvos_cache.datasets.listed import ListedDataset, check_frames
 from rvos_cache.datasets.palette import numbers_in, palette_files, palette_masks, read_palette
 from rvos_cache.errors import InputError
 from rvos_cache.frames import file_video, folder_video, frame_files
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 ALL = "all"
@@ -119,7 +120,7 @@ class Plain(ListedDataset[Any]):
             warnings.warn(f"{self.file}: {lacking}, so the split has no ground truth", stacklevel=2)
         for key in self.duplicate_keys:
             yield duplicate_key_message(self.file, key)
-        for video_id in self.videos:
+        for video_id in tracked(self.videos, f"check {self.split}"):
             yield from self._check_video(video_id)
 
     def _source(self, video_id: str) -> tuple[Path, Path | None]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rvos_cache.errors import InputError, naming
 from rvos_cache.exchange.sola_files import MASKLETS, METRICS, TOKENS, Kind, SolaTrack, object_name, split_folder, write_track
 from rvos_cache.extraction import find_dataset
 from rvos_cache.overlap import frame_mean, iou, precision, recall
+from rvos_cache.progress import tracked
 from rvos_cache.store import TrackCache, TrackInfo
 from rvos_cache.types import VIDEO
 
@@ -23,13 +24,13 @@ PROMPT_TYPES: dict[Kind, str] = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MAS
 """The `prompt_type` that SOLA's scripts write for each kind of tracks; its loader only tests it for equality."""
 
 
-def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], None] = lambda total: None) -> list[Path]:
+def export_sola(cache: Path | str, out: Path | str) -> list[Path]:
     """Write `sam2_tracks/<kind>_tracks/<dataset>/<split>` below `out`, and return these folders.
 
     Training-only tracks become gt_tracks; of the others, tracks of the video become grid_tracks and tracks prompted by an
     expression gdino_tracks, from any tracker. Fields that an import kept of SOLA's JSON are written unchanged; other tracks get
     their index in the folder as anno_id and, if the split has its ground truth, precision, recall and IoU from the counts of
-    the annotated frames, at full size. progress: called after each video with the number of videos.
+    the annotated frames, at full size.
     Raises InputError if a folder exists already, OSError if a write fails; nothing is left then.
     """
     source, out = TrackCache(cache), Path(out)
@@ -50,9 +51,8 @@ def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], No
             for folder in temporary.values():
                 (folder / MASKLETS).mkdir(parents=True)
                 (folder / TOKENS).mkdir()
-            for video_id in video_ids:
+            for video_id in tracked(video_ids, "export"):
                 _write_video(temporary, source, video_id)
-                progress(len(video_ids))
             for kind, folder in temporary.items():
                 os.rename(folder, folders[kind])
     finally:
