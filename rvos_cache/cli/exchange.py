@@ -9,7 +9,6 @@ import click
 
 from rvos_cache.cli.options import DATASET, JOBS, LIMIT, OUT, PATH, ROOT, SHARD, SPLIT, VIDEOS
 from rvos_cache.cli.run import Resumable, print_reports
-from rvos_cache.progress import Progress
 
 DIRECTORY = click.argument("directory", type=PATH, metavar="DIR")
 
@@ -59,14 +58,7 @@ def export_sola(cache: Path, out: Path) -> None:
     """Write tracks as sam2_tracks, for SOLA's code."""
     from rvos_cache.exchange.export_sola import export_sola as step
 
-    with Progress("export", 0) as bar:
-
-        def progress(total: int) -> None:
-            bar.total = total
-            bar.advance()
-
-        folders = step(cache, out, progress)
-    for folder in folders:
+    for folder in step(cache, out):
         click.echo(f"tracks: {folder}")
 
 

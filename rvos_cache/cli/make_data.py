@@ -43,13 +43,7 @@ def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
     """Write Ref-DAVIS17 in ReferFormer's layout. Files are copied; read them with --dataset ref-davis17."""
     from rvos_cache.datasets.convert_ref_davis import convert_ref_davis as step
 
-    with Progress("ref-davis", 0) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.advance()
-
-        counts = step(davis, text, out, progress)
+    counts = step(davis, text, out)
     for split, (videos, frames, expressions) in counts.items():
         click.echo(f"{split}: {videos} videos, {frames} frames, {expressions} expressions: {out}")
 

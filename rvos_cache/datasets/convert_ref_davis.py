@@ -20,7 +20,7 @@ import stat
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from rvos_cache.datasets.ref_davis17 import VOID
 from rvos_cache.errors import InputError
 from rvos_cache.files import new_folder
 from rvos_cache.images import IMAGE_ERRORS
+from rvos_cache.progress import tracked
 from rvos_cache.text_files import decode_text, has_mark
 from rvos_cache.types import Expression, check_id
 
@@ -59,15 +60,12 @@ class Sentence:
     location: str
 
 
-def convert_ref_davis(
-    davis: Path, text: Path, out: Path, progress: Callable[[int, int], None] | None = None
-) -> dict[str, tuple[int, int, int]]:
+def convert_ref_davis(davis: Path, text: Path, out: Path) -> dict[str, tuple[int, int, int]]:
     """Write train and valid under `out`; return split -> number of videos, frames and expressions.
 
-    davis, text: the folder or the zip file of each source; progress(done, videos) is called after each video. `out` is renamed
-    into place at the end, so it is complete if it exists. Raises InputError: if `out` exists and is not empty; a file is
-    missing or damaged; an object has no sentence of one of the annotators, or is in no annotation; an entry of a zip file has a
-    path outside of its folder.
+    davis, text: the folder or the zip file of each source. `out` is renamed into place at the end, so it is complete if it
+    exists. Raises InputError: if `out` exists and is not empty; a file is missing or damaged; an object has no sentence of one of
+    the annotators, or is in no annotation; an entry of a zip file has a path outside of its folder.
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -79,7 +77,7 @@ def convert_ref_davis(
         sentences = [_read_sentences(texts, *file) for file in TEXTS]
         _check_complete(sentences, splits, texts)
         with new_folder(out, durable=False) as folder:
-            counts = _write(source, splits, sentences, folder, progress)
+            counts = _write(source, splits, sentences, folder)
     return counts
 
 
@@ -258,14 +256,12 @@ def _write(
     splits: Mapping[str, Sequence[str]],
     sentences: Sequence[Mapping[str, Mapping[str, Sentence]]],
     root: Path,
-    progress: Callable[[int, int], None] | None,
 ) -> dict[str, tuple[int, int, int]]:
     categories = _read_categories(source)
-    total, done = sum(map(len, splits.values())), 0
     counts: dict[str, tuple[int, int, int]] = {}
     for split, videos in splits.items():
         entries, objects, frames = {}, {}, 0
-        for video in videos:
+        for video in tracked(videos, f"ref-davis {split}"):
             names, numbers = _copy(source, video, root / split)
             expressions = _expressions(video, sentences)
             for key, entry in expressions.items():
@@ -279,9 +275,6 @@ def _write(
                 "objects": {str(n): {"category": named[str(n)]} if str(n) in named else {} for n in sorted(numbers)}
             }
             frames += len(names)
-            done += 1
-            if progress is not None:
-                progress(done, total)
         _write_json(root / split / OBJECTS, objects)
         _write_json(root / LISTS / split / EXPRESSIONS, entries)
         counts[split] = (len(videos), frames, sum(len(entry["expressions"]) for entry in entries.values()))

@@ -11,6 +11,7 @@ from rvos_cache.datasets.base import Dataset
 from rvos_cache.datasets.json_files import check_no_duplicates
 from rvos_cache.errors import InputError
 from rvos_cache.frames import read_image
+from rvos_cache.progress import tracked
 from rvos_cache.types import check_id
 
 E = TypeVar("E")
@@ -56,7 +57,7 @@ class RowDataset(ListedDataset[R]):
 
     def check(self) -> Iterator[str]:
         """Yield every fault, one line each."""
-        for video_id in self.videos:
+        for video_id in tracked(self.videos, f"check {self.split}"):
             try:
                 entry = self._entry(video_id)
             except InputError as error:

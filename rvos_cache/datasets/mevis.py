@@ -24,6 +24,7 @@ from rvos_cache.datasets.meta_expressions import MetaExpressions
 from rvos_cache.errors import InputError, warn_once
 from rvos_cache.frames import folder_video, frame_files
 from rvos_cache.masks import RleMasks, from_coco
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 SPLITS = ("train", "valid_u", "valid")
@@ -147,7 +148,7 @@ class Mevis(MetaExpressions):
             yield duplicate_key_message(self.file, key)
         for key in self.duplicate_mask_keys:
             yield duplicate_key_message(self.folder / MASKS, key)
-        for video_id in self.videos:
+        for video_id in tracked(self.videos, f"check {self.split}"):
             yield from self._check_video(video_id, masks_readable)
 
     def _check_video(self, video_id: str, masks_readable: bool) -> Iterator[str]:

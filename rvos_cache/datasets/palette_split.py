@@ -20,6 +20,7 @@ from rvos_cache.datasets.meta_expressions import MetaExpressions, read_videos
 from rvos_cache.datasets.palette import LabelMaps, numbers_in, palette_files, palette_masks
 from rvos_cache.errors import InputError, warn_once
 from rvos_cache.frames import folder_video, frame_files
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 LISTS, EXPRESSIONS = "meta_expressions", "meta_expressions.json"
@@ -105,7 +106,7 @@ class PaletteSplit(MetaExpressions):
         for key in duplicate_keys:
             yield duplicate_key_message(path, key)
         messages: set[str] = set()
-        for video_id in self.videos:
+        for video_id in tracked(self.videos, f"check {self.split}"):
             for fault in self._check_video(video_id, meta):
                 # A link that became a file is a fault of every video.
                 if fault not in messages:

@@ -28,6 +28,7 @@ from rvos_cache.errors import InputError, warn_once
 from rvos_cache.films import SUFFIXES as FILMS
 from rvos_cache.frames import file_video, folder_video, frame_files, warn_of_order
 from rvos_cache.images import is_turned
+from rvos_cache.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 ALL = "all"
@@ -134,7 +135,7 @@ class Plain(ListedDataset[Any]):
             warnings.warn(f"{self.file}: {lacking}, so the split has no ground truth", stacklevel=2)
         for key in self.duplicate_keys:
             yield duplicate_key_message(self.file, key)
-        for video_id in self.videos:
+        for video_id in tracked(self.videos, f"check {self.split}"):
             yield from self._check_video(video_id)
 
     @cached_property

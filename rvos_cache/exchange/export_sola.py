@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rvos_cache.exchange.sola_files import MASKLETS, METRICS, TOKENS, Kind, Sola
 from rvos_cache.extraction import find_dataset
 from rvos_cache.files import new_folder
 from rvos_cache.overlap import frame_mean, iou, precision, recall
+from rvos_cache.progress import tracked
 from rvos_cache.store import TrackCache, TrackInfo
 from rvos_cache.types import VIDEO
 
@@ -22,13 +23,13 @@ PROMPT_TYPES: dict[Kind, str] = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MAS
 """The `prompt_type` that SOLA's scripts write for each kind of tracks; its loader only tests it for equality."""
 
 
-def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], None] = lambda total: None) -> list[Path]:
+def export_sola(cache: Path | str, out: Path | str) -> list[Path]:
     """Write `sam2_tracks/<kind>_tracks/<dataset>/<split>` below `out`, and return these folders.
 
     Training-only tracks become gt_tracks; of the others, tracks of the video become grid_tracks and tracks prompted by an
     expression gdino_tracks, from any tracker. Fields that an import kept of SOLA's JSON are written unchanged; other tracks get
     their index in the folder as anno_id and, if the split has its ground truth, precision, recall and IoU from the counts of
-    the annotated frames, at full size. progress: called after each video with the number of videos.
+    the annotated frames, at full size.
     Raises InputError if a folder exists already, OSError if a write fails; nothing is left then.
     """
     source, out = TrackCache(cache), Path(out)
@@ -48,9 +49,8 @@ def export_sola(cache: Path | str, out: Path | str, progress: Callable[[int], No
         for folder in temporary.values():
             (folder / MASKLETS).mkdir()
             (folder / TOKENS).mkdir()
-        for video_id in source.video_ids():
+        for video_id in tracked(video_ids, "export"):
             _write_video(temporary, source, video_id)
-            progress(len(source.video_ids()))
     return list(folders.values())
 
 

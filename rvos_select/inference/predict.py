@@ -60,6 +60,7 @@ def score_tracks(run: PathLike, tracks: Paths, texts: Paths, out: PathLike) -> P
     source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
     selector = load_selector(run)
     _check_channels(run, selector, source, words)
+    _require_videos(source)
     tracker_cards = {str(cache.path): cache.card for cache in source.caches}
     check_same_tracker(trained_cards(run), f"{run} was trained", tracker_cards)
     warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
@@ -170,6 +171,7 @@ def select_all(tracks: Paths, texts: Paths = (), out: PathLike = "out/all-tracks
     """The baseline that selects every candidate of every expression. Arguments as `predict`."""
     track_paths = as_paths(tracks)
     source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
+    _require_videos(source)
     card = selections_card("all-tracks", {}, 0.5, source, words, {})
 
     def write_one(writer: CacheWriter, video_id: str) -> int:
@@ -182,13 +184,19 @@ def select_all(tracks: Paths, texts: Paths = (), out: PathLike = "out/all-tracks
     return _checked(out, write_videos(Path(out), card, source.video_ids(), write_one, "all tracks"))
 
 
+def _require_videos(source: TrackSource) -> None:
+    """Raises InputError for a cache without any video."""
+    for cache in source.caches:
+        cache.require_videos()
+
+
 def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[TrackSource, TextSource]:
     """Caches to predict from. Raises InputError for ground-truth tracks, which exist for training only, and foreign words."""
     source, words = TrackSource(tracks), TextSource(texts)
     for cache in source.caches:
         if cache.card.training_only:
             raise InputError(f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found")
-        if words.videos.isdisjoint(cache.require_videos()):
+        if cache.video_ids() and words.videos.isdisjoint(cache.video_ids()):
             raise InputError(f"{cache.path}: none of its videos has words in {words.caches[0].path}; give --text of its split")
     if source.incomplete:
         warnings.warn(f"selections: {source.skipped_line()}", stacklevel=2)

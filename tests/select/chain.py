@@ -72,7 +72,7 @@ def write_cache(
 ) -> Path:
     """Tracks: each object exactly, then each object shifted down by two pixels, then one no expression but "1" may choose.
 
-    thin: every fourth column of these alone.
+    thin: all but the last have every fourth column of their object alone.
     """
     card = Card(
         kind="tracks", dataset="mevis", split="valid_u", producer="flow", channels=4, root=str(root), training_only=training_only
@@ -82,7 +82,7 @@ def write_cache(
         masks = truth_masks(len(objects_of(video)))
         tracks = np.concatenate([masks, np.roll(masks, 2, 2), masks[:1]])
         if thin:
-            tracks[..., np.arange(SIZE[1]) % 4 > 0] = False
+            tracks[:-1, ..., np.arange(SIZE[1]) % 4 > 0] = False
         n = len(tracks)
         prompt = np.full(n, -1, np.int32)
         prompt[-1] = min(1, len(EXPRESSIONS[video]) - 1)

@@ -1,0 +1,137 @@
+"""`python -m tests.bad_inputs`: a table of the bad inputs of the suite by kind, with their numbers; it runs no test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+KINDS: dict[str, dict[str, str]] = {
+    "damaged or missing files of a dataset": {
+        "test_bad_input.py": "a_bad_video_is_one_line_and_stops_no_other malformed_json_writes_nothing",
+        "cache/test_mevis.py": "check_names_the_fault a_key_that_occurs_twice_is_a_fault malformed_json_names_its_line",
+        "cache/test_ref_youtube_vos.py": "check_names_the_fault a_malformed_list_names_its_file a_damaged_annotation_raises",
+        "cache/test_ref_davis17.py": "check_names_the_fault a_missing_annotator_raises a_damaged_annotation_raises",
+        "cache/test_a2d_sentences.py": "check_names_the_fault a_malformed_list_names_its_file faults_of_the_original_files",
+        "cache/test_jhmdb_sentences.py": "the_fault_is_named a_malformed_list_names_its_file damaged_files_raise_one_line",
+        "cache/test_refcoco.py": "check_names_the_fault a_malformed_list_names_its_file an_entry_that_names_no_image",
+        "cache/test_plain.py": "check_names_the_fault a_malformed_list_names_its_file a_damaged_mask_raises",
+        "cache/test_convert_ref_davis.py": "a_fault_is_named_and_nothing_is_left a_damaged_zip",
+        "cache/test_frames.py": "a_damaged_video_file_is_one_line an_empty_folder_is_one_line two_files_of_one_frame_are_an_error",
+    },
+    "text in other encodings": {
+        "test_text_files.py": "a_byte_order_mark_changes_nothing another_encoding_is_one_line the_line_of_a_wrong_byte_is_named",
+    },
+    "names: of other bytes, outside of their folder": {
+        "test_odd_names.py": "a_root_and_a_cache_may_have_any_name a_run_needs_a_name_of_text a_track_whose_name_is_no_text_is_named "
+        "a_video_whose_name_is_no_text_stops_no_other what_the_terminal_cannot_show_is_escaped",
+        "test_make.py": "a_value_may_have_blanks_and_quotes",
+    },
+    "numbers and settings out of range or unknown": {
+        "test_odd_names.py": "a_number_out_of_range_is_one_line large_numbers_are_found_at_any_depth two_selectors_are_wrong_usage "
+        "a_number_of_five_thousand_digits_is_cut_in_the_message a_module_larger_than_the_memory_is_one_line",
+        "cache/test_corruptions.py": "another_name_or_severity_is_one_line",
+        "cache/test_budget.py": "what_is_no_size_is_a_usage_error",
+        "cache/test_sam2.py": "an_invalid_setting_is_named",
+        "cache/test_vita.py": "impossible_settings_are_refused",
+        "select/test_dmvs.py": "settings_that_do_not_fit_are_one_line",
+        "select/test_policy.py": "choices_that_cannot_be every_command_refuses_the_same",
+        "test_end_to_end.py": "wrong_arguments_are_one_line",
+    },
+    "classes and functions that are none of ours, or break their contract": {
+        "test_odd_names.py": "what_is_no_class_of_ours_is_one_line functions_of_the_user_are_held_to_their_arguments",
+        "cache/test_plugins.py": "a_tracker_without_a_part_is_refused_before_anything_runs what_is_not_as_declared_fails_its_video "
+        "a_module_that_cannot_be_imported a_module_that_is_nowhere",
+        "cache/test_dataset_contract.py": "a_class_that_is_no_dataset_is_one_line the_default_check_names_what_breaks_the_contract",
+        "cache/test_encoder_contract.py": "a_class_that_is_no_encoder_is_one_line words_that_break_the_contract_are_one_line",
+        "select/test_selector_checks.py": "a_broken_selector_fails_the_check_of_that_name a_class_without_a_part_is_one_line_at_load",
+    },
+    "checkpoints and weights": {
+        "test_bad_input.py": "a_wrong_checkpoint",
+        "cache/test_pretrained.py": "a_damaged_checkpoint_is_one_line a_weight_of_another_shape_is_named_with_both_shapes "
+        "weights_in_a_pickle_are_not_read",
+        "cache/test_tensors.py": "anything_else_is_refused_in_one_line",
+        "cache/test_vita_convert.py": "a_file_that_is_not_a_checkpoint_is_an_error_of_one_line code_in_a_checkpoint_is_not_run "
+        "each_missing_tensor_is_named",
+        "cache/test_vita_head.py": "a_missing_or_misshapen_tensor_is_refused",
+        "select/test_sola_checkpoint.py": "a_file_that_is_no_checkpoint_is_one_line",
+        "select/test_selector_contract.py": "damaged_or_missing_weights_are_one_line",
+    },
+    "damaged caches and selections": {
+        "test_bad_input.py": "a_damaged_cache_stops_no_other_video_in_predict tokens_that_are_not_numbers",
+        "cache/test_store.py": "a_flipped_or_missing_chunk_is_never_read foreign_files_are_found",
+        "cache/test_faults.py": "200_byte_flips_are_found every_bit_of_a_failure_record_counts",
+        "test_mutants_store.py": "a_layout_of_another_format_is_refused a_record_whose_parts_do_not_fit_is_refused",
+        "select/test_merge.py": "a_damaged_video_stops_no_other damaged_selections_stop_no_other",
+    },
+    "caches, runs, selections that do not belong together": {
+        "test_bad_input.py": "files_of_different_origin_are_one_line words_of_a_fixed_sentence_are_added_to_the_cache",
+        "cache/test_differences.py": "the_deepest_name_is_given lists_of_records_of_other_lengths_are_not_printed",
+        "select/test_train.py": "other_caches_do_not_resume_a_run_and_the_field_is_named",
+        "select/test_merge.py": "a_folder_holds_masks_of_one_policy selections_of_other_caches_are_refused "
+        "selections_of_other_frames_are_refused",
+        "select/test_joint.py": "what_the_run_has_not_seen_is_one_line sets_of_other_widths_do_not_train_together",
+        "test_end_to_end.py": "ask_refuses_models_that_the_run_was_not_trained_with predict_refuses_words_of_another_width",
+    },
+    "nothing to work on, nothing to learn": {
+        "test_bad_input.py": "nothing_to_work_on_is_an_error",
+        "select/test_summary.py": "a_cache_without_any_track_is_an_error clips_of_which_none_shows_an_object_are_an_error "
+        "expressions_without_a_positive_label_are_counted expressions_that_name_nothing_are_told "
+        "the_only_video_is_trained_on_whatever_its_name",
+    },
+    "predictions and scores": {
+        "select/test_evaluate.py": "spoilt_masks_are_named a_missing_frame_is_named_or_scored_zero",
+        "select/test_evaluate_benchmarks.py": "a_missing_png_is_named_or_scored_zero",
+        "select/test_ref_davis.py": "a_damaged_prediction_is_no_hole",
+        "select/test_submit.py": "a_wrong_mask_is_named_and_nothing_written a_wrong_mask_of_davis_is_named_and_nothing_written",
+        "test_mutants_scores.py": "what_holds_no_scores_of_the_protocol_is_one_line",
+    },
+    "other programs' tracks": {
+        "cache/test_import_masks.py": "a_bad_file_is_named a_bad_folder_is_one_line_and_stops_no_other",
+        "cache/test_import_sola.py": "a_bad_video_is_one_line_and_stops_no_other a_folder_that_is_no_sam2_tracks",
+    },
+    "disks that are full or read-only": {
+        "test_bad_input.py": "a_path_that_cannot_be_written a_full_disk_keeps_what_was_finished scores_on_a_full_device "
+        "a_full_disk_while_masks_are_written",
+        "select/test_train.py": "a_full_disk_is_one_line_and_loses_nothing a_full_disk_under_the_curves_is_one_line",
+        "cache/test_spool.py": "a_full_disk_names_the_folder_of_the_temporary_file",
+    },
+    "Ctrl-C and killed processes": {
+        "test_bad_input.py": "ctrl_c_leaves_a_resumable_state",
+        "test_interrupts.py": "every_command_is_named_with_what_goes_on training_goes_on_with_the_printed_command "
+        "shapes_in_many_processes_stop_at_once a_process_never_gets_ctrl_c an_interrupt_that_python_drops_is_raised_again",
+        "cache/test_faults.py": "kills_at_random_times a_kill_before_any_write_leaves_no_part_of_a_video",
+        "select/test_train.py": "a_kill_between_the_renames_of_a_checkpoint_loses_nothing",
+        "select/test_processes.py": "a_killed_process_is_one_line",
+    },
+}  # fmt: skip
+"""Kind -> file below tests/ -> names of its tests without "test_"."""
+
+
+def collected() -> Counter[str]:
+    """ "<file>::<test>" -> its number of inputs."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", str(HERE)]
+    lines = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True).stdout.splitlines()
+    return Counter(line.partition("[")[0].removeprefix("tests/") for line in lines if "::" in line)
+
+
+def main() -> None:
+    """Print the table. Raises KeyError for a test that the suite does not have."""
+    counts, rows = collected(), []
+    for kind, files in KINDS.items():
+        tests = [f"{file}::test_{name}" for file, names in files.items() for name in names.split()]
+        missing = [test for test in tests if test not in counts]
+        if missing:
+            raise KeyError(f"the suite has no {missing[0]}")
+        rows.append((kind, len(tests), sum(counts[test] for test in tests), ", ".join(files)))
+    print("| kind | tests | inputs | in |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |")
+    print(f"| **all** | {sum(row[1] for row in rows)} | {sum(row[2] for row in rows)} | |")
+
+
+if __name__ == "__main__":
+    main()
