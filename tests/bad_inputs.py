@@ -22,6 +22,22 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_convert_ref_davis.py": "a_fault_is_named_and_nothing_is_left a_damaged_zip",
         "cache/test_frames.py": "a_damaged_video_file_is_one_line an_empty_folder_is_one_line two_files_of_one_frame_are_an_error",
     },
+    "films and pictures whose pixels are not plain": {
+        "cache/test_films.py": "a_film_without_one_right_reading_is_one_line a_film_of_high_dynamic_range_is_told "
+        "pixels_that_are_not_square_are_told a_film_that_ends_before_its_length_is_told the_rate_of_uneven_frames_is_their_mean",
+        "cache/test_orientation.py": "a_film_turned_by_another_angle_is_one_line a_folder_of_both_orientations_is_one_line "
+        "frames_that_stay_as_stored_are_told",
+        "cache/test_images.py": "a_picture_without_one_right_frame_is_one_line a_picture_of_16_bits_that_is_almost_black_is_told",
+        "cache/test_frames.py": "a_folder_without_a_known_order_is_told an_order_that_the_names_do_not_tell",
+    },
+    "two processes at once, files of others": {
+        "select/test_two_writers.py": "a_run_that_still_trains_is_not_resumed reading_a_run_changes_nothing_in_it "
+        "a_merge_does_not_touch_what_another_one_writes a_report_replaces_only_what_a_report_wrote "
+        "two_sets_of_moving_shapes_do_not_mix",
+        "cache/test_locks.py": "a_second_process_is_refused_with_the_name_of_the_first a_killed_process_blocks_nobody "
+        "no_two_processes_are_ever_inside a_file_system_without_locks_is_a_warning",
+        "test_ask.py": "two_at_once_on_one_folder the_video_that_was_asked_about_is_never_written files_that_ask_did_not_write_stay",
+    },
     "text in other encodings": {
         "test_text_files.py": "a_byte_order_mark_changes_nothing another_encoding_is_one_line the_line_of_a_wrong_byte_is_named",
     },
@@ -69,6 +85,17 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "caches, runs, selections that do not belong together": {
         "test_bad_input.py": "files_of_different_origin_are_one_line words_of_a_fixed_sentence_are_added_to_the_cache",
+        "cache/test_identity.py": "extraction_refuses_to_go_on_with_what_has_changed verify_notes_what_has_changed_since "
+        "tracks_that_depend_on_labels_are_not_labelled_again",
+        "select/test_bound.py": "words_of_other_sentences_are_refused words_of_another_split_may_not_add_sentences "
+        "selections_do_not_apply_to_tracks_that_were_made_again selections_are_not_continued_with_other_words "
+        "a_report_shows_the_scores_of_its_own_run a_report_draws_on_no_other_pictures pixels_are_those_that_were_tracked "
+        "training_is_resumed_with_the_same_data_only other_data_at_the_root_is_refused "
+        "masks_that_were_mended_in_the_dataset_are_noticed scores_against_other_ground_truth_are_not_compared "
+        "caches_of_one_split_are_of_the_same_data",
+        "select/test_submit.py": "masks_of_another_split_are_refused",
+        "test_ask.py": "frames_that_were_overwritten_are_other_frames tracks_belong_to_the_content_of_the_frames "
+        "frames_that_change_while_they_are_read_leave_no_tracks",
         "cache/test_differences.py": "the_deepest_name_is_given lists_of_records_of_other_lengths_are_not_printed",
         "select/test_train.py": "other_caches_do_not_resume_a_run_and_the_field_is_named",
         "select/test_merge.py": "a_folder_holds_masks_of_one_policy selections_of_other_caches_are_refused "
