@@ -58,7 +58,7 @@ def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "ou
         return _write(writer, source, video_id, select(selector, sample, device))
 
     with torch.inference_mode():
-        return _checked(out, write_videos(Path(out), card, source.video_ids(), write_one, f"predict {card.split}"))
+        return _checked(out, write_videos(Path(out), card, _videos(source), write_one, f"predict {card.split}"))
 
 
 def select(selector: Selector, sample: VideoSample, device: torch.device) -> tuple[Selection, ...]:
@@ -107,6 +107,13 @@ def _write(writer: CacheWriter, source: TrackSource, video_id: str, selections: 
     return info.frames
 
 
+def _videos(source: TrackSource) -> tuple[str, ...]:
+    """The videos to predict. Raises InputError for a cache without any."""
+    for cache in source.caches:
+        cache.require_videos()
+    return source.video_ids()
+
+
 def _checked(out: PathLike, report: ExtractReport) -> Path:
     """`out` when no video failed. Raises InputError that names the first that did."""
     if report.failed:
@@ -129,7 +136,7 @@ def select_all(tracks: Paths, texts: Paths = (), out: PathLike = "out/all-tracks
         selections = tuple(Selection(e.expression_id, a.astype(np.float32), a) for e, a in allowed)
         return _write(writer, source, video_id, selections)
 
-    return _checked(out, write_videos(Path(out), card, source.video_ids(), write_one, "all tracks"))
+    return _checked(out, write_videos(Path(out), card, _videos(source), write_one, "all tracks"))
 
 
 def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[TrackSource, TextSource]:
@@ -138,7 +145,7 @@ def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[Tr
     for cache in source.caches:
         if cache.card.training_only:
             raise InputError(f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found")
-        if words.videos.isdisjoint(cache.require_videos()):
+        if cache.video_ids() and words.videos.isdisjoint(cache.video_ids()):
             raise InputError(f"{cache.path}: none of its videos has words in {words.caches[0].path}; give --text of its split")
     if source.incomplete:
         warnings.warn(f"selections: {source.skipped_line()}", stacklevel=2)
