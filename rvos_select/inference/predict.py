@@ -60,7 +60,6 @@ def score_tracks(run: PathLike, tracks: Paths, texts: Paths, out: PathLike) -> P
     source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
     selector = load_selector(run)
     _check_channels(run, selector, source, words)
-    _require_videos(source)
     tracker_cards = {str(cache.path): cache.card for cache in source.caches}
     check_same_tracker(trained_cards(run), f"{run} was trained", tracker_cards)
     warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
@@ -83,7 +82,7 @@ def score_tracks(run: PathLike, tracks: Paths, texts: Paths, out: PathLike) -> P
 
     _check_published(out, card, source, words)
     with torch.inference_mode():
-        return _checked(out, write_videos(Path(out), card, source.video_ids(), write_one, f"predict {card.split}"))
+        return _checked(out, write_videos(Path(out), card, _videos(source), write_one, f"predict {card.split}"))
 
 
 def select(selector: Selector, sample: VideoSample, device: torch.device) -> tuple[Selection, ...]:
@@ -156,6 +155,13 @@ def _write(writer: CacheWriter, source: TrackSource, words: TextSource, video_id
     return info.frames
 
 
+def _videos(source: TrackSource) -> tuple[str, ...]:
+    """The videos to predict. Raises InputError for a cache without any."""
+    for cache in source.caches:
+        cache.require_videos()
+    return source.video_ids()
+
+
 def _checked(out: PathLike, report: ExtractReport) -> Path:
     """`out` when no video failed. Raises InputError that names the first that did."""
     if report.failed:
@@ -171,7 +177,6 @@ def select_all(tracks: Paths, texts: Paths = (), out: PathLike = "out/all-tracks
     """The baseline that selects every candidate of every expression. Arguments as `predict`."""
     track_paths = as_paths(tracks)
     source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
-    _require_videos(source)
     card = selections_card("all-tracks", {}, 0.5, source, words, {})
 
     def write_one(writer: CacheWriter, video_id: str) -> int:
@@ -181,13 +186,7 @@ def select_all(tracks: Paths, texts: Paths = (), out: PathLike = "out/all-tracks
         return _write(writer, source, words, video_id, selections)
 
     _check_published(out, card, source, words)
-    return _checked(out, write_videos(Path(out), card, source.video_ids(), write_one, "all tracks"))
-
-
-def _require_videos(source: TrackSource) -> None:
-    """Raises InputError for a cache without any video."""
-    for cache in source.caches:
-        cache.require_videos()
+    return _checked(out, write_videos(Path(out), card, _videos(source), write_one, "all tracks"))
 
 
 def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[TrackSource, TextSource]:

@@ -9,13 +9,20 @@ from typing import Any
 from rvos_cache.errors import InputError
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.sources import Sources
+from rvos_select.selectors import Selector
 
 
-def check_labels(samples: Sequence[VideoSample], rule: str, label_iou: float | Sequence[float], draws: bool) -> None:
+def reads_labels(selector: Selector) -> bool:
+    """Whether the module learns from the labels of tracks: not where it draws masks, or makes targets of overlaps or measurements."""
+    own = [name for name in selector.requires if name.partition(".")[0] in ("overlap", "measured")]
+    return not selector.draws and not own
+
+
+def check_labels(samples: Sequence[VideoSample], rule: str, label_iou: float | Sequence[float], selector: Selector) -> None:
     """Warn in one line of expressions that name objects but whose labels are all negative; they teach to select nothing.
 
-    samples: to train on; rule, label_iou: of their labels; draws: the module draws masks of its own and reads no labels. Raises
-    InputError where no expression is left, or no video has a track.
+    samples: to train on; rule, label_iou: of their labels. Raises InputError where no expression is left, or no video has a track
+    and the module draws no masks of its own.
     """
     videos = [s for s in samples if len(s.expressions)]
     if not videos:
@@ -23,13 +30,15 @@ def check_labels(samples: Sequence[VideoSample], rule: str, label_iou: float | S
             "no expression to train on is left: none has an object that is visible in a frame of a clip; extract more videos, or "
             "--set batch=video"
         )
-    if draws:
+    if selector.draws:
         return
     if not any(len(s.tokens) for s in videos):
         raise InputError(
             f"none of the {len(videos)} videos to train on has a track ({videos[0].set_name}, {videos[0].video_id} …): there is "
             "nothing to learn; look at the frames, then extract with another tracker or other settings"
         )
+    if not reads_labels(selector):
+        return
     named, without = 0, list[str]()
     for s in videos:
         assert s.target is not None and s.objects is not None

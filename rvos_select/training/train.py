@@ -35,7 +35,7 @@ from rvos_select.selectors import Selector, selector_class
 from rvos_select.training.optim import learning_rate, make_optimizer, update_plateau
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.settings import TrainSettings
-from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line
+from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line, reads_labels
 from rvos_select.training.validate import Validator
 
 CEILING = 200
@@ -102,7 +102,7 @@ def _train(
     )
     if settings.batch == "clip":
         sources.train = with_visible_rows(sources.train)
-    check_labels(sources.train, settings.label_rule, sources.label_iou, selector.draws)
+    check_labels(sources.train, settings.label_rule, sources.label_iou, selector)
     write_record(out, settings, sources, selector.config, selector.frozen_digests)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch_threads(settings.threads):
@@ -209,8 +209,7 @@ class Run:
     def _print_data(self) -> None:
         for line in data_lines(self.sources, self.settings.hold_out):
             print_line(line)
-        # A module that draws masks of its own is not bound by the tracks, and its labels are masks.
-        if not self.model.draws:
+        if reads_labels(self.model):
             validated, validator = bool(self.sources.valid), self.validator
             if not validated:
                 validator = Validator(self.sources.train, self.sources.train_sets, self.settings.valid_expressions or CEILING)

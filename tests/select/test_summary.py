@@ -16,6 +16,7 @@ from rvos_cache.store import CacheWriter, TrackCache, TrackRecord, read_card, wr
 from rvos_cache.types import TrackSet
 from rvos_select.data.sources import held_out
 from rvos_select.evaluation.oracle import oracle
+from rvos_select.selectors.mean_cosine import MeanCosine
 from rvos_select.training.summary import best_line
 from rvos_select.training.train import train
 
@@ -155,6 +156,18 @@ def test_expressions_that_name_nothing_are_told(
     monkeypatch.setattr(sources, "load_video", last_alone)
     with pytest.warns(UserWarning, match="^no expression to train on names an object"):
         train_on(*caches[:2], tmp_path / "run")
+
+
+def test_modules_that_make_their_own_targets_are_not_warned_of_labels(
+    tmp_path: Path, caches: tuple[Path, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that read overlaps or measurements, as DMVS with frozen masks; nor is there a ceiling of labels that they do not read."""
+    monkeypatch.setattr(MeanCosine, "requires", ("overlap",))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_on(*write(tmp_path, "train", ["v0"], narrow=True), tmp_path / "b", label_iou=0.7)
+    assert not [w for w in caught if "positive" in str(w.message)]
+    assert not [line for line in lines(capsys) if line.startswith("ceiling")]
 
 
 def test_the_best_epoch_is_the_one_that_is_kept() -> None:
