@@ -17,10 +17,10 @@ import click
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.exchange.mirror import mirror
 from rvos_cache.extraction import extract_all, extract_text
-from rvos_cache.files import write_json
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import text_path, tracks_path
+from rvos_cache.system.files import write_json
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import Scope, evaluate_pngs, evaluate_selections
 from rvos_select.evaluation.oracle import oracle

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_cache.cli import run_command
-from rvos_cache.files import new_folder
-from rvos_cache.progress import Progress
 from rvos_cache.shapes import make_video
 from rvos_cache.shapes.scene import COLOURS, SHAPES, Appearance
+from rvos_cache.system.files import new_folder
+from rvos_cache.system.progress import Progress
 from rvos_cache.trackers.vita import FrameGeometry, HeadSizes, VitaHead
 from rvos_cache.trackers.vita.segmenter import HEAD_FILE
 from rvos_select.losses.matching import assign

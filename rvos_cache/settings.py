@@ -15,7 +15,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from rvos_cache.errors import InputError
-from rvos_cache.text_files import read_text
+from rvos_cache.system.text_files import read_text
 
 
 class Settings(BaseModel):

@@ -19,9 +19,9 @@ from odd_videos import SAID, Result, call, write_split
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import VideoWriter, open_video
-from rvos_cache.locks import folder_lock
+from rvos_cache.media.frames import VideoWriter, open_video
 from rvos_cache.store import CacheWriter, Card, SelectionCache, SelectionRecord, write_selections
+from rvos_cache.system.locks import folder_lock
 from rvos_cache.trackers.flow import FlowTracker
 from rvos_cache.types import Selection, TrackSet
 from rvos_select.inference import progress as progress_module

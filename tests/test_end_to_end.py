@@ -16,7 +16,7 @@ import pytest
 from odd_videos import call
 from PIL import Image
 
-from rvos_cache.mask_png import read_mask_png
+from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import content_digest
 

@@ -21,7 +21,7 @@ import tiny_sam2
 from odd_videos import Result, call
 from text_fixtures import tiny_roberta
 
-from rvos_cache.mask_png import read_mask_png
+from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import SelectionCache, TrackCache, content_digest, open_cache, verify
 from rvos_cache.trackers.sam2.tracker import Sam2Box

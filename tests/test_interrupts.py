@@ -17,7 +17,7 @@ import pytest
 
 from rvos_cache.cli import cli as cache_cli
 from rvos_cache.cli.run import _interrupted, run_command
-from rvos_cache.interrupts import starting_processes
+from rvos_cache.system.interrupts import starting_processes
 from rvos_select.cli import cli as select_cli
 
 HERE = Path(__file__).parent

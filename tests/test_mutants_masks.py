@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import VideoWriter, frame_files
-from rvos_cache.mask_png import read_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.frames import VideoWriter, frame_files
+from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.overlap import count_overlap, iou, precision, recall
 from rvos_cache.types import GroundTruth, Overlap
 

@@ -15,7 +15,7 @@ from rvos_cache.datasets.a2d_sentences import _csv
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.import_masks import _from_json
 from rvos_cache.settings import read_toml
-from rvos_cache.text_files import read_text
+from rvos_cache.system.text_files import read_text
 from rvos_cache.types import Video
 from rvos_select.evaluation.compare import compare
 from rvos_select.runs.checkpoint import read_json

@@ -8,7 +8,7 @@ import click
 
 from rvos_cache.cli.options import JOBS, OUT, PATH
 from rvos_cache.cli.run import Resumable, print_reports
-from rvos_cache.progress import Progress
+from rvos_cache.system.progress import Progress
 
 
 @click.command()

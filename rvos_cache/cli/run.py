@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from rvos_cache.errors import InputError
-from rvos_cache.interrupts import repeat_lost_interrupts
+from rvos_cache.system.interrupts import repeat_lost_interrupts
 
 if TYPE_CHECKING:
     from rvos_cache.extraction import ExtractReport

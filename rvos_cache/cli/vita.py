@@ -9,7 +9,7 @@ import click
 
 from rvos_cache.cli.options import DATASET, PATH, ROOT, SET, SPLIT
 from rvos_cache.errors import InputError
-from rvos_cache.progress import tracked
+from rvos_cache.system.progress import tracked
 
 
 @click.command("convert-vita")

@@ -29,9 +29,9 @@ from rvos_cache.datasets.json_files import read_rows
 from rvos_cache.datasets.listed import RowDataset
 from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
-from rvos_cache.frames import file_video
 from rvos_cache.masks import RleMasks, empty_rle, encode
-from rvos_cache.text_files import read_text
+from rvos_cache.media.frames import file_video
+from rvos_cache.system.text_files import read_text
 from rvos_cache.types import Expression, GroundTruth, Video
 
 SPLITS = {"train": "0", "test": "1"}

@@ -25,7 +25,7 @@ from typing import Literal
 from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
 from rvos_cache.plugins import check_overridden, check_signatures
-from rvos_cache.progress import tracked
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video
 
 Protocol = Literal["video", "image", "davis"]

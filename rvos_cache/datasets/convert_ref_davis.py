@@ -32,10 +32,10 @@ from rvos_cache.datasets.palette import decode_palette, describe_image_error, nu
 from rvos_cache.datasets.palette_split import ANNOTATIONS, EXPRESSIONS, FRAMES, LISTS, OBJECTS, object_number
 from rvos_cache.datasets.ref_davis17 import VOID
 from rvos_cache.errors import InputError
-from rvos_cache.files import new_folder
-from rvos_cache.images import IMAGE_ERRORS
-from rvos_cache.progress import tracked
-from rvos_cache.text_files import decode_text, has_mark
+from rvos_cache.media.images import IMAGE_ERRORS
+from rvos_cache.system.files import new_folder
+from rvos_cache.system.progress import tracked
+from rvos_cache.system.text_files import decode_text, has_mark
 from rvos_cache.types import Expression, check_id
 
 TEXTS = (

@@ -25,8 +25,8 @@ from rvos_cache.datasets.listed import RowDataset, check_frames
 from rvos_cache.datasets.matlab import read_array
 from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
-from rvos_cache.frames import image_size, read_image
 from rvos_cache.masks import RleMasks, empty_rle, encode
+from rvos_cache.media.frames import image_size, read_image
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 SPLIT = "test"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
-from rvos_cache.text_files import read_text
+from rvos_cache.system.text_files import read_text
 
 
 def read_json(path: Path, duplicate_keys: list[str] | None = None) -> Any:

@@ -10,8 +10,8 @@ from typing import Generic, Protocol, TypeVar
 from rvos_cache.datasets.base import Dataset
 from rvos_cache.datasets.json_files import check_no_duplicates
 from rvos_cache.errors import InputError
-from rvos_cache.frames import read_image
-from rvos_cache.progress import tracked
+from rvos_cache.media.frames import read_image
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import check_id
 
 E = TypeVar("E")

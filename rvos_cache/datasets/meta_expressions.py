@@ -13,7 +13,7 @@ from rvos_cache.datasets.base import make_expression
 from rvos_cache.datasets.json_files import read_json
 from rvos_cache.datasets.listed import ListedDataset
 from rvos_cache.errors import InputError
-from rvos_cache.frames import order_fault, sort_frames
+from rvos_cache.media.frames import order_fault, sort_frames
 from rvos_cache.types import Expression, check_id
 
 

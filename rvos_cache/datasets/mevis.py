@@ -22,9 +22,9 @@ from rvos_cache.datasets.json_files import check_no_duplicates, duplicate_key_me
 from rvos_cache.datasets.listed import check_frames
 from rvos_cache.datasets.meta_expressions import MetaExpressions
 from rvos_cache.errors import InputError, warn_once
-from rvos_cache.frames import folder_video, frame_files
 from rvos_cache.masks import RleMasks, from_coco
-from rvos_cache.progress import tracked
+from rvos_cache.media.frames import folder_video, frame_files
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 SPLITS = ("train", "valid_u", "valid")

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.errors import InputError, warn_once
-from rvos_cache.images import IMAGE_ERRORS, SUFFIXES, UNREAD, check_mask_image
 from rvos_cache.masks import RleMasks, empty_rle, encode
+from rvos_cache.media.images import IMAGE_ERRORS, SUFFIXES, UNREAD, check_mask_image
 
 MODES = ("P", "L", "1")
 """Pillow's modes with one small number per pixel: palette, grey of 8 bits and of one."""

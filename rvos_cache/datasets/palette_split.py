@@ -19,8 +19,8 @@ from rvos_cache.datasets.listed import check_frames
 from rvos_cache.datasets.meta_expressions import MetaExpressions, read_videos
 from rvos_cache.datasets.palette import LabelMaps, numbers_in, palette_files, palette_masks
 from rvos_cache.errors import InputError, warn_once
-from rvos_cache.frames import folder_video, frame_files
-from rvos_cache.progress import tracked
+from rvos_cache.media.frames import folder_video, frame_files
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 LISTS, EXPRESSIONS = "meta_expressions", "meta_expressions.json"

@@ -1,7 +1,7 @@
 """Videos of the user's own: `videos/<video>/<frame>.jpg` or `videos/<video>.mp4`, and `expressions.json`.
 
-Other endings are those of `rvos_cache.images` and `rvos_cache.films`, also in capitals. Frames are upright, as viewers show them,
-and so must the masks be.
+Other endings are those of `rvos_cache.media.images` and `rvos_cache.media.films`, also in capitals. Frames are upright, as viewers
+show them, and so must the masks be.
 
 expressions.json: {video: {id: text}}, or {video: [texts]}, whose ids are "0", "1", ... in order. Instead of a text there may be
 {"text": text, "objects": [numbers]}, with [] for an expression without a target. With `masks/<video>/<frame>.png`, palette PNGs
@@ -25,10 +25,10 @@ from rvos_cache.datasets.json_files import duplicate_key_message, read_json
 from rvos_cache.datasets.listed import ListedDataset, check_frames
 from rvos_cache.datasets.palette import LabelMaps, numbers_in, palette_files, palette_masks
 from rvos_cache.errors import InputError, warn_once
-from rvos_cache.films import SUFFIXES as FILMS
-from rvos_cache.frames import file_video, folder_video, frame_files, warn_of_order
-from rvos_cache.images import is_turned
-from rvos_cache.progress import tracked
+from rvos_cache.media.films import SUFFIXES as FILMS
+from rvos_cache.media.frames import file_video, folder_video, frame_files, warn_of_order
+from rvos_cache.media.images import is_turned
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 ALL = "all"

@@ -29,8 +29,8 @@ from rvos_cache.datasets.json_files import duplicate_key_message, read_json
 from rvos_cache.datasets.listed import RowDataset
 from rvos_cache.datasets.pseudo import affine_path, warp_image, warp_mask
 from rvos_cache.errors import InputError
-from rvos_cache.frames import image_size, read_image
 from rvos_cache.masks import RleMasks, from_coco
+from rvos_cache.media.frames import image_size, read_image
 from rvos_cache.types import Expression, GroundTruth, Video, check_id
 
 LIST, IMAGES = "instances_{}_{}.json", "train2014"

@@ -13,10 +13,10 @@ import numpy as np
 from rvos_cache.errors import InputError, naming
 from rvos_cache.exchange.sola_files import MASKLETS, METRICS, TOKENS, Kind, SolaTrack, object_name, split_folder, write_track
 from rvos_cache.extraction import find_dataset
-from rvos_cache.files import new_folder
 from rvos_cache.overlap import frame_mean, iou, precision, recall
-from rvos_cache.progress import tracked
 from rvos_cache.store import TrackCache, TrackInfo
+from rvos_cache.system.files import new_folder
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import VIDEO
 
 PROMPT_TYPES: dict[Kind, str] = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MASK", "gt": "GT MASK"}

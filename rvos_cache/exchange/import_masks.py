@@ -24,10 +24,10 @@ from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.imported import SOURCE, check_same_sources, source_digest
 from rvos_cache.extraction import ExtractReport, select_videos, write_videos
-from rvos_cache.frames import warn_of_text_order
 from rvos_cache.identity import frames_digest
-from rvos_cache.mask_png import read_grey_png
 from rvos_cache.masks import RleMasks, encode, from_coco
+from rvos_cache.media.frames import warn_of_text_order
+from rvos_cache.media.mask_png import read_grey_png
 from rvos_cache.overlap import count_overlap
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackRecord, provenance, write_tracks

@@ -22,8 +22,8 @@ from rvos_cache.errors import InputError
 from rvos_cache.exchange.imported import SOURCE, check_same_sources, source_digest
 from rvos_cache.exchange.sola_files import CHANNELS, ORIGINS, Kind, SolaFolder, SolaTrack, object_name
 from rvos_cache.extraction import ExtractReport, bound_digest, select_videos, write_videos
-from rvos_cache.frames import warn_of_text_order
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.frames import warn_of_text_order
 from rvos_cache.overlap import count_overlap, frame_mean, iou
 from rvos_cache.store import CacheWriter, Card, TrackCache, TrackRecord, provenance, write_tracks
 from rvos_cache.types import GroundTruth, Overlap, TrackSet

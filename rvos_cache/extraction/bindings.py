@@ -9,8 +9,8 @@ from pathlib import Path
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.identity import expressions_difference, frames_difference, frames_digest, truth_difference
-from rvos_cache.progress import tracked
 from rvos_cache.store import Cache, Card, TextCache, TrackCache, canonical, digest, open_backend, open_cache, read_card
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Expression
 
 

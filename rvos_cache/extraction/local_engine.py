@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.engine import Outcome, failure_message
 from rvos_cache.extraction.work import Pending, Work
-from rvos_cache.interrupts import starting_processes
 from rvos_cache.store import CacheWriter
+from rvos_cache.system.interrupts import starting_processes
 
 
 @dataclass(frozen=True)

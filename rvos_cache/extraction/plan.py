@@ -16,8 +16,8 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction.engine import failure_message
 from rvos_cache.extraction.steps import tracks_card
 from rvos_cache.extraction.work import TrackWork
-from rvos_cache.progress import tracked
 from rvos_cache.store import CacheWriter, open_backend
+from rvos_cache.system.progress import tracked
 from rvos_cache.trackers.planned import PlannedBytes, Size
 
 

@@ -10,8 +10,8 @@ from rvos_cache.errors import naming
 from rvos_cache.extraction.engine import Engine
 from rvos_cache.extraction.local_engine import LocalEngine
 from rvos_cache.extraction.work import OneStep, Work
-from rvos_cache.progress import Progress
 from rvos_cache.store import CacheWriter, Card
+from rvos_cache.system.progress import Progress
 
 
 @dataclass

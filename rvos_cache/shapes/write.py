@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_bytes, write_text
-from rvos_cache.interrupts import starting_processes
-from rvos_cache.locks import folder_lock
 from rvos_cache.masks import RleMasks
 from rvos_cache.shapes.language import Sentence, sentences
 from rvos_cache.shapes.render import render
 from rvos_cache.shapes.scene import Scene, sample_scene
+from rvos_cache.system.files import write_bytes, write_text
+from rvos_cache.system.interrupts import starting_processes
+from rvos_cache.system.locks import folder_lock
 
 HIDDEN = 4
 """Number of consecutive frames in which an object is invisible."""

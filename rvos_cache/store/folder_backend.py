@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import append_line, drop_torn_line, sync, write_new
 from rvos_cache.store.backend import PublishedVideo
 from rvos_cache.store.checksum import read_checked, with_checksum
 from rvos_cache.store.staging import is_abandoned, is_staging_name, new_staging_name
+from rvos_cache.system.files import append_line, drop_torn_line, sync, write_new
 
 TOP_LEVEL = {"card.json": False, "failures.jsonl": False, "videos": True, ".staging": True}
 """The names at the top level of a cache, and whether each is a folder."""

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.progress import tracked
 from rvos_cache.store.card import read_card
 from rvos_cache.store.content import digest_of_parts
 from rvos_cache.store.reader import Cache, VideoFolder
@@ -16,6 +15,7 @@ from rvos_cache.store.selections import SelectionCache
 from rvos_cache.store.text import TextCache
 from rvos_cache.store.tracks import TrackCache, check_declared
 from rvos_cache.store.uri import open_backend
+from rvos_cache.system.progress import tracked
 
 THREADS = 8
 KINDS: dict[str, type[Cache]] = {"tracks": TrackCache, "text": TextCache, "selections": SelectionCache}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rvos_cache import files
+from rvos_cache.system import files
 
 if TYPE_CHECKING:
     from rvos_select.evaluation.protocols import Protocol

@@ -12,8 +12,8 @@ from typing import Any
 from rvos_cache.datasets.mirrored import SUFFIX
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import failed_videos
-from rvos_cache.progress import tracked
 from rvos_cache.store import format_uri, read_card
+from rvos_cache.system.progress import tracked
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.epochs import set_weights
 from rvos_select.data.labels import label_rule

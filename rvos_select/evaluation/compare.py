@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.text_files import read_text
+from rvos_cache.system.text_files import read_text
 from rvos_select.evaluation.against import check_same_ground_truth
 from rvos_select.evaluation.protocols import PROTOCOLS, Protocol, protocol_of_scores
 from rvos_select.paths import PathLike

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import decode_mask_png
 from rvos_cache.masks import RleMasks
-from rvos_cache.progress import tracked
+from rvos_cache.media.mask_png import decode_mask_png
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Expression
 from rvos_select.evaluation.against import Against, check_same_answers
 from rvos_select.evaluation.ground_truth import AnnotatedVideo, UnreadableVideo, annotated_videos, dataset_of, select_videos

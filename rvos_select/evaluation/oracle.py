@@ -16,7 +16,7 @@ from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
-from rvos_cache.progress import tracked
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Overlap
 from rvos_select.data.caches import TrackSource, candidates
 from rvos_select.data.labels import mean_iou, oracle_tracks

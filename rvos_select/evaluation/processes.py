@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from rvos_cache.errors import InputError
-from rvos_cache.interrupts import starting_processes
+from rvos_cache.system.interrupts import starting_processes
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

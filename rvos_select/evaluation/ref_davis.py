@@ -14,8 +14,8 @@ from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
 from rvos_cache.identity import answers_digest
 from rvos_cache.masks import RleMasks
-from rvos_cache.progress import tracked
 from rvos_cache.store import SelectionCache
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Expression, GroundTruth
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation.against import Against, check_same_videos

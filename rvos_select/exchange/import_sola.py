@@ -12,9 +12,9 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.import_sola import LABEL_IOU, PRODUCER
 from rvos_cache.exchange.sola_files import CHANNELS
-from rvos_cache.files import new_folder, write_json
 from rvos_cache.settings import build
 from rvos_cache.store import Card, digest, provenance
+from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.tensors import read_tensors
 from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import restore, write_json
+from rvos_cache.system.files import restore, write_json
 
 RECORD = "answers.json"
 OTHER_OUT = "choose another --out"

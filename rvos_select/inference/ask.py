@@ -14,10 +14,9 @@ from rvos_cache.errors import InputError, naming
 from rvos_cache.exchange.import_masks import IMPORTED
 from rvos_cache.exchange.import_sola import PRODUCER as SOLA_FILES
 from rvos_cache.extraction import extract_video
-from rvos_cache.frames import VideoWriter, open_video
 from rvos_cache.identity import frames_digest
-from rvos_cache.locks import folder_lock
-from rvos_cache.mask_png import read_mask_png
+from rvos_cache.media.frames import VideoWriter, open_video
+from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.settings import build
 from rvos_cache.store import (
     PROVENANCE_FIELDS,
@@ -30,6 +29,7 @@ from rvos_cache.store import (
     write_text,
     write_tracks,
 )
+from rvos_cache.system.locks import folder_lock
 from rvos_cache.text import encoder_class, open_encoder
 from rvos_cache.trackers import open_tracker, tracker_class
 from rvos_cache.types import Expression, Video

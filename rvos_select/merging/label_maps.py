@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import read_mask_png
+from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.store import SelectionCache
 from rvos_cache.types import Selection
 from rvos_select.data.bound import check_cards, check_same_tracks

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rvos_cache.differences import differences
 from rvos_cache.errors import InputError
-from rvos_cache.files import new_folder, restore, write_text
-from rvos_cache.locks import folder_lock, is_unwritten
-from rvos_cache.mask_png import encode_mask_png
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
-from rvos_cache.progress import tracked
+from rvos_cache.media.mask_png import encode_mask_png
 from rvos_cache.store import PROVENANCE_FIELDS, SelectionCache
+from rvos_cache.system.files import new_folder, restore, write_text
+from rvos_cache.system.locks import folder_lock, is_unwritten
+from rvos_cache.system.progress import tracked
 from rvos_cache.types import Selection
 from rvos_select.data.bound import check_cards, check_same_tracks
 from rvos_select.data.caches import TrackSource

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError, naming
-from rvos_cache.files import replace_folder, restore, write_text
 from rvos_cache.identity import frames_digest
-from rvos_cache.locks import folder_lock
 from rvos_cache.store import SelectionCache, TrackInfo
+from rvos_cache.system.files import replace_folder, restore, write_text
+from rvos_cache.system.locks import folder_lock
 from rvos_cache.types import Expression, Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation import Scope, evaluate_selections

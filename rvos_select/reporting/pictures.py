@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rvos_cache.files import write_bytes
+from rvos_cache.system.files import write_bytes
 
 HEIGHT = 160
 PREDICTION = (255, 112, 32)

@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rvos_cache import files
 from rvos_cache.errors import InputError
-from rvos_cache.files import set_aside, write_json
 from rvos_cache.store import Card, SelectionCache, digest
+from rvos_cache.system import files
+from rvos_cache.system.files import set_aside, write_json
+from rvos_cache.system.text_files import read_text
 from rvos_cache.tensors import read_tensors
-from rvos_cache.text_files import read_text
 from rvos_select.paths import PathLike
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.base import CONFIG, WEIGHTS
@@ -49,7 +49,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Replace the folder `target` by what `fill(folder)` writes, as `rvos_cache.files.replace_folder`.
+    """Replace the folder `target` by what `fill(folder)` writes, as `rvos_cache.system.files.replace_folder`.
 
     Raises InputError, with `target` as it was, when the disk refuses.
     """

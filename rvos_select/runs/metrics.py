@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import read_lines
+from rvos_cache.system.files import read_lines
 
 METRICS = "metrics.jsonl"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_json
+from rvos_cache.system.files import write_json
 from rvos_select.runs.checkpoint import read_json
 
 DATA = "data.json"

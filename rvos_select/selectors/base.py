@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import replace_file, write_text
 from rvos_cache.settings import Settings, build
-from rvos_cache.text_files import read_text
+from rvos_cache.system.files import replace_file, write_text
+from rvos_cache.system.text_files import read_text
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
 from rvos_select.data.video import InferenceVideo

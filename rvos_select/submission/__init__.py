@@ -8,8 +8,8 @@ from pathlib import Path
 from rvos_cache.datasets import DATASETS, Dataset, dataset_class, open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import check_mask_png
-from rvos_cache.progress import tracked
+from rvos_cache.media.mask_png import check_mask_png
+from rvos_cache.system.progress import tracked
 from rvos_select.evaluation.against import check_same_videos
 from rvos_select.evaluation.ground_truth import dataset_of
 from rvos_select.merging.label_maps import SelectionPredictions

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
-from rvos_cache.progress import tracked
+from rvos_cache.system.progress import tracked
 from rvos_select.evaluation.ref_davis import annotators
 from rvos_select.merging.label_maps import Answer, Frames, PngPredictions, Predictions, label_maps
 from rvos_select.metrics.davis import PROPOSALS

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import replace_file
+from rvos_cache.system.files import replace_file
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can store."""

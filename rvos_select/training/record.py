@@ -11,10 +11,10 @@ from typing import Any
 
 from rvos_cache.differences import differences, first_difference
 from rvos_cache.errors import InputError
-from rvos_cache.files import append_line, read_lines, write_bytes, write_json
-from rvos_cache.locks import is_unwritten
 from rvos_cache.settings import Settings
 from rvos_cache.store import Card, provenance
+from rvos_cache.system.files import append_line, read_lines, write_bytes, write_json
+from rvos_cache.system.locks import is_unwritten
 from rvos_select.data.epochs import Grouping, items_per_epoch, set_sizes
 from rvos_select.data.sources import Sources
 from rvos_select.runs.checkpoint import read_json, storing

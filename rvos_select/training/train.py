@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import restore
-from rvos_cache.locks import folder_lock
-from rvos_cache.progress import Progress, print_line
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
+from rvos_cache.system.files import restore
+from rvos_cache.system.locks import folder_lock
+from rvos_cache.system.progress import Progress, print_line
 from rvos_select.data.augment import check_augmentation, load_augmentation
 from rvos_select.data.batch import Batch, check_requires
 from rvos_select.data.caches import CacheCards, check_declared

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks
-from rvos_cache.progress import tracked
+from rvos_cache.system.progress import tracked
 from rvos_select.data.batch import Batch
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.collate import collate

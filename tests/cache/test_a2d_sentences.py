@@ -17,8 +17,8 @@ import pytest
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.a2d_sentences import A2dSentences, read_instances, read_masks
 from rvos_cache.errors import InputError
-from rvos_cache.frames import VideoWriter
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.frames import VideoWriter
 from rvos_select.metrics.image_level import Detections, ImageScores
 
 SIZE, FRAMES = (32, 48), 6

@@ -18,7 +18,7 @@ from rvos_cache.corruptions import CORRUPTIONS, corrupt_video, impulse_noise, mo
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.mirror import mirror
 from rvos_cache.extraction import extract, extract_all
-from rvos_cache.frames import folder_video
+from rvos_cache.media.frames import folder_video
 from rvos_cache.store import TrackCache, content_digest, default_folder, text_path, tracks_path
 from rvos_cache.types import Video
 from rvos_select.data.caches import TrackSource

@@ -25,8 +25,8 @@ from test_refcoco import write_refcoco
 
 from rvos_cache.datasets import DATASETS, Dataset, Protocol, dataset_class, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.frames import file_video, folder_video
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.frames import file_video, folder_video
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TrackCache
 from rvos_cache.types import Expression, GroundTruth, Video, check_id

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import (
+from rvos_cache.system.files import (
     append_line,
     drop_torn_line,
     new_folder,

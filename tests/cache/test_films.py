@@ -13,8 +13,8 @@ import pytest
 from film_fixtures import quarters, write_film
 
 from rvos_cache.errors import InputError
-from rvos_cache.films import VideoWriter, file_video
-from rvos_cache.frames import open_video
+from rvos_cache.media.films import VideoWriter, file_video
+from rvos_cache.media.frames import open_video
 
 NTSC = Fraction(30000, 1001)
 

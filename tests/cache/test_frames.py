@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import VideoWriter, file_video, folder_video, open_video, order_fault, sort_frames
+from rvos_cache.media.frames import VideoWriter, file_video, folder_video, open_video, order_fault, sort_frames
 
 
 def write_film(path: Path, count: int, size: tuple[int, int] = (48, 64)) -> list[int]:

@@ -16,9 +16,9 @@ from odd_videos import SAID, call, write_split
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.relabel import relabel
 from rvos_cache.extraction import extract
-from rvos_cache.frames import folder_video
 from rvos_cache.identity import answers_digest, expressions_difference, frames_digest, truth_difference
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.frames import folder_video
 from rvos_cache.store import CacheWriter, TrackCache, content_digest
 from rvos_cache.types import Expression, GroundTruth, Video
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.frames import folder_video
-from rvos_cache.images import read_image
+from rvos_cache.media.frames import folder_video
+from rvos_cache.media.images import read_image
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (6, 8, 3), np.uint8)

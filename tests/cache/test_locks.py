@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rvos_cache.errors import InputError
-from rvos_cache.locks import LOCK, folder_lock, is_unwritten
+from rvos_cache.system.locks import LOCK, folder_lock, is_unwritten
 
 FORK = multiprocessing.get_context("fork")
 

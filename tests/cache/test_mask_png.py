@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import check_mask_png, decode_mask_png, encode_mask_png, read_grey_png, read_mask_png, write_mask_png
+from rvos_cache.media.mask_png import (
+    check_mask_png,
+    decode_mask_png,
+    encode_mask_png,
+    read_grey_png,
+    read_mask_png,
+    write_mask_png,
+)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (6, 8)])
@@ -60,7 +67,7 @@ def test_the_fast_decoder_agrees_with_pillow(tmp_path: Path, monkeypatch: pytest
         slow_reads.append(path)
         return read_mask_png(path, size)
 
-    monkeypatch.setattr("rvos_cache.mask_png.read_mask_png", read)
+    monkeypatch.setattr("rvos_cache.media.mask_png.read_mask_png", read)
     assert np.array_equal(decode_mask_png(path, content, (40, 50)) > 0, mask) and not slow_reads
     one_bit = Image.fromarray(mask)
     one_bit.save(path)

@@ -14,10 +14,10 @@ from film_fixtures import Matrix, quarters, write_film
 from PIL import Image, ImageOps
 
 from rvos_cache.errors import InputError
-from rvos_cache.films import file_video
-from rvos_cache.frames import folder_video, open_video
-from rvos_cache.images import image_size, is_turned, read_image
-from rvos_cache.orientation import UPRIGHT, from_display_matrix
+from rvos_cache.media.films import file_video
+from rvos_cache.media.frames import folder_video, open_video
+from rvos_cache.media.images import image_size, is_turned, read_image
+from rvos_cache.media.orientation import UPRIGHT, from_display_matrix
 
 ONE = 1 << 16
 FILTERS: dict[Matrix, list[tuple[str, str]]] = {

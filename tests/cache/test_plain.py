@@ -20,7 +20,7 @@ from test_ref_youtube_vos import cut, numbers, white_is_0, write_png
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.plain import Plain
 from rvos_cache.errors import InputError
-from rvos_cache.frames import VideoWriter
+from rvos_cache.media.frames import VideoWriter
 
 SIZE = (8, 12)
 NAMES = ("2", "9", "10")

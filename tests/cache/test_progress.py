@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rvos_cache.progress import Progress, tracked
+from rvos_cache.system.progress import Progress, tracked
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds = [100.0]
-    monkeypatch.setattr("rvos_cache.progress.time.monotonic", lambda: seconds[0])
+    monkeypatch.setattr("rvos_cache.system.progress.time.monotonic", lambda: seconds[0])
     return seconds
 
 
@@ -66,7 +66,7 @@ def test_a_narrow_line_keeps_the_count_and_the_time(now: list[float]) -> None:
 
 LOOP = """
 import sys, time
-from rvos_cache.progress import Progress
+from rvos_cache.system.progress import Progress
 with Progress("sam2-grid-gaussian_noise-5 valid_u", 3, parts="frames", announce=True) as progress:
     time.sleep(0.3)
     for i in range(3):

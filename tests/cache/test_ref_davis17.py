@@ -17,7 +17,7 @@ from test_ref_youtube_vos import SIZE, cut, edited, numbers, write_frames, write
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import write_mask_png
+from rvos_cache.media.mask_png import write_mask_png
 from rvos_select.evaluation.ref_davis import evaluate_pngs
 
 NAMES = ("00000", "00001", "00002")

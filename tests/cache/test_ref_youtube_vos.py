@@ -18,7 +18,7 @@ from PIL import Image
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.ref_youtube_vos import RefYoutubeVos, is_held_out
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import write_mask_png
+from rvos_cache.media.mask_png import write_mask_png
 from rvos_select.submission import submit
 
 SIZE = (8, 12)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from rvos_cache import Dataset, Expression, GroundTruth, RleMasks
-from rvos_cache.frames import folder_video
+from rvos_cache.media import folder_video
 
 
 class MyDataset(Dataset):

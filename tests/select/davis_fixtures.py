@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from rvos_cache.datasets.ref_davis17 import RefDavis17
-from rvos_cache.mask_png import write_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.mask_png import write_mask_png
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
 from rvos_cache.types import Selection, TrackSet

@@ -18,8 +18,8 @@ from rvos_cache.contracts.checks import CheckSkipped
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_text
-from rvos_cache.mask_png import read_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.overlap import count_overlap
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import (

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rvos_cache.cli import info
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import decode_mask_png
+from rvos_cache.media.mask_png import decode_mask_png
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackCache, write_text
 from rvos_cache.types import Expression, Words
 from rvos_select.data.caches import TrackSource

@@ -19,8 +19,8 @@ from test_dataset_contract import SAMPLES
 
 from rvos_cache.datasets import DATASETS, Dataset, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import write_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.mask_png import write_mask_png
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TrackRecord, write_selections, write_tracks
 from rvos_cache.types import Expression, Selection, TrackSet, Video
 from rvos_select.cli import main

@@ -12,8 +12,8 @@ import pytest
 from chain import NAMES, SIZE, truth_masks, write_cache, write_perfect
 
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import read_mask_png
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.store import CacheWriter, Card, SelectionCache, SelectionRecord, write_selections
 from rvos_cache.types import Selection
 from rvos_select.merging.merge import RECORD, _write, merge, merge_masks

@@ -13,7 +13,7 @@ import pytest
 from chain import SIZE, WEIGHTS, write_cache, write_perfect, write_run, write_split
 from click.testing import CliRunner
 
-from rvos_cache.mask_png import write_mask_png
+from rvos_cache.media.mask_png import write_mask_png
 from rvos_select.cli import cli
 from rvos_select.evaluation.ref_davis import evaluate_selections as evaluate_davis
 from rvos_select.merging.merge import merge

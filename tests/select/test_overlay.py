@@ -11,8 +11,8 @@ import pytest
 from film_fixtures import Matrix, quarters, write_film
 from PIL import Image
 
-from rvos_cache.frames import open_video
-from rvos_cache.mask_png import write_mask_png
+from rvos_cache.media.frames import open_video
+from rvos_cache.media.mask_png import write_mask_png
 from rvos_select.inference.ask import FRAMES_PER_SECOND, draw
 
 TURNED: Matrix = (0, 1 << 16, -1 << 16, 0)

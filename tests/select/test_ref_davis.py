@@ -28,7 +28,7 @@ from plain_scores import plain_davis
 
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import write_mask_png
+from rvos_cache.media.mask_png import write_mask_png
 from rvos_cache.store import CacheWriter, Card, SelectionRecord, TextRecord, TrackCache, write_selections, write_text
 from rvos_cache.types import Selection, Words
 from rvos_select.evaluation import Scope, annotator_rows

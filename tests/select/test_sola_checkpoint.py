@@ -22,7 +22,7 @@ from rvos_cache.exchange.export_sola import export_sola
 from rvos_cache.exchange.import_masks import import_masks
 from rvos_cache.exchange.import_sola import import_sola as import_tracks
 from rvos_cache.extraction import extract, extract_text
-from rvos_cache.mask_png import read_mask_png
+from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, SelectionCache, TextCache, TrackCache, read_card
 from rvos_cache.store import write_tracks as write_record

@@ -19,7 +19,7 @@ from plain_scores import plain_davis
 
 from rvos_cache.datasets.ref_davis17 import RefDavis17
 from rvos_cache.errors import InputError
-from rvos_cache.mask_png import read_mask_png, write_mask_png
+from rvos_cache.media.mask_png import read_mask_png, write_mask_png
 from rvos_select.cli import main
 from rvos_select.evaluation import Scope
 from rvos_select.evaluation.evaluate import evaluate

@@ -18,10 +18,10 @@ from chain import NAMES, WEIGHTS, write_cache, write_perfect, write_run, write_s
 from tiny_caches import settings
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import replace_folder, set_aside
-from rvos_cache.locks import folder_lock
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import SelectionCache, digest
+from rvos_cache.system.files import replace_folder, set_aside
+from rvos_cache.system.locks import folder_lock
 from rvos_select.cli.tables import write_json
 from rvos_select.inference.predict import predict
 from rvos_select.merging import merge as merging

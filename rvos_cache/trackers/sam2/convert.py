@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import new_folder, write_json
+from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.trackers.sam2.names import SHARED, model_size, to_transformers
 
 

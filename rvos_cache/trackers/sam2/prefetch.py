@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 def prefetch(load: Callable[[Key], Value], keys: Iterable[Key], depth: int) -> Iterator[Value]:
     """Yield `load(key)` for each key in order, loading up to `depth` keys ahead. Exceptions of `load` are raised here.
 
-    Uses one thread: the film readers of `rvos_cache.frames` decode in order and are not thread-safe.
+    Uses one thread: the film readers of `rvos_cache.media.frames` decode in order and are not thread-safe.
     """
     pending: deque[Future[Value]] = deque()
     pool = ThreadPoolExecutor(1)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_bytes
+from rvos_cache.system.files import write_bytes
 from rvos_cache.tensors import read_tensors
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import new_folder, write_json
+from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.vita import names
 from rvos_cache.trackers.vita.head import PREFIX, HeadSizes, VitaHead

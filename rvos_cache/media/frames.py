@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError, warn_once
-from rvos_cache.films import VideoWriter, file_video
-from rvos_cache.images import SUFFIXES, UNREAD, image_size, is_turned, read_image
+from rvos_cache.media.films import VideoWriter, file_video
+from rvos_cache.media.images import SUFFIXES, UNREAD, image_size, is_turned, read_image
 from rvos_cache.types import FORBIDDEN, Video
 
 __all__ = [

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.errors import InputError, warn_once
-from rvos_cache.orientation import EXIF, UPRIGHT, Orientation
+from rvos_cache.media.orientation import EXIF, UPRIGHT, Orientation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Endings of the files that are read as frames, also in capitals."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError, warn_once
-from rvos_cache.files import replace_file
-from rvos_cache.orientation import UPRIGHT, Orientation, from_display_matrix
+from rvos_cache.media.orientation import UPRIGHT, Orientation, from_display_matrix
+from rvos_cache.system.files import replace_file
 from rvos_cache.types import Video
 
 SUFFIXES = (

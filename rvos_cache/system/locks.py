@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import is_temporary
+from rvos_cache.system.files import is_temporary
 
 LOCK = ".lock"
 """The file in a folder that the process writing it has locked; its text names that process. It is removed at the end. One that

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from rvos_cache.errors import InputError
-from rvos_cache.files import write_bytes
-from rvos_cache.images import IMAGE_ERRORS, SIXTEEN_BITS, check_mask_image
+from rvos_cache.media.images import IMAGE_ERRORS, SIXTEEN_BITS, check_mask_image
+from rvos_cache.system.files import write_bytes
 
 MODES = ("1", "L", "P", *SIXTEEN_BITS)
 """Pillow's image modes with one number per pixel."""
