@@ -95,10 +95,12 @@ def verify(cache: Path) -> None:
     for fault in step(cache):
         click.echo(f"fault: {fault}")
         faults += 1
-    for note in (*leftovers(cache), *changes(cache)):
+    for note in leftovers(cache):
         click.echo(f"note: {note}")
     if faults:
         sys.exit(1)
+    for note in changes(cache):
+        click.echo(f"note: {note}")
     click.echo("no fault")
 
 
