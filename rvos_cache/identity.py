@@ -42,16 +42,19 @@ def frames_digest(video: Video) -> str:
     return total.hexdigest()
 
 
-def expressions_difference(stored: Iterable[Expression], current: Iterable[Expression]) -> str | None:
-    """How the sentences of a video changed from `stored` to `current`: the first with another text or other targets.
+def expressions_difference(
+    stored: Iterable[Expression], current: Iterable[Expression], verbs: tuple[str, str] = ("was", "is")
+) -> str | None:
+    """How the sentences of a video differ between `stored` and `current`: the first with another text or other targets.
 
-    None: nothing that both have differs. A sentence that only one side has is no difference; nor are targets that one side hides.
+    verbs: for each, in the message. None: nothing that both have differs. A sentence that only one side has is no difference; nor
+    are targets that one side hides.
     """
     currents = {e.expression_id: e for e in current}
     for before in stored:
         now = currents.get(before.expression_id, before)
         if now.text != before.text:
-            return f"expression {before.expression_id} was {before.text!r} and is {now.text!r}"
+            return f"expression {before.expression_id} {verbs[0]} {before.text!r} and {verbs[1]} {now.text!r}"
         if None not in (now.targets, before.targets) and now.targets != before.targets:
             old, new = (", ".join(e.targets or ()) or "no object" for e in (before, now))
             return f"expression {before.expression_id}, {before.text!r}, named {old} and names {new}"

@@ -292,8 +292,8 @@ class Plain(ListedDataset[Any]):
                 continue
             visible |= set() if name in unknown else numbers
             unnamed = numbers - targets.keys()
-            if all_known and unnamed:
-                yield f"{path}: has object {min(unnamed)}, which no expression of the video names; name it or paint it 0"
+            if all_known and unnamed == {255}:
+                yield f"{path}: has 255 as an object, as masks of 0 and 255 do; give each object its own number, from 1 on"
         for number in sorted(targets.keys() - visible) if readable else ():
             yield self._target_without_mask(video_id, number, targets[number])
 

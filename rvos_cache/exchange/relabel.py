@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import ExtractReport, write_videos
+from rvos_cache.extraction import ExtractReport, check_unchanged, write_videos
 from rvos_cache.identity import frames_difference, frames_digest
 from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, TrackCache, provenance, write_tracks
@@ -27,6 +27,8 @@ def relabel(cache: Path | str, out: Path | str, root: Path | str | None = None, 
     """
     source = TrackCache(cache)
     card = source.card
+    if Path(out).resolve() == Path(cache).resolve():
+        raise InputError(f"{out}: is the cache to label again; give another --out, a cache is never changed in place")
     for depends, reason in (
         (card.expressions_digest is not None, "depend on the sentences"),
         (card.training_only, "were prompted with the ground truth"),
@@ -51,4 +53,5 @@ def relabel(cache: Path | str, out: Path | str, root: Path | str | None = None, 
         return len(video)
 
     labelled = card.model_copy(update={"root": str(dataset.root.absolute()), **provenance()})
+    check_unchanged(out, labelled, dataset, source.video_ids())
     return write_videos(out, labelled, source.video_ids(), write_video, f"{card.producer} {card.split}", jobs)

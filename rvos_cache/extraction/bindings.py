@@ -107,22 +107,45 @@ def check_unchanged(out: Path | str, card: Card, dataset: Dataset, video_ids: It
 
 
 def changes(path: Path | str) -> Iterator[str]:
-    """Every video of a tracks cache that has changed in its dataset since it was extracted, one line each.
+    """Every video of a tracks or text cache that has changed in its dataset since it was extracted, one line each.
 
-    None where the dataset is no longer at the root of the card, or the cache holds no tracks.
+    None where the dataset is no longer at the root of the card, and of selections.
     """
     cache = open_cache(path)
     dataset = find_dataset(cache.card)
-    if dataset is None or not isinstance(cache, TrackCache):
+    if dataset is None or not isinstance(cache, (TrackCache, TextCache)):
         return
     listed = set(dataset.video_ids())
     for video_id in tracked(cache.video_ids(), "compare"):
         try:
-            difference = video_difference(cache, dataset, video_id) if video_id in listed else "it is no longer in the split"
+            if video_id not in listed:
+                difference: str | None = "it is no longer in the split"
+            elif isinstance(cache, TrackCache):
+                difference = video_difference(cache, dataset, video_id)
+            else:
+                difference = expressions_difference(cache.expressions(video_id), dataset.expressions(video_id))
         except InputError as error:
             difference = f"it cannot be compared: {error}"
         if difference is not None:
             yield f"{cache.path}, video {video_id}: changed in {dataset.root} since it was extracted: {difference}"
+
+
+def check_same_texts(out: Path | str, dataset: Dataset) -> None:
+    """Raises InputError, naming the difference, if the text cache `out` has words of sentences that have changed in the dataset."""
+    if not open_backend(out).has_card():
+        return
+    cache = open_cache(out)
+    if not isinstance(cache, TextCache):
+        return
+    listed = set(dataset.video_ids())
+    for video_id in (v for v in cache.video_ids() if v in listed):
+        # A video whose expressions are damaged fails when its words are encoded.
+        difference = expressions_difference(cache.expressions(video_id), _expressions(dataset, video_id))
+        if difference is not None:
+            raise InputError(
+                f"{cache.path}, video {video_id}: its words are of sentences that have changed in {dataset.root}: {difference}; "
+                "remove this cache and run the same command again, or encode into another path"
+            )
 
 
 def failed_videos(cache: Cache, dataset: Dataset | None = None) -> dict[str, str]:

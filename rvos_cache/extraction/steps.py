@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 from rvos_cache.axes import axis_of
 from rvos_cache.datasets import Dataset, dataset_class, open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extraction.bindings import bound_digest, check_unchanged
+from rvos_cache.extraction.bindings import bound_digest, check_same_texts, check_unchanged
 from rvos_cache.extraction.budget import check_budget
 from rvos_cache.extraction.engine import Engine
 from rvos_cache.extraction.local_engine import LocalEngine
@@ -44,7 +45,9 @@ def select_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, sh
     requested = list(videos)
     missing = [v for v in requested if v not in set(listed)]
     if missing:
-        raise InputError(f"{dataset.root}, split {dataset.split}: no video {missing[0]!r}; rvos-cache check lists them")
+        near = difflib.get_close_matches(missing[0], listed, 3) or listed[:3]
+        named = ", ".join(near) + (" …" if len(listed) > len(near) else "")
+        raise InputError(f"{dataset.root}, split {dataset.split}: no video {missing[0]!r}; its videos: {named}")
     selected = [v for v in listed if v in set(requested)] if requested else listed
     selected = selected[:limit]
     try:
@@ -137,6 +140,7 @@ def _extract_words(
         write_text(writer, TextRecord(video_id, expressions, tuple(words)))
         return len(expressions)
 
+    check_same_texts(out, source)
     return run_videos(
         out, card, source.video_ids(), OneStep(write_one), f"{encoder} {source.split}", LocalEngine(), "expressions"
     )

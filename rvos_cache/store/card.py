@@ -81,8 +81,14 @@ def read_card(path: Path | str) -> Card:
 def read_card_from(backend: Backend) -> Card:
     """The card of the cache in `backend`. Raises InputError like `read_card`."""
     if not backend.exists():
-        raise InputError(f"{backend}: no cache here; make it with rvos-cache extract (words: extract-text)")
+        raise InputError(
+            f"{backend}: no cache here; rvos-cache extract makes tracks, extract-text words, and rvos-select predict selections"
+        )
     location = f"{backend}/card.json"
+    if not backend.has_card() and (inner := _caches_in(Path(str(backend)))):
+        raise InputError(f"{backend}: is no cache, but holds {', '.join(inner)}; give one of them")
+    if not backend.has_card() and (Path(str(backend)) / "settings.json").exists():
+        raise InputError(f"{backend}: is the folder of a run, not a cache; give a .zarr folder, or the run with --run")
     how_to_fix = "this is not a whole cache: extract it again into a new path"
     values = read_checked(lambda: backend.read("card.json").tobytes(), location, how_to_fix)
     if values.get("format_version") != FORMAT_VERSION:
@@ -91,6 +97,11 @@ def read_card_from(backend: Backend) -> Card:
             "extract again into a new path"
         )
     return build(Card, values, location)
+
+
+def _caches_in(folder: Path) -> list[str]:
+    """The names of the first caches in a local folder."""
+    return sorted(path.name for path in folder.glob("*.zarr"))[:5] if folder.is_dir() else []
 
 
 def provenance() -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Progress:
         self.title, self.total, self.count, self.unit, self.parts, self.announce = title, total, done, unit, parts, announce
         self.new_items = self.new_parts = self.failed = 0
         self.start, self.next_line = time.monotonic(), time.monotonic() + FIRST
-        self.was_printed = False
+        self.was_printed, self.printed = False, -1
         self.bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -42,7 +42,7 @@ class Progress:
     def __exit__(self, *unused: object) -> None:
         if self.bar is not None:
             self.bar.stop()
-        elif self.new_items and (self.announce or self.was_printed):
+        elif self.new_items and (self.announce or self.was_printed) and self.count != self.printed:
             self._print()
 
     def advance(self, parts: int = 0, failed: bool = False, title: str | None = None) -> None:
@@ -79,7 +79,7 @@ class Progress:
         return f"{title}: {rest}" if room > 1 else rest[:width]
 
     def _print(self) -> None:
-        self.was_printed = True
+        self.was_printed, self.printed = True, self.count
         sys.stderr.write(f"{self.line()}\n")
 
     def _start_bar(self) -> None:

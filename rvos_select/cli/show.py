@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--run", type=PATH, required=True)
-@click.option("--selections", type=PATH)
-@click.option("--cache", "caches", type=PATH, multiple=True)
+@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option("--selections", type=PATH, help="Selections that this run predicted.  [default: the training alone]")
+@click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks cache of the selections; may repeat.")
 @ROOT
 @click.option("--out", type=PATH, required=True, help="Folder of the page.")
 def report(run: Path, selections: Path | None, caches: tuple[Path, ...], root: Path | None, out: Path) -> None:

@@ -35,7 +35,8 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
     Console().print(table)
     missing = scores.get("missing") or []
     if missing:
-        click.echo(f"{len(missing)} missing predictions were scored 0: {', '.join(missing[:5])}", err=True)
+        more = ", …" if len(missing) > 5 else ""
+        click.echo(f"{len(missing)} missing predictions were scored 0: {', '.join(missing[:5])}{more}", err=True)
     if line := against_line(scores):
         click.echo(line)
     write_json(json_path, scores)

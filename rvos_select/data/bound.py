@@ -18,11 +18,11 @@ def check_same_sentences(tracks: TrackSource, texts: TextSource, video_id: str) 
     """
     info, cache, text = tracks.info(video_id), tracks.caches_of[video_id][0], texts.cache_of.get(video_id)
     expressions = texts.expressions(video_id)
-    difference = expressions_difference(info.expressions, expressions)
+    difference = expressions_difference(info.expressions, expressions, ("is there", "is here"))
     if difference is not None:
         raise InputError(
-            f"{text and text.path}, video {video_id}: words of other sentences than in {cache.path}: {difference}; give --text of "
-            "its dataset and split, or extract the older of the two again"
+            f"{text and text.path}, video {video_id}: other sentences than {cache.path} lists: {difference}; give --text of its "
+            "dataset and split, or, if the dataset was changed, rvos-cache relabel the tracks and extract-text into a new path"
         )
     assert text is not None
     if (text.card.dataset, text.card.split) != (cache.card.dataset, cache.card.split):
@@ -67,6 +67,6 @@ def check_same_tracks(selections: SelectionCache, tracks: TrackSource, video_id:
     changed = [cache.path for cache, a, b in zip(tracks.caches_of[video_id], selected.tracks, contents) if a != b]
     if changed or len(contents) != len(selected.tracks):
         raise InputError(
-            f"{where}: made of other tracks than {(changed or [path])[0]} holds now, they were extracted again; predict again into "
-            "another --out"
+            f"{where}: made of other tracks or labels than {(changed or [path])[0]} holds now: it was extracted or labelled again; "
+            "predict again into another --out"
         )

@@ -36,6 +36,7 @@ from rvos_select.merging.hints import warn_if_empty
 from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, resolve_policy, selector_policy
 from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, trained_cards
+from rvos_select.runs.seen import warn_of_seen_videos
 from rvos_select.selectors import Selector
 
 
@@ -66,6 +67,7 @@ def score_tracks(run: PathLike, tracks: Paths, texts: Paths, out: PathLike) -> P
     check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
     used = CacheCards(source.cards, words.cards)
     selector.bind(used)
+    warn_of_seen_videos(run, source)
     # Measurements are of the ground truth: prediction does without.
     check_declared([name for name in selector.requires if not name.startswith("measured.")], used, type(selector).__name__)
     settings = run_settings(run)["settings"]

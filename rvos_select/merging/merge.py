@@ -74,7 +74,7 @@ def _grouped(
 def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOptions = DEFAULT_POLICY) -> Path:
     """Write `<out>/<video>/<expression>/<frame>.png` (0 and 255) for every selection; returns `out`.
 
-    The folder of an expression appears by one rename, so an existing one is complete and a later run skips it.
+    The folder of an expression appears by one rename, so a later run skips an existing one, unless masks were removed from it.
     Raises InputError when `out` has masks made from other selections or settings, is being written by another process, or cannot
     be written, and at the end for damaged videos; the others are written all the same.
     """
@@ -109,13 +109,25 @@ def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOpti
 
 
 def _merge_video(cache: SelectionCache, source: TrackSource, video_id: str, policy: SelectionPolicy, out: Path) -> None:
-    """Write the masks of the expressions of a video that have no folder yet."""
+    """Write the masks of the expressions of a video that have no folder yet, or one that has lost a mask since."""
     check_same_tracks(cache, source, video_id)
-    selections = [s for s in cache.selections(video_id) if not (out / video_id / s.expression_id).is_dir()]
     frame_names = cache.info(video_id).frame_names
+    selections = [s for s in cache.selections(video_id) if not _is_complete(out / video_id / s.expression_id, frame_names)]
     for group, runs, selected in _grouped(selections, source, video_id, policy):
         pictures = ((f"{name}.png", encode_mask_png(runs.union(t, selected))) for t, name in enumerate(frame_names))
         _write(pictures, [out / video_id / s.expression_id for s in group])
+
+
+def _is_complete(folder: Path, frame_names: Sequence[str]) -> bool:
+    """Whether a folder has a mask for each frame. One that lacks some, or has empty files, is removed: it is made again."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        present = {entry.name for entry in entries if entry.is_file() and entry.stat().st_size}
+    if present >= {f"{name}.png" for name in frame_names}:
+        return True
+    shutil.rmtree(folder)
+    return False
 
 
 def check_masks_of(folder: Path, dataset: str, split: str) -> None:
@@ -134,11 +146,11 @@ def check_masks_of(folder: Path, dataset: str, split: str) -> None:
 def write_masks(
     selections: SelectionCache, source: TrackSource, video_id: str, expression_id: str, policy: SelectionPolicy, folder: Path
 ) -> None:
-    """Write `<folder>/<frame>.png` of one expression. The folder appears by one rename, and is left as it is if it is there.
+    """Write `<folder>/<frame>.png` of one expression. The folder appears by one rename, and is left as it is if it is complete.
 
     Raises InputError for other caches than those of the selections, OSError if a write fails.
     """
-    if folder.is_dir():
+    if _is_complete(folder, selections.info(video_id).frame_names):
         return
     check_same_tracks(selections, source, video_id)
     selection = next(s for s in selections.selections(video_id) if s.expression_id == expression_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -238,6 +239,11 @@ def _cases(cases: list[Case], source: TrackSource, cache: SelectionCache, frames
     """The HTML of the cases. pictures: the folder to write their pictures to."""
     parts = []
     if frames is None:
+        warnings.warn(
+            f"report: the frames of {source.card.dataset} {source.card.split} are not at {source.card.root or 'the root of the card'}: "
+            "masks are drawn on grey; give --root",
+            stacklevel=4,
+        )
         parts.append('<p class="note">The frames were not found: masks are drawn on grey. Give --root to see them.</p>')
     policy = resolve_policy(cache)
     for name, group in choose(cases, EACH).items():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rvos_cache.errors import InputError
 from rvos_cache.system.files import write_json
+from rvos_select.data.caches import TrackSource
 from rvos_select.runs.checkpoint import read_json
 
 DATA = "data.json"
@@ -40,3 +42,25 @@ def check_data(run: Path, contents: Contents) -> None:
                         f"{run}: was started with other {TITLES[kind]}: those of {len(videos)} videos are {what}, first {videos[0]}; "
                         "bring the caches back, or train into another --out"
                     )
+
+
+def seen_videos(run: Path, tracks: TrackSource) -> list[str]:
+    """The videos of `tracks` that the run was trained on, by their content; none for a run that does not know its data."""
+    if not (run / DATA).exists():
+        return []
+    trained: dict[str, set[str]] = {}
+    for cache in read_json(run / DATA, "train again into another --out").get("tracks", []):
+        for video_id, content in cache.items():
+            trained.setdefault(video_id, set()).add(content)
+    return [v for v in tracks.video_ids() if not trained.get(v, set()).isdisjoint(tracks.contents(v))]
+
+
+def warn_of_seen_videos(run: Path, tracks: TrackSource) -> None:
+    """Warns where videos to predict were trained on: their scores say little about others."""
+    videos = seen_videos(run, tracks)
+    if videos:
+        total = len(tracks.video_ids())
+        warnings.warn(
+            f"{len(videos)} of {total} videos were trained on by {run}, first {videos[0]}: their scores will flatter",
+            stacklevel=4,
+        )

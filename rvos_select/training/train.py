@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -80,6 +81,8 @@ def _train(
     resume: bool,
 ) -> Path:
     """As `train`, in a folder that no other process writes."""
+    if resume and not (out / SETTINGS).exists():
+        warnings.warn(f"{out}: no run is there to resume; a new one is trained", stacklevel=3)
     if (out / SETTINGS).exists() and not resume:
         raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
     texts, valid_texts = texts_of(tracks, texts), texts_of(valid_tracks, valid_texts)
@@ -248,12 +251,14 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             losses: dict[str, Tensor] = self.model.loss(batch.to(self.device))
         if not torch.isfinite(losses["loss"]):
-            raise InputError(f"{name}: the loss is {losses['loss'].item()}; lower --set optim.lr or verify the cache")
+            raise InputError(
+                f"{name}: the loss is {losses['loss'].item()}; train anew into another --out with a lower --set optim.lr"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.optim.clip)
         if not torch.isfinite(norm):
-            raise InputError(f"{name}: the gradient is {norm.item()}; lower --set optim.lr or verify the cache")
+            raise InputError(f"{name}: the gradient is {norm.item()}; train anew into another --out with a lower --set optim.lr")
         self.optimizer.step()
         return {key: value.item() for key, value in losses.items()}
 
