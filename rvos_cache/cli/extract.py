@@ -82,7 +82,7 @@ def extract(
 @ENCODER
 @SET
 @OUT
-def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: tuple[str, ...], out: Path) -> None:
+def extract_text(dataset: str, root: Path, split: str, encoder: str | None, overrides: tuple[str, ...], out: Path) -> None:
     """Write the words of a split to a cache. Run it again to resume."""
     from rvos_cache.extraction import extract_text as step
     from rvos_cache.settings import parse_overrides
@@ -108,7 +108,7 @@ def extract_all(
     root: Path | None,
     splits: tuple[str, ...],
     tracker: str,
-    encoder: str,
+    encoder: str | None,
     out: Path | None,
     overrides: tuple[str, ...],
     text_overrides: tuple[str, ...],

@@ -33,7 +33,8 @@ TRACKER = click.option(
     "--tracker", default="flow", show_default=True, help=f"{', '.join(TRACKERS)}, or your own my_module:MyTracker."
 )
 ENCODER = click.option(
-    "--encoder", default="hashed", show_default=True, help=f"{', '.join(TEXT_ENCODERS)}, or your own my_module:MyEncoder."
+    "--encoder",
+    help=f"{', '.join(TEXT_ENCODERS)}, or your own my_module:MyEncoder.  [default: minilm where its package is installed, else hashed]",
 )
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="K=V", help="One setting; may repeat. `rvos-cache settings NAME` lists them."

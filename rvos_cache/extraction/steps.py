@@ -21,7 +21,7 @@ from rvos_cache.extraction.work import OneStep, TrackWork
 from rvos_cache.plugins import checked_weights, code_digest
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TextRecord, default_folder, provenance, text_path, tracks_path, write_text
-from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
+from rvos_cache.text import TEXT_ENCODERS, TextEncoder, default_encoder, encoder_class, open_encoder
 from rvos_cache.trackers import TRACKERS, Tracker
 
 
@@ -87,12 +87,16 @@ def extract_text(
     dataset: str,
     root: Path | str,
     split: str,
-    encoder: str,
+    encoder: str | None,
     out: Path | str,
     *,
     overrides: Mapping[str, Any] | None = None,
 ) -> ExtractReport:
-    """Write the words of a split's expressions to the cache `out`. overrides: settings of the encoder. Raises like `extract`."""
+    """Write the words of a split's expressions to the cache `out`.
+
+    encoder: None: that of `text.default_encoder`; overrides: its settings. Raises like `extract`.
+    """
+    encoder = encoder or default_encoder()
     settings = _encoder_settings(encoder, overrides)
     source = open_dataset(dataset, root, split)
     return _extract_words(source, dataset, encoder, open_encoder(encoder, settings), settings, out)
@@ -137,7 +141,7 @@ def extract_all(
     *,
     splits: Sequence[str] = (),
     tracker: str = "flow",
-    encoder: str = "hashed",
+    encoder: str | None = None,
     out: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     text_overrides: Mapping[str, Any] | None = None,
@@ -148,7 +152,8 @@ def extract_all(
 ) -> dict[str, ExtractReport]:
     """Tracks and words of every split that is found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 
-    `out` is out/cache/<dataset> by default; tracks of corrupted frames are written to `<tracker>-<name>-<severity>.zarr`.
+    `out` is out/cache/<dataset> by default, `encoder` that of `text.default_encoder`; tracks of corrupted frames are written to
+    `<tracker>-<name>-<severity>.zarr`.
     overrides, text_overrides: settings of the tracker and of the encoder; budget: bytes of the tracks of all splits together.
     If `splits` is empty, a split that hides the ground truth that the tracker prompts with gets its words only, with a warning.
     Raises like `extract`, and InputError if no split is found.
@@ -156,6 +161,7 @@ def extract_all(
     names = list(splits) or dataset_class(dataset).splits(Path(root))
     if not names:
         raise InputError(f"{root}: no split of {dataset} here; put the dataset there, give --root (make: ROOT=...) or --split")
+    encoder = encoder or default_encoder()
     base = Path(out) if out else default_folder(dataset)
     work = TrackWork(dataset, Path(root), names[0], tracker, overrides or {}, corrupt)
     if budget is not None:

@@ -33,7 +33,10 @@ from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
 from rvos_select.runs.checkpoint import run_settings
 
 EACH, FRAMES, TOP_TRACKS = 4, 5, 3
-NAMES = {"sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)"}
+NAMES = {
+    "sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)",
+    "sola_paraphrases": "SOLA, paraphrases", "mean_cosine_paraphrases": "mean cosine, paraphrases",
+}  # fmt: skip
 
 
 def report(

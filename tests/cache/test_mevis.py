@@ -253,7 +253,12 @@ def test_the_second_version(root: Path) -> None:
     assert list(data.check()) == []
 
 
-@pytest.mark.parametrize("words", [("check",), ("extract-text", "--out", "t.zarr"), ("extract-all",)], ids=lambda words: words[0])
+HASHED = ("--encoder", "hashed")
+
+
+@pytest.mark.parametrize(
+    "words", [("check",), ("extract-text", *HASHED, "--out", "t.zarr"), ("extract-all", *HASHED)], ids=lambda words: words[0]
+)
 def test_audio_is_one_warning_and_no_fault(
     root: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
