@@ -54,7 +54,7 @@ def demo(out: Path, videos: int, jobs: int, encoder: str | None) -> None:
         if not (root / paraphrased / "meta_expressions.json").exists():  # written last
             write_shapes(root, videos, SEED, jobs=jobs)
     with clock("extract"):
-        extract_all("mevis", root, tracker="flow", encoder=encoder, out=caches, jobs=jobs)
+        extract_all("mevis", root, splits=("train", valid, paraphrased), encoder=encoder, out=caches, jobs=jobs)
         # The training split seen in a mirror, from its cache: twice the sentences without tracking again.
         mirror(tracks["train"], tracks["train-mirror"], jobs)
         extract_text("mevis", root, "train-mirror", encoder, texts["train-mirror"])

@@ -32,7 +32,10 @@ class SolaConfig(SelectorConfig):
     """SOLA's settings; the defaults are the paper's (32,980,480 parameters)."""
 
     word_channels: int = Field(default=1024, ge=GROUPS)
-    """D, channels of a word of the text cache, and the width of the alignment layers. Source: RoBERTa-large."""
+    """Channels of a word of the text cache. Source: RoBERTa-large."""
+    align_width: int | None = Field(default=None, ge=GROUPS)
+    """D, the width of the alignment layers, to which words are projected first; None: that of the words, without a projection.
+    Source: none in SOLA's released code."""
     width: int = Field(default=512, ge=GROUPS)
     """Channels of the first three convolutions of the motion encoder. Source: SOLA's released code."""
     layers: int = Field(default=2, ge=1)
@@ -58,14 +61,20 @@ class SolaConfig(SelectorConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> SolaConfig:
+        aligned = "word_channels" if self.align_width is None else "align_width"
         for name, value, by in (
-            ("word_channels", self.word_channels, GROUPS),
-            ("word_channels", self.word_channels, self.heads),
+            (aligned, self.aligned, GROUPS),
+            (aligned, self.aligned, self.heads),
             ("width", self.width, GROUPS),
         ):
             if value % by:
                 raise ValueError(f"{name} = {value} is not a multiple of {by} (norm groups or heads)")
         return self
+
+    @property
+    def aligned(self) -> int:
+        """D, the width of the alignment layers."""
+        return self.align_width or self.word_channels
 
 
 class Aligned(NamedTuple):
@@ -84,7 +93,9 @@ class Sola(Selector):
     def __init__(self, config: SolaConfig) -> None:
         super().__init__(config)
         c = self.config
-        d = c.word_channels
+        d = c.aligned
+        # A projection for words whose channels were not made for these layers; SOLA takes RoBERTa's as they are.
+        self.word_projection = None if c.align_width is None else nn.Sequential(nn.Linear(c.word_channels, d), nn.LayerNorm(d))
         self.short_motion_encoder = MotionEncoder(c.token_channels, c.width, d, c.motion_dropout)
         layers = [AlignmentLayer(d, c.heads, c.attention_dropout) for _ in range(c.layers)]
         self.object_lang_align_layers = nn.ModuleList(layers)
@@ -139,6 +150,8 @@ class Sola(Selector):
     def _align(self, tokens: Tensor, frames: Tensor, tracks: Tensor, words: Tensor, word_mask: Tensor) -> Aligned:
         """tokens (B or 1, N, T, C), frames (B or 1, T), tracks (B, N), words (B, L, D), word_mask (B, L)."""
         words = words.to(self.negative_token.weight.dtype)
+        if self.word_projection is not None:
+            words = self.word_projection(words)
         x, reduced = self._encode(tokens, frames)
         t = x.shape[2]
         code = temporal_code(self.positional_encoding_gaussian_matrix, t).to(x.dtype)

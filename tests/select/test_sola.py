@@ -197,3 +197,26 @@ def test_windows_times_filters_are_the_convolution(taps: int, stride: int, frame
     for small in (0, 1 << 20):
         monkeypatch.setattr("rvos_select.selectors.sola_layers.SMALL", small)
         torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_projected_words_are_aligned_as_words_of_that_width() -> None:
+    """Two routes: words of 40 channels through the projection, and the projected words in a module without one."""
+    torch.manual_seed(0)
+    model = Sola(SMALL.model_copy(update={"word_channels": 40, "align_width": 24})).eval()
+    plain = Sola(SMALL.model_copy(update={"word_channels": 24})).eval()
+    state = model.state_dict()
+    projection = {name: state.pop(name) for name in list(state) if name.startswith("word_projection.")}
+    assert set(projection) == {f"word_projection.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
+    plain.load_official(state)
+    tokens, words = torch.randn(4, 19, 12), 100 * torch.randn(6, 40)
+    linear = words @ projection["word_projection.0.weight"].T + projection["word_projection.0.bias"]
+    normal = (linear - linear.mean(1, keepdim=True)) / linear.std(1, correction=0, keepdim=True)
+    expected = plain(one(tokens, normal))
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(model(one(tokens, words)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_projected_width_must_fit_the_heads() -> None:
+    with pytest.raises(InputError, match=r"align_width = 20 is not a multiple of 8"):
+        build(SolaConfig, {"align_width": 20, "heads": 4}, "test")
+    assert build(SolaConfig, {"word_channels": 50, "align_width": 24, "heads": 4}, "test").aligned == 24
