@@ -27,7 +27,7 @@ def parsed_options(*arguments: str) -> dict[str, Any]:
 def test_defaults() -> None:
     options = parsed_options()
     assert (options["dataset"], options["root"], options["tracker"]) == ("mevis", Path("data/mevis"), "flow")
-    assert not any(options[name] for name in ("splits", "overrides", "text_overrides", "corrupt", "budget", "out"))
+    assert not any(options[name] for name in ("encoder", "splits", "overrides", "text_overrides", "corrupt", "budget", "out"))
 
 
 def test_every_variable_reaches_the_command() -> None:

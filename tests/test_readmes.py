@@ -25,6 +25,8 @@ from rvos_select.cli import cli as select_cli
 from rvos_select.training.train import TrainSettings
 
 COMMANDS = [command for readme in READMES for command in printed_commands(readme)]
+DEFAULT = "minilm"
+"""The encoder of a command that names none, after `make env`."""
 GROUPS = {"rvos-cache": cache_cli, "rvos-select": select_cli}
 
 
@@ -61,10 +63,10 @@ def check_settings(name: str, parameters: dict[str, Any]) -> None:
         build(TrainSettings, merge(base, overrides), "train settings")
     elif parameters.get("tracker") in TRACKERS:
         build(tracker_class(parameters["tracker"]).Settings, overrides, f"tracker {parameters['tracker']}")
-    elif name == "rvos-cache extract-text" and parameters["encoder"] in TEXT_ENCODERS:
-        build(encoder_class(parameters["encoder"]).Settings, overrides, f"text encoder {parameters['encoder']}")
+    elif name == "rvos-cache extract-text" and (encoder := parameters["encoder"] or DEFAULT) in TEXT_ENCODERS:
+        build(encoder_class(encoder).Settings, overrides, f"text encoder {encoder}")
     if parameters.get("text_overrides"):
-        encoder = parameters["encoder"]
+        encoder = parameters["encoder"] or DEFAULT
         build(encoder_class(encoder).Settings, parse_overrides(parameters["text_overrides"]), f"text encoder {encoder}")
 
 
