@@ -6,7 +6,7 @@ published numbers come from the code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_select.data.batch import Batch
+from rvos_select.data.samples import VideoSample
 from rvos_select.losses.tracks import alignment_code, alignment_paper, bce
 from rvos_select.selectors.base import Selector, SelectorConfig, load_strictly
 from rvos_select.selectors.sola_layers import (
     GROUPS,
     AlignmentLayer,
     MotionEncoder,
+    WhitenedProjection,
     masked_mean,
     shorter,
     temporal_code,
@@ -34,8 +36,8 @@ class SolaConfig(SelectorConfig):
     word_channels: int = Field(default=1024, ge=GROUPS)
     """Channels of a word of the text cache. Source: RoBERTa-large."""
     align_width: int | None = Field(default=None, ge=GROUPS)
-    """D, the width of the alignment layers, to which words are projected first; None: that of the words, without a projection.
-    Source: none in SOLA's released code."""
+    """D, the width of the alignment layers, to which words are whitened and projected first; None: that of the words, which are
+    read as they are. Source: None is SOLA's released code."""
     width: int = Field(default=512, ge=GROUPS)
     """Channels of the first three convolutions of the motion encoder. Source: SOLA's released code."""
     layers: int = Field(default=2, ge=1)
@@ -94,8 +96,7 @@ class Sola(Selector):
         super().__init__(config)
         c = self.config
         d = c.aligned
-        # A projection for words whose channels were not made for these layers; SOLA takes RoBERTa's as they are.
-        self.word_projection = None if c.align_width is None else nn.Sequential(nn.Linear(c.word_channels, d), nn.LayerNorm(d))
+        self.word_projection = None if c.align_width is None else WhitenedProjection(c.word_channels, d)
         self.short_motion_encoder = MotionEncoder(c.token_channels, c.width, d, c.motion_dropout)
         layers = [AlignmentLayer(d, c.heads, c.attention_dropout) for _ in range(c.layers)]
         self.object_lang_align_layers = nn.ModuleList(layers)
@@ -109,6 +110,12 @@ class Sola(Selector):
         Raises InputError, with nothing loaded, for a missing or unexpected name or another shape.
         """
         load_strictly(self, state, "the released SOLA weights")
+
+    def fit(self, videos: Sequence[VideoSample]) -> None:
+        """With `align_width`: take the statistics of the words of the different training sentences."""
+        if self.word_projection is not None:
+            words = {e.text: each.vectors for video in videos for e, each in zip(video.expressions, video.words)}
+            self.word_projection.fit(torch.from_numpy(vectors) for vectors in words.values())
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, N); 0 outside `batch.track_mask`. Real frames come first in `frame_mask`."""

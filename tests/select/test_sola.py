@@ -13,7 +13,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.sola import Sola, SolaConfig
-from rvos_select.selectors.sola_layers import StandardConv1d
+from rvos_select.selectors.sola_layers import StandardConv1d, WhitenedProjection
 
 SMALL = SolaConfig(token_channels=12, word_channels=32, width=16, heads=4, negatives=5)
 CONVOLUTIONS = {0: (2, 1), 4: (2, 1), 8: (2, 1), 12: (1, 1), 16: (1, 1), 20: (1, 0)}  # place: stride, padding
@@ -204,16 +204,33 @@ def test_projected_words_are_aligned_as_words_of_that_width() -> None:
     torch.manual_seed(0)
     model = Sola(SMALL.model_copy(update={"word_channels": 40, "align_width": 24})).eval()
     plain = Sola(SMALL.model_copy(update={"word_channels": 24})).eval()
+    training = torch.randn(500, 40) @ torch.randn(40, 40) + 3
+    model.word_projection.fit(training.split(7))
     state = model.state_dict()
-    projection = {name: state.pop(name) for name in list(state) if name.startswith("word_projection.")}
-    assert set(projection) == {f"word_projection.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
+    projection = {name.partition(".")[2]: state.pop(name) for name in list(state) if name.startswith("word_projection.")}
+    assert set(projection) == {"mean", "matrix", "linear.weight", "linear.bias", "norm.weight", "norm.bias"}
     plain.load_official(state)
-    tokens, words = torch.randn(4, 19, 12), 100 * torch.randn(6, 40)
-    linear = words @ projection["word_projection.0.weight"].T + projection["word_projection.0.bias"]
+    tokens, words = torch.randn(4, 19, 12), training[:6]
+    white = (words - projection["mean"]) @ projection["matrix"]
+    linear = white @ projection["linear.weight"].T + projection["linear.bias"]
     normal = (linear - linear.mean(1, keepdim=True)) / linear.std(1, correction=0, keepdim=True)
     expected = plain(one(tokens, normal))
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(model(one(tokens, words)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_whitened_training_words_have_the_identity_as_covariance() -> None:
+    """Except directions of hardly any variance, which whitening would fill with noise."""
+    g = torch.Generator().manual_seed(0)
+    scales = torch.cat([torch.logspace(1, 2, 9), torch.tensor([1e-4])])
+    mixed = torch.randn(5000, 10, generator=g) * scales @ torch.linalg.qr(torch.randn(10, 10, generator=g))[0] + 50
+    projection = WhitenedProjection(10, 8)
+    assert torch.equal(projection.matrix, torch.eye(10))
+    projection.fit(mixed.split(11))
+    white = ((mixed - projection.mean) @ projection.matrix).double()
+    assert white.mean(0).abs().max() < 1e-3
+    values = torch.linalg.eigvalsh(white.T.cov())
+    assert values[0] < 1e-6 and values[1] > 0.3 and values[-1] == pytest.approx(1, abs=0.02)
 
 
 def test_the_projected_width_must_fit_the_heads() -> None:
