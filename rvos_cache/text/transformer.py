@@ -54,6 +54,10 @@ class TransformerEncoder(TextEncoder):
         """Return the digest of the loaded weights, the same for a hub name and a folder, and the version of the tagger."""
         return {**weights_digest(self.model, self.settings.checkpoint), **tagger_version(self.settings.tagger)}
 
+    def vectors(self, inputs: Any) -> Any:
+        """Return the vectors of the tokens, a tensor (B, L, D). inputs: what the tokenizer returned."""
+        return self.model(**inputs).last_hidden_state
+
     def encode_batch(self, texts: Sequence[str]) -> list[Words]:
         """Return one Words per sentence, float16 (L, D), in one forward pass. Truncates a sentence at the maximum, with a warning."""
         import torch
@@ -69,7 +73,7 @@ class TransformerEncoder(TextEncoder):
         )
         offsets = inputs.pop("offset_mapping").numpy().astype(np.int32)
         with torch.inference_mode():
-            hidden = self.model(**inputs.to(self.device)).last_hidden_state.cpu().numpy()
+            hidden = self.vectors(inputs.to(self.device)).cpu().numpy()
         masks = inputs["attention_mask"].cpu().numpy().astype(bool)
         words = []
         for original, (text, origins), vectors, padded_spans, mask in zip(texts, batch, hidden, offsets, masks):

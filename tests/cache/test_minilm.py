@@ -64,6 +64,23 @@ def test_words_do_not_depend_on_what_is_encoded_with_them(encoder: MinilmEncoder
 
 
 @needs_package
+def test_two_layers_are_the_words_without_and_with_their_context(encoder: MinilmEncoder) -> None:
+    both = MinilmEncoder(MinilmSettings(layers="first_last"))
+    assert both.channels == 768
+    words, same = both.encode(["the dog left of the dog"])[0], encoder.encode(["the dog left of the dog"])[0]
+    assert np.array_equal(words.vectors[:, 384:], same.vectors) and words.tags == same.tags
+    # Of the two dogs the first half differs by the position only, which BERT adds to the embedding of the token.
+    table = both.model.embeddings
+    ids = both.tokenizer("dog")["input_ids"][1]
+    for position in (2, 6):
+        summed = (
+            table.word_embeddings.weight[ids] + table.position_embeddings.weight[position] + table.token_type_embeddings.weight[0]
+        )
+        expected = table.LayerNorm(summed).numpy()
+        assert np.allclose(words.vectors[position, :384], expected, atol=2e-3)
+
+
+@needs_package
 def test_a_folder_with_the_same_files_is_the_same_encoder(
     encoder: MinilmEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
