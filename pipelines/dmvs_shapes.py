@@ -47,7 +47,7 @@ def dmvs_shapes(
         write_shapes(root, videos, 7, jobs=jobs)
     checkpoint = vita or train_vita(out / "vita", vita_videos, vita_steps, 5e-4, 11)
     tracker = {"checkpoint": str(checkpoint), "short_side": SHORT, "long_side": LONG, "profile": "exact", "max_tracks": 12}
-    extract_all("mevis", root, tracker="vita", encoder="hashed", out=caches, overrides=tracker, jobs=jobs)
+    extract_all("mevis", root, splits=SPLITS, tracker="vita", encoder="hashed", out=caches, overrides=tracker, jobs=jobs)
     tracks = {split: [tracks_path(caches, split, "vita")] for split in SPLITS}
     texts = {split: [text_path(caches, split, "hashed")] for split in SPLITS}
 

@@ -26,6 +26,7 @@ from rvos_select.inference.ask import ask
 from rvos_select.merging.policy import PolicyOptions
 
 HERE = Path(__file__).parent
+HASHED = ("--encoder", "hashed")
 sys.path.insert(0, str(HERE / "cache"))
 
 
@@ -49,7 +50,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
             location = ("--dataset", "mevis", "--root", out / "data", "--split", split)
             code = int(split == "valid_u")
             assert call(patch, None, "extract", *location, "--out", out / f"{split}.zarr")[0] == code
-            assert call(patch, None, "extract-text", *location, "--out", out / f"{split}-text.zarr")[0] == code
+            assert call(patch, None, "extract-text", *location, *HASHED, "--out", out / f"{split}-text.zarr")[0] == code
         train, valid = (("cache", "train"), ("text", "train-text")), (("cache", "valid_u"), ("text", "valid_u-text"))
         options = [w for option, name in train for w in (f"--{option}", out / f"{name}.zarr")]
         options += [w for option, name in valid for w in (f"--valid-{option}", out / f"{name}.zarr")]
@@ -157,7 +158,8 @@ def test_words_of_a_fixed_sentence_are_added_to_the_cache(work: Path, rvos: Call
     shutil.copytree(work / "data/train", tmp_path / "train")
     before = (tmp_path / "train/meta_expressions.json").read_bytes()
     write_sentence("")(tmp_path / "train")
-    arguments = ("extract-text", "--dataset", "mevis", "--root", tmp_path, "--split", "train", "--out", tmp_path / "t.zarr")
+    split = ("--dataset", "mevis", "--root", tmp_path, "--split", "train")
+    arguments = ("extract-text", *split, *HASHED, "--out", tmp_path / "t.zarr")
     code, stderr = rvos(*arguments)
     assert code == 1 and "failed t0: " in stderr
     (tmp_path / "train/meta_expressions.json").write_bytes(before)
@@ -309,7 +311,7 @@ def test_nothing_to_work_on_is_an_error(work: Path, rvos: Callable[..., Result],
 
 BELOW_A_FILE: dict[str, tuple[str, ...]] = {
     "extract": ("extract", *SPLIT, "--out", "{out}"),
-    "extract-text": ("extract-text", *SPLIT, "--out", "{out}"),
+    "extract-text": ("extract-text", *SPLIT, *HASHED, "--out", "{out}"),
     "train": ("train", "--cache", "{work}/train.zarr", "--text", "{work}/train-text.zarr",
               "--selector", "mean-cosine", "--out", "{out}"),
     "predict": ("predict", "--run", "{work}/run", *VALID, *TEXT, "--out", "{out}"),

@@ -25,7 +25,8 @@ def run(monkeypatch: pytest.MonkeyPatch, page: click.Command, *arguments: object
 @pytest.mark.timeout(600)
 def test_the_demo_on_a_few_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its own scores on 5 videos mean nothing; its steps, files and the order of the oracle do."""
-    run(monkeypatch, demo, "--out", tmp_path / "demo", "--videos", 5, "--jobs", 1)
+    arguments = ("--out", tmp_path / "demo", "--videos", 5, "--jobs", 1, "--encoder", "hashed")
+    run(monkeypatch, demo, *arguments)
     metrics = json.loads((tmp_path / "demo/metrics.json").read_text())
     assert metrics["oracle"]["jf"] > max(metrics[name]["jf"] for name in ("sola", "mean_cosine", "all_tracks")) > 0
     assert set(metrics["seconds"]) == {
@@ -34,8 +35,11 @@ def test_the_demo_on_a_few_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "demo/report/index.html").is_file()
     printed = capsys.readouterr().out
     assert "expressions that only motion tells apart" in printed and "page: " in printed
+    # The paraphrases are scored next to the sentences that they paraphrase, on the page too.
+    assert 0 < metrics["sola_paraphrases"]["jf"] < 1 and "SOLA, paraphrases" in (tmp_path / "demo/report/index.html").read_text()
+    assert metrics["motion_only"].keys() == {"sola", "mean_cosine", "sola_paraphrases", "mean_cosine_paraphrases"}
     # Again: every step is there already, and the table is the same.
-    run(monkeypatch, demo, "--out", tmp_path / "demo", "--videos", 5, "--jobs", 1)
+    run(monkeypatch, demo, *arguments)
     again = json.loads((tmp_path / "demo/metrics.json").read_text())
     assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
 

@@ -38,5 +38,5 @@ def test_from_a_dataset_to_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert rc.import_sola("sola/sam2_tracks", "mevis", "data", "valid_u", "imported.zarr", tracks="grid").report.done
     assert rc.open_dataset("mevis", "data", "valid_u").video_ids() == ("shapes100000",)
     assert isinstance(rc.open_cache("words.zarr"), rc.TextCache) and len(rc.content_digest("tracks.zarr")) == 32
-    reports = rc.extract_all("mevis", "data", splits=["valid_u"], out="caches")
+    reports = rc.extract_all("mevis", "data", splits=["valid_u"], encoder="hashed", out="caches")
     assert all(report.done and not report.failed for report in reports.values())

@@ -89,7 +89,7 @@ def test_a_printed_program_runs(code: str, folder: Path, capsys: pytest.CaptureF
         rc.extract(*split, "flow", "C.zarr")
         rc.extract_text(*split, "hashed", "T.zarr")
     elif "extract" not in code:
-        rc.extract_all("mevis", "data/shapes", out="cache")
+        rc.extract_all("mevis", "data/shapes", splits=["train", "valid_u"], encoder="hashed", out="cache")
     variables: dict[str, object] = {}
     exec(compile(code, "README", "exec"), variables)
     if "scores" in variables:
@@ -151,7 +151,7 @@ def test_the_metric_is_a_column(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     from success_rate import SuccessRate
 
     monkeypatch.setitem(table.METRICS, "video", (*table.METRICS["video"], SuccessRate()))
-    rc.extract_all("mevis", "data/shapes", splits=["valid_u"], out="cache")
+    rc.extract_all("mevis", "data/shapes", splits=["valid_u"], encoder="hashed", out="cache")
     scores = rs.evaluate(rs.select_all("cache/valid_u/flow.zarr", out="all.zarr"), "cache/valid_u/flow.zarr")
     assert 0 <= scores["success"] <= 1
     assert [field.title for field in protocols.DEFAULT_PROTOCOL.fields][-1] == "SR"
@@ -180,7 +180,7 @@ def test_changed_code_is_another_cache(folder: Path) -> None:
 
 
 def test_a_label_rule_out_of_range_is_an_error(folder: Path) -> None:
-    rc.extract_all("mevis", "data/shapes", splits=["train"], out="cache")
+    rc.extract_all("mevis", "data/shapes", splits=["train"], encoder="hashed", out="cache")
     code = "def twice(overlap, objects, threshold):\n    return [[2] * len(overlap.area)] * len(objects)\n"
     (folder / "my_rules.py").write_text(code)
     with pytest.raises(rc.InputError, match="the label rule returned the target 2.0, expected values from 0 to 1"):

@@ -61,8 +61,8 @@ def check_settings(name: str, parameters: dict[str, Any]) -> None:
         build(TrainSettings, merge(base, overrides), "train settings")
     elif parameters.get("tracker") in TRACKERS:
         build(tracker_class(parameters["tracker"]).Settings, overrides, f"tracker {parameters['tracker']}")
-    elif name == "rvos-cache extract-text" and parameters["encoder"] in TEXT_ENCODERS:
-        build(encoder_class(parameters["encoder"]).Settings, overrides, f"text encoder {parameters['encoder']}")
+    elif name == "rvos-cache extract-text" and (encoder := parameters["encoder"]) in TEXT_ENCODERS:
+        build(encoder_class(encoder).Settings, overrides, f"text encoder {encoder}")
     if parameters.get("text_overrides"):
         encoder = parameters["encoder"]
         build(encoder_class(encoder).Settings, parse_overrides(parameters["text_overrides"]), f"text encoder {encoder}")

@@ -63,8 +63,12 @@ class Mevis(MetaExpressions):
 
     @classmethod
     def splits(cls, root: Path) -> list[str]:
-        """Return the splits under `root`: MeViS's own in its order, then every other folder with expressions."""
-        names = {p.parent.name for name in (EXPRESSIONS, EXPRESSIONS_V2) for p in Path(root).glob(f"*/{name}")}
+        """Return the splits under `root` with videos of their own: MeViS's in its order, then every other folder with expressions.
+
+        The frames of valid_p of moving shapes, for example, are a link to those of valid_u.
+        """
+        lists = [path for name in (EXPRESSIONS, EXPRESSIONS_V2) for path in Path(root).glob(f"*/{name}")]
+        names = {path.parent.name for path in lists if not _borrows_frames(path.parent)}
         return [s for s in SPLITS if s in names] + sorted(names - set(SPLITS))
 
     @property
@@ -207,6 +211,12 @@ class Mevis(MetaExpressions):
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected an object of anno_id: masks; copy the file again")
         return content
+
+
+def _borrows_frames(split: Path) -> bool:
+    """Return whether the frames of the folder `split` are a link to those of another split beside it."""
+    frames = split / FRAMES
+    return frames.is_symlink() and frames.resolve().parent.parent == split.parent.resolve()
 
 
 def _count_audio(entry: object) -> int:

@@ -82,7 +82,7 @@ PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence. targets: object indices; claim: the name of its claim.
+    """One sentence. targets: object indices; claim: the name of its claim; noun: what its noun phrase names, in the singular.
 
     kind: "motion" (the targets differ from others of their appearance), "static" (appearance only), "mixed" (appearance is
     enough), "none" (no target). rival: whether another object that the noun names does what a target does in reverse order.
@@ -92,6 +92,7 @@ class Sentence:
     targets: tuple[int, ...]
     kind: str
     claim: str
+    noun: str
     rival: bool = False
 
 
@@ -270,7 +271,7 @@ def _pool(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) 
     paths = [t.path for t in scene.things]
     for noun, plural, group in _groups([t.appearance for t in scene.things]):
         if noun != "object":
-            pool.append(Sentence(_noun_phrase(rng, noun, plural, ("", ""), len(group)), group, "static", "looks"))
+            pool.append(Sentence(_noun_phrase(rng, noun, plural, ("", ""), len(group)), group, "static", "looks", noun))
         for name, claim in all_claims.items():
             values = claim[list(group)]
             # An order or a superlative refers to the whole scene; in a smaller group it would need its own comparison.
@@ -283,7 +284,8 @@ def _pool(rng: np.random.Generator, scene: Scene, visible: NDArray[np.float64]) 
             phrase = PHRASES[name][int(rng.integers(len(PHRASES[name])))]
             others = {(paths[b].behaviour, paths[b].legs) for b in group if b not in targets}
             rival = any(paths[a].mirrored() in others for a in targets)
-            pool.append(Sentence(_noun_phrase(rng, noun, plural, phrase, len(targets)), targets, kind, name, rival))
+            text = _noun_phrase(rng, noun, plural, phrase, len(targets))
+            pool.append(Sentence(text, targets, kind, name, noun, rival))
     return pool
 
 

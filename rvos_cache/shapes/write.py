@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ import numpy as np
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.shapes.language import Sentence, sentences
+from rvos_cache.shapes.paraphrase import paraphrases
 from rvos_cache.shapes.render import render
 from rvos_cache.shapes.scene import Scene, sample_scene
 from rvos_cache.system.files import write_bytes, write_text
 from rvos_cache.system.interrupts import starting_processes
 from rvos_cache.system.locks import folder_lock
 
+TRAIN, VALID, PARAPHRASED = "train", "valid_u", "valid_p"
+"""The splits; PARAPHRASED has the videos of VALID with other sentences."""
+FRAMES = "JPEGImages"
 HIDDEN = 4
 """Number of consecutive frames in which an object is invisible."""
 
@@ -50,6 +54,10 @@ class Annotations:
     names: list[str]
     sentences: list[Sentence]
     masks: dict[int, list[dict[str, Any] | None]]
+
+    def paraphrased(self, rng: np.random.Generator) -> Annotations:
+        """Return the same annotations with a paraphrase of each sentence."""
+        return replace(self, sentences=paraphrases(rng, self.sentences))
 
 
 def _write_video(folder: Path, seed: int, split: int, index: int) -> Annotations:
@@ -114,6 +122,7 @@ def write_shapes(
 ) -> None:
     """Write `videos` videos under `out`: one fifth (at least one) in `valid_u`, the others in `train`.
 
+    `valid_p` has the videos of `valid_u`, its frames by a link, with a paraphrase of each sentence; it is written last.
     progress(done, videos) is called after each. jobs: number of processes; the files do not depend on it. Raises InputError: if
     `videos` is less than two, `out` has other data already, or another process writes there.
     """
@@ -127,17 +136,17 @@ def _write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, in
     """As `write_shapes`, in a folder that no other process writes."""
     valid = max(1, videos // 5)
     marker, text = out / "shapes.json", json.dumps({"videos": videos, "seed": seed})
-    other = not marker.exists() and any((out / s).exists() for s in ("train", "valid_u"))
+    other = not marker.exists() and any((out / s).exists() for s in (TRAIN, VALID, PARAPHRASED))
     if other or (marker.exists() and marker.read_text() != text):
         raise InputError(f"{out}: it has other data already; give an empty folder for moving shapes")
     out.mkdir(parents=True, exist_ok=True)
     write_text(marker, text)
     done = 0
     with _mapping(jobs) as mapped:
-        for split, (name, count) in enumerate((("train", videos - valid), ("valid_u", valid))):
+        for split, (name, count) in enumerate(((TRAIN, videos - valid), (VALID, valid))):
             root = out / name
             names = [f"shapes{split}{index:05d}" for index in range(count)]
-            folders = [root / "JPEGImages" / video_id for video_id in names]
+            folders = [root / FRAMES / video_id for video_id in names]
             annotations = mapped(_write_video, folders, [seed] * count, [split] * count, range(count))
             by_video = {}
             for video_id, video in zip(names, annotations):
@@ -145,4 +154,16 @@ def _write_shapes(out: Path, videos: int, seed: int, progress: Callable[[int, in
                 done += 1
                 if progress is not None:
                     progress(done, videos)
-            _write_json(root, by_video)
+            _write_json(out / name, by_video)
+    _write_paraphrases(out, by_video, seed)
+
+
+def _write_paraphrases(out: Path, videos: Mapping[str, Annotations], seed: int) -> None:
+    """Write the split PARAPHRASED of the videos of VALID."""
+    link = out / PARAPHRASED / FRAMES
+    link.parent.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path("..", VALID, FRAMES))
+    # A seed of its own: the sentences of VALID do not depend on it.
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
+    _write_json(out / PARAPHRASED, {video_id: video.paraphrased(rng) for video_id, video in videos.items()})

@@ -9,6 +9,7 @@ __all__ = ["TEXT_ENCODERS", "TextEncoder", "encoder_class", "make_words", "open_
 
 TEXT_ENCODERS = {
     "hashed": "rvos_cache.text.hashed:HashedEncoder",
+    "minilm": "rvos_cache.text.minilm:MinilmEncoder",
     "roberta": "rvos_cache.text.roberta:RobertaEncoder",
 }
 """Name of a text encoder -> its class."""

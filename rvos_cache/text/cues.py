@@ -6,7 +6,6 @@ tagger is HanTa (C5 tags, corrected in `hanta`; its model is part of the package
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
@@ -15,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
+from rvos_cache.text.normalise import is_mark, plain_word, split_words
 from rvos_cache.types import Cue
 
-WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]", re.UNICODE)
 Tagger = Literal["hanta", "spacy"]
 DEFAULT_TAGGER: Tagger = "hanta"
 CUES: dict[Tagger, dict[Cue, tuple[str, ...]]] = {
@@ -30,6 +29,12 @@ ATTACHED: dict[Tagger, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "spacy": (("VB",), ("IN", "RP", "TO")),
 }
 """Tagger -> the prefixes of the tags of verbs, and of the words that may belong to a verb."""
+WORDS_VERSION = 2
+"""Version of `tag_text`; a text cache is bound to it. Version 1 gave the tagger every word as written."""
+PUNCTUATION = "PUN"
+"""The tag of punctuation marks that the tagger does not see."""
+SEPARATORS = frozenset(",;:()–—-")
+"""Punctuation marks inside a sentence that separate its phrases, so that the tagger needs them."""
 MAX_TAGGED = 200
 """Maximum number of words that are tagged together. HanTa's lattice is linear in it, and no real sentence is longer."""
 
@@ -55,11 +60,6 @@ def particles(tags: Sequence[str], tagger: Tagger = DEFAULT_TAGGER) -> list[bool
     return attached
 
 
-def split_words(text: str) -> list[tuple[str, int, int]]:
-    """Return the words and single punctuation marks, each with its character range [start, end)."""
-    return [(m.group(), m.start(), m.end()) for m in WORD.finditer(text)]
-
-
 def tag_words(words: list[str], tagger: Tagger = DEFAULT_TAGGER) -> list[str]:
     """Return one raw part-of-speech tag per word. Raises InputError: if spaCy or its model is required and not installed."""
     tags: list[str] = []
@@ -68,28 +68,41 @@ def tag_words(words: list[str], tagger: Tagger = DEFAULT_TAGGER) -> list[str]:
     return tags
 
 
+def tag_text(text: str, tagger: Tagger = DEFAULT_TAGGER) -> list[tuple[int, int, str]]:
+    """Return the range [start, end) and the tag of each word and punctuation mark of a sentence.
+
+    The tags do not depend on capitals, blanks, quotes, punctuation at the ends of the sentence, or the form of apostrophes.
+    Raises like `tag_words`.
+    """
+    words = split_words(text)
+    real = [i for i, (word, _, _) in enumerate(words) if not is_mark(word)]
+    separators = [i for i in range(real[0], real[-1]) if words[i][0] in SEPARATORS] if real else []
+    tagged = sorted([*real, *separators])
+    tags = dict(zip(tagged, tag_words([plain_word(words[i][0]) for i in tagged], tagger)))
+    return [(start, end, tags.get(i, PUNCTUATION)) for i, (_, start, end) in enumerate(words)]
+
+
 def align_tags(text: str, spans: NDArray[np.int32], tagger: Tagger = DEFAULT_TAGGER) -> tuple[str, ...]:
     """Return the tag of each of L tokens: that of the first word whose characters it overlaps; "" for special tokens.
 
     spans: int32 (L, 2), character ranges of the tokens.
     """
-    words = split_words(text)
-    tags = tag_words([w for w, _, _ in words], tagger)
+    words = tag_text(text, tagger)
     aligned, i = [], 0
     for start, end in spans:
         if end <= start:
             aligned.append("")
             continue
-        while i + 1 < len(words) and words[i][2] <= start:
+        while i + 1 < len(words) and words[i][1] <= start:
             i += 1
-        overlaps = bool(words) and words[i][1] < end and words[i][2] > start
-        aligned.append(tags[i] if overlaps else "")
+        overlaps = bool(words) and words[i][0] < end and words[i][1] > start
+        aligned.append(words[i][2] if overlaps else "")
     return tuple(aligned)
 
 
 def tagger_version(tagger: Tagger) -> dict[str, str]:
     """Return {tagger: version of its model and rules}, for the card of a text cache. Raises like `tag_words`."""
-    return {tagger: _tagger(tagger)[0]}
+    return {tagger: f"{_tagger(tagger)[0]}, words {WORDS_VERSION}"}
 
 
 @lru_cache(maxsize=2)

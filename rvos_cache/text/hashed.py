@@ -13,8 +13,8 @@ from pydantic import Field
 
 from rvos_cache.settings import Settings
 from rvos_cache.text.base import TextEncoder
-from rvos_cache.text.cues import align_tags, split_words, tagger_version
-from rvos_cache.text.normalise import Normalise, normalise_text, original_spans
+from rvos_cache.text.cues import align_tags, tagger_version
+from rvos_cache.text.normalise import Normalise, normalise_text, original_spans, split_words
 from rvos_cache.types import Words
 
 
@@ -35,8 +35,9 @@ class HashedSettings(Settings):
     """Length of the longest character n-grams; the whole word is always used too."""
     tagger: Literal["hanta", "spacy"] = "hanta"
     """The part-of-speech tagger."""
-    normalise: Normalise = "raw"
-    """The text that is tagged: "raw" as written, "lower" in lower case. The vectors ignore case and blanks."""
+    normalise: Normalise = "plain"
+    """plain: the words alone, without punctuation; raw, lower: punctuation marks are words too. The vectors always ignore case
+    and blanks."""
 
 
 class HashedEncoder(TextEncoder):
@@ -57,25 +58,26 @@ class HashedEncoder(TextEncoder):
         self.position_channels = settings.channels // 4 // 2 * 2
         self._gram = lru_cache(maxsize=200_000)(self._random)
         self._word = lru_cache(maxsize=50_000)(self._vector)
+        self._words = lru_cache(maxsize=10_000)(self._encode)
 
     def weight_hashes(self) -> dict[str, str]:
         """Return the version of the tagger; there is no checkpoint."""
         return tagger_version(self.settings.tagger)
 
     def encode(self, texts: Sequence[str]) -> list[Words]:
-        """Return one Words per sentence, vectors float16 (L, D), L = words and punctuation marks + 1."""
-        return [self._encode(text) for text in texts]
+        """Return one Words per sentence, vectors float16 (L, D), L = words + 1."""
+        return [self._words(text) for text in texts]
 
-    def _encode(self, text: str) -> Words:
-        text, origins = normalise_text(text, self.settings.normalise)
+    def _encode(self, original: str) -> Words:
+        text, origins = normalise_text(original, self.settings.normalise)
         words = split_words(text)
         keys = ["\x02", *(word.lower() for word, _, _ in words)]
         vectors = np.stack([self._word(previous, word) for previous, word in zip(["", *keys], keys)])
         position = np.arange(len(vectors))[:, None] / 50.0 ** np.linspace(0, 1, self.position_channels // 2)[None]
         code = np.concatenate([np.sin(position), np.cos(position)], axis=1)
-        spans = np.array([(0, 0), *((start, end) for _, start, end in words)], np.int32)
-        tags = align_tags(text, spans, self.settings.tagger)
-        return Words(np.concatenate([vectors, code], axis=1).astype(np.float16), original_spans(spans, origins), tags)
+        spans = original_spans(np.array([(0, 0), *((start, end) for _, start, end in words)], np.int32), origins)
+        tags = align_tags(original, spans, self.settings.tagger)
+        return Words(np.concatenate([vectors, code], axis=1).astype(np.float16), spans, tags)
 
     def _vector(self, previous: str, word: str) -> NDArray[np.float64]:
         whole = self._gram(word)

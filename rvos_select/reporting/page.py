@@ -40,7 +40,10 @@ EACH, FRAMES, TOP_TRACKS = 4, 5, 3
 PAGE, PICTURES, MARK = "index.html", "pictures", ".rvos-report"
 GENERATOR = '<meta name="generator" content="rvos-select report">'
 """Part of every page. A page without it, and a folder of pictures without the file MARK, are not replaced."""
-NAMES = {"sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)"}
+NAMES = {
+    "sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)",
+    "sola_paraphrases": "SOLA, paraphrases", "mean_cosine_paraphrases": "mean cosine, paraphrases",
+}  # fmt: skip
 
 
 def report(

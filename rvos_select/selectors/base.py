@@ -20,6 +20,7 @@ from rvos_cache.system.files import replace_file, write_text
 from rvos_cache.system.text_files import read_text
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
+from rvos_select.data.samples import VideoSample
 from rvos_select.data.video import InferenceVideo
 from rvos_select.losses.tracks import bce
 from rvos_select.merging.policy import DEFAULT_EMPTY, Empty
@@ -116,6 +117,9 @@ class Selector(nn.Module, PyTorchModelHubMixin):
 
     def bound(self, cards: CacheCards) -> None:
         """Called once after the frozen parts are loaded, to read from `self.frozen` or the cards."""
+
+    def fit(self, videos: Sequence[VideoSample]) -> None:
+        """Called once before training, with the training videos, to keep statistics of them as buffers."""
 
     def infer(self, video: InferenceVideo) -> Iterator[Scored]:
         """Scores of all expressions of a video, each exactly once, in one or more pieces.

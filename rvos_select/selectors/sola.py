@@ -6,7 +6,7 @@ published numbers come from the code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_select.data.batch import Batch
+from rvos_select.data.samples import VideoSample
 from rvos_select.losses.tracks import alignment_code, alignment_paper, bce
 from rvos_select.selectors.base import Selector, SelectorConfig, load_strictly
 from rvos_select.selectors.sola_layers import (
     GROUPS,
     AlignmentLayer,
     MotionEncoder,
+    WhitenedProjection,
     masked_mean,
     shorter,
     temporal_code,
@@ -32,7 +34,10 @@ class SolaConfig(SelectorConfig):
     """SOLA's settings; the defaults are the paper's (32,980,480 parameters)."""
 
     word_channels: int = Field(default=1024, ge=GROUPS)
-    """D, channels of a word of the text cache, and the width of the alignment layers. Source: RoBERTa-large."""
+    """Channels of a word of the text cache. Source: RoBERTa-large."""
+    align_width: int | None = Field(default=None, ge=GROUPS)
+    """D, the width of the alignment layers, to which words are whitened and projected first; None: that of the words, which are
+    read as they are. Source: None is SOLA's released code."""
     width: int = Field(default=512, ge=GROUPS)
     """Channels of the first three convolutions of the motion encoder. Source: SOLA's released code."""
     layers: int = Field(default=2, ge=1)
@@ -58,14 +63,20 @@ class SolaConfig(SelectorConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> SolaConfig:
+        aligned = "word_channels" if self.align_width is None else "align_width"
         for name, value, by in (
-            ("word_channels", self.word_channels, GROUPS),
-            ("word_channels", self.word_channels, self.heads),
+            (aligned, self.aligned, GROUPS),
+            (aligned, self.aligned, self.heads),
             ("width", self.width, GROUPS),
         ):
             if value % by:
                 raise ValueError(f"{name} = {value} is not a multiple of {by} (norm groups or heads)")
         return self
+
+    @property
+    def aligned(self) -> int:
+        """D, the width of the alignment layers."""
+        return self.align_width or self.word_channels
 
 
 class Aligned(NamedTuple):
@@ -84,7 +95,8 @@ class Sola(Selector):
     def __init__(self, config: SolaConfig) -> None:
         super().__init__(config)
         c = self.config
-        d = c.word_channels
+        d = c.aligned
+        self.word_projection = None if c.align_width is None else WhitenedProjection(c.word_channels, d)
         self.short_motion_encoder = MotionEncoder(c.token_channels, c.width, d, c.motion_dropout)
         layers = [AlignmentLayer(d, c.heads, c.attention_dropout) for _ in range(c.layers)]
         self.object_lang_align_layers = nn.ModuleList(layers)
@@ -98,6 +110,12 @@ class Sola(Selector):
         Raises InputError, with nothing loaded, for a missing or unexpected name or another shape.
         """
         load_strictly(self, state, "the released SOLA weights")
+
+    def fit(self, videos: Sequence[VideoSample]) -> None:
+        """With `align_width`: take the statistics of the words of the different training sentences."""
+        if self.word_projection is not None:
+            words = {e.text: each.vectors for video in videos for e, each in zip(video.expressions, video.words)}
+            self.word_projection.fit(torch.from_numpy(vectors) for vectors in words.values())
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, N); 0 outside `batch.track_mask`. Real frames come first in `frame_mask`."""
@@ -139,6 +157,8 @@ class Sola(Selector):
     def _align(self, tokens: Tensor, frames: Tensor, tracks: Tensor, words: Tensor, word_mask: Tensor) -> Aligned:
         """tokens (B or 1, N, T, C), frames (B or 1, T), tracks (B, N), words (B, L, D), word_mask (B, L)."""
         words = words.to(self.negative_token.weight.dtype)
+        if self.word_projection is not None:
+            words = self.word_projection(words)
         x, reduced = self._encode(tokens, frames)
         t = x.shape[2]
         code = temporal_code(self.positional_encoding_gaussian_matrix, t).to(x.dtype)

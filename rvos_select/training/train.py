@@ -107,6 +107,8 @@ def _train(
         sources.train = with_visible_rows(sources.train)
     check_labels(sources.train, settings.label_rule, sources.label_iou, selector)
     write_record(out, settings, sources, selector.config, selector.frozen_digests)
+    # A run that is resumed has the same statistics in its checkpoint.
+    selector.fit(sources.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch_threads(settings.threads):
         return Run(settings, sources, selector.to(device), device, out).train(resume)

@@ -89,7 +89,7 @@ def test_what_fits_is_extracted(tmp_path: Path) -> None:
 def test_all_splits_share_a_budget(tmp_path: Path, never_runs: None) -> None:
     two = f"{__name__}:TwoSplits"
     with pytest.raises(InputError, match="keep=all needs"):
-        extract_all(two, tmp_path / "4", tracker=LARGE, out=tmp_path / "out", budget=32 * FRAME - 1)
+        extract_all(two, tmp_path / "4", tracker=LARGE, encoder="hashed", out=tmp_path / "out", budget=32 * FRAME - 1)
     assert not (tmp_path / "out").exists()
 
 
@@ -104,7 +104,7 @@ def test_all_splits_use_one_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(TRACKERS, "counted", f"{__name__}:Counted")
     monkeypatch.setattr(sys.modules[__name__], "Counted", Counted, raising=False)
-    reports = extract_all(f"{__name__}:TwoSplits", tmp_path / "2", tracker="counted", out=tmp_path / "out")
+    reports = extract_all(f"{__name__}:TwoSplits", tmp_path / "2", tracker="counted", encoder="hashed", out=tmp_path / "out")
     assert len(made) == 1 and [len(report.done) for report in reports.values()] == [2] * 4
 
 

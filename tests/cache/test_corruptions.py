@@ -271,7 +271,7 @@ def test_names_of_caches(tmp_path: Path) -> None:
 
 def test_corrupted_caches_are_next_to_the_clean_ones(root: Path, tmp_path: Path) -> None:
     for corrupt in (None, "gaussian_noise:1"):
-        extract_all("mevis", root, splits=["train"], out=tmp_path, corrupt=corrupt)
+        extract_all("mevis", root, splits=["train"], encoder="hashed", out=tmp_path, corrupt=corrupt)
     assert {p.name for p in (tmp_path / "train").iterdir()} == {
         "flow.zarr", "flow-gaussian_noise-1.zarr", "text-hashed.zarr"
     }  # fmt: skip
@@ -286,7 +286,7 @@ def test_the_commands_take_it(command: Callable[..., Result], root: Path, tmp_pa
     options = ["--dataset", "mevis", "--root", root, "--split", "train"]
     assert command("extract", *options, "--limit", 1, "--out", tmp_path / "c.zarr", "--corrupt", "motion_blur:5") == (0, "")
     assert TrackCache(tmp_path / "c.zarr").card.extra == {"corrupt": "motion_blur:5"}
-    assert command("extract-all", *options, "--out", tmp_path, "--corrupt", "motion_blur:5") == (0, "")
+    assert command("extract-all", *options, "--encoder", "hashed", "--out", tmp_path, "--corrupt", "motion_blur:5") == (0, "")
     assert (tmp_path / "train/flow-motion_blur-5.zarr/card.json").exists()
     assert command("plan", *options, "--sample", 1, "--corrupt", "motion_blur:5") == (0, "")
     for name, rest in (("extract", ["--out", tmp_path / "d.zarr"]), ("extract-all", ["--out", tmp_path / "d"]), ("plan", [])):

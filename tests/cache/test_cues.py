@@ -14,7 +14,7 @@ from rvos_cache.extraction import extract_text
 from rvos_cache.shapes.language import PHRASES
 from rvos_cache.store import read_card
 from rvos_cache.text import hanta
-from rvos_cache.text.cues import cue, particles, split_words, tag_words, tagger_version
+from rvos_cache.text.cues import WORDS_VERSION, cue, particles, split_words, tag_words, tagger_version
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.types import Expression
 from rvos_select.data.collate import collate
@@ -54,7 +54,7 @@ def selected(mode: str, texts: list[str]) -> list[list[str]]:
     """Return the cue of each word according to the selector, from words as a text cache has them."""
     torch.manual_seed(0)
     model = Dmvs({"cues": mode, "masks": "frozen", "word_channels": 64, "width": 16, "hidden": 16, "layers": 1})
-    words = tuple(HashedEncoder(HashedSettings(channels=64)).encode(texts))
+    words = tuple(HashedEncoder(HashedSettings(channels=64, normalise="raw")).encode(texts))
     expressions = tuple(Expression("v", str(i), text, None) for i, text in enumerate(texts))
     none = torch.zeros(0, 1)
     candidates = torch.zeros(len(expressions), 0, dtype=torch.bool)
@@ -232,7 +232,7 @@ def test_a_cache_tagged_by_other_rules_is_not_continued(tmp_path: Path, monkeypa
     arguments = ("store_fixtures:Tiny", tmp_path / "1", "train", "hashed", tmp_path / "t.zarr")
     extract_text(*arguments)
     assert read_card(tmp_path / "t.zarr").weights == tagger_version("hanta")
-    assert tagger_version("hanta")["hanta"].endswith(f"rules {hanta.RULES_VERSION}")
+    assert tagger_version("hanta")["hanta"].endswith(f"rules {hanta.RULES_VERSION}, words {WORDS_VERSION}")
     monkeypatch.setattr("rvos_cache.text.hashed.tagger_version", lambda tagger: {tagger: "1.0.0, rules 0"})
     with pytest.raises(InputError, match=r"made with weights.hanta = .*, now it is '1.0.0, rules 0'"):
         extract_text(*arguments)

@@ -32,6 +32,7 @@ TEXTS = [
 # Encoder -> settings with which it needs no download. Every entry of TEXT_ENCODERS needs one.
 SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hashed": lambda _: {"channels": 64},
+    "minilm": lambda folder: {"checkpoint": str(tiny_roberta(folder, TEXTS))},
     "roberta": lambda folder: {"checkpoint": str(tiny_roberta(folder, TEXTS)), "batch_size": 3},
 }
 

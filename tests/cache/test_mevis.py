@@ -318,7 +318,12 @@ def test_the_second_version(root: Path) -> None:
     assert list(data.check()) == []
 
 
-@pytest.mark.parametrize("words", [("check",), ("extract-text", "--out", "t.zarr"), ("extract-all",)], ids=lambda words: words[0])
+HASHED = ("--encoder", "hashed")
+
+
+@pytest.mark.parametrize(
+    "words", [("check",), ("extract-text", *HASHED, "--out", "t.zarr"), ("extract-all", *HASHED)], ids=lambda words: words[0]
+)
 def test_audio_is_one_warning_and_no_fault(
     root: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,3 +369,16 @@ def test_real_videos(real_data: Path) -> None:
     assert truth is not None
     expected = [0 if m is None else int(coco.area(m)) for m in masks[truth.object_ids[0]]]
     assert truth.masks.area()[0].tolist() == expected
+
+
+def test_frames_on_another_disk_are_a_split_s_own_and_those_of_another_split_are_not(root: Path, tmp_path: Path) -> None:
+    (root / "valid_u/JPEGImages").rename(tmp_path / "disk")
+    (root / "valid_u/JPEGImages").symlink_to(tmp_path / "disk")
+    shutil.copytree(root / "valid_u", root / "other", ignore=shutil.ignore_patterns("JPEGImages"))
+    (root / "other/JPEGImages").symlink_to("../valid_u/JPEGImages")
+    assert "valid_u" in Mevis.splits(root)
+    # A link to a link leads to the disk, beside no split: then both are taken.
+    (root / "valid_u/JPEGImages").unlink()
+    (tmp_path / "disk").rename(root / "valid_u/JPEGImages")
+    assert "valid_u" in Mevis.splits(root) and "other" not in Mevis.splits(root)
+    assert list(Mevis(root, "other").check()) == list(Mevis(root, "valid_u").check())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from rvos_cache.datasets.mevis import Mevis
 from rvos_cache.errors import InputError
 from rvos_cache.shapes import make_video, write_shapes
+from rvos_cache.shapes.language import PHRASES
+from rvos_cache.shapes.paraphrase import PREDICATES, paraphrases
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +99,75 @@ def test_motion_from_centroids(videos: list[Any]) -> None:
                     continue
                 checked += 1
     assert checked > 60
+
+
+FUNCTION_WORDS = {
+    "a", "after", "all", "an", "and", "are", "as", "at", "before", "by", "do", "for", "from", "in", "into", "is", "it", "like", "of",
+    "off", "only", "out", "the", "their", "there", "to", "up", "with",
+}  # fmt: skip
+"""Articles, pronouns, conjunctions, prepositions and auxiliaries, which both kinds of sentences may have."""
+
+
+def content_words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[\w'-]+", text.lower())) - FUNCTION_WORDS
+
+
+def said(videos: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The sentences of the videos, and a paraphrase of each, twice."""
+    sentences = [s for _, _, _, texts in videos for s in texts]
+    rng = np.random.default_rng(0)
+    return sentences * 2, [*paraphrases(rng, sentences), *paraphrases(rng, sentences)]
+
+
+def test_paraphrases_have_other_words_and_another_syntax(videos: list[Any]) -> None:
+    """No content word is shared, so no set of content words is; training sentences are noun phrases, paraphrases are not."""
+    sentences, others = said(videos)
+    vocabulary = {word for s in sentences for word in content_words(s.text)}
+    vocabulary |= {word for wordings in PHRASES.values() for pair in wordings for text in pair for word in content_words(text)}
+    assert len(vocabulary) > 100
+    for s in others:
+        assert content_words(s.text) and not content_words(s.text) & vocabulary, s
+        assert not s.text.startswith(("the ", "all ", "everything ")) and s.text.split()[0] not in vocabulary, s
+    assert all(s.text.startswith(("the ", "all ", "everything ")) for s in sentences)
+    for wordings in PREDICATES.values():
+        for predicate in wordings:
+            assert not any(content_words(text) & vocabulary for text in predicate), predicate
+
+
+def test_paraphrases_say_what_their_sentences_say(videos: list[Any]) -> None:
+    sentences, others = said(videos)
+    assert [(s.targets, s.kind, s.claim, s.noun) for s in others] == [(s.targets, s.kind, s.claim, s.noun) for s in sentences]
+    assert set(PREDICATES) == set(PHRASES)
+    # One text has one meaning: the opposites of a claim differ in it.
+    meanings: dict[str, set[tuple[str, str, bool]]] = {}
+    for s in others:
+        meanings.setdefault(s.text, set()).add((s.claim, s.noun, len(s.targets) > 1))
+    assert all(len(meaning) == 1 for meaning in meanings.values())
+    assert len(meanings) > 500
+    for _, _, _, texts in videos:
+        again = paraphrases(np.random.default_rng(1), texts)
+        assert len({s.text for s in again}) == len(texts)
+    assert np.mean([s.kind == "motion" for s in others]) >= 0.4
+
+
+def test_the_paraphrases_are_the_recorded_ones(videos: list[Any]) -> None:
+    """As with the sentences, a change must be deliberate."""
+    texts = [s.text for s in paraphrases(np.random.default_rng(0), [s for _, _, _, texts in videos for s in texts])]
+    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == "b1ded966cd99fa7e"
+
+
+def test_the_split_of_paraphrases_has_the_videos_and_the_truth_of_the_other(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_shapes(tmp_path, 6, 3)
+    # Without videos of its own, it is extracted when it is asked for.
+    assert Mevis.splits(tmp_path) == ["train", "valid_u"]
+    plain, other = Mevis(tmp_path, "valid_u"), Mevis(tmp_path, "valid_p")
+    assert list(other.check()) == [] and other.has_ground_truth
+    assert other.video_ids() == plain.video_ids()
+    for video_id in plain.video_ids():
+        assert np.array_equal(other.video(video_id).read(3), plain.video(video_id).read(3))
+        truth, same = plain.ground_truth(video_id), other.ground_truth(video_id)
+        assert truth is not None and same is not None and np.array_equal(truth.masks.dense(), same.masks.dense())
+        pairs = list(zip(plain.expressions(video_id), other.expressions(video_id), strict=True))
+        assert pairs and all(a.targets == b.targets and a.text != b.text for a, b in pairs)
+        assert all(plain.kind(video_id, a.expression_id) == other.kind(video_id, b.expression_id) for a, b in pairs)

@@ -14,18 +14,19 @@ from rvos_cache.cli import main
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_text
 from rvos_cache.settings import build
-from rvos_cache.store import read_card
-from rvos_cache.text.cues import align_tags, cue, particles, split_words
+from rvos_cache.store import CacheWriter, read_card
+from rvos_cache.text.cues import align_tags, cue, particles
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
-from rvos_cache.text.normalise import normalise_text
+from rvos_cache.text.normalise import normalise_text, original_spans, plain_word, split_words
 from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
+from rvos_select.data.texts import TextSource, check_same_encoder
 
 SENTENCES = ["The dog dancing quickly to the left.", "這隻鳥 飛走了 🐦", "the bird " * 250, "x"]
 
 
 def test_hashed_spans_point_at_the_words() -> None:
     for text, words in zip(SENTENCES, HashedEncoder(HashedSettings()).encode(SENTENCES)):
-        assert [text[a:b] for a, b in words.spans[1:]] == [w for w, _, _ in split_words(text)]
+        assert [text[a:b] for a, b in words.spans[1:]] == [w for w, _, _ in split_words(text) if w != "."]
         assert words.spans[0].tolist() == [0, 0]
         assert words.vectors.shape == (len(words.tags), 256)
 
@@ -199,6 +200,79 @@ def test_lower_is_the_normalisation_of_the_published_datasets_with_the_origin_of
     assert raw == text and raw_origins.tolist() == [[i, i + 1] for i in range(len(text))]
 
 
+PLAIN = "the dog's tail moving first to the left then back"
+SAME = [
+    f"{PLAIN}.", f"{PLAIN} !", f"{PLAIN}?!…", f"{PLAIN},", f"  {PLAIN}\t", PLAIN.replace(" ", "  "), PLAIN.upper(),
+    PLAIN.capitalize(), f'"{PLAIN}"', f"“{PLAIN}.”", f"«{PLAIN}»", f"'{PLAIN}'", f"({PLAIN})", f"- {PLAIN}",
+    PLAIN.replace("'", "’"), PLAIN.replace("'", "ʼ"), PLAIN.replace("'", "´"), PLAIN.replace("left ", "left, "),
+    PLAIN.replace("left ", "left; "), f"\ufeff{PLAIN}\u200b", PLAIN.replace("tail", '"tail"'), PLAIN.replace("tail", "ｔａｉｌ"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_punctuation_case_and_blanks_change_neither_vectors_nor_tags(text: str) -> None:
+    expected, words = HashedEncoder(HashedSettings()).encode([PLAIN, text])
+    assert np.array_equal(words.vectors, expected.vectors)
+    # The comma separates phrases, which may change a tag.
+    assert words.tags == expected.tags or "," in text or ";" in text
+    for (a, b), (c, d) in zip(words.spans[1:], expected.spans[1:]):
+        assert plain_word(text[a:b]) == PLAIN[c:d]
+    raw = HashedEncoder(HashedSettings(normalise="raw")).encode([text])[0]
+    tags = {plain_word(text[a:b]): tag for (a, b), tag in zip(raw.spans, raw.tags)}
+    assert {**tags, "the": ""} == {**tags, **dict(zip(PLAIN.split(), words.tags[1:])), "the": ""}
+
+
+def test_accents_are_the_same_composed_and_decomposed() -> None:
+    one, two = HashedEncoder(HashedSettings()).encode(["a café", "a cafe\u0301"])
+    assert np.array_equal(one.vectors, two.vectors) and len(one.tags) == 3
+    assert one.spans[2].tolist() == [2, 6] and two.spans[2].tolist() == [2, 7]
+
+
+def test_words_that_differ_stay_different() -> None:
+    """Plain text keeps what is inside a word, symbols and the order."""
+    texts = [
+        "dog's tail",
+        "dogs tail",
+        "the right-angled turn",
+        "the right angled turn",
+        "a 🐦",
+        "a 🐤",
+        "one two",
+        "two one",
+        "...",
+        "?",
+    ]
+    words = HashedEncoder(HashedSettings()).encode(texts)
+    for i, one in enumerate(words):
+        assert all(one.vectors.shape != two.vectors.shape or not np.array_equal(one.vectors, two.vectors) for two in words[:i])
+
+
+def test_plain_text_and_the_origin_of_each_character() -> None:
+    text = " “The DOG’s  Straße”, ﬁne!"
+    plain, origins = normalise_text(text, "plain")
+    assert plain == "the dog's strasse fine"
+    # Where the length of a word changes, its characters have the range of the word.
+    assert original_spans(np.array([(0, 3), (4, 9), (10, 12), (18, 22)], np.int32), origins).tolist() == [
+        [2, 5], [6, 11], [13, 19], [22, 25]
+    ]  # fmt: skip
+    assert normalise_text("?!", "plain")[0] == "?!" and normalise_text("", "plain")[0] == ""
+
+
+def test_words_from_another_normalisation_are_not_mixed(tmp_path: Path) -> None:
+    """A cache of the time when punctuation marks were words, and of the tags of that time."""
+    extract_text("store_fixtures:Tiny", tmp_path / "1", "train", "hashed", tmp_path / "t.zarr")
+    card = read_card(tmp_path / "t.zarr")
+    for update, field in (
+        ({"settings": {**card.settings, "normalise": "raw"}}, "settings.normalise"),
+        ({"weights": {"hanta": "1.2.1, rules 2"}}, "weights.hanta"),
+    ):
+        other = card.model_copy(update=update)
+        with pytest.raises(InputError, match=field):
+            check_same_encoder(other, "the run", TextSource([tmp_path / "t.zarr"]))
+        with pytest.raises(InputError, match=f"made with {field}"):
+            CacheWriter(tmp_path / "t.zarr", other)
+
+
 def test_hashed_lower_changes_no_vector_and_its_spans_are_of_the_original_text() -> None:
     raw, lower = (HashedEncoder(HashedSettings(normalise=how)).encode([ORIGINAL])[0] for how in ("raw", "lower"))
     assert [ORIGINAL[a:b] for a, b in lower.spans[1:]][:4] == ["The", "BLACK", "Dog", "turning"]
@@ -229,5 +303,5 @@ def test_the_card_has_the_normalisation_and_is_bound_to_it(tmp_path: Path) -> No
     assert read_card(out).settings["normalise"] == "lower"
     with pytest.raises(InputError, match="normalise"):
         extract_text("store_fixtures:Tiny", root, "train", "hashed", out)
-    with pytest.raises(InputError, match="'raw' or 'lower'.*'upper'"):
+    with pytest.raises(InputError, match="'raw', 'lower' or 'plain'.*'upper'"):
         build(RobertaSettings, {"normalise": "upper"}, "test")

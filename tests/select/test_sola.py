@@ -13,7 +13,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.sola import Sola, SolaConfig
-from rvos_select.selectors.sola_layers import StandardConv1d
+from rvos_select.selectors.sola_layers import StandardConv1d, WhitenedProjection
 
 SMALL = SolaConfig(token_channels=12, word_channels=32, width=16, heads=4, negatives=5)
 CONVOLUTIONS = {0: (2, 1), 4: (2, 1), 8: (2, 1), 12: (1, 1), 16: (1, 1), 20: (1, 0)}  # place: stride, padding
@@ -197,3 +197,43 @@ def test_windows_times_filters_are_the_convolution(taps: int, stride: int, frame
     for small in (0, 1 << 20):
         monkeypatch.setattr("rvos_select.selectors.sola_layers.SMALL", small)
         torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_projected_words_are_aligned_as_words_of_that_width() -> None:
+    """Two routes: words of 40 channels through the projection, and the projected words in a module without one."""
+    torch.manual_seed(0)
+    model = Sola(SMALL.model_copy(update={"word_channels": 40, "align_width": 24})).eval()
+    plain = Sola(SMALL.model_copy(update={"word_channels": 24})).eval()
+    training = torch.randn(500, 40) @ torch.randn(40, 40) + 3
+    model.word_projection.fit(training.split(7))
+    state = model.state_dict()
+    projection = {name.partition(".")[2]: state.pop(name) for name in list(state) if name.startswith("word_projection.")}
+    assert set(projection) == {"mean", "matrix", "linear.weight", "linear.bias", "norm.weight", "norm.bias"}
+    plain.load_official(state)
+    tokens, words = torch.randn(4, 19, 12), training[:6]
+    white = (words - projection["mean"]) @ projection["matrix"]
+    linear = white @ projection["linear.weight"].T + projection["linear.bias"]
+    normal = (linear - linear.mean(1, keepdim=True)) / linear.std(1, correction=0, keepdim=True)
+    expected = plain(one(tokens, normal))
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(model(one(tokens, words)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_whitened_training_words_have_the_identity_as_covariance() -> None:
+    """Except directions of hardly any variance, which whitening would fill with noise."""
+    g = torch.Generator().manual_seed(0)
+    scales = torch.cat([torch.logspace(1, 2, 9), torch.tensor([1e-4])])
+    mixed = torch.randn(5000, 10, generator=g) * scales @ torch.linalg.qr(torch.randn(10, 10, generator=g))[0] + 50
+    projection = WhitenedProjection(10, 8)
+    assert torch.equal(projection.matrix, torch.eye(10))
+    projection.fit(mixed.split(11))
+    white = ((mixed - projection.mean) @ projection.matrix).double()
+    assert white.mean(0).abs().max() < 1e-3
+    values = torch.linalg.eigvalsh(white.T.cov())
+    assert values[0] < 1e-6 and values[1] > 0.3 and values[-1] == pytest.approx(1, abs=0.02)
+
+
+def test_the_projected_width_must_fit_the_heads() -> None:
+    with pytest.raises(InputError, match=r"align_width = 20 is not a multiple of 8"):
+        build(SolaConfig, {"align_width": 20, "heads": 4}, "test")
+    assert build(SolaConfig, {"word_channels": 50, "align_width": 24, "heads": 4}, "test").aligned == 24

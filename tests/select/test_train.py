@@ -311,3 +311,18 @@ def test_bf16_learns_too(tmp_path: Path, caches: tuple[Path, ...]) -> None:
     assert losses[-1] < losses[0]
     weights = load_selector(out).state_dict()
     assert all(value.dtype == torch.float32 for value in weights.values())
+
+
+def test_a_selector_is_fitted_to_the_training_words_once(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    """Four sentences with the unit vectors as words: by hand, their mean, and 1 / sqrt(variance) where there is any."""
+    config = {"word_channels": 8, "width": 16, "layers": 1, "heads": 2, "negatives": 2, "align_width": 16}
+    out = run(caches, tmp_path / "run", config=config)
+    projection = load_selector(out).word_projection
+    assert projection.mean.tolist() == [0.25] * 4 + [0.0] * 4
+    share = projection.SHARE * 3 * 0.25 / 8
+    # The variance along (1, 1, 1, 1) is zero, and 1/4 in the other three directions of the four.
+    expected = (0.25 + share) ** -0.5 * (np.eye(4) - 0.25) + share**-0.5 * 0.25
+    assert np.allclose(projection.matrix[:4, :4], expected, rtol=1e-4)
+    resumed = run(caches, tmp_path / "part", config=config, epochs=1)
+    resumed = run(caches, tmp_path / "part", config=config, resume=True)
+    assert numbers(resumed) == numbers(out)
