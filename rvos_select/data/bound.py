@@ -18,7 +18,7 @@ def check_same_sentences(tracks: TrackSource, texts: TextSource, video_id: str) 
     """
     info, cache, text = tracks.info(video_id), tracks.caches_of[video_id][0], texts.cache_of.get(video_id)
     expressions = texts.expressions(video_id)
-    difference = expressions_difference(info.expressions, expressions, ("is there", "is here"))
+    difference = expressions_difference(info.expressions, expressions, ("is", "here it is"))
     if difference is not None:
         raise InputError(
             f"{text and text.path}, video {video_id}: other sentences than {cache.path} lists: {difference}; give --text of its "

@@ -207,6 +207,19 @@ def test_tracks_are_labelled_again_without_tracking(split: tuple[Path, Path], tm
     assert report.done == ["t1"] and "its frames are other pictures; extract it again" in report.failed["t0"]
 
 
+def test_labels_of_two_corrections_do_not_mix(split: tuple[Path, Path], tmp_path: Path) -> None:
+    root, out = split
+    again(root, out)
+    meta = root / "train/meta_expressions.json"
+    meta.write_bytes(_edit(meta.read_bytes(), "t1", "0", exp="first correction"))
+    relabel(out, tmp_path / "new.zarr")
+    meta.write_bytes(_edit(meta.read_bytes(), "t1", "0", exp="second correction"))
+    with pytest.raises(InputError, match="was 'first correction' and is 'second correction'"):
+        relabel(out, tmp_path / "new.zarr")
+    with pytest.raises(InputError, match="is the cache to label again; give another --out"):
+        relabel(out, out)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -74,7 +74,7 @@ def retrack(path: Path, video: str) -> None:
 def test_words_of_other_sentences_are_refused(work: Path) -> None:
     """Video names coincide in many datasets."""
     tracks, words = work / TRACKS, work / "other-cache/valid_u/text-hashed.zarr"
-    message = r"video v\d: words of other sentences than in .*: expression 0 was 'the red square' and is 'the blue square'"
+    message = r"video v\d: other sentences than .* lists: expression 0 is 'the red square' and here it is 'the blue square'"
     with pytest.raises(InputError, match=message):
         load_video(TrackSource(tracks), TextSource(words), "v0")
     with pytest.raises(InputError, match=message):
@@ -98,7 +98,7 @@ def test_words_of_another_split_may_not_add_sentences(work: Path) -> None:
 def test_selections_do_not_apply_to_tracks_that_were_made_again(work: Path) -> None:
     """Of the same number, so that nothing else would tell."""
     retrack(work / TRACKS, "v1")
-    message = r"s.zarr, video v1: made of other tracks than .*flow.zarr holds now, they were extracted again; predict again"
+    message = r"s.zarr, video v1: made of other tracks or labels than .*flow.zarr holds now: it was .* again; predict again"
     with pytest.raises(InputError, match=message):
         rs.evaluate(work / "s.zarr", work / TRACKS)
     with pytest.raises(InputError, match=message):
@@ -229,3 +229,29 @@ def test_caches_of_one_split_are_of_the_same_data(work: Path) -> None:
     shutil.copytree(work / "other-cache/valid_u/flow.zarr/videos", path / "videos", dirs_exist_ok=True)
     with pytest.raises(InputError, match=r"second.zarr, video v0: extracted from other data than .*: expression 0 was"):
         TrackSource([work / TRACKS, path]).info("v0")
+
+
+def test_videos_that_were_trained_on_are_told(work: Path) -> None:
+    """By their content: the same tracks in a cache of another name."""
+    shutil.copytree(work / "cache/train", work / "elsewhere")
+    with pytest.warns(UserWarning, match="3 of 3 videos were trained on by .*run, first t0: their scores will flatter"):
+        rs.predict(work / "run", work / "elsewhere/flow.zarr", out=work / "t.zarr")
+    retrack(work / "elsewhere/flow.zarr", "t0")
+    with pytest.warns(UserWarning, match="2 of 3 videos were trained on by .*run, first t1"):
+        rs.predict(work / "run", work / "elsewhere/flow.zarr", out=work / "u.zarr")
+
+
+def test_words_of_another_split_give_no_slices(work: Path) -> None:
+    words = work / "cache/train/text-hashed.zarr"
+    with pytest.raises(InputError, match="words of mevis train, scored is mevis valid_u; give --text of that split"):
+        rs.evaluate(work / "s.zarr", work / TRACKS, texts=words)
+
+
+def test_masks_that_were_lost_are_made_again(work: Path) -> None:
+    out = merge(work / "s.zarr", [work / TRACKS], work / "png")
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
+    lost, empty, *_ = sorted(before)
+    lost.unlink()
+    empty.write_bytes(b"")
+    merge(work / "s.zarr", [work / TRACKS], out)
+    assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
