@@ -6,15 +6,14 @@ import errno
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_disks import largest_file
 
 from rvos_cache.errors import InputError
 from rvos_cache.system.files import (
@@ -131,17 +130,6 @@ def test_lines_of_concurrent_writers_do_not_mix(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space") as caught:
         append_line(path, b"a long line")
     assert caught.value.filename == str(path)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A disk that refuses what makes a file longer than `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 import torch
 from chain import NAMES, WEIGHTS, write_cache, write_perfect, write_run, write_split
+from small_disks import largest_file
 from tiny_caches import settings
 
 from rvos_cache.errors import InputError
@@ -45,17 +43,6 @@ def run(caches: tuple[Path, ...], out: Path, resume: bool = False, **values: obj
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A disk that refuses what makes a file longer than `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def train_until(caches: tuple[Path, ...], out: Path, stopped: Event, go_on: Event) -> None:
