@@ -83,7 +83,7 @@ def check_unchanged(out: Path | str, card: Card, dataset: Dataset, video_ids: It
     published = set(cache.video_ids()).intersection(video_ids)
     changed: dict[str, str] = {}
     unreadable: dict[str, str] = {}
-    for video_id in sorted(published):
+    for video_id in tracked(sorted(published), f"compare {dataset.split}"):
         try:
             difference = video_difference(cache, dataset, video_id)
         except InputError as error:
