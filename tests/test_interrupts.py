@@ -13,10 +13,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rvos_cache.cli import cli as cache_cli
 from rvos_cache.cli.run import _interrupted, run_command
+from rvos_cache.media import VideoWriter
 from rvos_cache.system.interrupts import starting_processes
 from rvos_select.cli import cli as select_cli
 
@@ -132,3 +134,23 @@ def test_an_interrupt_that_python_drops_is_raised_again() -> None:
     process = subprocess.run([sys.executable, "-c", DROP], env=env, capture_output=True, text=True, timeout=40, check=False)
     assert process.returncode == 130
     assert process.stderr.split("\n") == ["", "interrupted; nothing was kept; start again with: drop", ""]
+
+
+def test_a_fork_frees_no_decoder_of_its_parent(tmp_path: Path) -> None:
+    """It would wait for the decoder's threads, which a fork does not have."""
+    with VideoWriter(tmp_path / "a.mp4", 5, (64, 96)) as film:
+        for _ in range(4):
+            film.write(np.zeros((64, 96, 3), np.uint8))
+    code = (
+        "import gc, sys, multiprocessing as m; from pathlib import Path\n"
+        "from rvos_cache.media import file_video; from rvos_cache.system.interrupts import forking\n"
+        "gc.disable()\n"
+        "def keep():\n"
+        "    video = file_video(Path(sys.argv[1]), 'a', 1); cycle = [video]; cycle.append(cycle); video.read(1)\n"
+        "    return cycle\n"
+        "alive = keep(); keep()\n"
+        "child = m.get_context('fork').Process(target=gc.collect)\n"
+        "with forking(): child.start()\n"
+        "child.join(20); sys.exit(0 if child.exitcode == 0 else child.kill() or 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.mp4")], timeout=60).returncode == 0

@@ -13,7 +13,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction.engine import Outcome, failure_message
 from rvos_cache.extraction.work import Pending, Work
 from rvos_cache.store import CacheWriter
-from rvos_cache.system.interrupts import starting_processes
+from rvos_cache.system.interrupts import forking
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _run_forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: in
     _INHERITED = work, writer
     pool = ProcessPoolExecutor(min(jobs, len(videos)), multiprocessing.get_context("fork"), _start_child)
     try:
-        with starting_processes():
+        with forking():
             submitted = [pool.submit(_run_in_child, v) for v in videos]
         for future in as_completed(submitted):
             yield future.result()

@@ -20,7 +20,7 @@ from rvos_cache.shapes.paraphrase import paraphrases
 from rvos_cache.shapes.render import render
 from rvos_cache.shapes.scene import Scene, sample_scene
 from rvos_cache.system.files import write_bytes, write_text
-from rvos_cache.system.interrupts import starting_processes
+from rvos_cache.system.interrupts import forking
 from rvos_cache.system.locks import folder_lock
 
 TRAIN, VALID, PARAPHRASED = "train", "valid_u", "valid_p"
@@ -108,7 +108,7 @@ def _mapping(jobs: int) -> Iterator[Callable[..., Iterable[Any]]]:
     pool = ProcessPoolExecutor(jobs)
 
     def mapped(function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterable[Any]:
-        with starting_processes():
+        with forking():
             return pool.map(function, *arguments)
 
     try:

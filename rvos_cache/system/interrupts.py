@@ -1,7 +1,8 @@
-"""Ctrl-C: processes that a step starts leave it to the process that started them, and none is lost."""
+"""Processes that a step starts: they leave Ctrl-C to the process that started them, and none is lost; nor do they free its objects."""
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -19,6 +20,21 @@ def starting_processes() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """`starting_processes` for forks, which moreover never free what the parent has.
+
+    A fork has no threads but its own: to free the decoder of a film there would wait for threads that do not exist.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        with starting_processes():
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def repeat_lost_interrupts() -> None:
