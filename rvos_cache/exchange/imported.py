@@ -34,9 +34,10 @@ def check_same_sources(
     paths_of: video -> its files and folders. Raises InputError for a video that changed in either.
     """
     published = check_unchanged(out, card, dataset, video_ids)
-    cache = TrackCache(out) if published else None
+    if not published:
+        return
+    cache = TrackCache(out)
     for video_id in published:
-        assert cache is not None
         folder = cache.folder(video_id)
         stored = folder.attributes["provenance"].get(SOURCE)
         if stored is not None and stored != source_digest(paths_of(video_id)):

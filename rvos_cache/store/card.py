@@ -54,11 +54,11 @@ class Card(Settings):
         """Names of the fields outside PROVENANCE_FIELDS whose values differ; a setting is named `settings.<name>`."""
         names = []
         for name in type(self).model_fields:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if name in PROVENANCE_FIELDS or mine == theirs:
+            value, other_value = getattr(self, name), getattr(other, name)
+            if name in PROVENANCE_FIELDS or value == other_value:
                 continue
-            if isinstance(mine, dict) and isinstance(theirs, dict):
-                names += [f"{name}.{key}" for key in sorted(mine.keys() | theirs) if mine.get(key) != theirs.get(key)]
+            if isinstance(value, dict) and isinstance(other_value, dict):
+                names += [f"{name}.{key}" for key in sorted(value.keys() | other_value) if value.get(key) != other_value.get(key)]
             else:
                 names.append(name)
         return names

@@ -16,15 +16,14 @@ def check_same_sentences(tracks: TrackSource, texts: TextSource, video_id: str) 
     Videos of two datasets may have the same name. The words may have sentences that were added since the extraction, if the
     text cache is of the same split as the tracks.
     """
-    info, cache, text = tracks.info(video_id), tracks.caches_of[video_id][0], texts.cache_of.get(video_id)
-    expressions = texts.expressions(video_id)
+    expressions, text = texts.expressions(video_id), texts.cache_of[video_id]
+    info, cache = tracks.info(video_id), tracks.caches_of[video_id][0]
     difference = expressions_difference(info.expressions, expressions, ("is", "here it is"))
     if difference is not None:
         raise InputError(
-            f"{text and text.path}, video {video_id}: other sentences than {cache.path} lists: {difference}; give --text of its "
+            f"{text.path}, video {video_id}: other sentences than {cache.path} lists: {difference}; give --text of its "
             "dataset and split, or, if the dataset was changed, rvos-cache relabel the tracks and extract-text into a new path"
         )
-    assert text is not None
     if (text.card.dataset, text.card.split) != (cache.card.dataset, cache.card.split):
         known = {e.expression_id for e in info.expressions}
         unknown = next((e for e in expressions if e.expression_id not in known), None)

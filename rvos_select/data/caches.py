@@ -80,6 +80,7 @@ class TrackSource:
         self.caches_of: dict[str, list[TrackCache]] = {}
         self.incomplete: dict[str, str] = {}
         self._first_of_incomplete: dict[str, TrackCache] = {}
+        self._compared: set[str] = set()
         for cache in self.caches:
             self._add(cache)
         for video_id, caches in list(self.caches_of.items()):
@@ -153,7 +154,8 @@ class TrackSource:
         position = {e.expression_id: i for i, e in enumerate(first.expressions)}
         prompts = []
         for info, cache in zip(infos, caches):
-            difference = _difference(caches[0], cache, first, info)
+            # Once for each video: this is called by every getter, and the comparison decodes all masks of the ground truth.
+            difference = None if video_id in self._compared else _difference(caches[0], cache, first, info)
             if difference is not None:
                 raise InputError(
                     f"{cache.path}, video {video_id}: extracted from other data than {caches[0].path}: {difference}; extract the "
@@ -164,6 +166,7 @@ class TrackSource:
             if unknown:
                 raise InputError(f"{cache.path}, video {video_id}: tracks of expression {unknown[0]}, which others lack")
             prompts.append(np.array([VIDEO if p == VIDEO else position[ids[p]] for p in info.prompt], np.int32))
+        self._compared.add(video_id)
         return TrackInfo(
             video_id,
             first.frame_names,
