@@ -162,7 +162,7 @@ def _from_json(path: Path, video: Video) -> dict[str, list[bytes]]:
         location = f"{path}, track {track!r}"
         check_id(track, f"{path}, track")
         if not isinstance(masks, list) or len(masks) != len(video):
-            found = f"{len(masks)} masks" if isinstance(masks, list) else type(masks).__name__
-            raise InputError(f"{location}: expected a list of {len(video)} masks, found {found}; write one per frame")
+            description = f"{len(masks)} masks" if isinstance(masks, list) else type(masks).__name__
+            raise InputError(f"{location}: expected a list of {len(video)} masks, found {description}; write one per frame")
         rows[track] = [from_coco(mask, video.size, f"{location}, frame {t}") for t, mask in enumerate(masks)]
     return rows

@@ -215,8 +215,10 @@ def _read_tokens(path: Path, frames: int) -> NDArray[np.float32]:
             f"{path}: not an array of numbers ({error}); pickled objects are never loaded; save the tokens again"
         ) from error
     if not isinstance(stored, np.ndarray) or stored.shape != (frames, CHANNELS) or stored.dtype != np.float32:
-        found = f"{stored.dtype} {stored.shape}" if isinstance(stored, np.ndarray) else "an archive"
-        raise InputError(f"{path}: expected float32 {(frames, CHANNELS)}, frames and channels, found {found}; save it again")
+        description = f"{stored.dtype} {stored.shape}" if isinstance(stored, np.ndarray) else "an archive"
+        raise InputError(
+            f"{path}: expected float32 {(frames, CHANNELS)}, frames and channels, found {description}; save it again"
+        )
     tokens = np.array(stored, order="C")
     if not np.isfinite(tokens).all():
         raise InputError(f"{path}: the tokens hold NaN or infinite values; run SOLA's scripts on this video again")

@@ -197,8 +197,8 @@ def claims(scene: Scene, visible: NDArray[np.float64]) -> dict[str, Claim]:
     best = int(np.argmax(low))
     rest = np.delete(high, best)
     out["fastest"] = (np.arange(len(things)) == best).astype(int) if low[best] >= 1.5 * rest.max() else np.full(len(things), -1)
-    seen = visible > 0.3
-    start, end = seen.argmax(1).astype(float), (seen.shape[1] - seen[:, ::-1].argmax(1)).astype(float)
+    is_visible = visible > 0.3
+    start, end = is_visible.argmax(1).astype(float), (is_visible.shape[1] - is_visible[:, ::-1].argmax(1)).astype(float)
     for name, source, frame in (
         ("in", "enter", start),
         ("out", "leave", end),

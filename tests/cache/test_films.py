@@ -112,7 +112,8 @@ def test_an_opaque_film_with_an_alpha_channel_is_read(tmp_path: Path) -> None:
 def test_a_film_of_high_dynamic_range_is_told(tmp_path: Path) -> None:
     path = write_film(tmp_path / "a.mp4", clip(3), pix_fmt="yuv420p10le", color_trc=16, color_primaries=9, colorspace=9)
     with pytest.warns(UserWarning, match=r"a\.mp4: a film of high dynamic range \(PQ\), read as it is"):
-        open_video(path)
+        video = open_video(path)
+    assert len(video) == 3
 
 
 def test_pixels_that_are_not_square_are_told(tmp_path: Path) -> None:

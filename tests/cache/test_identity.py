@@ -242,9 +242,11 @@ def test_frames_that_were_removed_do_not_stop_a_later_extraction(split: tuple[Pa
     root, out = split
     again(root, out)
     video = TrackCache(out).video_ids()[0]
+    before = content_digest(out)
     shutil.rmtree(root / "train/JPEGImages" / video)
     with pytest.warns(UserWarning, match="1 of its videos cannot be compared"):
         again(root, out)
+    assert content_digest(out) == before
 
 
 def test_the_root_of_a_card_is_absolute(split: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

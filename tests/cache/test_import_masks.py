@@ -121,7 +121,8 @@ def test_a_list_of_masks_of_frames_that_sort_otherwise_as_text_is_told(tmp_path:
     (tmp_path / "data/expressions.json").write_text('{"v": ["a square"]}')
     (tmp_path / "v.json").write_text(json.dumps({"a": [None, None, None]}))
     with pytest.warns(UserWarning, match=r"v\.json: its masks are read in natural order of the frames; sorted as text, 9 would"):
-        import_masks(tmp_path, "plain", tmp_path / "data", "all", tmp_path / "c.zarr")
+        report = import_masks(tmp_path, "plain", tmp_path / "data", "all", tmp_path / "c.zarr")
+    assert report.done == ["v"]
 
 
 def test_a_video_without_a_track(work: Path, tmp_path: Path) -> None:

@@ -393,7 +393,8 @@ def test_masks_of_photographs_turned_by_180_degrees_are_told(root: Path) -> None
     """Their size is that of the stored and of the shown frame."""
     turn_frames(root, 3)
     with pytest.warns(UserWarning, match="so the masks must be drawn on the turned frames"):
-        Plain(root, "train").ground_truth("a b")
+        truth = Plain(root, "train").ground_truth("a b")
+    assert truth is not None and truth.masks.size == SIZE
 
 
 def test_frames_in_no_known_order_are_told(root: Path) -> None:

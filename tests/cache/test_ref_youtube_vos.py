@@ -134,7 +134,8 @@ def test_numbers_with_gaps_are_those_of_the_pixels(root: Path) -> None:
 def test_an_annotation_of_no_listed_frame_is_told(root: Path) -> None:
     write_png(annotation(root, "00007"), numbers(2, 0))
     with pytest.warns(UserWarning, match=r"Annotations/a: 1 of its annotations are not listed, 00007\.png first"):
-        RefYoutubeVos(root, "train").ground_truth("a")
+        truth = RefYoutubeVos(root, "train").ground_truth("a")
+    assert truth is not None and truth.masks.shape[1] == len(RefYoutubeVos(root, "train").video("a"))
 
 
 def renumbered(path: Path) -> None:

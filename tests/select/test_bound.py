@@ -238,7 +238,8 @@ def test_videos_that_were_trained_on_are_told(work: Path) -> None:
         rs.predict(work / "run", work / "elsewhere/flow.zarr", out=work / "t.zarr")
     retrack(work / "elsewhere/flow.zarr", "t0")
     with pytest.warns(UserWarning, match="2 of 3 videos were trained on by .*run, first t1"):
-        rs.predict(work / "run", work / "elsewhere/flow.zarr", out=work / "u.zarr")
+        selections = rs.predict(work / "run", work / "elsewhere/flow.zarr", out=work / "u.zarr")
+    assert SelectionCache(selections).video_ids() == ("t0", "t1", "t2")
 
 
 def test_words_of_another_split_give_no_slices(work: Path) -> None:

@@ -156,6 +156,7 @@ def test_expressions_that_name_nothing_are_told(
     monkeypatch.setattr(sources, "load_video", last_alone)
     with pytest.warns(UserWarning, match="^no expression to train on names an object"):
         train_on(*caches[:2], tmp_path / "run")
+    assert (tmp_path / "run/best").is_dir()
 
 
 def test_modules_that_make_their_own_targets_are_not_warned_of_labels(
