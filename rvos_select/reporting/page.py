@@ -201,7 +201,7 @@ def _results(cases: Sequence[Case], label_iou: float | None) -> str:
     chart = histogram("Expressions by J&F, percent", [case.jf for case in cases])
     return (
         f'<h2>Why expressions score what they do</h2><div class="charts">{chart}'
-        "<figure><figcaption>Cause: the first that holds</figcaption><table><tr><th></th><th>expressions</th><th></th></tr>"
+        "<figure><figcaption>Cause: the first that holds</figcaption><table><tr><th></th><th>count</th><th></th></tr>"
         f"{lines}</table></figure></div>"
     )
 
