@@ -112,6 +112,8 @@ def _check_channels(run: Path, selector: Selector, source: TrackSource, words: T
         ("tokens", source.caches, source.card.channels, selector.config.token_channels),
         ("words", words.caches, words.card.channels, selector.config.word_channels),
     ):
+        if what == "words" and selector.encodes_text:
+            continue
         if channels != expected:
             raise InputError(
                 f"{caches[0].path}: {what} of {channels} channels, {run} was trained with {expected}; extract them alike"

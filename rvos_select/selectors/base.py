@@ -90,6 +90,14 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         self.recorded_digests: Mapping[str, str] = {}
         self.weights_digest = ""
 
+    @classmethod
+    def config_values(cls, values: Mapping[str, Any], cards: CacheCards) -> dict[str, Any]:
+        """Settings that training reads from the caches, or from a checkpoint that the given `values` name; those replace them.
+
+        Raises InputError for caches that it cannot work with.
+        """
+        return {"token_channels": cards.tracks[0].channels, "word_channels": cards.text[0].channels}
+
     # What a subclass implements.
 
     def forward(self, batch: Batch) -> Tensor:

@@ -132,9 +132,9 @@ def make_selector(settings: TrainSettings, cards: CacheCards) -> Selector:
     if not cards.tracks or not cards.text:
         raise InputError("no tracks cache given; add --cache C.zarr")
     kind = selector_class(settings.selector)
-    channels = {"token_channels": cards.tracks[0].channels, "word_channels": cards.text[0].channels}
     torch.manual_seed(settings.seed)
-    config = build(kind.Config, {**channels, **settings.config}, f"selector {settings.selector}")
+    read = kind.config_values(settings.config, cards)
+    config = build(kind.Config, {**read, **settings.config}, f"selector {settings.selector}")
     try:
         return kind(config)
     except (RuntimeError, MemoryError) as error:
