@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from rvos_cache.media.resize import resize_frame, shortest_edge
 
 STRIDE = 4
 """Input pixels along the side of a cell."""
@@ -37,11 +38,7 @@ class FrameGeometry:
 
         Rounded as by detectron2's ResizeShortestEdge.
         """
-        scale = short_side / min(size)
-        sides = [side * scale for side in size]
-        if max(sides) > long_side:
-            sides = [side * long_side / max(sides) for side in sides]
-        h, w = (max(1, int(side + 0.5)) for side in sides)
+        h, w = shortest_edge(size, short_side, long_side)
         return cls(size, (h, w), (-(-h // DIVISOR) * DIVISOR, -(-w // DIVISOR) * DIVISOR))
 
     @property
@@ -52,8 +49,7 @@ class FrameGeometry:
     def image(self, frame: NDArray[np.uint8]) -> Tensor:
         """The segmenter's input float32 (3, padded) of a frame (H, W, 3) uint8 RGB: resized, normalised, zero-padded."""
         h, w = self.resized
-        # As detectron2: on uint8 and by Pillow, whose bilinear filter antialiases when it reduces.
-        small = np.asarray(Image.fromarray(frame).resize((w, h), Image.Resampling.BILINEAR), np.float32)
+        small = resize_frame(frame, self.resized).astype(np.float32)
         normalised = (small - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
         out = torch.zeros(3, *self.padded)
         out[:, :h, :w] = torch.from_numpy(normalised.transpose(2, 0, 1))
