@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
-from rvos_cache.media.geometry import shortest_edge
+from rvos_cache.media.resize import shortest_edge
 from rvos_cache.store import Card
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.ssa.adapter import Adapter, mixed

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rvos_cache.clip.towers import DEVIATION, MEAN
 from rvos_cache.media.geometry import FrameGeometry
+from rvos_cache.media.resize import resize_frame
 from rvos_select.data.batch import FrameArray
 from rvos_select.selectors.ssa.clip import Text, normalised, padding
 from rvos_select.selectors.ssa.frame_decoder import FrameDecoded
@@ -74,13 +76,10 @@ def clip_truth(truth: Tensor) -> Tensor:
 
 def resized(pixels: Tensor, geometry: FrameGeometry) -> Tensor:
     """Frames (t, H, W, 3) uint8 at the size of CLIP's input without its padding, by Pillow as in detectron2."""
-    from PIL import Image
-
-    h, w = geometry.resized
-    if tuple(pixels.shape[1:3]) == (h, w):
+    if tuple(pixels.shape[1:3]) == geometry.resized:
         return pixels
-    frames = [Image.fromarray(frame).resize((w, h), geometry.resample) for frame in pixels.cpu().numpy()]
-    return torch.stack([torch.frombuffer(bytearray(f.tobytes()), dtype=torch.uint8).view(h, w, 3) for f in frames])
+    frames = [resize_frame(frame, geometry.resized, geometry.resample) for frame in pixels.cpu().numpy()]
+    return torch.from_numpy(np.stack(frames))
 
 
 def geometry_of(ssa: Ssa, size: tuple[int, int]) -> FrameGeometry:
