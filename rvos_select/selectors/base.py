@@ -35,8 +35,8 @@ FROZEN = "frozen."
 class SelectorConfig(Settings):
     """Settings that every selector has; training sets both from the caches."""
 
-    token_channels: int = Field(default=256, ge=1)
-    """C, channels of a token of the tracks cache."""
+    token_channels: int = Field(default=256, ge=0)
+    """C, channels of a token of the tracks cache; 0: the caches hold no tracks, and the selector must draw masks of its own."""
     word_channels: int = Field(default=1024, ge=1)
     """D, channels of a word of the text cache."""
 
@@ -107,6 +107,16 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         logits = self(batch)
         value = bce(logits, batch.target.to(logits.dtype), batch.track_mask, batch.word_mask.any(1), 1.0)
         return {"loss": value}
+
+    def normalisers(self, batch: Batch) -> Mapping[str, float]:
+        """What the sums of its losses are divided by, as counts of `batch`, for a step that is computed in several micro-batches.
+
+        The training loop adds the counts of all micro-batches of a step and gives each the sums as `Batch.normalisers`; with
+        these `loss` divides by them instead of its own counts, so that the losses of the micro-batches add up to that of the step.
+        It is called before the step, with batches on the CPU that hold neither `pixels` nor `frames`, and reads no parameter.
+        The default {} means that every loss is a mean over the expressions: the loop weighs each micro-batch by its share of them.
+        """
+        return {}
 
     def frozen_parts(self, cards: CacheCards) -> Sequence[FrozenPart]:
         """The frozen models that it runs itself, named by the cards of the caches or by its settings.
