@@ -109,7 +109,7 @@ def _masks_of_rows(masks: RleMasks, queries: np.ndarray) -> list[RleMasks]:
 
 def _check_channels(run: Path, selector: Selector, source: TrackSource, words: TextSource) -> None:
     for what, caches, channels, expected in (
-        ("tokens", source.caches, source.card.channels, selector.config.token_channels),
+        ("tokens", source.caches, source.channels, selector.config.token_channels),
         ("words", words.caches, words.card.channels, selector.config.word_channels),
     ):
         if what == "words" and selector.encodes_text:
