@@ -49,14 +49,18 @@ def select_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, sh
         named = ", ".join(near) + (" …" if len(listed) > len(near) else "")
         raise InputError(f"{dataset.root}, split {dataset.split}: no video {missing[0]!r}; its videos: {named}")
     selected = [v for v in listed if v in set(requested)] if requested else listed
-    selected = selected[:limit]
+    return shard_of(selected[:limit], shard)
+
+
+def shard_of(video_ids: Sequence[str], shard: str) -> list[str]:
+    """Every n-th video from the i-th of "i/n". Raises InputError for a malformed shard."""
     try:
         index, count = (int(part) for part in shard.split("/"))
         if not 1 <= index <= count:
             raise ValueError
     except ValueError:
         raise InputError(f"--shard wants i/n with 1 <= i <= n, got {shard!r}") from None
-    return selected[index - 1 :: count]
+    return list(video_ids)[index - 1 :: count]
 
 
 def extract(
