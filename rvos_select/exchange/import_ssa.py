@@ -58,7 +58,7 @@ def import_ssa(checkpoint: PathLike, out: PathLike, clip: PathLike | None = None
         if not trained or not others:
             raise InputError(f"it has {len(trained)} tensors of SSA and {len(own_clip)} of CLIP, expected both; {GIVE}")
         towers = {part: _tower(part, own_clip) for part in (IMAGE_PART, TEXT_PART)}
-        config = {**sizes(trained), "stage_channels": tuple(towers[IMAGE_PART].config.hidden_sizes)}
+        config = {**sizes(trained), "token_channels": 0, "stage_channels": tuple(towers[IMAGE_PART].config.hidden_sizes)}
         model = Ssa(build(SsaConfig, {**config, "clip": str(clip or (out / CLIP_FOLDER).absolute())}, str(checkpoint)))
         model.load_official(trained)
     except InputError as error:
@@ -135,7 +135,7 @@ def _record(checkpoint: Path, model: Ssa, digests: Mapping[str, str]) -> dict[st
     frames = build(tracker.Settings, {}, "tracker frames").model_dump(mode="json")
     words = build(encoder.Settings, {"checkpoint": clip}, "text encoder clip").model_dump(mode="json")
     # SSA's released weights for MeViS; those of other datasets say so nowhere.
-    common = {"dataset": "mevis", "split": "train"}
+    common: dict[str, Any] = {"dataset": "mevis", "split": "train"}
     specs = [spec.to_json() for spec in tracker.feature_specs]
     cards = {
         "tracks": [Card(kind="tracks", producer="frames", settings=frames, channels=0, feature_specs=specs, **common)],
