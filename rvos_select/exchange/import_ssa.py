@@ -19,6 +19,7 @@ from rvos_cache.store import Card, digest, provenance
 from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.tensors import read_tensors
 from rvos_cache.text import encoder_class
+from rvos_cache.text.cues import tagger_version
 from rvos_cache.trackers import tracker_class
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import storing
@@ -66,15 +67,13 @@ def import_ssa(checkpoint: PathLike, out: PathLike, clip: PathLike | None = None
     for name, tensor in trained.items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{checkpoint}: {name} holds other than finite numbers; {GIVE}")
-    folder_name = model.config.clip
-    digests = {part: next(iter(tower_digest(tower, folder_name).values())) for part, tower in towers.items()}
     if clip is not None:
-        _check_same_clip(Path(clip), digests, checkpoint)
+        _check_same_clip(Path(clip), towers, checkpoint)
     with storing(out), new_folder(out) as folder:
         if clip is None:
             convert_clip(checkpoint, folder / CLIP_FOLDER, tokenizer)
         model.save_pretrained(folder / "best")
-        write_json(folder / "settings.json", _record(checkpoint, model, digests))
+        write_json(folder / "settings.json", _record(checkpoint, model, towers))
     unread = tuple(sorted(name for name in others if name not in trained))
     return Imported(out, len(trained), len(own_clip), unread)
 
@@ -84,12 +83,11 @@ def _tower(part: str, tensors: Mapping[str, Tensor]) -> Any:
     return image_tower(parts["image"]) if part == IMAGE_PART else text_tower(parts["text"])
 
 
-def _check_same_clip(clip: Path, digests: Mapping[str, str], checkpoint: Path) -> None:
+def _check_same_clip(clip: Path, towers: Mapping[str, Any], checkpoint: Path) -> None:
     """Raises InputError unless the towers of the folder are those of the checkpoint."""
     loaders = {IMAGE_PART: load_image_tower, TEXT_PART: load_text_tower}
     for part, load in loaders.items():
-        (own,) = tower_digest(load(str(clip)), str(clip)).values()
-        if own != digests[part]:
+        if tower_digest(load(str(clip)), str(clip)) != tower_digest(towers[part], str(clip)):
             raise InputError(
                 f"{clip}: its {part.removeprefix('clip_')} tower is not the one inside {checkpoint}; leave --clip out to convert that"
             )
@@ -128,18 +126,22 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**{name: value for name, value in values.items() if value}, **switches}
 
 
-def _record(checkpoint: Path, model: Ssa, digests: Mapping[str, str]) -> dict[str, Any]:
+def _record(checkpoint: Path, model: Ssa, towers: Mapping[str, Any]) -> dict[str, Any]:
     """The settings.json of the run."""
     clip = model.config.clip
+    digests = {part: tower_digest(tower, clip) for part, tower in towers.items()}
     tracker, encoder = tracker_class("frames"), encoder_class("clip")
     frames = build(tracker.Settings, {}, "tracker frames").model_dump(mode="json")
     words = build(encoder.Settings, {"checkpoint": clip}, "text encoder clip").model_dump(mode="json")
+    weights = {**digests[TEXT_PART], **tagger_version(words["tagger"])}
     # SSA's released weights for MeViS; those of other datasets say so nowhere.
     common: dict[str, Any] = {"dataset": "mevis", "split": "train"}
     specs = [spec.to_json() for spec in tracker.feature_specs]
     cards = {
         "tracks": [Card(kind="tracks", producer="frames", settings=frames, channels=0, feature_specs=specs, **common)],
-        "text": [Card(kind="text", producer="clip", settings=words, channels=model.config.word_channels, **common)],
+        "text": [
+            Card(kind="text", producer="clip", settings=words, channels=model.config.word_channels, weights=weights, **common)
+        ],
         "valid_tracks": list[Card](),
         "valid_text": list[Card](),
     }
@@ -147,7 +149,7 @@ def _record(checkpoint: Path, model: Ssa, digests: Mapping[str, str]) -> dict[st
     return {
         "settings": settings.model_dump(mode="json"),
         "resolved": {"config": model.config.model_dump(mode="json"), "label_iou": None},
-        "frozen": dict(digests),
+        "frozen": {part: next(iter(own.values())) for part, own in digests.items()},
         "imported": {"checkpoint": str(checkpoint), "digest": digest(checkpoint.read_bytes())},
         "sets": {},
         "missing": {},
