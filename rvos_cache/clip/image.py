@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rvos_cache.clip.towers import DEVIATION, HEAD_FILE, IMAGE, MEAN, WHAT, load_image_head, load_image_tower, tower_digest
 from rvos_cache.errors import InputError
-from rvos_cache.media.geometry import Colour, FrameGeometry, shortest_edge
+from rvos_cache.media.geometry import Colour, FrameGeometry
+from rvos_cache.media.resize import shortest_edge
 from rvos_cache.pretrained import checkpoint_source, load_frozen, load_processor, resolve_checkpoint, weights_digest
 
 HEAD_EPS = 1e-6
@@ -70,7 +71,7 @@ class ClipImage:
         raise NotImplementedError
 
     def geometry(self, size: tuple[int, int], short_side: int, long_side: int) -> FrameGeometry:
-        """Of frames of `size` (H, W) whose aspect ratio is kept. Sides as in `media.geometry.shortest_edge`."""
+        """Of frames of `size` (H, W) whose aspect ratio is kept. Sides as in `media.resize.shortest_edge`; short_side 0: their own."""
         raise NotImplementedError
 
     def square(self, size: tuple[int, int], side: int) -> FrameGeometry:
@@ -104,7 +105,7 @@ class ConvNextImage(ClipImage):
 
     def geometry(self, size: tuple[int, int], short_side: int, long_side: int) -> FrameGeometry:
         """As ClipImage; zero-padded at the right and the bottom, as in SSA."""
-        return self._stretched(size, shortest_edge(size, short_side, long_side))
+        return self._stretched(size, shortest_edge(size, short_side, long_side) if short_side else size)
 
 
 class VitImage(ClipImage):
@@ -134,7 +135,8 @@ class VitImage(ClipImage):
     def geometry(self, size: tuple[int, int], short_side: int, long_side: int) -> FrameGeometry:
         """As ClipImage, each side rounded to whole patches: every patch attends to the others, so that padding would change them."""
         patch = self.strides[0]
-        h, w = (max(1, round(side / patch)) * patch for side in shortest_edge(size, short_side, long_side))
+        sides = shortest_edge(size, short_side, long_side) if short_side else size
+        h, w = (max(1, round(side / patch)) * patch for side in sides)
         return self._stretched(size, (h, w))
 
     def square(self, size: tuple[int, int], side: int) -> FrameGeometry:
