@@ -75,6 +75,8 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_vita_head.py": "a_missing_or_misshapen_tensor_is_refused",
         "select/test_sola_checkpoint.py": "a_file_that_is_no_checkpoint_is_one_line",
         "select/test_selector_contract.py": "damaged_or_missing_weights_are_one_line",
+        "cache/test_clip_pooling.py": "wrong_checkpoints_are_errors_of_one_line a_head_of_other_shapes_is_an_error "
+        "a_damaged_preprocessor_config_is_an_error features_beyond_float16_name_the_frame",
     },
     "damaged caches and selections": {
         "test_bad_input.py": "a_damaged_cache_stops_no_other_video_in_predict tokens_that_are_not_numbers",
@@ -93,6 +95,9 @@ KINDS: dict[str, dict[str, str]] = {
         "training_is_resumed_with_the_same_data_only other_data_at_the_root_is_refused "
         "masks_that_were_mended_in_the_dataset_are_noticed scores_against_other_ground_truth_are_not_compared "
         "caches_of_one_split_are_of_the_same_data",
+        "cache/test_pool_clip.py": "what_cannot_be_pooled_is_one_line frames_that_have_changed_fail_and_relabelled_tracks_are_others",
+        "select/test_clip_zero_shot.py": "what_does_not_fit_is_one_line what_ask_without_a_run_refuses "
+        "ask_pools_the_tracks_of_a_run frames_that_change_while_they_are_pooled_leave_no_tracks",
         "select/test_submit.py": "masks_of_another_split_are_refused",
         "test_ask.py": "frames_that_were_overwritten_are_other_frames tracks_belong_to_the_content_of_the_frames "
         "frames_that_change_while_they_are_read_leave_no_tracks",

@@ -59,8 +59,6 @@ def write_tiny(folder: Path) -> Tiny:
         for video in videos.values():
             video["expressions"] = dict(list(video["expressions"].items())[:SENTENCES])
         path.write_text(json.dumps({"videos": videos}))
-        name: {s: folder / s / f"{name}.zarr" for s in SPLITS} for name in ("frames", "text", "flow")
-    }
     for split in SPLITS:
         extract("mevis", root, split, "frames", folder / split / "frames.zarr", overrides={"short_side": 0})
         extract_text("mevis", root, split, "clip", folder / split / "text.zarr", overrides={"checkpoint": clip})
