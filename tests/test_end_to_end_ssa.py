@@ -163,7 +163,7 @@ def test_a_run_starts_from_a_checkpoint(work: Path, tmp_path: Path, capsys: pyte
         code, stderr = call(patch, capsys, *train, *options, "--set", f"init={tmp_path / 'coco.pth'}", "--out", tmp_path / "run")
     assert code == 0
     assert "start: 96 of 257 tensors" in stderr and "start: of another shape in the checkpoint are frame_decoder 1" in stderr
-    assert "video 58" in stderr and "adapters 80" in stderr and "2 of its tensors are not read" in stderr
+    assert "start: random are adapters 80, " in stderr and "2 of its tensors are not read; start.json" in stderr
     started = load_selector(tmp_path / "run")
     assert isinstance(started, Ssa)
     assert torch.allclose(started.frame_decoder.query_embed.weight, torch.tensor(0.25), atol=1e-4)
