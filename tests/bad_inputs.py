@@ -52,6 +52,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_corruptions.py": "another_name_or_severity_is_one_line",
         "cache/test_budget.py": "what_is_no_size_is_a_usage_error",
         "cache/test_sam2.py": "an_invalid_setting_is_named",
+        "cache/test_frames_tracker.py": "a_frame_has_one_size what_cannot_be_extracted_beside_is_one_line_before_anything_runs",
         "cache/test_vita.py": "impossible_settings_are_refused",
         "select/test_dmvs.py": "settings_that_do_not_fit_are_one_line",
         "select/test_policy.py": "choices_that_cannot_be every_command_refuses_the_same",
@@ -70,6 +71,9 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_pretrained.py": "a_damaged_checkpoint_is_one_line a_weight_of_another_shape_is_named_with_both_shapes "
         "weights_in_a_pickle_are_not_read",
         "cache/test_tensors.py": "anything_else_is_refused_in_one_line",
+        "cache/test_clip_convert.py": "each_missing_tensor_is_named each_wrong_shape_is_an_error code_in_a_checkpoint_is_not_run "
+        "an_unknown_tensor_is_named_and_no_folder_is_left a_wrong_vocabulary_says_where_the_right_one_is "
+        "two_tensors_of_one_name_are_refused a_folder_that_is_no_clip_is_refused",
         "cache/test_vita_convert.py": "a_file_that_is_not_a_checkpoint_is_an_error_of_one_line code_in_a_checkpoint_is_not_run "
         "each_missing_tensor_is_named",
         "cache/test_vita_head.py": "a_missing_or_misshapen_tensor_is_refused",
