@@ -25,7 +25,7 @@ from rvos_cache.shapes import make_video
 from rvos_cache.shapes.scene import COLOURS, SHAPES, Appearance
 from rvos_cache.system.files import new_folder
 from rvos_cache.system.progress import Progress
-from rvos_cache.trackers.vita import FrameGeometry, HeadSizes, VitaHead
+from rvos_cache.trackers.vita import HeadSizes, VitaHead, vita_geometry
 from rvos_cache.trackers.vita.segmenter import HEAD_FILE
 from rvos_select.losses.matching import assign
 from rvos_select.selectors.dmvs_masks import pair_losses, point_costs
@@ -158,7 +158,7 @@ def label(appearance: Appearance) -> int:
 def _clips(videos: list[tuple[list[Any], Any, Tensor]], seed: int) -> Iterator[list[Clip]]:
     """Clips of random frames, mirrored or not."""
     rng = np.random.default_rng(seed)
-    geometry = FrameGeometry.of((SHORT, LONG), SHORT, LONG)
+    geometry = vita_geometry((SHORT, LONG), SHORT, LONG)
     while True:
         clips = []
         for _ in range(CLIPS):

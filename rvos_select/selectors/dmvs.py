@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_cache.errors import InputError
-from rvos_cache.trackers.vita.geometry import FrameGeometry
+from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rvos_cache.trackers.vita.geometry import FrameGeometry
+from rvos_cache.media.geometry import FrameGeometry
 from rvos_select.data.batch import FrameArray
 from rvos_select.losses.matching import bce_costs, dice_costs
 from rvos_select.losses.points import bce_loss, dice_loss, sample, uncertain_points

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
+from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.store import Card
-from rvos_cache.trackers.vita.geometry import FrameGeometry
+from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_cache.trackers.vita.segmenter import HEAD_FILE, head_hash, load_head
 from rvos_select.selectors.frozen import FrozenPart
@@ -58,7 +59,7 @@ class VitaInput:
 
     def geometry(self, size: tuple[int, int]) -> FrameGeometry:
         """Of frames of `size` (H, W)."""
-        return FrameGeometry.of(size, self.short_side, self.long_side)
+        return vita_geometry(size, self.short_side, self.long_side)
 
 
 def vita_head(cards: Sequence[Card], width: int, token_channels: int) -> FrozenPart:

@@ -17,7 +17,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_video
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackCache, write_tracks
-from rvos_cache.trackers.vita import FrameGeometry, VideoQueries, VitaHead, VitaSettings, VitaTracker, load_head
+from rvos_cache.trackers.vita import VideoQueries, VitaHead, VitaSettings, VitaTracker, load_head, vita_geometry
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.tracker import best_queries
 from rvos_cache.types import TrackSet, Video
@@ -58,7 +58,7 @@ def near(a: NDArray[Any], b: NDArray[Any]) -> bool:
 def test_frame_queries_are_the_input_of_both_heads_of_mask2former(exact: TrackSet) -> None:
     model = mask2former()
     frames = video()
-    geometry = FrameGeometry.of(frames.size, 64, 96)
+    geometry = vita_geometry(frames.size, 64, 96)
     output = model(torch.stack([geometry.image(frames.read(t)) for t in range(7)]))
     q_f = torch.from_numpy(exact.features["q_f"]).float()
     assert q_f.shape == (7, SIZES.frame_queries, CHANNELS)
@@ -73,11 +73,11 @@ def test_mask_features_are_vitas_projection_of_the_input_of_mask2formers_project
     projection = model.model.pixel_level_module.decoder.mask_projection
     projection.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     frames = video()
-    geometry = FrameGeometry.of(frames.size, 64, 96)
+    geometry = vita_geometry(frames.size, 64, 96)
     output = model(torch.stack([geometry.image(frames.read(t)) for t in range(7)]))
     expected = torch.nn.functional.conv2d(inputs[0], vita_head().vita_mask_features.weight, vita_head().vita_mask_features.bias)
     f_mask = torch.from_numpy(f_mask_of(exact)).float()
-    assert f_mask.shape == (7, *geometry.cells, CHANNELS)
+    assert f_mask.shape == (7, *geometry.cells(), CHANNELS)
     assert torch.allclose(f_mask, expected.permute(0, 2, 3, 1), atol=5e-3)
     assert not torch.allclose(f_mask, output.pixel_decoder_last_hidden_state.permute(0, 2, 3, 1), atol=0.1)
 
@@ -109,7 +109,7 @@ def test_the_head_returns_the_stored_outputs_for_the_stored_queries(exact: Track
 
 def test_float16_hardly_changes_the_class_scores(exact: TrackSet) -> None:
     frames = video()
-    geometry = FrameGeometry.of(frames.size, 64, 96)
+    geometry = vita_geometry(frames.size, 64, 96)
     vita = tracker()
     unrounded, _ = vita.segmenter(torch.stack([geometry.image(frames.read(t)) for t in range(7)]))
     queries = vita.head(unrounded[None])
@@ -121,7 +121,7 @@ def test_masks_presence_and_tokens_agree_with_plain_loops() -> None:
     """In a frame of the input's size a cell is four by four pixels."""
     tracks = tracker(profile="exact", max_tracks=4).track(video(3, (64, 96)), ())
     f_mask, embeddings = f_mask_of(tracks).astype(np.float32), tracks.features["mask_embed"]
-    geometry = FrameGeometry.of((64, 96), 64, 96)
+    geometry = vita_geometry((64, 96), 64, 96)
     assert geometry.resized == geometry.padded == (64, 96) and tracks.masks.shape[0] > 1
     for n, query in enumerate(tracks.features["query"]):
         for t in range(3):

@@ -104,8 +104,8 @@ def test_a_perfect_answer_has_the_least_loss() -> None:
     geometry = INPUT.geometry(SIZE)
     truth = torch.zeros(2, 2, *SIZE, dtype=torch.bool)
     truth[0, :, 4:12, 4:16] = truth[1, :, 12:20, 20:36] = True
-    small = F.interpolate(in_input(truth, geometry), geometry.cells, mode="area").movedim(0, -1)
-    features = torch.zeros(2, *geometry.cells, CHANNELS)
+    small = F.interpolate(in_input(truth, geometry), geometry.cells(), mode="area").movedim(0, -1)
+    features = torch.zeros(2, *geometry.cells(), CHANNELS)
     features[..., :2] = 60 * (small - 0.5)
     x = replace(x, truth=(truth,), frames={**x.frames, "f_mask": (features,)})
     embed = torch.zeros(1, 1, 4, CHANNELS)
@@ -254,7 +254,7 @@ def test_masks_and_choice_are_learnt() -> None:
     truth = torch.zeros(2, 3, *SIZE, dtype=torch.bool)
     for t in range(3):
         truth[0, t, 3:13, 3 + 3 * t : 15 + 3 * t] = truth[1, t, 12:22, 26 - 3 * t : 38 - 3 * t] = True
-    share = F.interpolate(in_input(truth, INPUT.geometry(SIZE)), INPUT.geometry(SIZE).cells, mode="area")
+    share = F.interpolate(in_input(truth, INPUT.geometry(SIZE)), INPUT.geometry(SIZE).cells(), mode="area")
     g = torch.Generator().manual_seed(0)
     features = torch.einsum("athw,ac->thwc", share, 3 * torch.randn(2, CHANNELS, generator=g))
     features = features + 0.1 * torch.randn(features.shape, generator=g) + 0.5 * torch.randn(CHANNELS, generator=g)
@@ -283,9 +283,9 @@ def test_clips_of_videos_of_different_sizes_share_a_batch() -> None:
     g = torch.Generator().manual_seed(0)
     b = replace(
         b, sizes=((24, 24),), truth=(torch.rand(2, 3, 24, 24, generator=g) < 0.3,),
-        frames={**b.frames, "f_mask": (torch.randn(3, *wide.cells, CHANNELS, generator=g),)},
+        frames={**b.frames, "f_mask": (torch.randn(3, *wide.cells(), CHANNELS, generator=g),)},
     )  # fmt: skip
-    assert wide.cells != INPUT.geometry(SIZE).cells
+    assert wide.cells() != INPUT.geometry(SIZE).cells()
     parts = {
         name: torch.cat([getattr(a, name), getattr(b, name)])
         for name in (

@@ -46,7 +46,7 @@ def batch(
 ) -> Batch:
     """Everything that DMVS reads; the first word is a special one. shared: the expressions are of one video."""
     g = torch.Generator().manual_seed(seed)
-    lead, (h, w) = 1 if shared else b, INPUT.geometry(SIZE).cells
+    lead, (h, w) = 1 if shared else b, INPUT.geometry(SIZE).cells()
 
     def some(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=g)

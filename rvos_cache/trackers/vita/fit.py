@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
+from rvos_cache.media.geometry import STRIDE, FrameGeometry
 from rvos_cache.trackers.vita.basis import Basis, Moments, fit_basis
-from rvos_cache.trackers.vita.geometry import STRIDE, FrameGeometry
 from rvos_cache.trackers.vita.spool import Spool, SpooledFrames
 from rvos_cache.trackers.vita.tracker import VitaTracker, best_queries
 from rvos_cache.trackers.vita.tracks import decode_queries

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rvos_cache.trackers.vita.basis import Basis
-from rvos_cache.trackers.vita.geometry import FrameGeometry
+from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import HeadSizes
 from rvos_cache.trackers.vita.settings import Profile, VitaSettings
 from rvos_cache.trackers.vita.spool import Spool, SpooledFrames
@@ -75,7 +75,7 @@ def video_bytes(settings: VitaSettings, sizes: HeadSizes, size: tuple[int, int],
     Exact if the video has `max_tracks` tracks, except for the masks, whose size is an average.
     """
     n = min(settings.max_tracks, sizes.video_queries)
-    h, w = FrameGeometry.of(size, settings.short_side, settings.long_side).cells
+    h, w = vita_geometry(size, settings.short_side, settings.long_side).cells()
     letters = {"T": frames, "R": len(kept_frames(settings, frames)), "N": n, "h": h, "w": w}
     out = {spec.name: _bytes(spec, letters) for spec in feature_specs(settings, sizes, rank)}
     tokens = _bytes(FeatureSpec("tokens", ("N", "T", sizes.mask_channels)), letters)

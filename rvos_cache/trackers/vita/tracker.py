@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
+from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.settings import Settings
 from rvos_cache.trackers.base import Tracker
 from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.trackers.vita.basis import Basis
-from rvos_cache.trackers.vita.geometry import FrameGeometry
+from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import VideoQueries
 from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_features, profile_bytes
 from rvos_cache.trackers.vita.segmenter import head_hash, load_vita
@@ -81,7 +82,7 @@ class VitaTracker(Tracker):
 
     def geometry(self, video: Video) -> FrameGeometry:
         """The geometry of the video's frames in the segmenter's input and maps."""
-        return FrameGeometry.of(video.size, self.settings.short_side, self.settings.long_side)
+        return vita_geometry(video.size, self.settings.short_side, self.settings.long_side)
 
     def frame_features(self, video: Video, geometry: FrameGeometry) -> tuple[NDArray[np.float16], Spool]:
         """Frame queries float16 (T, Nf, C) and mask features float16 (T, h, w, Cm), `frames_per_pass` frames at a time.
@@ -89,7 +90,7 @@ class VitaTracker(Tracker):
         Raises InputError for features that do not fit in float16.
         """
         queries = []
-        spool = Spool((*geometry.cells, self.channels), "float16")
+        spool = Spool((*geometry.cells(), self.channels), "float16")
         for start in range(0, len(video), self.settings.frames_per_pass):
             self.progress(0.8 * start / len(video))
             part = range(start, min(start + self.settings.frames_per_pass, len(video)))

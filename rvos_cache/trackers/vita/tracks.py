@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.masks import RleMasks
-from rvos_cache.trackers.vita.geometry import FrameGeometry
+from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.trackers.vita.spool import Spool
 
 

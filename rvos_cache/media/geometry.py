@@ -1,0 +1,122 @@
+"""The geometry of frames, of a frozen model's input and of its maps.
+
+Letters: H W pixels of the frame, h w cells of a map, K masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+STRIDE = 4
+"""Input pixels along the side of a cell of the finest map."""
+DIVISOR = 32
+"""By default the input is padded to multiples of this many pixels, the side of a cell of the coarsest map."""
+
+Colour = tuple[float, float, float]
+"""A value of red, green and blue from 0 to 255."""
+
+
+@dataclass(frozen=True)
+class FrameGeometry:
+    """Where frames of one size lie in a model's input and in its maps, and how their pixels are normalised.
+
+    size: (H, W) of the frame; resized: of the frame in the input; padded: of the input, whose right and bottom are padding;
+    mean, deviation: subtracted from the pixels, then divided by; resample: Pillow's filter that resizes the frame.
+    """
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    padded: tuple[int, int]
+    mean: Colour
+    deviation: Colour
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        short_side: int,
+        long_side: int,
+        *,
+        mean: Colour,
+        deviation: Colour,
+        divisor: int = DIVISOR,
+        resample: Image.Resampling = Image.Resampling.BILINEAR,
+    ) -> FrameGeometry:
+        """Of frames whose aspect ratio is kept, zero-padded to multiples of `divisor` pixels. Sides as `shortest_edge`."""
+        resized = shortest_edge(size, short_side, long_side)
+        return cls.stretched(size, resized, mean=mean, deviation=deviation, divisor=divisor, resample=resample)
+
+    @classmethod
+    def stretched(
+        cls,
+        size: tuple[int, int],
+        resized: tuple[int, int],
+        *,
+        mean: Colour,
+        deviation: Colour,
+        divisor: int = DIVISOR,
+        resample: Image.Resampling = Image.Resampling.BILINEAR,
+    ) -> FrameGeometry:
+        """Of frames resized to exactly `resized` (a square, or multiples of a patch), zero-padded to multiples of `divisor`."""
+        h, w = (-(-side // divisor) * divisor for side in resized)
+        return cls(size, resized, (h, w), mean, deviation, resample)
+
+    def cells(self, stride: int = STRIDE) -> tuple[int, int]:
+        """(h, w) of the map of `stride` input pixels per cell, including its padding."""
+        return self.padded[0] // stride, self.padded[1] // stride
+
+    def image(self, frame: NDArray[np.uint8]) -> Tensor:
+        """The model's input float32 (3, padded) of a frame (H, W, 3) uint8 RGB: resized, normalised, zero-padded."""
+        h, w = self.resized
+        # As detectron2: on uint8 and by Pillow, whose filters antialias when they reduce.
+        small = np.asarray(Image.fromarray(frame).resize((w, h), self.resample), np.float32)
+        normalised = (small - np.array(self.mean, np.float32)) / np.array(self.deviation, np.float32)
+        out = torch.zeros(3, *self.padded)
+        out[:, :h, :w] = torch.from_numpy(normalised.transpose(2, 0, 1))
+        return out
+
+    def enlarge(self, logits: Tensor) -> Tensor:
+        """Mask logits (K, h, w) resized to the input, without its padding, then to the frame (K, H, W), both bilinearly."""
+        full = F.interpolate(logits[None], self.padded, mode="bilinear", align_corners=False)
+        inside = full[:, :, : self.resized[0], : self.resized[1]]
+        return F.interpolate(inside, self.size, mode="bilinear", align_corners=False)[0]
+
+    def shares(self, masks: Tensor, stride: int = STRIDE) -> Tensor:
+        """The share of each cell that masks (K, H, W) cover: float32 (K, h, w) in [0, 1], zero in the padding.
+
+        Areas are exact, so the share of a mask of one pixel is small but not zero, at every stride.
+        """
+        rows, columns = (
+            _overlap(cells, side, scaled, stride).to(masks.device)
+            for cells, side, scaled in zip(self.cells(stride), self.size, self.resized)
+        )
+        return rows @ masks.float() @ columns.T
+
+
+def shortest_edge(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+    """(h, w): the shorter side becomes `short_side` pixels, or less so that the longer side is at most `long_side`.
+
+    Rounded as by detectron2's ResizeShortestEdge.
+    """
+    scale = short_side / min(size)
+    sides = [side * scale for side in size]
+    if max(sides) > long_side:
+        sides = [side * long_side / max(sides) for side in sides]
+    h, w = (max(1, int(side + 0.5)) for side in sides)
+    return h, w
+
+
+def _overlap(cells: int, pixels: int, scaled: int, stride: int) -> Tensor:
+    """The share of each cell's side that each pixel covers, (cells, pixels); all `pixels` together span `scaled` input pixels."""
+    start = torch.arange(cells, dtype=torch.float64)[:, None] * stride
+    edges = torch.arange(pixels + 1, dtype=torch.float64) * (scaled / pixels)
+    inside = torch.minimum(start + stride, edges[1:]) - torch.maximum(start, edges[:-1])
+    return (inside.clamp(min=0) / stride).float()
