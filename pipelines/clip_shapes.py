@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,9 @@ from pipelines.shapes_words import Description, caption, describe, make_tokenize
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.clip.towers import DEVIATION, HEAD_FILE, IMAGE, MEAN, TEXT, encode_texts, tokenize
 from rvos_cache.errors import InputError
+from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.shapes import make_video
+from rvos_cache.shapes.motion import HEIGHT, WIDTH
 from rvos_cache.shapes.scene import COLOURS, SHAPES, Scene
 from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.system.progress import Progress
@@ -40,6 +41,9 @@ JOINT = 96
 """D."""
 SHORT = 192
 """Short side of the frames, twice their own: the last stage, at stride 32, then has 6 x 10 cells, about one per object."""
+LAST_STRIDE = 32
+"""Input pixels along the side of a cell of the last stage's map."""
+GEOMETRY = FrameGeometry.of((HEIGHT, WIDTH), SHORT, 2 * WIDTH, mean=MEAN, deviation=DEVIATION)
 FRAMES, TEXTS = 16, 48
 """Frames, and sentences of the text loss, per step."""
 STRIDE = 4
@@ -71,8 +75,12 @@ class ShapesClip(nn.Module):
 
         super().__init__()
         end = tokenizer.eos_token_id
-        self.image = ConvNextModel(ConvNextConfig(hidden_sizes=list(WIDTHS), depths=list(DEPTHS), layer_scale_init_value=0.1))
+        self.image = ConvNextModel(ConvNextConfig(hidden_sizes=list(WIDTHS), depths=list(DEPTHS), layer_scale_init_value=1.0))
         self.image.layernorm.requires_grad_(False)
+        for module in self.image.modules():
+            # transformers' own values, and layer scales of 1e-6, are for long training: with them shapes are not learned in minutes.
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         self.text = CLIPTextModelWithProjection(
             CLIPTextConfig(
                 vocab_size=len(tokenizer), hidden_size=JOINT, intermediate_size=2 * JOINT, projection_dim=JOINT, num_hidden_layers=2,
@@ -82,7 +90,11 @@ class ShapesClip(nn.Module):
         )  # fmt: skip
         width = WIDTHS[-1]
         self.head = nn.ModuleDict(
-            {"norm": nn.LayerNorm(width, 1e-6), "fc1": nn.Linear(width, 2 * width), "fc2": nn.Linear(2 * width, JOINT, bias=False)}
+            {
+                "norm": nn.LayerNorm(width, 1e-6),
+                "fc1": nn.Linear(width, 2 * JOINT),
+                "fc2": nn.Linear(2 * JOINT, JOINT, bias=False),
+            }
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.positions = nn.Embedding(77, JOINT)
@@ -122,14 +134,16 @@ class ShapesClip(nn.Module):
 @click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/clip_shapes"), show_default=True)
 @click.option("--videos", default=500, show_default=True)
-@click.option("--steps", default=1000, show_default=True)
+@click.option("--steps", default=800, show_default=True)
 @click.option("--rate", default=2e-3, show_default=True)
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
 def clip_shapes(out: Path, videos: int, steps: int, rate: float, seed: int) -> None:
     """Train and write the folder that `--encoder clip`, `pool-clip` and `clip-zero-shot` take, and print its accuracy."""
     train_clip(out, videos, steps, rate, seed)
     correct, count = accuracy(out, seed, max(1, videos // 10))
-    click.echo(f"the object of a static sentence, among those of a frame by their true masks: {100 * correct / count:.1f} % of {count}")
+    click.echo(
+        f"the object of a static sentence, among those of a frame by their true masks: {100 * correct / count:.1f} % of {count}"
+    )
     click.echo(f"checkpoint: {out}")
 
 
@@ -143,7 +157,7 @@ def train_clip(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
     tokenizer = make_tokenizer()
     model = ShapesClip(tokenizer)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
     first = 0
     if (run / "last").exists():
         state = load_state(run, model, optimizer)
@@ -223,23 +237,12 @@ def _description(scene: Scene, a: int, t: int) -> Description:
 
 def objects_of(model: ShapesClip, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
     """Unit vectors (A, D) of all objects of the frames, in their order, and of the frames, (B, D)."""
-    images = torch.stack([_image(frame.image) for frame in frames])
-    features = model.map(images)
+    features = model.map(torch.stack([GEOMETRY.image(frame.image) for frame in frames]))
     pooled = []
     for frame, cells in zip(frames, features):
-        masks = torch.from_numpy(frame.masks[:, None].astype(np.float32))
-        shares = F.interpolate(masks, size=cells.shape[1:], mode="area").flatten(1)
+        shares = GEOMETRY.shares(torch.from_numpy(frame.masks), LAST_STRIDE).flatten(1)
         pooled.append(shares / shares.sum(1, keepdim=True) @ cells.flatten(1).T)
     return model.project(torch.cat(pooled)), model.project(features.mean((2, 3)))
-
-
-def _image(frame: Any) -> Tensor:
-    """(3, H, W) of a frame uint8 (h, w, 3), its short side SHORT, its colours normalised."""
-    height, width = frame.shape[:2]
-    scale = SHORT / min(height, width)
-    large = cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_LINEAR)
-    normalised = (large.astype(np.float32) - np.float32(MEAN)) / np.float32(DEVIATION)
-    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
 
 
 def _loss(model: ShapesClip, tokenizer: Any, frames: Sequence[Frame], rng: np.random.Generator) -> Tensor:

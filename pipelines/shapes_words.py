@@ -54,8 +54,11 @@ class Claim:
 
 
 def describe(rng: np.random.Generator, thing: Description, size: float = 0.3) -> Claim:
-    """Return a sentence that is true of the object, of its colour, its shape or both; with its size in a share `size` of them."""
-    says_colour, says_shape = ((True, False), (False, True), (True, True), (True, True))[rng.integers(4)]
+    """Return a sentence that is true of the object, of its colour, its shape or both; with its size in a share `size` of them.
+
+    Colours are learned long before shapes, so a shape is said twice as often.
+    """
+    says_colour, says_shape = ((True, False), (False, True), (False, True), (True, True), (True, True))[rng.integers(5)]
     said_size = thing.size if rng.random() < size else ""
     noun = thing.shape if says_shape else str(rng.choice(["object", "one"] if says_colour else NOUNS[-4:]))
     words = [said_size, thing.colour if says_colour else "", noun]
@@ -98,7 +101,13 @@ def make_tokenizer() -> Any:
     words |= {form for noun in NOUNS for form in (noun, plural(noun))}
     words |= {"the", "a", "all", "and", "everything", "small", "big"}
     letters, merges = list(bytes_to_unicode().values()), _merges(words)
-    tokens = [*letters, *(letter + END_OF_WORD for letter in letters), *dict.fromkeys("".join(pair) for pair in merges), START, END]
+    tokens = [
+        *letters,
+        *(letter + END_OF_WORD for letter in letters),
+        *dict.fromkeys("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
 
 

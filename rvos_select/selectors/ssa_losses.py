@@ -108,9 +108,7 @@ def terms(
     return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
 
 
-def _clip_terms(
-    found: Found, b: int, truth: Tensor, config: SsaConfig, divisors: Mapping[str, float]
-) -> dict[str, Tensor]:
+def _clip_terms(found: Found, b: int, truth: Tensor, config: SsaConfig, divisors: Mapping[str, float]) -> dict[str, Tensor]:
     """The terms of clip `b` alone, divided by the divisors of all clips."""
     visible = truth.flatten(2).any(2)
     # An object that no frame of the clip shows is no target.
@@ -137,9 +135,7 @@ def _clip_terms(
 
 
 @torch.no_grad()
-def _match_frames(
-    logits: Tensor, masks: Tensor, objects: Tensor, visible: Tensor, config: SsaConfig
-) -> list[list[Pairs]]:
+def _match_frames(logits: Tensor, masks: Tensor, objects: Tensor, visible: Tensor, config: SsaConfig) -> list[list[Pairs]]:
     """The pairs of each layer and frame: logits (L, T, Q, 2), masks (L, T, Q, h, w), objects (A, T, H, W), visible bool (A, T)."""
     layers, frames, queries = logits.shape[:3]
     points = torch.rand(layers * frames, config.points, 2, device=logits.device)
@@ -160,9 +156,7 @@ def _match_frames(
 
 
 @torch.no_grad()
-def _match_videos(
-    logits: Tensor, embed: Tensor, features: Tensor, objects: Tensor, config: SsaConfig
-) -> list[Pairs]:
+def _match_videos(logits: Tensor, embed: Tensor, features: Tensor, objects: Tensor, config: SsaConfig) -> list[Pairs]:
     """The pairs of each of K: logits (K, Q, 2), embed (K, Q, C), features (T, C, h, w), objects (A, T, H, W)."""
     count = config.points
     points = torch.rand(len(logits), count, 2, device=logits.device)
@@ -178,9 +172,7 @@ def _match_videos(
     return out
 
 
-def _frame_mask_losses(
-    masks: Tensor, objects: Tensor, pairs: Sequence[Pairs], config: SsaConfig
-) -> tuple[Tensor, Tensor]:
+def _frame_mask_losses(masks: Tensor, objects: Tensor, pairs: Sequence[Pairs], config: SsaConfig) -> tuple[Tensor, Tensor]:
     """Sums of BCE and of Dice over the pairs of each frame: masks (T, Q, h, w), objects (A, T, H, W)."""
     logits = torch.cat([masks[t, rows] for t, (rows, _) in enumerate(pairs)]).float()
     truth = torch.cat([objects[columns, t] for t, (_, columns) in enumerate(pairs)])

@@ -29,9 +29,7 @@ class Ssa(Selector):
         self.adapters = nn.ModuleList(
             Adapter(channels, c.width, c.word_channels) for channels in (c.stage_channels if c.adapters else ())
         )
-        self.pixel_decoder = PixelDecoder(
-            c.stage_channels, c.width, c.pixel_hidden, c.pixel_depth, c.fusion_width, c.fusion
-        )
+        self.pixel_decoder = PixelDecoder(c.stage_channels, c.width, c.pixel_hidden, c.pixel_depth, c.fusion_width, c.fusion)
         self.frame_decoder = FrameDecoder(c.width, c.hidden, c.frame_depth, c.queries, LEVELS)
         self.video = VideoPart(c.width, c.hidden, c.video_layers, c.queries, c.link, c.temporal, c.ensemble)
         self.mask_features = nn.Conv2d(c.width, c.width, 1)
