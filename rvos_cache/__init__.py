@@ -23,6 +23,7 @@ _EXPORTS = {
     "rvos_cache.exchange.import_masks": ("import_masks",),
     "rvos_cache.exchange.import_sola": ("import_sola",),
     "rvos_cache.exchange.mirror": ("mirror",),
+    "rvos_cache.exchange.pool_clip": ("pool_clip",),
     "rvos_cache.exchange.relabel": ("relabel",),
     "rvos_cache.extraction": ("ExtractReport", "Plan", "engine_of", "extract", "extract_all", "extract_text", "plan"),
     "rvos_cache.masks": ("RleMasks",),
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from rvos_cache.exchange.import_masks import import_masks
     from rvos_cache.exchange.import_sola import import_sola
     from rvos_cache.exchange.mirror import mirror
+    from rvos_cache.exchange.pool_clip import pool_clip
     from rvos_cache.exchange.relabel import relabel
     from rvos_cache.extraction import ExtractReport, engine_of, extract, extract_all, extract_text
     from rvos_cache.extraction.plan import Plan, plan
@@ -61,7 +63,8 @@ __all__ = [
     "VIDEO", "Dataset", "Expression", "ExtractReport", "FeatureSpec", "GroundTruth", "InputError", "Overlap", "Plan", "RleMasks",
     "Selection", "SelectionCache", "Settings", "TextCache", "TextEncoder", "TrackCache", "TrackSet", "Tracker", "Video", "Words",
     "check", "content_digest", "dataset_faults", "engine_of", "export_sola", "extract", "extract_all", "extract_text",
-    "import_masks", "import_sola", "mirror", "open_cache", "open_dataset", "plan", "relabel", "verify", "write_shapes",
+    "import_masks", "import_sola", "mirror", "open_cache", "open_dataset", "plan", "pool_clip", "relabel", "verify",
+    "write_shapes",
 ]  # fmt: skip
 
 

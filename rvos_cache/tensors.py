@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 SAFETENSORS = ".safetensors"
 
 
-def read_tensors(path: Path | str, how_to_fix: str, device: str = "cpu", nested: str | None = None) -> dict[str, Tensor]:
+def read_tensors(path: Path | str, how_to_fix: str, device: str = "cpu", nested: str | Sequence[str] = ()) -> dict[str, Tensor]:
     """Name -> tensor of a file, on `device`: a `.safetensors` file, or else one that torch.save wrote.
 
-    how_to_fix: the end of the messages; nested: a key under which a file of torch.save may hold the tensors.
+    how_to_fix: the end of the messages; nested: keys under the first of which a file of torch.save may hold the tensors.
     Raises InputError: there is no such file, or it is damaged or holds anything but named tensors.
     """
     path = Path(path)
@@ -25,7 +25,7 @@ def read_tensors(path: Path | str, how_to_fix: str, device: str = "cpu", nested:
         raise InputError(f"{path}: no such file; {how_to_fix}")
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path, how_to_fix, device)
-    return _read_saved(path, how_to_fix, device, nested)
+    return _read_saved(path, how_to_fix, device, (nested,) if isinstance(nested, str) else nested)
 
 
 def _read_safetensors(path: Path, how_to_fix: str, device: str) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ def _read_safetensors(path: Path, how_to_fix: str, device: str) -> dict[str, Ten
         raise InputError(f"{path}: not a readable safetensors file ({_one_line(error)}); {how_to_fix}") from error
 
 
-def _read_saved(path: Path, how_to_fix: str, device: str, nested: str | None) -> dict[str, Tensor]:
+def _read_saved(path: Path, how_to_fix: str, device: str, nested: Sequence[str]) -> dict[str, Tensor]:
     import torch
 
     try:
@@ -48,8 +48,8 @@ def _read_saved(path: Path, how_to_fix: str, device: str, nested: str | None) ->
         raise InputError(
             f"{path}: cannot be read as tensors alone ({_one_line(error)}), and code in it is never run; {how_to_fix}"
         ) from error
-    if isinstance(content, Mapping) and nested in content:
-        content = content[nested]
+    key = next((key for key in nested if isinstance(content, Mapping) and key in content), None)
+    content = content if key is None else content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise InputError(f"{path}: expected named tensors, found {_describe(content)}; {how_to_fix}")
     return dict(content)

@@ -27,7 +27,7 @@ _EXPORTS = {
     "rvos_select.evaluation.evaluate": ("evaluate",),
     "rvos_select.evaluation.oracle": ("oracle",),
     "rvos_select.exchange.import_sola": ("import_sola",),
-    "rvos_select.inference.ask": ("ask",),
+    "rvos_select.inference.ask": ("ask", "ask_untrained"),
     "rvos_select.inference.predict": ("predict", "select_all"),
     "rvos_select.merging.label_maps": ("Answer", "label_map"),
     "rvos_select.merging.merge": ("merge",),
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from rvos_select.evaluation.evaluate import evaluate
     from rvos_select.evaluation.oracle import oracle
     from rvos_select.exchange.import_sola import import_sola
-    from rvos_select.inference.ask import ask
+    from rvos_select.inference.ask import ask, ask_untrained
     from rvos_select.inference.predict import predict, select_all
     from rvos_select.merging.label_maps import Answer, label_map
     from rvos_select.merging.merge import merge
@@ -65,9 +65,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer", "Batch", "Decision", "FrozenPart", "InferenceVideo", "InputError", "PolicyOptions", "Scored", "Selection",
-    "SelectionPolicy", "Selector", "SelectorConfig", "Settings", "TrainSettings", "__version__", "ask", "compare", "evaluate",
-    "import_sola", "label_map", "load_selector", "merge", "oracle", "predict", "report", "select_all", "submit",
-    "submit_selections", "train",
+    "SelectionPolicy", "Selector", "SelectorConfig", "Settings", "TrainSettings", "__version__", "ask", "ask_untrained",
+    "compare", "evaluate", "import_sola", "label_map", "load_selector", "merge", "oracle", "predict", "report", "select_all",
+    "submit", "submit_selections", "train",
 ]  # fmt: skip
 
 

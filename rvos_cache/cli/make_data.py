@@ -1,14 +1,18 @@
-"""Commands that write a dataset, or a cache from another cache: shapes, convert, mirror."""
+"""Commands that write a dataset, or a cache from another cache: shapes, convert, mirror, relabel, pool-clip."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from rvos_cache.cli.options import JOBS, OUT, PATH
+from rvos_cache.cli.options import BUDGET, JOBS, OUT, PATH, SHARD
 from rvos_cache.cli.run import Resumable, print_reports
 from rvos_cache.system.progress import Progress
+
+if TYPE_CHECKING:
+    from rvos_cache.exchange.pool_clip import PooledBytes
 
 
 @click.command()
@@ -73,4 +77,57 @@ def relabel(cache: Path, root: Path | None, out: Path, jobs: int) -> None:
     print_reports({str(out): step(cache, out, root, jobs)})
 
 
-COMMANDS: tuple[click.Command, ...] = (shapes, convert, mirror, relabel)
+@click.command("pool-clip", cls=Resumable)
+@click.argument("cache", type=PATH)
+@click.option("--out", type=PATH, help="Cache to write (.zarr).  [default: <cache>-clip.zarr beside it]")
+@click.option("--root", type=PATH, help="The dataset's folder.  [default: the root in the cache's card]")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="K=V",
+    help="One setting; may repeat. `rvos-cache settings pool-clip` lists them.",
+)
+@SHARD
+@JOBS
+@BUDGET
+@click.option("--plan", is_flag=True, help="Print the bytes of the pooled cache and stop.")
+def pool_clip(
+    cache: Path,
+    out: Path | None,
+    root: Path | None,
+    overrides: tuple[str, ...],
+    shard: str,
+    jobs: int,
+    budget: int | None,
+    plan: bool,
+) -> None:
+    """Add features of a frozen CLIP to the tracks of a cache. They are the means of CLIP's maps under each track's mask, in a copy of
+    the cache. Give the CLIP: --set checkpoint=FOLDER. Run it again to resume."""
+    from rvos_cache.exchange import pool_clip as pooling
+    from rvos_cache.settings import parse_overrides
+    from rvos_cache.store import pooled_path
+
+    values = parse_overrides(overrides)
+    if plan:
+        _print_pooled_bytes(pooling.pooled_bytes(pooling.open_unpooled(cache), pooling.open_pooling(values)), budget)
+        return
+    target = str(out or pooled_path(cache))
+    print_reports({target: pooling.pool_clip(cache, target, overrides=values, root=root, shard=shard, jobs=jobs, budget=budget)})
+
+
+def _print_pooled_bytes(planned: PooledBytes, budget: int | None) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table("array", "on disk")
+    for name, size in {**planned.arrays, "total": planned.total}.items():
+        table.add_row(name, decimal(size, precision=2))
+    Console().print(table)
+    click.echo(f"{planned.videos} videos, {planned.frames} frames, {planned.tracks} tracks")
+    if budget is not None:
+        planned.check(budget)
+
+
+COMMANDS: tuple[click.Command, ...] = (shapes, convert, mirror, relabel, pool_clip)

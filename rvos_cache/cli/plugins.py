@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name")
 def settings(name: str) -> None:
-    """List the settings of a tracker or encoder.
+    """List the settings of a tracker or encoder, or of pool-clip.
 
     NAME is a built-in name or your own my_module:MyClass. Each setting has a type, a default, a meaning and, where known, the
     source of its default. Other commands take values as --set NAME=VALUE.
@@ -27,6 +27,11 @@ def settings(name: str) -> None:
     from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class
     from rvos_cache.trackers import TRACKERS, tracker_class
 
+    if name == "pool-clip":
+        from rvos_cache.clip.pooling import PoolSettings
+
+        click.echo(format_settings(name, describe(PoolSettings)))
+        return
     if name not in TRACKERS and name not in TEXT_ENCODERS and ":" not in name:
         raise InputError(
             f"no tracker or text encoder {name!r}; trackers: {', '.join(sorted(TRACKERS))}; text encoders: "

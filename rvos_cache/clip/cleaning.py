@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from functools import lru_cache
 from typing import Any
 
 from rvos_cache.errors import warn_once
 
+MISSING_FTFY = (
+    "ftfy is not installed, so characters beyond ASCII reach CLIP's tokenizer as they are written (only typographic quotes are common "
+    "in datasets); pip install ftfy to repair them as open_clip does"
+)
+
 
 def repair_text(text: str) -> str:
     """Return `text` with its characters repaired by ftfy, and the entities of HTML replaced, twice.
 
-    Without ftfy a text with characters beyond ASCII stays as it is, with a warning: ftfy is optional, as in open_clip's time of
-    training it was not, and it changes such characters only (typographic quotes become ASCII ones).
+    open_clip needs ftfy; here it is optional. Without it accents are still composed (NFC), as ftfy and transformers' tokenizer do,
+    and a text with characters beyond ASCII gives a warning, once.
     """
     ftfy = _ftfy()
     if ftfy is not None:
         text = ftfy.fix_text(text)
     elif not text.isascii():
-        warn_once(
-            "ftfy is not installed, so characters beyond ASCII reach CLIP's tokenizer as they are; pip install ftfy to repair "
-            "them as open_clip does"
-        )
+        warn_once(MISSING_FTFY)
+        text = unicodedata.normalize("NFC", text)
     return html.unescape(html.unescape(text))
 
 
 def clean_text(text: str) -> str:
     """Return `repair_text(text)` in lower case, with single blanks."""
     return " ".join(repair_text(text).split()).lower()
+
+
+def has_ftfy() -> bool:
+    """Whether ftfy is installed."""
+    return _ftfy() is not None
 
 
 @lru_cache(maxsize=1)

@@ -114,7 +114,10 @@ def tokenize(tokenizer: Any, texts: Sequence[str], limit: int = 77) -> Tokens:
     all_spans = []
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     for i, text in enumerate(texts):
-        encoded = tokenizer(clean_text(text), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        # verbose: without the warning of a long sentence, which is cut here.
+        encoded = tokenizer(
+            clean_text(text), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
         tokens = [start, *encoded["input_ids"], end][:limit]
         tokens[-1] = end
         ids[i, : len(tokens)], lengths[i] = tokens, len(tokens)

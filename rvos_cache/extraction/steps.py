@@ -49,14 +49,18 @@ def select_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, sh
         named = ", ".join(near) + (" …" if len(listed) > len(near) else "")
         raise InputError(f"{dataset.root}, split {dataset.split}: no video {missing[0]!r}; its videos: {named}")
     selected = [v for v in listed if v in set(requested)] if requested else listed
-    selected = selected[:limit]
+    return shard_of(selected[:limit], shard)
+
+
+def shard_of(video_ids: Sequence[str], shard: str) -> list[str]:
+    """Every n-th video from the i-th of "i/n". Raises InputError for a malformed shard."""
     try:
         index, count = (int(part) for part in shard.split("/"))
         if not 1 <= index <= count:
             raise ValueError
     except ValueError:
         raise InputError(f"--shard wants i/n with 1 <= i <= n, got {shard!r}") from None
-    return selected[index - 1 :: count]
+    return list(video_ids)[index - 1 :: count]
 
 
 def extract(
@@ -205,24 +209,38 @@ def reads_expressions(tracker: Tracker) -> bool:
 def tracks_card(work: TrackWork, out: Path | str) -> Card:
     """The card of the tracks cache `out`. Raises InputError, also if the split hides the ground truth that the tracker needs."""
     work.check_prompts()
-    settings, tracker, source = work.settings, work.model, work.source
+    source = work.source
+    card = tracker_card(work.tracker, work.model, work.settings, work.weights)
+    return card.model_copy(
+        update={
+            "dataset": work.dataset,
+            "split": source.split,
+            "expressions_digest": None if card.expressions_digest is None else bound_digest(source, out),
+            "extra": {**({} if work.corrupt is None else {"corrupt": work.corrupt}), **card.extra},
+            "root": str(source.root.absolute()),
+        }
+    )
+
+
+def tracker_card(name: str, tracker: Tracker, settings: BaseModel, weights: Mapping[str, str] | None = None) -> Card:
+    """The card of tracks by `tracker`, of no dataset: `expressions_digest` is "" where they depend on the sentences, else None.
+
+    weights: the tracker's digests; None: they are computed.
+    """
+    is_custom = name not in TRACKERS
     return Card(
         kind="tracks",
-        dataset=work.dataset,
-        split=source.split,
-        producer=work.tracker,
+        dataset="",
+        split="",
+        producer=name,
         settings=settings.model_dump(mode="json"),
-        weights=work.weights,
-        expressions_digest=bound_digest(source, out) if reads_expressions(tracker) else None,
+        weights=dict(checked_weights(tracker, f"tracker {name}", is_custom) if weights is None else weights),
+        expressions_digest="" if reads_expressions(tracker) else None,
         channels=tracker.channels,
         label_iou=tracker.label_iou,
         training_only=tracker.wants_ground_truth,
         feature_specs=[spec.to_json() for spec in tracker.feature_specs],
         measurement_specs=[spec.to_json() for spec in tracker.measurement_specs],
-        extra={
-            **({} if work.corrupt is None else {"corrupt": work.corrupt}),
-            **code_digest(type(tracker), is_custom=work.tracker not in TRACKERS),
-        },
-        root=str(source.root.absolute()),
+        extra=code_digest(type(tracker), is_custom=is_custom),
         **provenance(),
     )

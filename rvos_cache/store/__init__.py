@@ -16,7 +16,7 @@ The arrays of each kind of cache are listed at the top of tracks.py, text.py and
 from rvos_cache.store.backend import Backend
 from rvos_cache.store.card import PROVENANCE_FIELDS, Card, provenance, read_card
 from rvos_cache.store.checksum import canonical, digest
-from rvos_cache.store.paths import default_folder, text_path, tracks_path
+from rvos_cache.store.paths import default_folder, pooled_path, text_path, tracks_path
 from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.selections import SelectionCache, SelectionInfo, SelectionRecord, write_selections
 from rvos_cache.store.text import TextCache, TextRecord, write_text
@@ -28,6 +28,6 @@ from rvos_cache.store.writer import CacheWriter
 __all__ = [
     "PROVENANCE_FIELDS", "Backend", "Cache", "CacheWriter", "Card", "SelectionCache", "SelectionInfo", "SelectionRecord",
     "TextCache", "TextRecord", "TrackCache", "TrackInfo", "TrackRecord", "VideoFolder", "canonical", "content_digest",
-    "default_folder", "digest", "format_uri", "leftovers", "open_backend", "open_cache", "provenance", "read_card", "text_path",
-    "tracks_path", "verify", "write_selections", "write_text", "write_tracks",
+    "default_folder", "digest", "format_uri", "leftovers", "open_backend", "open_cache", "pooled_path", "provenance", "read_card",
+    "text_path", "tracks_path", "verify", "write_selections", "write_text", "write_tracks",
 ]  # fmt: skip

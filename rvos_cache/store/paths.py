@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rvos_cache.store.uri import format_uri
+
 
 def default_folder(dataset: str) -> Path:
     """The folder of a dataset's caches where the user names none: `out/cache/<dataset>`."""
@@ -18,6 +20,11 @@ def tracks_path(folder: Path, split: str, tracker: str, corrupt: str | None = No
     """
     parts = [_short_name(tracker), *(corrupt.split(":") if corrupt else [])]
     return folder / split / f"{'-'.join(parts)}.zarr"
+
+
+def pooled_path(tracks: Path | str) -> str:
+    """The cache beside a tracks cache, a path or URL, with CLIP's features pooled under its masks: `<tracker>-clip.zarr`."""
+    return f"{format_uri(tracks).removesuffix('.zarr')}-clip.zarr"
 
 
 def text_path(folder: Path, split: str, encoder: str) -> Path:

@@ -49,6 +49,10 @@ class VideoFolder:
         files = sorted(name for name in self.digests if name.endswith("/zarr.json"))
         return [name.removesuffix("/zarr.json") for name in files if self._json(name).get("node_type") == "array"]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the array `name`. Raises InputError if there is no such array."""
+        return self._layout(name).shape
+
     def array(self, name: str, frames: slice | None = None) -> NDArray[Any]:
         """The array `name`, or its rows `frames`; only their files are read if the array is stored by frame.
 

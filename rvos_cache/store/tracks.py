@@ -13,7 +13,7 @@ A file costs more than the few bytes of a small array, so small arrays are store
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,9 +243,19 @@ class TrackCache(Cache):
         self._check_ground_truth(video_id)
         return self.folder(video_id).array(f"measured/{name}")
 
-    def read(self, video_id: str) -> TrackRecord:
-        """Everything of a video."""
+    def frames(self, video_id: str, name: str) -> Iterator[NDArray[Any]]:
+        """The feature `name`, which is stored by frame, frame by frame: one is in memory at a time."""
+        for t in range(self.folder(video_id).shape(f"features/{name}")[0]):
+            yield self.feature(video_id, name, slice(t, t + 1))[0]
+
+    def read(self, video_id: str, by_frame: bool = False) -> TrackRecord:
+        """Everything of a video. by_frame: features that are stored by frame are iterators of frames, to be read once."""
         info = self.info(video_id)
+        features: dict[str, Any] = {}
+        for spec in self.card.feature_specs:
+            name = spec["name"]
+            streamed = by_frame and spec.get("by_frame") and self.folder(video_id).shape(f"features/{name}")[0]
+            features[name] = self.frames(video_id, name) if streamed else self.feature(video_id, name)
         tracks = TrackSet(
             tokens=self.tokens(video_id),
             presence=self.presence(video_id),
@@ -254,7 +264,7 @@ class TrackCache(Cache):
             origin=info.origin,
             prompt_frame=info.prompt_frame,
             prompt_box=info.prompt_box,
-            features={spec["name"]: self.feature(video_id, spec["name"]) for spec in self.card.feature_specs},
+            features=features,
         )
         if info.object_ids is None:
             return TrackRecord(

@@ -19,11 +19,23 @@ CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=Tr
 TEXTS = click.option(
     "--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat.  [default: the one next to the tracks]"
 )
+SELECTOR = click.option("--selector", metavar="NAME", help="Instead of --run: a selector that needs no training, clip-zero-shot.")
+SELECTOR_SET = click.option(
+    "--set", "overrides", multiple=True, metavar="K=V", help="With --selector: one of its settings, e.g. clip=FOLDER; may repeat."
+)
 TEXTS_OF_SLICES = click.option("--text", "texts", type=PATH, multiple=True, help="Text cache, for slices by kind; may repeat.")
 ROOT = click.option("--root", type=PATH, help="The dataset's folder.  [default: the root in the cache's card]")
 VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
 LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos of the split.")
 ALLOW_MISSING = click.option("--allow-missing", is_flag=True, help="Score missing predictions 0 and list them.")
+
+
+def check_run_or_selector(run: Path | None, selector: str | None, overrides: tuple[str, ...]) -> None:
+    """Raises UsageError unless either a run or a selector is given, and settings for a selector alone."""
+    if (run is None) == (selector is None):
+        raise click.UsageError("give --run RUN, or --selector NAME of a selector that needs no training (clip-zero-shot)")
+    if run is not None and overrides:
+        raise click.UsageError("--set is for --selector; a run has the settings that it was trained with")
 
 
 def policy_options(default: str = "the selector's", prefix: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -8,23 +8,34 @@ from typing import TYPE_CHECKING
 import click
 
 from rvos_cache.cli import Resumable
-from rvos_select.cli.options import CACHES, PATH, TEXTS, policy_options
+from rvos_select.cli.options import CACHES, PATH, SELECTOR, SELECTOR_SET, TEXTS, check_run_or_selector, policy_options
 
 if TYPE_CHECKING:
     from rvos_select.merging.policy import PolicyOptions
 
 
 @click.command(cls=Resumable)
-@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option("--run", type=PATH, help="Folder of a training run.")
+@SELECTOR
+@SELECTOR_SET
 @CACHES
 @TEXTS
 @click.option("--out", type=PATH, required=True, help="Selections to write (.zarr).")
-def predict(run: Path, caches: tuple[Path, ...], texts: tuple[Path, ...], out: Path) -> None:
-    """Score every candidate track of every expression."""
+def predict(
+    run: Path | None,
+    selector: str | None,
+    overrides: tuple[str, ...],
+    caches: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    out: Path,
+) -> None:
+    """Score every candidate track of every expression. Give --run, or --selector of one that needs no training."""
+    from rvos_cache.settings import parse_overrides
     from rvos_cache.store import format_uri
     from rvos_select.inference.predict import predict as step
 
-    step(run, caches, texts, out)
+    check_run_or_selector(run, selector, overrides)
+    step(run, caches, texts, out, selector=selector, config=parse_overrides(overrides))
     click.echo(f"selections: {format_uri(out)}")
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
+from rvos_cache.clip.pooling import CLIP
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
+
+POOLING_SETTINGS = ("short_side", "long_side", "square")
+"""Settings of `rvos-cache pool-clip` that determine the features."""
 
 
 def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, Card]) -> None:
@@ -18,22 +22,45 @@ def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, 
     """
     digests: dict[str, set[str]] = {}
     for card in trained:
-        for name, value in card.weights.items():
+        for name, value in _tracker_weights(card).items():
             digests.setdefault(name, set()).add(value)
     known = {value for values in digests.values() for value in values}
     for path, card in cards.items():
-        shared = sorted(card.weights.keys() & digests.keys())
-        for name in shared:
-            if card.weights[name] not in digests[name]:
+        weights = _tracker_weights(card)
+        for name in sorted(weights.keys() & digests.keys()):
+            if weights[name] not in digests[name]:
                 expected = " or ".join(sorted(digests[name]))
                 raise InputError(
-                    f"{path}: tokens by {name} of digest {card.weights[name]}, {label} with {expected}; extract them alike"
+                    f"{path}: tokens by {name} of digest {weights[name]}, {label} with {expected}; extract them alike"
                 )
         # A tracker of several models names its weights by part: the digests tell which it shares.
-        same_model = any(value in known for value in card.weights.values())
+        same_model = any(value in known for value in weights.values())
         if not same_model and all(other.producer != card.producer for other in trained):
             names = ", ".join(sorted({other.producer for other in trained}))
             raise InputError(f"{path}: tokens of tracker {card.producer}, {label} with {names}; extract them alike")
+        _check_same_pooling(trained, label, path, card)
+
+
+def _tracker_weights(card: Card) -> dict[str, str]:
+    """The digests of the tracker itself, without that of the CLIP that pooled its tracks."""
+    pooled = card.extra.get(CLIP, {})
+    return {name: value for name, value in card.weights.items() if value != pooled.get("image")}
+
+
+def _check_same_pooling(trained: Sequence[Card], label: str, path: str, card: Card) -> None:
+    """Raises InputError when the tracks of `card` were pooled with another CLIP; warns where with frames of another size."""
+    pooled, others = card.extra.get(CLIP), [other.extra[CLIP] for other in trained if CLIP in other.extra]
+    if pooled is None or not others:
+        return
+    same = [other for other in others if other["image"] == pooled["image"]]
+    if not same:
+        raise InputError(
+            f"{path}: pooled with CLIP {pooled['checkpoint']} of digest {pooled['image']}, {label} with {others[0]['image']}; pool the "
+            "tracks alike"
+        )
+    for name in POOLING_SETTINGS:
+        if all(other[name] != pooled[name] for other in same):
+            warnings.warn(f"{path}: pooled with {name} = {pooled[name]!r}, {label} with {same[0][name]!r}", stacklevel=4)
 
 
 def warn_of_other_settings(trained: Sequence[Card], label: str, cards: Mapping[str, Card]) -> None:

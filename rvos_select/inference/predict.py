@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,55 +26,51 @@ from rvos_cache.store import (
 )
 from rvos_cache.types import Selection
 from rvos_select.data.bound import check_same_sentences, check_same_tracks
-from rvos_select.data.caches import CacheCards, TrackSource, candidates, check_declared
+from rvos_select.data.caches import TrackSource, candidates
 from rvos_select.data.one_object import all_name_one_object
-from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_settings
 from rvos_select.data.samples import VideoSample, load_video
-from rvos_select.data.texts import TextSource, check_same_encoder, texts_of
+from rvos_select.data.texts import TextSource, texts_of
 from rvos_select.inference.infer import infer_video, queries_to_draw
+from rvos_select.inference.scorer import OpenScorer, scorer_of
 from rvos_select.merging.hints import warn_if_empty
 from rvos_select.merging.policy import DEFAULT_EMPTY, DRAW_THRESHOLD, EMPTY, THRESHOLD, TOP1, resolve_policy, selector_policy
 from rvos_select.paths import PathLike, Paths, as_paths
-from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, trained_cards
-from rvos_select.runs.seen import warn_of_seen_videos
 from rvos_select.selectors import Selector
 
 
-def predict(run: PathLike, tracks: Paths, texts: Paths = (), out: PathLike = "out/selections.zarr") -> Path:
-    """Selections of all expressions of the caches, by the best module of `run`. Running it again does what is left.
+def predict(
+    run: PathLike | None = None,
+    tracks: Paths = (),
+    texts: Paths = (),
+    out: PathLike = "out/selections.zarr",
+    *,
+    selector: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Selections of all expressions of the caches. Running it again does what is left.
 
-    run: folder of a training run; tracks, texts: one cache or several, texts by default those next to the tracks; out: the
-    selections cache to write. The caches may be of another dataset than the run's (zero-shot), by the same tracker and encoder.
-    Returns `out`. Raises InputError for caches that do not fit the run, ground-truth tracks, or a damaged checkpoint, and at the end
+    run: folder of a training run, whose best module scores; or selector: the name of one that needs no training, with its settings
+    `config`. tracks, texts: one cache or several, texts by default those next to the tracks; out: the selections cache to write. The
+    caches may be of another dataset than the run's (zero-shot), by the same tracker and encoder.
+    Returns `out`. Raises InputError for caches that do not fit, ground-truth tracks, or a damaged checkpoint, and at the end
     for videos that failed, which are recorded in `<out>/failures.jsonl` and stop no other. Warns where the default selection
     policy selects nothing for any expression.
     """
-    selections = score_tracks(run, tracks, texts, out)
+    selections = score_tracks(scorer_of(run, selector, config), tracks, texts, out)
     cache = SelectionCache(selections)
     warn_if_empty(cache, resolve_policy(cache))
     return selections
 
 
-def score_tracks(run: PathLike, tracks: Paths, texts: Paths, out: PathLike) -> Path:
+def score_tracks(open_scorer: OpenScorer, tracks: Paths, texts: Paths, out: PathLike) -> Path:
     """As `predict`, without a look at what is selected."""
-    run, track_paths = Path(run), as_paths(tracks)
+    track_paths = as_paths(tracks)
     source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
-    selector = load_selector(run)
-    _check_channels(run, selector, source, words)
-    tracker_cards = {str(cache.path): cache.card for cache in source.caches}
-    check_same_tracker(trained_cards(run), f"{run} was trained", tracker_cards)
-    warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
-    check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
-    used = CacheCards(source.cards, words.cards)
-    selector.bind(used)
-    warn_of_seen_videos(run, source)
-    # Measurements are of the ground truth: prediction does without.
-    check_declared([name for name in selector.requires if not name.startswith("measured.")], used, type(selector).__name__)
-    settings = run_settings(run)["settings"]
-    weights = {"best": selector.weights_digest}
-    card = selections_card(settings["selector"], settings, selector.threshold, source, words, weights)
+    scorer = open_scorer(source, words)
+    selector = scorer.selector
+    card = selections_card(scorer.name, scorer.settings, selector.threshold, source, words, scorer.weights)
     extra = {**card.extra, **_policy_entries(selector, source)}
-    card = card.model_copy(update={"extra": extra, "run": str(run.absolute())})
+    card = card.model_copy(update={"extra": extra, "run": scorer.run})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     selector.to(device)
 
@@ -105,17 +101,6 @@ def _masks_of_rows(masks: RleMasks, queries: np.ndarray) -> list[RleMasks]:
     empty = RleMasks.empty(1, masks.shape[1], masks.size)
     numbers = iter(range(masks.shape[0]))
     return [RleMasks.concatenate([masks.select([next(numbers)]) if marked else empty for marked in row]) for row in queries]
-
-
-def _check_channels(run: Path, selector: Selector, source: TrackSource, words: TextSource) -> None:
-    for what, caches, channels, expected in (
-        ("tokens", source.caches, source.card.channels, selector.config.token_channels),
-        ("words", words.caches, words.card.channels, selector.config.word_channels),
-    ):
-        if channels != expected:
-            raise InputError(
-                f"{caches[0].path}: {what} of {channels} channels, {run} was trained with {expected}; extract them alike"
-            )
 
 
 def _policy_entries(selector: Selector, source: TrackSource) -> dict[str, Any]:

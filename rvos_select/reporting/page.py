@@ -33,7 +33,7 @@ from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.reporting.curves import curves, histogram
 from rvos_select.reporting.diagnose import Case, choose, diagnose, meanings
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
-from rvos_select.runs.checkpoint import check_made_by, run_settings
+from rvos_select.runs.checkpoint import check_made_by, read_json, run_settings
 from rvos_select.runs.metrics import read_metrics
 
 EACH, FRAMES, TOP_TRACKS = 4, 5, 3
@@ -42,6 +42,7 @@ GENERATOR = '<meta name="generator" content="rvos-select report">'
 """Part of every page. A page without it, and a folder of pictures without the file MARK, are not replaced."""
 NAMES = {
     "sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)",
+    "clip-zero-shot": "CLIP, zero-shot",
     "sola_paraphrases": "SOLA, paraphrases", "mean_cosine_paraphrases": "mean cosine, paraphrases",
 }  # fmt: skip
 
@@ -54,13 +55,16 @@ def report(
     *,
     root: PathLike | None = None,
     rows: Mapping[str, Mapping[str, Any]] | None = None,
+    more_rows: Mapping[str, PathLike] | None = None,
 ) -> Path:
     """Write `<out>/index.html` and its pictures; returns the page's path.
 
     selections, caches: of a split with ground truth; without them only the training is shown.
     Expressions without prediction score 0 and are listed; frames that cannot be read are grey.
-    rows: name -> {"j", "f", "jf"} for the table; default: the selections and the oracle. Raises InputError.
+    rows: name -> {"j", "f", "jf"} for the table; default: the selections and the oracle; more_rows: name -> file of `evaluate
+    --json`, of the same expressions, for rows below those. Raises InputError.
     """
+    added = {name: Path(path) for name, path in (more_rows or {}).items()}
     with naming(Path(out)), folder_lock(Path(out), "report"):
         return _report(
             Path(run),
@@ -69,6 +73,7 @@ def report(
             Path(out),
             None if root is None else Path(root),
             rows,
+            added,
         )
 
 
@@ -79,6 +84,7 @@ def _report(
     out: Path,
     root: Path | None,
     rows: Mapping[str, Mapping[str, Any]] | None,
+    more_rows: Mapping[str, Path],
 ) -> Path:
     settings = run_settings(run)
     _check_out(out)
@@ -92,6 +98,7 @@ def _report(
         scores = evaluate_selections(selections, caches, root=root, scope=Scope(allow_missing=True))
         best, missing = _oracle(caches, root, scores), scores.get("missing", [])
         rows = rows or {"prediction": scores, "oracle": best}
+        rows = {**rows, **{name: read_row(path, scores) for name, path in more_rows.items()}}
         label_iou = _label_iou(settings, source, cache)
         cases = diagnose(scores, best, label_iou)
         # The pictures of an earlier page stay until all of these are drawn.
@@ -111,6 +118,19 @@ def _report(
     )
     write_text(out / PAGE, page)
     return out / PAGE
+
+
+def read_row(path: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores in a file of `evaluate --json`. Raises InputError if it is none, or of other expressions than `scores`."""
+    row = read_json(path, "give a file that rvos-select evaluate --json wrote")
+    if not isinstance(row, dict) or not isinstance(row.get("expressions"), dict) or "jf" not in row:
+        raise InputError(f"{path}: no scores of videos; give a file that rvos-select evaluate --json wrote")
+    different = sorted(row["expressions"].keys() ^ scores["expressions"].keys())
+    if different:
+        raise InputError(
+            f"{path}: scores of other expressions than the selections, first {different[0]}; evaluate the same split"
+        )
+    return row
 
 
 def _check_out(out: Path) -> None:

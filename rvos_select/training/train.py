@@ -33,6 +33,7 @@ from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.runs.checkpoint import load_state, replace_folder, save_state
 from rvos_select.runs.metrics import METRICS, read_metrics
 from rvos_select.selectors import Selector, selector_class
+from rvos_select.selectors.untrained import check_trainable
 from rvos_select.training.optim import learning_rate, make_optimizer, update_plateau
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.settings import TrainSettings
@@ -63,6 +64,7 @@ def train(
     truth, an existing run without `resume`, a run that another process trains, or a loss that is not finite.
     """
     settings = train_settings(settings, values)
+    check_trainable(selector_class(settings.selector), settings.selector)
     tracks, texts, valid_tracks, valid_texts = map(as_paths, (tracks, texts, valid_tracks, valid_texts))
     out = Path(out or Path("out/runs") / settings.selector.rpartition(":")[2])
     if any("\ud800" <= letter <= "\udfff" for letter in str(out)):

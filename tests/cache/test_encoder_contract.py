@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from text_fixtures import tiny_roberta
+from tiny_clip import write_tiny_clip
 
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_text
@@ -31,6 +32,7 @@ TEXTS = [
 ]
 # Encoder -> settings with which it needs no download. Every entry of TEXT_ENCODERS needs one.
 SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "clip": lambda folder: {"checkpoint": str(write_tiny_clip(folder / "CLIP")), "batch_size": 3},
     "hashed": lambda _: {"channels": 64},
     "minilm": lambda folder: {"checkpoint": str(tiny_roberta(folder, TEXTS))},
     "roberta": lambda folder: {"checkpoint": str(tiny_roberta(folder, TEXTS)), "batch_size": 3},
@@ -46,7 +48,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def encode(encoder: TextEncoder, texts: list[str]) -> list[Words]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the warning about a truncated sentence
+        warnings.simplefilter("ignore", UserWarning)  # of a truncated sentence, of characters that ftfy repairs
         return encoder.encode(texts)
 
 

@@ -30,13 +30,14 @@ class Code:
 @pytest.mark.parametrize(
     ("name", "save", "nested"),
     [
-        ("x.safetensors", lambda path: save_file(TENSORS, path), None),
-        ("x.pth", lambda path: torch.save(TENSORS, path), None),
+        ("x.safetensors", lambda path: save_file(TENSORS, path), ()),
+        ("x.pth", lambda path: torch.save(TENSORS, path), ()),
         ("x.pth", lambda path: torch.save({"model": TENSORS, "epoch": 3}, path), "model"),
+        ("x.pth", lambda path: torch.save({"model": TENSORS, "epoch": 3}, path), ("state_dict", "model")),
         ("x.pth", lambda path: torch.save(TENSORS, path), "model"),
     ],
 )
-def test_named_tensors_are_read(tmp_path: Path, name: str, save: Callable[[Path], None], nested: str | None) -> None:
+def test_named_tensors_are_read(tmp_path: Path, name: str, save: Callable[[Path], None], nested: str | tuple[str, ...]) -> None:
     save(tmp_path / name)
     tensors = read_tensors(tmp_path / name, "fix it", nested=nested)
     assert tensors.keys() == TENSORS.keys() and all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
