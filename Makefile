@@ -39,6 +39,7 @@ extract: env
 	$(BIN)/rvos-cache extract-all $(call option,--dataset,$(DATASET)) $(call option,--root,$(ROOT)) \
 		$(call option,--tracker,$(TRACKER)) $(call option,--encoder,$(ENCODER)) $(call option,--jobs,$(JOBS)) \
 		$(call option,--out,$(OUT)) $(SPLIT:%=--split '%') $(call settings,--set,$(SET)) $(call settings,--text-set,$(TEXT_SET)) \
+		$(ALSO:%=--also '%') $(call settings,--also-set,$(ALSO_SET)) \
 		$(call option,--corrupt,$(CORRUPT)) $(call option,--budget,$(BUDGET))
 
 # The tests in under four minutes on two cores: what is marked slow is left to test-all.

@@ -166,14 +166,17 @@ def check_signature(cls: type, method: str, arguments: Sequence[str], title: str
         raise InputError(f"{title}: {method}{own} cannot be called as {method}({expected}): {error}") from error
 
 
-def check_channels(owner: Any, title: str, complete: bool) -> None:
-    """Raises InputError if `owner.channels` is no positive int. complete: `owner` is an instance, or its class sets it all."""
+def check_channels(owner: Any, title: str, complete: bool, least: int = 1) -> None:
+    """Raises InputError if `owner.channels` is no int of at least `least`.
+
+    complete: `owner` is an instance, or its class sets it all.
+    """
     channels = getattr(owner, "channels", None)
     if channels is None and complete:
         raise InputError(f"{title}: has no channels; set it to the length of its vectors, in the class or in __init__")
     is_property = not complete and isinstance(channels, property)
-    if channels is not None and not is_property and (type(channels) is not int or channels < 1):
-        raise InputError(f"{title}: channels is {channels!r}, expected an int of at least 1")
+    if channels is not None and not is_property and (type(channels) is not int or channels < least):
+        raise InputError(f"{title}: channels is {channels!r}, expected an int of at least {least}")
 
 
 def checked_weights(owner: Any, title: str, is_custom: bool) -> dict[str, str]:

@@ -33,19 +33,24 @@ def parsed_options(*arguments: str) -> dict[str, Any]:
 def test_defaults() -> None:
     options = parsed_options()
     assert (options["dataset"], options["root"], options["tracker"]) == ("mevis", Path("data/mevis"), "flow")
-    assert not any(options[name] for name in ("splits", "overrides", "text_overrides", "corrupt", "budget", "out"))
+    assert not any(
+        options[name] for name in ("splits", "overrides", "text_overrides", "also", "also_overrides", "corrupt", "budget", "out")
+    )
 
 
 def test_every_variable_reaches_the_command() -> None:
     options = parsed_options(
         "DATASET=plain", "ROOT=/videos", "TRACKER=sam2-grid", "ENCODER=roberta", "SPLIT=train valid_u", "CORRUPT=motion_blur:5",
         "SET=checkpoint=/models/sam2 prompt_every=half gpu_memory=4GB", "TEXT_SET=checkpoint=/models/roberta", "BUDGET=2GB",
+        "ALSO=frames vita", "ALSO_SET=frames.short_side=448 vita.checkpoint=/models/vita",
     )  # fmt: skip
     assert (options["dataset"], options["root"], options["encoder"]) == ("plain", Path("/videos"), "roberta")
     assert (options["splits"], options["corrupt"], options["budget"]) == (("train", "valid_u"), "motion_blur:5", 2 * 10**9)
     expected = {"checkpoint": "/models/sam2", "prompt_every": "half", "gpu_memory": "4GB"}
     assert parse_overrides(options["overrides"]) == expected
     assert parse_overrides(options["text_overrides"]) == {"checkpoint": "/models/roberta"}
+    assert options["also"] == ("frames", "vita")
+    assert options["also_overrides"] == ("frames.short_side=448", "vita.checkpoint=/models/vita")
 
 
 def test_a_value_may_have_blanks_and_quotes() -> None:

@@ -99,6 +99,10 @@ def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: 
 @click.option("--out", type=PATH, help="Folder of the caches.  [default: out/cache/<dataset>]")
 @SET
 @click.option("--text-set", "text_overrides", multiple=True, metavar="K=V", help="One setting of the encoder; may repeat.")
+@click.option("--also", multiple=True, metavar="TRACKER", help="Another tracker's cache beside the first; may repeat.")
+@click.option(
+    "--also-set", "also_overrides", multiple=True, metavar="TRACKER.K=V", help="One setting of a tracker of --also; may repeat."
+)
 @CORRUPT
 @BUDGET
 @JOBS
@@ -112,6 +116,8 @@ def extract_all(
     out: Path | None,
     overrides: tuple[str, ...],
     text_overrides: tuple[str, ...],
+    also: tuple[str, ...],
+    also_overrides: tuple[str, ...],
     corrupt: str | None,
     budget: int | None,
     jobs: int,
@@ -127,9 +133,28 @@ def extract_all(
         step(
             dataset, folder, splits=splits, tracker=tracker, encoder=encoder, out=out,
             overrides=parse_overrides(overrides), text_overrides=parse_overrides(text_overrides),
-            corrupt=corrupt, budget=budget, engine=engine_of(jobs=jobs, **engine),
+            also=_also_settings(also, also_overrides), corrupt=corrupt, budget=budget, engine=engine_of(jobs=jobs, **engine),
         )
     )  # fmt: skip
+
+
+def _also_settings(trackers: tuple[str, ...], pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Tracker of --also -> its settings. Raises InputError for a tracker that is given twice, or a pair of no tracker."""
+    from rvos_cache.settings import parse_overrides
+
+    twice = next((name for name in trackers if trackers.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"--also {twice} is given twice; give each tracker once")
+    # The longest name first: one name of a plugin may begin with another.
+    own: dict[str, list[str]] = {name: [] for name in sorted(trackers, key=len, reverse=True)}
+    for pair in pairs:
+        owner = next((name for name in own if pair.startswith(f"{name}.")), None)
+        if owner is None:
+            raise InputError(
+                f"--also-set wants TRACKER.name=value with a tracker of --also ({', '.join(trackers) or 'none'}), got {pair!r}"
+            )
+        own[owner].append(pair.removeprefix(f"{owner}."))
+    return {name: parse_overrides(own[name]) for name in trackers}
 
 
 @click.command()
@@ -161,7 +186,7 @@ def plan(
 
     def print_planned(planned: PlannedBytes) -> None:
         for value, size in planned.formatted().items():
-            click.echo(f"{value}: {size}{', this run' if value == f'{planned.setting}={planned.value}' else ''}")
+            click.echo(f"{value}: {size}{', this run' if value == planned.current else ''}")
         if budget is not None:
             planned.check(budget)
 

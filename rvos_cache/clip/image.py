@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rvos_cache.clip.towers import DEVIATION, HEAD_FILE, IMAGE, MEAN, WHAT, load_image_head, load_image_tower, tower_digest
 from rvos_cache.errors import InputError
-from rvos_cache.media.geometry import Colour, FrameGeometry, shortest_edge
+from rvos_cache.media.geometry import Colour, FrameGeometry
+from rvos_cache.media.resize import shortest_edge
 from rvos_cache.pretrained import checkpoint_source, load_frozen, load_processor, resolve_checkpoint, weights_digest
 
 HEAD_EPS = 1e-6

@@ -23,8 +23,9 @@ from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.settings import Settings
 from rvos_cache.types import FeatureSpec, Video
 
-POOL, FRAME = "clip_pool", "clip_frame"
-"""Names of the features: of each track in each frame, and of the whole frame."""
+POOL, FRAME, BOX = "clip_pool", "clip_frame", "clip_box"
+"""Names of the features: of each track in each frame, of the whole frame, and the box of each track in each frame."""
+NAMES = (POOL, FRAME, BOX)
 CLIP = "clip"
 """The entry of a card's `extra` that `ClipPooling.record` gives."""
 SHORT_SIDE = 448
@@ -75,6 +76,7 @@ class ClipPooling:
         self.feature_specs = (
             FeatureSpec(POOL, ("T", "N", self.channels), by_frame=True),
             FeatureSpec(FRAME, ("T", self.channels), by_frame=True),
+            FeatureSpec(BOX, ("T", "N", 4), "float32", by_frame=True),
         )
 
     def record(self) -> dict[str, Any]:
@@ -100,10 +102,11 @@ class ClipPooling:
         assert settings.short_side is not None
         return self.image.geometry(size, settings.short_side, settings.long_side)
 
-    def features(self, video: Video, masks: RleMasks) -> dict[str, Iterator[NDArray[np.float16]]]:
-        """clip_pool, T arrays float16 (N, P), and clip_frame, T arrays float16 (P,), of masks (N, T); computed while they are read.
+    def features(self, video: Video, masks: RleMasks) -> dict[str, Any]:
+        """The features of masks (N, T): clip_pool, T arrays float16 (N, P), and clip_frame, T arrays float16 (P,), computed while
+        they are read; and clip_box, see `box_shares`.
 
-        Both come from one pass over the frames, so clip_pool must be read to its end before clip_frame. Raises InputError, while
+        The first two come from one pass over the frames, so clip_pool must be read to its end before clip_frame. Raises InputError, while
         they are read, for a feature that does not fit in float16.
         """
         frame_vectors: list[NDArray[np.float16]] = []
@@ -119,7 +122,7 @@ class ClipPooling:
                 raise ValueError(f"{FRAME} is read before the end of {POOL}")
             yield from frame_vectors
 
-        return {POOL: pooled(), FRAME: frames()}
+        return {POOL: pooled(), FRAME: frames(), BOX: box_shares(masks)}
 
     def _pass(self, video: Video, masks: RleMasks) -> Iterator[NDArray[np.float16]]:
         """For each frame float16 (1 + N, P): the means of the whole frame and of each track."""
@@ -131,6 +134,14 @@ class ClipPooling:
                 own = [m[i] for m in maps]
                 parts = [pool(own, self.image.strides, geometry, dense) for dense in _masks_of_frame(masks, t)]
                 yield _to_float16(torch.cat(parts), video, t)
+
+
+def box_shares(masks: RleMasks) -> NDArray[np.float32]:
+    """The boxes (T, N, 4) of masks (N, T): x0, y0, x1, y1 in shares of the frame, x1 and y1 exclusive; zeros for an empty mask."""
+    boxes = masks.boxes().astype(np.float32)
+    boxes[..., 2:] += boxes[..., :2]
+    height, width = masks.size
+    return np.ascontiguousarray((boxes / np.array([width, height, width, height], np.float32)).transpose(1, 0, 2))
 
 
 @torch.inference_mode()

@@ -1,7 +1,8 @@
-"""Pool the features of a frozen CLIP under the masks of a cache: the same tracks, with two more features.
+"""Pool the features of a frozen CLIP under the masks of a cache: the same tracks, with three more features.
 
-`clip_pool` (T, N, P) has each track in each frame, `clip_frame` (T, P) the whole frame; see `rvos_cache.clip.pooling`. They need
-the frames and the masks alone, so any tracker's cache can be pooled, and its tracks need not be extracted again.
+`clip_pool` (T, N, P) has each track in each frame, `clip_frame` (T, P) the whole frame, `clip_box` (T, N, 4) the tracks' boxes; see
+`rvos_cache.clip.pooling`. They need the frames and the masks alone, so any tracker's cache can be pooled, and its tracks need not be
+extracted again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from rvos_cache.clip.pooling import CLIP, FRAME, POOL, ClipPooling, PoolSettings
+from rvos_cache.clip.pooling import BOX, CLIP, FRAME, NAMES, POOL, ClipPooling, PoolSettings
 from rvos_cache.corruptions import corrupt_video
 from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
@@ -125,7 +126,7 @@ def open_unpooled(cache: Path | str) -> TrackCache:
     """The tracks cache to pool. Raises InputError if it is pooled already."""
     source = TrackCache(cache)
     names = {spec["name"] for spec in source.card.feature_specs}
-    if CLIP in source.card.extra or names & {POOL, FRAME}:
+    if CLIP in source.card.extra or names & set(NAMES):
         pooled = source.card.extra.get(CLIP, {})
         raise InputError(
             f"{format_uri(cache)}: its tracks are pooled already ({pooled.get('checkpoint', 'with a CLIP that it does not name')}); "
@@ -135,7 +136,7 @@ def open_unpooled(cache: Path | str) -> TrackCache:
 
 
 def pooled_card(card: Card, pooling: ClipPooling) -> Card:
-    """The card of a cache whose tracks are pooled: that of its tracks, with the two features, CLIP's digest and its settings."""
+    """The card of a cache whose tracks are pooled: that of its tracks, with the features, CLIP's digest and its settings."""
     specs = [*card.feature_specs, *(spec.to_json() for spec in pooling.feature_specs)]
     record = pooling.record()
     return card.model_copy(
@@ -152,7 +153,7 @@ def unpooled_card(card: Card) -> Card:
     pooled = card.extra[CLIP]
     return card.model_copy(
         update={
-            "feature_specs": [spec for spec in card.feature_specs if spec["name"] not in (POOL, FRAME)],
+            "feature_specs": [spec for spec in card.feature_specs if spec["name"] not in NAMES],
             "weights": {name: value for name, value in card.weights.items() if value != pooled["image"]},
             "extra": {name: value for name, value in card.extra.items() if name != CLIP},
         }
@@ -162,7 +163,7 @@ def unpooled_card(card: Card) -> Card:
 def pooled_record(record: TrackRecord, video: Video, pooling: ClipPooling) -> TrackRecord:
     """A video's record with the pooled features, which are computed while it is written."""
     tracks = record.tracks
-    # In this order: the last is known when the one before it has been read.
+    # In this order: clip_frame is known when clip_pool has been read.
     features = {**tracks.features, **pooling.features(video, tracks.masks)}
     return replace(record, tracks=replace(tracks, features=features))
 
@@ -179,6 +180,7 @@ def pooled_bytes(source: TrackCache, pooling: ClipPooling) -> PooledBytes:
         "tracks": source.backend.size() + CARD_BYTES,
         POOL: values * cells + overhead,
         FRAME: values * frames + overhead,
+        BOX: 16 * cells + overhead,
     }
     return PooledBytes(len(video_ids), frames, tracks, arrays)
 

@@ -10,8 +10,9 @@ from rvos_cache.extraction.work import TrackWork
 from rvos_cache.trackers.planned import Size
 
 
-def check_budget(work: TrackWork, videos: Iterable[tuple[Dataset, str]], budget: int) -> None:
-    """Raises InputError if the cache of `videos` (pairs of dataset and video id) will exceed `budget` bytes, or cannot be known.
+def check_budget(work: TrackWork, videos: Iterable[tuple[Dataset, str]], budget: int, used: int = 0) -> int:
+    """The bytes of the cache of `videos` (pairs of dataset and video id). Raises InputError if they will exceed `budget` bytes, of
+    which other trackers need `used`, or cannot be known.
 
     A video that cannot be opened counts as no bytes: extraction records it as failed.
     """
@@ -20,7 +21,8 @@ def check_budget(work: TrackWork, videos: Iterable[tuple[Dataset, str]], budget:
         raise InputError(
             f"tracker {work.tracker}: it does not know its bytes before it runs; rvos-cache plan --budget times a few videos"
         )
-    planned.check(budget)
+    planned.check(budget, used)
+    return planned.sizes[planned.value]
 
 
 def _sizes(videos: Iterable[tuple[Dataset, str]]) -> Iterator[Size]:

@@ -160,6 +160,7 @@ def extract_all(
     out: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     text_overrides: Mapping[str, Any] | None = None,
+    also: Mapping[str, Mapping[str, Any]] | Sequence[str] = (),
     corrupt: str | None = None,
     jobs: int = 1,
     engine: Engine | None = None,
@@ -168,18 +169,19 @@ def extract_all(
     """Tracks and words of every split that is found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 
     `out` is out/cache/<dataset> by default; tracks of corrupted frames are written to `<tracker>-<name>-<severity>.zarr`.
-    overrides, text_overrides: settings of the tracker and of the encoder; budget: bytes of the tracks of all splits together.
-    If `splits` is empty, a split that hides the ground truth that the tracker prompts with gets its words only, with a warning.
-    Raises like `extract`, and InputError if no split is found.
+    overrides, text_overrides: settings of the tracker and of the encoder; also: other trackers, or tracker -> its settings, each of
+    which writes a cache beside the first; budget: bytes of the tracks of all splits and trackers together.
+    If `splits` is empty, a split that hides the ground truth that a tracker prompts with gets no cache of it, with a warning.
+    Raises like `extract`, and InputError if no split is found, or two trackers would write to the same path.
     """
     names = list(splits) or dataset_class(dataset).splits(Path(root))
     if not names:
         raise InputError(f"{root}: no split of {dataset} here; put the dataset there, give --root (make: ROOT=...) or --split")
     base = Path(out) if out else default_folder(dataset)
-    work = TrackWork(dataset, Path(root), names[0], tracker, overrides or {}, corrupt)
-    if budget is not None:
-        sources = [work.of_split(split).source for split in names]
-        check_budget(work, [(source, v) for source in sources for v in source.video_ids()], budget)
+    others = also if isinstance(also, Mapping) else {name: {} for name in also}
+    works = [TrackWork(dataset, Path(root), names[0], tracker, overrides or {}, corrupt)]
+    works += [TrackWork(dataset, Path(root), names[0], name, values, corrupt) for name, values in others.items()]
+    _check_works(works, base, names, budget)
     # Before hours of tracking: an encoder without weights fails here.
     try:
         text_settings = _encoder_settings(encoder, text_overrides)
@@ -188,17 +190,38 @@ def extract_all(
         raise InputError(str(error).replace("--set ", "--text-set ")) from error
     reports = {}
     for split in names:
-        work = work.of_split(split)
-        if splits or work.has_prompts:
-            tracks = tracks_path(base, split, tracker, corrupt)
-            reports[f"{split}/{tracks.stem}"] = _extract_tracks(
-                work, tracks, work.source.video_ids(), engine or LocalEngine(jobs)
-            )
-        else:
-            warnings.warn(f"split {split} hides the ground truth that {tracker} prompts with: its words alone", stacklevel=2)
+        source = open_dataset(dataset, root, split)
+        works = [work.of_split(split, source) for work in works]
+        for work in works:
+            if splits or work.has_prompts:
+                tracks = tracks_path(base, split, work.tracker, corrupt)
+                report = _extract_tracks(work, tracks, source.video_ids(), engine or LocalEngine(jobs))
+                reports[f"{split}/{tracks.stem}"] = report
+            else:
+                alone = "its words alone" if len(works) == 1 else f"it gets no cache of {work.tracker}"
+                warnings.warn(f"split {split} hides the ground truth that {work.tracker} prompts with: {alone}", stacklevel=2)
         words = text_path(base, split, encoder)
-        reports[f"{split}/text"] = _extract_words(work.source, dataset, encoder, model, text_settings, words)
+        reports[f"{split}/text"] = _extract_words(source, dataset, encoder, model, text_settings, words)
     return reports
+
+
+def _check_works(works: Sequence[TrackWork], base: Path, splits: Sequence[str], budget: int | None) -> None:
+    """Open what would fail after hours of the first tracker. Raises InputError, also if the trackers need more than `budget`."""
+    paths = [tracks_path(base, splits[0], work.tracker, work.corrupt) for work in works]
+    for work, path in zip(works[1:], paths[1:]):
+        if paths.count(path) > 1:
+            raise InputError(f"--also {work.tracker}: another tracker of this run writes {path} too; give each tracker once")
+        try:
+            _ = work.model
+        except InputError as error:
+            raise InputError(str(error).replace("--set ", f"--also-set {work.tracker}.")) from error
+    if budget is None:
+        return
+    sources = [works[0].of_split(split).source for split in splits]
+    videos = [(source, video_id) for source in sources for video_id in source.video_ids()]
+    used = 0
+    for work in works:
+        used += check_budget(work, videos, budget, used)
 
 
 def reads_expressions(tracker: Tracker) -> bool:

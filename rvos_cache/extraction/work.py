@@ -111,9 +111,11 @@ class TrackWork:
                 "give a split that has it, or another tracker"
             )
 
-    def of_split(self, split: str) -> TrackWork:
-        """The same work on another split, with the same opened tracker."""
+    def of_split(self, split: str, source: Dataset | None = None) -> TrackWork:
+        """The same work on another split, with the same opened tracker. source: that split, if it is open."""
         other = replace(self, split=split)
+        if source is not None:
+            vars(other)["source"] = source
         vars(other).update({name: vars(self)[name] for name in ("settings", "model", "weights") if name in vars(self)})
         return other
 

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from rvos_cache.media.resize import resize_frame, shortest_edge
+
 STRIDE = 4
 """Input pixels along the side of a cell of the finest map."""
 DIVISOR = 32
@@ -76,8 +78,7 @@ class FrameGeometry:
     def image(self, frame: NDArray[np.uint8]) -> Tensor:
         """The model's input float32 (3, padded) of a frame (H, W, 3) uint8 RGB: resized, normalised, zero-padded."""
         h, w = self.resized
-        # As detectron2: on uint8 and by Pillow, whose filters antialias when they reduce.
-        small = np.asarray(Image.fromarray(frame).resize((w, h), self.resample), np.float32)
+        small = resize_frame(frame, self.resized, self.resample).astype(np.float32)
         normalised = (small - np.array(self.mean, np.float32)) / np.array(self.deviation, np.float32)
         out = torch.zeros(3, *self.padded)
         out[:, :h, :w] = torch.from_numpy(normalised.transpose(2, 0, 1))
@@ -99,19 +100,6 @@ class FrameGeometry:
             for cells, side, scaled in zip(self.cells(stride), self.size, self.resized)
         )
         return rows @ masks.float() @ columns.T
-
-
-def shortest_edge(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
-    """(h, w): the shorter side becomes `short_side` pixels, or less so that the longer side is at most `long_side`.
-
-    Rounded as by detectron2's ResizeShortestEdge.
-    """
-    scale = short_side / min(size)
-    sides = [side * scale for side in size]
-    if max(sides) > long_side:
-        sides = [side * long_side / max(sides) for side in sides]
-    h, w = (max(1, int(side + 0.5)) for side in sides)
-    return h, w
 
 
 def _overlap(cells: int, pixels: int, scaled: int, stride: int) -> Tensor:

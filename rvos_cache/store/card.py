@@ -24,10 +24,10 @@ class Card(Settings):
 
     producer: name of the tracker, the encoder or, for selections, the selector; settings: its resolved settings; weights: checkpoint ->
     digest; expressions_digest: of the whole split's expressions, for text and for trackers that read them; channels,
-    dtype: of tokens or words; label_iou: default of the labels; training_only: made from ground-truth prompts;
-    feature_specs: the extra arrays; measurement_specs: the arrays measured against ground truth; extra: what only this kind
-    has; root: the absolute folder of the dataset, a hint: what is read there is compared with the cache; run: that of the run that
-    made selections, a hint: its weights tell which run it was.
+    dtype: of tokens or words, 0 channels in a cache without tracks, of features alone; label_iou: default of the labels;
+    training_only: made from ground-truth prompts; feature_specs: the extra arrays; measurement_specs: the arrays measured against
+    ground truth; extra: what only this kind has; root: the absolute folder of the dataset, a hint: what is read there is compared
+    with the cache; run: that of the run that made selections, a hint: its weights tell which run it was.
     """
 
     format_version: int = FORMAT_VERSION

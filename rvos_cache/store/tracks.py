@@ -139,6 +139,8 @@ def check_declared(card: Card, record: TrackRecord) -> dict[str, Any]:
         raise InputError(f"{title} are {tokens.dtype}, declared {card.dtype}")
     if tokens.shape[2] != card.channels:
         raise InputError(f"{title} have {tokens.shape[2]} channels, declared {card.channels}")
+    if not card.channels and len(tokens):
+        raise InputError(f"tracker {card.producer}: declared channels = 0, which is for no tracks, and returned {len(tokens)}")
     if tracks.presence.dtype != np.float16 or not ((tracks.presence >= 0) & (tracks.presence <= 1)).all():
         raise InputError(f"tracker {card.producer}: presence is not float16 in [0, 1]")
     if not ((tracks.prompt >= VIDEO) & (tracks.prompt < len(record.expressions))).all():

@@ -45,7 +45,7 @@ class Tracker:
     wants_ground_truth: bool = False
     """Whether it prompts with annotated masks: its caches are for training only, and `track` takes a third argument."""
     channels: int
-    """C of its tokens."""
+    """C of its tokens; 0: it makes features of the video and never a track (N = 0), so its caches fit beside those of any tracker."""
     feature_specs: tuple[FeatureSpec, ...] = ()
     """The features that it returns for every video, in `TrackSet.features`."""
     measurement_specs: tuple[FeatureSpec, ...] = ()
@@ -107,7 +107,7 @@ def create_tracker(cls: type[Tracker], settings: Any, title: str, is_custom: boo
 
 def _check_values(owner: Any, title: str, complete: bool) -> None:
     """Check the attributes of a tracker or its class. complete: an attribute that is missing or a property is a fault too."""
-    check_channels(owner, title, complete)
+    check_channels(owner, title, complete, least=0)
     if not _later(owner.label_iou, complete):
         is_number = isinstance(owner.label_iou, int | float) and not isinstance(owner.label_iou, bool)
         if not is_number or not 0 < owner.label_iou < 1:

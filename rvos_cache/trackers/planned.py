@@ -17,23 +17,38 @@ Size = tuple[tuple[int, int], int]
 class PlannedBytes:
     """Bytes of a whole cache under each value of the setting that determines them.
 
-    setting: its name; value: its value in this run; sizes: each possible value -> bytes.
+    setting: its name, or "" if there are several, and each value is `name=value`; value: its value in this run; sizes: each possible
+    value -> bytes.
     """
 
     setting: str
     value: str
     sizes: Mapping[str, int]
 
+    @property
+    def current(self) -> str:
+        """`setting=value` of this run."""
+        return self._assigned(self.value)
+
     def formatted(self) -> dict[str, str]:
         """`setting=value` -> its size as text, for tables and errors."""
-        return {f"{self.setting}={value}": decimal(size, precision=2) for value, size in self.sizes.items()}
+        return {self._assigned(value): decimal(size, precision=2) for value, size in self.sizes.items()}
 
-    def check(self, budget: int) -> None:
-        """Raises InputError, with the values that fit, if the value of this run needs more than `budget` bytes."""
-        if self.sizes[self.value] > budget:
-            current, formatted = f"{self.setting}={self.value}", self.formatted()
-            fit = [f"{name} ({formatted[name]})" for name, size in zip(formatted, self.sizes.values()) if size <= budget]
+    def _assigned(self, value: str) -> str:
+        return f"{self.setting}={value}" if self.setting else value
+
+    def check(self, budget: int, used: int = 0) -> None:
+        """Raises InputError, with the values that fit, if the value of this run needs more than `budget` bytes.
+
+        used: bytes of the budget that other trackers of the same run need.
+        """
+        left = budget - used
+        if self.sizes[self.value] > left:
+            current, formatted = self.current, self.formatted()
+            fit = [f"{name} ({formatted[name]})" for name, size in zip(formatted, self.sizes.values()) if size <= left]
+            others = f", of which other trackers need {decimal(used, precision=2)}" if used else ""
+            none_fits = f"no {self.setting or 'size'} fits: extract fewer videos or give more room"
             raise InputError(
-                f"{current} needs {formatted[current]}, the budget is {decimal(budget, precision=2)}; "
-                + (f"these fit: {', '.join(fit)}" if fit else f"no {self.setting} fits: extract fewer videos or give more room")
+                f"{current} needs {formatted[current]}, the budget is {decimal(budget, precision=2)}{others}; "
+                + (f"these fit: {', '.join(fit)}" if fit else none_fits)
             )

@@ -1,31 +1,35 @@
 """Augmentation of clips: one hook that changes pixels, masks and the sentence of an expression together.
 
 An augmentation is a function `(Clip, torch.Generator) -> Clip`, named "package.module:function" in the training settings or one of
-`AUGMENTATIONS`. It sees what a live model reads; tokens, words and features of a cache belong to the unchanged frames, so a selector
-that reads any of them is refused (see `check_augmentation`).
+`AUGMENTATIONS`. It sees what a live model reads; tokens and features of a cache belong to the unchanged frames, and words to the
+unchanged sentence, so a selector that reads what an augmentation may change is refused (see `check_augmentation`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rvos_cache.datasets.captions import mirrored_text
 from rvos_cache.errors import InputError
-from rvos_cache.plugins import resolve_function, type_text
+from rvos_cache.plugins import resolve, resolve_function, type_text
+from rvos_select.data.text_cues import CUE_PARTS
 
 
 @dataclass(frozen=True)
 class Clip:
-    """The clip of one expression. pixels: uint8 (T, H, W, 3); truth: bool (A, T, H, W), masks of its objects; sentence."""
+    """The clip of one expression. pixels: uint8 (T, H, W, 3); truth: bool (A, T, H, W), masks of its objects; sentence.
+
+    still: its frames are all one frame of the video, as those of an image dataset.
+    """
 
     pixels: Tensor
     truth: Tensor
     sentence: str
+    still: bool = False
 
     @property
     def boxes(self) -> Tensor:
@@ -48,14 +52,21 @@ def mask_boxes(masks: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], -1).float() * masks.flatten(-2).any(-1)[..., None]
 
 
-def horizontal_flip(clip: Clip, generator: torch.Generator) -> Clip:
-    """Swaps left and right in pixels, masks and sentence, with probability 0.5."""
-    if torch.rand((), generator=generator) < 0.5:
-        return clip
-    return replace(clip, pixels=clip.pixels.flip(2), truth=clip.truth.flip(3), sentence=mirrored_text(clip.sentence))
+def keeps_sentence(augmentation: Augmentation) -> Augmentation:
+    """Decorator of an augmentation that changes frames and masks and never the sentence; cached words stay true then."""
+    augmentation.keeps_sentence = True  # type: ignore[attr-defined]
+    return augmentation
 
 
-AUGMENTATIONS = {"horizontal_flip": "rvos_select.data.augment:horizontal_flip"}
+def changes_sentence(name: str) -> bool:
+    """Whether the augmentation `name` may change the sentence: unless it is declared with `keeps_sentence`."""
+    return not getattr(resolve(AUGMENTATIONS, name, "augmentation"), "keeps_sentence", False)
+
+
+AUGMENTATIONS = {
+    name: f"rvos_select.data.augment_clips:{name}"
+    for name in ("horizontal_flip", "horizontal_flip_frames", "crop_and_resize", "rotate_over_clip")
+}
 
 
 def load_augmentation(names: Sequence[str]) -> Augmentation | None:
@@ -63,13 +74,19 @@ def load_augmentation(names: Sequence[str]) -> Augmentation | None:
     if not names:
         return None
     steps = {name: resolve_function(AUGMENTATIONS, name, "augmentation", ("clip", "generator")) for name in names}
+    keeping = {name for name in names if not changes_sentence(name)}
 
     def augment(clip: Clip, generator: torch.Generator) -> Clip:
         for name in names:
-            clip = steps[name](clip, generator)
+            before, clip = clip, steps[name](clip, generator)
             if not isinstance(clip, Clip):
                 raise InputError(
                     f"augmentation {name}: returned {type_text(clip)}, expected a Clip; see rvos_select.data.augment"
+                )
+            if name in keeping and clip.sentence != before.sentence:
+                raise InputError(
+                    f"augmentation {name}: is declared with keeps_sentence, and changed {before.sentence!r} to {clip.sentence!r}; "
+                    "leave the declaration out"
                 )
         return clip
 
@@ -77,15 +94,25 @@ def load_augmentation(names: Sequence[str]) -> Augmentation | None:
 
 
 def check_augmentation(names: Sequence[str], selector: Any, clips: bool) -> None:
-    """Raises InputError where augmented frames would meet cached values of the unchanged ones."""
+    """Raises InputError where augmented frames or sentences would meet cached values of the unchanged ones."""
     if not names:
         return
     if not clips:
         raise InputError("augment changes clips; --set batch=clip, or leave it out")
-    cached = [name for name in selector.requires if name not in ("pixels", "truth")]
-    if "pixels" not in selector.requires or not selector.encodes_text or cached:
-        reason = f"it requires {cached[0]}" if cached else "it reads cached words or no pixels"
+    # Parts of the words are those of the sentence, which the augmentations below keep.
+    true_still = {"pixels", "truth"} if selector.encodes_text else {"pixels", "truth", "spans", *CUE_PARTS}
+    cached = [name for name in selector.requires if name not in true_still]
+    kind = type(selector).__name__
+    if "pixels" not in selector.requires or cached:
+        reason = f"it requires {cached[0]}" if cached else "it reads no pixels"
         raise InputError(
-            f"augment changes frames and sentences, but {type(selector).__name__} also reads cached values of the unchanged ones "
-            f"({reason}); leave augment out, or train on the split's mirror image"
+            f"augment changes frames, but {kind} also reads cached values of the unchanged ones ({reason}); leave augment out, or "
+            "train on the split's mirror image"
+        )
+    changing = [name for name in names if changes_sentence(name)]
+    if changing and not selector.encodes_text:
+        flip = "; horizontal_flip_frames flips and keeps it" if "horizontal_flip" in changing else ""
+        raise InputError(
+            f"augment: {changing[0]} changes the sentence, but {kind} reads cached words of the unchanged one; leave it out{flip} (a "
+            "function of your own that changes frames alone is declared with rvos_select.data.augment.keeps_sentence)"
         )

@@ -101,6 +101,9 @@ class Batch:
         overlap: for each expression the counts of the N tracks with its own objects in the T frames (all frames for
         `overlap.video`); truth: for each expression bool (A, T, H, W), the masks of its own objects.
         lengths: letter -> int64 (V or B,), the size before padding of every other axis of `features` and `measured`.
+    In a step of several micro-batches:
+        normalisers: the sums of `Selector.normalisers` over the whole step; empty where the batch is the whole step, or where the
+        selector has none.
     """
 
     tokens: Tensor
@@ -127,6 +130,7 @@ class Batch:
     pixels: tuple[FrameArray, ...] | None = None
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
+    normalisers: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for prefix in NAMED_PARTS:

@@ -64,6 +64,23 @@ def frame_list(name: str, dims: Mapping[str, tuple[str | int, ...]], label: str)
     )
 
 
+def token_channels(cards: Iterable[Card]) -> int:
+    """C of the tokens of tracks caches; 0 where none of them holds tracks."""
+    return next((card.channels for card in cards if card.channels), 0)
+
+
+def check_same_channels(cards: Sequence[tuple[str, Card]]) -> None:
+    """Raises InputError when tokens of the caches, (path, card), differ in channels. Caches without tracks have none."""
+    with_tracks = [(path, card) for path, card in cards if card.channels]
+    for path, card in with_tracks[1:]:
+        first_path, first = with_tracks[0]
+        if card.channels != first.channels:
+            raise InputError(
+                f"{path}: tokens of {card.channels} channels, {first_path} has {first.channels}; caches that are read together "
+                "need the same"
+            )
+
+
 class TrackSource:
     """Tracks caches read as one, with TrackCache's getters. Raises InputError when they do not fit together.
 
@@ -77,6 +94,7 @@ class TrackSource:
         if not paths:
             raise InputError("no tracks cache given; add --cache C.zarr")
         self.caches = [TrackCache(path) for path in paths]
+        check_same_channels([(cache.path, cache.card) for cache in self.caches])
         self.caches_of: dict[str, list[TrackCache]] = {}
         self.incomplete: dict[str, str] = {}
         self._first_of_incomplete: dict[str, TrackCache] = {}
@@ -92,12 +110,6 @@ class TrackSource:
             raise InputError(next(iter(self.incomplete.values())))
 
     def _add(self, cache: TrackCache) -> None:
-        first = self.caches[0]
-        if cache.card.channels != first.card.channels:
-            raise InputError(
-                f"{cache.path}: tokens of {cache.card.channels} channels, {first.path} has {first.card.channels}; "
-                "caches that are read together need the same"
-            )
         for video_id in cache.video_ids():
             caches = self.caches_of.setdefault(video_id, [])
             if caches and _split_of(caches[0]) != _split_of(cache):
@@ -118,6 +130,11 @@ class TrackSource:
     def cards(self) -> list[Card]:
         """The card of each cache, in the order given."""
         return [cache.card for cache in self.caches]
+
+    @property
+    def channels(self) -> int:
+        """C; 0 where no cache holds tracks."""
+        return token_channels(self.cards)
 
     def video_ids(self) -> tuple[str, ...]:
         """The videos whose tracks can be read, sorted."""
@@ -186,7 +203,8 @@ class TrackSource:
 
     def tokens(self, video_id: str) -> NDArray[np.floating]:
         """(N, T, C)."""
-        return np.concatenate([cache.tokens(video_id) for cache in self._caches(video_id)])
+        caches = self._caches(video_id)
+        return np.concatenate([cache.tokens(video_id) for cache in _with_tracks(caches) or caches[:1]])
 
     def presence(self, video_id: str) -> NDArray[np.float16]:
         """(N, T)."""
@@ -265,8 +283,9 @@ class TrackSource:
                 f"{where}: no cache holds the {kind} {name!r} (there are: {known}); give the cache of a tracker that writes it"
             )
         spec = specs[holders[0].path]
-        if "N" in spec["dims"] and len(holders) < len(caches):
-            other = next(c for c in caches if c not in holders)
+        lacking = [c for c in _with_tracks(caches) if c not in holders]
+        if "N" in spec["dims"] and lacking:
+            other = lacking[0]
             raise InputError(
                 f"{holders[0].path}, video {video_id}: the {kind} {name!r} has an axis of tracks, {other.path} does not hold it; "
                 "give caches that all hold it, or this cache alone"
@@ -325,6 +344,10 @@ def _difference(first: TrackCache, second: TrackCache, before: TrackInfo, now: T
     if difference is None and before.object_ids is not None and now.object_ids is not None:
         difference = truth_difference(first.ground_truth(before.video_id), second.ground_truth(now.video_id))
     return difference
+
+
+def _with_tracks(caches: Sequence[TrackCache]) -> list[TrackCache]:
+    return [cache for cache in caches if cache.card.channels]
 
 
 def _specs(card: Card, kind: str) -> list[Spec]:

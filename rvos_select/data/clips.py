@@ -46,8 +46,15 @@ class ClipSampler:
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """The batch of `rows`. Raises InputError when frames cannot be read, and ValueError when none can be sampled."""
-        frames = [self.sample_frames(sample, row) for sample, row in rows]
-        return collate(rows, self.requires, frames=frames, augment=self.augment, generator=self.generator)
+        return self.make(rows, self.frames(rows))
+
+    def frames(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Frames of the clip of each expression. Raises ValueError where none can be sampled."""
+        return [self.sample_frames(sample, row) for sample, row in rows]
+
+    def make(self, rows: Sequence[Row], frames: Sequence[Sequence[int]], masks_only: bool = False) -> Batch:
+        """The batch of clips of these frames, augmented. masks_only: see `collate`."""
+        return collate(rows, self.requires, frames=frames, augment=self.augment, generator=self.generator, masks_only=masks_only)
 
     def sample_frames(self, sample: VideoSample, row: int) -> list[int]:
         """Frames of the video, ascending."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from rvos_cache.types import Overlap
 from rvos_select.data.augment import Augmentation, Clip
 from rvos_select.data.batch import Batch, FrameArray
 from rvos_select.data.features import FrameReader, FrameSource, MemoryArray, NamedArray, kept_dims
+from rvos_select.data.pixels import resize_masks
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.text_cues import pad_words, word_parts
 
@@ -28,12 +28,14 @@ def collate(
     frames: Sequence[Sequence[int]] | None = None,
     augment: Augmentation | None = None,
     generator: torch.Generator | None = None,
+    masks_only: bool = False,
 ) -> Batch:
     """The batch of B expressions.
 
     Without `frames` whole videos: of one video they share it (leading size 1), of several each is padded to the longest T.
     frames: for each expression the frames of its clip, all of one number T; or one clip that the expressions of one video share.
-    augment: changes each clip; generator: its random numbers. Only tracks that are candidates are in the batch: of any of the
+    augment: changes each clip; generator: its random numbers. masks_only: without `pixels` and `frames`, which are not read but for
+    an augmentation; all else, the truth too, is the same. Only tracks that are candidates are in the batch: of any of the
     expressions where they share a video, else of each.
     Raises InputError when the caches lack a required part or an array is damaged.
     """
@@ -48,7 +50,7 @@ def collate(
     clips = [list(range(s.tokens.shape[1])) for s in owners] if frames is None else [list(f) for f in frames]
     maker = _Maker(rows, owners, tracks, clips, shared, frames is None, requires)
     words, word_mask = pad_words([sample.words[row] for sample, row in rows])
-    sentences, pixels, truth = _visual(maker, augment, generator)
+    sentences, pixels, truth, sizes = _visual(maker, augment, generator, masks_only)
     features, measured, lengths = maker.stack_arrays()
     return Batch(
         tokens=maker.stack([s.tokens for s in owners], ("N", "T", "C")).float(),
@@ -62,11 +64,11 @@ def collate(
         features=features,
         measured=measured,
         lengths=lengths,
-        frames=maker.frame_arrays(),
+        frames={} if masks_only else maker.frame_arrays(),
         pixels=pixels,
         overlap=maker.overlaps(),
         truth=truth,
-        sizes=tuple(s.size for s in owners) if pixels is None or augment is None else _sizes(pixels),
+        sizes=sizes,
         video_ids=tuple(s.video_id for s in samples),
         expression_ids=tuple(s.expressions[row].expression_id for s, row in rows),
         sentences=sentences,
@@ -196,49 +198,60 @@ class _Maker:
             )  # fmt: skip
         return tuple(out)
 
-    def truth(self, i: int) -> Tensor:
-        """bool (A, T, H, W): the masks of row i's objects. Raises InputError when the split hides its ground truth."""
+    def truth(self, i: int, size: tuple[int, int]) -> Tensor:
+        """bool (A, T, *size): the masks of row i's objects, the nearest pixel's where `size` is not that of the video.
+
+        Raises InputError when the split hides its ground truth.
+        """
         sample, row = self.rows[i]
         if sample.truth is None or sample.objects is None:
             raise InputError(f"{sample.expressions[row].key}: this split hides its ground truth; masks need one that has it")
-        masks, decoded = sample.truth.masks, dict[tuple[int, int], np.ndarray]()
+        masks, decoded = sample.truth.masks, dict[tuple[int, int], Tensor]()
         frames = self.clips[self.owner(i)]
-        out = np.zeros((len(sample.objects[row]), len(frames), *sample.size), bool)
+        out = torch.zeros(len(sample.objects[row]), len(frames), *size, dtype=torch.bool)
         for a, k in enumerate(sample.objects[row]):
             for position, t in enumerate(frames):
                 if (k, t) not in decoded:
-                    decoded[k, t] = masks.decode(k, t)
+                    decoded[k, t] = resize_masks(torch.from_numpy(masks.decode(k, t).astype(bool)), size)
                 out[a, position] = decoded[k, t]
-        return torch.from_numpy(out)
+        return out
 
 
-def _visual(
-    maker: _Maker, augment: Augmentation | None, generator: torch.Generator | None
-) -> tuple[tuple[str, ...], tuple[FrameArray, ...] | None, tuple[Tensor, ...] | None]:
-    """sentences, pixels and truth of a Batch, changed by the augmentation."""
-    rows = maker.rows
-    sentences = tuple(s.expressions[row].text for s, row in rows)
+class _Visual(NamedTuple):
+    """Those parts of a Batch."""
+
+    sentences: tuple[str, ...]
+    pixels: tuple[FrameArray, ...] | None
+    truth: tuple[Tensor, ...] | None
+    sizes: tuple[tuple[int, int], ...]
+
+
+def _visual(maker: _Maker, augment: Augmentation | None, generator: torch.Generator | None, masks_only: bool) -> _Visual:
+    """What the augmentation changes. The truth has the size of the pixels where they are required, `sizes` that of the videos."""
+    rows, owners = maker.rows, maker.owners
+    sentences, sizes = tuple(s.expressions[row].text for s, row in rows), tuple(s.size for s in owners)
     labelled = all(s.truth is not None for s, _ in rows)
+    arrays = [s.pixels for s in owners if s.pixels is not None] if "pixels" in maker.requires else []
     pixels: tuple[FrameArray, ...] | None = None
-    if "pixels" in maker.requires:
-        arrays = [s.pixels for s in maker.owners if s.pixels is not None]
+    if "pixels" in maker.requires and not (masks_only and augment is None):
         pixels = tuple(maker.read(array, {"T": clip}) for array, clip in zip(arrays, maker.clips, strict=True))
-    truth = tuple(maker.truth(i) for i in range(len(rows))) if "truth" in maker.requires and labelled else None
+    truth: tuple[Tensor, ...] | None = None
+    if "truth" in maker.requires and labelled:
+        pixel_sizes = [array.size for array in arrays] or sizes
+        truth = tuple(maker.truth(i, pixel_sizes[maker.owner(i)]) for i in range(len(rows)))
     if augment is None:
-        return sentences, pixels, truth
+        return _Visual(sentences, pixels, truth, sizes)
     if pixels is None or generator is None or maker.whole:
         raise ValueError("an augmentation changes the pixels of clips, with a generator; require pixels and give frames")
-    masks = truth or tuple(torch.zeros(0, len(c), *s.size, dtype=torch.bool) for s, c in zip(maker.owners, maker.clips))
-    clips = [augment(Clip(p, m, text), generator) for p, m, text in zip(pixels, masks, sentences)]  # type: ignore[arg-type]
-    return (
+    masks = truth or tuple(torch.zeros(0, *p.shape[:3], dtype=torch.bool) for p in pixels)
+    still = [len(set(clip)) == 1 for clip in maker.clips]
+    clips = [augment(Clip(p, m, text, one), generator) for p, m, text, one in zip(pixels, masks, sentences, still)]  # type: ignore[arg-type]
+    return _Visual(
         tuple(c.sentence for c in clips),
-        tuple(c.pixels for c in clips),
+        None if masks_only else tuple(c.pixels for c in clips),
         None if truth is None else tuple(c.truth for c in clips),
+        tuple((c.pixels.shape[1], c.pixels.shape[2]) for c in clips),
     )
-
-
-def _sizes(pixels: Sequence[FrameArray]) -> tuple[tuple[int, int], ...]:
-    return tuple((frames.shape[1], frames.shape[2]) for frames in pixels)  # type: ignore[attr-defined]
 
 
 def _by_row(dims: Sequence[str | int]) -> bool:

@@ -1,48 +1,52 @@
-"""The order of an epoch: which expressions or videos it takes, how often, and the batches made of them."""
+"""The order of an epoch: which expressions or videos it takes, how often, and in which steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
-from rvos_select.data.batch import Batch
 from rvos_select.data.collate import Row
 from rvos_select.data.samples import VideoSample, set_name
 
 T = TypeVar("T")
 Grouping = Literal["single", "video"]
-"""single: an epoch's items are expressions, some per batch; video: they are videos, a batch has all expressions of one."""
-Collate = Callable[[Sequence[Row]], Batch]
+"""single: an epoch's items are expressions, some per step; video: they are videos, a step has all expressions of one."""
 
 
-def batches(
+class Step(NamedTuple):
+    """The expressions of a step of the optimiser. name: for messages, of the video or of the first expression."""
+
+    rows: list[Row]
+    name: str
+
+
+def steps(
     samples: Sequence[VideoSample],
     grouping: Grouping,
     size: int,
     generator: torch.Generator | None,
-    collate: Collate,
     weights: Mapping[str, float] = {},
-) -> Iterator[tuple[Batch, str]]:
-    """Batches with a name for messages, in an order sampled with `generator` (None: file order).
+) -> Iterator[Step]:
+    """The steps of an epoch, in an order sampled with `generator` (None: file order).
 
-    size: expressions per batch of grouping "single". weights: set -> how often its items come, 1 by default; see `epoch_order`.
+    size: expressions per step of grouping "single". weights: set -> how often its items come, 1 by default; see `epoch_order`.
     """
     if grouping == "video":
         videos = [s for s in samples if s.expressions]
         for i in epoch_order([s.set_name for s in videos], weights, generator):
-            yield collate([(videos[i], row) for row in range(len(videos[i].expressions))]), videos[i].video_id
+            yield Step([(videos[i], row) for row in range(len(videos[i].expressions))], videos[i].video_id)
         return
     rows = [(sample, row) for sample in samples for row in range(len(sample.expressions))]
     order = epoch_order([sample.set_name for sample, _ in rows], weights, generator)
     for start in range(0, len(order), size):
         chosen = [rows[i] for i in order[start : start + size]]
         sample, row = chosen[0]
-        yield collate(chosen), sample.expressions[row].key
+        yield Step(chosen, sample.expressions[row].key)
 
 
 def epoch_order(sets: Sequence[str], weights: Mapping[str, float], generator: torch.Generator | None) -> list[int]:
@@ -79,8 +83,8 @@ def set_sizes(samples: Sequence[VideoSample], grouping: Grouping) -> dict[str, i
     return sizes
 
 
-def count_batches(samples: Sequence[VideoSample], grouping: Grouping, size: int, weights: Mapping[str, float] = {}) -> int:
-    """How many batches `batches` makes."""
+def count_steps(samples: Sequence[VideoSample], grouping: Grouping, size: int, weights: Mapping[str, float] = {}) -> int:
+    """How many steps an epoch has, see `steps`."""
     items = sum(items_per_epoch(count, weights.get(name, 1.0)) for name, count in set_sizes(samples, grouping).items())
     return items if grouping == "video" else -(-items // size)
 

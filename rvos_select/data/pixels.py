@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rvos_cache.corruptions import corrupt_video
 from rvos_cache.datasets import Dataset, open_dataset
@@ -26,10 +27,14 @@ PIXEL_DIMS = ("T", 3)
 
 
 class PixelArray(Protocol):
-    """The frames of a video, uint8 RGB (T, H, W, 3)."""
+    """The frames of a video, uint8 RGB (T, H, W, 3), at the size of the video or another one."""
 
     @property
     def dims(self) -> Dims: ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W). Raises InputError when the frames cannot be read."""
 
     def __len__(self) -> int: ...
 
@@ -53,6 +58,11 @@ class DatasetPixels:
     def __len__(self) -> int:
         return len(self.video)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W), that of the video."""
+        return self.video.size
+
     def select(self, index: Index) -> Tensor:
         """As PixelArray. Raises InputError too, at the first call, when the dataset has other frames than were tracked."""
         _ = self._is_checked
@@ -73,6 +83,24 @@ class DatasetPixels:
         return True
 
 
+class StoredPixels(StoredFeature):
+    """The frames of a video as a feature of a cache; they may have another size than the video."""
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(H, W). Reads the first frame."""
+        height, width = self.select({"T": [0]}).shape[1:3]
+        return height, width
+
+
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks bool (..., H, W) at `size`: each pixel has the value of the one that its centre lies in."""
+    if masks.shape[-2:] == size or not masks.numel():
+        return masks if masks.shape[-2:] == size else masks.new_zeros(*masks.shape[:-2], *size)
+    small = F.interpolate(masks.reshape(-1, 1, *masks.shape[-2:]).to(torch.uint8), size, mode="nearest-exact")
+    return small.reshape(*masks.shape[:-2], *size).bool()
+
+
 def open_pixels(tracks: TrackSource, video_id: str) -> PixelArray:
     """The pixels of a video: its only uint8 feature of dims (T, H, W, 3), else the frames of the dataset at the card's root.
 
@@ -83,7 +111,7 @@ def open_pixels(tracks: TrackSource, video_id: str) -> PixelArray:
     if len(names) > 1:
         raise InputError(f"{tracks.caches[0].path}: the features {', '.join(names)} all hold pixels; give a cache with one")
     if names:
-        return StoredFeature(tracks, video_id, names[0])
+        return StoredPixels(tracks, video_id, names[0])
     card, info = tracks.caches_of[video_id][0].card, tracks.info(video_id)
     where = f"{tracks.caches_of[video_id][0].path}, video {video_id}"
     dataset = _dataset(card.dataset, card.root, card.split)

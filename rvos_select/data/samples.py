@@ -94,10 +94,12 @@ def set_name(card: Card) -> str:
 def label_thresholds(tracks: TrackSource, label_iou: float | None) -> dict[str, float]:
     """Cache -> mean IoU above which its tracks are positives: `label_iou`, or where that is None the threshold of its card.
 
-    Raises InputError for a card without one.
+    Caches without tracks have none. Raises InputError for a card without one.
     """
     thresholds = {}
     for cache in tracks.caches:
+        if not cache.card.channels:
+            continue
         threshold = label_iou or cache.card.label_iou
         if threshold is None:
             raise InputError(f"{cache.path}: its card gives no label threshold; --set label_iou=0.7 (strictly between 0 and 1)")
@@ -161,8 +163,10 @@ def _targets(
     tracks: TrackSource, video_id: str, objects: Sequence[Sequence[int]], thresholds: Mapping[str, float], rule: LabelRule
 ) -> Tensor:
     """Targets float (E, N) of all tracks of the video. Raises InputError when a rule returns another shape."""
-    parts = []
+    parts = [np.zeros((len(objects), 0), np.float32)]
     for cache in tracks.caches_of[video_id]:
+        if not cache.card.channels:
+            continue
         overlap = cache.overlap(video_id)
         targets = np.asarray(rule(overlap, objects, thresholds[cache.path]), np.float32)
         if targets.shape != (expected := (len(objects), len(overlap.area))):

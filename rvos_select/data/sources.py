@@ -14,7 +14,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import failed_videos
 from rvos_cache.store import format_uri, read_card
 from rvos_cache.system.progress import tracked
-from rvos_select.data.caches import TrackSource
+from rvos_select.data.caches import TrackSource, check_same_channels
 from rvos_select.data.epochs import set_weights
 from rvos_select.data.labels import label_rule
 from rvos_select.data.samples import VideoSample, label_thresholds, load_video, set_name
@@ -79,13 +79,10 @@ def cached_sets(tracks: Sequence[Path], texts: Sequence[Path]) -> CachedSets:
     if not tracks:
         raise InputError("no tracks cache given; add --cache C.zarr")
     tracks_of, texts_of_set, texts_of_dataset = (dict[str, list[Path]]() for _ in range(3))
-    first = read_card(tracks[0])
-    for path in tracks:
-        card = read_card(path)
+    cards = [(path, read_card(path)) for path in tracks]
+    check_same_channels([(format_uri(path), card) for path, card in cards])
+    for path, card in cards:
         tracks_of.setdefault(set_name(card), []).append(path)
-        if card.channels != first.channels:
-            difference = f"tokens of {card.channels} channels, {format_uri(tracks[0])} has {first.channels}"
-            raise InputError(f"{format_uri(path)}: {difference}; caches that are read together need the same")
     for path in texts:
         card, first = read_card(path), read_card(texts[0])
         if card.channels != first.channels:
@@ -167,7 +164,7 @@ def read_sources(
     thresholds = [value for each in sets.values() for value in label_thresholds(each.tracks, labels.iou).values()]
     label_iou = thresholds[0] if len(set(thresholds)) == 1 else thresholds
     first = next(iter(sets.values()))
-    channels = (first.tracks.card.channels, first.words.card.channels)
+    channels = (first.tracks.channels, first.words.card.channels)
     return Sources(train, valid, sets, valid_sets, held_out_ids, cards, weight_of_set, label_iou, missing, channels, contents)
 
 
@@ -175,10 +172,10 @@ def _check_channels(sets: CachedSets, valid_sets: CachedSets) -> None:
     """Raises InputError when tokens or words of the sets to validate with have another width."""
     train, valid = (next(iter(each.values())) for each in (sets, valid_sets))
     for name, ours, theirs in (
-        ("tokens", train.tracks.card, valid.tracks.card),
-        ("words", train.words.card, valid.words.card),
+        ("tokens", train.tracks.channels, valid.tracks.channels),
+        ("words", train.words.card.channels, valid.words.card.channels),
     ):
-        if ours.channels != theirs.channels:
+        if ours != theirs:
             raise InputError(f"{name} differ in channels between training and validation caches; extract both alike")
 
 

@@ -66,7 +66,7 @@ def scorer_of_run(run: Path, source: TrackSource, words: TextSource) -> Scorer:
 
 def scorer_without_run(name: str, config: Mapping[str, Any], source: TrackSource, words: TextSource) -> Scorer:
     """The selector `name` with the settings `config`. Raises InputError if it must be trained, or the caches do not fit it."""
-    channels = {"token_channels": source.card.channels, "word_channels": words.card.channels}
+    channels = {"token_channels": source.channels, "word_channels": words.card.channels}
     selector = make_untrained(name, {**channels, **config}).eval()
     _bind(selector, source, words)
     settings = {"selector": name, "config": selector.config.model_dump(mode="json")}
@@ -88,9 +88,11 @@ def _bind(selector: Selector, source: TrackSource, words: TextSource) -> None:
 
 def _check_channels(run: Path, selector: Selector, source: TrackSource, words: TextSource) -> None:
     for what, caches, channels, expected in (
-        ("tokens", source.caches, source.card.channels, selector.config.token_channels),
+        ("tokens", source.caches, source.channels, selector.config.token_channels),
         ("words", words.caches, words.card.channels, selector.config.word_channels),
     ):
+        if what == "words" and selector.encodes_text:
+            continue
         if channels != expected:
             raise InputError(
                 f"{caches[0].path}: {what} of {channels} channels, {run} was trained with {expected}; extract them alike"

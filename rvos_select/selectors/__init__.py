@@ -16,6 +16,7 @@ __all__ = ["SELECTORS", "FrozenPart", "Scored", "Selector", "SelectorConfig", "s
 SELECTORS = {
     "sola": "rvos_select.selectors.sola:Sola",
     "dmvs": "rvos_select.selectors.dmvs:Dmvs",
+    "ssa": "rvos_select.selectors.ssa:Ssa",
     "clip-zero-shot": "rvos_select.selectors.clip_zero_shot:ClipZeroShot",
     "mean-cosine": "rvos_select.selectors.mean_cosine:MeanCosine",
 }

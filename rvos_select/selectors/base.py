@@ -19,7 +19,7 @@ from rvos_cache.settings import Settings, build
 from rvos_cache.system.files import replace_file, write_text
 from rvos_cache.system.text_files import read_text
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.caches import CacheCards, token_channels
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.video import InferenceVideo
 from rvos_select.losses.tracks import bce
@@ -35,8 +35,8 @@ FROZEN = "frozen."
 class SelectorConfig(Settings):
     """Settings that every selector has; training sets both from the caches."""
 
-    token_channels: int = Field(default=256, ge=1)
-    """C, channels of a token of the tracks cache."""
+    token_channels: int = Field(default=256, ge=0)
+    """C, channels of a token of the tracks cache; 0: the caches hold no tracks, and the selector must draw masks of its own."""
     word_channels: int = Field(default=1024, ge=1)
     """D, channels of a word of the text cache."""
 
@@ -90,6 +90,14 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         self.recorded_digests: Mapping[str, str] = {}
         self.weights_digest = ""
 
+    @classmethod
+    def config_values(cls, values: Mapping[str, Any], cards: CacheCards) -> dict[str, Any]:
+        """Settings that training reads from the caches, or from a checkpoint that the given `values` name; those replace them.
+
+        Raises InputError for caches that it cannot work with.
+        """
+        return {"token_channels": token_channels(cards.tracks), "word_channels": cards.text[0].channels}
+
     # What a subclass implements.
 
     def forward(self, batch: Batch) -> Tensor:
@@ -107,6 +115,16 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         logits = self(batch)
         value = bce(logits, batch.target.to(logits.dtype), batch.track_mask, batch.word_mask.any(1), 1.0)
         return {"loss": value}
+
+    def normalisers(self, batch: Batch) -> Mapping[str, float]:
+        """What the sums of its losses are divided by, as counts of `batch`, for a step that is computed in several micro-batches.
+
+        The training loop adds the counts of all micro-batches of a step and gives each the sums as `Batch.normalisers`; with
+        these `loss` divides by them instead of its own counts, so that the losses of the micro-batches add up to that of the step.
+        It is called before the step, with batches on the CPU that hold neither `pixels` nor `frames`, and reads no parameter.
+        The default {} means that every loss is a mean over the expressions: the loop weighs each micro-batch by its share of them.
+        """
+        return {}
 
     def frozen_parts(self, cards: CacheCards) -> Sequence[FrozenPart]:
         """The frozen models that it runs itself, named by the cards of the caches or by its settings.

@@ -240,9 +240,17 @@ class Dmvs(Selector):
         basis = batch.features.get("mask_basis")
         return embed if basis is None else embed.float() @ basis[min(owner, len(basis) - 1)].to(embed.device)
 
+    def normalisers(self, batch: Batch) -> dict[str, float]:
+        """Of predicted masks the numbers of expressions and of objects that a frame shows; frozen masks have means over expressions."""
+        if not self.draws or batch.truth is None:
+            return {}
+        objects = sum(int(masks.flatten(1).any(1).sum()) for masks in batch.truth)
+        return {"expressions": float(batch.word_mask.any(1).sum()), "objects": float(objects)}
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: "loss" = class_weight · "class" + bce_weight · "bce" + dice_weight · "dice", each summed over the decoder's
-        layers. "class" is the mean over the expressions, the other two over the objects of the batch; frozen masks have neither.
+        layers. "class" is the mean over the expressions, the other two over the objects of the batch, or with `Batch.normalisers`
+        the sum over the batch's divided by the numbers of the step; frozen masks have neither of the two.
 
         Raises ValueError without ground truth.
         """
@@ -252,28 +260,30 @@ class Dmvs(Selector):
             raise ValueError(
                 "DMVS's loss needs Batch.truth, or with masks=frozen Batch.overlap; this split hides its ground truth"
             )
+        totals = batch.normalisers or self.normalisers(batch)
         decoded = self.decode(batch)
         layers = decoded.layers if c.deep_supervision else decoded.layers[-1:]
         with torch.autocast(layers.device.type, enabled=False):
             classes = _in_float(self.class_head, layers)
             labels = torch.full(classes.shape[:-1], NO_OBJECT, device=layers.device)
+            counted = batch.word_mask.any(1)
             if not self.draws:
                 has_loss = self._match_tracks(batch, decoded, classes, labels)
-                value = self._class_loss(classes, labels, has_loss, batch.word_mask.any(1))
+                value = self._class_loss(classes, labels, has_loss, counted) / counted.sum().clamp(min=1)
                 return {"loss": c.class_weight * value, "class": value}
             embed = _in_float(self.mask_head, layers)
-            bce, dice = self._match_masks(batch, classes, embed, labels)
-            value = self._class_loss(classes, labels, decoded.real, batch.word_mask.any(1))
+            bce, dice = (each / max(totals["objects"], 1) for each in self._match_masks(batch, classes, embed, labels))
+            value = self._class_loss(classes, labels, decoded.real, counted) / max(totals["expressions"], 1)
             loss = c.class_weight * value + c.bce_weight * bce + c.dice_weight * dice
             return {"loss": loss, "class": value, "bce": bce, "dice": dice}
 
     def _class_loss(self, classes: Tensor, labels: Tensor, real: Tensor, counted: Tensor) -> Tensor:
         """Cross-entropy of classes (layers, B, Q, 2): the weighted mean over an expression's `real` queries, bool (B, Q) or
-        (layers, B, Q), the mean over the `counted` expressions, bool (B,), the sum over layers."""
+        (layers, B, Q), the sum over the `counted` expressions, bool (B,), and over layers."""
         each = F.cross_entropy(classes.movedim(-1, 1), labels, reduction="none")
         weight = torch.where(labels == NO_OBJECT, self.config.no_object_weight, 1.0) * (real & counted[:, None])
         means = (each * weight).sum(-1) / weight.sum(-1).clamp(min=self.config.no_object_weight)
-        return means.sum() / counted.sum().clamp(min=1)
+        return means.sum()
 
     def _match_tracks(self, batch: Batch, decoded: Decoded, classes: Tensor, labels: Tensor) -> Tensor:
         """Mark the matched queries, and with iou_multi all that cover an object, in labels (layers, B, Q), costs from the cache's
@@ -301,15 +311,15 @@ class Dmvs(Selector):
         return has_loss
 
     def _match_masks(self, batch: Batch, classes: Tensor, embed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mark the matched queries in labels (layers, B, Q); BCE and Dice of the matched masks, embed (layers, B, Q, Cm)."""
+        """Mark the matched queries in labels (layers, B, Q); sums over the objects of BCE and Dice of the matched masks, embed
+        (layers, B, Q, Cm)."""
         c = self.config
         assert batch.truth is not None
-        bce, dice, objects = embed.new_zeros(()), embed.new_zeros(()), 0
+        bce, dice = embed.new_zeros(()), embed.new_zeros(())
         lead = len(batch.tokens)
         for b, masks in enumerate(batch.truth):
             owner = min(b, lead - 1)
             visible = masks[masks.flatten(1).any(1)]
-            objects += len(visible)
             if not len(visible):
                 continue
             truth = in_input(visible, self._geometry(batch.sizes[owner])).to(embed.device)
@@ -324,7 +334,7 @@ class Dmvs(Selector):
             pairs = torch.cat([own[rows] for own, rows in zip(own_embed, chosen)])
             losses = pair_losses(mask_logits(pairs, features), truth, torch.cat(columns), c.points)
             bce, dice = bce + losses[0], dice + losses[1]
-        return bce / max(objects, 1), dice / max(objects, 1)
+        return bce, dice
 
 
 def _mean_word(words: Tensor, mask: Tensor, is_word: Tensor) -> Tensor:

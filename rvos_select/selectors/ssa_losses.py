@@ -137,7 +137,7 @@ def _clip_terms(found: Found, b: int, truth: Tensor, config: SsaConfig, divisors
 @torch.no_grad()
 def _match_frames(logits: Tensor, masks: Tensor, objects: Tensor, visible: Tensor, config: SsaConfig) -> list[list[Pairs]]:
     """The pairs of each layer and frame: logits (L, T, Q, 2), masks (L, T, Q, h, w), objects (A, T, H, W), visible bool (A, T)."""
-    layers, frames, queries = logits.shape[:3]
+    layers, frames = logits.shape[:2]
     points = torch.rand(layers * frames, config.points, 2, device=logits.device)
     values = sample(masks.float().flatten(0, 1), points).unflatten(0, (layers, frames))
     truth = objects.transpose(0, 1).expand(layers, -1, -1, -1, -1).flatten(0, 1)

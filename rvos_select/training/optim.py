@@ -3,19 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from rvos_cache.errors import InputError
 from rvos_select.training.settings import OptimSettings
+
+FACTOR = "factor"
+"""Key of a parameter group: what the learning rate of the run is multiplied by; 1 where it is missing."""
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
-    """AdamW over the parameters of `model` that are trained."""
-    groups = model.parameters() if settings.decay_all else decay_groups(model, settings.weight_decay)
+    """AdamW over the parameters of `model` that are trained. Raises InputError for `settings.rates` that do not fit the module."""
+    groups: Any = model.parameters() if settings.decay_all else decay_groups(model, settings.weight_decay)
+    if settings.rates:
+        decayed = [{"params": list(groups), "weight_decay": settings.weight_decay}] if settings.decay_all else groups
+        groups = rate_groups(decayed, parameter_factors(model, settings.rates))
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step: `rate` times the factor of each parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(FACTOR, 1.0)
+
+
+def parameter_factors(model: nn.Module, rates: Mapping[str, float]) -> dict[int, float]:
+    """id of a parameter -> the factor of its learning rate, of those that `rates` names.
+
+    A parameter belongs to `name` when `name` is one of the dotted parts of its own name, or the first of them together: "adapters"
+    and "adapters.0" name "adapters.0.conv1.weight". Raises InputError for a parameter of two names, and a name of no parameter.
+    """
+    factors, name_of = dict[int, float](), dict[int, str]()
+    parameters = dict(model.named_parameters())
+    parts = ", ".join(dict.fromkeys(own.partition(".")[0] for own in parameters))
+    for name, factor in rates.items():
+        members = {own: p for own, p in parameters.items() if name in own.split(".") or f"{own}.".startswith(f"{name}.")}
+        if not members:
+            raise InputError(f"optim.rates: no parameter of {type(model).__name__} belongs to {name!r}; its parts are: {parts}")
+        for own, parameter in members.items():
+            if id(parameter) in name_of:
+                raise InputError(
+                    f"optim.rates: {own} belongs to {name_of[id(parameter)]!r} and to {name!r}, expected one name for each "
+                    f"parameter; the parts of {type(model).__name__} are: {parts}"
+                )
+            factors[id(parameter)], name_of[id(parameter)] = factor, name
+    return factors
+
+
+def rate_groups(groups: list[dict[str, Any]], factors: Mapping[int, float]) -> list[dict[str, Any]]:
+    """Parameter groups split by factor (id -> factor, 1 where it is missing), largest first; none is without a parameter."""
+    out = []
+    for group in groups:
+        parts = dict[float, list[nn.Parameter]]()
+        for parameter in group["params"]:
+            parts.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+        out += [{**group, "params": parts[factor], FACTOR: factor} for factor in sorted(parts, reverse=True)]
+    return out
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ from rvos_select.runs.seen import check_data, write_data
 from rvos_select.training.settings import TrainSettings
 
 SETTINGS = "settings.json"
+MEMORY_SETTINGS = ("micro_batch", "config.checkpointing")
+"""Settings that a run may be resumed with other values of: they change the memory of a step."""
 
 
 def grouping_of(settings: TrainSettings) -> Grouping:
@@ -70,10 +72,13 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
 
 
 def _check_same_settings(out: Path, record: Mapping[str, Any], stored: Mapping[str, Any], fixed_epochs: bool) -> None:
-    """fixed_epochs: the schedule runs over all steps, so more epochs would change those already trained."""
+    """fixed_epochs: the schedule runs over all steps, so more epochs would change those already trained.
+
+    Raises InputError, naming the setting, for another value, except of those that change the memory and not the result.
+    """
     new, old = ({**r["settings"], "resolved": r.get("resolved", {}), "frozen": r.get("frozen", {})} for r in (record, stored))
     for name, before, now in differences(old, new):
-        if name != "epochs" or fixed_epochs:
+        if (name != "epochs" or fixed_epochs) and name.removeprefix("resolved.") not in MEMORY_SETTINGS:
             raise InputError(f"{out}: was started with {name} = {before!r}, now it is {now!r}")
 
 

@@ -33,6 +33,9 @@ class OptimSettings(Settings):
     """step: shares of all steps after which the rate is multiplied by `factor`. Source: code of DMVS's relatives."""
     warmup: int = Field(default=0, ge=0)
     """Steps in which the rate rises linearly from zero."""
+    rates: dict[str, Annotated[float, Field(gt=0, le=1000)]] = {}
+    """Factors of the learning rate of parts of the module: {"adapters": 0.1} trains the parameters that have "adapters" among the
+    dotted parts of their names at a tenth of the rate. A name may also be the first parts together ("video.decoder")."""
 
 
 class TrainSettings(Settings):
@@ -59,11 +62,16 @@ class TrainSettings(Settings):
     expressions, each with some frames of its video. Source: single in SOLA's released code."""
     batch_size: int = Field(default=1, ge=1)
     """Expressions per step with batch = "single" or "clip". Source: SOLA's released code."""
+    micro_batch: int = Field(default=0, ge=0)
+    """single, clip: expressions in memory at once; 0: batch_size. The gradients of the parts of a step are added before the
+    optimiser's step, so it changes the memory that a step takes, and neither its samples nor (but for rounding, and for random
+    numbers that the module draws itself) its gradient."""
     clip: ClipSettings = ClipSettings()
     """clip: which frames."""
     augment: tuple[str, ...] = ()
     """clip: changes of frames, masks and sentences together, one after another: names in AUGMENTATIONS, or
-    "package.module:function"; for selectors that read pixels and encode sentences themselves."""
+    "package.module:function"; for selectors that read pixels. One that changes the sentence is for those that encode sentences
+    themselves."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of all random numbers."""
     precision: Literal["auto", "float32", "bf16"] = "auto"

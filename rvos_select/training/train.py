@@ -7,12 +7,11 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, read_toml
@@ -21,11 +20,11 @@ from rvos_cache.system.files import restore
 from rvos_cache.system.locks import folder_lock
 from rvos_cache.system.progress import Progress, print_line
 from rvos_select.data.augment import check_augmentation, load_augmentation
-from rvos_select.data.batch import Batch, check_requires
-from rvos_select.data.caches import CacheCards, check_declared
+from rvos_select.data.batch import check_requires
+from rvos_select.data.caches import CacheCards, check_declared, token_channels
 from rvos_select.data.clips import ClipSampler, with_visible_rows
-from rvos_select.data.collate import collate
-from rvos_select.data.epochs import batches, count_batches, prefetch
+from rvos_select.data.epochs import count_steps, prefetch, steps
+from rvos_select.data.micro_batches import MicroBatch, by_step, micro_batches
 from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.data.sources import LabelSettings, Sources, read_sources
 from rvos_select.data.texts import texts_of
@@ -34,7 +33,8 @@ from rvos_select.runs.checkpoint import load_state, replace_folder, save_state
 from rvos_select.runs.metrics import METRICS, read_metrics
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.untrained import check_trainable
-from rvos_select.training.optim import learning_rate, make_optimizer, update_plateau
+from rvos_select.training.memory import explain_out_of_memory
+from rvos_select.training.optim import learning_rate, make_optimizer, set_learning_rate, update_plateau
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line, reads_labels
@@ -134,9 +134,13 @@ def make_selector(settings: TrainSettings, cards: CacheCards) -> Selector:
     if not cards.tracks or not cards.text:
         raise InputError("no tracks cache given; add --cache C.zarr")
     kind = selector_class(settings.selector)
-    channels = {"token_channels": cards.tracks[0].channels, "word_channels": cards.text[0].channels}
+    if kind.draws is False and not token_channels(cards.tracks):
+        raise InputError(
+            f"selector {settings.selector}: selects among tracks, and none of the caches holds any; add --cache of a tracker of objects"
+        )
     torch.manual_seed(settings.seed)
-    config = build(kind.Config, {**channels, **settings.config}, f"selector {settings.selector}")
+    read = kind.config_values(settings.config, cards)
+    config = build(kind.Config, {**read, **settings.config}, f"selector {settings.selector}")
     try:
         return kind(config)
     except (RuntimeError, MemoryError) as error:
@@ -150,6 +154,11 @@ def make_selector(settings: TrainSettings, cards: CacheCards) -> Selector:
 def required_parts(settings: TrainSettings, selector: Selector) -> tuple[str, ...]:
     """The parts of a batch that training needs. Raises InputError for a name that is no part, or one that the batches lack."""
     clips = settings.batch == "clip"
+    if settings.micro_batch and settings.batch == "video":
+        raise InputError(
+            f"micro_batch={settings.micro_batch} divides a step of expressions, but with batch=video a step is one video; leave it "
+            "out, or --set batch=single"
+        )
     check_requires(selector.requires, settings.selector)
     check_augmentation(settings.augment, selector, clips)
     if "truth" in selector.requires and not clips:
@@ -176,14 +185,19 @@ class Run:
     def __init__(self, settings: TrainSettings, sources: Sources, model: Selector, device: torch.device, out: Path) -> None:
         self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
         self.parameters = list(model.parameters())
+        self.rate = settings.optim.lr
         self.optimizer = make_optimizer(model, settings.optim)
         self.grouping = grouping_of(settings)
-        self.steps_per_epoch = count_batches(sources.train, self.grouping, settings.batch_size, sources.weights)
+        self.steps_per_epoch = count_steps(sources.train, self.grouping, settings.batch_size, sources.weights)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)
         self.augment = load_augmentation(settings.augment)
         clip = settings.clip if settings.batch == "clip" else None
-        self.validator = Validator(sources.valid, sources.valid_sets, settings.valid_expressions, clip, settings.batch_size)
+        # A selector without normalisers of its own needs no count of a whole step.
+        self.normalisers = None if type(model).normalisers is Selector.normalisers else model.normalisers
+        self.validator = Validator(
+            sources.valid, sources.valid_sets, settings.valid_expressions, clip, settings.batch_size, settings.micro_batch
+        )
         self.state: dict[str, Any] = {"epoch": 0, "best_jf": -1.0, "rate": 1.0, "lowest_loss": None, "waited": 0}
 
     def train(self, resume: bool) -> Path:
@@ -230,40 +244,50 @@ class Run:
         torch.manual_seed(seed)
         sums: dict[str, float] = {}
         self.model.train()
-        for step, (batch, name) in enumerate(self._batches(torch.Generator().manual_seed(seed))):
-            losses = self._step(batch, name, epoch * self.steps_per_epoch + step)
+        for step, (name, parts) in enumerate(by_step(self._parts(torch.Generator().manual_seed(seed)))):
+            losses = self._step(parts, name, epoch * self.steps_per_epoch + step)
             for key, value in losses.items():
                 sums[key] = sums.get(key, 0.0) + value
             bar.advance(title=f"epoch {epoch + 1}/{self.settings.epochs}, loss {sums['loss'] / (step + 1):.4f}")
         means = {f"train/{key}": value / self.steps_per_epoch for key, value in sums.items()}
-        return {**means, "lr": self.optimizer.param_groups[0]["lr"]}
+        return {**means, "lr": self.rate}
 
-    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Batch, str]]:
+    def _parts(self, generator: torch.Generator) -> Iterator[MicroBatch]:
+        """The micro-batches of an epoch."""
         settings, sources = self.settings, self.sources
-        if settings.batch != "clip":
-            make = partial(collate, requires=self.requires)
-            return batches(sources.train, self.grouping, settings.batch_size, generator, make, sources.weights)
-        sampler = ClipSampler(settings.clip, generator, self.requires, self.augment)
-        clips = batches(sources.train, self.grouping, settings.batch_size, generator, sampler, sources.weights)
-        return prefetch(clips) if self.device.type == "cuda" else clips
+        order = steps(sources.train, self.grouping, settings.batch_size, generator, sources.weights)
+        clips = settings.batch == "clip"
+        sampler = ClipSampler(settings.clip, generator, self.requires, self.augment) if clips else None
+        parts = micro_batches(order, settings.micro_batch, self.requires, sampler, self.normalisers)
+        return prefetch(parts) if clips and self.device.type == "cuda" else parts
 
-    def _step(self, batch: Batch, name: str, step: int) -> dict[str, float]:
+    def _step(self, parts: Iterator[MicroBatch], name: str, step: int) -> dict[str, float]:
+        """One step of the optimiser; the losses of the whole step."""
         settings = self.settings
-        steps = settings.epochs * self.steps_per_epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings.optim, step, steps, float(self.state["rate"]))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            losses: dict[str, Tensor] = self.model.loss(batch.to(self.device))
-        if not torch.isfinite(losses["loss"]):
-            raise InputError(
-                f"{name}: the loss is {losses['loss'].item()}; train anew into another --out with a lower --set optim.lr"
-            )
+        self.rate = learning_rate(settings.optim, step, settings.epochs * self.steps_per_epoch, float(self.state["rate"]))
+        set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.parameters, settings.optim.clip)
-        if not torch.isfinite(norm):
-            raise InputError(f"{name}: the gradient is {norm.item()}; train anew into another --out with a lower --set optim.lr")
-        self.optimizer.step()
+        sums: dict[str, float] = {}
+        with explain_out_of_memory(name, settings, self.model.config):
+            for part in parts:
+                for key, value in self._add_gradients(part).items():
+                    sums[key] = sums.get(key, 0.0) + value
+            norm = nn.utils.clip_grad_norm_(self.parameters, settings.optim.clip)
+            if not torch.isfinite(norm):
+                raise InputError(
+                    f"{name}: the gradient is {norm.item()}; train anew into another --out with a lower --set optim.lr"
+                )
+            self.optimizer.step()
+        return sums
+
+    def _add_gradients(self, part: MicroBatch) -> dict[str, float]:
+        """Add the gradients of a part of a step; its share of the step's losses."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            losses = {key: value * part.share for key, value in self.model.loss(part.batch.to(self.device)).items()}
+        loss = losses["loss"]
+        if not torch.isfinite(loss):
+            raise InputError(f"{part.name}: the loss is {loss.item()}; train anew into another --out with a lower --set optim.lr")
+        loss.backward()  # type: ignore[no-untyped-call]
         return {key: value.item() for key, value in losses.items()}
 
     def _validate(self) -> dict[str, float]:

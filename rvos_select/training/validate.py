@@ -14,7 +14,9 @@ from rvos_cache.system.progress import tracked
 from rvos_select.data.batch import Batch
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.collate import collate
+from rvos_select.data.epochs import Step
 from rvos_select.data.labels import target_indices
+from rvos_select.data.micro_batches import micro_batches
 from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.sources import CachedSets
@@ -31,7 +33,8 @@ class Validator:
     """Scores a selector on held-out videos. The masks of a selection of tracks are scored once and cached.
 
     samples: the held-out videos; sets: the caches of each of their sets; expressions: only the first so many by hash (0: all);
-    clip: losses are those of clips, `batch_size` of them at once, the same after every epoch; masks are those of whole videos.
+    clip: losses are those of steps of `batch_size` clips, `micro_batch` of them at once (0: all), the same after every epoch; masks
+    are those of whole videos.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class Validator:
         expressions: int,
         clip: ClipSettings | None = None,
         batch_size: int = 1,
+        micro_batch: int = 0,
     ) -> None:
-        self.sets, self.clip, self.batch_size = sets, clip, batch_size
+        self.sets, self.clip, self.batch_size, self.micro_batch = sets, clip, batch_size, micro_batch
         keys = sorted(
             {(s.set_name, e.key) for s in samples for e in s.expressions},
             key=lambda k: (hashlib.sha256(k[1].encode()).digest(), k),
@@ -61,10 +65,10 @@ class Validator:
         sums: dict[str, float] = {}
         count, pairs_of_set = 0, dict[str, list[Pair]]()
         with torch.inference_mode():
-            for batch, size in self._batches(requires):
+            for batch, weight in self._batches(selector, requires):
                 for name, value in selector.loss(batch.to(device)).items():
-                    sums[name] = sums.get(name, 0.0) + value.item() * size
-                count += size
+                    sums[name] = sums.get(name, 0.0) + value.item() * weight
+                count += len(batch)
             for sample, rows in self.samples:
                 policy = selector_policy(selector, all_name_one_object([sample.set_name.partition("/")[0]]))
                 pairs = pairs_of_set.setdefault(sample.set_name, [])
@@ -88,16 +92,17 @@ class Validator:
             pairs += self._score_tracks(sample, rows, selected)
         return _means("valid", pairs) if pairs else {}
 
-    def _batches(self, requires: Sequence[str]) -> Iterator[tuple[Batch, int]]:
-        """The batches of the losses, and how many expressions each has."""
+    def _batches(self, selector: Selector, requires: Sequence[str]) -> Iterator[tuple[Batch, float]]:
+        """The batches of the losses, and how many expressions the loss of each counts for."""
         if self.clip is None:
             yield from ((collate([(s, row) for row in rows], requires), len(rows)) for s, rows in self.samples)
             return
         sampler = ClipSampler(self.clip, torch.Generator().manual_seed(0), requires)
         rows = [(s, row) for s, rows in self.samples for row in rows if len(s.visible_frames(row))]
-        for start in range(0, len(rows), self.batch_size):
-            part = rows[start : start + self.batch_size]
-            yield sampler(part), len(part)
+        parts = (rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
+        steps = (Step(part, part[0][0].expressions[part[0][1]].key) for part in parts)
+        for part in micro_batches(steps, self.micro_batch, tuple(requires), sampler, selector.normalisers):
+            yield part.batch, part.share * part.step_size
 
     def _score(self, sample: VideoSample, part: ScoredRows, policy: SelectionPolicy) -> list[Pair]:
         selected = policy.among(part.scores, part.candidates)

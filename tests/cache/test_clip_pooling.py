@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tiny_clip import PROJECTION, WIDTHS, golden, write_hub_clip, write_tiny_clip
 
 from rvos_cache.clip.image import ConvNextImage, VitImage, head_digest, load_head, load_image
-from rvos_cache.clip.pooling import FRAME, POOL, ClipPooling, PoolSettings, pool
+from rvos_cache.clip.pooling import FRAME, POOL, ClipPooling, PoolSettings, box_shares, pool
 from rvos_cache.clip.towers import DEVIATION, HEAD_FILE, MEAN, load_tokenizer
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
@@ -282,3 +282,14 @@ def test_the_frame_is_read_after_the_tracks(convnext: str) -> None:
     next(features[POOL])
     with pytest.raises(ValueError, match="clip_frame is read before the end of clip_pool"):
         next(features[FRAME])
+
+
+def test_boxes_are_shares_of_the_frame() -> None:
+    dense = np.zeros((2, 3, 8, 10), bool)
+    dense[0, 1, 2:6, 5:10] = True
+    dense[1, 2, 7, 0] = True
+    boxes = box_shares(RleMasks.from_dense(dense))
+    assert boxes.shape == (3, 2, 4) and boxes.dtype == np.float32
+    np.testing.assert_allclose(boxes[1, 0], [0.5, 0.25, 1.0, 0.75])
+    np.testing.assert_allclose(boxes[2, 1], [0.0, 0.875, 0.1, 1.0])
+    assert not boxes[0].any() and not boxes[1, 1].any() and not boxes[2, 0].any()

@@ -25,7 +25,7 @@ AT_LOAD = {
     "NotATracker": "is not a subclass of rvos_cache.Tracker; write class NotATracker(Tracker)",
     "NoTrack": "has no track; write def track(self, video, expressions)",
     "NoChannels": "has no channels; set it to the length of its vectors",
-    "ChannelsAreText": "channels is '3', expected an int of at least 1",
+    "ChannelsAreText": "channels is '3', expected an int of at least 0",
     "OneArgument": "track(self, video) cannot be called as track(self, video, expressions)",
     "ThreeArguments": "track(self, video, expressions, ground_truth) cannot be called as track(self, video, expressions)",
     "TruthWithTwoArguments": "track(self, video, expressions) cannot be called as track(self, video, expressions, ground_truth)",

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_clip import write_hub_clip, write_tiny_clip
 
 from rvos_cache.cli import cli
-from rvos_cache.clip.pooling import CLIP, FRAME, POOL, ClipPooling, PoolSettings
+from rvos_cache.clip.pooling import BOX, CLIP, FRAME, POOL, ClipPooling, PoolSettings
 from rvos_cache.clip.towers import load_tokenizer
 from rvos_cache.corruptions import corrupt_video
 from rvos_cache.datasets import open_dataset
@@ -150,7 +150,7 @@ def test_other_features_and_measurements_stay(data: Path, clip: str, tmp_path: P
     # What is stored by frame is copied frame by frame.
     assert {name for name, frames in reads if frames is None} == {"names"}
     pooled = TrackCache(tmp_path / "c-clip.zarr")
-    assert [spec["name"] for spec in pooled.card.feature_specs] == ["maps", "names", POOL, FRAME]
+    assert [spec["name"] for spec in pooled.card.feature_specs] == ["maps", "names", POOL, FRAME, BOX]
     for video_id in source.video_ids():
         for name in ("maps", "names"):
             assert np.array_equal(pooled.feature(video_id, name), source.feature(video_id, name))

@@ -16,7 +16,8 @@ from rvos_cache.shapes import write_shapes
 from rvos_cache.store import CacheWriter, TrackCache, write_tracks
 from rvos_cache.types import FeatureSpec
 from rvos_select.contracts import write_caches
-from rvos_select.data.augment import Clip, horizontal_flip, mask_boxes
+from rvos_select.data.augment import Clip, mask_boxes
+from rvos_select.data.augment_clips import horizontal_flip
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.clips import ClipSampler, ClipSettings
@@ -228,4 +229,4 @@ def test_an_augmented_batch_of_clips(caches: tuple[Path, Path]) -> None:
     arrays = written(caches, "a")
     for i in range(2):
         np.testing.assert_array_equal(batch.pixels[i], arrays["rgb"][batch.frame_index[i]][:, ::2])
-    assert batch.sentences[0] == "THE DOG RUNNING TO THE LEFT" and batch.truth[1].shape[2] == 6
+    assert batch.sentences[0] == "THE DOG RUNNING TO THE LEFT" and batch.truth[1].shape[2] == 2

@@ -20,7 +20,7 @@ from rvos_select.data.batch import Batch
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.clips import ClipSampler, ClipSettings, with_visible_rows
 from rvos_select.data.collate import collate
-from rvos_select.data.epochs import batches, prefetch
+from rvos_select.data.epochs import prefetch, steps
 from rvos_select.data.features import FrameReader, StoredFeature
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource
@@ -235,7 +235,8 @@ def test_the_same_seed_draws_the_same_clips(sources: tuple[TrackSource, TextSour
 
     def epoch(seed: int) -> list[Batch]:
         order = torch.Generator().manual_seed(seed)
-        return [x for x, _ in batches(held, "single", 4, order, ClipSampler(ClipSettings(frames=3), order, REQUIRES))]
+        clips = ClipSampler(ClipSettings(frames=3), order, REQUIRES)
+        return [clips(step.rows) for step in steps(held, "single", 4, order)]
 
     one, two, other = epoch(1), epoch(1), epoch(2)
     assert [len(x.words) for x in one] == [4, 2]

@@ -18,8 +18,7 @@ from tiny_caches import TRACKS, numbers, settings, write
 from rvos_cache.errors import InputError
 from rvos_cache.store import SelectionCache, read_card
 from rvos_select.data.caches import TrackSource
-from rvos_select.data.collate import collate
-from rvos_select.data.epochs import batches, count_batches, epoch_order, items_per_epoch, set_weights
+from rvos_select.data.epochs import count_steps, epoch_order, items_per_epoch, set_weights, steps
 from rvos_select.data.samples import label_thresholds, load_video
 from rvos_select.data.sources import LabelSettings, held_out, read_sources
 from rvos_select.data.texts import TextSource
@@ -165,8 +164,8 @@ def test_as_many_batches_as_counted(joint: dict[str, tuple[Path, Path]]) -> None
     samples = [load_video(tracks, words, v) for v in tracks.video_ids()]
     assert {s.set_name for s in samples} == {"one/train", "two/train"}
     for how, size, weights in (("video", 1, {}), ("single", 5, {"one/train": 0.3}), ("video", 1, {"two/train": 2.4})):
-        made = list(batches(samples, how, size, seeded(0), collate, weights))  # type: ignore[arg-type]
-        assert len(made) == count_batches(samples, how, size, weights)  # type: ignore[arg-type]
+        made = list(steps(samples, how, size, seeded(0), weights))  # type: ignore[arg-type]
+        assert len(made) == count_steps(samples, how, size, weights)  # type: ignore[arg-type]
 
 
 def test_the_mirror_of_a_held_out_video_is_not_trained_on(tmp_path: Path) -> None:

@@ -136,9 +136,9 @@ class TextProjection(nn.Module):
 
 
 def sines(positions: Tensor, channels: int) -> Tensor:
-    """(n, channels): s(p)_k = sin (k even) or cos (k odd) of p / 10000^(2⌊k/2⌋ / channels), for positions (n,)."""
+    """(..., channels): s(p)_k = sin (k even) or cos (k odd) of p / 10000^(2⌊k/2⌋ / channels), for positions p (...)."""
     k = torch.arange(channels, device=positions.device)
-    angles = positions[:, None] / TEMPERATURE ** (2 * (k // 2) / channels)
+    angles = positions[..., None] / TEMPERATURE ** (2 * (k // 2) / channels)
     return torch.where(k % 2 == 0, angles.sin(), angles.cos())
 
 

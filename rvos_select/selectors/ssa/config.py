@@ -70,6 +70,8 @@ class SsaConfig(SelectorConfig):
     """What video queries begin as: the ensemble of the trajectories (Eq. 8), or the sentence."""
     tune_last_stage: bool = False
     """live: the last stage of CLIP's image tower is trained too (Table 6)."""
+    last_stage_blocks: int = Field(default=3, ge=1)
+    """live, tune_last_stage: its blocks; training reads them from the checkpoint."""
     clip_drop_path: float = Field(default=0.1, ge=0, lt=1)
     """live: stochastic depth of frozen CLIP in training, from 0 in the first block to this in the last. Source: 0.1 in the released
     code, 0 in the paper ("frozen")."""
@@ -94,7 +96,14 @@ class SsaConfig(SelectorConfig):
     """Which frame query stands for a match in L_sim: that of the matched position after linking, as the released code reads it, or
     the matched query itself."""
     cost_iou: float = Field(default=5.0, ge=0)
-    """cached: weight of 1 - IoU, which stands where the cross-entropy cannot be had from binary tracks."""
+    """cached: weight of 1 - IoU in the matching, which stands where the cross-entropy cannot be had from binary tracks."""
+    match: Literal["hungarian", "iou_multi"] = "hungarian"
+    """cached: each object has one positive, its matched track; iou_multi: so is every other track that covers it."""
+    positive_iou: float = Field(default=0.5, gt=0, lt=1)
+    """cached, iou_multi: a track covers an object with which its IoU is larger."""
+    first_queries: Literal["sentence", "box"] = "sentence"
+    """cached: what the query of a track begins as in a frame: the sentence, or with its box added, which keeps its place in the
+    values of every layer; attention alone reads it otherwise."""
     empty: Empty = "zeros"
     """What answers where no score is above the threshold. Source: zeros in the released code, top1 as ReferDINO's."""
 

@@ -53,8 +53,11 @@ class FusionAttention(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """x (F, K, C), text (F, L, C) -> what the text gives to each image token (F, K, C), and the image to each text token."""
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (F, K, C), text (F, L, C) -> what the text gives to each image token (F, K, C), and the image to each text token.
+
+        mask: bool (F, K), the image tokens that the text attends to; at least one in each row.
+        """
 
         def heads(values: Tensor) -> Tensor:
             return values.unflatten(2, (FUSION_HEADS, -1)).transpose(1, 2)
@@ -62,7 +65,10 @@ class FusionAttention(nn.Module):
         query = heads(self.v_proj(x))
         scores = query @ heads(self.l_proj(text)).transpose(2, 3) / math.sqrt(query.shape[-1])
         to_image = self.dropout(scores.softmax(3)) @ heads(self.values_l_proj(text))
-        to_text = self.dropout(scores.transpose(2, 3).softmax(3)) @ heads(self.values_v_proj(x))
+        of_text = scores.transpose(2, 3)
+        if mask is not None:
+            of_text = of_text.masked_fill(~mask[:, None, None], -torch.inf)
+        to_text = self.dropout(of_text.softmax(3)) @ heads(self.values_v_proj(x))
         return self.out_v_proj(to_image.transpose(1, 2).flatten(2)), self.out_l_proj(to_text.transpose(1, 2).flatten(2))
 
 
@@ -75,10 +81,10 @@ class Fusion(nn.Module):
         self.attn = FusionAttention(channels, width)
         self.gamma_v, self.gamma_l = (nn.Parameter(torch.full((channels,), GAMMA)) for _ in range(2))
 
-    def forward(self, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """x (F, K, C), text (F, L, C) -> both, of the same shapes."""
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (F, K, C), text (F, L, C), mask (F, K) as in `FusionAttention` -> x and text, of the same shapes."""
         x, text = self.layer_norm_v(x), self.layer_norm_l(text)
-        to_image, to_text = self.attn(x, text)
+        to_image, to_text = self.attn(x, text, mask)
         return x + self.gamma_v * to_image, text + self.gamma_l * to_text
 
 
@@ -106,7 +112,8 @@ class DeformableAttention(nn.Module):
             self.sampling_offsets.bias.copy_(offsets.flatten())
 
     def forward(self, query: Tensor, values: Tensor, centres: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """query and values (F, K, C), centres (K, 2) of the queries' cells in [0, 1]² as x, y, sizes (h, w) of each level -> (F, K, C)."""
+        """query and values (F, K, C) -> (F, K, C). centres: (K, 2) of the queries' cells in [0, 1]² as x, y; sizes: (h, w) of each
+        level."""
         frames, keys = query.shape[:2]
         offsets = self.sampling_offsets(query).view(frames, keys, HEADS, LEVELS, POINTS, 2)
         weights = self.attention_weights(query).view(frames, keys, HEADS, LEVELS * POINTS).softmax(-1)
@@ -179,7 +186,14 @@ class PixelDecoder(nn.Module):
     """Stages of CLIP's image tower to maps of C channels. It runs in float32 whatever the autocast, as the released code."""
 
     def __init__(
-        self, stage_channels: Sequence[int], channels: int, hidden: int, layers: int, fusion_width: int, fusion: bool = True
+        self,
+        stage_channels: Sequence[int],
+        channels: int,
+        hidden: int,
+        layers: int,
+        fusion_width: int,
+        fusion: bool = True,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         coarse_first = list(stage_channels)[:0:-1]
@@ -194,8 +208,9 @@ class PixelDecoder(nn.Module):
         self.layer_1 = NormedConv(channels, channels, 3)
         self.mask_features = nn.Conv2d(channels, channels, 1)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
+        assert self.mask_features.bias is not None
         nn.init.zeros_(self.mask_features.bias)
-        self.checkpointing = False
+        self.checkpointing = checkpointing
 
     def forward(self, stages: Sequence[Tensor], text: Tensor) -> PixelDecoded:
         """stages: four maps (F, C_i, h, w) of strides 4 to 32; text (F, C), the projected sentence."""

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from rvos_select.losses.matching import assign
 from rvos_select.selectors.ssa.blocks import CrossAttention, FeedForward, Mlp, SelfAttention, sequence_positions
 
+FIRST_KERNEL, SECOND_KERNEL = 5, 3
+"""Frames that the two convolutions along time read."""
 Ensemble = Literal["weighted", "text"]
 
 
@@ -48,7 +50,8 @@ class VideoPart(nn.Module):
         super().__init__()
         self.linked, self.temporal, self.begin = link, temporal, ensemble
         self.input_proj_dec = nn.Linear(channels, channels)
-        self.short_temporal = nn.Sequential(nn.Conv1d(channels, channels, 5), nn.ReLU(), nn.Conv1d(channels, channels, 3))
+        convs = (nn.Conv1d(channels, channels, kernel) for kernel in (FIRST_KERNEL, SECOND_KERNEL))
+        self.short_temporal = nn.Sequential(next(convs), nn.ReLU(), next(convs))
         self.temporal_norm = nn.LayerNorm(channels)
         self.long_temporal = SelfAttention(channels)
         self.time_aware_attn = nn.Linear(channels, 1)
@@ -102,10 +105,9 @@ class VideoPart(nn.Module):
         rows = linked if presence is None else linked.masked_fill(~presence.tracks[..., None], 0.0)
         rows = rows.permute(0, 2, 3, 1).flatten(0, 1)
         frames = None if presence is None else presence.frames.repeat_interleave(q, 0)
-        for conv in (first, second):
-            rows = _replicated(rows, frames) if conv is first else _replicated(F.relu(rows), frames)
-            pad = conv.kernel_size[0] // 2
-            rows = conv(F.pad(rows, (pad, pad), mode="replicate"))
+        for conv, kernel in ((first, FIRST_KERNEL), (second, SECOND_KERNEL)):
+            rows = _replicated(rows if conv is first else F.relu(rows), frames)
+            rows = conv(F.pad(rows, (kernel // 2, kernel // 2), mode="replicate"))
         y = self.temporal_norm(linked + rows.unflatten(0, (b, q)).permute(0, 3, 1, 2))
         along = y.transpose(1, 2).flatten(0, 1)
         mask = None if presence is None else presence.tracks.transpose(1, 2).flatten(0, 1)
