@@ -41,8 +41,8 @@ JOINT = 96
 """D."""
 SHORT = 192
 """Short side of the frames, twice their own: the last stage, at stride 32, then has 6 x 10 cells, about one per object."""
-LAST_STRIDE = 32
-"""Input pixels along the side of a cell of the last stage's map."""
+STRIDES = (4, 8, 16, 32)
+"""Input pixels along the side of a cell of each stage's map."""
 GEOMETRY = FrameGeometry.of((HEIGHT, WIDTH), SHORT, 2 * WIDTH, mean=MEAN, deviation=DEVIATION)
 FRAMES, TEXTS = 16, 48
 """Frames, and sentences of the text loss, per step."""
@@ -50,7 +50,10 @@ STRIDE = 4
 """Every so many frames of a video are used."""
 SMALLEST = 30
 """Pixels of the smallest object that is learned, and counted."""
-CAPTION_WEIGHT, TEXT_WEIGHT = 0.5, 0.2
+SIZES = ("small", "big")
+COUNTS = (len(COLOURS), len(SHAPES), len(SIZES))
+"""Classes of colour, shape and size."""
+CAPTION_WEIGHT, CLASS_WEIGHT, TEXT_WEIGHT = 0.5, 1.0, 0.2
 LARGEST_SCALE = 100.0
 """Of the logits. Source: Radford et al., section 2.5."""
 SAVED = 100
@@ -97,15 +100,16 @@ class ShapesClip(nn.Module):
             }
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.classes = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(COUNTS))) for width in WIDTHS)
         self.positions = nn.Embedding(77, JOINT)
         self.words = nn.Sequential(nn.Linear(2 * JOINT, 2 * JOINT), nn.GELU(), nn.Linear(2 * JOINT, len(tokenizer)))
 
-    def map(self, images: Tensor) -> Tensor:
-        """The last stage's map (B, C, h, w) of images (B, 3, H, W)."""
-        hidden: Tensor = self.image.embeddings(images)
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The map (B, C, h, w) of each stage, of images (B, 3, H, W)."""
+        maps = [self.image.embeddings(images)]
         for stage in self.image.encoder.stages:
-            hidden = stage(hidden)
-        return hidden
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
     def project(self, pooled: Tensor) -> Tensor:
         """Unit vectors (…, D) of pooled features (…, C)."""
@@ -121,6 +125,15 @@ class ShapesClip(nn.Module):
         """Scaled cosines (A, S) of unit vectors and sentences."""
         scale = self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
         return scale * images @ F.normalize(sentences, dim=-1).T
+
+    def class_loss(self, pooled: Sequence[Tensor], things: Sequence[Description]) -> Tensor:
+        """Cross-entropy of colour, shape and size, told from the features (A, C) of each stage, summed over these, mean over stages."""
+        labels = torch.tensor([[list(COLOURS).index(k.colour), SHAPES.index(k.shape), SIZES.index(k.size) if k.size else -1] for k in things])
+        total = self.logit_scale.new_zeros(())
+        for classify, features in zip(self.classes, pooled):
+            parts = classify(features).split(COUNTS, 1)
+            total = total + sum(F.cross_entropy(logits, own, ignore_index=-1) for logits, own in zip(parts, labels.T))
+        return total / len(pooled)
 
     def text_loss(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Cross-entropy of each token (S, L), told from its sentence's vector and its place."""
@@ -212,7 +225,7 @@ def accuracy(checkpoint: Path, seed: int, videos: int) -> tuple[int, int]:
             words, lengths = encode_texts(text_tower, tokenizer, list(asked))
             sentences = words[torch.arange(len(asked)), lengths - 1]
             with torch.no_grad():
-                chosen = model.logits(objects_of(model, [frame])[0], sentences).argmax(0)
+                chosen = model.logits(model.project(objects_of(model, [frame])[0][-1]), sentences).argmax(0)
             correct += int((chosen == torch.tensor(list(asked.values()))).sum())
             count += len(asked)
     return correct, count
@@ -226,7 +239,7 @@ def frames_of(seed: int, split: int, videos: int) -> list[Frame]:
         for t in range(0, len(images), STRIDE):
             large = np.flatnonzero(masks[:, t].sum((1, 2)) >= SMALLEST)
             if len(large):
-                objects = tuple(_description(scene, a, t) for a in large)
+                objects = tuple(_description(scene, int(a), t) for a in large)
                 frames.append(Frame(images[t], masks[large, t], objects))
     return frames
 
@@ -235,14 +248,17 @@ def _description(scene: Scene, a: int, t: int) -> Description:
     return Description.of(scene.things[a], float(scene.things[a].path.scale[t]))
 
 
-def objects_of(model: ShapesClip, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
-    """Unit vectors (A, D) of all objects of the frames, in their order, and of the frames, (B, D)."""
-    features = model.map(torch.stack([GEOMETRY.image(frame.image) for frame in frames]))
+def objects_of(model: ShapesClip, frames: Sequence[Frame]) -> tuple[list[Tensor], Tensor]:
+    """Features (A, C) of each stage, pooled as `rvos-cache pool-clip` does, of all objects of the frames, in their order; and the
+    last stage's (B, C) of the frames."""
+    maps = model.maps(torch.stack([GEOMETRY.image(frame.image) for frame in frames]))
+    masks = [torch.from_numpy(frame.masks) for frame in frames]
     pooled = []
-    for frame, cells in zip(frames, features):
-        shares = GEOMETRY.shares(torch.from_numpy(frame.masks), LAST_STRIDE).flatten(1)
-        pooled.append(shares / shares.sum(1, keepdim=True) @ cells.flatten(1).T)
-    return model.project(torch.cat(pooled)), model.project(features.mean((2, 3)))
+    for stage, stride in zip(maps, STRIDES):
+        shares = [GEOMETRY.shares(own, stride).flatten(1) for own in masks]
+        means = [share / share.sum(1, keepdim=True) @ cells.flatten(1).T for share, cells in zip(shares, stage)]
+        pooled.append(torch.cat(means))
+    return pooled, maps[-1].mean((2, 3))
 
 
 def _loss(model: ShapesClip, tokenizer: Any, frames: Sequence[Frame], rng: np.random.Generator) -> Tensor:
@@ -254,9 +270,10 @@ def _loss(model: ShapesClip, tokenizer: Any, frames: Sequence[Frame], rng: np.ra
     vectors = model.sentences(_tokens(tokenizer, [*(claim.text for claim in claims), *captions])[0])
     objects, whole = objects_of(model, batch)
     truth = torch.tensor([[claim.truth(thing) for claim in claims] for thing in things])
-    loss = contrastive(model.logits(objects, vectors[: len(claims)]), truth)
+    loss = contrastive(model.logits(model.project(objects[-1]), vectors[: len(claims)]), truth)
+    loss = loss + CLASS_WEIGHT * model.class_loss(objects, things)
     same = torch.tensor([[int(sorted(map(str, a.objects)) == sorted(map(str, b.objects))) for b in batch] for a in batch])
-    loss = loss + CAPTION_WEIGHT * contrastive(model.logits(whole, vectors[len(claims) :]), same)
+    loss = loss + CAPTION_WEIGHT * contrastive(model.logits(model.project(whole), vectors[len(claims) :]), same)
     return loss + TEXT_WEIGHT * model.text_loss(*_tokens(tokenizer, [_sentence(rng) for _ in range(TEXTS)]))
 
 

@@ -36,8 +36,14 @@ def test_every_word_of_the_language_is_one_token_and_two_builds_are_equal() -> N
 
 @pytest.mark.parametrize(
     ("said", "truth"),
-    [(("red", "circle", ""), 1), (("", "circle", "small"), 1), (("red", "", "big"), 0), (("blue", "", "small"), 0), (("", "star", ""), 0)],
-)  # fmt: skip
+    [
+        (("red", "circle", ""), 1),
+        (("", "circle", "small"), 1),
+        (("red", "", "big"), 0),
+        (("blue", "", "small"), 0),
+        (("", "star", ""), 0),
+    ],
+)
 def test_a_claim_is_true_of_what_it_says(said: tuple[str, str, str], truth: int) -> None:
     assert Claim("", *said).truth(CIRCLE) == truth
     # Of an object of a middle size, what says a size is undecided, unless the rest is false already.

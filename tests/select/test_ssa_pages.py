@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_dmvs_pages import hide
+from test_refcoco import write_refcoco
+from test_sola_pages import write_davis, write_youtube
+from tiny_clip import write_tiny_clip
 
 from pipelines import ssa_mevis, ssa_single_object
+from pipelines.clip_shapes import SHORT, WIDTHS
+from pipelines.ssa_shapes import ssa_shapes
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import SelectionCache, read_card
+from rvos_select.merging.policy import resolve_policy
 from rvos_select.selectors.ssa.config import SsaConfig
 from rvos_select.training.settings import TrainSettings
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from odd_videos import SAID, write_split
 
 PAGES = Path(ssa_mevis.__file__).parent
 PAPER = PAGES / "papers/ssa.toml"
@@ -48,7 +63,7 @@ def test_one_row_of_our_own_is_in_every_table() -> None:
     tables = read_toml(PAPER)
     assert [name.split("_")[1] for name in tables] == ["1", "2", "3", "4", "5", "6", "7"]
     assert all(any("set" in row for row in rows.values()) for table, rows in tables.items() if not table.startswith("table_3"))
-    assert len(ROWS) == 16 + 3 + 12 + 4 + 4 + 4 + 4
+    assert len(ROWS) == 17 + 3 + 12 + 4 + 4 + 4 + 4
 
 
 def test_an_unknown_row_is_one_line() -> None:
@@ -100,3 +115,85 @@ def test_a_setting_of_both_trainings_or_of_one() -> None:
     assert stages["images"]["config"] == {"clip": "c"} and stages["videos"]["config"] == {"clip": "c", "short_side": 64}
     with pytest.raises(InputError, match=r"ssa_single_object.toml: images"):
         ssa_single_object.stage_settings(PAGES / "ssa_single_object.toml", ("images.epoch=2",), {})
+
+
+SMALL = {
+    "epochs": 1, "batch_size": 2, "micro_batch": 1, "clip.frames": 2, "augment": '["horizontal_flip"]', "config.width": 32,
+    "config.hidden": 16, "config.pixel_hidden": 16, "config.fusion_width": 16, "config.pixel_layers": 1, "config.frame_layers": 1,
+    "config.video_layers": 1, "config.handed_on": 1, "config.queries": 3, "config.points": 20, "config.short_side": 32,
+}  # fmt: skip
+
+
+def words_of(settings: dict[str, Any]) -> list[str]:
+    """Settings as options of a page."""
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.slow
+def test_from_frames_to_scores_and_zip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    for split, videos in (("train", ("t0",)), ("valid_u", ("u0",)), ("valid", ("v0",))):
+        write_split(root / split, dict.fromkeys(videos, (4, True, SAID)))
+    hide(root / "valid")
+    words = ["page", "--root", root, "--youtube", write_youtube(tmp_path / "yt"), "--out", tmp_path / "out"]
+    words += ["--clip", write_tiny_clip(tmp_path / "clip"), "--row", "table_1_mevis.joint_val", "--tracker-set", "short_side=32"]
+    monkeypatch.setattr(sys, "argv", [*map(str, words), *words_of(SMALL)])
+    ssa_mevis.ssa_mevis(standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "the paper, valid: J&F 48.9, J 44.3, F 53.4" in printed and "threshold 0.6" in printed
+    row = tmp_path / "out/table_1_mevis.joint_val"
+    record = json.loads((row / "run/settings.json").read_text())
+    assert set(record["sets"]) == {"mevis/train", "ref-youtube-vos/train"}
+    assert record["settings"]["optim"]["rates"] == {"adapters": 0.1}
+    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
+    names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
+    assert len([name for name in names if name.endswith(".png")]) == 4 * len(SAID)
+    written = (row / "run/last/model.safetensors").stat().st_mtime_ns
+    ssa_mevis.ssa_mevis(standalone_mode=False)
+    assert (row / "run/last/model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_images_first_then_videos_from_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ssa_single_object.IMAGES:
+        write_refcoco(tmp_path / name, name, ("train",))
+        shutil.copytree(tmp_path / name, tmp_path / "images", dirs_exist_ok=True)
+    roots = {"youtube": write_youtube(tmp_path / "yt"), "davis": write_davis(tmp_path / "dv"), "images": tmp_path / "images"}
+    words = ["page", *(word for name, root in roots.items() for word in (f"--{name}", root)), "--out", tmp_path / "out"]
+    words += ["--clip", write_tiny_clip(tmp_path / "clip"), "--tracker-set", "short_side=32"]
+    settings = {**SMALL, "images.clip.frames": 1, "videos.weights": "{}"}
+    monkeypatch.setattr(sys, "argv", [*map(str, words), *words_of(settings)])
+    ssa_single_object.ssa_single_object(standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "the paper, ref-youtube-vos valid: J&F 64.3" in printed and "the paper, ref-davis17 valid: J&F 67.3" in printed
+    record = {name: json.loads((tmp_path / f"out/runs/{name}/settings.json").read_text()) for name in ssa_single_object.STAGES}
+    assert set(record["images"]["sets"]) == {f"{name}/train" for name in ssa_single_object.IMAGES}
+    assert record["videos"]["settings"]["init"] == str(tmp_path / "out/runs/images")
+    for name, split in ssa_single_object.OPEN.items():
+        assert resolve_policy(SelectionCache(tmp_path / f"out/selections/{name}-{split}.zarr")).top1
+        assert json.loads((tmp_path / f"out/metrics/{name}.json").read_text())["dataset"] == name
+        assert (tmp_path / f"out/{name}_valid.zip").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_shapes_page_by_what_a_sentence_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--videos", "5", "--clip-videos", "2", "--clip-steps", "2"]
+    small = {"epochs": 1, "clip.frames": 4, "config.width": 32, "config.hidden": 16}
+    monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *sizes, *words_of(small)])
+    ssa_shapes(standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "looks suffice" in printed and "motion only" in printed
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    names = {"ssa", "mean_cosine", "clip_zero_shot", "all_tracks", "oracle"}
+    assert metrics.keys() == names | {"kinds"} and metrics["kinds"].keys() == names
+    assert metrics["oracle"]["jf"] == max(metrics[name]["jf"] for name in names)
+    card = read_card(tmp_path / "out/cache/valid_u/flow-clip.zarr")
+    assert card.extra["clip"]["widths"] == list(WIDTHS) and card.extra["clip"]["short_side"] == SHORT
+    assert (tmp_path / "out/report/index.html").is_file()
