@@ -106,8 +106,8 @@ class ClipPooling:
         """The features of masks (N, T): clip_pool, T arrays float16 (N, P), and clip_frame, T arrays float16 (P,), computed while
         they are read; and clip_box, see `box_shares`.
 
-        The first two come from one pass over the frames, so clip_pool must be read to its end before clip_frame. Raises InputError, while
-        they are read, for a feature that does not fit in float16.
+        The first two come from one pass over the frames, so clip_pool must be read to its end before clip_frame. Raises InputError,
+        while they are read, for a feature that does not fit in float16.
         """
         frame_vectors: list[NDArray[np.float16]] = []
 
@@ -137,7 +137,7 @@ class ClipPooling:
 
 
 def box_shares(masks: RleMasks) -> NDArray[np.float32]:
-    """The boxes (T, N, 4) of masks (N, T): x0, y0, x1, y1 in shares of the frame, x1 and y1 exclusive; zeros for an empty mask."""
+    """Boxes (T, N, 4) of masks (N, T): x0, y0, x1, y1 in shares of the frame, x1 and y1 exclusive; zeros for an empty mask."""
     boxes = masks.boxes().astype(np.float32)
     boxes[..., 2:] += boxes[..., :2]
     height, width = masks.size

@@ -39,11 +39,11 @@ from rvos_cache.types import Video
 
 SOURCE = "pooled"
 """The entry of a video's provenance with the content of the tracks that were pooled (`rvos_cache.store.content`)."""
-CHUNK_BYTES = 74
+CHUNK_BYTES = 72
 """Of a chunk without its values: its crc32c, and its name and digest in digests.json."""
-ARRAY_BYTES = 900
-"""Of an array without its chunks: its zarr.json, with its name and digest in digests.json."""
-CARD_BYTES = 700
+ARRAY_BYTES = 700
+"""Of an array without its chunks: its zarr.json, with its name and digest in digests.json, and half of what the video adds."""
+CARD_BYTES = 600
 """Of what the card says of the pooling."""
 
 

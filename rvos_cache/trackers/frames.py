@@ -62,8 +62,8 @@ class FramesTracker(Tracker):
     """N = 0 tracks, and every frame of the video as the feature `rgb`, uint8 (T, h, w, 3)."""
 
     Settings: type[Settings] = FramesSettings
-    # There are no tokens; a cache declares their width all the same.
-    channels = 1
+    # There are no tokens.
+    channels = 0
     feature_specs = (RGB,)
 
     def planned_bytes(self, videos: Iterable[Size]) -> PlannedBytes:
@@ -85,7 +85,7 @@ class FramesTracker(Tracker):
         """No tracks, and the frames, which are read while they are written: one is in memory at a time."""
         frames = StoredFrames(video, self.settings.stored_size(video.size))
         no_masks = RleMasks.empty(0, len(video), video.size)
-        return TrackSet.from_masks(np.zeros((0, len(video), 1), np.float16), no_masks, features={RGB.name: frames})
+        return TrackSet.from_masks(np.zeros((0, len(video), 0), np.float16), no_masks, features={RGB.name: frames})
 
 
 class StoredFrames:

@@ -1,4 +1,4 @@
-"""`rvos-select train` and `import-sola`: commands that write a run."""
+"""`rvos-select train`, `import-sola` and `import-ssa`: commands that write a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rvos_select.cli.options import CACHES, PATH, TEXTS
 @TEXTS
 @click.option("--valid-cache", "valid_caches", type=PATH, multiple=True, help="Validation tracks; may repeat.")
 @click.option("--valid-text", "valid_texts", type=PATH, multiple=True, help="Validation words; may repeat.")
-@click.option("--selector", help="sola, dmvs, mean-cosine, or your own package.module:Class.  [default: sola]")
+@click.option("--selector", help="sola, dmvs, ssa, mean-cosine, or your own package.module:Class.  [default: sola]")
 @click.option("--config", type=PATH, help="TOML file with settings.")
 @click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting, e.g. optim.lr=1e-4; may repeat.")
 @click.option("--out", type=PATH, help="The run's folder.  [default: out/runs/<selector>]")
@@ -60,4 +60,22 @@ def import_sola(checkpoint: Path, out: Path, caches: tuple[Path, ...], texts: tu
     click.echo(f"run: {step(checkpoint, out, list(caches), list(texts))}")
 
 
-COMMANDS = (train, import_sola)
+@click.command("import-ssa")
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+@click.option("--clip", type=PATH, help="A folder of convert-clip with the same CLIP.  [default: convert the checkpoint's own]")
+@click.option("--tokenizer", help="Vocabulary of the CLIP to convert, as rvos-cache convert-clip takes it.")
+def import_ssa(checkpoint: Path, out: Path, clip: Path | None, tokenizer: str | None) -> None:
+    """Convert a released checkpoint of SSA to a run; only tensors are read from it."""
+    from rvos_cache.clip.vocabulary import DEFAULT
+    from rvos_select.exchange.import_ssa import import_ssa as step
+
+    if clip is not None and tokenizer is not None:
+        raise click.UsageError("--clip has a vocabulary of its own; leave --tokenizer out")
+    imported = step(checkpoint, out, clip, tokenizer or DEFAULT)
+    click.echo(f"run: {imported.run}; {imported.trained} tensors are SSA's, {imported.clip} CLIP's")
+    for name in imported.unread:
+        click.echo(f"not read: {name}")
+
+
+COMMANDS = (train, import_sola, import_ssa)

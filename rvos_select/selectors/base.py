@@ -152,6 +152,10 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         """With `draws`: the masks of the K queries marked in bool (B, Q), row by row: bool (K, t, H, W), in chunks of frames."""
         raise NotImplementedError(f"{type(self).__name__} does not implement draw(batch, queries)")
 
+    def named_as_here(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a checkpoint under this module's names, for `init`; by default they have them. Others keep their names."""
+        return dict(tensors)
+
     # Frozen parts.
 
     def bind(self, cards: CacheCards) -> None:

@@ -45,6 +45,9 @@ class TrainSettings(Settings):
     """Name in SELECTORS, or "package.module:Class"."""
     config: dict[str, Any] = {}
     """The selector's own settings (`rvos-select settings NAME`); C and D are set from the caches."""
+    init: str = ""
+    """Weights to start from: a run's folder or a checkpoint file, whose tensors that agree in name and shape are copied; the others
+    stay random. Empty: all are random."""
     label_iou: float | None = Field(default=None, gt=0, lt=1)
     """Mean IoU above which a track is a positive; None: what the card of its own cache says (SAM 2: 0.7, flow: 0.5)."""
     label_rule: str = "max_iou"

@@ -37,6 +37,7 @@ from rvos_select.training.memory import explain_out_of_memory
 from rvos_select.training.optim import learning_rate, make_optimizer, set_learning_rate, update_plateau
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.settings import TrainSettings
+from rvos_select.training.start import start_from, write_start
 from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line, reads_labels
 from rvos_select.training.validate import Validator
 
@@ -93,6 +94,8 @@ def _train(
     cards = CacheCards([*train_cards, *valid_cards], [read_card(p) for p in (*texts, *valid_texts)])
     selector = make_selector(settings, cards)
     selector.bind(cards)
+    # A run that is resumed has its weights in its own checkpoint.
+    start = start_from(selector, settings.init) if settings.init and not (out / "last").exists() else None
     requires = required_parts(settings, selector)
     check_declared(requires, cards, settings.selector)
     sources = read_sources(
@@ -109,6 +112,10 @@ def _train(
         sources.train = with_visible_rows(sources.train)
     check_labels(sources.train, settings.label_rule, sources.label_iou, selector)
     write_record(out, settings, sources, selector.config, selector.frozen_digests)
+    if start is not None:
+        write_start(out, start)
+        for line in start.lines():
+            print_line(line)
     # A run that is resumed has the same statistics in its checkpoint.
     selector.fit(sources.train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from odd_videos import SAID, write_split
 from PIL import Image
 from tiny_clip import write_hub_clip, write_tiny_clip
 
@@ -25,7 +26,6 @@ from rvos_cache.exchange.pool_clip import open_pooling, open_unpooled, pool_clip
 from rvos_cache.exchange.relabel import relabel
 from rvos_cache.extraction import extract
 from rvos_cache.masks import RleMasks
-from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TrackCache, content_digest, open_backend, verify
 from rvos_cache.trackers import Tracker
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Video
@@ -43,7 +43,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Moving shapes, and `flow` tracks of the three videos of train."""
     out = tmp_path_factory.mktemp("data")
-    write_shapes(out / "shapes", 4, 3)
+    write_split(out / "shapes/train", dict.fromkeys(("t0", "t1", "t2"), (5, True, SAID)))
     extract("mevis", out / "shapes", "train", "flow", out / "flow.zarr")
     return out
 

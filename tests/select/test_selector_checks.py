@@ -28,8 +28,8 @@ BUILT_IN: list[tuple[str, dict[str, Any]]] = [
     ("sola", {**SMALL, "variant": "paper"}),
     ("mean-cosine", {"width": 16}),
 ]
-# DMVS needs a cache of VITA: test_dmvs_run.py runs the same checks on one.
-TESTED_ELSEWHERE = {"dmvs"}
+# Of caches of VITA, and of pooled ones: test_dmvs_run.py and test_clip_zero_shot.py run the same checks.
+TESTED_ELSEWHERE = {"dmvs", "clip-zero-shot"}
 
 
 def test_every_selector_is_tested() -> None:

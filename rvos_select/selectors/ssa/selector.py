@@ -96,12 +96,12 @@ class Ssa(Selector):
 
     def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the trained tensors of a released checkpoint; its others are ignored. Raises InputError unless all fit."""
-        load_strictly(self, self.from_official(state_dict), "SSA checkpoint")
+        state = {own: tensor for name, tensor in state_dict.items() if (own := names.from_official(name)) is not None}
+        load_strictly(self, state, "SSA checkpoint")
 
-    @staticmethod
-    def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a released checkpoint that are this module's, under their names here."""
-        return {own: tensor for name, tensor in state_dict.items() if (own := names.from_official(name)) is not None}
+    def named_as_here(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As Selector; released names, also those of the Mask2Former that SSA starts from, are translated."""
+        return {names.from_official(name) or name: tensor for name, tensor in tensors.items()}
 
     def official(self) -> dict[str, Tensor]:
         """The trained tensors under their released names: the inverse of `load_official`."""
