@@ -46,14 +46,14 @@ STRIDES = (4, 8, 16, 32)
 GEOMETRY = FrameGeometry.of((HEIGHT, WIDTH), SHORT, 2 * WIDTH, mean=MEAN, deviation=DEVIATION)
 FRAMES, TEXTS = 16, 48
 """Frames, and sentences of the text loss, per step."""
-STRIDE = 4
+STRIDE = 8
 """Every so many frames of a video are used."""
 SMALLEST = 30
 """Pixels of the smallest object that is learned, and counted."""
 SIZES = ("small", "big")
 COUNTS = (len(COLOURS), len(SHAPES), len(SIZES))
 """Classes of colour, shape and size."""
-CAPTION_WEIGHT, CLASS_WEIGHT, TEXT_WEIGHT = 0.5, 1.0, 0.2
+CAPTION_WEIGHT, CLASS_WEIGHT, TEXT_WEIGHT = 0.2, 5.0, 0.2
 LARGEST_SCALE = 100.0
 """Of the logits. Source: Radford et al., section 2.5."""
 SAVED = 100
@@ -146,7 +146,7 @@ class ShapesClip(nn.Module):
 
 @click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/clip_shapes"), show_default=True)
-@click.option("--videos", default=500, show_default=True)
+@click.option("--videos", default=800, show_default=True)
 @click.option("--steps", default=800, show_default=True)
 @click.option("--rate", default=2e-3, show_default=True)
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
