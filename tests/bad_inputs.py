@@ -52,6 +52,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_corruptions.py": "another_name_or_severity_is_one_line",
         "cache/test_budget.py": "what_is_no_size_is_a_usage_error",
         "cache/test_sam2.py": "an_invalid_setting_is_named",
+        "cache/test_frames_tracker.py": "a_frame_has_one_size what_cannot_be_extracted_beside_is_one_line_before_anything_runs",
         "cache/test_vita.py": "impossible_settings_are_refused",
         "select/test_dmvs.py": "settings_that_do_not_fit_are_one_line",
         "select/test_policy.py": "choices_that_cannot_be every_command_refuses_the_same",
@@ -70,11 +71,16 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_pretrained.py": "a_damaged_checkpoint_is_one_line a_weight_of_another_shape_is_named_with_both_shapes "
         "weights_in_a_pickle_are_not_read",
         "cache/test_tensors.py": "anything_else_is_refused_in_one_line",
+        "cache/test_clip_convert.py": "each_missing_tensor_is_named each_wrong_shape_is_an_error code_in_a_checkpoint_is_not_run "
+        "an_unknown_tensor_is_named_and_no_folder_is_left a_wrong_vocabulary_says_where_the_right_one_is "
+        "two_tensors_of_one_name_are_refused a_folder_that_is_no_clip_is_refused",
         "cache/test_vita_convert.py": "a_file_that_is_not_a_checkpoint_is_an_error_of_one_line code_in_a_checkpoint_is_not_run "
         "each_missing_tensor_is_named",
         "cache/test_vita_head.py": "a_missing_or_misshapen_tensor_is_refused",
         "select/test_sola_checkpoint.py": "a_file_that_is_no_checkpoint_is_one_line",
         "select/test_selector_contract.py": "damaged_or_missing_weights_are_one_line",
+        "cache/test_clip_pooling.py": "wrong_checkpoints_are_errors_of_one_line a_head_of_other_shapes_is_an_error "
+        "a_damaged_preprocessor_config_is_an_error features_beyond_float16_name_the_frame",
     },
     "damaged caches and selections": {
         "test_bad_input.py": "a_damaged_cache_stops_no_other_video_in_predict tokens_that_are_not_numbers",
@@ -93,6 +99,9 @@ KINDS: dict[str, dict[str, str]] = {
         "training_is_resumed_with_the_same_data_only other_data_at_the_root_is_refused "
         "masks_that_were_mended_in_the_dataset_are_noticed scores_against_other_ground_truth_are_not_compared "
         "caches_of_one_split_are_of_the_same_data",
+        "cache/test_pool_clip.py": "what_cannot_be_pooled_is_one_line frames_that_have_changed_fail_and_relabelled_tracks_are_others",
+        "select/test_clip_zero_shot.py": "what_does_not_fit_is_one_line what_ask_without_a_run_refuses "
+        "ask_pools_the_tracks_of_a_run frames_that_change_while_they_are_pooled_leave_no_tracks",
         "select/test_submit.py": "masks_of_another_split_are_refused",
         "test_ask.py": "frames_that_were_overwritten_are_other_frames tracks_belong_to_the_content_of_the_frames "
         "frames_that_change_while_they_are_read_leave_no_tracks",

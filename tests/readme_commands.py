@@ -34,6 +34,7 @@ RUN_BY: dict[str, str] = {
     "rvos-cache info": "test_end_to_end.py::test_info_prints_what_its_json_holds",
     "rvos-cache mirror": "test_commands.py::test_mirror",
     "rvos-cache relabel": "test_commands.py::test_relabel",
+    "rvos-cache pool-clip": "cache/test_pool_clip.py::test_the_command",
     "rvos-cache plan": "test_commands.py::test_plan_counts_the_split_and_writes_nothing",
     "rvos-cache settings": "test_commands.py::test_settings_lists_every_setting",
     "rvos-cache shapes": "test_commands.py::work",

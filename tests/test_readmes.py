@@ -17,11 +17,13 @@ import pytest
 from readme_commands import READMES, ROOT, RUN_BY, Printed, printed_commands
 
 from rvos_cache.cli import cli as cache_cli
+from rvos_cache.clip.pooling import PoolSettings
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.text import TEXT_ENCODERS, encoder_class
 from rvos_cache.trackers import TRACKERS, tracker_class
 from rvos_select.cli import cli as select_cli
+from rvos_select.selectors import selector_class
 from rvos_select.training.train import TrainSettings
 
 COMMANDS = [command for readme in READMES for command in printed_commands(readme)]
@@ -59,6 +61,10 @@ def check_settings(name: str, parameters: dict[str, Any]) -> None:
         config = parameters["config"]
         base = read_toml(ROOT / config) if config is not None and (ROOT / config).is_file() else {}
         build(TrainSettings, merge(base, overrides), "train settings")
+    elif name == "rvos-cache pool-clip":
+        build(PoolSettings, overrides, "pool-clip")
+    elif name in ("rvos-select predict", "rvos-select ask") and parameters["selector"]:
+        build(selector_class(parameters["selector"]).Config, overrides, f"selector {parameters['selector']}")
     elif parameters.get("tracker") in TRACKERS:
         build(tracker_class(parameters["tracker"]).Settings, overrides, f"tracker {parameters['tracker']}")
     elif name == "rvos-cache extract-text" and (encoder := parameters["encoder"]) in TEXT_ENCODERS:

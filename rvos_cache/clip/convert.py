@@ -63,9 +63,9 @@ def convert_clip(checkpoint: Path, out: Path, tokenizer: str = DEFAULT) -> Conve
         raise InputError(f"{out}: already exists; choose another folder or remove it")
     tensors = read_tensors(checkpoint, GIVE, nested=NESTED)
     try:
-        used, unread = clip_tensors(tensors)
+        used, unread, is_ssa = clip_tensors(tensors)
         parts = split_parts(used)
-        image, text, head = image_tower(parts["image"]), text_tower(parts["text"]), image_head(parts["head"], used, bool(unread))
+        image, text, head = image_tower(parts["image"]), text_tower(parts["text"]), image_head(parts["head"], used, is_ssa)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
     size, positions = text.config.vocab_size, text.config.max_position_embeddings
@@ -83,14 +83,20 @@ def convert_clip(checkpoint: Path, out: Path, tokenizer: str = DEFAULT) -> Conve
     return Conversion(*sizes, tensors=len(used), unread=unread, has_head=bool(head))
 
 
-def clip_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of CLIP under open_clip's names, and the names of the others in a checkpoint of SSA."""
+def clip_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...], bool]:
+    """The tensors of CLIP under open_clip's names, the names of the others, and whether it is a checkpoint of SSA.
+
+    Raises InputError if two names become the same.
+    """
     bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    if not any(name.startswith(SSA_PREFIX) for name in bare):
-        # open_clip's CustomTextCLIP has the text tower in a module of its own.
-        return {name.removeprefix("text."): tensor for name, tensor in bare.items()}, ()
-    used = {name.removeprefix(SSA_PREFIX): tensor for name, tensor in bare.items() if name.startswith(SSA_PREFIX)}
-    return used, tuple(sorted(name for name in bare if not name.startswith(SSA_PREFIX)))
+    is_ssa = any(name.startswith(SSA_PREFIX) for name in bare)
+    # open_clip's CustomTextCLIP has the text tower in a module of its own.
+    prefix = SSA_PREFIX if is_ssa else "text."
+    unread = tuple(sorted(name for name in bare if is_ssa and not name.startswith(prefix)))
+    used = {name.removeprefix(prefix): tensor for name, tensor in bare.items() if name not in unread}
+    if len(used) + len(unread) < len(tensors):
+        raise InputError(f"two tensors have the same name without the prefixes 'module.' and 'text.'; {GIVE}")
+    return used, unread, is_ssa
 
 
 def split_parts(tensors: Mapping[str, Tensor]) -> dict[Part, dict[str, Tensor]]:

@@ -71,7 +71,7 @@ class ClipImage:
         raise NotImplementedError
 
     def geometry(self, size: tuple[int, int], short_side: int, long_side: int) -> FrameGeometry:
-        """Of frames of `size` (H, W) whose aspect ratio is kept. Sides as in `media.geometry.shortest_edge`."""
+        """Of frames of `size` (H, W) whose aspect ratio is kept. Sides as in `media.resize.shortest_edge`; short_side 0: their own."""
         raise NotImplementedError
 
     def square(self, size: tuple[int, int], side: int) -> FrameGeometry:
@@ -105,7 +105,7 @@ class ConvNextImage(ClipImage):
 
     def geometry(self, size: tuple[int, int], short_side: int, long_side: int) -> FrameGeometry:
         """As ClipImage; zero-padded at the right and the bottom, as in SSA."""
-        return self._stretched(size, shortest_edge(size, short_side, long_side))
+        return self._stretched(size, shortest_edge(size, short_side, long_side) if short_side else size)
 
 
 class VitImage(ClipImage):
@@ -135,7 +135,8 @@ class VitImage(ClipImage):
     def geometry(self, size: tuple[int, int], short_side: int, long_side: int) -> FrameGeometry:
         """As ClipImage, each side rounded to whole patches: every patch attends to the others, so that padding would change them."""
         patch = self.strides[0]
-        h, w = (max(1, round(side / patch)) * patch for side in shortest_edge(size, short_side, long_side))
+        sides = shortest_edge(size, short_side, long_side) if short_side else size
+        h, w = (max(1, round(side / patch)) * patch for side in sides)
         return self._stretched(size, (h, w))
 
     def square(self, size: tuple[int, int], side: int) -> FrameGeometry:

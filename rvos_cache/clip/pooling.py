@@ -28,7 +28,6 @@ POOL, FRAME, BOX = "clip_pool", "clip_frame", "clip_box"
 NAMES = (POOL, FRAME, BOX)
 CLIP = "clip"
 """The entry of a card's `extra` that `ClipPooling.record` gives."""
-SHORT_SIDE = 448
 LARGEST = 6e4
 """Largest absolute value of a feature; float16 ends at 65504."""
 PIXELS = 1 << 25
@@ -40,26 +39,25 @@ class PoolSettings(Settings):
 
     checkpoint: str
     """Folder that `rvos-cache convert-clip` wrote, or a hub name or folder of transformers' CLIPModel (ViT)."""
-    short_side: int | None = Field(default=None, ge=1)
-    """Shorter side of the input in pixels; 448 unless `square` is given. Source: SSA's released configuration for MeViS."""
+    short_side: int = Field(default=448, ge=0)
+    """Pixels of the input's shorter side, at the same aspect ratio; 0: the frame's own. Source: SSA's released configuration for
+    MeViS."""
     long_side: int = Field(default=1333, ge=1)
-    """Longest that the longer side may become. Source: SSA's released configuration."""
-    square: int | None = Field(default=None, ge=1)
-    """Side of a square that frames are resized to instead, whatever their aspect ratio; a CLIPModel was trained on that of its
-    config (224 or 336)."""
+    """Largest number of pixels of the longer side of a resized frame. Source: SSA's released configuration."""
+    square: int = Field(default=0, ge=0)
+    """Pixels of both sides of the input, at any aspect ratio; 0: off. Give it or short_side. A CLIPModel was trained on the square of
+    its config (224 or 336)."""
     frames_per_pass: int = Field(default=8, ge=1)
     """Frames in one pass of the tower; fewer take less memory and give the same features."""
 
     @model_validator(mode="before")
     @classmethod
-    def _one_size(cls, values: Any) -> Any:
-        """Fills in `short_side`; with `square` it has no meaning, and both are an error."""
-        if not isinstance(values, Mapping):
+    def _square_or_short_side(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not values.get("square"):
             return values
-        short, square = values.get("short_side"), values.get("square")
-        if short is not None and square is not None:
-            raise ValueError("short_side and square exclude each other; give one of them")
-        return {**values, "short_side": SHORT_SIDE} if short is None and square is None else values
+        if values.get("short_side"):
+            raise ValueError("square and short_side are given, and the input has one size; give one of them")
+        return {**values, "short_side": 0}
 
 
 class ClipPooling:
@@ -97,9 +95,8 @@ class ClipPooling:
     def geometry(self, size: tuple[int, int]) -> FrameGeometry:
         """Of frames of `size` (H, W)."""
         settings = self.settings
-        if settings.square is not None:
+        if settings.square:
             return self.image.square(size, settings.square)
-        assert settings.short_side is not None
         return self.image.geometry(size, settings.short_side, settings.long_side)
 
     def features(self, video: Video, masks: RleMasks) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def _from_merges(path: Path, tokens: int) -> Any:
 def _from_folder_or_hub(source: str) -> Any:
     from transformers import CLIPTokenizer
 
+    if not Path(source).exists() and (source.startswith((".", "/", "~")) or Path(source).suffix in (".gz", ".txt", ".json")):
+        raise InputError("there is no such file or folder")
     try:
         return load_processor(CLIPTokenizer, source, "tokenizer")
     except InputError as error:

@@ -52,7 +52,7 @@ class FrameGeometry:
         divisor: int = DIVISOR,
         resample: Image.Resampling = Image.Resampling.BILINEAR,
     ) -> FrameGeometry:
-        """Of frames whose aspect ratio is kept, zero-padded to multiples of `divisor` pixels. Sides as `shortest_edge`."""
+        """Of frames whose aspect ratio is kept, zero-padded to multiples of `divisor` pixels. Sides as in `resize.shortest_edge`."""
         resized = shortest_edge(size, short_side, long_side)
         return cls.stretched(size, resized, mean=mean, deviation=deviation, divisor=divisor, resample=resample)
 

@@ -1,4 +1,4 @@
-"""Resizing frames as detectron2 does: its ResizeShortestEdge, and Pillow's bilinear filter on uint8 pixels."""
+"""Resizing frames as detectron2 does: its ResizeShortestEdge, and Pillow's filters on uint8 pixels."""
 
 from __future__ import annotations
 

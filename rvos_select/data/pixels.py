@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rvos_cache.corruptions import corrupt_video
 from rvos_cache.datasets import Dataset, open_dataset
@@ -95,10 +94,11 @@ class StoredPixels(StoredFeature):
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Masks bool (..., H, W) at `size`: each pixel has the value of the one that its centre lies in."""
-    if masks.shape[-2:] == size or not masks.numel():
-        return masks if masks.shape[-2:] == size else masks.new_zeros(*masks.shape[:-2], *size)
-    small = F.interpolate(masks.reshape(-1, 1, *masks.shape[-2:]).to(torch.uint8), size, mode="nearest-exact")
-    return small.reshape(*masks.shape[:-2], *size).bool()
+    for axis, length in ((-2, size[0]), (-1, size[1])):
+        # Integers, because a centre may lie on the border of two pixels.
+        centre = (2 * torch.arange(length) + 1) * masks.shape[axis] // (2 * length)
+        masks = masks if masks.shape[axis] == length else masks.index_select(axis, centre.to(masks.device))
+    return masks
 
 
 def open_pixels(tracks: TrackSource, video_id: str) -> PixelArray:

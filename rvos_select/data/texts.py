@@ -79,9 +79,16 @@ class TextSource:
 
 
 def check_same_encoder(expected: Card, location: str, words: TextSource) -> None:
-    """Raises InputError, naming the field, when words come from another encoder than `expected`, the card of `location`."""
+    """Raises InputError, naming the field, when words come from another encoder than `expected`, the card of `location`.
+
+    A checkpoint is its weights, whatever folder or hub name they were loaded from.
+    """
     for cache in words.caches:
+        digests, others = (sorted(card.weights.values()) for card in (cache.card, expected))
+        same_weights = bool(digests) and digests == others
         for name in cache.card.differences(expected):
+            if same_weights and (name == "settings.checkpoint" or name.startswith("weights.")):
+                continue
             if name.partition(".")[0] in ("producer", "settings", "weights"):
                 value, other = cache.card.value(name), expected.value(name)
                 raise InputError(f"{cache.path}: words with {name} = {value!r}, {location} has {other!r}; extract them alike")

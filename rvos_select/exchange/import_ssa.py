@@ -54,10 +54,12 @@ def import_ssa(checkpoint: PathLike, out: PathLike, clip: PathLike | None = None
         raise InputError(f"{out}: exists already; choose another --out")
     state = read_tensors(checkpoint, GIVE, nested="model")
     try:
-        own_clip, others = clip_tensors(state)
+        own_clip, others, has_clip = clip_tensors(state)
         trained = {name: tensor.float() for name, tensor in state.items() if names.from_official(name) is not None}
-        if not trained or not others:
-            raise InputError(f"it has {len(trained)} tensors of SSA and {len(own_clip)} of CLIP, expected both; {GIVE}")
+        if not trained or not has_clip:
+            raise InputError(
+                f"it has {len(trained)} tensors of SSA and {len(own_clip) * has_clip} of CLIP, expected both; {GIVE}"
+            )
         towers = {part: _tower(part, own_clip) for part in (IMAGE_PART, TEXT_PART)}
         config = {**sizes(trained), "token_channels": 0, "stage_channels": tuple(towers[IMAGE_PART].config.hidden_sizes)}
         model = Ssa(build(SsaConfig, {**config, "clip": str(clip or (out / CLIP_FOLDER).absolute())}, str(checkpoint)))

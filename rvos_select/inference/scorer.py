@@ -57,7 +57,8 @@ def scorer_of_run(run: Path, source: TrackSource, words: TextSource) -> Scorer:
     tracker_cards = {str(cache.path): cache.card for cache in source.caches}
     check_same_tracker(trained_cards(run), f"{run} was trained", tracker_cards)
     warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
-    check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
+    if not selector.encodes_text:
+        check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
     settings = run_settings(run)["settings"]
     _bind(selector, source, words)
     warn_of_seen_videos(run, source)

@@ -106,7 +106,7 @@ class Selector(nn.Module, PyTorchModelHubMixin):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars by name; "loss" is minimised. Each is the mean over the expressions of the batch, so that a batch of several
-        gives the mean of the single ones; except a mean over objects, where a paper has it.
+        gives the mean of the single ones; except a mean over objects, where a paper has it (see `normalisers`).
 
         The default is the binary cross-entropy of the candidates' logits. Raises ValueError without ground truth.
         """

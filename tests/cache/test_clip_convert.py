@@ -189,6 +189,18 @@ def test_a_checkpoint_of_ssa_gives_its_clip(with_head: bool, tmp_path: Path, mer
             load_image_head(str(tmp_path / "out"))
 
 
+def test_the_clip_of_ssa_alone_may_lack_the_head(tmp_path: Path, merges: str) -> None:
+    alone = {name: tensor for name, tensor in ssa_tensors().items() if name.startswith("backbone")}
+    conversion = convert(alone, tmp_path, merges)
+    assert not conversion.has_head and conversion.unread == ()
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path, merges: str) -> None:
+    tensors = open_clip_tensors()
+    with pytest.raises(InputError, match="two tensors have the same name"):
+        convert({**tensors, "text.ln_final.weight": tensors["ln_final.weight"]}, tmp_path, merges)
+
+
 def test_open_clip_without_its_head_is_not_whole(tmp_path: Path, merges: str) -> None:
     tensors = {name: tensor for name, tensor in open_clip_tensors().items() if not name.startswith(IMAGE_HEAD)}
     with pytest.raises(InputError, match=r"'visual\.trunk\.head\.norm\.weight' is missing"):
@@ -197,7 +209,7 @@ def test_open_clip_without_its_head_is_not_whole(tmp_path: Path, merges: str) ->
 
 def read(tensors: dict[str, Tensor]) -> None:
     """What the conversion reads of a checkpoint, without writing."""
-    used, _ = clip_tensors(tensors)
+    used, _, _ = clip_tensors(tensors)
     parts = split_parts(used)
     image_tower(parts["image"])
     text_tower(parts["text"])
@@ -294,6 +306,9 @@ def test_the_tokenizer_of_a_folder_is_the_same(wide: str, merges: str, tmp_path:
     assert (tokenize(one, SENTENCES).ids == tokenize(two, SENTENCES).ids).all()
     with pytest.raises(InputError, match=r"it has 1014 tokens.*expected 900, 898 and 899 from the checkpoint"):
         clip_tokenizer(str(hub), 900, 77)
+    for missing in ("bpe.gz", "./nowhere", "/no/where"):
+        with pytest.raises(InputError, match=rf"tokenizer '{missing}': there is no such file or folder; give --tokenizer bpe"):
+            clip_tokenizer(missing, 900, 77)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"tokenizer '.*empty': .*wheel of open_clip_torch"):
         clip_tokenizer(str(tmp_path / "empty"), 900, 77)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from tiny_clip import PROJECTION, WIDTHS, golden, write_hub_clip, write_tiny_clip
 
 from rvos_cache.clip.image import ConvNextImage, VitImage, head_digest, load_head, load_image
@@ -208,7 +207,7 @@ def test_tracks_are_decoded_in_parts(convnext: str, monkeypatch: pytest.MonkeyPa
 def test_the_record_names_the_parts_of_the_checkpoint(convnext: str, vit: str, tmp_path: Path) -> None:
     records = [ClipPooling(PoolSettings(checkpoint=name)).record() for name in (convnext, vit)]
     assert [r["widths"] for r in records] == [list(WIDTHS), [24]]
-    assert records[0]["short_side"] == 448 and records[0]["square"] is None and records[0]["checkpoint"] == convnext
+    assert records[0]["short_side"] == 448 and records[0]["square"] == 0 and records[0]["checkpoint"] == convnext
     digests = [r[part] for r in records for part in ("image", "text", "head")]
     assert len(set(digests)) == 6
     # The CLIP inside a checkpoint of SSA has no image head; its maps can be pooled.
@@ -233,16 +232,20 @@ def test_a_head_of_other_shapes_is_an_error(convnext: str, tmp_path: Path, name:
 
 
 def test_settings_have_one_size() -> None:
-    assert PoolSettings(checkpoint="c").short_side == 448
+    assert (PoolSettings(checkpoint="c").short_side, PoolSettings(checkpoint="c").square) == (448, 0)
     square = PoolSettings(checkpoint="c", square=224)
-    assert square.short_side is None
+    assert square.short_side == 0
     # What a card says is read again as it was.
-    for settings in (square, PoolSettings(checkpoint="c")):
+    for settings in (square, PoolSettings(checkpoint="c"), PoolSettings(checkpoint="c", short_side=0)):
         assert build(PoolSettings, settings.model_dump(mode="json"), "card") == settings
-    with pytest.raises(ValidationError, match="exclude each other"):
-        PoolSettings(checkpoint="c", short_side=448, square=224)
-    with pytest.raises(InputError, match="short_side and square exclude each other"):
+    with pytest.raises(InputError, match="square and short_side are given"):
         build(PoolSettings, {"checkpoint": "c", "short_side": 448, "square": 224}, "pool-clip")
+
+
+def test_frames_may_keep_their_size(convnext: str, vit: str) -> None:
+    for checkpoint, padded in ((convnext, (32, 64)), (vit, (16, 40))):
+        geometry = ClipPooling(PoolSettings(checkpoint=checkpoint, short_side=0)).geometry((18, 38))
+        assert geometry.padded == padded and geometry.resized == ((18, 38) if checkpoint == convnext else padded)
 
 
 def test_wrong_checkpoints_are_errors_of_one_line(vit: str, tmp_path: Path) -> None:

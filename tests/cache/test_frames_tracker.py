@@ -67,6 +67,7 @@ def settings(**values: Any) -> FramesSettings:
         ((360, 640), {}, (480, 853)),
         ((360, 640), {"short_side": 448}, (448, 796)),
         ((1080, 1920), {}, (480, 853)),
+        ((333, 500), {}, (480, 721)),
         ((640, 360), {"short_side": 448}, (796, 448)),
         ((100, 1000), {}, (133, 1333)),
         ((100, 1000), {"long_side": 1000}, (100, 1000)),
@@ -134,7 +135,7 @@ def test_one_frame_is_in_memory_at_a_time() -> None:
     assert [int(frame[0, 0, 0]) for frame in tracks.features["rgb"]] == list(range(9))
 
 
-@pytest.mark.parametrize("values", [{}, {"square": 16}], ids=str)
+@pytest.mark.parametrize("values", [{"short_side": 0}, {"square": 16}], ids=str)
 def test_the_contract_of_trackers_is_kept(values: dict[str, int]) -> None:
     results = list(run_tracker_checks("frames", values))
     assert [r.title for r in results if r.status != "ok"] == []

@@ -312,7 +312,7 @@ def test_what_ask_without_a_run_refuses(work: Path, tmp_path: Path, run: Callabl
         ((*chosen, "--tracker", "sam2-gt"), "prompts with ground truth"),
         ((*chosen, "--tracker", "no-such"), "no-such"),
         ((*chosen, "--tracker-set", "no_such=1"), "no_such"),
-        ((*chosen, "--clip-set", "square=30", "--clip-set", "short_side=4"), "exclude each other"),
+        ((*chosen, "--clip-set", "square=30", "--clip-set", "short_side=4"), "square and short_side are given"),
         ((), "give --run RUN, or --selector NAME"),
         (("--run", tmp_path, *chosen), "give --run RUN, or --selector NAME"),
         (("--run", tmp_path, "--tracker", "flow"), "--tracker, --tracker-set and --clip-set are for --selector"),

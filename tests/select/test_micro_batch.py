@@ -32,6 +32,7 @@ from rvos_select.data.texts import TextSource
 from rvos_select.losses import points
 from rvos_select.selectors import Selector, dmvs_masks, selector_class
 from rvos_select.training import memory
+from rvos_select.training.validate import Validator
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,7 @@ def test_gradients_do_not_depend_on_the_size_of_the_parts(
     rows = [(samples[0], 0), (samples[0], 1), (samples[1], 1), (samples[2], 0)]
     found = {}
     for size in (4, 1, 2, 3):
+        # Long ones: norms over the single frame that SOLA's convolutions leave of 8 enlarge rounding errors.
         sampler = ClipSampler(ClipSettings(frames=24), torch.Generator().manual_seed(1)) if how == "clip" else None
         parts = list(micro_batches([Step(rows, "step")], size, (), sampler, None))
         assert [len(part.batch) for part in parts] == {1: [1] * 4, 2: [2, 2], 3: [3, 1], 4: [4]}[size]
@@ -184,6 +186,32 @@ def test_samples_frames_and_augmentation_do_not_depend_on_the_size(
             assert part.step_size == len(step.batch)
             assert part.batch.normalisers == ({} if part.last and len(part.batch) == part.step_size else counts)
             assert part.share == 1.0
+
+
+class PerObject(Selector):
+    """A loss that is the mean number of the first frame's visible pixels over the objects."""
+
+    def normalisers(self, batch: Batch) -> dict[str, float]:
+        assert batch.truth is not None
+        return {"objects": float(sum(map(len, batch.truth)))}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.truth is not None
+        totals = batch.normalisers or self.normalisers(batch)
+        return {"loss": torch.stack([masks[:, 0].sum() for masks in batch.truth]).sum() / max(totals["objects"], 1)}
+
+
+def test_losses_of_validation_do_not_depend_on_the_size(samples: list[VideoSample]) -> None:
+    """Each step of five expressions counts by them, whichever its parts."""
+    model, found = PerObject({"token_channels": 16, "word_channels": 64}), {}
+    for size in (0, 1, 2, 4):
+        validator = Validator(samples, {}, 0, ClipSettings(frames=3), 5, size)
+        values = [
+            (model.loss(batch)["loss"].item() * weight, len(batch)) for batch, weight in validator._batches(model, ("truth",))
+        ]
+        assert [n for _, n in values] == {0: [5, 5, 2], 1: [1] * 12, 2: [2, 2, 1, 2, 2, 1, 2], 4: [4, 1, 4, 1, 2]}[size]
+        found[size] = sum(value for value, _ in values)
+    assert list(found.values()) == pytest.approx([found[0]] * 4) and found[0] > 0
 
 
 def test_normalisers_of_other_names_are_one_line(films: list[VideoSample]) -> None:

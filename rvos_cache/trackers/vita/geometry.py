@@ -10,5 +10,5 @@ DEVIATION = (58.395, 57.12, 57.375)
 
 
 def vita_geometry(size: tuple[int, int], short_side: int, long_side: int) -> FrameGeometry:
-    """Of frames of `size` (H, W) in VITA's input, whose sides are as of `shortest_edge`; its maps have a stride of 4 pixels."""
+    """Of frames of `size` (H, W) in VITA's input, whose sides are as in `resize.shortest_edge`; its maps have 4 pixels per cell."""
     return FrameGeometry.of(size, short_side, long_side, mean=MEAN, deviation=DEVIATION)

@@ -93,7 +93,7 @@ class TrackDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """x (F, N, C) first queries, tokens and their places (F, N + 1, S, C), visible bool (F, N + 1), box (F, N, C), text (F, C) ->
         queries (layers, F, N, C) and logits (layers + 1, F, N, 2)."""
-        f, n, _ = x.shape
+        f, n, c = x.shape
 
         def own_and_frame(values: Tensor) -> Tensor:
             own, frame = values[:, :n], values[:, n:].expand(-1, n, *values.shape[2:])
@@ -109,7 +109,7 @@ class TrackDecoder(nn.Module):
             self.text_cross_attention_layers,
             self.transformer_ffn_layers,
         ):
-            x = cross(x.reshape(f * n, 1, -1), keys, box.reshape(f * n, 1, -1), positions, mask).view(f, n, -1)
+            x = cross(x.reshape(f * n, 1, c), keys, box.reshape(f * n, 1, c), positions, mask).view(f, n, c)
             x = feed(read(attend(x, box, visible[:, :n]), text[:, None], box))
             normed = self.decoder_norm(x)
             queries.append(normed)
