@@ -1,13 +1,15 @@
 """A small CLIP for moving shapes, trained on a CPU from nothing, so that its frozen features mean something.
 
 `python -m pipelines.clip_shapes --out out/clip_shapes`. The folder is as of `rvos-cache convert-clip`: a ConvNeXt, a text
-transformer, an image head. They learn from static sentences only, which say what objects look like and never what they do:
-whole frames and their captions by the contrastive loss of CLIP (Radford et al., ICML 2021, section 2.3), and objects pooled
-under their true masks and the sentences that are true of that object alone. The second loss replaces what CLIP's two billion
-pictures give: with them the cells of an object mean its name though only whole pictures had captions, with some hundred videos
-of two to six objects they do not. A third loss is of text alone: the words of a sentence are told from its vector, as CLIP's
-vectors, of captions about everything, keep all words; so the motion that a sentence describes is not lost, though no picture
-says what its words mean. Letters: B frames, A objects of all B frames, S sentences, L tokens, D channels of the joint space.
+transformer, an image head. Pictures are trained with static sentences only, which say what objects look like and never what they
+do: whole frames with their captions by the contrastive loss of CLIP (Radford et al., ICML 2021, section 2.3), and objects pooled
+under their true masks with the sentences that are true of that object alone, whose colour, shape and size are also classified
+from the pooled features of every stage. The losses of objects replace what CLIP's two billion pictures give: with these the cells
+of an object mean its name though only whole pictures had captions, with some hundred videos of three to six objects they do not.
+A last loss is of text alone: the words of a sentence are told from its vector, as CLIP's vectors, of captions about everything,
+keep all words; so the motion that a sentence describes is not lost, though no picture says what its words mean.
+
+Letters: B frames, A objects of all B frames, S sentences, L tokens, D channels of the joint space.
 """
 
 from __future__ import annotations
@@ -128,7 +130,9 @@ class ShapesClip(nn.Module):
 
     def class_loss(self, pooled: Sequence[Tensor], things: Sequence[Description]) -> Tensor:
         """Cross-entropy of colour, shape and size, told from the features (A, C) of each stage, summed over these, mean over stages."""
-        labels = torch.tensor([[list(COLOURS).index(k.colour), SHAPES.index(k.shape), SIZES.index(k.size) if k.size else -1] for k in things])
+        labels = torch.tensor(
+            [[list(COLOURS).index(k.colour), SHAPES.index(k.shape), SIZES.index(k.size) if k.size else -1] for k in things]
+        )
         total = self.logit_scale.new_zeros(())
         for classify, features in zip(self.classes, pooled):
             parts = classify(features).split(COUNTS, 1)

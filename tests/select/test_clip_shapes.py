@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pipelines import clip_shapes as page
 from pipelines.shapes_words import Claim, Description, caption, describe, make_tokenizer, phrases
+from rvos_cache.clip.pooling import pool
 from rvos_cache.clip.towers import HEAD_FILE, encode_texts, load_image_head, load_image_tower, load_text_tower, load_tokenizer
 from rvos_cache.errors import InputError
 from rvos_cache.shapes.language import NUMBERS
@@ -77,6 +78,22 @@ def test_the_contrastive_loss_of_several_true_sentences_by_hand() -> None:
     first = -(torch.log_softmax(logits[0], 0).sum() / 2 + 0.0) / 2  # rows; the second row has one candidate left
     columns = -(torch.log_softmax(logits[:, 0], 0).sum() / 2 + 0.0) / 2
     assert torch.allclose(page.contrastive(logits, torch.tensor([[1, 1], [1, -1]])), (first + columns) / 2)
+
+
+def test_objects_are_pooled_as_the_tracks_of_a_cache() -> None:
+    model = page.ShapesClip(make_tokenizer()).eval()
+    frames = page.frames_of(5, 0, 1)[:2]
+    with torch.no_grad():
+        pooled, whole = page.objects_of(model, frames)
+        maps = model.maps(torch.stack([page.GEOMETRY.image(frame.image) for frame in frames]))
+    expected = [
+        pool([stage[b] for stage in maps], page.STRIDES, page.GEOMETRY, torch.from_numpy(frame.masks))
+        for b, frame in enumerate(frames)
+    ]
+    assert torch.allclose(torch.cat(pooled, 1), torch.cat(expected), atol=1e-5)
+    assert torch.allclose(whole, maps[-1].flatten(2).mean(2), atol=1e-5)
+    # Twice the frames' size, so that the last stage has about one cell for each object.
+    assert maps[-1].shape[2:] == (6, 10)
 
 
 def test_the_folder_is_a_clip_and_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
