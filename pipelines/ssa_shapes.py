@@ -33,6 +33,8 @@ KINDS = {"static": "looks suffice", "mixed": "looks and motion", "motion": "moti
 """Kind of a sentence -> what it needs; the kinds of `rvos_cache.shapes.language.Sentence`."""
 BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
 """Settings of mean cosine that replace those of SSA; it reads the tracker's tokens, not CLIP's."""
+ZERO_SHOT = {"clip-zero-shot": "softmax", "clip-zero-shot-several": "sigmoid"}
+"""Row -> the `score` of CLIP without training: softmax selects one track, sigmoid several, as many sentences need."""
 
 
 @click.command(cls=Resumable)
@@ -64,7 +66,7 @@ def ssa_shapes(
     page = Path(__file__).with_suffix(".toml")
     values = read_toml(page)
     runs = {"ssa": merge(values, parse_overrides(settings)), "mean_cosine": {**values, **BASELINE}}
-    selections = {name: out / f"selections/{name}.zarr" for name in (*runs, "clip_zero_shot", "all_tracks")}
+    selections = {name: out / f"selections/{name}.zarr" for name in (*runs, *ZERO_SHOT, "all_tracks")}
     for name, own in runs.items():
         run = out / "runs" / name
         train(
@@ -77,9 +79,9 @@ def ssa_shapes(
             resume=run.exists(),
         )
         predict(run, tracks[VALID], texts[VALID], selections[name])
-    predict(
-        None, tracks[VALID], texts[VALID], selections["clip_zero_shot"], selector="clip-zero-shot", config={"clip": checkpoint}
-    )
+    for name, score in ZERO_SHOT.items():
+        config = {"clip": checkpoint, "score": score}
+        predict(None, tracks[VALID], texts[VALID], selections[name], selector="clip-zero-shot", config=config)
     select_all(tracks[VALID], texts[VALID], selections["all_tracks"])
 
     scores = {name: evaluate_selections(path, tracks[VALID], root=root) for name, path in selections.items()}

@@ -191,7 +191,7 @@ def test_the_shapes_page_by_what_a_sentence_needs(
     printed = capsys.readouterr().out
     assert "looks suffice" in printed and "motion only" in printed
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    names = {"ssa", "mean_cosine", "clip_zero_shot", "all_tracks", "oracle"}
+    names = {"ssa", "mean_cosine", "clip-zero-shot", "clip-zero-shot-several", "all_tracks", "oracle"}
     assert metrics.keys() == names | {"kinds"} and metrics["kinds"].keys() == names
     assert metrics["oracle"]["jf"] == max(metrics[name]["jf"] for name in names)
     card = read_card(tmp_path / "out/cache/valid_u/flow-clip.zarr")
