@@ -17,7 +17,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_cache.store import SelectionCache, verify
 from rvos_select.contracts.reordered import reordered
-from rvos_select.contracts.selector_case import SelectorCase
+from rvos_select.contracts.selector_case import CLIP_FRAMES, SelectorCase
 from rvos_select.data.caches import check_declared
 from rvos_select.data.collate import collate
 from rvos_select.inference.predict import predict
