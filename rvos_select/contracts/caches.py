@@ -87,13 +87,16 @@ def write_caches(
 
 
 def copy_videos(tracks: Path, texts: Path, folder: Path, count: int = 3) -> tuple[Path, Path]:
-    """The `count` shortest videos of a tracks cache that have expressions and a track, with their words, as caches of their own.
+    """The `count` shortest videos of a tracks cache with expressions and a track, and their words, as caches of their own.
 
+    Of a cache whose tracker finds no tracks, those with expressions.
     Raises InputError when there is none.
     """
     source, words = TrackSource([tracks]), TextSource([texts])
     infos = [source.info(v) for v in source.video_ids() if v in words.videos]
-    usable = sorted((i for i in infos if i.tracks and words.expressions(i.video_id)), key=lambda i: (i.frames, i.video_id))
+    # A cache whose tracker finds no tracks has frames or features for selectors that predict masks.
+    with_tracks = [i for i in infos if i.tracks or not source.channels]
+    usable = sorted((i for i in with_tracks if words.expressions(i.video_id)), key=lambda i: (i.frames, i.video_id))
     if not usable:
         raise InputError(f"{tracks}: no video with a track and words in {texts}; give caches of one split")
     out = CacheWriter(folder / "tracks.zarr", source.card), CacheWriter(folder / "text.zarr", words.card)

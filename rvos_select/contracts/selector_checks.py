@@ -5,160 +5,27 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from rvos_cache.contracts.checks import CheckFailed, CheckResult, CheckSkipped, run_check
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
-from rvos_cache.store import SelectionCache, read_card, verify
-from rvos_cache.types import FeatureSpec
-from rvos_select.contracts.caches import copy_videos, write_caches
-from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards, TrackSource, check_declared
-from rvos_select.data.collate import Row, collate
-from rvos_select.data.features import Index, NamedArray
-from rvos_select.data.samples import VideoSample, load_video
-from rvos_select.data.texts import TextSource
-from rvos_select.inference.infer import infer_video
+from rvos_cache.store import SelectionCache, verify
+from rvos_select.contracts.reordered import reordered
+from rvos_select.contracts.selector_case import CLIP_FRAMES, SelectorCase
+from rvos_select.data.caches import check_declared
+from rvos_select.data.collate import collate
 from rvos_select.inference.predict import predict
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.untrained import UntrainedSelector
-from rvos_select.training.settings import TrainSettings
-from rvos_select.training.train import make_selector, required_parts, train
+from rvos_select.training.train import train
 
 UNKNOWN_SETTING = "no_such_setting"
-CPU = torch.device("cpu")
-CLIP_FRAMES = 4
-
-
-@dataclass
-class SelectorCase:
-    """A selector with settings, and small caches to run it on.
-
-    name: as `train` takes it; config: its settings; tracks, texts: caches whose shortest videos are used, by default random ones
-    with `features` and `measurements`; tolerance: relative, of comparisons in float32.
-    """
-
-    name: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    features: Sequence[FeatureSpec] = ()
-    measurements: Sequence[FeatureSpec] = ()
-    tracks: Path | None = None
-    texts: Path | None = None
-    tolerance: float = 1e-4
-
-    @cached_property
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="rvos-contract-")
-
-    def path(self) -> Path:
-        """A new folder."""
-        return Path(tempfile.mkdtemp(dir=self._folder.name))
-
-    @cached_property
-    def caches(self) -> tuple[Path, Path]:
-        """The tracks cache and the text cache."""
-        if self.tracks is not None and self.texts is not None:
-            return copy_videos(self.tracks, self.texts, self.path())
-        return write_caches(self.path(), self.features, self.measurements)
-
-    @cached_property
-    def cards(self) -> CacheCards:
-        """The cards of the caches."""
-        return CacheCards([read_card(self.caches[0])], [read_card(self.caches[1])])
-
-    def settings(self, **values: Any) -> TrainSettings:
-        """Training settings: clips where the selector has losses of masks, else videos."""
-        clips = "truth" in self.requires
-        base: dict[str, Any] = {
-            "selector": self.name,
-            "config": dict(self.config),
-            "batch": "clip" if clips else "video",
-            "batch_size": 4,
-            "clip": {"frames": CLIP_FRAMES},
-            "epochs": 2,
-            "optim": {"lr": 1e-3, "schedule": "constant"},
-            "precision": "float32",
-            "hold_out": 0.34,
-        }
-        return build(TrainSettings, {**base, **values}, f"selector {self.name}")
-
-    @cached_property
-    def requires(self) -> tuple[str, ...]:
-        """The parts of a batch that the selector reads."""
-        settings = TrainSettings(selector=self.name, config=dict(self.config))
-        selector = make_selector(settings, self.cards)
-        selector.bind(self.cards)
-        return tuple(selector.requires)
-
-    @cached_property
-    def selector(self) -> Selector:
-        """A bound selector in evaluation mode, its parameters away from their first values."""
-        selector = make_selector(self.settings(), self.cards)
-        selector.bind(self.cards)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in selector.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        return selector.eval()
-
-    @cached_property
-    def samples(self) -> list[VideoSample]:
-        """The videos with labels."""
-        return self.load(labelled=True)
-
-    def load(self, labelled: bool) -> list[VideoSample]:
-        """The videos, with or without ground truth."""
-        tracks, texts = TrackSource([self.caches[0]]), TextSource([self.caches[1]])
-        thresholds = {self.caches[0].as_posix(): 0.3} if labelled else None
-        requires = required_parts(self.settings(), self.selector)
-        return [load_video(tracks, texts, v, thresholds=thresholds, requires=requires) for v in tracks.video_ids()]
-
-    def batch(self, rows: Sequence[Row]) -> Batch:
-        """The batch of `rows` as training makes it, of clips of the first frames or of whole videos."""
-        if "truth" not in self.selector.requires:
-            return collate(rows, self.selector.requires)
-        frames = [sample.visible_frames(row).tolist() or [0] for sample, row in rows]
-        return collate(rows, self.selector.requires, frames=[(own * CLIP_FRAMES)[:CLIP_FRAMES] for own in frames])
-
-    def rows(self) -> list[Row]:
-        """Two expressions of each of the first two videos that have a candidate."""
-        rows = [(s, row) for s in self.samples for row in range(len(s.expressions)) if s.candidates[row].any()]
-        first = [[r for r in rows if r[0] is s][:2] for s in self.samples]
-        return [row for own in first if own for row in own][:4]
-
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses, with the same random numbers each time."""
-        torch.manual_seed(0)
-        return self.selector.loss(batch)
-
-    @torch.no_grad()
-    def scores(self, sample: VideoSample, rows: Sequence[int] | None = None) -> Tensor:
-        """Scores of the expressions of a video, (E, N) or (E, Q)."""
-        parts = list(infer_video(self.selector, sample, CPU, rows))
-        order = [row for part in parts for row in part.rows]
-        scores = torch.cat([torch.from_numpy(part.scores) for part in parts])
-        return scores[[order.index(row) for row in (rows if rows is not None else range(len(sample.expressions)))]]
-
-    def close(self, a: Tensor, b: Tensor, what: str, factor: float = 1.0) -> None:
-        """Raises CheckFailed where two results differ by more than `factor` x the tolerance of their largest value."""
-        if a.shape != b.shape:
-            raise CheckFailed(f"{what}: shape {tuple(a.shape)}, expected {tuple(b.shape)}")
-        finite = b.isfinite() | a.isfinite()
-        difference = (a - b)[finite].abs().amax().item() if finite.any() else 0.0
-        limit = factor * self.tolerance * max(1.0, b[finite].abs().amax().item() if finite.any() else 1.0)
-        if not difference <= limit:
-            raise CheckFailed(f"{what}: differs by {difference:.2g}, allowed {limit:.2g}")
 
 
 def check_settings(case: SelectorCase) -> None:
@@ -188,7 +55,7 @@ def check_forward(case: SelectorCase) -> None:
 
 def check_padding(case: SelectorCase) -> None:
     """Padding of frames, tracks and words changes nothing: expressions of several videos together equal each alone."""
-    rows = [(s, 0) for s in case.samples if s.candidates[0].any()][:3]
+    rows = [(s, 0) for s in case.samples if case.selector.draws or s.candidates[0].any()][:3]
     batch = collate(rows, case.selector.requires)
     logits = case.selector(batch)
     for i, row in enumerate(rows):
@@ -213,7 +80,7 @@ def check_track_order(case: SelectorCase) -> None:
         raise CheckSkipped("it scores queries, not tracks")
     for sample in case.samples:
         order = torch.randperm(len(sample.tokens), generator=torch.Generator().manual_seed(2))
-        case.close(case.scores(_reordered(sample, order)), case.scores(sample)[:, order], f"the scores of {sample.video_id}")
+        case.close(case.scores(reordered(sample, order)), case.scores(sample)[:, order], f"the scores of {sample.video_id}")
 
 
 def check_loss(case: SelectorCase) -> None:
@@ -332,10 +199,10 @@ def check_training(case: SelectorCase) -> None:
             train(*case.caches, settings=case.settings(epochs=epochs), out=parts, resume=epochs > 1)
     # Sums on a GPU differ from run to run.
     factor = 10 if torch.cuda.is_available() else 1
-    ours, theirs = (load_file(run / "last/model.safetensors") for run in (whole, parts))
-    for name, value in ours.items():
+    whole_weights, resumed = (load_file(run / "last/model.safetensors") for run in (whole, parts))
+    for name, value in whole_weights.items():
         case.close(
-            theirs[name].float(), value.float(), f"{name} of a resumed run; take random numbers from PyTorch alone", factor
+            resumed[name].float(), value.float(), f"{name} of a resumed run; take random numbers from PyTorch alone", factor
         )
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
     if len(case.samples) > 1 and not all("valid/jf" in row for row in rows):
@@ -401,46 +268,3 @@ def _quiet() -> Iterator[None]:
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@dataclass(frozen=True)
-class _Reordered:
-    """A named array with its tracks in another order. order: int64 (N,)."""
-
-    array: Any
-    order: Tensor
-
-    @property
-    def dims(self) -> Any:
-        return self.array.dims
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def select(self, index: Index) -> Tensor:
-        tracks = index.get("N")
-        moved = index if tracks is None else {**index, "N": self.order[torch.as_tensor(tracks)]}
-        result: Tensor = self.array.select(moved)
-        return result
-
-
-def _reordered(sample: VideoSample, order: Tensor) -> VideoSample:
-    """The sample with its tracks in another order."""
-
-    def moved(arrays: Mapping[str, NamedArray]) -> dict[str, Any]:
-        return {name: _Reordered(array, order) for name, array in arrays.items()}
-
-    overlap = sample.overlap
-    if overlap is not None:
-        overlap = replace(overlap, inter=overlap.inter[order.numpy()], area=overlap.area[order.numpy()])
-    return replace(
-        sample,
-        tokens=sample.tokens[order],
-        presence=sample.presence[order],
-        candidates=sample.candidates[:, order],
-        target=None if sample.target is None else sample.target[:, order],
-        features=moved(sample.features),
-        measured=moved(sample.measured),
-        frames=moved(sample.frames),
-        overlap=overlap,
-    )

@@ -17,6 +17,7 @@ def main() -> int:
     for script, needs in (
         ("sola_grouped.py", None),
         ("dmvs_memory.py", None),
+        ("ssa_step.py", None),
         ("sam2_bench.py", None),
         ("store_bench.py", real),
         ("flow_davis.py", real),

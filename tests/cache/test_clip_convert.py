@@ -274,16 +274,13 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, merges: str) -> None:
     ("content", "message"),
     [
         (b"no gzip", r"not a gzip file of text"),
-        (
-            gzip.compress(b"#version\na b\n"),
-            r"expected 500 lines of two parts of words after the first, for 1014 tokens; it has 1;",
-        ),
-        (gzip.compress(b"#version\n" + b"zz q\n" * 500), r"a merge has 'zz', which no line before makes"),
-        (gzip.compress(b"#version\n" + b"a b\n" * 500), r"two merges make the same token"),
+        (b"#version\na b\n", r"expected 500 lines of two parts of words after the first, for 1014 tokens; it has 1;"),
+        (b"#version\n" + b"zz q\n" * 500, r"a merge has 'zz', which no line before makes"),
+        (b"#version\n" + b"a b\n" * 500, r"two merges make the same token"),
     ],
 )
 def test_a_wrong_vocabulary_says_where_the_right_one_is(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "bpe.gz").write_bytes(content)
+    (tmp_path / "bpe.gz").write_bytes(gzip.compress(content) if content.startswith(b"#") else content)
     with pytest.raises(InputError, match=rf"tokenizer '.*bpe\.gz': .*{message}.*wheel of open_clip_torch") as caught:
         convert(open_clip_tensors(), tmp_path, str(tmp_path / "bpe.gz"))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

@@ -263,7 +263,7 @@ def test_wrong_checkpoints_are_errors_of_one_line(vit: str, tmp_path: Path) -> N
 def test_features_beyond_float16_name_the_frame(convnext: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pooling = ClipPooling(PoolSettings(checkpoint=convnext, short_side=32))
     video, masks = video_of(noise(3, 18, 30, 3)), RleMasks.from_dense(np.ones((1, 3, 18, 30), bool))
-    for value in (7e4, float("nan")):
+    for value in (7e4, -7e4, float("nan")):
         own = pooling.image.maps
 
         def maps(images: torch.Tensor, own: Any = own, value: float = value) -> list[torch.Tensor]:

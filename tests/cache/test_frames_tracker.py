@@ -128,7 +128,7 @@ def test_one_frame_is_in_memory_at_a_time() -> None:
 
     video = Video("v", tuple(f"{t:05d}" for t in range(9)), (4, 6), source)
     tracks = FramesTracker(settings(square=2)).track(video, [])
-    assert read == [] and tracks.masks.shape == (0, 9) and tracks.tokens.shape == (0, 9, 1)
+    assert read == [] and tracks.masks.shape == (0, 9) and tracks.tokens.shape == (0, 9, 0)
     frames = iter(tracks.features["rgb"])
     next(frames)
     assert read == [0]

@@ -20,6 +20,7 @@ from tiny_clip import write_hub_clip, write_tiny_clip
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rvos_cache.clip.image import ConvNextImage, ImageHead
 from rvos_cache.clip.pooling import CLIP, FRAME, POOL
 from rvos_cache.clip.towers import HEAD_FILE, encode_texts, load_text_tower, load_tokenizer
 from rvos_cache.contracts.checks import CheckSkipped
@@ -30,6 +31,7 @@ from rvos_cache.store import SelectionCache, TrackCache
 from rvos_select.cli import cli
 from rvos_select.contracts import SELECTOR_CHECKS, SelectorCase
 from rvos_select.data.batch import Batch
+from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.inference.ask import ask, ask_untrained
 from rvos_select.inference.predict import predict
 from rvos_select.merging.policy import resolve_policy
@@ -135,8 +137,6 @@ def selector_of(pooled: Tensor, sentence: Tensor, **config: Any) -> tuple[ClipZe
     """A selector whose head returns what it reads, and a batch of one expression. pooled: (T, N, P)."""
     selector = ClipZeroShot(ClipZeroShotConfig(**config))
     t, n, p = pooled.shape
-    from rvos_cache.clip.image import ImageHead
-
     selector.attach_frozen("clip_head", ImageHead(p, nn.Identity(), torch.tensor(math.log(10.0))))
     batch = Batch(
         torch.zeros(1, n, t, 1), torch.ones(1, t, dtype=torch.bool), torch.ones(1, n, dtype=torch.bool), sentence[None, None],
@@ -378,11 +378,17 @@ def test_ask_pools_the_tracks_of_a_run(work: Path, tmp_path: Path, recwarn: pyte
     assert ask(frames, sentence, run, tmp_path / "ask") == answer
 
 
+def test_tracks_of_another_tracker_are_others_though_one_clip_pooled_both(work: Path) -> None:
+    card = TrackCache(work / "clip/c.zarr").card
+    check_same_tracker([card], "the run was trained", {"c.zarr": card})
+    other = card.model_copy(update={"producer": "sam2-grid"})
+    with pytest.raises(InputError, match="c.zarr: tokens of tracker sam2-grid, the run was trained with flow"):
+        check_same_tracker([card], "the run was trained", {"c.zarr": other})
+
+
 def test_frames_that_change_while_they_are_pooled_leave_no_tracks(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rvos_cache.clip.image import ConvNextImage
-
     _, source = frames_of(work)
     shutil.copytree(source, tmp_path / "clip")
     maps = ConvNextImage.maps

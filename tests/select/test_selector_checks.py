@@ -29,7 +29,7 @@ BUILT_IN: list[tuple[str, dict[str, Any]]] = [
     ("mean-cosine", {"width": 16}),
 ]
 # Of caches of VITA, and of pooled ones: test_dmvs_run.py and test_clip_zero_shot.py run the same checks.
-TESTED_ELSEWHERE = {"dmvs", "clip-zero-shot"}
+TESTED_ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa"}
 
 
 def test_every_selector_is_tested() -> None:

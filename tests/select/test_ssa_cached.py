@@ -281,17 +281,17 @@ def test_real_caches_of_moving_shapes() -> None:
     ssa = tiny_ssa.cached()
     rows = tiny_ssa.rows(tiny_ssa.pooled()["train"], ssa)
     sampler = ClipSampler(ClipSettings(frames=4, within=0), torch.Generator().manual_seed(0), ssa.requires)
-    clips = sampler(rows[:4])
-    assert len({sample.video_id for sample, _ in rows[:4]}) == 2
+    clips = sampler(rows[2:6])
+    assert len({sample.video_id for sample, _ in rows[2:6]}) == 2
     assert bool(torch.isfinite(ssa.loss(clips)["loss"]))
-    whole = collate(rows[:4], ssa.requires)
+    whole = collate(rows[2:6], ssa.requires)
     with torch.inference_mode():
         together = ssa(whole)
-        for i, row in enumerate(rows[:4]):
+        for i, row in enumerate(rows[2:6]):
             alone = ssa(collate([row], ssa.requires))[0]
             assert torch.allclose(together[i, : len(alone)], alone, atol=1e-4)
-        sample, _ = rows[0]
-        scored = list(ssa.infer(InferenceVideo(sample, (0, 2), ssa.requires, torch.device("cpu"))))
+        sample, _ = rows[2]
+        scored = list(ssa.infer(InferenceVideo(sample, (2, 0), ssa.requires, torch.device("cpu"))))
     assert [len(part.batch) for part in scored] == [1, 1]
     assert torch.allclose(scored[0].logits[0], together[0, : len(sample.tokens)], atol=1e-4)
 

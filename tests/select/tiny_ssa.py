@@ -22,7 +22,7 @@ from rvos_select.data.texts import TextSource
 from rvos_select.selectors.ssa import Ssa
 
 SPLITS = ("train", "valid_u")
-SENTENCES = 3
+SENTENCES = 4
 """Of each video; the others are removed."""
 SMALL: dict[str, Any] = {
     "width": 32, "hidden": 32, "pixel_hidden": 32, "fusion_width": 32, "pixel_layers": 1, "frame_layers": 3, "video_layers": 2,

@@ -91,17 +91,18 @@ def geometry_of(ssa: Ssa, size: tuple[int, int]) -> FrameGeometry:
 class InputFrames:
     """The frames of a video at the size of CLIP's input, read and resized once for all expressions where they fit.
 
-    pixels: the frames as they are stored; keep: bytes that may stay in memory.
+    pixels: the frames as they are stored, of which the first `length` are real; keep: bytes that may stay in memory.
     """
 
     pixels: FrameArray
+    length: int
     geometry: FrameGeometry
     device: torch.device
     keep: int
     _kept: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return self.length
 
     def images(self, frames: range) -> Tensor:
         """(t, 3, H, W): CLIP's input of some frames."""

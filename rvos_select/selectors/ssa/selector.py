@@ -187,8 +187,7 @@ class Ssa(Selector):
     # Prediction.
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (B, Q) of queries, or cached (B, N) of tracks, whose sigmoid is p(referred). Live, all expressions are of one video;
-        a track that no frame shows has -inf."""
+        """Logits (B, Q) of queries, or cached (B, N) of tracks, whose sigmoid is p(referred); -inf of a track that no frame shows."""
         if self.draws:
             return torch.stack([self._answer(batch, row).logits for row in range(len(batch))])
         return cached.track_logits(self, batch, self._text(batch))
@@ -201,7 +200,7 @@ class Ssa(Selector):
             if not self.draws:
                 yield Scored(batch, self(batch))
                 continue
-            frames = frames or self._frames(batch)
+            frames = frames or self._frames(batch, 0)
             answer = self._answer(batch, 0, frames)
             yield Scored(batch, answer.logits[None], answer.masks)
 
@@ -211,15 +210,17 @@ class Ssa(Selector):
             raise ValueError(f"{len(batch)} expressions: expected one")
         return self._answer(batch, 0).masks(queries)
 
-    def _frames(self, batch: Batch) -> live.InputFrames:
+    def _frames(self, batch: Batch, owner: int) -> live.InputFrames:
+        """The real frames of a video of the batch."""
         assert batch.pixels is not None
-        pixels = batch.pixels[0]
+        pixels, length = batch.pixels[owner], int(batch.frame_mask[owner].sum())
         geometry = live.geometry_of(self, (pixels.shape[1], pixels.shape[2]))
-        return live.InputFrames(pixels, geometry, batch.tokens.device, self.config.keep_bytes)
+        return live.InputFrames(pixels, length, geometry, batch.tokens.device, self.config.keep_bytes)
 
     def _answer(self, batch: Batch, row: int, frames: live.InputFrames | None = None) -> live.Answer:
         text = Text(*(part[row : row + 1] for part in self._text(batch)))
-        return live.answer(self, frames or self._frames(batch), text, batch.sizes[0])
+        owner = min(row, len(batch.sizes) - 1)
+        return live.answer(self, frames or self._frames(batch, owner), text, batch.sizes[owner])
 
 
 def _trained(module: nn.Module, _: Any) -> None:
