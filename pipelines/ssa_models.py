@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from rvos_cache.errors import InputError
 from rvos_cache.settings import merge, parse_overrides
 
 FRAMES = {"short_side": 480}
@@ -30,13 +31,16 @@ def ssa_models(page: Callable[..., None]) -> Callable[..., None]:
     @click.option("--clip", required=True, help="A folder that rvos-cache convert-clip wrote.")
     @click.option(
         "--init",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        type=click.Path(path_type=Path),
         help="A Mask2Former of COCO with this CLIP, which every released run starts from.  [default: random weights]",
     )
     @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker `frames`, e.g. short_side=0.")
     @functools.wraps(page)
     def with_models(*args: Any, clip: str, init: Path | None, jobs: int, tracker_set: tuple[str, ...], **others: Any) -> None:
+        if init is not None and not init.exists():
+            # Training would say it after hours of extraction.
+            raise InputError(f"{init}: there is no such checkpoint or run; give another --init, or none for random weights")
         extraction = {
             "tracker": "frames",
             "encoder": "clip",

@@ -72,6 +72,15 @@ def test_an_unknown_row_is_one_line() -> None:
     assert "\n" not in str(error.value) and "urvos" not in str(error.value)
 
 
+def test_first_weights_that_are_not_there_are_told_before_the_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["page", "--clip", "c", "--init", str(tmp_path / "coco.pth"), "--out", str(tmp_path / "out")]
+    )
+    with pytest.raises(InputError, match="coco.pth: there is no such checkpoint"):
+        ssa_mevis.ssa_mevis(standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
 def rate_drops(values: dict[str, Any], sentences: float) -> tuple[float, list[float]]:
     """Steps of a training, and those after which its rate drops."""
     steps = values["epochs"] * sentences / values["batch_size"]
