@@ -15,11 +15,16 @@ CODECS = ["bytes", "crc32c"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array is stored: as one plain chunk, or as one per row of its first dimension (by_frame)."""
+    """How an array is stored: as one plain chunk, or as one per row of its first dimension (by_frame).
+
+    separator: between the numbers in a chunk's name. Zarr's default "/" makes a folder of each, three for a frame of three axes, which
+    take more bytes on disk than many a chunk; so chunks of frames have ".".
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     by_frame: bool
+    separator: str = "/"
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any], location: str) -> Layout:
@@ -30,14 +35,15 @@ class Layout:
             whole = tuple(max(1, d) for d in shape)
             little = codecs[0].get("configuration", {}).get("endian", "little") == "little"
             if names == CODECS and little and shape and chunk in (whole, (1, *whole[1:])):
-                return cls(shape, np.dtype(metadata["data_type"]).newbyteorder("<"), chunk != whole)
+                separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
+                return cls(shape, np.dtype(metadata["data_type"]).newbyteorder("<"), chunk != whole, separator)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise InputError(f"{location}: not an array of this format ({type(error).__name__}); extract again") from error
         raise InputError(f"{location}: chunks {chunk} of {shape}, codecs {names} are not of this format; extract again")
 
     def chunk_file(self, row: int = 0) -> str:
         """The file of the chunk that holds row `row`, relative to the array's folder."""
-        return f"c/{row if self.by_frame else 0}" + "/0" * (len(self.shape) - 1)
+        return self.separator.join(["c", str(row if self.by_frame else 0), *["0"] * (len(self.shape) - 1)])
 
     def chunk_files(self) -> list[str]:
         """The files of all chunks in order; none for an array without elements."""

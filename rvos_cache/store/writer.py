@@ -99,7 +99,7 @@ def _write_array(group: zarr.Group, name: str, value: Any) -> None:
     array = value[0] if by_frame else value
     if isinstance(array, np.ndarray):
         chunks = (1, *array.shape[1:]) if by_frame else array.shape
-        out = _create(group, name, array.shape, array.dtype, chunks)
+        out = _create(group, name, array.shape, array.dtype, chunks, by_frame)
         if array.size:
             out[...] = _check_finite(array, name)
         return
@@ -107,7 +107,7 @@ def _write_array(group: zarr.Group, name: str, value: Any) -> None:
     for t, frame in enumerate(_frames(array)):
         shape = (t + 1, *frame.shape)
         if stored is None:
-            stored = _create(group, name, shape, frame.dtype, shape)
+            stored = _create(group, name, shape, frame.dtype, shape, by_frame=True)
         elif (frame.shape, frame.dtype) != (stored.shape[1:], stored.dtype):
             raise ValueError(
                 f"array {name!r}: frame {t} is {frame.dtype} {frame.shape}, expected {stored.dtype} {stored.shape[1:]}"
@@ -119,7 +119,9 @@ def _write_array(group: zarr.Group, name: str, value: Any) -> None:
         raise ValueError(f"array {name!r}: the iterator gave no frame")
 
 
-def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...]) -> zarr.Array:
+def _create(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: tuple[int, ...], by_frame: bool
+) -> zarr.Array:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return group.create_array(
@@ -128,6 +130,8 @@ def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtyp
             dtype=dtype,
             chunks=tuple(max(1, d) for d in chunks),
             compressors=Crc32cCodec(),
+            # See Layout.separator.
+            chunk_key_encoding={"name": "default", "separator": "." if by_frame else "/"},
             # By default zarr does not write chunks of zeros, and then a lost file reads as zeros.
             config={"write_empty_chunks": True},
         )

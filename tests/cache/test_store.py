@@ -125,10 +125,28 @@ def test_tracks_are_read_as_written(tmp_path: Path, n: int, a: int, t: int, hidd
             cache.overlap("v")
 
 
+def test_chunks_of_frames_lie_in_one_folder_and_older_ones_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches written before have a folder for each number of a chunk; their content is the same."""
+    write_tracks(writer(tmp_path / "new.zarr"), record())
+    create = zarr.Group.create_array
+
+    def nested(self: zarr.Group, name: str, **options: object) -> zarr.Array:
+        return create(self, name, **{**options, "chunk_key_encoding": {"name": "default", "separator": "/"}})
+
+    monkeypatch.setattr(zarr.Group, "create_array", nested)
+    write_tracks(writer(tmp_path / "old.zarr"), record())
+    new, old = (TrackCache(tmp_path / f"{name}.zarr") for name in ("new", "old"))
+    folders = [{p.name for p in (tmp_path / f"{name}.zarr/videos/v/features/map").iterdir()} for name in ("new", "old")]
+    assert "c.0.0" in folders[0] and "c" not in folders[0] and "c" in folders[1]
+    for frames in (slice(None), slice(1, 2)):
+        assert same(old.feature("v", "map", frames), new.feature("v", "map", frames))
+    assert old.content("v") == new.content("v") and list(verify(tmp_path / "old.zarr")) == []
+
+
 def frame_by_frame(frames: np.ndarray, path: Path) -> Iterator[np.ndarray]:
     for t, frame in enumerate(frames):
         # Each frame is on the disk before the next one is requested.
-        assert len([f for f in path.rglob("features/map/c/*/*") if f.is_file()]) == t
+        assert len([f for f in path.rglob("features/map/c.*") if f.is_file()]) == t
         yield frame
 
 
@@ -208,7 +226,7 @@ READS = {
     "mask_rle/c/0": lambda c: c.masks("v", [1]),
     "gt_rle/c/0": lambda c: c.ground_truth("v"),
     "overlap/c/0/0/0": lambda c: c.overlap("v"),
-    "features/map/c/2/0": lambda c: c.feature("v", "map", slice(2, 3)),
+    "features/map/c.2.0": lambda c: c.feature("v", "map", slice(2, 3)),
 }
 
 

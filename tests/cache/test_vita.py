@@ -190,7 +190,7 @@ def test_the_cache_stores_the_features_as_declared(exact: TrackSet, tmp_path: Pa
         expected = f_mask_of(exact) if spec.name == "f_mask" else exact.features[spec.name]
         assert np.array_equal(stored, expected), spec.name
     assert np.array_equal(cache.feature("v", "f_mask", slice(2, 4)), f_mask_of(exact)[2:4])
-    assert (tmp_path / "c.zarr/videos/v/features/f_mask/c/6").exists()
+    assert (tmp_path / "c.zarr/videos/v/features/f_mask/c.6.0.0.0").exists()
     assert cache.overlap("v").inter.shape == (len(exact.origin), 1, 7)
 
 

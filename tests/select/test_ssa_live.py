@@ -15,6 +15,7 @@ from rvos_cache.errors import InputError
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
 from rvos_select.data.clips import ClipSampler, ClipSettings
+from rvos_select.data.features import StoredFeature
 from rvos_select.data.texts import TextSource
 from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.ssa import Ssa, clip, live
@@ -64,6 +65,38 @@ def test_masks_are_the_same_where_maps_are_computed_again() -> None:
         assert torch.equal(masks, other_masks)
         assert masks.shape[2:] == (96, 160)
         assert masks.any() and not masks.all()
+
+
+def test_maps_and_frames_are_kept_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    select = StoredFeature.select
+    monkeypatch.setattr(StoredFeature, "select", lambda *a: reads.append(1) or select(*a))
+    for keep_bytes, kept in ((10**9, True), (0, False)):
+        module = tiny_ssa.live(keep_bytes=keep_bytes, chunk=10)
+        reads.clear()
+        with torch.inference_mode():
+            parts = [scored.draw.__self__ for scored in module.infer(video(module))]  # type: ignore[union-attr]
+        assert [bool(answer.features) for answer in parts] == [kept, kept]
+        chunks = len(live.chunks(parts[0].frames.length, 10))
+        # Of the two expressions the second reads no frame again; beside the chunks, one frame tells the size.
+        assert sum(reads) <= (chunks + 2 if kept else 2 * chunks + 2) and sum(reads) >= (chunks if kept else 2 * chunks)
+
+
+@torch.inference_mode()
+def test_training_and_prediction_compute_the_same_queries() -> None:
+    """The last of the layers that a clip hands on is what a whole video has, whose logit is that of p(referred)."""
+    module = tiny_ssa.live(handed_on=2)
+    batch = video(module).batch([0])
+    assert batch.pixels is not None
+    frames = batch.pixels[0][:4]
+    text = module.frozen[clip.TEXT_PART](batch.sentences, 40)
+    geometry = live.geometry_of(module, (96, 160))
+    found = live.clip_output(module, live.resized(frames, geometry), text.of(0, 4))
+    whole = live.answer(module, live.InputFrames(frames, 4, geometry, CPU, 10**9), text, (96, 160))
+    assert torch.allclose(found.video_logits[-1, -1, 0].softmax(-1)[:, 0], whole.logits.sigmoid(), atol=1e-5)
+    assert torch.allclose(found.mask_embed[-1, -1, 0], whole.mask_embed, atol=1e-4)
+    assert torch.allclose(found.mask_features[0], torch.cat(whole.features), atol=1e-4)
+    assert not torch.allclose(found.video_logits[-1, 0], found.video_logits[-1, 1], atol=1e-4)
 
 
 def test_forward_and_draw_are_those_of_infer() -> None:
