@@ -85,6 +85,7 @@ def test_the_tags_of_a_text_cache_are_stored_in_one_order(tmp_path: Path) -> Non
 STORED: dict[str, Any] = {
     "shape": [2, 3],
     "data_type": "float16",
+    "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
     "chunk_grid": {"configuration": {"chunk_shape": [2, 3]}},
     "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
 }
@@ -102,11 +103,20 @@ STORED: dict[str, Any] = {
         {"chunk_grid": {"configuration": {"chunk_shape": [3, 3]}}},
         {"data_type": "nothing"},
         {"shape": None},
+        {"chunk_key_encoding": {"configuration": {"separator": "-"}}},
     ],
 )
 def test_a_layout_of_another_format_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="of this format|not this format"):
         Layout.from_metadata({**STORED, **changes}, "a/zarr.json")
+
+
+@pytest.mark.parametrize(("separator", "file"), [("/", "c/1/0"), (".", "c.1.0")])
+def test_chunks_have_the_names_of_their_separator(separator: str, file: str) -> None:
+    grid = {"configuration": {"chunk_shape": [1, 3]}}
+    encoding = {"name": "default", "configuration": {"separator": separator}}
+    layout = Layout.from_metadata({**STORED, "chunk_grid": grid, "chunk_key_encoding": encoding}, "a/zarr.json")
+    assert layout.chunk_files()[1] == file
 
 
 @pytest.mark.parametrize(("chunk", "by_frame"), [([2, 3], False), ([1, 3], True)])

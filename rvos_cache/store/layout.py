@@ -11,6 +11,7 @@ import numpy as np
 from rvos_cache.errors import InputError
 
 CODECS = ["bytes", "crc32c"]
+SEPARATORS = ("/", ".")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Layout:
             chunk, names = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"]), [c["name"] for c in codecs]
             whole = tuple(max(1, d) for d in shape)
             little = codecs[0].get("configuration", {}).get("endian", "little") == "little"
-            if names == CODECS and little and shape and chunk in (whole, (1, *whole[1:])):
-                separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
+            separator = metadata["chunk_key_encoding"]["configuration"]["separator"]
+            if names == CODECS and little and shape and chunk in (whole, (1, *whole[1:])) and separator in SEPARATORS:
                 return cls(shape, np.dtype(metadata["data_type"]).newbyteorder("<"), chunk != whole, separator)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise InputError(f"{location}: not an array of this format ({type(error).__name__}); extract again") from error

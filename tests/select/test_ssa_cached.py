@@ -22,7 +22,7 @@ from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.ssa import Ssa
 from rvos_select.selectors.ssa.adapter import Adapter, mixed
 from rvos_select.selectors.ssa.blocks import grid_positions, tokens_of
-from rvos_select.selectors.ssa.cached import FEATURES
+from rvos_select.selectors.ssa.cached import FEATURES, cells_of_centres
 from rvos_select.selectors.ssa.cached_losses import TrackOutput, track_losses
 from rvos_select.selectors.ssa.config import SsaConfig
 
@@ -198,6 +198,14 @@ def test_the_adapter_of_a_cell_is_that_of_its_map() -> None:
     whole = adapter.streams(tokens_of(maps), position, sentence, words, mask)
     gates = adapter.gates(*(stream.mean(1) for stream in whole))
     assert torch.allclose(mixed(gates, *streams)[:, 0], reference.flatten(2)[..., 7], atol=1e-5)
+
+
+def test_centres_are_cells_as_on_a_map() -> None:
+    """The centre of the third cell of the second row of a stage is (3, 2); frames of 96 x 160 are shown at 96 x 160."""
+    centres = torch.tensor([[[2.5 * 8 / 160, 1.5 * 8 / 96]]])
+    by_stage = cells_of_centres(module(), centres, [(96, 160)])
+    assert torch.allclose(by_stage[1], torch.tensor([[[3.0, 2.0]]]))
+    assert torch.allclose(by_stage[0], torch.tensor([[[5.5, 3.5]]]))
 
 
 def test_losses_by_hand() -> None:

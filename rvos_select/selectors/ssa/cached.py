@@ -238,14 +238,14 @@ def frame_output(ssa: Ssa, tracks: PooledTracks, text: Text, scene: _Scene) -> F
     shown = own.visible() & scene.candidates[:, None]
     visible = torch.cat([shown, shown.new_ones(b, t, 1)], 2).flatten(0, 1)
     centres = own.centres().flatten(0, 1)
-    cells = _cells(ssa, centres, scene.sizes)
+    cells = cells_of_centres(ssa, centres, scene.sizes)
     stages = adapted_stages(ssa.adapters, ssa.config.stage_channels, own, text, cells)
     sentence = ssa.text_projection(text.sentence).repeat_interleave(t, 0)
     out = ssa.tracks(stages, centres, visible, own.boxes.flatten(0, 1), sentence)
     return FrameOutput(*(part.unflatten(-2 if part is out.text else -3, (b, t)) for part in out))
 
 
-def _cells(ssa: Ssa, centres: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+def cells_of_centres(ssa: Ssa, centres: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Centres (F, N + 1, 2) in shares of the frame as cells of each stage, counted from 1 as on a map.
 
     sizes: (H, W) of the frames of each of V videos, V = 1 or B.
