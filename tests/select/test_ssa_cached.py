@@ -23,7 +23,7 @@ from rvos_select.selectors.ssa import Ssa
 from rvos_select.selectors.ssa.adapter import Adapter, mixed
 from rvos_select.selectors.ssa.blocks import grid_positions, tokens_of
 from rvos_select.selectors.ssa.cached import FEATURES, cells_of_centres
-from rvos_select.selectors.ssa.cached_losses import TrackOutput, track_losses
+from rvos_select.selectors.ssa.cached_losses import TrackOutput, costs_of, match_tracks, track_losses
 from rvos_select.selectors.ssa.config import SsaConfig
 
 WIDTHS, WORDS = (4, 6, 8, 10), 12
@@ -318,3 +318,33 @@ def test_caches_without_pooled_features_are_errors() -> None:
     assert Ssa.config_values({"form": "cached"}, CacheCards([pooled], text))["short_side"] == 96
     with pytest.raises(InputError, match="tune_last_stage needs form=live"):
         module(tune_last_stage=True)
+
+
+def test_pairs_of_iou_multi_are_real_tracks_once_each() -> None:
+    area = np.full((4, 1), 10, np.int32)
+    inter = np.array([[[10]], [[9]], [[8]], [[2]]], np.int32)
+    overlap = Overlap(inter, area, np.array([[10]], np.int32), np.ones(1, bool))
+    config = SsaConfig(form="cached", match="iou_multi")
+    real = torch.tensor([True, True, False, True])
+    tracks, objects = match_tracks(torch.full((4,), 0.5), costs_of(overlap, config), real, config)
+    assert sorted(tracks.tolist()) == [0, 1] and objects.tolist() == [0, 0]
+
+
+def test_similarity_draws_queries_of_one_object_together_and_others_apart() -> None:
+    """Two objects in two frames, each covered by its own track."""
+    area = np.full((2, 2), 10, np.int32)
+    inter = np.zeros((2, 2, 2), np.int32)
+    inter[0, 0] = inter[1, 1] = 10
+    overlap = Overlap(inter, area, np.full((2, 2), 10, np.int32), np.ones(2, bool))
+    frame_embed = torch.eye(2).expand(1, 1, 2, 2, 2).clone().requires_grad_()
+    clip_embed = torch.eye(2)[None, None].clone().requires_grad_()
+    output = TrackOutput(
+        torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 1, 2, 2), frame_embed, clip_embed, torch.ones(1, 2, 2, dtype=torch.bool)
+    )
+    value = track_losses(output, (overlap,), torch.tensor([True]), SsaConfig(form="cached"))["similarity"]
+    # Of the 36 pairs 18 are of one object, with products of 1, and 18 of two, with products of 0.
+    expected = (np.log1p(np.exp(-1.0)) + np.log(2)) / 2
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+    value.backward()
+    assert clip_embed.grad is not None
+    assert (torch.diagonal(clip_embed.grad[0, 0]) < 0).all() and clip_embed.grad[0, 0, 0, 1] > 0

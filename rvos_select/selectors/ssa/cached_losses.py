@@ -58,14 +58,14 @@ def _expression_losses(
     """The three losses of expression `b`. referred: probabilities (L, T, N) of frames and (V, K, N) of the video, on the CPU."""
     device, tracks = output.tracks.device, len(overlap.area)
     real = output.tracks[b, : len(overlap.annotated), :tracks].cpu() & torch.from_numpy(overlap.annotated)[:, None]
-    in_frames = [_costs(_frame(overlap, t), config) for t in range(len(real))]
-    in_clip = _costs(overlap, config)
+    in_frames = [costs_of(_frame(overlap, t), config) for t in range(len(real))]
+    in_clip = costs_of(overlap, config)
     frame_class = output.frame_logits.new_zeros(())
     pairs: list[list[tuple[Tensor, Tensor]]] = []
     for logits, table in zip(output.frame_logits[:, b, : len(real), :tracks].float(), referred[0][:, : len(real), :tracks]):
         labels, own = torch.full(real.shape, NONE), []
         for t, costs in enumerate(in_frames):
-            rows, objects = _match(table[t], costs, real[t], config)
+            rows, objects = match_tracks(table[t], costs, real[t], config)
             labels[t, rows] = REFERRED
             own.append((rows, objects))
         pairs.append(own)
@@ -74,7 +74,7 @@ def _expression_losses(
     handed_on = output.video_logits.shape[1]
     video_class, video_pairs = output.frame_logits.new_zeros(()), list[tuple[Tensor, Tensor]]()
     for layer, tables in zip(output.video_logits[:, :, b, :tracks].float(), referred[1][..., :tracks]):
-        video_pairs = [_match(own, in_clip, shown, config) for own in tables]
+        video_pairs = [match_tracks(own, in_clip, shown, config) for own in tables]
         labels = torch.full(layer.shape[:2], NONE)
         for row, (rows, _) in zip(labels, video_pairs):
             row[rows] = REFERRED
@@ -82,7 +82,7 @@ def _expression_losses(
     return frame_class, video_class, _similarity(output, b, pairs[len(pairs) - handed_on :], video_pairs)
 
 
-class _Costs(NamedTuple):
+class Costs(NamedTuple):
     """masks: (N, A) of Dice and IoU; iou: (N, A); visible: positions of the objects that a frame shows."""
 
     masks: Tensor
@@ -90,10 +90,11 @@ class _Costs(NamedTuple):
     visible: Tensor
 
 
-def _costs(overlap: Overlap, config: SsaConfig) -> _Costs:
+def costs_of(overlap: Overlap, config: SsaConfig) -> Costs:
+    """The costs of tracks and objects by the pixels that are counted."""
     dice, one_minus_iou = (torch.from_numpy(cost) for cost in counted_costs(overlap))
     visible = torch.from_numpy((overlap.gt_area[:, overlap.annotated] > 0).any(1)).nonzero()[:, 0]
-    return _Costs(config.dice_weight * dice + config.cost_iou * one_minus_iou, 1 - one_minus_iou, visible)
+    return Costs(config.dice_weight * dice + config.cost_iou * one_minus_iou, 1 - one_minus_iou, visible)
 
 
 def _frame(overlap: Overlap, t: int) -> Overlap:
@@ -102,7 +103,7 @@ def _frame(overlap: Overlap, t: int) -> Overlap:
     return Overlap(overlap.inter[:, :, at], overlap.area[:, at], overlap.gt_area[:, at], overlap.annotated[at])
 
 
-def _match(referred: Tensor, costs: _Costs, real: Tensor, config: SsaConfig) -> tuple[Tensor, Tensor]:
+def match_tracks(referred: Tensor, costs: Costs, real: Tensor, config: SsaConfig) -> tuple[Tensor, Tensor]:
     """Tracks and their objects: one-to-one by probabilities (N,) and costs, among the tracks `real`, bool (N,).
 
     With match=iou_multi every other track that covers an object better than `positive_iou` is one of its pairs too.
