@@ -40,9 +40,9 @@ ZERO_SHOT = {"clip-zero-shot": "softmax", "clip-zero-shot-several": "sigmoid"}
 @click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/ssa_shapes"), show_default=True)
 @click.option("--clip", type=click.Path(path_type=Path), help="A folder of pipelines.clip_shapes.  [default: train one]")
-@click.option("--clip-videos", default=500, show_default=True)
+@click.option("--clip-videos", default=800, show_default=True)
 @click.option("--clip-steps", default=800, show_default=True)
-@click.option("--videos", default=800, show_default=True, help="One fifth of them is held out.")
+@click.option("--videos", default=400, show_default=True, help="One fifth of them is held out.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that draw, extract and pool.")
 @click.option(
     "--set", "settings", multiple=True, metavar="K=V", help="A setting of SSA that replaces that of ssa_shapes.toml; may repeat."
