@@ -348,3 +348,12 @@ def test_similarity_draws_queries_of_one_object_together_and_others_apart() -> N
     value.backward()
     assert clip_embed.grad is not None
     assert (torch.diagonal(clip_embed.grad[0, 0]) < 0).all() and clip_embed.grad[0, 0, 0, 1] > 0
+
+
+def test_of_two_equal_tracks_the_more_probable_is_matched() -> None:
+    area = np.full((2, 1), 10, np.int32)
+    overlap = Overlap(np.full((2, 1, 1), 10, np.int32), area, np.array([[10]], np.int32), np.ones(1, bool))
+    config = SsaConfig(form="cached")
+    for referred in ([0.2, 0.9], [0.9, 0.2]):
+        tracks, _ = match_tracks(torch.tensor(referred), costs_of(overlap, config), torch.ones(2, dtype=torch.bool), config)
+        assert tracks.tolist() == [int(np.argmax(referred))]

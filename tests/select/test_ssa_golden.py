@@ -140,7 +140,8 @@ def test_losses_of_frames_are_the_released_ones(objects: int) -> None:
         assert error(f"e.A{objects}.{name}", values[name]) < TOLERANCE, name
 
 
-def test_there_are_49_terms() -> None:
+def random_found() -> tuple[Found, Tensor]:
+    """Outputs of one clip of two frames and five queries, and the masks of two objects."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -150,8 +151,30 @@ def test_there_are_49_terms() -> None:
         random(10, 1, 2, 5, 2), random(10, 1, 2, 5, 4, 4), random(6, 3, 1, 5, 2), random(6, 3, 1, 5, 8), random(1, 2, 8, 4, 4),
         random(3, 1, 2, 5, 8), random(3, 1, 5, 8),
     )  # fmt: skip
+    return found, random(2, 2, 16, 16) > 0
+
+
+def test_a_match_may_stand_for_the_query_itself_or_for_its_place_after_linking() -> None:
+    found, truth = random_found()
+    order = torch.stack([torch.arange(5), torch.tensor([2, 4, 0, 1, 3])]).expand(3, 1, 2, 5)
+    linked = found.frame_embed.gather(3, order[..., None].expand_as(found.frame_embed))
+
+    def similarity(order_of: str, frame_embed: Tensor, order: Tensor | None) -> float:
+        torch.manual_seed(0)
+        config = SsaConfig(points=16, similarity_order=order_of)
+        return losses(found._replace(frame_embed=frame_embed, order=order), [truth], config)["similarity"].item()
+
+    own = similarity("own", linked, order)
+    assert own == pytest.approx(similarity("linked", found.frame_embed, None), rel=1e-6)
+    assert own != pytest.approx(similarity("linked", linked, order), rel=1e-3)
+    with pytest.raises(ValueError, match=r"needs Found.order"):
+        similarity("own", linked, None)
+
+
+def test_there_are_49_terms() -> None:
+    found, masks = random_found()
     for objects in (2, 0):
-        truth = random(objects, 2, 16, 16) > 0
+        truth = masks[:objects]
         values = terms(found, [truth], SsaConfig(points=16))
         assert len(values) == 49
         assert all(bool(torch.isfinite(value)) for value in values.values())

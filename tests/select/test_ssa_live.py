@@ -188,6 +188,21 @@ def test_training_takes_clips_of_several_sizes() -> None:
     assert len(values) == 8 and all(bool(torch.isfinite(value)) for value in values.values())
 
 
+def test_frames_are_resized_in_evaluation_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training takes them at the size that the augmentation gave."""
+    module, sizes = tiny_ssa.live(), []
+    output = live.clip_output
+
+    def recorded(ssa: Ssa, pixels: Tensor, text: clip.Text) -> Any:
+        sizes.append(tuple(pixels.shape[1:3]))
+        return output(ssa, pixels, text)
+
+    monkeypatch.setattr(live, "clip_output", recorded)
+    module.loss(clip_batch(module, 1))
+    module.train().loss(clip_batch(module, 1))
+    assert sizes == [(64, 107), (96, 160)]
+
+
 def test_an_expression_without_objects_has_a_finite_loss() -> None:
     module = tiny_ssa.live().train()
     batch = clip_batch(module, 1)
@@ -359,6 +374,9 @@ def test_a_track_that_is_absent_from_all_frames_has_equal_weights() -> None:
     _, weights = part().ensemble(x, Presence(torch.ones(1, 4, dtype=torch.bool), tracks))
     assert torch.allclose(weights[0, :, 2], torch.full((4,), 0.25))
     assert float(weights[0, 1, 0]) == 0
+    frames = torch.tensor([[True, True, True, False]])
+    _, padded = part().ensemble(x, Presence(frames, tracks & frames[..., None]))
+    assert torch.allclose(padded[0, :, 2], torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]))
 
 
 def test_input_is_resized_and_padded_as_detectron2() -> None:
