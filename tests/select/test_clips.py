@@ -171,6 +171,97 @@ def test_too_few_frames_are_taken_more_than_once(sources: tuple[TrackSource, Tex
         assert len(chosen) == 7 and set(chosen) <= {0, 1, 2, 3}
 
 
+def test_a_clip_has_a_neighbour_on_each_side_and_others_outside(sources: tuple[TrackSource, TextSource]) -> None:
+    """Expression 1 is visible in every frame that can be sampled, 0 to 10."""
+    v0, _ = samples(sources)
+    clips = ClipSampler(ClipSettings(frames=4, within=0, neighbours=3), torch.Generator().manual_seed(0))
+    before_by, behind_by, others, again = set(), set(), set(), 0
+    for _ in range(500):
+        chosen = clips.sample_frames(v0, 1)
+        assert chosen == sorted(chosen) and len(chosen) == 4
+        fits = []
+        for i, other in enumerate(chosen):
+            before, first, behind = chosen[:i] + chosen[i + 1 :]
+            beside = first - before in (1, 2, 3) or first == before == 0, behind - first in (1, 2, 3) or behind == first == 10
+            # The released code may take the one behind twice.
+            if all(beside) and (other < before or other >= behind):
+                fits.append((first - before, behind - first, other, other == behind))
+        assert fits, chosen
+        if len(set(fits)) == 1:
+            before_by.add(fits[0][0])
+            behind_by.add(fits[0][1])
+            others.add(fits[0][2])
+            again += fits[0][3]
+    assert before_by == behind_by == {0, 1, 2, 3} and others == set(range(11)) and again
+
+
+def test_neighbours_by_themselves(sources: tuple[TrackSource, TextSource]) -> None:
+    """Three frames: the first one sampled between its two neighbours, at the borders twice."""
+    v0, _ = samples(sources)
+    clips = ClipSampler(ClipSettings(frames=3, within=0, neighbours=1), torch.Generator().manual_seed(0))
+    drawn = {tuple(clips.sample_frames(v0, 1)) for _ in range(300)}
+    assert drawn == {(max(0, t - 1), t, min(10, t + 1)) for t in range(11)}
+    still = ClipSampler(ClipSettings(frames=1, neighbours=3), torch.Generator().manual_seed(0))
+    assert {tuple(still.sample_frames(v0, 1)) for _ in range(100)} == {(t,) for t in range(11)}
+    with pytest.raises(ValueError, match="frames=3 or more"):
+        ClipSettings(frames=2, neighbours=3)
+
+
+def test_neighbours_are_frames_that_can_be_sampled(sources: tuple[TrackSource, TextSource]) -> None:
+    v0, _ = samples(sources, ("frames.some_maps", "overlap", "truth"))
+    clips = ClipSampler(ClipSettings(frames=3, within=0, neighbours=1), torch.Generator().manual_seed(0))
+    drawn = {tuple(clips.sample_frames(v0, 1)) for _ in range(200)}
+    assert drawn == {(max(0, t - 2), t, min(10, t + 2)) for t in range(0, 11, 2)}
+
+
+@pytest.mark.parametrize("frames", [6, 7, 8, 12])
+def test_a_short_video_gives_frames_more_than_once(sources: tuple[TrackSource, TextSource], frames: int) -> None:
+    """Four frames; of more than three beside the neighbours some are taken again, and then each at least once."""
+    _, v1 = samples(sources)
+    clips = ClipSampler(ClipSettings(frames=frames, within=0, neighbours=3), torch.Generator().manual_seed(0))
+    for _ in range(50):
+        chosen = clips.sample_frames(v1, 2)
+        assert len(chosen) == frames and set(chosen) <= {0, 1, 2, 3} and chosen == sorted(chosen)
+        assert frames < 7 or set(chosen) == {0, 1, 2, 3}
+
+
+def test_clips_run_backwards_as_often_as_asked(sources: tuple[TrackSource, TextSource]) -> None:
+    v0, v1 = samples(sources)
+    settings = ClipSettings(frames=4, within=0, neighbours=3, reverse=0.3)
+    clips = ClipSampler(settings, torch.Generator().manual_seed(0), REQUIRES)
+    drawn = [clips.sample_frames(v0, 1) for _ in range(1000)]
+    backwards = [chosen == sorted(chosen, reverse=True) for chosen in drawn if len(set(chosen)) > 1]
+    assert all(chosen in (sorted(chosen), sorted(chosen, reverse=True)) for chosen in drawn)
+    assert 0.25 < sum(backwards) / len(backwards) < 0.35
+    # Every array of the batch runs backwards.
+    one, other = (clips.make([(v0, 1), (v1, 0)], frames) for frames in ([[1, 4, 9], [0, 1, 3]], [[9, 4, 1], [3, 1, 0]]))
+    np.testing.assert_array_equal(one.tokens, other.tokens.flip(2))
+    np.testing.assert_array_equal(one.frames["maps"][1], other.frames["maps"][1].flip(0))
+    np.testing.assert_array_equal(one.features["seen_at"], other.features["seen_at"].flip(2))
+    np.testing.assert_array_equal(one.truth[0], other.truth[0].flip(1))
+    np.testing.assert_array_equal(one.overlap[0].inter, other.overlap[0].inter[:, :, ::-1])
+    assert other.frame_index.tolist() == [[9, 4, 1], [3, 1, 0]]
+
+
+@pytest.mark.parametrize(("frames", "video"), [(4, 0), (7, 1)])
+def test_without_the_options_no_random_number_is_drawn_for_them(
+    sources: tuple[TrackSource, TextSource], frames: int, video: int
+) -> None:
+    """So that the clips of runs with other selectors stay what they are: one frame, then the others, and nothing else."""
+    sample, generator = samples(sources)[video], torch.Generator().manual_seed(3)
+    chosen = ClipSampler(ClipSettings(frames=frames), generator).sample_frames(sample, 2)
+    expected = torch.Generator().manual_seed(3)
+    visible = sample.visible_frames(2).tolist()
+    first = visible.pop(int(torch.randint(len(visible), (1,), generator=expected)))
+    count = frames - 1
+    if len(visible) >= count:
+        others = [visible[i] for i in torch.randperm(len(visible), generator=expected)[:count]]
+    else:
+        others = [[*visible, first][i] for i in torch.randint(len(visible) + 1, (count,), generator=expected)]
+    assert chosen == sorted([first, *others])
+    assert torch.equal(generator.get_state(), expected.get_state())
+
+
 def test_frames_that_an_array_lacks_are_not_drawn(sources: tuple[TrackSource, TextSource]) -> None:
     v0, _ = samples(sources, ("frames.some_maps", "overlap", "truth"))
     clips = ClipSampler(ClipSettings(frames=3), torch.Generator().manual_seed(0))
