@@ -111,7 +111,7 @@ def _of_video(
     """Scores and candidates of all queries, or of all tracks of the video from those of the tracks in the batch."""
     values = scores.cpu().numpy().astype(np.float32)
     if parts is not None:
-        some: NDArray[np.bool_] = (parts >= 0).any(-1)
+        some = np.asarray((parts >= 0).any(-1))
         return np.where(some, values, np.float32(0)), some
     if draws:
         return values, np.ones(values.shape, bool)
