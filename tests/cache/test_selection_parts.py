@@ -71,7 +71,11 @@ def test_gathered_masks_are_those_of_the_tracks(seed: int, tracks: int, queries:
 
 def test_gathering_refuses_masks_and_frames_that_are_not_there() -> None:
     masks = RleMasks.from_dense(np.ones((2, 3, *SIZE), bool))
-    for parts, error in ((np.full((1, 3), 2), IndexError), (np.full((1, 3), -2), IndexError), (np.zeros((1, 2), int), ValueError)):
+    for parts, error in (
+        (np.full((1, 3), 2), IndexError),
+        (np.full((1, 3), -2), IndexError),
+        (np.zeros((1, 2), int), ValueError),
+    ):
         with pytest.raises(error):
             masks.gather(parts)
     with pytest.raises(ValueError, match="indices of 2 frames, the masks have 3"):
@@ -101,7 +105,9 @@ def test_parts_are_part_of_the_content(tmp_path: Path) -> None:
     first = np.zeros((3, 4), np.int32)
     other = first.copy()
     other[2, 3] = -1
-    digests = [write(tmp_path / f"{i}.zarr", (selection(p),)).content("v") for i, p in enumerate((first, first.copy(), other, None))]
+    digests = [
+        write(tmp_path / f"{i}.zarr", (selection(p),)).content("v") for i, p in enumerate((first, first.copy(), other, None))
+    ]
     assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
