@@ -297,6 +297,25 @@ class RleMasks:
         rle = np.concatenate([self.rle[:0], *(self.rle[b[0] : b[-1]] for b in bounds)])
         return RleMasks(rle, offsets, (len(bounds), t), self.size)
 
+    def gather(self, parts: NDArray[np.integer]) -> RleMasks:
+        """Masks put together from these: RleMasks (Q, T), mask q in frame t is mask `parts[q, t]`, empty where that is -1.
+
+        parts: integers (Q, T). The bytes are copied as they are. Raises ValueError for another T, IndexError for another number.
+        """
+        (k, t), parts = self.shape, np.asarray(parts, np.int64)
+        if parts.ndim != 2 or parts.shape[1] != t:
+            raise ValueError(f"parts {parts.shape}, expected (Q, {t})")
+        if parts.size and not -1 <= parts.min() <= parts.max() < k:
+            raise IndexError(f"parts from {parts.min()} to {parts.max()}, expected -1 or a mask below {k}")
+        rle = np.concatenate([self.rle, np.frombuffer(empty_rle(self.size), np.uint8)])
+        bounds = np.append(self.offsets, len(rle))
+        # The empty mask lies behind all others.
+        source = np.where(parts < 0, k * t, parts * t + np.arange(t)).ravel()
+        first, lengths = bounds[source], bounds[source + 1] - bounds[source]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        position = np.repeat(first - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return RleMasks(rle[position], offsets, (len(parts), t), self.size)
+
     def frames(self, start: int, stop: int) -> RleMasks:
         """The frames start <= t < stop of every mask, as RleMasks (K, stop - start)."""
         rows = [[self.bytes_at(k, t) for t in range(start, stop)] for k in range(self.shape[0])]
@@ -305,12 +324,19 @@ class RleMasks:
     def union(self, indices: Iterable[int] | None = None) -> RleMasks:
         """The union of the masks `indices` (default: all) in each frame, as RleMasks (1, T); of no masks, empty masks."""
         selected = list(range(self.shape[0])) if indices is None else [int(k) for k in indices]
-        if not selected:
-            return RleMasks.empty(1, self.shape[1], self.size)
-        if len(selected) == 1:
-            return self.select(selected)
-        merged = [coco.merge([self.at(k, t) for k in selected], intersect=0)["counts"] for t in range(self.shape[1])]
-        return RleMasks.from_bytes([[bytes(m) for m in merged]], self.shape[1], self.size)
+        return self.select(selected) if len(selected) == 1 else self.union_by_frame([selected] * self.shape[1])
+
+    def union_by_frame(self, indices: Sequence[Sequence[int]]) -> RleMasks:
+        """The union of the masks `indices[t]` in each frame t, as RleMasks (1, T). Raises ValueError for another T."""
+        if len(indices) != self.shape[1]:
+            raise ValueError(f"indices of {len(indices)} frames, the masks have {self.shape[1]}")
+        empty, row = empty_rle(self.size), []
+        for t, own in enumerate(indices):
+            if len(own) > 1:
+                row.append(bytes(coco.merge([self.at(k, t) for k in own], intersect=0)["counts"]))
+            else:
+                row.append(self.bytes_at(own[0], t) if own else empty)
+        return RleMasks.from_bytes([row], self.shape[1], self.size)
 
     def area(self) -> NDArray[np.int32]:
         """Pixels of each mask, int32 (K, T)."""

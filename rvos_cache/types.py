@@ -20,7 +20,8 @@ Glossary (the same words in code, messages and READMEs):
     card           what a cache is: dataset, split, tracker or encoder, settings, weights
     candidate      track that an expression may select
     selector       module of stage two that scores the candidates of an expression
-    Selection      the scores of one expression's candidates
+    Selection      the scores of one expression's candidates: of tracks, or of a selector's own queries
+    parts          the track whose mask a query has in each frame, where that is not one track in all frames
     selection policy   how scores become selected tracks: threshold, top-1, fallback
     prediction     the union of the selected tracks' masks
     run            folder of one training run
@@ -329,17 +330,38 @@ class Words:
 class Selection:
     """The output of a selector for one expression: scores, before any selection policy.
 
-    scores: float32 (N,) in [0, 1], or (Q,) if the selector predicts its own masks: then masks: RleMasks (Q, T);
-    candidates: bool, same shape: the tracks that the expression may select.
+    scores: float32 (N,) in [0, 1] of the tracks, or (Q,) of a selector's own queries; candidates: bool, same shape: which of them
+    the expression may select. Of queries either masks: RleMasks (Q, T), predicted ones; or parts: int32 (Q, T), the track whose
+    mask query q has in frame t, counted over all caches of the video in their order, -1: none in that frame.
+    Raises ValueError for other shapes and dtypes, scores outside [0, 1], parts below -1, and masks together with parts. That parts
+    are below N is checked where the tracks are known.
     """
 
     expression_id: str
     scores: NDArray[np.float32]
     candidates: NDArray[np.bool_]
     masks: RleMasks | None = None
+    parts: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 1 or self.candidates.shape != self.scores.shape:
             raise ValueError(f"Selection: scores {self.scores.shape}, candidates {self.candidates.shape}")
         if not ((self.scores >= 0) & (self.scores <= 1)).all():
             raise ValueError(f"Selection of expression {self.expression_id}: scores leave [0, 1] or are NaN")
+        if self.masks is not None and self.masks.shape[0] != len(self.scores):
+            raise ValueError(
+                f"Selection of expression {self.expression_id}: {self.masks.shape[0]} masks, expected {len(self.scores)}, one a score"
+            )
+        if self.parts is None:
+            return
+        if self.masks is not None:
+            raise ValueError(f"Selection of expression {self.expression_id}: has masks and parts; queries have one of them")
+        if self.parts.ndim != 2 or len(self.parts) != len(self.scores) or self.parts.dtype != np.int32:
+            raise ValueError(
+                f"Selection of expression {self.expression_id}: parts are {self.parts.dtype} {self.parts.shape}, expected int32 "
+                f"({len(self.scores)}, T)"
+            )
+        if self.parts.size and self.parts.min() < -1:
+            raise ValueError(
+                f"Selection of expression {self.expression_id}: parts has {self.parts.min()}, expected -1 or a track"
+            )

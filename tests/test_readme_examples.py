@@ -157,7 +157,15 @@ def test_the_metric_is_a_column(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [field.title for field in protocols.DEFAULT_PROTOCOL.fields][-1] == "SR"
 
 
-@pytest.mark.parametrize("name", ["my_selector:MySelector", "chunk_selector:ChunkSelector", "adapter_selector:AdapterSelector"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my_selector:MySelector",
+        "chunk_selector:ChunkSelector",
+        "follow_selector:FollowSelector",
+        "adapter_selector:AdapterSelector",
+    ],
+)
 def test_a_selector_passes_its_checks(name: str, folder: Path) -> None:
     config = {}
     if name.startswith("adapter"):

@@ -1,7 +1,8 @@
 """A selector's scores for every expression of a split.
 
 Layout of `videos/<video>/`: scores f4 [E,N] · candidates b1 [E,N]. If the selector predicts masks of its own, Q per expression,
-instead of selecting tracks: scores and candidates [E,Q], mask_rle u1 [bytes] (mask_codec.py, E*Q masks). Card `extra`: run,
+instead of selecting tracks: scores and candidates [E,Q], mask_rle u1 [bytes] (mask_codec.py, E*Q masks). If its Q queries have
+the mask of another track in each frame: scores and candidates [E,Q], parts i4 [E,Q,T], the track, -1 for none. Card `extra`: run,
 caches, threshold (the selector's default). Attributes: expressions (id, text, targets), frame names, size, `drawn` (there are
 predicted masks), and `made_of`: the content (rvos_cache.store.content) of the video in each tracks cache, and of its words.
 """
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.store.mask_codec import decode_masks, encode_masks
-from rvos_cache.store.reader import Cache
+from rvos_cache.store.reader import Cache, VideoFolder
 from rvos_cache.store.tracks import expressions_from_json, expressions_to_json
 from rvos_cache.store.writer import CacheWriter
 from rvos_cache.types import Expression, Selection
+
+PARTS = "parts"
+"""The name of the array; selections of tracks, and those of older code, have none."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,22 @@ class SelectionRecord:
         ids = [s.expression_id for s in self.selections]
         if self.expressions and [e.expression_id for e in self.expressions] != ids:
             raise ValueError(f"video {self.video_id}: expressions are not those of the selections, {ids}")
+        frames = len(self.frame_names)
+        wrong = next((s for s in self.selections if s.parts is not None and s.parts.shape[1] != frames), None)
+        if wrong is not None:
+            raise ValueError(
+                f"video {self.video_id}, expression {wrong.expression_id}: parts of {wrong.parts.shape[1]} frames, expected {frames}"  # type: ignore[union-attr]
+            )
 
 
 def write_selections(writer: CacheWriter, record: SelectionRecord) -> bool:
-    """Publish one video. False: another writer was first."""
+    """Publish one video. False: another writer was first. Raises ValueError where only some of its selections have masks or parts."""
     selections = record.selections
     masks = [s.masks for s in selections if s.masks is not None]
-    if masks and len(masks) != len(selections):
-        raise ValueError("either all selections of a video have predicted masks or none has")
+    parts = [s.parts for s in selections if s.parts is not None]
+    for name, arrays_of_queries in (("predicted masks", masks), ("parts", parts)):
+        if arrays_of_queries and len(arrays_of_queries) != len(selections):
+            raise ValueError(f"either all selections of a video have {name} or none has")
     width = len(selections[0].scores) if selections else 0
     arrays: dict[str, Any] = {
         "scores": np.stack([s.scores for s in selections]) if selections else np.zeros((0, width), np.float32),
@@ -57,6 +69,8 @@ def write_selections(writer: CacheWriter, record: SelectionRecord) -> bool:
     }
     if masks:
         arrays["mask_rle"] = encode_masks(RleMasks.concatenate(masks))
+    if parts:
+        arrays[PARTS] = np.stack(parts)
     attributes = {
         "video": record.video_id,
         "frame_names": list(record.frame_names),
@@ -107,8 +121,13 @@ class SelectionCache(Cache):
         folder = self.folder(video_id)
         return folder.array("scores"), folder.array("candidates")
 
+    def scores_tracks(self, video_id: str) -> bool:
+        """Whether a score is that of one track, not of a query with masks of its own or with parts of several tracks."""
+        folder = self.folder(video_id)
+        return not folder.attributes["drawn"] and not _has_parts(folder)
+
     def selections(self, video_id: str) -> tuple[Selection, ...]:
-        """The selection of each expression, in file order."""
+        """The selection of each expression, in file order. Raises InputError for damaged files, ValueError for parts of no track."""
         folder, info = self.folder(video_id), self.info(video_id)
         scores, candidates = folder.array("scores"), folder.array("candidates")
         masks: list[RleMasks | None] = [None] * len(scores)
@@ -116,4 +135,9 @@ class SelectionCache(Cache):
             e, q = scores.shape
             all_masks = RleMasks.from_runs(decode_masks(folder.array("mask_rle"), (e * q, len(info.frame_names)), info.size))
             masks = [all_masks.select(range(i * q, (i + 1) * q)) for i in range(e)]
-        return tuple(Selection(*row) for row in zip(info.expression_ids, scores, candidates, masks))
+        parts = folder.array(PARTS) if _has_parts(folder) else [None] * len(scores)
+        return tuple(Selection(*row) for row in zip(info.expression_ids, scores, candidates, masks, parts, strict=True))
+
+
+def _has_parts(folder: VideoFolder) -> bool:
+    return f"{PARTS}/zarr.json" in folder.digests

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.contracts.checks import CheckFailed
@@ -22,7 +24,7 @@ from rvos_select.data.caches import CacheCards, TrackSource
 from rvos_select.data.collate import Row, collate
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource
-from rvos_select.inference.infer import infer_video
+from rvos_select.inference.infer import ScoredRows, infer_video
 from rvos_select.selectors import Selector
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import make_selector, required_parts
@@ -136,10 +138,10 @@ class SelectorCase:
 
     @torch.no_grad()
     def scores(self, sample: VideoSample, rows: Sequence[int] | None = None) -> Tensor:
-        """Scores of the expressions of a video, (E, N) or (E, Q)."""
+        """Scores of the expressions of a video: of each track in each frame, (E, N, T), or of predicted masks (E, Q)."""
         parts = list(infer_video(self.selector, sample, CPU, rows))
         order = [row for part in parts for row in part.rows]
-        scores = torch.cat([torch.from_numpy(part.scores) for part in parts])
+        scores = torch.cat([torch.from_numpy(part.scores if self.selector.draws else _by_frame(part, sample)) for part in parts])
         return scores[[order.index(row) for row in (rows if rows is not None else range(len(sample.expressions)))]]
 
     def close(self, a: Tensor, b: Tensor, what: str, factor: float = 1.0) -> None:
@@ -151,3 +153,14 @@ class SelectorCase:
         limit = factor * self.tolerance * max(1.0, b[finite].abs().amax().item() if finite.any() else 1.0)
         if not difference <= limit:
             raise CheckFailed(f"{what}: differs by {difference:.2g}, allowed {limit:.2g}")
+
+
+def _by_frame(part: ScoredRows, sample: VideoSample) -> NDArray[np.float32]:
+    """The score of each track in each frame, float32 (R, N, T): that of the track, or the best of the queries with its mask."""
+    tracks, frames = sample.tokens.shape[:2]
+    if part.parts is None:
+        return np.repeat(part.scores[..., None], frames, -1)
+    out = np.zeros((len(part.rows), tracks, frames), np.float32)
+    r, q, t = np.nonzero(part.parts >= 0)
+    np.maximum.at(out, (r, part.parts[r, q, t], t), part.scores[r, q])
+    return out

@@ -31,8 +31,8 @@ from rvos_select.evaluation.pngs import check_folder, prediction_bytes
 from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
 from rvos_select.evaluation.selected import SelectedTracks
-from rvos_select.merging.merge import check_track_count
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions
+from rvos_select.merging.tracks_by_frame import masks_of_scores
 from rvos_select.metrics.image_level import Detections, ImageScores, MapMode
 from rvos_select.metrics.slices import Facts
 
@@ -172,10 +172,8 @@ def _candidates(video: AnnotatedVideo, selected: SelectedTracks, allow_missing: 
     tracks = selected.source.masks(video.video_id) if selections else RleMasks.empty(0, *truth.shape[1:], truth.size)
     candidates = {}
     for selection in selections:
-        key, masks = f"{video.video_id}/{selection.expression_id}", tracks if selection.masks is None else selection.masks
-        check_track_count(selection, masks.shape[0])
-        indices = np.flatnonzero(selection.candidates)
-        candidates[key] = (masks.select(indices.tolist()), selection.scores[indices])
+        key, indices = f"{video.video_id}/{selection.expression_id}", np.flatnonzero(selection.candidates)
+        candidates[key] = (masks_of_scores(selection, tracks).select(indices.tolist()), selection.scores[indices])
     return candidates
 
 

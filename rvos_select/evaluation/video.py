@@ -36,8 +36,8 @@ from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.scope import WHOLE, Scope
 from rvos_select.evaluation.selected import SelectedTracks
 from rvos_select.merging.hints import warn_if_empty
-from rvos_select.merging.merge import check_track_count
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
+from rvos_select.merging.tracks_by_frame import by_frame, check_track_count
 from rvos_select.metrics.metric import NO_FRAME, FrameMetrics
 from rvos_select.metrics.scores import ExpressionScores
 from rvos_select.metrics.silhouette import EMPTY, Silhouette
@@ -92,14 +92,15 @@ class PngMasks:
 
 @dataclass(frozen=True)
 class MergedMasks:
-    """Predictions as unions of masks. unions: by the expression's key; no entry: the prediction is missing."""
+    """Predictions as unions of masks. unions: of T frames by the expression's key; no entry: the prediction is missing."""
 
     masks: tuple[RleMasks, ...] = ()
-    unions: dict[str, Union] = field(default_factory=dict)
+    unions: dict[str, tuple[Union, ...]] = field(default_factory=dict)
 
     def identity(self, task: Task, expression: ScoredExpression, t: int) -> Union | None:
-        """What two equal predictions share; None: it is missing."""
-        return self.unions.get(expression.key)
+        """What two equal predictions of frame t share; None: it is missing."""
+        unions = self.unions.get(expression.key)
+        return None if unions is None else unions[t]
 
     def silhouette(self, task: Task, expression: ScoredExpression, t: int, identity: Any) -> Silhouette:
         """The OR of the masks in frame t."""
@@ -245,20 +246,24 @@ def _merged(video: AnnotatedVideo, selected: SelectedTracks, policy: SelectionPo
     video_id, selections = video.video_id, selected.of(video, allow_missing)
     if not selections:
         return MergedMasks()
-    count = selected.source.info(video_id).tracks
-    indices = [policy(selection) for selection in selections]
+    info = selected.source.info(video_id)
     for selection in selections:
-        check_track_count(selection, count if selection.masks is None else selection.masks.shape[0])
-    of_tracks = [own for selection, own in zip(selections, indices) if selection.masks is None]
-    tracks = np.unique(np.concatenate([np.zeros(0, np.intp), *of_tracks]))
-    masks, unions = [selected.source.masks(video_id, tracks.tolist())], {}
-    for selection, own in zip(selections, indices):
+        check_track_count(selection, info.tracks)
+    of_tracks = {s.expression_id: by_frame(policy(s), s.parts, info.frames) for s in selections if s.masks is None}
+    tracks = sorted({track for frames in of_tracks.values() for own in set(frames) for track in own})
+    position = {track: i for i, track in enumerate(tracks)}
+    masks, unions = [selected.source.masks(video_id, tracks)], {}
+    for selection in selections:
         key = f"{video_id}/{selection.expression_id}"
         if selection.masks is None:
-            unions[key] = (0, tuple(np.searchsorted(tracks, own).tolist()))
+            frames = of_tracks[selection.expression_id]
+            # One object for equal frames: tasks are sent to other processes.
+            of_frame = {own: (0, tuple(position[track] for track in own)) for own in set(frames)}
+            unions[key] = tuple(of_frame[own] for own in frames)
         else:
-            unions[key] = (len(masks), tuple(range(len(own))))
-            masks.append(selection.masks.select(own.tolist()))
+            own_masks = selection.masks.select(policy(selection).tolist())
+            unions[key] = ((len(masks), tuple(range(own_masks.shape[0]))),) * info.frames
+            masks.append(own_masks)
     return MergedMasks(tuple(masks), unions)
 
 

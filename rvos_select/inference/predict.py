@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def score_tracks(open_scorer: OpenScorer, tracks: Paths, texts: Paths, out: Path
 
 
 def select(selector: Selector, sample: VideoSample, device: torch.device) -> tuple[Selection, ...]:
-    """The selection of each expression of a video, in the order of the sample."""
+    """The selection of each expression of a video, in the order of the sample. Raises ValueError like `infer_video`, and when a
+    selector gives parts of some expressions alone."""
     selections: dict[int, Selection] = {}
     for part in infer_video(selector, sample, device):
         queries = queries_to_draw(part.scores, selector.draw_threshold) if selector.draws else None
@@ -92,8 +94,26 @@ def select(selector: Selector, sample: VideoSample, device: torch.device) -> tup
         for i, row in enumerate(part.rows):
             expression_id = sample.expressions[row].expression_id
             allowed = part.candidates[i] if queries is None else queries[i]
-            selections[row] = Selection(expression_id, part.scores[i], allowed, None if masks is None else masks[i])
-    return tuple(selections[row] for row in range(len(sample.expressions)))
+            own_masks, parts = None if masks is None else masks[i], None if part.parts is None else part.parts[i]
+            selections[row] = Selection(expression_id, part.scores[i], allowed, own_masks, parts)
+    return _padded([selections[row] for row in range(len(sample.expressions))])
+
+
+def _padded(selections: Sequence[Selection]) -> tuple[Selection, ...]:
+    """Selections with parts, padded to the largest number of queries; those that a selector gives in pieces may have fewer.
+
+    Raises ValueError when only some have parts.
+    """
+    if all(s.parts is None for s in selections):
+        return tuple(selections)
+    width, padded = max(len(s.scores) for s in selections), []
+    for s in selections:
+        if s.parts is None:
+            raise ValueError(f"infer gives parts of some expressions, but not of {s.expression_id}; give them for all of a video")
+        more = (0, width - len(s.scores))
+        parts = np.pad(s.parts, (more, (0, 0)), constant_values=-1)
+        padded.append(replace(s, scores=np.pad(s.scores, more), candidates=np.pad(s.candidates, more), parts=parts))
+    return tuple(padded)
 
 
 def _masks_of_rows(masks: RleMasks, queries: np.ndarray) -> list[RleMasks]:

@@ -22,6 +22,7 @@ from rvos_select.data.bound import check_cards, check_same_tracks
 from rvos_select.data.caches import TrackSource
 from rvos_select.merging.hints import warn_if_empty
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, SelectionPolicy, resolve_policy
+from rvos_select.merging.tracks_by_frame import ByFrame, by_frame, check_track_count
 from rvos_select.paths import PathLike, Paths
 
 RECORD = ".merge.json"
@@ -30,45 +31,37 @@ selections and the selection policy, and the digest of the selections of each vi
 
 
 def merge_masks(selection: Selection, masks: RleMasks, policy: SelectionPolicy) -> RleMasks:
-    """The OR of the selected tracks, RleMasks (1, T). masks: (N, T) of the video; not read where the selection has its own.
+    """The OR of the selected tracks or queries, RleMasks (1, T). masks: (N, T) of the tracks; not read where it has its own.
 
-    Raises InputError when the selection has scores of another number of tracks.
+    Raises InputError when the selection is of another number of tracks.
     """
+    check_track_count(selection, masks.shape[0])
     source = masks if selection.masks is None else selection.masks
-    check_track_count(selection, source.shape[0])
-    return source.union(policy(selection))
-
-
-def check_track_count(selection: Selection, tracks: int) -> None:
-    """Raises InputError unless the selection has scores of that many `tracks`."""
-    if len(selection.scores) != tracks:
-        raise InputError(
-            f"the selection of expression {selection.expression_id} has {len(selection.scores)} scores, the caches have {tracks} "
-            "tracks; give the same --cache as for predict"
-        )
+    return source.union_by_frame(by_frame(policy(selection), selection.parts, source.shape[1]))
 
 
 def _grouped(
     selections: Sequence[Selection], source: TrackSource, video_id: str, policy: SelectionPolicy
-) -> Iterator[tuple[list[Selection], MaskRuns, list[int]]]:
-    """Groups of selections with equal masks: the selections, mask runs, and the indices in these whose OR is the mask.
+) -> Iterator[tuple[list[Selection], MaskRuns, ByFrame]]:
+    """Groups of selections with equal masks: the selections, mask runs, and in each frame the indices in these whose OR is the mask.
 
     The expressions of a video name few objects, so many have the same mask. Masks of tracks that are not selected are not read.
     """
-    tracks = source.info(video_id).tracks
-    by_tracks: dict[tuple[int, ...], list[Selection]] = {}
+    info = source.info(video_id)
+    by_tracks: dict[ByFrame, list[Selection]] = {}
     for selection in selections:
-        check_track_count(selection, tracks if selection.masks is None else selection.masks.shape[0])
-        selected = policy(selection).tolist()
+        check_track_count(selection, info.tracks)
+        selected = by_frame(policy(selection), selection.parts, info.frames)
         if selection.masks is None:
-            by_tracks.setdefault(tuple(selected), []).append(selection)
+            by_tracks.setdefault(selected, []).append(selection)
         else:
             yield [selection], selection.masks.runs(), selected
     if by_tracks:
-        needed = sorted({track for selected in by_tracks for track in selected})
+        needed = sorted({track for selected in by_tracks for own in set(selected) for track in own})
+        position = {track: i for i, track in enumerate(needed)}
         runs = source.runs(video_id, needed)
         for tracks_of_group, group in by_tracks.items():
-            yield group, runs, [needed.index(track) for track in tracks_of_group]
+            yield group, runs, tuple(tuple(position[track] for track in own) for own in tracks_of_group)
 
 
 def merge(selections: PathLike, caches: Paths, out: PathLike, policy: PolicyOptions = DEFAULT_POLICY) -> Path:
@@ -114,7 +107,7 @@ def _merge_video(cache: SelectionCache, source: TrackSource, video_id: str, poli
     frame_names = cache.info(video_id).frame_names
     selections = [s for s in cache.selections(video_id) if not _is_complete(out / video_id / s.expression_id, frame_names)]
     for group, runs, selected in _grouped(selections, source, video_id, policy):
-        pictures = ((f"{name}.png", encode_mask_png(runs.union(t, selected))) for t, name in enumerate(frame_names))
+        pictures = ((f"{name}.png", encode_mask_png(runs.union(t, selected[t]))) for t, name in enumerate(frame_names))
         _write(pictures, [out / video_id / s.expression_id for s in group])
 
 
@@ -157,7 +150,7 @@ def write_masks(
     for _, runs, selected in _grouped([selection], source, video_id, policy):
         with new_folder(folder, durable=False) as part:
             for t, name in enumerate(selections.info(video_id).frame_names):
-                (part / f"{name}.png").write_bytes(encode_mask_png(runs.union(t, selected)))
+                (part / f"{name}.png").write_bytes(encode_mask_png(runs.union(t, selected[t])))
 
 
 def _claim(out: Path, record: dict[str, object], digests: dict[str, str]) -> None:

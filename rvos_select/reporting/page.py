@@ -25,6 +25,7 @@ from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation import Scope, evaluate_selections
 from rvos_select.evaluation.oracle import oracle as oracle_step
 from rvos_select.merging.policy import DRAW_THRESHOLD, SelectionPolicy, resolve_policy
+from rvos_select.merging.tracks_by_frame import masks_of_scores
 from rvos_select.metrics.metric import percent
 from rvos_select.metrics.region_contour import REGION_CONTOUR
 from rvos_select.metrics.scores import ExpressionScores
@@ -37,6 +38,8 @@ from rvos_select.runs.checkpoint import check_made_by, read_json, run_settings
 from rvos_select.runs.metrics import read_metrics
 
 EACH, FRAMES, TOP_TRACKS = 4, 5, 3
+MAX_PARTS = 4
+"""Changes of a query's track that are named beside its picture."""
 PAGE, PICTURES, MARK = "index.html", "pictures", ".rvos-report"
 GENERATOR = '<meta name="generator" content="rvos-select report">'
 """Part of every page. A page without it, and a folder of pictures without the file MARK, are not replaced."""
@@ -168,8 +171,8 @@ def _missing(keys: Sequence[str]) -> str:
 
 
 def _label_iou(settings: Mapping[str, Any], source: TrackSource, cache: SelectionCache) -> float | None:
-    """The mean IoU above which a track is a positive: of the run, else of the caches. None: the masks are not those of tracks."""
-    if DRAW_THRESHOLD in cache.card.extra:
+    """The mean IoU above which a track is a positive: of the run, else of the caches. None: no mask is that of one track."""
+    if DRAW_THRESHOLD in cache.card.extra or not all(map(cache.scores_tracks, cache.video_ids())):
         return None
     stored = [card.label_iou for card in source.cards if card.label_iou is not None]
     return float(settings["settings"].get("label_iou") or min(stored, default=0.5))
@@ -229,6 +232,7 @@ def _results(cases: Sequence[Case], label_iou: float | None) -> str:
 WORDS = {
     "expression": "one sentence about one video; its targets are the objects that it names",
     "track": "one candidate object: a mask in each frame, from the tracker; the selector scores it for each expression",
+    "query": "a candidate of a selector's own, with predicted masks, or with the mask of another track in each frame",
     "score": "how well a track matches the sentence for the selector, 0 to 1; chosen: selected, so part of the prediction",
     "J": "region similarity: the IoU (intersection over union) of predicted and true mask, mean over the annotated frames",
     "F": "contour accuracy: the F-measure of the two masks' boundaries, mean over the annotated frames",
@@ -283,8 +287,7 @@ def _case(
     truth = source.ground_truth(case.video_id)
     expression = _expression(case, info, frames)
     selection = next(s for s in cache.selections(case.video_id) if s.expression_id == case.expression_id)
-    masks = masks if selection.masks is None else selection.masks
-    selected = policy(selection)
+    masks, selected = masks_of_scores(selection, masks), policy(selection)
     union, true = masks.union(selected), truth.masks.union(truth.indices(expression.targets or ()))
     times = [int(t) for t in np.unique(np.linspace(0, info.frames - 1, FRAMES).round())]
     images = _images(frames, info, times)
@@ -296,9 +299,8 @@ def _case(
         path = folder / f"track-{rank}.jpg"
         strip([overlay(image, masks.decode(k, t), TRACK) for image, t in list(zip(images, times))[::2]], path)
         mark = ' <span class="chosen">chosen</span>' if k in selected else ""
-        cells.append(
-            f'<div>track {k}, score {selection.scores[k]:.2f}{mark}<img loading="lazy" src="{_link(path, pictures)}" alt=""></div>'
-        )
+        picture = f'<img loading="lazy" src="{_link(path, pictures)}" alt="">'
+        cells.append(f"<div>{escape(_candidate(selection, k))}, score {selection.scores[k]:.2f}{mark}{picture}</div>")
     targets = len(expression.targets or ())
     best_track = "" if case.best_iou is None else f"best mean IoU of a track {100 * case.best_iou:.1f} · "
     facts = (
@@ -347,6 +349,18 @@ def _images(frames: Dataset | None, info: TrackInfo, times: Sequence[int]) -> li
 def _best(selection: Selection) -> list[int]:
     order: NDArray[np.intp] = np.argsort(-np.where(selection.candidates, selection.scores, -1.0), kind="stable")
     return [int(k) for k in order[:TOP_TRACKS] if selection.candidates[k]]
+
+
+def _candidate(selection: Selection, k: int) -> str:
+    """What score `k` is of: a track, or a query with the tracks of its parts in the order of the frames."""
+    if selection.parts is None:
+        return f"{'track' if selection.masks is None else 'query'} {k}"
+    row = selection.parts[k]
+    starts = np.flatnonzero(np.diff(row, prepend=-2))
+    pieces = ["no mask" if row[t] < 0 else f"track {row[t]}" for t in starts[:MAX_PARTS]]
+    pieces = [piece if t == 0 else f"{piece} from frame {t}" for piece, t in zip(pieces, starts)]
+    more = f", {len(starts) - MAX_PARTS} more changes" if len(starts) > MAX_PARTS else ""
+    return f"query {k} ({', '.join(pieces)}{more})"
 
 
 def _link(path: Path, pictures: Path) -> str:

@@ -45,13 +45,17 @@ class SelectorConfig(Settings):
 class Scored:
     """Scores of some expressions of a video, which `Selector.infer` yields.
 
-    batch: the expressions; logits: (B, N) of the tracks in the batch, or (B, Q) of a selector that predicts masks;
+    batch: the expressions; logits: (B, N) of the tracks in the batch, or (B, Q) of a selector's own queries;
     draw: as `Selector.draw` of this batch, None: that itself.
+    parts: of queries whose masks are those of tracks, another one in each frame: integers (B, Q, T) over all frames T of the video,
+    the position among the N tracks of the batch of the track whose mask a query has in a frame, a candidate of its expression, or -1
+    for none. A query without a mask in any frame cannot be selected, so rows of fewer queries are padded with -1.
     """
 
     batch: Batch
     logits: Tensor
     draw: Callable[[Tensor], Iterator[Tensor]] | None = None
+    parts: Tensor | None = None
 
 
 class Selector(nn.Module, PyTorchModelHubMixin):

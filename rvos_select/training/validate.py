@@ -22,6 +22,7 @@ from rvos_select.data.samples import VideoSample
 from rvos_select.data.sources import CachedSets
 from rvos_select.inference.infer import ScoredRows, infer_video
 from rvos_select.merging.policy import SelectionPolicy, selector_policy
+from rvos_select.merging.tracks_by_frame import ByFrame, by_frame
 from rvos_select.metrics.scores import score
 from rvos_select.selectors import Selector
 
@@ -54,7 +55,7 @@ class Validator:
         chosen = set(keys[:expressions] if expressions else keys)
         rows = [(s, [i for i, e in enumerate(s.expressions) if (s.set_name, e.key) in chosen]) for s in samples]
         self.samples = [(sample, own) for sample, own in rows if own]
-        self._scores: dict[tuple[str, str, bytes, tuple[str, ...]], Pair] = {}
+        self._scores: dict[tuple[str, str, ByFrame, tuple[str, ...]], Pair] = {}
 
     def scores(self, selector: Selector, device: torch.device, requires: Sequence[str]) -> dict[str, float]:
         """valid/<loss name> as means over the expressions, and valid/j, valid/f, valid/jf.
@@ -89,7 +90,7 @@ class Validator:
             assert sample.target is not None
             policy = selector_policy(selector, all_name_one_object([sample.set_name.partition("/")[0]]))
             selected = policy.among(sample.target[rows].numpy(), sample.candidates[rows].numpy())
-            pairs += self._score_tracks(sample, rows, selected)
+            pairs += self._score_tracks(sample, rows, selected, None)
         return _means("valid", pairs) if pairs else {}
 
     def _batches(self, selector: Selector, requires: Sequence[str]) -> Iterator[tuple[Batch, float]]:
@@ -108,7 +109,7 @@ class Validator:
         selected = policy.among(part.scores, part.candidates)
         if part.selector.draws:
             return self._score_queries(sample, part, selected)
-        return self._score_tracks(sample, part.rows, selected)
+        return self._score_tracks(sample, part.rows, selected, part.parts)
 
     def _score_queries(self, sample: VideoSample, part: ScoredRows, selected: NDArray[np.bool_]) -> list[Pair]:
         """J and F of each expression's predicted masks. selected: bool (R, Q)."""
@@ -121,18 +122,22 @@ class Validator:
             pairs.append(score(masks.union(range(start, stop)), target, truth.annotated))
         return pairs
 
-    def _score_tracks(self, sample: VideoSample, rows: Sequence[int], selected: NDArray[np.bool_]) -> list[Pair]:
-        """J and F of each expression's tracks. selected: bool (R, N)."""
+    def _score_tracks(
+        self, sample: VideoSample, rows: Sequence[int], selected: NDArray[np.bool_], parts: NDArray[np.int32] | None
+    ) -> list[Pair]:
+        """J and F of each expression's tracks. selected: bool (R, N), or (R, Q) of queries with parts int32 (R, Q, T)."""
         pairs = []
         masks: RleMasks | None = None
-        for expression, row in zip((sample.expressions[i] for i in rows), selected):
-            key = (sample.set_name, sample.video_id, np.packbits(row).tobytes(), expression.targets or ())
+        for i, (row, marked) in enumerate(zip(rows, selected)):
+            expression = sample.expressions[row]
+            own = by_frame(np.flatnonzero(marked), None if parts is None else parts[i], sample.tokens.shape[1])
+            key = (sample.set_name, sample.video_id, own, expression.targets or ())
             if key not in self._scores:
                 tracks = self.sets[sample.set_name].tracks
                 if masks is None:
                     masks, truth = tracks.masks(sample.video_id), tracks.ground_truth(sample.video_id)
                 target = truth.masks.union(target_indices(expression, truth.object_ids))
-                self._scores[key] = score(masks.union(np.flatnonzero(row)), target, truth.annotated)
+                self._scores[key] = score(masks.union_by_frame(own), target, truth.annotated)
             pairs.append(self._scores[key])
         return pairs
 
