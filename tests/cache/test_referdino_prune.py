@@ -155,7 +155,7 @@ WORDS = torch.tensor([[[1.0, 0, 0, 0], [0, 1.5, 0, 0], [0, 9, 0, 0]]])
 """The third word is a pad."""
 WORD_MASK = torch.tensor([[True, True, False]])
 TO_QUERIES = torch.tensor([[0.9, 0.0, 0.1], [0.3, 0.2, 0.5], [0.6, 0.4, 0.0]])
-TO_TEXT = torch.tensor([[0.1, 0.3, 0.6], [0.3, 0.1, 0.6], [0.2, 0.1, 0.7]])
+TO_TEXT = torch.tensor([[0.1, 0.3, 0.6], [0.3, 0.1, 0.9], [0.22, 0.1, 0.1]])
 
 
 def fixed(hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,15 +169,24 @@ def test_the_scores_of_a_case_computed_by_hand() -> None:
     received, logits = [0.9, 0.4, 0.6], [1.0, 1.5, 2.0]
     received_sum, logits_sum = (sum(math.exp(x) for x in values) for values in (received, logits))
     gate = [math.exp(r) / received_sum / 2 + math.exp(x) / logits_sum / 2 for r, x in zip(received, logits)]
-    # Half of what others give, plus the largest weight of a real word: 0.3, 0.3, 0.2.
-    paper = [0.9 / 2 + 0.3, 0.4 / 2 + 0.3, 0.6 / 2 + 0.2]
+    # Half of what others give, plus the largest weight of a real word. A third instead of half, or pads, give another order.
+    paper = [0.9 / 2 + 0.3, 0.4 / 2 + 0.3, 0.6 / 2 + 0.22]
     for score, values in (("code_gate", gate), ("paper_eq4", paper)):
         order = sorted(range(3), key=lambda i: -values[i])
         layer = run(stub(fixed), QUERIES, WORDS, WORD_MASK, keep=1, score=score)[0]
         assert layer.index.tolist() == [order], score
     assert sorted(range(3), key=lambda i: -gate[i]) == [2, 0, 1]
-    # Equal scores of the second and third: the lower place first.
-    assert run(stub(fixed), QUERIES, WORDS, WORD_MASK, keep=1, score="paper_eq4")[0].index.tolist() == [[0, 1, 2]]
+    assert sorted(range(3), key=lambda i: -paper[i]) == [0, 2, 1]
+
+
+def test_equal_scores_keep_the_order_of_the_queries() -> None:
+    layer = run(stub(uniform), torch.ones(1, 900, 4), torch.ones(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))[0]
+    assert layer.index.tolist() == [list(range(450))]
+
+
+def test_of_a_text_of_pads_alone_the_other_queries_decide() -> None:
+    layer = run(stub(fixed), QUERIES, WORDS, torch.zeros_like(WORD_MASK), keep=1)[0]
+    assert layer.index.tolist() == [[0, 2, 1]]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +209,7 @@ def test_own_weights_and_pads_do_not_count(changed: dict[str, float], order: lis
 
     assert run(stub(attention), QUERIES, words, WORD_MASK, keep=1)[0].index.tolist() == [order]
     paper = run(stub(attention), QUERIES, words, WORD_MASK, keep=1, score="paper_eq4")[0]
-    assert paper.index.tolist() == [[0, 1, 2]]
+    assert paper.index.tolist() == [[0, 2, 1]]
 
 
 @pytest.mark.parametrize("score", ["code_gate", "paper_eq4", "random"])
@@ -221,7 +230,7 @@ def test_a_query_that_is_not_a_number_comes_last() -> None:
         return to_queries, to_text
 
     layer = run(stub(attention), hidden, WORDS, WORD_MASK, keep=1, score="paper_eq4")[0]
-    assert layer.index.tolist() == [[1, 2, 0]]
+    assert layer.index.tolist() == [[2, 1, 0]]
 
 
 def test_wrong_arguments_are_refused() -> None:
