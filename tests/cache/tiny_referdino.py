@@ -36,8 +36,8 @@ def tiny_head(model: Any, seed: int = 0, temporal_layers: int = 2) -> ReferDinoH
         for name, tensor in head.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
             if tensor.ndim > 1:
-                # Larger than 1, so that masks have edges.
-                tensor.copy_(1.5 * noise / tensor[0].numel() ** 0.5)
+                # Large, so that masks have edges and differ between queries.
+                tensor.copy_((4.0 if "cross_attn" in name or "pyramid" in name else 1.5) * noise / tensor[0].numel() ** 0.5)
             else:
                 tensor.copy_(float("norm" in name and name.endswith("weight")) + 0.1 * noise)
     head.box.load_state_dict(model.bbox_embed[0].state_dict())
