@@ -7,10 +7,10 @@ github.com/iSEE-Laboratory/ReferDINO (9a4cda1), whose evaluation these modules e
 from rvos_cache.trackers.referdino.alignment import align
 from rvos_cache.trackers.referdino.head import HeadSizes, ReferDinoHead
 from rvos_cache.trackers.referdino.masks import image_masks, upsampled
-from rvos_cache.trackers.referdino.names import check_released, hf_state
+from rvos_cache.trackers.referdino.names import check_not_merged, check_released, hf_state
 from rvos_cache.trackers.referdino.pruning import PrunedLayer, prune_decoder
 
 __all__ = [
-    "HeadSizes", "PrunedLayer", "ReferDinoHead", "align", "check_released", "hf_state", "image_masks", "prune_decoder",
-    "upsampled",
+    "HeadSizes", "PrunedLayer", "ReferDinoHead", "align", "check_not_merged", "check_released", "hf_state", "image_masks",
+    "prune_decoder", "upsampled",
 ]  # fmt: skip

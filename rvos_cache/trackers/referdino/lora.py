@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rvos_cache.trackers.referdino.names import RANK
 
-EXCLUDED = r"(self_attn|encoder_attn_text)\.(query|key|value|out_proj)|bbox_embed\."
+EXCLUDED = r"(self_attn|encoder_attn_text)\.(query|key|value|out_proj)$|bbox_embed\."
 """Layers of encoder and decoder without LoRA. In the release the attentions' projections are packed in one parameter, not
 linear layers (`GroundingDINO/utils.py` also leaves out `out_proj` and `bbox_embed`)."""
 
@@ -29,9 +29,8 @@ class LoraLinear(nn.Linear):
         self.weight.requires_grad_(False)
         if self.bias is not None:
             self.bias.requires_grad_(False)
-        # In float32 even if the layer is not: the optimizer's steps are small.
-        self.lora_A = nn.Parameter(torch.empty(RANK, linear.in_features, device=linear.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, RANK, device=linear.weight.device))
+        self.lora_A = nn.Parameter(self.weight.new_empty(RANK, linear.in_features))
+        self.lora_B = nn.Parameter(self.weight.new_zeros(linear.out_features, RANK))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,10 +40,10 @@ class LoraLinear(nn.Linear):
     def merged(self) -> nn.Linear:
         """A plain linear layer with the weight W + BA / 32."""
         with torch.no_grad():
-            linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=self.weight.device)
-            linear.weight.copy_(self.weight + self.lora_B @ self.lora_A / RANK)
+            linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+            linear.weight = nn.Parameter(self.weight + self.lora_B @ self.lora_A / RANK)
             if self.bias is not None:
-                linear.bias.copy_(self.bias)
+                linear.bias = nn.Parameter(self.bias.clone())
         return linear.train(self.training)
 
 

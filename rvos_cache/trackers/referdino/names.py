@@ -188,6 +188,26 @@ def check_released(official: Mapping[str, Tensor]) -> None:
             )
 
 
+def check_not_merged(official: Mapping[str, Tensor], grounding: Mapping[str, Tensor]) -> None:
+    """Raises InputError if a weight of `official` contains the product of LoRA already, so that `merged` would add it twice.
+
+    official: released tensors; grounding: state of transformers' GroundingDINO that was adapted, whose weights LoRA leaves as
+    they are. loralib adds the product in evaluation mode, so a state saved then, or loaded then, contains it.
+    """
+    for name in sorted(official):
+        layer, _, part = name.rpartition(".")
+        own = [grounding[target] for target in in_transformers(f"{layer}.weight") if target in grounding]
+        if part != "lora_A" or not own or f"{layer}.lora_B" not in official or f"{layer}.weight" not in official:
+            continue
+        product = official[f"{layer}.lora_B"].float() @ official[name].float() / RANK
+        change = official[f"{layer}.weight"].float() - own[0].float().cpu()
+        if (change - product).norm() < change.norm() / 2:
+            raise InputError(
+                f"'{layer}.weight' contains the product of LoRA already (GroundingDINO's own weight plus BA / {RANK}), because the "
+                "checkpoint was saved in evaluation mode; give one that was saved in training mode"
+            )
+
+
 def in_transformers(official: str) -> tuple[str, ...]:
     """The names in transformers of a released tensor; () if its GroundingDINO has no such tensor."""
     if is_dropped(official):
