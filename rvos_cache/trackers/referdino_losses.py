@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rvos_cache.media.boxes import corners
+
 TERMS = ("cls", "l1", "giou", "mask", "dice", "proj")
 """What costs and weights are given for."""
 ALPHA, GAMMA = 0.25, 2.0
@@ -82,7 +84,8 @@ def losses(
 
     costs, weights: of each of `TERMS`. matched_by: what the queries are matched by, instead of `predicted`: the encoder's are matched
     by its proposals. num_boxes: what all terms are divided by, the frames that show an object in all clips of a step (at least 1); by
-    default those of these clips. The loss of several parts of a step with the number of the step adds up to the loss of the step.
+    default those of these clips. So the losses of parts of a step, with the number of the whole step, add up to its loss. A clip that
+    never shows the object has a cls loss alone.
     """
     queries = match(predicted if matched_by is None else matched_by, truth, costs)
     divisor = max(float(truth.valid.sum()) if num_boxes is None else num_boxes, 1.0)
@@ -91,12 +94,14 @@ def losses(
     labels = torch.zeros_like(logits)
     labels[rows, :, queries] = truth.valid.to(logits.dtype)
     boxes, masks = predicted.boxes[rows, :, queries].float(), predicted.masks[rows, :, queries].float()
+    # A frame without the object has a box of zeros, and counts too in the released code, in a clip that shows it elsewhere.
+    shown = truth.valid.any(1)
+    visible = Truth(*(field[shown] for field in truth))
     terms = {
         "cls": focal(logits, labels).sum(),
-        # A frame without the object has a box of zeros, and counts too in the released code.
-        "l1": l1(boxes, truth.boxes).sum(),
-        "giou": (1 - giou(boxes, truth.boxes)).sum(),
-        **_mask_losses(masks, truth),
+        "l1": l1(boxes[shown], visible.boxes).sum(),
+        "giou": (1 - giou(boxes[shown], visible.boxes)).sum(),
+        **_mask_losses(masks[shown], visible),
     }
     terms = {name: value / divisor for name, value in terms.items()}
     return {**terms, "loss": torch.stack([weights[name] * terms[name] for name in TERMS]).sum()}
@@ -136,12 +141,6 @@ def giou(boxes: Tensor, truth: Tensor, smooth: bool = False) -> Tensor:
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     more = BOX_EPS if smooth else 0.0
     return (inter + more) / (union + BOX_EPS) - (hull - union + more) / (hull + BOX_EPS)
-
-
-def corners(boxes: Tensor) -> Tensor:
-    """x0, y0, x1, y1 of boxes (..., 4) given by centre and size."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
 def dice(p: Tensor, truth: Tensor) -> Tensor:

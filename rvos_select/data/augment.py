@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.media.boxes import mask_boxes
 from rvos_cache.plugins import resolve, resolve_function, type_text
 from rvos_select.data.text_cues import CUE_PARTS
 
@@ -38,18 +39,6 @@ class Clip:
 
 
 Augmentation = Callable[[Clip, torch.Generator], Clip]
-
-
-def mask_boxes(masks: Tensor) -> Tensor:
-    """Boxes float32 (..., 4), x0, y0, x1, y1 with exclusive ends, of bool masks (..., H, W); zeros for an empty mask."""
-    out = []
-    for any_pixel in (masks.any(-2), masks.any(-1)):
-        size = any_pixel.shape[-1]
-        first = any_pixel.int().argmax(-1)
-        last = size - any_pixel.flip(-1).int().argmax(-1)
-        out.append((first, last))
-    (x0, x1), (y0, y1) = out
-    return torch.stack([x0, y0, x1, y1], -1).float() * masks.flatten(-2).any(-1)[..., None]
 
 
 def keeps_sentence(augmentation: Augmentation) -> Augmentation:

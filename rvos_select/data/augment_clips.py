@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rvos_cache.datasets.captions import mirrored_text
+from rvos_cache.media.clips import resize_masks, resize_pixels
 from rvos_select.data.augment import Clip, keeps_sentence
-from rvos_select.data.pixels import resize_masks
 
 CROP_PROBABILITY = 0.5
 SIZES_BEFORE_CROP, LONGEST_BEFORE_CROP = (400, 500, 600), 1333
@@ -78,14 +78,6 @@ def rotate_over_clip(clip: Clip, generator: torch.Generator) -> Clip:
         masks = clip.truth[:, t][None].float()
         truth[:, t] = F.grid_sample(masks, grid, mode="nearest", align_corners=False)[0] > 0.5
     return replace(clip, pixels=pixels, truth=truth)
-
-
-def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels uint8 (T, H, W, 3) at `size`: antialiased bilinear, within 1 of Pillow's BILINEAR."""
-    if pixels.shape[1:3] == size:
-        return pixels
-    images = pixels.permute(0, 3, 1, 2)
-    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False).permute(0, 2, 3, 1)
 
 
 def resized(size: tuple[int, int], short_side: int, longest: int) -> tuple[int, int]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.media.clips import resize_masks
 from rvos_cache.types import Overlap
 from rvos_select.data.augment import Augmentation, Clip
 from rvos_select.data.batch import Batch, FrameArray
 from rvos_select.data.features import FrameReader, FrameSource, MemoryArray, NamedArray, kept_dims
-from rvos_select.data.pixels import resize_masks
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.text_cues import pad_words, word_parts
 

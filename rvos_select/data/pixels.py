@@ -92,15 +92,6 @@ class StoredPixels(StoredFeature):
         return height, width
 
 
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks bool (..., H, W) at `size`: each pixel has the value of the one that its centre lies in."""
-    for axis, length in ((-2, size[0]), (-1, size[1])):
-        # Integers, because a centre may lie on the border of two pixels.
-        centre = (2 * torch.arange(length) + 1) * masks.shape[axis] // (2 * length)
-        masks = masks if masks.shape[axis] == length else masks.index_select(axis, centre.to(masks.device))
-    return masks
-
-
 def open_pixels(tracks: TrackSource, video_id: str) -> PixelArray:
     """The pixels of a video: its only uint8 feature of dims (T, H, W, 3), else the frames of the dataset at the card's root.
 

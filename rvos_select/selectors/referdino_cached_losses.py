@@ -144,7 +144,7 @@ def track_losses(
     device = output.logits.device
     logits, boxes = output.logits.float(), output.boxes.float()
     annotated = [F.pad(torch.from_numpy(o.annotated), (0, logits.shape[1] - len(o.annotated))) for o in overlaps]
-    frames = output.frames & torch.stack(annotated).to(device)
+    frames = output.frames & torch.stack(annotated).to(device) & counted.to(device)[:, None]
     positives = _positives(TrackOutput(logits, boxes, output.tracks, frames), objects, overlaps, settings)
     labels = torch.zeros_like(logits)
     labels[positives.rows, :, positives.tracks] = positives.visible.to(logits.dtype)

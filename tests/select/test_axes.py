@@ -12,11 +12,12 @@ import torch
 
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_text
+from rvos_cache.media.boxes import mask_boxes
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import CacheWriter, TrackCache, write_tracks
 from rvos_cache.types import FeatureSpec
 from rvos_select.contracts import write_caches
-from rvos_select.data.augment import Clip, mask_boxes
+from rvos_select.data.augment import Clip
 from rvos_select.data.augment_clips import horizontal_flip
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import TrackSource

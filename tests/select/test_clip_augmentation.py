@@ -17,14 +17,14 @@ from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.media.clips import resize_masks, resize_pixels
 from rvos_cache.types import FeatureSpec
 from rvos_select.contracts import write_caches
 from rvos_select.data import augment_clips
 from rvos_select.data.augment import AUGMENTATIONS, Clip, changes_sentence, check_augmentation, keeps_sentence, load_augmentation
-from rvos_select.data.augment_clips import crop_and_resize, horizontal_flip_frames, resize_pixels, resized, rotate_over_clip
+from rvos_select.data.augment_clips import crop_and_resize, horizontal_flip_frames, resized, rotate_over_clip
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.clips import ClipSampler, ClipSettings
-from rvos_select.data.pixels import resize_masks
 from rvos_select.data.samples import load_video
 from rvos_select.data.texts import TextSource
 from rvos_select.selectors import Selector
