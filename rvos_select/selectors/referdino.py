@@ -22,12 +22,13 @@ from rvos_select.data.caches import CacheCards
 from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.base import Scored, Selector
 from rvos_select.selectors.referdino_box import first_box_head
-from rvos_select.selectors.referdino_cached_losses import Objects, TrackOutput, normalisers, objects_of, track_losses
+from rvos_select.selectors.referdino_cached_losses import Objects, TrackOutput, normalisers, track_losses
 from rvos_select.selectors.referdino_config import ReferDinoConfig
 from rvos_select.selectors.referdino_tracks import (
     Candidates,
     as_candidates,
     candidates,
+    objects_in,
     own_order,
     own_overlap,
     retracked,
@@ -79,7 +80,7 @@ class ReferDino(Selector):
     def requires(self) -> tuple[str, ...]:  # type: ignore[override]
         """The parts of a Batch that it reads."""
         raw = () if self.config.tracker == "cached" else ("features.raw",)
-        return ("features.reference", "features.words", *raw, "frames.text", "overlap", "truth")
+        return ("features.reference", "features.words", *raw, "frames.text", "overlap", "boxes")
 
     def named_as_here(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As Selector; the tensors of a released checkpoint are translated."""
@@ -143,7 +144,7 @@ class ReferDino(Selector):
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
         """The number of frames that show a positive's object, see `referdino_cached_losses.normalisers`."""
-        if batch.truth is None or batch.overlap is None:
+        if batch.boxes is None or batch.overlap is None:
             return {}
         own = candidates(batch.track_mask)
         # Positives of another alignment's queries are not counted: `union_single` has one in any, and Config refuses the rest.
@@ -156,8 +157,8 @@ class ReferDino(Selector):
 
         Raises ValueError without ground truth.
         """
-        if batch.truth is None or batch.overlap is None:
-            raise ValueError("ReferDINO's loss needs Batch.truth and Batch.overlap; this split hides its ground truth")
+        if batch.boxes is None or batch.overlap is None:
+            raise ValueError("ReferDINO's loss needs Batch.boxes and Batch.overlap; this split hides its ground truth")
         tracked = self.track(batch)
         reference = tracked.own.of(batch.features["reference"]).transpose(1, 2)
         if tracked.places is not None:
@@ -188,7 +189,7 @@ def _parts(batch: Batch, tracked: Tracked) -> Tensor | None:
         return None
     own = tracked.own
     parts = own.tracks[:, None].expand_as(tracked.places).gather(2, tracked.places)
-    parts = parts.masked_fill(~(tracked.frames[..., None] & own.real[:, None]), -1).transpose(1, 2)
+    parts = parts.masked_fill(~own.real[:, None], -1).transpose(1, 2)
     out = parts.new_full((*batch.track_mask.shape, parts.shape[-1]), -1)
     return out.scatter(1, own.tracks[..., None].expand_as(parts), parts)
 
@@ -204,8 +205,9 @@ def _overlaps(batch: Batch, own: Candidates, places: Tensor | None) -> list[Over
 
 
 def _objects(batch: Batch) -> list[Objects]:
-    assert batch.truth is not None
-    return [objects_of(masks) for masks in batch.truth]
+    assert batch.boxes is not None
+    sizes = batch.sizes if len(batch.sizes) > 1 else batch.sizes * len(batch.boxes)
+    return [objects_in(boxes, size) for boxes, size in zip(batch.boxes, sizes, strict=True)]
 
 
 def _own_name(name: str) -> str:

@@ -9,12 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.pretrained import resolve_checkpoint
 from rvos_cache.store import Card
 
-HEAD = "referdino.safetensors"
-"""File of a folder that `import-referdino` or `tune-referdino` wrote, with ReferDINO's head; it has the box head too."""
 GROUNDING = "model.safetensors"
-"""The same of transformers' GroundingDINO."""
+"""File of transformers' GroundingDINO. A folder that `import-referdino` or `tune-referdino` wrote has the head in another."""
 BOX = re.compile(r"(?:model\.decoder\.)?bbox_embed\.(\d+)\.(.+)")
 """Names of the box head's tensors in both, one copy for each decoder layer."""
 HOW_TO_FIX = "bring that checkpoint back, or --set config.box_init=random"
@@ -41,15 +40,15 @@ def first_box_head(card: Card, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _file(checkpoint: str) -> Path:
     """The file of a folder or of a model on the hub that holds the box head."""
-    if Path(checkpoint).is_dir():
-        path = next((Path(checkpoint) / name for name in (HEAD, GROUNDING) if (Path(checkpoint) / name).is_file()), None)
-        if path is None:
-            raise InputError(f"{checkpoint}: has neither {HEAD} nor {GROUNDING}; {HOW_TO_FIX}")
-        return path
     from transformers.utils import cached_file
 
+    from rvos_cache.trackers.referdino.upstream import HEAD_FILE
+
+    folder = Path(resolve_checkpoint(checkpoint))
+    if (folder / HEAD_FILE).is_file():
+        return folder / HEAD_FILE
     try:
-        return Path(str(cached_file(checkpoint, GROUNDING)))
+        return Path(str(cached_file(str(folder) if folder.is_dir() else checkpoint, GROUNDING)))
     except OSError as error:
         raise InputError(f"{checkpoint}: no {GROUNDING} ({' '.join(str(error).split()):.140}); {HOW_TO_FIX}") from error
 

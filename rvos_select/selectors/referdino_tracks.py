@@ -10,14 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from rvos_cache.errors import InputError
+from rvos_cache.media.boxes import centre_and_size
 from rvos_cache.trackers.referdino import align
 from rvos_cache.trackers.referdino.alignment import Confidence
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
+from rvos_select.selectors.referdino_cached_losses import Objects
 
 
 class Candidates(NamedTuple):
@@ -109,6 +112,15 @@ def retracked(queries: Tensor, order: Tensor, text: Text, real: Tensor, alpha: f
         places = align(own[rows, :, :count], text.tokens[rows], alpha=alpha, confidence=confidence, text_mask=mask)
         out[rows, :, :count] = order[rows, :, :count].gather(2, places.to(order.device))
     return out
+
+
+def objects_in(boxes: NDArray[np.float64], size: tuple[int, int]) -> Objects:
+    """The objects with the boxes (A, T, 4) of `Batch.boxes` in frames of `size` (H, W): as `objects_of` their masks."""
+    corner, extent = torch.from_numpy(boxes).float().split(2, -1)
+    last = (corner + extent - 1).clamp(min=0)
+    visible = (last > corner).all(-1)
+    shares = centre_and_size(torch.cat([corner, last], -1)) / torch.tensor([size[1], size[0], size[1], size[0]])
+    return Objects(shares * visible[..., None], visible, size[0] * size[1])
 
 
 def own_overlap(overlap: Overlap, tracks: Tensor, places: Tensor | None) -> Overlap:
