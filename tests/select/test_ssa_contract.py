@@ -63,12 +63,12 @@ def test_eight_expressions_are_learnt_by_heart() -> None:
     module = tiny_ssa.live(**config, handed_on=1, short_side=96, clip_drop_path=0.0).train()
     rows = tiny_ssa.rows(tiny_ssa.tiny().frames["train"], module)
     assert len(rows) == 8
-    sampler = ClipSampler(ClipSettings(frames=4, within=0), torch.Generator().manual_seed(0), (*module.requires, "overlap"))
+    sampler = ClipSampler(ClipSettings(frames=3, within=0), torch.Generator().manual_seed(0), (*module.requires, "overlap"))
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
-    steps = 180
+    steps = 100
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 30, 1.05 - step / steps)
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 20, 1.05 - step / steps)
         optimizer.zero_grad()
         module.loss(sampler(rows))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -76,4 +76,4 @@ def test_eight_expressions_are_learnt_by_heart() -> None:
     module.eval()
     with torch.inference_mode():
         selected, allowed = np.mean([scores(module, row) for row in rows], 0)
-    assert allowed > 0.7 and selected > 0.95 * allowed
+    assert allowed > 0.6 and selected > 0.95 * allowed

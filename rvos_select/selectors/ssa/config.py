@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import SelectorConfig
-from rvos_select.selectors.ssa.blocks import HEADS
 from rvos_select.selectors.ssa.video import Ensemble
 
 
@@ -37,7 +36,7 @@ class SsaConfig(SelectorConfig):
     """live: pixels of the frame's shorter side in CLIP's input in prediction. Source: 448 on MeViS, 480 on Ref-YouTube-VOS."""
     long_side: int = Field(default=1333, ge=32)
     """live: largest pixels of the longer side. Source: SSA's released code."""
-    width: int = Field(default=256, ge=HEADS, multiple_of=32)
+    width: int = Field(default=256, ge=32, multiple_of=32)
     """C: channels of adapters and decoders."""
     hidden: int = Field(default=2048, ge=1)
     """Width of the feed-forward layers of both query decoders."""
@@ -87,9 +86,11 @@ class SsaConfig(SelectorConfig):
     no_object_weight: float = Field(default=0.1, gt=0)
     """Weight of queries without an object in the class losses."""
     class_weight: float = Field(default=2.0, ge=0)
+    """Weight of the class losses, and of p(referred) in the matching."""
     bce_weight: float = Field(default=5.0, ge=0)
+    """Weight of the cross-entropy of masks, in the loss and in the matching."""
     dice_weight: float = Field(default=5.0, ge=0)
-    """Weights of the losses and of the costs of the matching."""
+    """Weight of the Dice loss of masks, in the loss and in the matching."""
     similarity_weight: float = Field(default=1.0, ge=0)
     """λ of L_sim. Source: 1 is in force in the released code, 0.5 is in its configuration."""
     similarity_order: Literal["linked", "own"] = "linked"
@@ -109,8 +110,6 @@ class SsaConfig(SelectorConfig):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        if self.hidden and self.width % HEADS:
-            raise ValueError(f"width {self.width} is no multiple of {HEADS} attention heads")
         if self.tune_last_stage and self.form == "cached":
             raise ValueError("tune_last_stage needs form=live: pooled features do not change")
         return self
