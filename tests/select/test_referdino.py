@@ -12,7 +12,7 @@ import pytest
 import torch
 from golden_referdino import TOLERANCE, error, golden, released_tensors
 from safetensors.torch import save_file
-from tiny_referdino import ALPHA, CHANNELS, SMALL, referdino, write_caches
+from tiny_referdino_caches import ALPHA, CHANNELS, SMALL, referdino, write_caches
 from torch import Tensor
 
 from rvos_cache.contracts.checks import CheckSkipped
