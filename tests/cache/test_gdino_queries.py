@@ -195,6 +195,8 @@ def test_the_queries_are_linked_with_the_settings(monkeypatch: pytest.MonkeyPatc
 
     def reversed_order(queries: Tensor, text: Tensor, **settings: Any) -> Tensor:
         calls.append(settings)
+        # As stored, so that linking the stored queries gives the same order.
+        assert queries.dtype == text.dtype == torch.float16
         return align(queries, text, **settings).flip(2)
 
     own = make_tracker(alpha=0.3, confidence="paper_cos")
