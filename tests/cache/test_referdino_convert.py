@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from golden_referdino import released_shapes
-from released_referdino import four_stages, released_state, shared_grounding, shared_released, tiny_head
+from released_referdino import four_stages, released_state, shared_grounding, shared_released, shared_upstream, tiny_head
 from tiny_grounding_dino import tiny_grounding_dino
 from tiny_sam2 import without_gpu
 from torch import Tensor
@@ -246,3 +247,16 @@ def test_what_is_not_there_or_there_already_is_one_line(state: dict[str, Tensor]
     (tmp_path / "upstream").mkdir()
     with pytest.raises(InputError, match="upstream: already exists"):
         convert(state, tmp_path)
+
+
+def test_a_head_without_the_norm_that_it_reads_is_refused(tmp_path: Path) -> None:
+    """A plain GroundingDINO lacks it, and with zeros in its place the mask decoder would read a constant map."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(shared_upstream(), tmp_path / "upstream")
+    tensors = load_file(folder / "model.safetensors")
+    rest = {name: tensor for name, tensor in tensors.items() if "norms.stage1." not in name}
+    assert len(rest) == len(tensors) - 2
+    save_file(rest, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"no weight '\S+stage1\.bias'"):
+        Upstream(str(folder), 0.5, "code_gate")
