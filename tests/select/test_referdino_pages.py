@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_a2d_sentences import write_a2d
 from test_dmvs_pages import hide
+from test_jhmdb_sentences import write_jhmdb
 from test_sola_pages import write_davis, write_youtube
 from tiny_grounding_dino import tiny_grounding_dino
 
-from pipelines import referdino_mevis, referdino_single_object
+from pipelines import referdino_images, referdino_mevis, referdino_single_object
 from pipelines.referdino_models import PAPER, Models, published_row, published_scores
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -194,3 +196,20 @@ def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for name, first in (("ref-youtube-vos", "Annotations/hidden/0/00000.png"), ("ref-davis17", "anno_0/d0/00000.png")):
         with zipfile.ZipFile(row / f"{name}_valid.zip") as archive:
             assert archive.namelist()[0] == first
+
+
+@pytest.mark.slow
+def test_scored_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, write in (("a2d", write_a2d), ("jhmdb", write_jhmdb)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    page, roots = referdino_images.referdino_images, ("--a2d", tmp_path / "a2d", "--jhmdb", tmp_path / "jhmdb")
+    words = (*roots, "--out", tmp_path / "out", "--upstream", tiny_grounding_dino(tmp_path / "tiny"), *TRACKER, *words_of(SMALL))
+    called(monkeypatch, page, *words, "--set", "hold_out=0")
+    printed = capsys.readouterr().out
+    assert "the paper, a2d-sentences: mAP 58.9, oIoU 80.2, mIoU 72.3" in printed
+    assert "the paper, jhmdb-sentences: mAP 45.6, oIoU 74.2, mIoU 73.1" in printed
+    row = tmp_path / "out/table_1_benchmarks.referdino_t"
+    for name in ("a2d-sentences", "jhmdb-sentences"):
+        metrics = json.loads((row / f"metrics/{name}.json").read_text())
+        assert metrics["dataset"] == name and 0 <= metrics["map"] <= 1
