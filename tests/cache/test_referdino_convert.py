@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from golden_referdino import released_shapes
+from released_referdino import four_stages, released_state, shared_grounding, shared_released, tiny_head
 from tiny_grounding_dino import tiny_grounding_dino
-from tiny_referdino import four_stages, released_state, shared_grounding, shared_released, tiny_head
 from tiny_sam2 import without_gpu
 from torch import Tensor
 from transformers import BertConfig, GroundingDinoConfig, SwinConfig
