@@ -42,7 +42,7 @@ from rvos_select.evaluation.ref_davis import evaluate_selections as evaluate_dav
 from rvos_select.inference.infer import infer_video
 from rvos_select.inference.predict import select
 from rvos_select.merging.label_maps import Frames, SelectionPredictions
-from rvos_select.merging.merge import merge, merge_masks
+from rvos_select.merging.merge import merge, merge_masks, write_masks
 from rvos_select.merging.policy import PolicyOptions, SelectionPolicy
 from rvos_select.reporting import report
 from rvos_select.selectors import Scored, Selector, SelectorConfig
@@ -130,6 +130,9 @@ def test_shuffled_parts_are_masks_gathered_by_hand(split: Path, queries: int) ->
             written = np.stack([read_mask_png(out / video / expression / f"{name}.png", SIZE) for name in NAMES])
             assert np.array_equal(written, expected)
             assert np.array_equal(merge_masks(selection, source.masks(video), policy).dense()[0], expected)
+            alone = split / f"alone{i}/{video}-{expression}"
+            write_masks(SelectionCache(selections), source, video, expression, policy, alone)
+            assert files(alone) == files(out / video / expression)
         by_pngs = evaluate_pngs("mevis", split / "data", "valid_u", out)
         by_selections = evaluate_selections(selections, caches, policy=options)
         assert by_pngs == by_selections
