@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rvos_cache.media.boxes import centre_and_size, corners, last_pixel_boxes
 from rvos_cache.trackers import referdino_augment
-from rvos_cache.trackers.referdino_augment import (
+from rvos_cache.trackers.referdino.augment import (
     CLIP_SIZES,
     IMAGE_SIZES,
     PERMUTATIONS,
