@@ -16,6 +16,7 @@ from rvos_cache.extraction import extract, extract_text
 from rvos_cache.media.boxes import corners
 from rvos_cache.store import SelectionCache, TrackCache, read_card
 from rvos_cache.trackers.referdino.boxes import refined
+from rvos_select.contracts import SelectorCase, run_selector_checks
 from rvos_select.data.caches import CacheCards, TrackSource
 from rvos_select.data.collate import collate
 from rvos_select.data.samples import VideoSample, load_video
@@ -151,3 +152,10 @@ def test_a_step_in_parts_is_the_same_step(work: Work, tmp_path: Path, config: di
         assert (weights[1][name] - value).abs().mean() < 1e-4, name
     losses = [json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[0])["train/loss"] for run in (whole, parts)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_contract_on_the_tracker_s_cache(work: Work) -> None:
+    case = SelectorCase("referdino", CONFIG, tracks=work.tracks["train"], texts=work.texts["train"])
+    results = list(run_selector_checks(case))
+    assert [result for result in results if result.status == "FAILED"] == []
+    assert sum(result.status == "ok" for result in results) > 10
