@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rvos_cache.media.boxes import centre_and_size, corners, last_pixel_boxes
-from rvos_cache.trackers import referdino_augment
+from rvos_cache.trackers.referdino import augment as referdino_augment
 from rvos_cache.trackers.referdino.augment import (
     CLIP_SIZES,
     IMAGE_SIZES,
