@@ -41,9 +41,10 @@ def align(
     with torch.autocast("cpu", enabled=False):
         for t in range(1, frames):
             costs = 1 - F.normalize(memory, dim=-1) @ directions[:, t].transpose(1, 2)
-            places[:, t] = _assigned(costs.nan_to_num(1))
+            places[:, t] = _assigned(costs)
             rows = queries[:, t].take_along_dim(places[:, t, :, None], 1)
-            share = alpha * _confidence(confidence, rows, text[:, t], mask[:, t])[..., None]
+            # Products of large values overflow, and their confidence is not a number.
+            share = alpha * _confidence(confidence, rows, text[:, t], mask[:, t]).nan_to_num(0)[..., None]
             memory = (1 - share) * memory + share * rows
     return places
 
