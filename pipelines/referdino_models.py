@@ -36,7 +36,7 @@ class Models:
     def extraction(self, published: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `extract_all`. Masks are the released decoder's with an imported run, else SAM 2's."""
         if self.imported is not None:
-            own = {"checkpoint": str(self.imported / IMPORTED_UPSTREAM), "masks": "head"}
+            own = {"checkpoint": str((self.imported / IMPORTED_UPSTREAM).absolute()), "masks": "head"}
         else:
             own = {"checkpoint": self.upstream or published["upstream"], "masks": "sam2"}
         return {

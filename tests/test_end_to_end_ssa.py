@@ -242,6 +242,33 @@ def test_wrong_checkpoints_are_not_imported(work: Path, tmp_path: Path, capsys: 
     assert not (tmp_path / "run").exists()
 
 
+def test_the_frames_may_lie_in_any_trackers_cache(work: Path, tmp_path: Path) -> None:
+    """A live module reads no tokens: where a cache has no frames, they are the dataset's."""
+    source = ["--dataset", "mevis", "--root", work / "data", "--split", "valid_u"]
+    run("extract", *source, "--tracker", "flow", "--out", tmp_path / "flow.zarr")
+    texts = ["--text", work / "cache/valid_u/text-clip.zarr"]
+    run("predict", "--run", work / "run", "--cache", tmp_path / "flow.zarr", *texts, "--out", tmp_path / "s.zarr")
+    (video_id,) = SelectionCache(tmp_path / "s.zarr").video_ids()
+    for one, two in zip(
+        SelectionCache(tmp_path / "s.zarr").selections(video_id), SelectionCache(work / "s.zarr").selections(video_id)
+    ):
+        # Frames of 96 pixels became 80 in one cache before they became 64.
+        np.testing.assert_allclose(one.scores, two.scores, atol=0.05)
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = [
+        "train",
+        "--cache",
+        work / "cache/train/frames.zarr",
+        "--selector",
+        "ssa",
+        *sets({**TRAINING, "optim.rates": "{adapter = 0.1}"}),
+    ]
+    line = fails(capsys, *train, *sets({**LIVE, "clip": work / "clip"}, "config."), "--out", tmp_path / "run")
+    assert "no parameter of Ssa belongs to 'adapter'" in line and not (tmp_path / "run").exists()
+
+
 def test_a_run_without_its_clip_says_so(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(work / "run", tmp_path / "run")
     config = read_json(tmp_path / "run/best/config.json", "")

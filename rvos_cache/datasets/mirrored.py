@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_cache.datasets.base import Dataset
-from rvos_cache.datasets.captions import mirrored_text
 from rvos_cache.datasets.samples import Sample
 from rvos_cache.masks import RleMasks
+from rvos_cache.media.captions import mirrored_text
 from rvos_cache.types import Expression, GroundTruth, Video
 
 SUFFIX = "-mirror"

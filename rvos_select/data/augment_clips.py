@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rvos_cache.datasets.captions import mirrored_text
+from rvos_cache.media.captions import mirrored_text
 from rvos_cache.media.clips import resize_masks, resize_pixels
 from rvos_select.data.augment import Clip, keeps_sentence
 

@@ -52,8 +52,8 @@ T = TypeVar("T")
 class AskResult:
     """Where the masks and the overlay video lie, and how sure the selector was.
 
-    tracks: number of candidate tracks; selected: number of selected ones; best_score: of any, in [0, 1], 0 where there is none;
-    hint: what to try where nothing was selected, else None.
+    tracks: number of candidates, tracks or a selector's queries; selected: number of selected ones; best_score: of any, in [0, 1],
+    0 where there is none; hint: what to try where nothing was selected, else None.
     """
 
     masks: Path

@@ -55,8 +55,9 @@ def scorer_of_run(run: Path, source: TrackSource, words: TextSource) -> Scorer:
     selector = load_selector(run)
     _check_channels(run, selector, source, words)
     tracker_cards = {str(cache.path): cache.card for cache in source.caches}
-    check_same_tracker(trained_cards(run), f"{run} was trained", tracker_cards)
-    warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
+    if selector.config.token_channels:
+        check_same_tracker(trained_cards(run), f"{run} was trained", tracker_cards)
+        warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
     if not selector.encodes_text:
         check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
     settings = run_settings(run)["settings"]
@@ -92,7 +93,7 @@ def _check_channels(run: Path, selector: Selector, source: TrackSource, words: T
         ("tokens", source.caches, source.channels, selector.config.token_channels),
         ("words", words.caches, words.card.channels, selector.config.word_channels),
     ):
-        if what == "words" and selector.encodes_text:
+        if (what == "words" and selector.encodes_text) or (what == "tokens" and not expected):
             continue
         if channels != expected:
             raise InputError(

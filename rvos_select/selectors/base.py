@@ -72,7 +72,7 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         top1_of_one: on datasets whose expressions name one object each, select the best track instead.
         draws: its logits are of Q queries with masks of their own, which `draw` predicts.
         draw_threshold: score below which a query's mask is predicted only where the query is an expression's best.
-        encodes_text: it encodes `Batch.sentences` itself and reads no cached words.
+        encodes_text: it reads no cached words: it encodes `Batch.sentences` itself, or reads its text from the tracks cache.
     """
 
     Config: ClassVar[type[SelectorConfig]] = SelectorConfig

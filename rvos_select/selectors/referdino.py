@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rvos_cache.trackers.referdino.boxes import Mlp, refined
 from rvos_cache.trackers.referdino.enhancer import Enhancer
@@ -94,16 +95,24 @@ class ReferDino(Selector):
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, N) of each track's video score, or with another alignment than the cache's of the query that the track is in
         the first frame; 0 for tracks that are no candidates."""
-        return self._of_tracks(batch, self.track(batch))
+        tracked = self.track(batch)
+        logits = _video_logits(tracked)
+        return logits.new_zeros(batch.track_mask.shape).scatter(1, tracked.own.tracks, logits)
 
     def infer(self, video: InferenceVideo) -> Iterator[Scored]:
-        """As Selector, a group of expressions at a time. With another alignment than the cache's queries have parts."""
-        counts = video.sample.candidates[list(video.rows)].sum(1)
-        size = max(1, QUERIES_PER_PASS // max(1, int(counts.amax()) * video.frames))
+        """As Selector, a group of expressions at a time. With another alignment than the cache's it scores queries with parts, as
+        many for each expression as the most candidates of any."""
+        most = max(1, int(video.sample.candidates[list(video.rows)].sum(1).amax()))
+        size = max(1, QUERIES_PER_PASS // (most * video.frames))
         for start in range(0, video.expressions, size):
             batch = video.batch(range(start, min(start + size, video.expressions)))
+            if self.config.tracker == "cached":
+                yield Scored(batch, self(batch))
+                continue
             tracked = self.track(batch)
-            yield Scored(batch, self._of_tracks(batch, tracked), parts=_parts(batch, tracked))
+            more = most - tracked.logits.shape[-1]
+            parts = F.pad(_parts(tracked), (0, 0, 0, more), value=-1)
+            yield Scored(batch, F.pad(_video_logits(tracked), (0, more)), parts=parts)
 
     def track(self, batch: Batch) -> Tracked:
         """The queries of each expression through the enhancer. A video or clip of one frame skips it, as in the released training."""
@@ -132,13 +141,6 @@ class ReferDino(Selector):
         if self.config.tracker == "cached":
             return None
         return own_order(own.of(batch.features["raw"]), own.real)
-
-    def _of_tracks(self, batch: Batch, tracked: Tracked) -> Tensor:
-        """Logits (B, N) from those of the queries in the frames."""
-        # Not torch.logit, whose eps would make the scores of all poor queries equal: the best of them may be selected.
-        p = video_scores(tracked.logits, tracked.frames).clamp(1e-30, 1 - 2**-24)
-        logits = torch.where(tracked.own.real, p.log() - (-p).log1p(), 0.0)
-        return logits.new_zeros(batch.track_mask.shape).scatter(1, tracked.own.tracks, logits)
 
     # Training.
 
@@ -183,15 +185,18 @@ def _in_order(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(2, places[..., None].expand(*places.shape, values.shape[-1]))
 
 
-def _parts(batch: Batch, tracked: Tracked) -> Tensor | None:
-    """int64 (B, N, T) of `Scored.parts`, None where a query is one track in all frames."""
-    if tracked.places is None:
-        return None
-    own = tracked.own
-    parts = own.tracks[:, None].expand_as(tracked.places).gather(2, tracked.places)
-    parts = parts.masked_fill(~own.real[:, None], -1).transpose(1, 2)
-    out = parts.new_full((*batch.track_mask.shape, parts.shape[-1]), -1)
-    return out.scatter(1, own.tracks[..., None].expand_as(parts), parts)
+def _video_logits(tracked: Tracked) -> Tensor:
+    """The logits (B, Q) whose sigmoids are the video scores; 0 in padding."""
+    # Not torch.logit, whose eps would make the scores of all poor queries equal: the best of them may be selected.
+    p = video_scores(tracked.logits, tracked.frames).clamp(1e-30, 1 - 2**-24)
+    return torch.where(tracked.own.real, p.log() - (-p).log1p(), 0.0)
+
+
+def _parts(tracked: Tracked) -> Tensor:
+    """`Scored.parts`, int64 (B, Q, T), of queries with `places`."""
+    assert tracked.places is not None
+    parts = tracked.own.tracks[:, None].expand_as(tracked.places).gather(2, tracked.places)
+    return parts.masked_fill(~tracked.own.real[:, None], -1).transpose(1, 2)
 
 
 def _overlaps(batch: Batch, own: Candidates, places: Tensor | None) -> list[Overlap]:

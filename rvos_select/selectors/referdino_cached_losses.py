@@ -222,9 +222,8 @@ def _positives(
                 targets.append((target[0], shown))
     boxes = torch.stack([boxes for boxes, _ in targets]) if targets else torch.zeros(0, length, 4)
     visible = torch.stack([visible for _, visible in targets]) if targets else torch.zeros(0, length, dtype=torch.bool)
-    return _Positives(
-        torch.tensor(rows, dtype=torch.long), torch.tensor(tracks, dtype=torch.long), boxes.to(device), visible.to(device)
-    )
+    indices = torch.tensor([rows, tracks], dtype=torch.long).to(device)
+    return _Positives(indices[0], indices[1], boxes.to(device), visible.to(device))
 
 
 def _covering(objects: Objects, overlap: Overlap, real: Tensor, settings: LossSettings) -> list[tuple[int, int]]:

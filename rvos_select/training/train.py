@@ -34,7 +34,7 @@ from rvos_select.runs.metrics import METRICS, read_metrics
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.untrained import check_trainable
 from rvos_select.training.memory import explain_out_of_memory
-from rvos_select.training.optim import learning_rate, make_optimizer, set_learning_rate, update_plateau
+from rvos_select.training.optim import learning_rate, make_optimizer, parameter_factors, set_learning_rate, update_plateau
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.start import start_from, write_start
@@ -96,6 +96,8 @@ def _train(
     selector.bind(cards)
     # A run that is resumed has its weights in its own checkpoint.
     start = start_from(selector, settings.init) if settings.init and not (out / "last").exists() else None
+    # Before anything is written: a run that cannot start leaves no folder.
+    parameter_factors(selector, settings.optim.rates)
     requires = required_parts(settings, selector)
     check_declared(requires, cards, settings.selector)
     sources = read_sources(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rvos_cache.datasets.captions import mirrored_text
+from rvos_cache.media.captions import mirrored_text
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_equal_confidences_leave_the_memory_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("confidence", ["code_minmax", "paper_cos"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.0, 3e38])
 def test_values_that_are_not_finite_disturb_no_other_query(value: float, confidence: Any) -> None:
     queries, text = random_video(7)
     clean = align(queries, text, alpha=0.0, confidence=confidence)
@@ -133,10 +133,22 @@ def test_values_that_are_not_finite_disturb_no_other_query(value: float, confide
     assert torch.equal(places[:, 3:], clean[:, 3:]) and torch.equal(places[1], clean[1])
     through = align(damaged, words, alpha=0.5, confidence=confidence)
     assert torch.equal(through.sort(-1).values, torch.arange(4).expand(2, 5, 4))
-    # The memory of the damaged frame is not lost: a query is found again after it.
+    # The memory is not lost in the damaged frame: queries are assigned as before after it, wherever they are.
     same = queries[:1, :1].repeat(1, 5, 1, 1)
-    same[0, 2, 1] = value
-    assert align(same, text[:1], alpha=0.5, confidence=confidence)[0, 3:].tolist() == [[0, 1, 2, 3]] * 2
+    same[0, 3:] = same[0, 3:].flip(1)
+    same[0, 2, 1:3] = value
+    # With positive words the products of large values overflow to infinity, and not to NaN.
+    for words in (text[:1], text[:1].abs()):
+        assert align(same, words, alpha=0.5, confidence=confidence)[0, 3:].tolist() == [[3, 2, 1, 0]] * 2
+
+
+def test_a_word_that_is_not_a_number_counts_as_zeros() -> None:
+    queries, text = random_video(3, batch=12, frames=8)
+    zeros, damaged = text.clone(), text.clone()
+    zeros[:, :, 1], damaged[:, :, 1] = 0.0, float("nan")
+    places = align(queries, damaged, alpha=1.0, confidence="code_minmax")
+    assert torch.equal(places, align(queries, zeros, alpha=1.0, confidence="code_minmax"))
+    assert not torch.equal(places, align(queries, text, alpha=0.0, confidence="code_minmax"))
 
 
 def test_an_unknown_confidence_is_refused() -> None:

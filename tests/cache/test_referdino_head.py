@@ -94,8 +94,8 @@ def test_a_head_for_training_starts_as_the_released_one(tmp_path: Any) -> None:
     model._init_weights(reference)
     for name in ("sampling_offsets", "attention_weights"):
         for kind in ("weight", "bias"):
-            ours, theirs = (getattr(getattr(module, name), kind) for module in (sampling, reference))
-            assert torch.allclose(ours, theirs, atol=1e-5), (name, kind)
+            initial, expected = (getattr(getattr(module, name), kind) for module in (sampling, reference))
+            assert torch.allclose(initial, expected, atol=1e-5), (name, kind)
     assert not bool(sampling.value_proj.bias.any()) and not bool(head.enhancer.layer[0].self_attn.in_proj_bias.any())
     bound = (3 / (64 * 9)) ** 0.5
     assert bound * 0.9 < float(head.pyramid.lay1.weight.detach().abs().max()) <= bound

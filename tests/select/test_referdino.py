@@ -239,6 +239,19 @@ def test_one_frame_skips_the_enhancer_also_beside_longer_videos(samples: list[Vi
     torch.testing.assert_close(full(beside)[0, beside.track_mask[0]], none(one)[0], **CLOSE)
 
 
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES)
+def test_bfloat16_autocast_stays_near(samples: list[VideoSample], values: dict[str, object]) -> None:
+    model = referdino(**values)
+    batch = collate([(sample, 0) for sample in samples], PARTS)
+    exact, losses = model(batch), model.loss(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, rounded_losses = model(batch), model.loss(batch)
+    rounded_losses["loss"].backward()
+    assert rounded.dtype == rounded_losses["loss"].dtype == torch.float32
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+    assert rounded_losses["loss"].item() == pytest.approx(losses["loss"].item(), rel=0.05)
+
+
 def test_candidates_of_several_sentences_are_refused(samples: list[VideoSample]) -> None:
     everything = replace(samples[0], candidates=torch.ones_like(samples[0].candidates))
     with pytest.raises(InputError, match="expression 0: its candidates have the text of several expressions"):
@@ -258,10 +271,26 @@ def test_raw_order_tracked_again_is_the_cache_s_own_selection(samples: list[Vide
     default, again = referdino(), referdino(tracker="retrack", alpha=ALPHA, confidence=confidence)
     for sample in samples:
         (a,), (b,) = pieces(default, sample), pieces(again, sample)
-        np.testing.assert_allclose(b.scores, a.scores, atol=1e-6)
-        assert a.parts is None and b.parts is not None and (a.candidates == b.candidates).all()
-        own = np.where(a.candidates, np.arange(a.candidates.shape[1]), -1)
-        assert (b.parts == own[..., None]).all()
+        assert a.parts is None and b.parts is not None
+        for row, candidates in enumerate(a.candidates):
+            own = np.flatnonzero(candidates)
+            assert (b.parts[row, : len(own)] == own[:, None]).all() and (b.parts[row, len(own) :] == -1).all()
+            assert b.candidates[row].tolist() == [q < len(own) for q in range(b.candidates.shape[1])]
+            np.testing.assert_allclose(b.scores[row, : len(own)], a.scores[row, own], atol=1e-6)
+
+
+@pytest.mark.parametrize("tracker", ["cached", "none"])
+def test_groups_of_expressions_are_scored_as_all_together(
+    samples: list[VideoSample], monkeypatch: pytest.MonkeyPatch, tracker: str
+) -> None:
+    model = referdino(tracker=tracker)
+    (whole,) = pieces(model, samples[1])
+    monkeypatch.setattr("rvos_select.selectors.referdino.QUERIES_PER_PASS", 3 * 5 * 9)
+    parts = list(pieces(model, samples[1]))
+    assert [piece.rows for piece in parts] == [(0, 1, 2), (3,)]
+    np.testing.assert_allclose(np.concatenate([piece.scores for piece in parts]), whole.scores, atol=1e-6)
+    if whole.parts is not None:
+        assert (np.concatenate([piece.parts for piece in parts]) == whole.parts).all()
 
 
 def test_another_alignment_takes_other_tracks_in_each_frame(samples: list[VideoSample]) -> None:
@@ -274,7 +303,7 @@ def test_another_alignment_takes_other_tracks_in_each_frame(samples: list[VideoS
             raw = sample.features["raw"].array.numpy()
             for row in range(len(sample.expressions)):
                 own = sample.candidates[row].numpy().nonzero()[0]
-                parts = piece.parts[row][own]
+                parts = piece.parts[row, : len(own)]
                 assert (np.sort(parts, 0) == own[:, None]).all() and (parts[:, 0] == own).all()
                 moved |= bool((parts != own[:, None]).any())
                 if values["tracker"] == "none":
@@ -283,7 +312,7 @@ def test_another_alignment_takes_other_tracks_in_each_frame(samples: list[VideoS
                 tokens = sample.tokens.clone()
                 tokens[own] = sample.tokens[torch.from_numpy(parts).long(), torch.arange(tokens.shape[1])]
                 (fixed,) = pieces(referdino(), replace(sample, tokens=tokens))
-                np.testing.assert_allclose(piece.scores[row], fixed.scores[row], atol=1e-6)
+                np.testing.assert_allclose(piece.scores[row, : len(own)], fixed.scores[row, own], atol=1e-6)
         assert moved
 
 
@@ -310,9 +339,8 @@ def test_losses_of_another_alignment_are_of_its_masks(samples: list[VideoSample]
     sample = samples[1]
     (piece,) = pieces(model, sample)
     assert piece.parts is not None and sample.overlap is not None
-    parts = piece.parts[0]
-    own = np.flatnonzero((parts >= 0).any(1))
-    at, frames = parts[own], np.arange(parts.shape[1])
+    own = sample.candidates[0].numpy().nonzero()[0]
+    at, frames = piece.parts[0, : len(own)], np.arange(piece.parts.shape[-1])
 
     def moved(array: Tensor) -> Tensor:
         out = array.clone()

@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from released_referdino import shared_grounding, shared_released
+from test_a2d_sentences import write_a2d
 from test_dmvs_pages import hide
+from test_jhmdb_sentences import write_jhmdb
 from test_sola_pages import write_davis, write_youtube
 from tiny_grounding_dino import tiny_grounding_dino
 
-from pipelines import referdino_mevis, referdino_single_object
+from pipelines import referdino_images, referdino_mevis, referdino_single_object
 from pipelines.referdino_models import PAPER, Models, published_row, published_scores
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import SelectionCache, read_card
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
 from rvos_cache.trackers.sam2.settings import BoxSettings
+from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.merging.policy import resolve_policy
 from rvos_select.selectors.referdino import ReferDinoConfig
 from rvos_select.training.settings import TrainSettings
@@ -120,7 +124,9 @@ def test_rows_share_the_caches_of_an_upstream_and_its_settings() -> None:
     assert folders["table_3_temporal.without_tracker"] == folders["table_2_mevis.referdino_t"] == "grounding-dino-tiny"
     assert folders["table_5_pruning.random_50"] == "grounding-dino-tiny-prune_score_random"
     extraction = Models(None, Path("out/run"), {"short_side": 64}, 2).extraction(ROWS["table_2_mevis.referdino_b"])
-    assert extraction["overrides"] == {"checkpoint": "out/run/upstream", "masks": "head", "short_side": 64}
+    assert extraction["overrides"] == {
+        "checkpoint": str(Path("out/run/upstream").absolute()), "masks": "head", "short_side": 64,
+    }  # fmt: skip
 
 
 def called(monkeypatch: pytest.MonkeyPatch, page: Any, *words: object) -> None:
@@ -176,6 +182,27 @@ def test_from_frames_to_scores_and_zip(
 
 
 @pytest.mark.slow
+def test_released_weights_predict_without_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, run, out = tmp_path / "data", tmp_path / "run", tmp_path / "out"
+    for split in ("train", "valid_u"):
+        write_split(root / split, {split: (3, True, SAID)})
+    import_referdino(shared_released(), str(shared_grounding()), run)
+    words = ("--root", root, "--out", out, "--imported", run, "--tracker-set", "short_side=32", "--tracker-set", "keep_ratio=0.4")
+    with pytest.warns(UserWarning, match=r"tracks with settings.keep_ratio = 0.4"):
+        called(monkeypatch, referdino_mevis.referdino_mevis, *words)
+    assert "the paper, valid: J&F 49.3, J 44.7, F 53.9" in capsys.readouterr().out
+    # Nothing is extracted to train on.
+    assert [folder.name for folder in (out / "cache/run").iterdir()] == ["valid_u"]
+    assert read_card(out / "cache/run/valid_u/gdino-queries.zarr").settings["masks"] == "head"
+    row = out / "table_2_mevis.referdino_b"
+    assert not (row / "run").exists() and len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
+    with pytest.raises(InputError, match="an enhancer that was never trained"):
+        called(monkeypatch, referdino_images.referdino_images, "--imported", run, "--out", out)
+
+
+@pytest.mark.slow
 def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     roots = ("--youtube", write_youtube(tmp_path / "yt"), "--davis", write_davis(tmp_path / "dv"), "--out", tmp_path / "out")
     upstream = tiny_grounding_dino(tmp_path / "tiny")
@@ -194,3 +221,20 @@ def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for name, first in (("ref-youtube-vos", "Annotations/hidden/0/00000.png"), ("ref-davis17", "anno_0/d0/00000.png")):
         with zipfile.ZipFile(row / f"{name}_valid.zip") as archive:
             assert archive.namelist()[0] == first
+
+
+@pytest.mark.slow
+def test_scored_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, write in (("a2d", write_a2d), ("jhmdb", write_jhmdb)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    page, roots = referdino_images.referdino_images, ("--a2d", tmp_path / "a2d", "--jhmdb", tmp_path / "jhmdb")
+    words = (*roots, "--out", tmp_path / "out", "--upstream", tiny_grounding_dino(tmp_path / "tiny"), *TRACKER, *words_of(SMALL))
+    called(monkeypatch, page, *words, "--set", "hold_out=0")
+    printed = capsys.readouterr().out
+    assert "the paper, a2d-sentences: mAP 58.9, oIoU 80.2, mIoU 72.3" in printed
+    assert "the paper, jhmdb-sentences: mAP 45.6, oIoU 74.2, mIoU 73.1" in printed
+    row = tmp_path / "out/table_1_benchmarks.referdino_t"
+    for name in ("a2d-sentences", "jhmdb-sentences"):
+        metrics = json.loads((row / f"metrics/{name}.json").read_text())
+        assert metrics["dataset"] == name and 0 <= metrics["map"] <= 1

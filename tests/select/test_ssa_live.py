@@ -289,8 +289,10 @@ def test_a_checkpoint_of_other_sizes_is_an_error() -> None:
     with pytest.raises(InputError, match="words have 16 channels, the selector 32"):
         tiny_ssa.live(word_channels=32)
     text = TextSource([tiny_ssa.tiny().texts["train"]]).cards
-    with pytest.raises(InputError, match=r"no CLIP was named.*config.clip=FOLDER"):
+    with pytest.raises(InputError, match=r"which CLIP\?.*config.clip=FOLDER"):
         Ssa.config_values({}, CacheCards([], text))
+    with pytest.raises(InputError, match=r"data: expected a folder of rvos-cache convert-clip.*config.clip=FOLDER"):
+        Ssa.config_values({"clip": str(tiny_ssa.tiny().root)}, CacheCards([], text))
     with pytest.raises(ValueError, match="bind"):
         _ = Ssa(tiny_ssa.LIVE).trunk
 

@@ -38,12 +38,14 @@ def align(
     places = torch.arange(number).repeat(batch, frames, 1)
     directions = F.normalize(queries, dim=-1)
     memory = queries[:, 0]
-    for t in range(1, frames):
-        costs = 1 - F.normalize(memory, dim=-1) @ directions[:, t].transpose(1, 2)
-        places[:, t] = _assigned(costs.nan_to_num(1))
-        rows = queries[:, t].take_along_dim(places[:, t, :, None], 1)
-        share = alpha * _confidence(confidence, rows, text[:, t], mask[:, t])[..., None]
-        memory = (1 - share) * memory + share * rows
+    with torch.autocast("cpu", enabled=False):
+        for t in range(1, frames):
+            costs = 1 - F.normalize(memory, dim=-1) @ directions[:, t].transpose(1, 2)
+            places[:, t] = _assigned(costs)
+            rows = queries[:, t].take_along_dim(places[:, t, :, None], 1)
+            # Products of large values overflow, and their confidence is not a number.
+            share = alpha * _confidence(confidence, rows, text[:, t], mask[:, t]).nan_to_num(0)[..., None]
+            memory = (1 - share) * memory + share * rows
     return places
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from rvos_cache.trackers.referdino.boxes import EPS, refined, sine_positions
 
 PruneScore = Literal["code_gate", "paper_eq4", "random"]
-"""code_gate: the released code's score, which made the published weights and numbers; paper_eq4: Eq. 4; random: Table 5."""
+"""code_gate: the released code's score, the one behind the published weights and numbers; paper_eq4: Eq. 4; random: Table 5."""
 
 
 @dataclass(frozen=True)

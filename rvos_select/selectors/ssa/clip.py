@@ -133,6 +133,8 @@ def set_drop_path(tower: Any, rate: float, last_stage: Any = None) -> None:
 
 def clip_sizes(folder: str) -> dict[str, Any]:
     """`stage_channels` and `word_channels` of a CLIP folder, from its config files. Raises InputError for another folder."""
+    if not folder:
+        raise InputError("selector ssa: which CLIP? give the folder that rvos-cache convert-clip wrote: --set config.clip=FOLDER")
     path = Path(resolve_checkpoint(folder))
     try:
         image = json.loads(read_text(path / IMAGE / "config.json"))
@@ -140,7 +142,7 @@ def clip_sizes(folder: str) -> dict[str, Any]:
         words = json.loads(read_text(path / TEXT / "config.json"))["projection_dim"]
     except (OSError, ValueError, KeyError, InputError) as error:
         raise InputError(
-            f"{folder or '(no CLIP was named)'}: expected a folder of rvos-cache convert-clip, with image/ and text/ "
+            f"{folder}: expected a folder of rvos-cache convert-clip, with image/ and text/ "
             f"({type(error).__name__}: {error}); --set config.clip=FOLDER"
         ) from error
     return {"stage_channels": widths, "word_channels": words, "last_stage_blocks": depths[-1]}

@@ -63,7 +63,8 @@ class Ssa(Selector):
         from_caches = super().config_values(values, cards)
         if values.get("form", "live") == "cached":
             return {**from_caches, **cached.pooled_settings(cards.tracks)}
-        return {**from_caches, **clip.clip_sizes(values.get("clip", ""))}
+        # It reads no tokens, so the frames may lie in the cache of any tracker.
+        return {**from_caches, "token_channels": 0, **clip.clip_sizes(values.get("clip", ""))}
 
     @property
     def requires(self) -> tuple[str, ...]:  # type: ignore[override]
