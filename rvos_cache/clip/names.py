@@ -7,9 +7,9 @@ weight or bias. If a value has several names, the tensor of the key is their con
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
 from typing import Literal
+
+from rvos_cache.tensor_names import TensorNames
 
 Part = Literal["image", "text", "head"]
 Table = dict[str, tuple[str, ...]]
@@ -53,37 +53,18 @@ HEAD_NAMES = tuple(
 """open_clip's names of the image head and of the temperature."""
 
 
+NAMES = {part: TensorNames(table, FIELDS) for part, table in TABLES.items()}
+
+
 def in_transformers(name: str) -> tuple[Part, tuple[str, ...]] | None:
     """The part and the names in transformers of open_clip's tensor `name`; None if it is not one of a ConvNeXt CLIP."""
-    for pattern, part, _, targets in _patterns(reverse=False):
-        match = pattern.fullmatch(name)
-        if match:
-            return part, tuple(target.format(**match.groupdict()) for target in targets)
+    for part, names in NAMES.items():
+        targets = names.parts(name)
+        if targets:
+            return part, targets
     return None
 
 
 def in_open_clip(part: Part, name: str) -> str | None:
     """open_clip's name of the tensor that contains the tensor `name` of a part; None if no checkpoint contains it."""
-    for pattern, of_part, source, _ in _patterns(reverse=True):
-        match = pattern.fullmatch(name) if of_part == part else None
-        if match:
-            return source.format(**match.groupdict())
-    return None
-
-
-@lru_cache
-def _patterns(reverse: bool) -> list[tuple[re.Pattern[str], Part, str, tuple[str, ...]]]:
-    out = []
-    for part, table in TABLES.items():
-        for source, targets in table.items():
-            for template in targets if reverse else (source,):
-                out.append((re.compile(_expression(template)), part, source, targets))
-    return out
-
-
-def _expression(template: str) -> str:
-    """A regular expression with a named group for each field of `template`."""
-    pattern = re.escape(template)
-    for field, values in FIELDS.items():
-        pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>{values})")
-    return pattern
+    return NAMES[part].released(name)

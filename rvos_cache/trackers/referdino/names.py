@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.tensor_names import TensorNames
 from rvos_cache.trackers.vita.names import ENCODER
 from rvos_cache.trackers.vita.names import swin as swin_of_detectron2
 
@@ -120,6 +120,7 @@ def rest() -> dict[str, tuple[str, ...]]:
 
 
 TABLE = {**swin(), **encoder(), **decoder(), **rest()}
+NAMES = TensorNames(TABLE, FIELDS)
 
 
 def hf_state(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -211,41 +212,14 @@ def check_not_merged(official: Mapping[str, Tensor], grounding: Mapping[str, Ten
 
 def in_transformers(official: str) -> tuple[str, ...]:
     """The names in transformers of a released tensor; () if its GroundingDINO has no such tensor."""
-    if is_dropped(official):
-        return ()
-    for pattern, (_, targets) in _patterns(False):
-        match = pattern.fullmatch(official)
-        if match:
-            return tuple(target.format(**match.groupdict()) for target in targets)
-    return ()
+    return () if is_dropped(official) else NAMES.parts(official)
 
 
 def in_released(name: str) -> str | None:
     """The released name of the tensor that contains a tensor of transformers; None if no checkpoint contains it."""
-    for pattern, (source, _) in _patterns(True):
-        match = pattern.fullmatch(name)
-        if match:
-            return source.format(**match.groupdict())
-    return None
+    return NAMES.released(name)
 
 
 def is_dropped(official: str) -> bool:
     """Whether transformers' GroundingDINO lacks the released tensor."""
     return any(re.fullmatch(pattern, official) for pattern in DROPPED)
-
-
-@lru_cache
-def _patterns(reverse: bool) -> list[tuple[re.Pattern[str], tuple[str, tuple[str, ...]]]]:
-    out = []
-    for source, targets in TABLE.items():
-        for template in targets if reverse else [source]:
-            out.append((re.compile(_expression(template)), (source, targets)))
-    return out
-
-
-def _expression(template: str) -> str:
-    """A regular expression with a named group for each field of `template`."""
-    pattern = re.escape(template)
-    for field, values in FIELDS.items():
-        pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>{values})")
-    return pattern

@@ -8,7 +8,8 @@ tensor of the key is their concatenation along the first axis.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+
+from rvos_cache.tensor_names import TensorNames
 
 UNREAD = (
     r"(vita_)?criterion\.empty_weight",  # weights of the losses
@@ -108,48 +109,24 @@ def decoder_layers() -> dict[str, tuple[str, ...]]:
     return table
 
 
-TABLE = {**swin(), **resnet(), **heads()}
+def _full(name: str) -> str:
+    return name if name.startswith("class_predictor.") else f"model.{name}"
+
+
+TABLE = {source: tuple(map(_full, targets)) for source, targets in {**swin(), **resnet(), **heads()}.items()}
+NAMES = TensorNames(TABLE, FIELDS)
 
 
 def in_transformers(official: str) -> tuple[str, ...]:
     """The names in transformers of a released tensor; () if it is not one of Mask2Former."""
-    for pattern, (_, targets) in _patterns(False):
-        match = pattern.fullmatch(official)
-        if match:
-            return tuple(_full(target.format(**match.groupdict())) for target in targets)
-    return ()
+    return NAMES.parts(official)
 
 
 def in_detectron2(name: str) -> str | None:
     """The released name of the tensor that contains a tensor of transformers; None if no checkpoint contains it."""
-    for pattern, (source, _) in _patterns(True):
-        match = pattern.fullmatch(name)
-        if match:
-            return source.format(**match.groupdict())
-    return None
+    return NAMES.released(name)
 
 
 def is_unread(official: str) -> bool:
     """Whether evaluation does not use the released tensor."""
     return any(re.fullmatch(pattern, official) for pattern in UNREAD)
-
-
-def _full(name: str) -> str:
-    return name if name.startswith("class_predictor.") else f"model.{name}"
-
-
-@lru_cache
-def _patterns(reverse: bool) -> list[tuple[re.Pattern[str], tuple[str, tuple[str, ...]]]]:
-    out = []
-    for source, targets in TABLE.items():
-        for template in [_full(t) for t in targets] if reverse else [source]:
-            out.append((re.compile(_expression(template)), (source, targets)))
-    return out
-
-
-def _expression(template: str) -> str:
-    """A regular expression with a named group for each field of `template`."""
-    pattern = re.escape(template)
-    for field, values in FIELDS.items():
-        pattern = pattern.replace(re.escape(f"{{{field}}}"), f"(?P<{field}>{values})")
-    return pattern
