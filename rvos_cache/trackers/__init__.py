@@ -11,6 +11,7 @@ from rvos_cache.trackers.base import Tracker, check_tracker_class, create_tracke
 TRACKERS = {
     "flow": "rvos_cache.trackers.flow:FlowTracker",
     "frames": "rvos_cache.trackers.frames:FramesTracker",
+    "gdino-queries": "rvos_cache.trackers.referdino.tracker:GdinoQueries",
     "sam2-box": "rvos_cache.trackers.sam2.tracker:Sam2Box",
     "sam2-grid": "rvos_cache.trackers.sam2.tracker:Sam2Grid",
     "sam2-gt": "rvos_cache.trackers.sam2.tracker:Sam2GroundTruth",

@@ -39,22 +39,12 @@ class BoxFinder:
         # With torchvision installed, AutoImageProcessor would resize differently: a cache must not depend on that. Up to
         # transformers 5.17, it cannot be used without.
         images = load_processor(GroundingDinoImageProcessorPil, checkpoint, WHAT, SETTING)
-        self.tokenizer: Any = load_processor(AutoTokenizer, checkpoint, WHAT, SETTING)
-        self._check_delimiters()
+        self.tokenizer: Any = load_tokenizer(checkpoint, WHAT, SETTING)
         self.processor: Any = GroundingDinoProcessor(images, self.tokenizer)
         self.model: Any = load_frozen(GroundingDinoForObjectDetection, checkpoint, WHAT, setting=SETTING)
         self.digest = weights_digest(self.model, checkpoint)
         self.max_length = min(int(self.model.config.max_text_len), int(self.tokenizer.model_max_length))
-        self.backbone = _SharedBackbone(self.model.model)
-
-    def _check_delimiters(self) -> None:
-        # The model compares token ids; and transformers makes a tokenizer without words of a folder without a vocabulary.
-        ids = [self.tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", ".", "?")]
-        if ids != SPECIAL_TOKENS:
-            raise InputError(
-                f"{WHAT} {self.checkpoint!r}: [CLS] [SEP] . ? are {ids} in its tokenizer, GroundingDINO expects "
-                f"{SPECIAL_TOKENS}; give a folder with tokenizer.json or vocab.txt of BERT uncased"
-            )
+        self.backbone = SharedBackbone(self.model.model)
 
     def weight_hashes(self) -> dict[str, str]:
         """Digest of the weights as loaded, so that a hub name and a folder of the same weights agree."""
@@ -101,17 +91,39 @@ class BoxFinder:
         return result["boxes"][order].cpu().numpy(), result["scores"][order].cpu().numpy()
 
     def caption(self, text: str) -> str:
-        """`text` in lower case, ending in "."; one that is too long is cut before the ".", so that it remains one phrase."""
-        body = text.strip().lower().removesuffix(".")
-        spans = self.tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        room = self.max_length - 3  # [CLS] and . [SEP]
-        if len(spans) > room:
-            warnings.warn(f"cut to {self.max_length} tokens: {text[:60]!r}...", stacklevel=3)
-            body = body[: spans[room - 1][1]]
-        return body + "."
+        """`text` as the model reads it, see `make_caption`."""
+        return make_caption(text, self.tokenizer, self.max_length)
 
 
-class _SharedBackbone(nn.Module):
+def load_tokenizer(checkpoint: str, what: str, setting: str = "checkpoint") -> Any:
+    """The tokenizer of a GroundingDINO. what, setting: as in `load_frozen`.
+
+    Raises InputError if it cannot be loaded, or its delimiters of phrases are not GroundingDINO's.
+    """
+    tokenizer = load_processor(AutoTokenizer, checkpoint, what, setting)
+    # The model compares token ids; and transformers makes a tokenizer without words of a folder without a vocabulary.
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", ".", "?")]
+    if ids != SPECIAL_TOKENS:
+        raise InputError(
+            f"{what} {checkpoint!r}: [CLS] [SEP] . ? are {ids} in its tokenizer, GroundingDINO expects "
+            f"{SPECIAL_TOKENS}; give a folder with tokenizer.json or vocab.txt of BERT uncased"
+        )
+    return tokenizer
+
+
+def make_caption(text: str, tokenizer: Any, max_length: int) -> str:
+    """`text` in lower case, ending in "."; one of more than `max_length` tokens is cut before the ".", with a warning, so that it
+    remains one phrase."""
+    body = text.strip().lower().removesuffix(".")
+    spans = tokenizer(body, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    room = max_length - 3  # [CLS] and . [SEP]
+    if len(spans) > room:
+        warnings.warn(f"cut to {max_length} tokens: {text[:60]!r}...", stacklevel=4)
+        body = body[: spans[room - 1][1]]
+    return body + "."
+
+
+class SharedBackbone(nn.Module):
     """GroundingDINO's image backbone and projections, run once for each frame and returned to each call of the model.
 
     It takes the place of `model.backbone` and returns projected maps of every level, so the model's own projections become
@@ -126,7 +138,7 @@ class _SharedBackbone(nn.Module):
         self.positions: list[Tensor] = []
 
     def encode(self, pixels: Tensor, pixel_mask: Tensor) -> int:
-        """Encode a frame (1, 3, h, w) with its mask (1, h, w) of real pixels; returns the number of cells of all levels."""
+        """Encode frames (K, 3, h, w) with their masks (K, h, w) of real pixels; returns the number of cells of all levels."""
         maps, self.positions = self.backbone(pixels, pixel_mask)
         self.levels = [(project(source), mask) for project, (source, mask) in zip(self.projections, maps)]
         # The coarser levels: the first from the last map of the backbone, each other from the level before it.
@@ -136,8 +148,13 @@ class _SharedBackbone(nn.Module):
             mask = nn.functional.interpolate(pixel_mask[None].float(), size=source.shape[-2:]).to(torch.bool)[0]
             self.positions.append(self.backbone.position_embedding(source, mask).to(source.dtype))
             self.levels.append((source, mask))
-        return sum(mask.numel() for _, mask in self.levels)
+        return sum(mask[0].numel() for _, mask in self.levels)
+
+    def restore(self, maps: Sequence[Tensor]) -> None:
+        """Return `maps`, every level (K, d, h, w), to the next calls: of frames without padding, of the size encoded last."""
+        self.levels = [(level, torch.ones_like(level[:, 0], dtype=torch.bool)) for level in maps]
+        self.positions = [position[:1].expand(len(maps[0]), *position.shape[1:]) for position in self.positions]
 
     def forward(self, pixels: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Levels as (map (1, d, h, w), mask (1, h, w)) and their position embeddings, of the frame encoded last."""
+        """Levels as (map (K, d, h, w), mask (K, h, w)) and their position embeddings, of the frames encoded last."""
         return self.levels, self.positions

@@ -21,6 +21,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("flow", {}),
     ("flow", {"mode": "full"}),
     ("frames", {"short_side": 20}),
+    ("gdino-queries", {"checkpoint": tiny_sam2.shared_grounding, "masks": "box", "short_side": 32}),
     ("sam2-grid", {"checkpoint": tiny_sam2.shared_checkpoint, **tiny_sam2.GRID}),
     (
         "sam2-box",
@@ -30,6 +31,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("vita", {"checkpoint": tiny_vita.shared_checkpoint, **tiny_vita.SMALL}),
     ("vita", {"checkpoint": tiny_vita.shared_checkpoint, **tiny_vita.SMALL, "profile": "exact"}),
 ]
+
+KEEPS_EMPTY = ("gdino-queries",)
+"""Trackers of a fixed number of tracks, whatever their masks: a selector links all queries of a frame again."""
 
 
 def test_every_tracker_is_tested() -> None:
@@ -60,7 +64,7 @@ def test_the_scene_has_tracks_that_come_and_go(case: TrackerCase) -> None:
         return
     area = tracks.masks.area()
     assert 0 < len(tracks.origin) <= getattr(case.tracker.settings, "max_tracks", len(tracks.origin))
-    assert (area == 0).any() and (area > 0).any()
+    assert (area > 0).any() and ((area == 0).any() or case.name in KEEPS_EMPTY)
     assert (tracks.presence[area > 0] > 0).all()
     x0, y0, x1, y1 = tracks.prompt_box.T
     assert ((tracks.prompt_frame >= 0) & (x0 < x1) & (y0 < y1)).all()
@@ -74,4 +78,5 @@ def test_limits_of_tracks_are_kept(case: TrackerCase) -> None:
 
 @pytest.mark.parametrize(("frames", "size"), [(4, SIZE), (1, (1, 1))])
 def test_no_track_is_empty(case: TrackerCase, frames: int, size: tuple[int, int]) -> None:
-    assert (case.run_on(frames, moves=False, size=size).stored.tracks.masks.area().sum(1) > 0).all()
+    visible = case.run_on(frames, moves=False, size=size).stored.tracks.masks.area().any(1)
+    assert visible.all() or case.name in KEEPS_EMPTY

@@ -1,0 +1,177 @@
+"""The frozen model of stage one: GroundingDINO with a pruned decoder, and ReferDINO's head where the checkpoint has one.
+
+Letters: K frames of a pass, Q queries that the last layer keeps, L text tokens, C channels, h w cells of a map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rvos_cache.errors import InputError
+from rvos_cache.pretrained import device, load_frozen, resolve_checkpoint, weights_digest
+from rvos_cache.tensors import read_tensors
+from rvos_cache.trackers.grounding_dino import SharedBackbone, load_tokenizer, make_caption
+from rvos_cache.trackers.referdino.boxes import refined
+from rvos_cache.trackers.referdino.head import ReferDinoHead
+from rvos_cache.trackers.referdino.pruning import PrunedLayer, PruneScore, prune_decoder
+from rvos_cache.trackers.referdino.stages import STAGE1, FourStageGroundingDino
+
+WHAT = "GroundingDINO checkpoint"
+HEAD_FILE = "referdino.safetensors"
+"""File in the checkpoint folder with the head's tensors under their released names, LoRA merged."""
+RECORD_FILE = "referdino.json"
+"""File beside it: what the folder was made from."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the model gives for K frames and one text, on its device.
+
+    hs: (K, Q, C), best query first; reference: (K, Q, 4), cxcywh before the last refinement; text: (K, L, C), fused with the frame;
+    memory: (K, S, C), the encoded levels in a row.
+    """
+
+    hs: Tensor
+    reference: Tensor
+    text: Tensor
+    memory: Tensor
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the backbone gives for K frames: levels, projected, (K, C, h, w) from stride 8 on, and stage1 (K, c, h, w) at stride 4."""
+
+    levels: list[Tensor]
+    stage1: Tensor
+
+
+class Upstream:
+    """A frozen checkpoint by hub name or folder, in float32.
+
+    keep, score: as in `prune_decoder`. Raises InputError if it cannot be loaded, or its head does not belong to it.
+    Attributes: head (None without one), channels C, queries Q.
+    """
+
+    def __init__(self, checkpoint: str, keep: float, score: PruneScore) -> None:
+        self.checkpoint = checkpoint
+        self.head = load_head(checkpoint)
+        self.tokenizer: Any = load_tokenizer(checkpoint, WHAT)
+        self.model: Any = load_frozen(FourStageGroundingDino, checkpoint, WHAT, unread=() if self.head else (STAGE1,))
+        config = self.model.config
+        self._check_head(config)
+        self.digest = weights_digest(self.model, checkpoint)
+        if self.head is not None:
+            self.digest |= weights_digest(self.head, HEAD_FILE)
+        self.channels: int = config.d_model
+        self.queries = kept_queries(config.num_queries, config.decoder_layers, keep)
+        self.max_length = min(int(config.max_text_len), int(self.tokenizer.model_max_length))
+        self.device = device()
+        self.decoder = PrunedDecoder(self.model.model.decoder, keep, score)
+        self.model.model.decoder = self.decoder
+        self.shared = SharedBackbone(self.model.model)
+
+    def _check_head(self, config: Any) -> None:
+        if self.head is None:
+            return
+        sizes, width = self.head.sizes, config.backbone_config.embed_dim
+        if (sizes.channels, sizes.map_channels) != (config.d_model, width):
+            raise InputError(
+                f"{WHAT} {self.checkpoint!r}: {HEAD_FILE} has {sizes.channels} and {sizes.map_channels} channels, the model "
+                f"{config.d_model} and {width}; import one checkpoint of ReferDINO"
+            )
+
+    def caption(self, text: str) -> str:
+        """`text` as the model reads it, see `make_caption`."""
+        return make_caption(text, self.tokenizer, self.max_length)
+
+    def encode(self, images: Tensor) -> Maps:
+        """The backbone's maps of images (K, 3, h, w). Raises InputError if they have fewer cells than the model has queries."""
+        images = images.to(self.device)
+        mask = torch.ones(len(images), *images.shape[2:], dtype=torch.long, device=self.device)
+        cells, queries = self.shared.encode(images, mask), self.model.config.num_queries
+        if cells < queries:
+            raise InputError(
+                f"{WHAT} {self.checkpoint!r}: frames of {images.shape[2]}x{images.shape[3]} pixels have {cells} cells, the model needs "
+                f"{queries}; give a larger --set short_side"
+            )
+        return Maps([level for level, _ in self.shared.levels], self.shared.backbone.conv_encoder.stage1)
+
+    def read(self, levels: Sequence[Tensor], caption: str) -> Queries:
+        """The queries of one caption in the frames whose maps `levels` are; frames of the size that was encoded last."""
+        frames = len(levels[0])
+        self.shared.restore(levels)
+        ids = self.tokenizer(caption, return_tensors="pt")["input_ids"].to(self.device).expand(frames, -1)
+        # The backbone returns the levels above, whatever it is given.
+        self.model.model(pixel_values=levels[0].new_zeros(frames, 3, 1, 1), input_ids=ids)
+        inputs, layer = self.decoder.last()
+        return Queries(layer.hs, layer.reference, inputs["text_encoder_hidden_states"], inputs["vision_encoder_hidden_states"])
+
+    def boxes(self, queries: Tensor, reference: Tensor) -> Tensor:
+        """Boxes (..., Q, 4), cxcywh in [0, 1], of queries (..., Q, C) and their references (..., Q, 4)."""
+        if self.head is not None:
+            return self.head.boxes(queries, reference)
+        return refined(self.model.bbox_embed[-1](queries), reference)
+
+
+class PrunedDecoder(nn.Module):
+    """Takes the place of GroundingDINO's decoder and keeps what it was called with, and its last layer."""
+
+    def __init__(self, decoder: nn.Module, keep: float, score: PruneScore) -> None:
+        super().__init__()
+        self.decoder, self.keep, self.score = decoder, keep, score
+        self._last: tuple[dict[str, Any], PrunedLayer] | None = None
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        """Run the pruned decoder; the result has the fields of transformers' output, all None."""
+        layers = prune_decoder(
+            self.decoder,
+            hidden=inputs["inputs_embeds"],
+            memory=inputs["vision_encoder_hidden_states"],
+            real=inputs["vision_encoder_attention_mask"],
+            reference=inputs["reference_points"],
+            shapes=inputs["spatial_shapes_list"],
+            valid_ratios=inputs["valid_ratios"],
+            text=inputs["text_encoder_hidden_states"],
+            text_mask=~inputs["text_encoder_attention_mask"],
+            keep=self.keep,
+            score=self.score,
+        )
+        self._last = inputs, layers[-1]
+        names = (
+            "last_hidden_state",
+            "intermediate_hidden_states",
+            "intermediate_reference_points",
+            "hidden_states",
+            "attentions",
+        )
+        return SimpleNamespace(**dict.fromkeys(names))
+
+    def last(self) -> tuple[dict[str, Any], PrunedLayer]:
+        """The inputs and the last layer of the last call, which are then forgotten."""
+        assert self._last is not None
+        last, self._last = self._last, None
+        return last
+
+
+def kept_queries(queries: int, layers: int, keep: float) -> int:
+    """Number of queries after `layers` layers, each of which keeps ceil(keep * n) of its n."""
+    for _ in range(layers):
+        queries = math.ceil(queries * keep)
+    return queries
+
+
+def load_head(checkpoint: str) -> ReferDinoHead | None:
+    """The head in a checkpoint folder, on the GPU where there is one; None if it has none. Raises InputError if it is damaged."""
+    path = Path(resolve_checkpoint(checkpoint)) / HEAD_FILE
+    if not path.is_file():
+        return None
+    how_to_fix = "import the checkpoint again with rvos-select import-referdino"
+    return ReferDinoHead.from_official(read_tensors(path, how_to_fix)).requires_grad_(False).to(device())
