@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rvos_cache.errors import InputError
 
@@ -14,10 +14,17 @@ if TYPE_CHECKING:
 SAFETENSORS = ".safetensors"
 
 
-def read_tensors(path: Path | str, how_to_fix: str, device: str = "cpu", nested: str | Sequence[str] = ()) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path | str,
+    how_to_fix: str,
+    device: str = "cpu",
+    nested: str | Sequence[str] = (),
+    numpy_scalars: bool = False,
+) -> dict[str, Tensor]:
     """Name -> tensor of a file, on `device`: a `.safetensors` file, or else one that torch.save wrote.
 
-    how_to_fix: the end of the messages; nested: keys under the first of which a file of torch.save may hold the tensors.
+    how_to_fix: the end of the messages; nested: keys under the first of which a file of torch.save may hold the tensors;
+    numpy_scalars: a file of torch.save may hold float64 numbers of NumPy beside them, such as a best score.
     Raises InputError: there is no such file, or it is damaged or holds anything but named tensors.
     """
     path = Path(path)
@@ -25,7 +32,7 @@ def read_tensors(path: Path | str, how_to_fix: str, device: str = "cpu", nested:
         raise InputError(f"{path}: no such file; {how_to_fix}")
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path, how_to_fix, device)
-    return _read_saved(path, how_to_fix, device, (nested,) if isinstance(nested, str) else nested)
+    return _read_saved(path, how_to_fix, device, (nested,) if isinstance(nested, str) else nested, numpy_scalars)
 
 
 def _read_safetensors(path: Path, how_to_fix: str, device: str) -> dict[str, Tensor]:
@@ -38,11 +45,12 @@ def _read_safetensors(path: Path, how_to_fix: str, device: str) -> dict[str, Ten
         raise InputError(f"{path}: not a readable safetensors file ({_one_line(error)}); {how_to_fix}") from error
 
 
-def _read_saved(path: Path, how_to_fix: str, device: str, nested: Sequence[str]) -> dict[str, Tensor]:
+def _read_saved(path: Path, how_to_fix: str, device: str, nested: Sequence[str], numpy_scalars: bool) -> dict[str, Tensor]:
     import torch
 
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(_numpy_scalar() if numpy_scalars else []):
+            content = torch.load(path, map_location=device, weights_only=True)
     # torch raises a different error for each kind of damage; for a file with code it is an error of pickle.
     except Exception as error:
         raise InputError(
@@ -53,6 +61,15 @@ def _read_saved(path: Path, how_to_fix: str, device: str, nested: Sequence[str])
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise InputError(f"{path}: expected named tensors, found {_describe(content)}; {how_to_fix}")
     return dict(content)
+
+
+def _numpy_scalar() -> list[Any]:
+    """What a pickled float64 number of NumPy is built from: the function, under its names in NumPy 1 and 2, and its dtype."""
+    import numpy as np
+    from numpy._core.multiarray import scalar
+
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, type(np.dtype(np.float64))]
 
 
 def _one_line(error: Exception) -> str:
