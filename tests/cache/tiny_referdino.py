@@ -22,7 +22,13 @@ SMALL = {"short_side": 32, "keep_ratio": 0.4}
 def tiny_head(model: Any, seed: int = 0, temporal_layers: int = 2) -> ReferDinoHead:
     """A head whose every weight is random, but those that belong to the GroundingDINO `model`."""
     sizes = HeadSizes(
-        model.config.d_model, model.config.backbone_config.embed_dim, temporal_layers, 48, mask_layers=2, mask_hidden=40, mask_points=4
+        model.config.d_model,
+        model.config.backbone_config.embed_dim,
+        temporal_layers,
+        48,
+        mask_layers=2,
+        mask_hidden=40,
+        mask_points=4,
     )
     head = ReferDinoHead(sizes)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +60,9 @@ def released_state(model: Any, head: ReferDinoHead, lora: float = 0.3, seed: int
         for layer in range(model.config.decoder_layers) if name.startswith("temporal_decoder.") else [0]:
             state[name.replace("temporal_decoder.0.", f"temporal_decoder.{layer}.")] = head.state()[name]
     device, width = model.device, model.config.text_config.hidden_size
-    state["bert.pooler.dense.weight"], state["bert.pooler.dense.bias"] = (torch.zeros(s, device=device) for s in ((width,) * 2, width))
+    state["bert.pooler.dense.weight"], state["bert.pooler.dense.bias"] = (
+        torch.zeros(s, device=device) for s in ((width,) * 2, width)
+    )
     for name in [name for name in state if name.endswith("relative_position_bias_table")]:
         cells = ((round(state[name].shape[0] ** 0.5) + 1) // 2) ** 2
         state[name.replace("bias_table", "index")] = torch.zeros(cells, cells, dtype=torch.long, device=device)

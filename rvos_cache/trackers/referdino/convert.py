@@ -110,7 +110,9 @@ def load_released(model: Any, state: Mapping[str, Tensor]) -> ReferDinoHead:
     for name in sorted(converted.keys() | own.keys()):
         released = names.in_released(name)
         if name not in own:
-            raise InputError(f"the tensor {released!r} does not belong to the GroundingDINO of --grounding; give the one it was trained from")
+            raise InputError(
+                f"the tensor {released!r} does not belong to the GroundingDINO of --grounding; give the one it was trained from"
+            )
         if name not in converted:
             # GroundingDINO does not read the last norm of Swin.
             if released is not None:
