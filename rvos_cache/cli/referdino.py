@@ -29,10 +29,10 @@ def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: t
     from rvos_cache.datasets import open_dataset
     from rvos_cache.settings import parse_overrides
     from rvos_cache.system.locks import folder_lock
-    from rvos_cache.trackers.referdino.tune import export as write_upstream
-    from rvos_cache.trackers.referdino.tune import tune
     from rvos_cache.trackers.referdino.tune_settings import tune_settings
-    from rvos_cache.trackers.referdino.tune_state import read_record
+    from rvos_cache.tuning import export as write_upstream
+    from rvos_cache.tuning import tune
+    from rvos_cache.tuning.state import read_record
 
     if export:
         read_record(out)

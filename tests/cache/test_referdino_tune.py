@@ -22,15 +22,14 @@ from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.shapes import write_shapes
 from rvos_cache.trackers.referdino import HeadSizes, ReferDinoHead
-from rvos_cache.trackers.referdino import tune as tuning
 from rvos_cache.trackers.referdino.live import MaskInputs, layer_output
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
 from rvos_cache.trackers.referdino.stages import FourStageGroundingDino
 from rvos_cache.trackers.referdino.start import Start, load_start, make_live
 from rvos_cache.trackers.referdino.tracker import GdinoQueries
 from rvos_cache.trackers.referdino.trained import counts, group_of, select_trained, set_mode
-from rvos_cache.trackers.referdino.tune import Run, all_losses, export, saved_tensors, tune
-from rvos_cache.trackers.referdino.tune_clips import ClipSource, LiveBatch, collate
+from rvos_cache.tuning.run import Run, all_losses, export, saved_tensors, tune
+from rvos_cache.tuning.clips import ClipSource, LiveBatch, collate
 from rvos_cache.trackers.referdino.tune_settings import PRESETS, TuneSettings, tune_settings
 
 SMALL = {"frames": 3, "augment": "none", "short_side": 64, "anchor_every": 16, "steps": 2, "accumulate": 1, "keep_ratio": 0.4}

@@ -36,8 +36,8 @@ def tiny_head(model: Any, seed: int = 0, temporal_layers: int = 2) -> ReferDinoH
         for name, tensor in head.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
             if tensor.ndim > 1:
-                # Larger than 1, so that masks have edges.
-                tensor.copy_(1.5 * noise / tensor[0].numel() ** 0.5)
+                # Large, so that masks have edges and differ between queries.
+                tensor.copy_((4.0 if "cross_attn" in name or "pyramid" in name else 1.5) * noise / tensor[0].numel() ** 0.5)
             else:
                 tensor.copy_(float("norm" in name and name.endswith("weight")) + 0.1 * noise)
     head.box.load_state_dict(model.bbox_embed[0].state_dict())
@@ -59,7 +59,7 @@ def released_state(model: Any, head: ReferDinoHead, lora: float = 0.3, seed: int
     for name in head.state():
         for layer in range(model.config.decoder_layers) if name.startswith("temporal_decoder.") else [0]:
             state[name.replace("temporal_decoder.0.", f"temporal_decoder.{layer}.")] = head.state()[name]
-    device, width = model.device, model.config.text_config.hidden_size
+    device, width = model.bbox_embed[0].layers[0].weight.device, model.config.text_config.hidden_size
     state["bert.pooler.dense.weight"], state["bert.pooler.dense.bias"] = (
         torch.zeros(s, device=device) for s in ((width,) * 2, width)
     )

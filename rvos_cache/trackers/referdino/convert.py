@@ -61,15 +61,17 @@ def convert_referdino(checkpoint: Path | str, grounding: str, out: Path | str) -
     tokenizer = load_tokenizer(grounding, "grounding checkpoint", "grounding")
     model = load_grounding(grounding)
     try:
-        names.check_released(state)
         _check_finite(state)
-        check_base(state, model.state_dict(), grounding)
+        names.check_released(state)
+        base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         head = load_released(model, state)
+        names.check_not_merged(state, base)
+        warn_of_other_weights(state, base, grounding)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
     counts = names.counts(state)
     copies = [name for name in state if is_copy(name, state)]
-    unread = tuple(sorted(name for name in state if is_unread(name) and name not in copies))
+    unread = tuple(sorted(name for name in state if is_unread(name, state)))
     with new_folder(out) as folder:
         record = {"source": checkpoint.name, "grounding": grounding, "tensors": counts, "copies": len(copies), "unread": unread}
         write_upstream(folder, model, tokenizer, head, record)
@@ -126,35 +128,24 @@ def load_released(model: Any, state: Mapping[str, Tensor]) -> ReferDinoHead:
     return head
 
 
-def check_base(state: Mapping[str, Tensor], base: Mapping[str, Tensor], grounding: str) -> None:
-    """Compare the weights under LoRA, which ReferDINO does not train, with those of GroundingDINO.
+def warn_of_other_weights(state: Mapping[str, Tensor], base: Mapping[str, Tensor], grounding: str) -> None:
+    """Warn if the weights under LoRA, which ReferDINO does not train, are not those of GroundingDINO.
 
-    state: released tensors; base: transformers' tensors of `grounding`. Raises InputError if the product of LoRA has been added to
-    them: loralib does so in evaluation mode. Warns if they are other weights, so that this cannot be known.
+    state: released tensors; base: transformers' tensors of `grounding`. `names.check_not_merged` can then not know whether the
+    weights contain the product of LoRA.
     """
-    along = products = others = total = 0.0
-    for layer in sorted(name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")):
-        target = names.in_transformers(f"{layer}.weight")
-        if len(target) != 1 or target[0] not in base or any(f"{layer}.{p}" not in state for p in ("weight", "lora_B")):
-            continue
-        weight, a, b = (state[f"{layer}.{part}"].double() for part in ("weight", "lora_A", "lora_B"))
-        known = base[target[0]].double()
-        if weight.shape != known.shape:
-            continue
-        product, change = b @ a / names.RANK, weight - known
-        along += float((change * product).sum())
-        products += float((product * product).sum())
-        others += float((change * change).sum())
-        total += float((known * known).sum())
-    # Of a file as ReferDINO's trainers write it, `change` is 0; of a merged one it is `product`, or twice that.
-    if products and along > 0.5 * products:
-        raise InputError(
-            "its weights contain the product of LoRA already, as those of a model in evaluation mode do; save it after model.train()"
-        )
-    if others > SAME**2 * total:
+    changed = total = 0.0
+    for name in state:
+        target = names.in_transformers(f"{name.removesuffix('.lora_A')}.weight")
+        own = state.get(f"{name.removesuffix('.lora_A')}.weight")
+        if name.endswith(".lora_A") and own is not None and target and target[0] in base:
+            known = base[target[0]].double()
+            changed += float((own.double() - known).square().sum())
+            total += float(known.square().sum())
+    if changed > SAME**2 * total:
         warnings.warn(
-            f"its frozen weights are not those of --grounding {grounding}, so it is not known whether they contain the product of LoRA; "
-            "give the GroundingDINO that it was trained from",
+            f"its frozen weights are not those of --grounding {grounding}, so it is not known whether they contain the product of "
+            "LoRA; give the GroundingDINO that it was trained from",
             stacklevel=3,
         )
 
@@ -164,9 +155,9 @@ def is_copy(name: str, state: Mapping[str, Tensor]) -> bool:
     return names.first(name) != name and names.first(name) in state
 
 
-def is_unread(name: str) -> bool:
-    """Whether neither transformers' model nor the head has the released tensor."""
-    return names.is_dropped(name) and not name.startswith(tuple(PREFIXES.values()))
+def is_unread(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether neither transformers' model nor the head has the released tensor, nor the one that it repeats."""
+    return names.is_dropped(name) and not name.startswith(tuple(PREFIXES.values())) and not is_copy(name, state)
 
 
 def _check_finite(state: Mapping[str, Tensor]) -> None:

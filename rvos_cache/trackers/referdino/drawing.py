@@ -5,8 +5,7 @@ Letters: E expressions, T frames, Q queries, H W pixels of the video, C channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch

@@ -12,7 +12,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -203,8 +202,8 @@ def draw(head: ReferDinoHead, queries: Tensor, reference: Tensor, masks: MaskInp
     """
     rows = [x.flatten(0, 1) for x in (queries, reference)]
     text, text_mask = masks.text.flatten(0, 1), masks.text_mask.flatten(0, 1)
-    compute = _checkpointed(head.mask_logits) if again else head.mask_logits
-    logits: Tensor = compute(*rows, masks.features, masks.real, text, text_mask)
+    compute: Callable[..., Tensor] = _checkpointed(head.mask_logits) if again else head.mask_logits
+    logits = compute(*rows, masks.features, masks.real, text, text_mask)
     return logits.unflatten(0, queries.shape[:2])
 
 

@@ -19,17 +19,17 @@ TINY, BASE = "IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-
 class Terms(Settings):
     """A number for each term of the matching costs or of the losses, in the order of ReferDINO's configurations."""
 
-    cls: float = Field(2, ge=0)
+    cls: float = Field(default=2, ge=0)
     """Focal loss of the classes."""
-    l1: float = Field(1, ge=0)
+    l1: float = Field(default=1, ge=0)
     """L1 distance of the boxes."""
-    giou: float = Field(1, ge=0)
+    giou: float = Field(default=1, ge=0)
     """Generalised IoU of the boxes."""
-    mask: float = Field(5, ge=0)
+    mask: float = Field(default=5, ge=0)
     """Focal loss of the masks."""
-    dice: float = Field(5, ge=0)
+    dice: float = Field(default=5, ge=0)
     """Dice of the masks."""
-    proj: float = Field(2, ge=0)
+    proj: float = Field(default=2, ge=0)
     """Dice of the masks' projections on the axes."""
 
 

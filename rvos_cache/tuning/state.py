@@ -28,32 +28,31 @@ RECORD, METRICS, LAST, UPSTREAM = "tune.json", "metrics.jsonl", "last", "upstrea
 TRAINED, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's tensors of a parameter."""
-FREE = ("settings.checkpointing", "settings.save_every", "settings.steps", "settings.epochs")
+FREE = ("root", "settings.checkpointing", "settings.save_every", "settings.steps", "settings.epochs")
 """Values that a run may be resumed with others of: they do not change its steps."""
 HOW_TO_FIX = "tune again into another --out"
 
 
-def write_record(out: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Write tune.json, or check that the run there is the same; returns what it holds. Raises InputError for another run."""
+def write_record(out: Path, record: Mapping[str, Any]) -> None:
+    """Write tune.json, or check that the run there is the same. Raises InputError for another run."""
     path = out / RECORD
     values = json.loads(json.dumps(dict(record)))
     if not path.exists():
         if out.exists() and not is_unwritten(out):
             raise InputError(f"{out}: exists and is not a tuning run; choose another --out")
         write_json(path, {**values, **provenance()})
-        return values
+        return
     stored = read_record(out)
     for name, before, now in differences({key: stored.get(key) for key in values}, values):
         if name not in FREE:
             raise InputError(f"{out}: was started with {name} = {before!r}, now it is {now!r}; give the same, or another --out")
-    stored = {**stored, "settings": values["settings"]}
-    write_json(path, stored)
-    return stored
+    write_json(path, {**stored, "settings": values["settings"]})
 
 
 def read_record(out: Path) -> dict[str, Any]:
     """What tune.json holds. Raises InputError if there is none, or it is damaged."""
-    return _read_json(out / RECORD, "give the --out of a run of rvos-cache tune-referdino")
+    record: dict[str, Any] = _read_json(out / RECORD, "give the --out of a run of rvos-cache tune-referdino")
+    return record
 
 
 def save_state(

@@ -21,17 +21,17 @@ from rvos_cache.system.files import replace_folder
 from rvos_cache.system.interrupts import interrupt_between
 from rvos_cache.system.locks import folder_lock
 from rvos_cache.system.progress import Progress
-from rvos_cache.trackers.referdino import tune_state
 from rvos_cache.trackers.referdino.convert import write_upstream
 from rvos_cache.trackers.referdino.live import LiveOutput, LiveReferDino
 from rvos_cache.trackers.referdino.lora import merge_lora
 from rvos_cache.trackers.referdino.start import Start, load_start
 from rvos_cache.trackers.referdino.trained import counts, set_mode
-from rvos_cache.trackers.referdino.tune_augment import TuneClip
-from rvos_cache.trackers.referdino.tune_clips import ClipSource, LiveBatch, collate
 from rvos_cache.trackers.referdino.tune_settings import TuneSettings
-from rvos_cache.trackers.referdino.tune_state import UPSTREAM, storing
 from rvos_cache.trackers.referdino_losses import TERMS, Truth, losses
+from rvos_cache.tuning import state
+from rvos_cache.tuning.augment import TuneClip
+from rvos_cache.tuning.clips import ClipSource, LiveBatch, collate
+from rvos_cache.tuning.state import UPSTREAM, storing
 
 AHEAD = 2
 """Steps whose clips are read before they are needed."""
@@ -55,7 +55,7 @@ def tune(dataset: Dataset, settings: TuneSettings, out: Path) -> Path:
             "checkpoint": start.digest,
             "trained": counts(start.trained),
         }
-        tune_state.write_record(out, record)
+        state.write_record(out, record)
         with storing(out):
             Run(settings, source, start, out).train()
         return export(out, start)
@@ -67,16 +67,16 @@ def export(out: Path, start: Start | None = None) -> Path:
     start: what the run in `out` starts from, which is loaded if it is not given; it is changed. Raises InputError if no state was
     saved, or what the run started from is another checkpoint now.
     """
-    folder, step, record = out / UPSTREAM, tune_state.saved_step(out), tune_state.read_record(out)
+    folder, step, record = out / UPSTREAM, state.saved_step(out), state.read_record(out)
     if not step:
         raise InputError(f"{out}: no step has been saved yet; tune first, or give a lower --set save_every")
     if start is None:
-        start = load_start(build(TuneSettings, record["settings"], str(out / tune_state.RECORD)))
+        start = load_start(build(TuneSettings, record["settings"], str(out / state.RECORD)))
         if start.digest != record["checkpoint"]:
             raise InputError(
                 f"{out}: {record['settings']['checkpoint']} is not the checkpoint that it was tuned from; bring that back"
             )
-    tune_state.load_tensors(out, saved_tensors(start))
+    state.load_tensors(out, saved_tensors(start))
     live = start.live.cpu()
     merge_lora(live)
     with storing(out), replace_folder(folder) as target:
@@ -108,17 +108,17 @@ class Run:
 
     def train(self) -> None:
         """Take the steps that are left."""
-        done = tune_state.saved_step(self.out)
+        done = state.saved_step(self.out)
         if done:
-            tune_state.load_tensors(self.out, saved_tensors(self.start))
-            tune_state.load_optimizer(self.out, self.start.trained, self.optimizer)
-        tune_state.cut_metrics(self.out, done)
+            state.load_tensors(self.out, saved_tensors(self.start))
+            state.load_optimizer(self.out, self.start.trained, self.optimizer)
+        state.cut_metrics(self.out, done)
         set_mode(self.live, self.settings.train_noise == "code")
         with Progress("tune", self.steps, done, unit="steps", announce=True) as bar, interrupt_between() as was_interrupted:
             for step, clips in self._read_ahead(range(done, self.steps)):
                 row = self.step(step, clips)
                 done = step + 1
-                tune_state.add_metrics(self.out, {"step": done, **{name: round(value, 6) for name, value in row.items()}})
+                state.add_metrics(self.out, {"step": done, **{name: round(value, 6) for name, value in row.items()}})
                 if done % self.settings.save_every == 0 or done == self.steps or was_interrupted():
                     self.save(done)
                 if was_interrupted():
@@ -129,7 +129,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """Write the state after `step` steps."""
-        tune_state.save_state(self.out, saved_tensors(self.start), self.start.trained, self.optimizer, step)
+        state.save_state(self.out, saved_tensors(self.start), self.start.trained, self.optimizer, step)
 
     def clips(self, step: int) -> list[TuneClip]:
         """The clips of a step."""

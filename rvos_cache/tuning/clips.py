@@ -16,10 +16,10 @@ from rvos_cache.errors import InputError
 from rvos_cache.media.boxes import centre_and_size, last_pixel_boxes
 from rvos_cache.system.progress import tracked
 from rvos_cache.trackers.grounding_dino import make_caption
-from rvos_cache.trackers.referdino.tune_augment import TuneClip, augment
 from rvos_cache.trackers.referdino.tune_settings import TuneSettings
 from rvos_cache.trackers.referdino_losses import Truth
 from rvos_cache.trackers.sam2.preprocess import normalise
+from rvos_cache.tuning.augment import TuneClip, augment
 from rvos_cache.types import Expression, GroundTruth, Video
 
 MULTIPLE = 32
@@ -51,8 +51,8 @@ class LiveBatch:
 
     def to(self, device: torch.device) -> LiveBatch:
         """The batch on `device`."""
-        arrays = (x.to(device, non_blocking=True) for x in (self.images, self.real, self.ids, self.words))
-        return LiveBatch(*arrays, Truth(*(x.to(device) for x in self.truth)), self.names)
+        images, real, ids, words = (x.to(device, non_blocking=True) for x in (self.images, self.real, self.ids, self.words))
+        return LiveBatch(images, real, ids, words, Truth(*(x.to(device) for x in self.truth)), self.names)
 
 
 class ClipSource:
