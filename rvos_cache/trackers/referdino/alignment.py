@@ -14,6 +14,7 @@ cosine with the sentence feature, negative ones as 0 (Eq. 2)."""
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def align(
     queries: Tensor,
     text: Tensor,

@@ -160,7 +160,9 @@ class ReferDinoHead(nn.Module):
 
         queries: (B, T, Q, C); text: (B, T, L, C) with mask text_mask: bool (B, T, L). NO_TEXT where no token is real.
         """
-        products = queries.float() @ text.float().transpose(-1, -2)
+        # Also under autocast, which would compute the product in its own type.
+        with torch.autocast(queries.device.type, enabled=False):
+            products = queries.float() @ text.float().transpose(-1, -2)
         best = products.masked_fill(~text_mask[..., None, :], -torch.inf).amax(-1)
         return best.masked_fill(~text_mask.any(-1)[..., None], NO_TEXT)
 
