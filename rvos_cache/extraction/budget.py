@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.work import TrackWork
-from rvos_cache.trackers.planned import Size
+from rvos_cache.trackers.planned import Size, VideoSize
 
 
 def check_budget(work: TrackWork, videos: Iterable[tuple[Dataset, str]], budget: int, used: int = 0) -> int:
@@ -28,7 +28,12 @@ def check_budget(work: TrackWork, videos: Iterable[tuple[Dataset, str]], budget:
 def _sizes(videos: Iterable[tuple[Dataset, str]]) -> Iterator[Size]:
     for dataset, video_id in videos:
         try:
-            video = dataset.video(video_id)
+            yield video_size(dataset, video_id)
         except InputError:
             continue
-        yield video.size, len(video)
+
+
+def video_size(dataset: Dataset, video_id: str) -> VideoSize:
+    """The size and the sentences of a video. Raises InputError if it cannot be opened."""
+    video = dataset.video(video_id)
+    return VideoSize(video.size, len(video), [e.text for e in dataset.expressions(video_id)])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
+from rvos_cache.extraction.budget import video_size
 from rvos_cache.extraction.engine import failure_message
 from rvos_cache.extraction.steps import tracks_card
 from rvos_cache.extraction.work import TrackWork
@@ -124,8 +125,7 @@ def _open_all(work: TrackWork) -> tuple[dict[str, Size], dict[str, str]]:
     failed: dict[str, str] = {}
     for video_id in work.source.video_ids():
         try:
-            video = work.source.video(video_id)
-            sizes[video_id] = (video.size, len(video))
+            sizes[video_id] = video_size(work.source, video_id)
         except InputError as error:
             failed[video_id] = failure_message(error)
     return sizes, failed

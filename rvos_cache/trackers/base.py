@@ -61,7 +61,10 @@ class Tracker:
         return {}
 
     def planned_bytes(self, videos: Iterable[Size]) -> PlannedBytes | None:
-        """Bytes of a cache of `videos`, before any runs; None, the default, if the tracker cannot know them."""
+        """Bytes of a cache of `videos`, before any runs; None, the default, if the tracker cannot know them.
+
+        `plan` and `extract` give each as a `VideoSize`, a pair of size and number of frames that knows its sentences too.
+        """
         return None
 
     def planned_memory(self, size: tuple[int, int], frames: int) -> int | None:

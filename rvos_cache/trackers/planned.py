@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.filesize import decimal
@@ -11,6 +11,17 @@ from rvos_cache.errors import InputError
 
 Size = tuple[tuple[int, int], int]
 """Size of a video: (H, W) pixels of its frames, and their number T."""
+
+
+class VideoSize(tuple[tuple[int, int], int]):
+    """A Size that also knows the sentences of its video, for trackers that read them. texts: one for each expression."""
+
+    texts: Sequence[str]
+
+    def __new__(cls, size: tuple[int, int], frames: int, texts: Sequence[str]) -> VideoSize:
+        self = super().__new__(cls, (size, frames))  # type: ignore[type-var]
+        self.texts = texts
+        return self
 
 
 @dataclass(frozen=True)

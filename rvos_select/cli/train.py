@@ -1,4 +1,4 @@
-"""`rvos-select train`, `import-sola` and `import-ssa`: commands that write a run."""
+"""`rvos-select train`, `import-sola`, `import-ssa` and `import-referdino`: commands that write a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rvos_select.cli.options import CACHES, PATH, TEXTS
 @TEXTS
 @click.option("--valid-cache", "valid_caches", type=PATH, multiple=True, help="Validation tracks; may repeat.")
 @click.option("--valid-text", "valid_texts", type=PATH, multiple=True, help="Validation words; may repeat.")
-@click.option("--selector", help="sola, dmvs, ssa, mean-cosine, or your own package.module:Class.  [default: sola]")
+@click.option("--selector", help="sola, dmvs, ssa, referdino, mean-cosine, or your own package.module:Class.  [default: sola]")
 @click.option("--config", type=PATH, help="TOML file with settings.")
 @click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting, e.g. optim.lr=1e-4; may repeat.")
 @click.option("--out", type=PATH, help="The run's folder.  [default: out/runs/<selector>]")
@@ -78,4 +78,24 @@ def import_ssa(checkpoint: Path, out: Path, clip: Path | None, tokenizer: str | 
         click.echo(f"not read: {name}")
 
 
-COMMANDS = (train, import_sola, import_ssa)
+@click.command("import-referdino")
+@click.argument("checkpoint", type=PATH)
+@click.option("--grounding", required=True, metavar="NAME", help="The GroundingDINO it was trained from: a hub name or a folder.")
+@click.option("--out", type=PATH, required=True, help="The run's folder.")
+def import_referdino(checkpoint: Path, grounding: str, out: Path) -> None:
+    """Convert a released checkpoint of ReferDINO to a run. RUN/upstream is for --tracker gdino-queries --set checkpoint=...; only
+    tensors are read from the file."""
+    from rvos_select.exchange.import_referdino import import_referdino as step
+
+    imported = step(checkpoint, grounding, out)
+    conversion = imported.conversion
+    parts = ", ".join(f"{count} {name}" for name, count in conversion.tensors.items())
+    click.echo(
+        f"run: {imported.run}; {sum(conversion.tensors.values())} tensors: {parts}; {conversion.copies} of them are copies"
+    )
+    click.echo(f"for stage one: {conversion.folder}; selector: {imported.trained:,} parameters")
+    for name in conversion.unread:
+        click.echo(f"not read: {name}")
+
+
+COMMANDS = (train, import_sola, import_ssa, import_referdino)

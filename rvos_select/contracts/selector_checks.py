@@ -113,14 +113,20 @@ def check_loss(case: SelectorCase) -> None:
 
 
 def check_loss_is_mean(case: SelectorCase) -> None:
-    """The loss of several expressions is the mean of their losses."""
+    """The loss of several expressions is the mean of their losses, or with `normalisers` of the whole their sum."""
     if case.selector.draws:
         raise CheckSkipped("losses of masks are means over objects")
     rows = case.rows()
+    singles = [case.batch([row]) for row in rows]
+    counts = [case.selector.normalisers(batch) for batch in singles]
+    totals = {name: sum(own[name] for own in counts) for name in counts[0]}
     with torch.no_grad():
         together = case.loss(case.batch(rows))["loss"]
-        single = torch.stack([case.loss(case.batch([row]))["loss"] for row in rows]).mean()
-    case.close(together, single, "the loss of a batch, against the mean of its expressions")
+        losses = torch.stack([case.loss(replace(batch, normalisers=totals))["loss"] for batch in singles])
+    expected, what = (
+        (losses.sum(), "the sum of its expressions' shares") if totals else (losses.mean(), "the mean of its expressions")
+    )
+    case.close(together, expected, f"the loss of a batch, against {what}")
 
 
 def check_hidden(case: SelectorCase) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.errors import InputError
@@ -23,6 +25,7 @@ PARTS: dict[str, str] = {
     "overlap": "pixel counts of tracks and the expression's objects in the frames of the batch",
     "overlap.video": "the same in all frames of the video, of clips too",
     "truth": "the masks of the expression's objects",
+    "boxes": "the boxes of the expression's objects",
 }
 """What a selector may list in `requires`, beside the named arrays of `NAMED_PARTS`."""
 NAMED_PARTS: dict[str, str] = {
@@ -99,7 +102,8 @@ class Batch:
         frames: name -> V arrays (T, ...), or B for an array with an axis E or A, of the dtype of the cache; T is that of the
         batch, zeros beyond the video's own, see `frame_mask`; in a batch of a whole video they are read when they are indexed;
         overlap: for each expression the counts of the N tracks with its own objects in the T frames (all frames for
-        `overlap.video`); truth: for each expression bool (A, T, H, W), the masks of its own objects.
+        `overlap.video`); truth: for each expression bool (A, T, H, W), the masks of its own objects; boxes: for each float64
+        (A, T, 4), their x, y, width and height in pixels of the video, zeros where an object is not visible.
         lengths: letter -> int64 (V or B,), the size before padding of every other axis of `features` and `measured`.
     In a step of several micro-batches:
         normalisers: the sums of `Selector.normalisers` over the whole step; empty where the batch is the whole step, or where the
@@ -131,6 +135,7 @@ class Batch:
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
     normalisers: Mapping[str, float] = field(default_factory=dict)
+    boxes: tuple[NDArray[np.float64], ...] | None = None
 
     def __post_init__(self) -> None:
         for prefix in NAMED_PARTS:
@@ -156,7 +161,7 @@ class Batch:
                 shapes[name] = (tensor.shape, expected)
         for name, arrays in {**self.frames, **({} if self.pixels is None else {"pixels": self.pixels})}.items():
             shapes[f"frames[{name!r}]"] = (tuple(map(len, arrays)), (t,) * (b if len(arrays) == b else lead))
-        for name in ("overlap", "truth"):
+        for name in ("overlap", "truth", "boxes"):
             parts = getattr(self, name)
             if parts is not None:
                 shapes[name] = ((len(parts),), (b,))
@@ -172,7 +177,7 @@ class Batch:
         return len(self.word_mask)
 
     def to(self, device: torch.device | str) -> Batch:
-        """This batch on `device`, except the overlap counts. What is read from disk when it is indexed is put there then."""
+        """This batch on `device`, except overlap counts and boxes. What is read from disk when it is indexed is put there then."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):

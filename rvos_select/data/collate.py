@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.errors import InputError
@@ -67,6 +69,7 @@ def collate(
         frames={} if masks_only else maker.frame_arrays(),
         pixels=pixels,
         overlap=maker.overlaps(),
+        boxes=maker.boxes(),
         truth=truth,
         sizes=sizes,
         video_ids=tuple(s.video_id for s in samples),
@@ -196,6 +199,15 @@ class _Maker:
                     counts.annotated[at],
                 )
             )  # fmt: skip
+        return tuple(out)
+
+    def boxes(self) -> tuple[NDArray[np.float64], ...] | None:
+        """For each row the boxes of its own objects in its frames."""
+        out = []
+        for i, (sample, row) in enumerate(self.rows):
+            if sample.boxes is None or sample.objects is None:
+                return None
+            out.append(sample.boxes[list(sample.objects[row])][:, self.clips[self.owner(i)]])
         return tuple(out)
 
     def truth(self, i: int, size: tuple[int, int]) -> Tensor:

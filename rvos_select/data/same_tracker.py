@@ -68,10 +68,15 @@ def warn_of_other_settings(trained: Sequence[Card], label: str, cards: Mapping[s
     """Warns where the settings of a tracker differ from those trained on. Arguments as `check_same_tracker`."""
     for path, card in cards.items():
         same_tracker = [other for other in trained if other.producer == card.producer]
-        different = [
-            [n for n in card.differences(other) if n.startswith("settings.") or n == "extra.code"] for other in same_tracker
-        ]
+        different = [_other_settings(card, other) for other in same_tracker]
         if all(different) and same_tracker:
             name = different[0][0]
             value, trained_value = card.value(name), same_tracker[0].value(name)
             warnings.warn(f"{path}: tracks with {name} = {value!r}, {label} with {trained_value!r}", stacklevel=3)
+
+
+def _other_settings(card: Card, other: Card) -> list[str]:
+    """Settings of a tracker that differ. A checkpoint of the same weights may be named in another way."""
+    same = card.weights and sorted(card.weights.values()) == sorted(other.weights.values())
+    names = [name for name in card.differences(other) if name.startswith("settings.") or name == "extra.code"]
+    return [name for name in names if name != "settings.checkpoint" or not same]

@@ -33,7 +33,7 @@ class VideoSample:
     positions of its objects, None without ground truth; expression_index: for each expression its position in the tracks cache,
     None where that does not know it; tagger: of the tags of the words.
     Where a selector requires them: features and measured, arrays in memory; frames, arrays read by frames; pixels; overlap, the
-    counts of all tracks and objects; truth, the annotated objects.
+    counts of all tracks and objects; truth, the annotated objects; boxes, theirs: float64 (A, T, 4), see `Batch.boxes`.
     """
 
     video_id: str
@@ -54,6 +54,7 @@ class VideoSample:
     pixels: PixelArray | None = None
     overlap: Overlap | None = None
     truth: GroundTruth | None = None
+    boxes: NDArray[np.float64] | None = None
 
     def with_rows(self, rows: Sequence[int]) -> VideoSample:
         """The sample with the expressions `rows` alone."""
@@ -118,7 +119,7 @@ def load_video(
 ) -> VideoSample:
     """One video from its caches. thresholds: make targets by `rule`, each cache's tracks at its own; None: no ground truth.
 
-    Without thresholds the parts that need ground truth (overlap, truth, measured) are left out, as in a hidden split.
+    Without thresholds the parts that need ground truth (overlap, truth, boxes, measured) are left out, as in a hidden split.
     Raises InputError when caches are damaged, do not fit together, or hide what the targets need.
     """
     info = tracks.info(video_id)
@@ -156,6 +157,7 @@ def load_video(
         pixels=open_pixels(tracks, video_id) if "pixels" in kinds else None,
         overlap=tracks.overlap(video_id) if labelled and "overlap" in kinds else None,
         truth=tracks.ground_truth(video_id) if labelled and "truth" in kinds else None,
+        boxes=tracks.ground_truth(video_id).masks.boxes() if labelled and "boxes" in kinds else None,
     )
 
 

@@ -17,6 +17,7 @@ SELECTORS = {
     "sola": "rvos_select.selectors.sola:Sola",
     "dmvs": "rvos_select.selectors.dmvs:Dmvs",
     "ssa": "rvos_select.selectors.ssa:Ssa",
+    "referdino": "rvos_select.selectors.referdino:ReferDino",
     "clip-zero-shot": "rvos_select.selectors.clip_zero_shot:ClipZeroShot",
     "mean-cosine": "rvos_select.selectors.mean_cosine:MeanCosine",
 }

@@ -281,12 +281,10 @@ def test_an_attention_that_is_left_out_has_no_influence() -> None:
     start = load_start(settings)
     layer = start.live.head.mask_decoder[0]
     inputs = [torch.randn(1, 2, 64) for _ in range(3)]
-    features, real = torch.randn(1, 64, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    boxes, features, real = torch.rand(1, 2, 4), torch.randn(1, 64, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
 
     def output(text: Tensor) -> Tensor:
-        return layer(
-            *inputs[:2], torch.rand(1, 2, 4, generator=torch.Generator().manual_seed(0)), features, real, text, torch.zeros(1, 2)
-        )
+        return layer(*inputs[:2], boxes, features, real, text, torch.zeros(1, 2))
 
     assert torch.equal(output(inputs[2]), output(-3 * inputs[2]))
 

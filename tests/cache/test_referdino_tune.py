@@ -81,15 +81,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_step_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clips = Run.step
+    take = Run.step
 
     def step(self: Run, number: int, batch: Sequence[Any]) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGINT)
-        return clips(self, number, batch)
+        return take(self, number, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Run, "step", step)
-        tune(shapes(), make_settings(), tmp_path / "run")
+        with pytest.raises(KeyboardInterrupt):
+            tune(shapes(), make_settings(), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "last" / "state.json").read_text()) == {"step": 1}
     tune(shapes(), make_settings(), tmp_path / "run")
     assert (tmp_path / "run" / FILES[0]).read_bytes() == (finished() / FILES[0]).read_bytes()

@@ -28,8 +28,8 @@ BUILT_IN: list[tuple[str, dict[str, Any]]] = [
     ("sola", {**SMALL, "variant": "paper"}),
     ("mean-cosine", {"width": 16}),
 ]
-# Of caches of VITA, and of pooled ones: test_dmvs_run.py and test_clip_zero_shot.py run the same checks.
-TESTED_ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa"}
+# Of caches of VITA, of pooled ones and of ReferDINO's queries: tests of their own run the same checks.
+TESTED_ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa", "referdino"}
 
 
 def test_every_selector_is_tested() -> None:

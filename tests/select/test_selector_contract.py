@@ -14,8 +14,8 @@ from rvos_select.data.batch import Batch
 from rvos_select.selectors import SELECTORS, selector_class
 
 SMALL = {"token_channels": 12, "word_channels": 16}
-# These read more than tokens and words, so test_dmvs.py, test_clip_zero_shot.py and test_ssa_*.py hold them to the same on their own.
-ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa"}
+# These read more than tokens and words, so tests of their own hold them to the same.
+ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa", "referdino"}
 CASES = [(name, {}) for name in SELECTORS if name not in ELSEWHERE] + [("sola", {"variant": "paper"})]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

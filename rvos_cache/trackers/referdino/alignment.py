@@ -14,7 +14,6 @@ cosine with the sentence feature, negative ones as 0 (Eq. 2)."""
 
 
 @torch.no_grad()
-@torch.autocast("cpu", enabled=False)
 def align(
     queries: Tensor,
     text: Tensor,
@@ -35,6 +34,13 @@ def align(
     queries = queries.detach().cpu().float().nan_to_num(0, 0, 0)
     text = text.detach().cpu().float().nan_to_num(0, 0, 0)
     mask = torch.ones(text.shape[:-1], dtype=torch.bool) if text_mask is None else text_mask.cpu()
+    # float32 also under the caller's autocast.
+    with torch.autocast("cpu", enabled=False):
+        return _linked(queries, text, mask, alpha, confidence)
+
+
+def _linked(queries: Tensor, text: Tensor, mask: Tensor, alpha: float, confidence: str) -> Tensor:
+    """As `align`, of finite float32 values on the CPU."""
     batch, frames, number, _ = queries.shape
     places = torch.arange(number).repeat(batch, frames, 1)
     directions = F.normalize(queries, dim=-1)

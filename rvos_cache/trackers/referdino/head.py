@@ -160,11 +160,7 @@ class ReferDinoHead(nn.Module):
 
         queries: (B, T, Q, C); text: (B, T, L, C) with mask text_mask: bool (B, T, L). NO_TEXT where no token is real.
         """
-        # Also under autocast, which would compute the product in its own type.
-        with torch.autocast(queries.device.type, enabled=False):
-            products = queries.float() @ text.float().transpose(-1, -2)
-        best = products.masked_fill(~text_mask[..., None, :], -torch.inf).amax(-1)
-        return best.masked_fill(~text_mask.any(-1)[..., None], NO_TEXT)
+        return class_logits(queries, text, text_mask)
 
     def boxes(self, queries: Tensor, reference: Tensor) -> Tensor:
         """Boxes (..., 4), cxcywh in [0, 1], of queries (..., C) and their references (..., 4) before the last refinement."""
@@ -193,6 +189,15 @@ class ReferDinoHead(nn.Module):
         positions = self.reference_points_head(sine_positions(boxes, queries.shape[-1]))
         embeddings = self.mask_decoder(queries, positions, boxes, features, real, text, text_mask)
         return torch.einsum("kqc,kchw->kqhw", embeddings, features)
+
+
+def class_logits(queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+    """Class logits float32 (B, T, Q): the largest product of a query with a real token, see `ReferDinoHead.logits`."""
+    # Also under autocast, which would compute the product in its own type.
+    with torch.autocast(queries.device.type, enabled=False):
+        products = queries.float() @ text.float().transpose(-1, -2)
+    best = products.masked_fill(~text_mask[..., None, :], -torch.inf).amax(-1)
+    return best.masked_fill(~text_mask.any(-1)[..., None], NO_TEXT)
 
 
 def _released(name: str) -> str:

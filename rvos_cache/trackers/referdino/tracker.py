@@ -5,7 +5,7 @@ Letters: E expressions, T frames, Q queries that the decoder keeps, N = E Q trac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks, empty_rle
 from rvos_cache.settings import Settings, build
 from rvos_cache.trackers.base import Tracker, part_of
+from rvos_cache.trackers.planned import PlannedBytes, Size
+from rvos_cache.trackers.referdino import planning
 from rvos_cache.trackers.referdino.alignment import align
 from rvos_cache.trackers.referdino.drawing import Rows, decoded_masks, filled_boxes, pixel_boxes, prompted_masks
 from rvos_cache.trackers.referdino.frame_maps import FrameMaps
@@ -95,6 +97,23 @@ class GdinoQueries(Tracker):
             # The two folders may have the same name.
             hashes |= {f"sam2/{name}": digest for name, digest in self.backend.weight_hashes().items()}
         return hashes
+
+    def planned_bytes(self, videos: Iterable[Size]) -> PlannedBytes | None:
+        """Bytes of a cache of `videos` for each value of `masks`; None if a video's texts are not known."""
+        tokenizer, caption = self.upstream.tokenizer, self.upstream.caption
+        return planning.planned_bytes(
+            videos,
+            self.upstream.queries,
+            self.channels,
+            self.settings.masks,
+            lambda text: len(tokenizer(caption(text))["input_ids"]),
+        )
+
+    def planned_memory(self, size: tuple[int, int], frames: int) -> int:
+        """About how many bytes of memory `track` takes, the GPU's included, without the weights; masks=sam2: without SAM 2's."""
+        upstream = self.upstream
+        width = upstream.model.config.backbone_config.embed_dim
+        return planning.planned_memory(size, frames, self.settings, upstream.queries, self.channels, width, MEMORY)
 
     def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         """The tracks of one video, those of the first expression first. Equal captions are computed once."""

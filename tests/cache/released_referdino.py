@@ -7,15 +7,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tiny_grounding_dino import tiny_grounding_dino
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from rvos_cache.trackers.referdino import HeadSizes, ReferDinoHead
+from rvos_cache.trackers.referdino import HeadSizes, ReferDinoHead, align, prune_decoder, upsampled
 from rvos_cache.trackers.referdino.lora import lora_layers
 from rvos_cache.trackers.referdino.names import RANK, first, in_released, in_transformers
+from rvos_cache.types import Video
 
-SMALL = {"short_side": 32, "keep_ratio": 0.4}
+SMALL: dict[str, Any] = {"short_side": 32, "keep_ratio": 0.4}
 """Settings of `gdino-queries` for the tiny checkpoint, whose 20 queries become 8 and 4."""
 
 
@@ -114,6 +118,82 @@ def shared_upstream() -> str:
     from rvos_cache.trackers.referdino.convert import convert_referdino
 
     return str(convert_referdino(shared_released(), str(shared_grounding()), _fresh_folder() / "upstream").folder)
+
+
+# The released `infer`, as its specification states it
+
+
+@lru_cache
+def live_modules() -> tuple[Any, Any]:
+    """GroundingDINO with the products of LoRA in its weights, and the head, from the tensors of the released file."""
+    released = torch.load(shared_released(), weights_only=True)["model_state_dict"]
+    model = four_stages(shared_grounding())
+    head = tiny_head(model)
+    with torch.no_grad():
+        for name in lora_layers(model):
+            layer = str(in_released(f"{name}.weight")).removesuffix(".weight")
+            model.get_submodule(name).weight += released[f"{layer}.lora_B"] @ released[f"{layer}.lora_A"] / RANK
+    head.reference_points_head.load_state_dict(model.model.decoder.reference_points_head.state_dict())
+    return model, head
+
+
+def live_frame(model: Any, video: Video, t: int, ids: Tensor, keep: float) -> dict[str, Tensor]:
+    """One frame: the whole model, whose decoder's inputs then go through the pruned decoder."""
+    h, w = video.size
+    short, long = SMALL["short_side"], int(SMALL["short_side"] * max(h, w) / min(h, w))
+    resized = Image.fromarray(video.read(t)).resize((long, short) if w >= h else (short, long), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1)[None] / 255
+    image = (pixels - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    calls: list[dict[str, Any]] = []
+    hook = model.model.decoder.register_forward_pre_hook(lambda _, __, kwargs: calls.append(kwargs), with_kwargs=True)
+    model(image, ids)
+    hook.remove()
+    inputs = calls[0]
+    layer = prune_decoder(
+        model.model.decoder,
+        hidden=inputs["inputs_embeds"],
+        memory=inputs["vision_encoder_hidden_states"],
+        real=inputs["vision_encoder_attention_mask"],
+        reference=inputs["reference_points"],
+        shapes=inputs["spatial_shapes_list"],
+        valid_ratios=inputs["valid_ratios"],
+        text=inputs["text_encoder_hidden_states"],
+        text_mask=~inputs["text_encoder_attention_mask"],
+        keep=keep,
+    )[-1]
+    shapes, memory = inputs["spatial_shapes_list"], inputs["vision_encoder_hidden_states"]
+    parts = torch.split(memory, [h * w for h, w in shapes], 1)
+    levels = {f"s{8 << i}": part.transpose(1, 2).unflatten(2, shape) for i, (part, shape) in enumerate(zip(parts[:3], shapes))}
+    return {
+        "hs": layer.hs,
+        "reference": layer.reference,
+        "text": inputs["text_encoder_hidden_states"],
+        "s4": model.stage1,
+        **levels,
+    }
+
+
+@torch.inference_mode()
+def live(video: Video, text: str) -> dict[str, Tensor]:
+    """One pass over the frames, one of the tracker, one of the enhancer, then the masks; everything in float32.
+
+    By track: hs (Q, T, C), reference and boxes (Q, T, 4), raw, presence of hs, scores of the enhanced queries (Q, T), masks
+    (Q, T, H, W); and text (T, L, C).
+    """
+    model, head = live_modules()
+    ids = AutoTokenizer.from_pretrained(shared_grounding())(f"{text}.", return_tensors="pt")["input_ids"]
+    frames = [live_frame(model, video, t, ids, SMALL["keep_ratio"]) for t in range(len(video))]
+    x = {name: torch.cat([frame[name] for frame in frames]) for name in frames[0]}
+    places = align(x["hs"][None], x["text"][None], alpha=0.1, confidence="code_minmax")[0]
+    hs, reference = (value.take_along_dim(places[..., None], 1) for value in (x["hs"], x["reference"]))
+    queries = head.enhance(hs[None], x["text"][None, :, 0])[0] if len(video) > 1 else hs
+    features = head.features([x[name] for name in ("s4", "s8", "s16", "s32")])
+    real, mask = torch.ones_like(features[:, 0], dtype=torch.bool), torch.ones(x["text"].shape[:2], dtype=torch.bool)
+    masks = upsampled(head.mask_logits(queries, reference, features, real, x["text"], mask), video.size)
+    presence, scores = (head.logits(rows[None], x["text"][None], mask[None])[0].sigmoid() for rows in (hs, queries))
+    values = {"hs": hs, "reference": reference, "raw": places, "presence": presence, "boxes": head.boxes(queries, reference)}
+    values |= {"scores": scores}
+    return {name: value.transpose(0, 1) for name, value in {**values, "masks": masks}.items()} | {"text": x["text"]}
 
 
 def _fresh_folder() -> Path:

@@ -1,0 +1,99 @@
+"""ReferDINO on MeViS (Tables 2 to 4 and Figure 7): every step of the two stages on one page, the paper's numbers beside ours.
+
+`python -m pipelines.referdino_mevis --root data/mevis` trains stage two on a frozen GroundingDINO whose boxes SAM 2 draws, which has no
+published number; `--imported RUN`, a run of `rvos-select import-referdino mevis_swinb.pth`, predicts with the released weights alone.
+`--row table_3_temporal.without_tracker` for another row than the main one. Completed steps are skipped, an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipelines.referdino_models import Models, published_row, published_scores, referdino_models
+from rvos_cache.cli import Resumable, run_command
+from rvos_cache.datasets import open_dataset
+from rvos_cache.extraction import extract_all
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
+from rvos_select.cli.tables import show_scores
+from rvos_select.evaluation import evaluate_selections
+from rvos_select.inference.predict import predict
+from rvos_select.merging.merge import merge as merge_masks
+from rvos_select.merging.policy import PolicyOptions
+from rvos_select.reporting import report
+from rvos_select.submission import submit
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
+
+OPEN, HIDDEN = "valid_u", "valid"
+"""MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server."""
+MAIN, IMPORTED = "table_2_mevis.referdino_t", "table_2_mevis.referdino_b"
+"""The default row, and that of --imported: the released weights are of Swin-B."""
+THRESHOLDS = (0.1, 0.15, 0.25, 0.3)
+"""Swept on valid_u; the paper's is 0.2."""
+
+
+@click.command(cls=Resumable)
+@click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/referdino_mevis"), show_default=True)
+@referdino_models
+@click.option("--row", help=f"Of papers/referdino.toml.  [default: {MAIN}; with --imported {IMPORTED}]")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="K=V",
+    help="A setting that replaces that of referdino_mevis.toml and of the row; may repeat.",
+)
+def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str, ...], models: Models) -> None:
+    """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
+    page = Path(__file__).with_suffix(".toml")
+    row = row or (MAIN if models.imported is None else IMPORTED)
+    published = published_row(row, "mevis", models)
+    values = merge(read_toml(page), parse_overrides([*published["set"], *settings]))
+    resolved = build(TrainSettings, values, str(page))
+
+    cache, extraction = out / "cache" / models.name(published), models.extraction(published)
+    splits = type(open_dataset("mevis", root, OPEN)).splits(root)
+    used = splits if models.imported is None else [split for split in splits if split in (OPEN, HIDDEN)]
+    extract_all("mevis", root, splits=used, out=cache, **extraction)
+
+    def tracks(split: str) -> Path:
+        return tracks_path(cache, split, extraction["tracker"])
+
+    def texts(split: str) -> Path:
+        return text_path(cache, split, extraction["encoder"])
+
+    run = models.imported or out / row / "run"
+    if models.imported is None:
+        train(
+            [tracks("train")],
+            [texts("train")],
+            settings=resolved,
+            valid_tracks=[tracks(OPEN)],
+            valid_texts=[texts(OPEN)],
+            out=run,
+            resume=run.exists(),
+        )
+
+    selections = predict(run, [tracks(OPEN)], [texts(OPEN)], out / row / f"selections/{OPEN}.zarr")
+    ours = evaluate_selections(selections, [tracks(OPEN)], root=root)
+    scores = {f"{row}, {OPEN}": ours}
+    for threshold in THRESHOLDS:
+        policy = PolicyOptions(threshold)
+        scores[f"threshold {threshold}"] = evaluate_selections(selections, [tracks(OPEN)], root=root, policy=policy)
+    index = report(run, selections, [tracks(OPEN)], out / row / "report", root=root, rows=scores)
+    show_scores(scores, out / row / "metrics.json", ours)
+    click.echo(f"the paper, {HIDDEN}: {published_scores(published['scores'])}; page: {index}")
+
+    if HIDDEN in splits:
+        selections = predict(run, [tracks(HIDDEN)], [texts(HIDDEN)], out / row / f"selections/{HIDDEN}.zarr")
+        masks = merge_masks(selections, [tracks(HIDDEN)], out / row / "masks")
+        zipped = submit(masks, "mevis", out / row / "mevis_valid.zip", root=root, split=HIDDEN)
+        click.echo(f"for the benchmark's server: {zipped}")
+
+
+if __name__ == "__main__":
+    run_command(referdino_mevis)

@@ -1,0 +1,108 @@
+"""ReferDINO on Ref-YouTube-VOS and Ref-DAVIS17 (Tables 1 and 5): one module, each benchmark's scores beside the paper's.
+
+`python -m pipelines.referdino_single_object --youtube data/ref-youtube-vos --davis data/ref-davis17` trains stage two on a frozen
+GroundingDINO whose boxes SAM 2 draws, which has no published number; `--imported RUN`, a run of `rvos-select import-referdino
+ryt_swinb.pth`, predicts with the released weights alone. For each expression the best track is selected. Completed steps are
+skipped, an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipelines.referdino_models import Models, published_row, published_scores, referdino_models, scores
+from rvos_cache.cli import Resumable, run_command
+from rvos_cache.datasets import open_dataset
+from rvos_cache.extraction import extract_all
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
+from rvos_select.cli.tables import show_scores
+from rvos_select.evaluation import benchmark_selections
+from rvos_select.inference.predict import predict
+from rvos_select.merging.merge import merge as merge_masks
+from rvos_select.reporting import report
+from rvos_select.submission import submit, submit_selections
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
+
+YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
+FIT = "fit"
+OPEN = {YOUTUBE: "held_out", DAVIS: "valid"}
+HIDDEN = "valid"
+"""The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
+names has its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own, and is the paper's split."""
+MAIN, IMPORTED = "table_1_benchmarks.referdino_t", "table_1_benchmarks.referdino_b"
+"""The default row, and that of --imported: the released weights are of Swin-B."""
+
+
+@click.command(cls=Resumable)
+@click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
+@click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/referdino_single_object"), show_default=True)
+@referdino_models
+@click.option("--row", help=f"Of papers/referdino.toml.  [default: {MAIN}; with --imported {IMPORTED}]")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="K=V",
+    help="A setting that replaces that of referdino_single_object.toml and of the row; may repeat.",
+)
+def referdino_single_object(
+    youtube: Path, davis: Path, out: Path, row: str | None, settings: tuple[str, ...], models: Models
+) -> None:
+    """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
+    page = Path(__file__).with_suffix(".toml")
+    row = row or (MAIN if models.imported is None else IMPORTED)
+    published = published_row(row, YOUTUBE, models)
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+
+    caches, extraction = out / "cache" / models.name(published), models.extraction(published)
+    roots = {YOUTUBE: youtube, DAVIS: davis}
+    hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, OPEN[YOUTUBE])).splits(youtube)
+    for name, root in roots.items():
+        more = [FIT] * (models.imported is None) + [HIDDEN] * hidden if name == YOUTUBE else []
+        extract_all(name, root, splits=[*more, OPEN[name]], out=caches / name, **extraction)
+
+    def tracks(name: str, split: str) -> Path:
+        return tracks_path(caches / name, split, extraction["tracker"])
+
+    def texts(name: str, split: str) -> Path:
+        return text_path(caches / name, split, extraction["encoder"])
+
+    run = models.imported or out / row / "run"
+    if models.imported is None:
+        train(
+            [tracks(YOUTUBE, FIT)],
+            [texts(YOUTUBE, FIT)],
+            settings=resolved,
+            valid_tracks=[tracks(YOUTUBE, OPEN[YOUTUBE])],
+            valid_texts=[texts(YOUTUBE, OPEN[YOUTUBE])],
+            out=run,
+            resume=run.exists(),
+        )
+
+    for name, split in OPEN.items():
+        cache = tracks(name, split)
+        selections = predict(run, [cache], [texts(name, split)], out / row / f"selections/{name}-{split}.zarr")
+        ours = benchmark_selections(selections, [cache], {}, root=roots[name])
+        rows = {f"ours, {name} {split}": ours}
+        index = report(run, selections, [cache], out / row / f"report/{name}", root=roots[name], rows=rows)
+        show_scores(rows, out / row / f"metrics/{name}.json", ours)
+        click.echo(f"the paper, {name} {HIDDEN}: {published_scores(scores(row, published, name) or [])}; page: {index}")
+        if name == DAVIS:
+            packed = submit_selections(selections, [cache], out / row / f"{name}_{split}.zip", root=davis)
+            click.echo(f"for DAVIS's evaluation code: {packed}")
+
+    if hidden:
+        cache = tracks(YOUTUBE, HIDDEN)
+        selections = predict(run, [cache], [texts(YOUTUBE, HIDDEN)], out / row / f"selections/{YOUTUBE}-{HIDDEN}.zarr")
+        masks = merge_masks(selections, [cache], out / row / f"masks/{YOUTUBE}")
+        packed = submit(masks, YOUTUBE, out / row / f"{YOUTUBE}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
+        click.echo(f"for the benchmark's server: {packed}")
+
+
+if __name__ == "__main__":
+    run_command(referdino_single_object)

@@ -1,0 +1,104 @@
+"""A released checkpoint of ReferDINO as a run: what its tracker reads, and the selector that `predict` and `ask` take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rvos_cache.errors import InputError
+from rvos_cache.extraction import tracker_card
+from rvos_cache.settings import build
+from rvos_cache.store import Card, digest, provenance
+from rvos_cache.system.files import new_folder, write_json
+from rvos_cache.text import encoder_class, open_encoder
+from rvos_cache.trackers import open_tracker, tracker_class
+from rvos_cache.trackers.referdino.convert import Conversion, convert_referdino
+from rvos_cache.trackers.referdino.head import ReferDinoHead
+from rvos_cache.trackers.referdino.upstream import load_head
+from rvos_select.paths import PathLike
+from rvos_select.runs.checkpoint import storing
+from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
+from rvos_select.training.settings import TrainSettings
+
+UPSTREAM = "upstream"
+"""Folder of the run that `--tracker gdino-queries` reads as `checkpoint`."""
+TRACKER, ENCODER = "gdino-queries", "hashed"
+"""What `ask` runs. The words of the encoder are not read: ReferDINO's own are in the tracks cache."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The run; what became of the tensors in `upstream`; trained: number of parameters of the selector."""
+
+    run: Path
+    conversion: Conversion
+    trained: int
+
+
+def import_referdino(checkpoint: PathLike, grounding: str, out: PathLike) -> Imported:
+    """Write the run `out` with the weights of `checkpoint`; only tensors are read, never code.
+
+    grounding: the GroundingDINO of transformers that it was trained from, a hub name or a folder. The run has `upstream`, for stage
+    one, and `best`, the selector. Raises InputError for a file that is no such checkpoint, another GroundingDINO, or a folder `out`
+    that is not empty.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; choose another --out")
+    with storing(out), new_folder(out) as folder:
+        conversion = convert_referdino(checkpoint, grounding, folder / UPSTREAM)
+        head = load_head(str(folder / UPSTREAM))
+        assert head is not None
+        model = selector_of(head)
+        model.save_pretrained(folder / "best")
+        write_json(folder / "settings.json", _record(checkpoint, model, folder / UPSTREAM, (out / UPSTREAM).absolute()))
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    return Imported(out, replace(conversion, folder=out / UPSTREAM), trained)
+
+
+def selector_of(head: ReferDinoHead) -> ReferDino:
+    """The selector with the enhancer and the box head of `head`."""
+    sizes = head.sizes
+    values = {"token_channels": sizes.channels, "hidden": sizes.temporal_hidden, "temporal_layers": sizes.temporal_layers}
+    model = ReferDino(build(ReferDinoConfig, values, "referdino"))
+    own = {f"{part}.{name}": t for part in ("enhancer", "box") for name, t in getattr(head, part).state_dict().items()}
+    model.load_state_dict(own)
+    return model.cpu().eval()
+
+
+def _record(checkpoint: Path, model: ReferDino, written: Path, upstream: Path) -> dict[str, Any]:
+    """The settings.json of the run. written: where `upstream`, which the run names, is for now."""
+    settings = {"checkpoint": str(written), "masks": "head"}
+    location = f"tracker {TRACKER}"
+    tracker_settings = [
+        build(tracker_class(TRACKER).Settings, {**settings, "checkpoint": str(folder)}, location)
+        for folder in (written, upstream)
+    ]
+    # Its file says nowhere what it was trained on.
+    common: dict[str, Any] = {"dataset": checkpoint.stem, "split": "released"}
+    tracks = tracker_card(TRACKER, open_tracker(TRACKER, tracker_settings[0]), tracker_settings[1])
+    encoder = open_encoder(ENCODER, build(encoder_class(ENCODER).Settings, {}, f"text encoder {ENCODER}"))
+    words = Card(
+        kind="text",
+        producer=ENCODER,
+        settings=encoder.settings.model_dump(mode="json"),
+        channels=encoder.channels,
+        weights=encoder.weight_hashes(),
+        **common,
+    )
+    return {
+        "settings": TrainSettings(selector="referdino", batch="clip").model_dump(mode="json"),
+        "resolved": {"config": model.config.model_dump(mode="json"), "label_iou": None},
+        "frozen": {},
+        "imported": {"checkpoint": str(checkpoint), "digest": digest(checkpoint.read_bytes())},
+        "sets": {},
+        "missing": {},
+        "cards": {
+            "tracks": [tracks.model_copy(update=common).model_dump()],
+            "text": [words.model_dump()],
+            "valid_tracks": [],
+            "valid_text": [],
+        },
+        **provenance(),
+    }
