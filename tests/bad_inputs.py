@@ -76,6 +76,12 @@ KINDS: dict[str, dict[str, str]] = {
         "two_tensors_of_one_name_are_refused a_folder_that_is_no_clip_is_refused",
         "cache/test_vita_convert.py": "a_file_that_is_not_a_checkpoint_is_an_error_of_one_line code_in_a_checkpoint_is_not_run "
         "each_missing_tensor_is_named",
+        "cache/test_referdino_convert.py": "anything_else_beside_the_tensors_is_refused a_copy_that_differs_is_named "
+        "weights_that_contain_the_product_of_lora_are_refused a_missing_tensor_is_named "
+        "a_tensor_that_does_not_belong_or_fit_is_named what_is_not_there_or_there_already_is_one_line "
+        "another_grounding_is_a_warning_and_the_right_one_none",
+        "cache/test_gdino_queries.py": "masks_of_a_plain_grounding_dino_need_another_drawer a_wrong_sam2_names_its_own_setting "
+        "tokens_that_do_not_fit_are_named_by_their_frame a_short_side_with_fewer_cells_than_queries_is_one_line",
         "cache/test_vita_head.py": "a_missing_or_misshapen_tensor_is_refused",
         "select/test_sola_checkpoint.py": "a_file_that_is_no_checkpoint_is_one_line",
         "select/test_selector_contract.py": "damaged_or_missing_weights_are_one_line",

@@ -43,6 +43,7 @@ RUN_BY: dict[str, str] = {
     "rvos-select check-selector": "test_commands.py::test_check_selector_names_each_test",
     "rvos-select compare": "test_end_to_end.py::test_compare_prints_the_paired_difference",
     "rvos-select evaluate": "test_end_to_end.py::test_pngs_and_selections_score_the_same",
+    "rvos-select import-referdino": "test_end_to_end_referdino.py::work",
     "rvos-select import-ssa": "test_end_to_end_ssa.py::test_an_imported_checkpoint_predicts_as_its_run",
     "rvos-select import-sola": "select/test_sola_checkpoint.py",
     "rvos-select merge": "test_end_to_end.py::work",
