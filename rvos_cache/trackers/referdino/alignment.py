@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Linking = Literal["memory", "none"]
+"""memory: the queries of the frames are linked by `align`; none: they stay in the order of their frame (Table 3)."""
 Confidence = Literal["code_minmax", "paper_cos"]
 """code_minmax: largest product with a text token, scaled to [0, 1] over the queries of a frame (released code); paper_cos:
 cosine with the sentence feature, negative ones as 0 (Eq. 2)."""

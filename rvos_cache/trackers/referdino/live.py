@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rvos_cache.trackers.referdino.alignment import Confidence, align
+from rvos_cache.trackers.referdino.alignment import Confidence, Linking, align
 from rvos_cache.trackers.referdino.head import ReferDinoHead
 from rvos_cache.trackers.referdino.pruning import PrunedLayer, PruneScore, prune_decoder
 from rvos_cache.trackers.referdino.pyramid import MASK_LEVELS, split_levels
@@ -25,8 +25,6 @@ DECODER_OUTPUTS = (
     "last_hidden_state", "intermediate_hidden_states", "intermediate_reference_points", "hidden_states", "attentions",
 )  # fmt: skip
 """Fields of the output of transformers' decoder, which its model reads."""
-Linking = Literal["memory", "none"]
-"""memory: the queries of the frames are linked by `align`; none: they stay in the order of their frame (Table 3)."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rvos_cache.settings import Settings, build, merge
-from rvos_cache.trackers.referdino.alignment import Confidence
-from rvos_cache.trackers.referdino.live import Linking, LiveOptions
+from rvos_cache.trackers.referdino.alignment import Confidence, Linking
+from rvos_cache.trackers.referdino.live import LiveOptions
 from rvos_cache.trackers.referdino.pruning import PruneScore
 
 Preset = Literal["mevis_swint", "mevis_swinb", "ytvos_swint", "ytvos_swinb", "coco_swint", "coco_swinb", "a2d_swint", "a2d_swinb"]
@@ -83,7 +83,7 @@ class TuneSettings(Settings):
     temporal_layers: int = Field(3, ge=0)
     """Blocks of the enhancer; 0: none (Table 3). Source: section 4.1."""
     tracker: Linking = "memory"
-    """none: queries of different frames are not linked (Table 3)."""
+    """none: queries of different frames are not linked (Table 3); extract with the same."""
     mask_head: Literal["deformable", "dot", "condinst"] = "deformable"
     """What draws masks; dot, condinst: the heads of Table 4."""
     text_ca: bool = True
