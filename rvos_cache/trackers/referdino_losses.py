@@ -31,7 +31,7 @@ class Predicted(NamedTuple):
     logits: Tensor
     """(B, T, Q), before the sigmoid."""
     boxes: Tensor
-    """(B, T, Q, 4): centre x, centre y, width, height as shares of the padded input."""
+    """(B, T, Q, 4): centre x, centre y, width, height as shares of the frame without its padding."""
     masks: Tensor
     """(B, T, Q, h, w) mask logits."""
 
