@@ -27,7 +27,7 @@ from rvos_cache.trackers.referdino.tracker import GdinoQueries
 from rvos_cache.trackers.referdino.trained import counts, select_trained, set_mode
 from rvos_cache.trackers.referdino.tune_settings import PRESETS, tune_settings
 from rvos_cache.trackers.referdino.upstream import Upstream
-from rvos_cache.tuning import tune
+from rvos_cache.tuning import run, tune
 from rvos_cache.tuning.run import saved_tensors
 
 SWIN_B = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12, "image_size": 384}
@@ -179,6 +179,9 @@ def test_the_exported_model_is_the_trained_one(tuned: Start) -> None:
     queries = upstream.read(maps.levels, caption)
     head = upstream.head
     assert head is not None
+    decoder = upstream.model.model.decoder.decoder
+    for own, shared in zip(head.reference_points_head.parameters(), decoder.reference_points_head.parameters()):
+        assert torch.equal(own, shared)
     shapes_ = [(level.shape[2], level.shape[3]) for level in maps.levels]
     starts = [sum(h * w for h, w in shapes_[:i]) for i in range(4)]
     levels = [queries.memory[:, s : s + h * w].transpose(1, 2).unflatten(2, (h, w)) for s, (h, w) in zip(starts[:3], shapes_)]
@@ -218,6 +221,36 @@ def test_the_encoders_proposals_are_those_that_the_decoder_starts_from(tuned: St
     h, w = (side // 4 for side in batch.images.shape[2:])
     assert output.encoder.masks.shape == (1, 3, 20, h, w)
     assert [layer.masks.shape[2] for layer in output.layers] == [8, 4]
+
+
+@torch.no_grad()
+def test_settings_reach_the_model_and_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"keep_ratio": 0.3, "prune_score": "random", "alpha": 0.7, "confidence": "paper_cos"}
+    settings = make_settings(**values)
+    start = load_start(settings)
+    norm = start.live.grounding.model.backbone.conv_encoder.model.hidden_states_norms["stage1"]
+    assert (norm.weight == 1).all()
+    assert (norm.bias == 0).all()
+    calls: dict[str, list[dict[str, Any]]] = {"prune_decoder": [], "align": [], "losses": []}
+    for name, module in (("prune_decoder", live_module), ("align", live_module), ("losses", run)):
+        original = getattr(module, name)
+
+        def recorded(*arguments: Any, name: str = name, function: Any = original, **named: Any) -> Any:
+            calls[name].append(named)
+            return function(*arguments, **named)
+
+        monkeypatch.setattr(module, name, recorded)
+    batch = batch_of(start, settings)
+    output = start.live(batch.images, batch.real, batch.ids, batch.words)
+    run.all_losses(output, batch.truth, settings, 3.0)
+    assert (calls["prune_decoder"][0]["keep"], calls["prune_decoder"][0]["score"]) == (0.3, "random")
+    assert [(c["alpha"], c["confidence"]) for c in calls["align"]] == [(0.7, "paper_cos")] * 2
+    # Each layer is matched by itself, the encoder by its proposals.
+    assert [c.get("matched_by") for c in calls["losses"][:-1]] == [None, None]
+    assert calls["losses"][-1]["matched_by"] is output.proposals
+    start.live.options = replace(start.live.options, tracker="none")
+    start.live(batch.images, batch.real, batch.ids, batch.words)
+    assert len(calls["align"]) == 2
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:

@@ -210,6 +210,21 @@ def test_the_loss_falls_on_one_clip(tmp_path: Path) -> None:
     assert values[-1] < 0.7 * values[0]
 
 
+def test_a_step_has_its_rate_and_a_cut_gradient(tmp_path: Path) -> None:
+    settings = make_settings(drop_epoch=1, drop_factor=0.5, accumulate=3, max_norm=0.25)
+    source = ClipSource(shapes(), settings)
+    training = Run(settings, source, load_start(settings), tmp_path)
+    in_second = training.steps_per_epoch
+    clips = training.clips(in_second)
+    assert training.step(in_second, clips)["norm"] > 1
+    assert training.optimizer.param_groups[0]["lr"] == settings.rate(1) == 1e-4 * 3 / 2 * 0.5
+    total = sum(float(p.grad.square().sum()) for p in training.parameters if p.grad is not None) ** 0.5
+    assert total == pytest.approx(0.25, rel=1e-3)
+    names = [[clip.name for step in range(e * in_second, (e + 1) * in_second) for clip in training.clips(step)] for e in (0, 1)]
+    assert sorted(names[0]) == sorted(names[1])
+    assert names[0] != names[1]
+
+
 def test_bf16_takes_a_step(tmp_path: Path) -> None:
     tune(shapes(), make_settings(precision="bf16", steps=1), tmp_path / "run")
     assert (tmp_path / "run" / "upstream" / "model.safetensors").exists()

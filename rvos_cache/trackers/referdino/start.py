@@ -86,5 +86,4 @@ def first_head(model: Any, old: ReferDinoHead | None, settings: TuneSettings) ->
             own.load_state_dict(others.state_dict())
         else:
             warnings.warn(f"{name}: not that of {settings.checkpoint}, which is another one; a new one is trained", stacklevel=3)
-    head.box.load_state_dict(old.box.state_dict())
     return head
