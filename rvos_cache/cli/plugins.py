@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name")
 def settings(name: str) -> None:
-    """List the settings of a tracker or encoder, or of pool-clip.
+    """List the settings of a tracker or encoder, or of pool-clip or tune-referdino.
 
     NAME is a built-in name or your own my_module:MyClass. Each setting has a type, a default, a meaning and, where known, the
     source of its default. Other commands take values as --set NAME=VALUE.
@@ -31,6 +31,11 @@ def settings(name: str) -> None:
         from rvos_cache.clip.pooling import PoolSettings
 
         click.echo(format_settings(name, describe(PoolSettings)))
+        return
+    if name == "tune-referdino":
+        from rvos_cache.trackers.referdino.tune_settings import TuneSettings
+
+        click.echo(format_settings(name, describe(TuneSettings)))
         return
     if name not in TRACKERS and name not in TEXT_ENCODERS and ":" not in name:
         raise InputError(

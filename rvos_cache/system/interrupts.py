@@ -6,7 +6,7 @@ import gc
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,29 @@ def forking() -> Iterator[None]:
             yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def interrupt_between() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C does not stop what runs in this block: the function tells that it was pressed, so that a step can end before. A second
+    one stops it at once."""
+    pressed = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread gets signals.
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def repeat_lost_interrupts() -> None:

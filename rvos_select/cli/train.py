@@ -80,15 +80,20 @@ def import_ssa(checkpoint: Path, out: Path, clip: Path | None, tokenizer: str | 
 
 @click.command("import-referdino")
 @click.argument("checkpoint", type=PATH)
-@click.option("--grounding", required=True, metavar="NAME", help="The GroundingDINO it was trained from: a hub name or a folder.")
+@click.option(
+    "--grounding", metavar="NAME", help="For a released file: the GroundingDINO it was trained from, a hub name or a folder."
+)
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
-def import_referdino(checkpoint: Path, grounding: str, out: Path) -> None:
-    """Convert a released checkpoint of ReferDINO to a run. RUN/upstream is for --tracker gdino-queries --set checkpoint=...; only
-    tensors are read from the file."""
+def import_referdino(checkpoint: Path, grounding: str | None, out: Path) -> None:
+    """Convert a released checkpoint of ReferDINO, or a folder of tune-referdino, to a run. RUN/upstream is for --tracker gdino-queries
+    --set checkpoint=...; only tensors are read from the file."""
     from rvos_select.exchange.import_referdino import import_referdino as step
 
     imported = step(checkpoint, grounding, out)
     conversion = imported.conversion
+    if conversion is None:
+        click.echo(f"run: {imported.run}; for stage one: {imported.run / 'upstream'}; selector: {imported.trained:,} parameters")
+        return
     parts = ", ".join(f"{count} {name}" for name, count in conversion.tensors.items())
     click.echo(
         f"run: {imported.run}; {sum(conversion.tensors.values())} tensors: {parts}; {conversion.copies} of them are copies"

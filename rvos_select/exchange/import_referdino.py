@@ -1,7 +1,10 @@
-"""A released checkpoint of ReferDINO as a run: what its tracker reads, and the selector that `predict` and `ask` take."""
+"""A released or tuned checkpoint of ReferDINO as a run: what its tracker reads, and the selector that `predict` and `ask` take."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,12 @@ from rvos_cache.extraction import tracker_card
 from rvos_cache.settings import build
 from rvos_cache.store import Card, digest, provenance
 from rvos_cache.system.files import new_folder, write_json
+from rvos_cache.system.text_files import read_text
 from rvos_cache.text import encoder_class, open_encoder
 from rvos_cache.trackers import open_tracker, tracker_class
 from rvos_cache.trackers.referdino.convert import Conversion, convert_referdino
 from rvos_cache.trackers.referdino.head import ReferDinoHead
-from rvos_cache.trackers.referdino.upstream import load_head
+from rvos_cache.trackers.referdino.upstream import HEAD_FILE, RECORD_FILE, load_head
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import storing
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
@@ -26,35 +30,64 @@ UPSTREAM = "upstream"
 TRACKER, ENCODER = "gdino-queries", "hashed"
 """What `ask` runs. The words of the encoder are not read: ReferDINO's own are in the tracks cache."""
 
+TUNED = ("keep_ratio", "prune_score", "tracker", "alpha", "confidence")
+"""Settings of the tracker that a checkpoint is tuned with."""
+
 
 @dataclass(frozen=True)
 class Imported:
-    """The run; what became of the tensors in `upstream`; trained: number of parameters of the selector."""
+    """The run; what became of the tensors in `upstream` (None: a tuned folder, which was copied); trained: number of parameters of
+    the selector."""
 
     run: Path
-    conversion: Conversion
+    conversion: Conversion | None
     trained: int
 
 
-def import_referdino(checkpoint: PathLike, grounding: str, out: PathLike) -> Imported:
+def import_referdino(checkpoint: PathLike, grounding: str | None, out: PathLike) -> Imported:
     """Write the run `out` with the weights of `checkpoint`; only tensors are read, never code.
 
-    grounding: the GroundingDINO of transformers that it was trained from, a hub name or a folder. The run has `upstream`, for stage
-    one, and `best`, the selector. Raises InputError for a file that is no such checkpoint, another GroundingDINO, or a folder `out`
-    that is not empty.
+    checkpoint: a released file, then grounding is the GroundingDINO of transformers that it was trained from, a hub name or a folder;
+    or a folder that `rvos-cache tune-referdino` wrote. The run has `upstream`, for stage one, and `best`, the selector.
+    Raises InputError for a file that is no such checkpoint, another GroundingDINO, or a folder `out` that is not empty.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another --out")
+    is_tuned = checkpoint.is_dir()
+    if is_tuned == (grounding is not None):
+        need = (
+            "has a GroundingDINO of its own; leave --grounding out" if is_tuned else "give --grounding, what it was trained from"
+        )
+        raise InputError(f"{checkpoint}: {need}")
+    conversion, source, tracker = None, checkpoint, dict[str, Any]()
     with storing(out), new_folder(out) as folder:
-        conversion = convert_referdino(checkpoint, grounding, folder / UPSTREAM)
+        if grounding is None:
+            source, tracker = _copy_tuned(checkpoint, folder / UPSTREAM)
+        else:
+            conversion = convert_referdino(checkpoint, grounding, folder / UPSTREAM)
+            conversion = replace(conversion, folder=out / UPSTREAM)
         head = load_head(str(folder / UPSTREAM))
         assert head is not None
         model = selector_of(head)
         model.save_pretrained(folder / "best")
-        write_json(folder / "settings.json", _record(checkpoint, model, folder / UPSTREAM, (out / UPSTREAM).absolute()))
+        record = _record(source, tracker, model, folder / UPSTREAM, (out / UPSTREAM).absolute())
+        write_json(folder / "settings.json", record)
     trained = sum(parameter.numel() for parameter in model.parameters())
-    return Imported(out, replace(conversion, folder=out / UPSTREAM), trained)
+    return Imported(out, conversion, trained)
+
+
+def _copy_tuned(checkpoint: Path, target: Path) -> tuple[Path, dict[str, Any]]:
+    """Copy the folder of a tuned checkpoint, or the one in a tuning run; returns its head's file, and TUNED of it."""
+    folder = checkpoint / UPSTREAM if (checkpoint / UPSTREAM).is_dir() else checkpoint
+    if not (folder / HEAD_FILE).is_file():
+        raise InputError(f"{folder}: has no {HEAD_FILE}; give the --out of rvos-cache tune-referdino, or a released file")
+    try:
+        settings = json.loads(read_text(folder / RECORD_FILE)).get("settings", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / RECORD_FILE}: cannot be read ({error}); tune again, or --export it again") from error
+    shutil.copytree(folder, target)
+    return folder / HEAD_FILE, {name: settings[name] for name in TUNED if name in settings}
 
 
 def selector_of(head: ReferDinoHead) -> ReferDino:
@@ -67,9 +100,10 @@ def selector_of(head: ReferDinoHead) -> ReferDino:
     return model.cpu().eval()
 
 
-def _record(checkpoint: Path, model: ReferDino, written: Path, upstream: Path) -> dict[str, Any]:
-    """The settings.json of the run. written: where `upstream`, which the run names, is for now."""
-    settings = {"checkpoint": str(written), "masks": "head"}
+def _record(checkpoint: Path, tracker: Mapping[str, Any], model: ReferDino, written: Path, upstream: Path) -> dict[str, Any]:
+    """The settings.json of the run. tracker: settings that the checkpoint needs; written: where `upstream`, which the run names, is for
+    now."""
+    settings = {"checkpoint": str(written), "masks": "head", **tracker}
     location = f"tracker {TRACKER}"
     tracker_settings = [
         build(tracker_class(TRACKER).Settings, {**settings, "checkpoint": str(folder)}, location)

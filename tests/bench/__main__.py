@@ -18,6 +18,7 @@ def main() -> int:
         ("sola_grouped.py", None),
         ("dmvs_memory.py", None),
         ("ssa_step.py", None),
+        ("referdino_step.py", None),
         ("sam2_bench.py", None),
         ("store_bench.py", real),
         ("flow_davis.py", real),

@@ -189,6 +189,15 @@ def test_each_setting_changes_the_queries(changes: dict[str, Any], queries: int)
     )
 
 
+def test_queries_that_are_not_linked_keep_the_order_of_their_frame() -> None:
+    tracks = make_tracker(tracker="none").track(scene(), expressions("a red dog"))
+    count = len(tracks.origin)
+    assert np.array_equal(tracks.features["raw"], np.arange(count)[:, None].repeat(5, 1))
+    linked = shared_tracker().track(scene(), expressions("a red dog"))
+    raw = linked.features["raw"][..., None].astype(np.int64)
+    assert np.array_equal(linked.tokens, np.take_along_axis(tracks.tokens, raw, 0))
+
+
 def test_the_queries_are_linked_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny random queries are linked in the same way with every alpha; that alpha matters is tested with `align`."""
     calls: list[dict[str, Any]] = []

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Linking = Literal["memory", "none"]
+"""memory: the queries of the frames are linked by `align`; none: they stay in the order of their frame (Table 3)."""
 Confidence = Literal["code_minmax", "paper_cos"]
 """code_minmax: largest product with a text token, scaled to [0, 1] over the queries of a frame (released code); paper_cos:
 cosine with the sentence feature, negative ones as 0 (Eq. 2)."""
@@ -34,6 +36,13 @@ def align(
     queries = queries.detach().cpu().float().nan_to_num(0, 0, 0)
     text = text.detach().cpu().float().nan_to_num(0, 0, 0)
     mask = torch.ones(text.shape[:-1], dtype=torch.bool) if text_mask is None else text_mask.cpu()
+    # float32 also under the caller's autocast.
+    with torch.autocast("cpu", enabled=False):
+        return _linked(queries, text, mask, alpha, confidence)
+
+
+def _linked(queries: Tensor, text: Tensor, mask: Tensor, alpha: float, confidence: str) -> Tensor:
+    """As `align`, of finite float32 values on the CPU."""
     batch, frames, number, _ = queries.shape
     places = torch.arange(number).repeat(batch, frames, 1)
     directions = F.normalize(queries, dim=-1)

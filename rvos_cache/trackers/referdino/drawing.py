@@ -5,8 +5,7 @@ Letters: E expressions, T frames, Q queries, H W pixels of the video, C channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from rvos_cache.trackers.base import ShareDone
 from rvos_cache.trackers.referdino.frame_maps import FrameMaps
 from rvos_cache.trackers.referdino.head import ReferDinoHead
 from rvos_cache.trackers.referdino.masks import upsampled
+from rvos_cache.trackers.referdino.pyramid import MASK_LEVELS, split_levels
 from rvos_cache.trackers.sam2.backend import Backend
 from rvos_cache.trackers.sam2.settings import BoxSettings
 from rvos_cache.trackers.spool import ArraySpool
@@ -26,8 +26,6 @@ from rvos_cache.types import Video
 
 Rows = list[list[bytes]]
 """Compressed masks of Q queries in T frames: first the query, then the frame."""
-MASK_LEVELS = 3
-"""Levels of the encoded frame that the pyramid reads, after the backbone's map at stride 4."""
 
 
 def pixel_boxes(boxes: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -82,7 +80,7 @@ def decoded_masks(
         frames = slice(part.start, part.stop)
         encoded = torch.from_numpy(np.stack([memory[t] for t in part])).to(device)
         stage1 = maps.stage1(part)
-        features = head.features([stage1, *_split(encoded, maps.shapes[:MASK_LEVELS])])
+        features = head.features([stage1, *split_levels(encoded, maps.shapes[:MASK_LEVELS])])
         words = text[frames].to(device)
         real, text_mask = (torch.ones(s, dtype=torch.bool, device=device) for s in (stage1[:, 0].shape, words.shape[:2]))
         logits = head.mask_logits(queries[frames].to(device), reference[frames].to(device), features, real, words, text_mask)
@@ -92,11 +90,3 @@ def decoded_masks(
             for q, row in enumerate(out):
                 row.append(masks.bytes_at(q, 0))
     return out
-
-
-def _split(memory: Tensor, shapes: Sequence[tuple[int, int]]) -> Iterator[Any]:
-    """The first levels (K, C, h, w) of the encoded frames (K, S, C)."""
-    start = 0
-    for h, w in shapes:
-        yield memory[:, start : start + h * w].transpose(1, 2).unflatten(2, (h, w))
-        start += h * w

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
 from rvos_cache.trackers.referdino.boxes import Mlp, refined, sine_positions
+from rvos_cache.trackers.referdino.condinst import CondInst
 from rvos_cache.trackers.referdino.enhancer import HEADS, Enhancer
 from rvos_cache.trackers.referdino.mask_decoder import MaskDecoder
 from rvos_cache.trackers.referdino.names import merged
@@ -35,7 +36,8 @@ class HeadSizes:
 
     channels: C; map_channels: of the backbone's first stage; temporal_layers, temporal_hidden: blocks of the enhancer and the
     width of their feed-forward layers; mask_layers, mask_hidden, mask_points: of the mask decoder, points per attention head;
-    widths: of the pyramid's five layers, () for the default of `Pyramid`.
+    widths: of the pyramid's five layers, () for the default of `Pyramid`; condinst: CondInst takes the place of the mask decoder,
+    which then has no sizes. Without mask_layers a mask is the product of query and features.
     """
 
     channels: int = 256
@@ -46,6 +48,7 @@ class HeadSizes:
     mask_hidden: int = 1024
     mask_points: int = 16
     widths: tuple[int, ...] = ()
+    condinst: bool = False
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> HeadSizes:
@@ -62,7 +65,8 @@ class HeadSizes:
         def layers(prefix: str) -> int:
             return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
-        temporal, mask = layers("temporal_decoder.0.layer."), layers("mask_decoder.")
+        condinst = f"{PREFIXES['mask_decoder.']}controller.weight" in shapes
+        temporal, mask = layers("temporal_decoder.0.layer."), 0 if condinst else layers("mask_decoder.")
         default = cls()
         return cls(
             channels=axis("bbox_embed.0.layers.0.weight", 1),
@@ -76,6 +80,7 @@ class HeadSizes:
             if mask
             else default.mask_points,
             widths=tuple(axis(f"pixel_decoder.lay{i}.bias", 0) for i in range(1, 6)),
+            condinst=condinst,
         )
 
 
@@ -94,7 +99,9 @@ class ReferDinoHead(nn.Module):
         self.enhancer = Enhancer(c, sizes.temporal_hidden, sizes.temporal_layers)
         self.box = Mlp(c, c, c, 4)
         self.pyramid = Pyramid(c, sizes.map_channels, sizes.widths)
-        self.mask_decoder = MaskDecoder(c, sizes.mask_hidden, sizes.mask_layers, sizes.mask_points)
+        self.mask_decoder: MaskDecoder | CondInst = (
+            CondInst(c) if sizes.condinst else MaskDecoder(c, sizes.mask_hidden, sizes.mask_layers, sizes.mask_points)
+        )
         self.reference_points_head = Mlp(2 * c, c, c)
 
     @classmethod
@@ -177,6 +184,8 @@ class ReferDinoHead(nn.Module):
         rows, columns = real[:, :, 0].float().mean(1), real[:, 0].float().mean(1)
         ratios = torch.stack([columns, rows, columns, rows], -1)[:, None]
         boxes = reference * ratios
+        if isinstance(self.mask_decoder, CondInst):
+            return self.mask_decoder(queries, boxes, features)
         positions = self.reference_points_head(sine_positions(boxes, queries.shape[-1]))
         embeddings = self.mask_decoder(queries, positions, boxes, features, real, text, text_mask)
         return torch.einsum("kqc,kchw->kqhw", embeddings, features)
@@ -184,7 +193,9 @@ class ReferDinoHead(nn.Module):
 
 def class_logits(queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
     """Class logits float32 (B, T, Q): the largest product of a query with a real token, see `ReferDinoHead.logits`."""
-    products = queries.float() @ text.float().transpose(-1, -2)
+    # Also under autocast, which would compute the product in its own type.
+    with torch.autocast(queries.device.type, enabled=False):
+        products = queries.float() @ text.float().transpose(-1, -2)
     best = products.masked_fill(~text_mask[..., None, :], -torch.inf).amax(-1)
     return best.masked_fill(~text_mask.any(-1)[..., None], NO_TEXT)
 

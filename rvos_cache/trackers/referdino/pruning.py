@@ -75,7 +75,8 @@ def prune_decoder(
         levels = reference[:, :, None] * ratios
         positions = decoder.reference_points_head(sine_positions(levels[:, :, 0], hidden.shape[-1]))
         hidden, to_queries, to_text = layer(hidden, positions, reference_points=levels, **inputs)[:3]
-        with torch.no_grad():
+        # Which queries survive does not depend on autocast, but for what it did before.
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             scores = _scores(score, hidden, to_queries, to_text, text, text_mask, generator)
             kept = _best(scores, math.ceil(scores.shape[1] * keep))
         hidden, reference, index = (_rows(x, kept) for x in (hidden, reference, index))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 GROUPS = 8
 """Groups of the group norms."""
+MASK_LEVELS = 3
+"""Levels of the encoded frame that the pyramid reads, after the backbone's map at stride 4."""
 
 
 class Pyramid(nn.Module):
@@ -50,3 +52,11 @@ class Pyramid(nn.Module):
 def _added(fine: Tensor, coarse: Tensor) -> Tensor:
     """fine (K, C, h, w) plus coarse, enlarged by nearest."""
     return fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+
+
+def split_levels(memory: Tensor, shapes: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    """The first levels (K, C, h, w), whose sizes are `shapes`, of encoded frames (K, S, C)."""
+    start = 0
+    for h, w in shapes:
+        yield memory[:, start : start + h * w].transpose(1, 2).reshape(len(memory), -1, h, w)
+        start += h * w

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from rvos_cache.settings import Settings
-from rvos_cache.trackers.referdino.alignment import Confidence
+from rvos_cache.trackers.referdino.alignment import Confidence, Linking
 from rvos_cache.trackers.referdino.pruning import PruneScore
 
 MaskSource = Literal["head", "sam2", "box", "none"]
@@ -28,6 +28,9 @@ class GdinoQueriesSettings(Settings):
     prune_score: PruneScore = "code_gate"
     """By what they are kept. code_gate: the released code's score; paper_eq4: Eq. 4; random: as in Table 5. Source: code_gate, which
     made the published weights and numbers."""
+    tracker: Linking = "memory"
+    """memory: the queries of different frames are linked by the memory-augmented tracker; none: each frame's queries stay in their own
+    order, the best first (Table 3), for a checkpoint that was tuned so. Source: section 3.2."""
     alpha: float = Field(0.1, ge=0, le=1)
     """Weight of the present frame in the memory that links queries of different frames. Source: ReferDINO, section 4.1."""
     confidence: Confidence = "code_minmax"

@@ -159,7 +159,7 @@ class GdinoQueries(Tracker):
         for name, values in (("queries", hs), ("words", text)):
             check_float16(values, video, name)
         # From float16, as stored: a selector that aligns the stored queries again has the same order.
-        places = align(hs.half()[None], text.half()[None], alpha=self.settings.alpha, confidence=self.settings.confidence)[0]
+        places = self._places(hs.half(), text.half())
         hs, reference = (x.take_along_dim(places[..., None], 1) for x in (hs, reference))
         logits = (hs @ text.transpose(1, 2)).amax(-1)
         enhanced = self._enhanced(hs, text)
@@ -177,6 +177,13 @@ class GdinoQueries(Tracker):
             words=text.half().numpy(),
             masks=masks,
         )
+
+    def _places(self, hs: Tensor, text: Tensor) -> Tensor:
+        """The place of each track among the queries of its frame, int64 (T, Q), of queries (T, Q, C) and words (T, L, C)."""
+        settings = self.settings
+        if settings.tracker == "none":
+            return torch.arange(hs.shape[1]).repeat(len(hs), 1)
+        return align(hs[None], text[None], alpha=settings.alpha, confidence=settings.confidence)[0]
 
     def _enhanced(self, hs: Tensor, text: Tensor) -> Tensor:
         """Tracked queries (T, Q, C) after the enhancer, if there is one and more than one frame, as in ReferDINO's training."""

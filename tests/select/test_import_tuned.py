@@ -1,0 +1,61 @@
+"""A checkpoint of tune-referdino as a run: what its tracker reads, and its selector."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_sam2 import without_gpu
+from tiny_tuning import finished
+
+from rvos_cache.errors import InputError
+from rvos_cache.trackers.referdino.upstream import load_head
+from rvos_select.exchange.import_referdino import import_referdino
+from rvos_select.runs.checkpoint import load_selector, run_cards
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cpu() -> Iterator[None]:
+    with without_gpu():
+        yield
+
+
+@pytest.mark.parametrize("inner", ["", "upstream"])
+def test_a_tuned_folder_is_a_run(inner: str, tmp_path: Path) -> None:
+    imported = import_referdino(finished() / inner, None, tmp_path / "run")
+    assert imported.conversion is None
+    for path in (finished() / "upstream").iterdir():
+        assert (tmp_path / "run" / "upstream" / path.name).read_bytes() == path.read_bytes()
+    head = load_head(str(tmp_path / "run" / "upstream"))
+    assert head is not None
+    selector = load_selector(tmp_path / "run")
+    for part in ("enhancer", "box"):
+        own = {name.removeprefix(f"{part}."): t for name, t in selector.state_dict().items() if name.startswith(f"{part}.")}
+        expected = getattr(head, part).state_dict()
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(own[name].cpu(), expected[name].cpu()) for name in expected)
+    assert imported.trained == sum(p.numel() for part in (head.enhancer, head.box) for p in part.parameters())
+    # The tracker must keep as many queries as the checkpoint was tuned with.
+    settings = run_cards(tmp_path / "run")["tracks"].settings
+    assert (settings["keep_ratio"], settings["tracker"], settings["masks"]) == (0.4, "memory", "head")
+    assert settings["checkpoint"] == str(tmp_path / "run" / "upstream")
+
+
+def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"has no referdino.safetensors"):
+        import_referdino(tmp_path / "empty", None, tmp_path / "run")
+    with pytest.raises(InputError, match="leave --grounding out"):
+        import_referdino(finished(), "x", tmp_path / "run")
+    with pytest.raises(InputError, match="give --grounding"):
+        import_referdino(tmp_path / "mevis_swinb.pth", None, tmp_path / "run")
+    copy = shutil.copytree(finished() / "upstream", tmp_path / "copy")
+    for content in ("{", json.dumps([1])):
+        (copy / "referdino.json").write_text(content)
+        with pytest.raises(InputError, match=r"referdino.json: cannot be read"):
+            import_referdino(copy, None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
