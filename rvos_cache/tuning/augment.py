@@ -1,7 +1,7 @@
 """Augmentation of ReferDINO's training: flips, colours, crops and sizes of a clip.
 
-Source: released code (the transforms of ReferFormer). Where it is silent or replaces characters, see `flip`. Colours are changed after
-resizing, which is quicker than before and nearly the same.
+Source: released code (the transforms of ReferFormer), in its order: flip, colours of each frame, then a size or a crop. Where it is
+silent or replaces characters, see `flip`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rvos_cache.datasets.captions import mirrored_text
+from rvos_cache.media.captions import mirrored_text
 from rvos_cache.media.clips import resize_masks, resize_pixels
 
 SIZES = {"video": (288, 320, 352, 392, 416, 448, 480, 512), "image": tuple(range(480, 769, 32))}
 """Short sides without a crop."""
 LONGEST = {"video": 640, "image": 800}
-CROPPED_SIZES = {"video": SIZES["video"], "image": tuple(range(296, 513, 24))}
+CROPPED_SIZES = {"video": SIZES["video"], "image": (296, 328, 360, 392, 416, 448, 480, 512)}
 """Short sides after a crop, the longest side at most CROPPED_LONGEST."""
 CROPPED_LONGEST = 640
 BEFORE_CROP, CROP = (400, 500, 600), (384, 600)
@@ -60,14 +60,14 @@ def augment(clip: TuneClip, kind: str, short_side: int, generator: torch.Generat
         return resize(clip, short_side, None).checked()
     if _chance(generator):
         clip = flip(clip)
+    if kind == "video":
+        clip = replace(clip, pixels=torch.stack([distort(frame, generator) for frame in clip.pixels]))
     if _chance(generator):
         clip = resize(clip, _choice(SIZES[kind], generator), LONGEST[kind])
     else:
         clip = resize(clip, _choice(BEFORE_CROP, generator), None)
         clip = random_crop(clip, generator)
         clip = resize(clip, _choice(CROPPED_SIZES[kind], generator), CROPPED_LONGEST)
-    if kind == "video":
-        clip = replace(clip, pixels=torch.stack([distort(frame, generator) for frame in clip.pixels]))
     return clip.checked()
 
 
