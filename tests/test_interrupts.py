@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE / "select"))
 from tiny_caches import write  # noqa: E402
 
 GO_ON = {"pool-clip",
-    "extract", "extract-text", "extract-all", "mirror", "import-masks", "rvos-cache import-sola", "train", "predict", "merge", "ask",
+    "extract", "extract-text", "extract-all", "mirror", "import-masks", "rvos-cache import-sola", "train", "predict", "merge", "ask", "tune-referdino",
 }  # fmt: skip
 
 
