@@ -385,6 +385,7 @@ def test_scores_on_a_full_device(work: Path, rvos: Callable[..., Result]) -> Non
     assert code == 1 and stderr == "error: /dev/full: No space left on device; make room or choose a writable path"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_leaves_a_resumable_state(rvos: Callable[..., Result], tmp_path: Path, jobs: int) -> None:
     arguments = ["extract", "--dataset", "store_fixtures:Tiny", "--root", tmp_path / "12", "--split", "train", "--jobs", jobs]

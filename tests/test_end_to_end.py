@@ -155,6 +155,7 @@ def test_report_opens_from_disk(work: Path) -> None:
     assert not re.search(r"https?://(?!www\.w3\.org)", page)
 
 
+@pytest.mark.slow
 def test_ask_predicts_the_masks_of_the_cached_route(work: Path) -> None:
     """Live extraction of a video gives the masks that its cache gave."""
     videos = json.loads((work / "data/valid_u/meta_expressions.json").read_text())["videos"]

@@ -199,6 +199,7 @@ def extract_until_killed(command: list[object], out: Path) -> None:
     run(*command)
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_resumes_to_the_same_content(work: Path, tmp_path: Path) -> None:
     """The first frames of both videos as one split without ground truth, with boxes."""
     both = {**read_meta(work / "data", "train"), **read_meta(work / "data", "valid_u")}

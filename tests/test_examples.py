@@ -37,6 +37,7 @@ def test_the_example_is_short() -> None:
     assert len((EXAMPLES / "my_tracker.py").read_text().splitlines()) < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"), [("my_tracker:MyTracker", ("--set", "max_tracks=12")), ("corner_tracker:CornerTracker", ())]
 )

@@ -27,8 +27,9 @@ sys.path.insert(0, str(HERE / "select"))
 
 from tiny_caches import write  # noqa: E402
 
-GO_ON = {"pool-clip",
-    "extract", "extract-text", "extract-all", "mirror", "import-masks", "rvos-cache import-sola", "train", "predict", "merge", "ask", "tune-referdino",
+GO_ON = {
+    "extract", "extract-text", "extract-all", "pool-clip", "mirror", "import-masks", "rvos-cache import-sola", "tune-referdino", "train",
+    "predict", "merge", "ask",
 }  # fmt: skip
 
 

@@ -24,6 +24,8 @@ from rvos_select.data.augment import Clip, load_augmentation
 from rvos_select.data.labels import label_rule
 from rvos_select.training.settings import TrainSettings
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "cache"))
 

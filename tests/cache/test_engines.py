@@ -26,6 +26,8 @@ from rvos_cache.extraction.plan import spread
 from rvos_cache.extraction.work import Pending
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, verify
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 TINY, TRACKER = "store_fixtures:Tiny", "store_fixtures:TinyTracker"

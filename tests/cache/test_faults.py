@@ -23,6 +23,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from store_fixtures import TinyTracker  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 TINY, TRACKER = "store_fixtures:Tiny", "store_fixtures:TinyTracker"
 
 

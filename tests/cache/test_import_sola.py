@@ -29,6 +29,8 @@ from rvos_cache.store import write_tracks as write_record
 from rvos_cache.types import VIDEO, GroundTruth
 from rvos_select.data.caches import TrackSource, candidates
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("grid", "gdino", "gt")
 
 

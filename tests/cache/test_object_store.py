@@ -30,6 +30,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from s3_server import BUCKET, s3_server  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 TINY, TRACKER = "store_fixtures:Tiny", "store_fixtures:TinyTracker"
 
 

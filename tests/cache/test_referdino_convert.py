@@ -29,6 +29,8 @@ from rvos_cache.trackers.referdino.names import first as first_of
 from rvos_cache.trackers.referdino.stages import FourStageGroundingDino
 from rvos_cache.trackers.referdino.upstream import HEAD_FILE, RECORD_FILE, Upstream, load_head
 
+pytestmark = pytest.mark.slow
+
 TRAINED = "transformer.encoder.layers.1.linear1"
 """A layer with LoRA."""
 

@@ -30,6 +30,8 @@ from rvos_cache.trackers.referdino.upstream import Upstream
 from rvos_cache.tuning import run, tune
 from rvos_cache.tuning.run import saved_tensors
 
+pytestmark = pytest.mark.slow
+
 SWIN_B = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12, "image_size": 384}
 
 

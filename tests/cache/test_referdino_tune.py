@@ -30,6 +30,8 @@ from rvos_cache.tuning import export, run, tune
 from rvos_cache.tuning.clips import ClipSource
 from rvos_cache.tuning.run import Run, saved_tensors
 
+pytestmark = pytest.mark.slow
+
 FILES = ("last/trained.safetensors", "last/optimizer.safetensors", "upstream/model.safetensors", "metrics.jsonl")
 COMMAND = ["tune-referdino", "--dataset", "mevis", "--split", "train"]
 

@@ -141,6 +141,7 @@ def test_tracks_do_not_depend_on_what_is_kept_in_memory(
         assert np.array_equal(getattr(tracks, name), getattr(expected, name)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "make"), [("full", moving_patch), ("small", squares)])
 def test_memory_does_not_grow_with_the_frames_of_a_video(
     mode: str, make: Callable[[int], Video], monkeypatch: pytest.MonkeyPatch

@@ -46,6 +46,7 @@ def case(request: pytest.FixtureRequest) -> TrackerCase:
     return TrackerCase(name, {setting: value() if callable(value) else value for setting, value in overrides.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", TRACKER_CHECKS.values(), ids=lambda check: check.__name__)
 def test_contract(case: TrackerCase, check: Callable[[TrackerCase], None]) -> None:
     """The very functions that `rvos-cache check-tracker` runs."""

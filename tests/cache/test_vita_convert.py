@@ -102,6 +102,7 @@ def test_an_unknown_tensor_is_named_and_no_folder_is_left(released: dict[str, Te
     assert sorted(os.listdir(tmp_path)) == ["model_final.pth"]
 
 
+@pytest.mark.slow
 def test_each_missing_tensor_is_named(released: dict[str, Tensor]) -> None:
     # One of each kind: the tensors of all blocks have the same names but for their numbers.
     kinds = {"".join(c for c in name if not c.isdigit()): name for name in released if not name.startswith("vita_")}

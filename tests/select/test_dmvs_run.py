@@ -425,6 +425,7 @@ def contract_case(request: pytest.FixtureRequest, work: Work, tmp_path_factory: 
     return SelectorCase("dmvs", config, tracks=tracks, texts=work.text("train"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", SELECTOR_CHECKS.values(), ids=lambda check: check.__name__)
 def test_contract(contract_case: SelectorCase, check: Callable[[SelectorCase], None]) -> None:
     """The same functions that `rvos-select check-selector` runs."""

@@ -70,6 +70,7 @@ def case(request: pytest.FixtureRequest, caches: tuple[Path, Path]) -> SelectorC
     return SelectorCase("referdino", {**SMALL, **CASES[request.param]}, tracks=caches[0], texts=caches[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", SELECTOR_CHECKS)
 def test_the_contract(case: SelectorCase, title: str) -> None:
     with contextlib.suppress(CheckSkipped):

@@ -152,6 +152,7 @@ FEATURES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("selector", "title"),
     [

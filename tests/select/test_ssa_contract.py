@@ -27,6 +27,7 @@ def case(request: pytest.FixtureRequest) -> SelectorCase:
     return SelectorCase("ssa", config, tracks=tracks, texts=tiny.texts["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", SELECTOR_CHECKS.values(), ids=lambda check: check.__name__)
 def test_contract_of_ssa(case: SelectorCase, check: Callable[[SelectorCase], None]) -> None:
     """The same functions that `rvos-select check-selector` runs."""

@@ -31,6 +31,8 @@ from rvos_select.selectors.sola import Sola
 from rvos_select.training import train as loop
 from rvos_select.training.train import train
 
+pytestmark = pytest.mark.slow
+
 FORK = multiprocessing.get_context("fork")
 
 
