@@ -84,6 +84,7 @@ def test_oracle_is_above_the_prediction(work: Path) -> None:
     assert oracle["jf"] > 0.5 and oracle["jf"] > prediction["jf"]
 
 
+@pytest.mark.slow
 def test_compare_prints_the_paired_difference(work: Path) -> None:
     selections = ["--selections", work / "s.zarr", "--cache", work / "valid.zarr"]
     for name, policy in (("above", []), ("best", ["--top1"])):
@@ -145,6 +146,7 @@ def test_submission_has_a_folder_of_each_video_at_its_root(work: Path) -> None:
         np.testing.assert_array_equal(stored > 0, expected > 0)
 
 
+@pytest.mark.slow
 def test_report_opens_from_disk(work: Path) -> None:
     selections = ["--selections", work / "s.zarr", "--cache", work / "valid.zarr"]
     run("rvos-select", "report", "--run", work / "run", *selections, "--out", work / "page")

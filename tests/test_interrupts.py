@@ -28,8 +28,8 @@ sys.path.insert(0, str(HERE / "select"))
 from tiny_caches import write  # noqa: E402
 
 GO_ON = {
-    "extract", "extract-text", "extract-all", "pool-clip", "mirror", "import-masks", "rvos-cache import-sola", "tune-referdino", "train",
-    "predict", "merge", "ask",
+    "extract", "extract-text", "extract-all", "pool-clip", "mirror", "import-masks", "rvos-cache import-sola", "tune-referdino",
+    "train", "predict", "merge", "ask",
 }  # fmt: skip
 
 
@@ -69,6 +69,7 @@ def interrupted(arguments: list[object], is_time: Callable[[], bool], program: s
     return stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_printed_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracks, text = write(tmp_path, "train", ["v0", "v1"])
     valid, valid_text = write(tmp_path, "valid", ["w0"])

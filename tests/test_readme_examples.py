@@ -82,6 +82,7 @@ def test_links_lead_somewhere(readme: Path) -> None:
         assert not anchor or anchor in anchors(path), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", PROGRAMS)
 def test_a_printed_program_runs(code: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split = ("mevis", "data/shapes", "train")
@@ -157,6 +158,7 @@ def test_the_metric_is_a_column(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [field.title for field in protocols.DEFAULT_PROTOCOL.fields][-1] == "SR"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -201,6 +203,7 @@ def test_a_tracker_passes_its_checks_among_other_folders(name: str, folder: Path
     assert not failed
 
 
+@pytest.mark.slow
 def test_a_selector_reads_what_a_tracker_writes(folder: Path) -> None:
     for split in ("train", "valid_u"):
         rc.extract("mevis", "data/shapes", split, "corner_tracker:CornerTracker", f"{split}.zarr")

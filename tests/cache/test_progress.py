@@ -76,6 +76,7 @@ with Progress("sam2-grid-gaussian_noise-5 valid_u", 3, parts="frames", announce=
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [40, 60, 79, 80, 120])
 def test_a_terminal_shows_one_line_that_fits(columns: int) -> None:
     """Before the first item too. stdout is a pipe: what is printed there is not drawn on the terminal."""

@@ -80,6 +80,7 @@ def precise_memories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "bfloat16", torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("precise_memories")
 @pytest.mark.parametrize("t", [0, 7, FRAMES - 1])
 def test_a_batch_equals_a_loop_over_objects_that_encodes_again(t: int) -> None:
@@ -220,6 +221,7 @@ def test_a_plain_run_encodes_a_frame_for_each_batch(encodings: list[int]) -> Non
     assert sum(encodings) >= 2 * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames_in_host", [0, 2, 4.5, 9])
 def test_where_features_are_stored_changes_nothing(frames_in_host: float) -> None:
     whole = propagate(9, 4, squares(4))

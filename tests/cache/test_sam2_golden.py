@@ -67,6 +67,7 @@ def test_tracks_of_meta_s_package_itself_where_it_is_installed(version: str) -> 
     assert_recorded(propagate(open_backend(GridSettings(checkpoint=golden_checkpoint(version), backend="official"))), version)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grid", "wide_grid"])
 def test_grid_masks_are_those_of_meta_s_generator(version: str, name: str) -> None:
     frame = golden()[{"grid": "input.grid_frame", "wide_grid": "input.wide_frame"}[name]].numpy()

@@ -133,6 +133,7 @@ def test_a_dataset_of_ones_own_names_its_protocol() -> None:
         protocol_of("test_evaluate_benchmarks:Wrong")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_the_truth_scores_one(make: Callable[[str], DatasetCopy], name: str) -> None:
     copy = make(name)
