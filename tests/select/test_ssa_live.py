@@ -91,12 +91,12 @@ def test_training_and_prediction_compute_the_same_queries() -> None:
     frames = batch.pixels[0][:4]
     text = module.frozen[clip.TEXT_PART](batch.sentences, 40)
     geometry = live.geometry_of(module, (96, 160))
-    found = live.clip_output(module, live.resized(frames, geometry), text.of(0, 4))
+    training = live.clip_output(module, live.resized(frames, geometry), text.of(0, 4))
     whole = live.answer(module, live.InputFrames(frames, 4, geometry, CPU, 10**9), text, (96, 160))
-    assert torch.allclose(found.video_logits[-1, -1, 0].softmax(-1)[:, 0], whole.logits.sigmoid(), atol=1e-5)
-    assert torch.allclose(found.mask_embed[-1, -1, 0], whole.mask_embed, atol=1e-4)
-    assert torch.allclose(found.mask_features[0], torch.cat(whole.features), atol=1e-4)
-    assert not torch.allclose(found.video_logits[-1, 0], found.video_logits[-1, 1], atol=1e-4)
+    assert torch.allclose(training.video_logits[-1, -1, 0].softmax(-1)[:, 0], whole.logits.sigmoid(), atol=1e-5)
+    assert torch.allclose(training.mask_embed[-1, -1, 0], whole.mask_embed, atol=1e-4)
+    assert torch.allclose(training.mask_features[0], torch.cat(whole.features), atol=1e-4)
+    assert not torch.allclose(training.video_logits[-1, 0], training.video_logits[-1, 1], atol=1e-4)
 
 
 def test_forward_and_draw_are_those_of_infer() -> None:
