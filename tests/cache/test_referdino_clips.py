@@ -120,17 +120,17 @@ def test_a_split_to_train_on_has_targets(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_clip_without_the_object_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     source = ClipSource(shapes(), make_settings())
-    sample, seen = ClipSource._sample, []
+    sample, items = ClipSource._sample, []
 
     def hidden(self: ClipSource, item: Any, generator: torch.Generator) -> TuneClip | None:
-        seen.append(item)
+        items.append(item)
         clip = sample(self, item, generator)
         assert clip is not None
-        return replace(clip, boxes=0 * clip.boxes) if len(seen) < 3 else clip
+        return replace(clip, boxes=0 * clip.boxes) if len(items) < 3 else clip
 
     monkeypatch.setattr(ClipSource, "_sample", hidden)
     assert source.clip(0, rng()).valid.any()
-    assert len(seen) == 3
+    assert len(items) == 3
     monkeypatch.setattr(ClipSource, "_sample", lambda *unused: None)
     with pytest.raises(InputError, match="none of 100 clips shows an object"):
         source.clip(0, rng())

@@ -233,8 +233,8 @@ def test_settings_reach_the_model_and_the_losses(monkeypatch: pytest.MonkeyPatch
     norm = start.live.grounding.model.backbone.conv_encoder.model.hidden_states_norms["stage1"]
     assert (norm.weight == 1).all()
     assert (norm.bias == 0).all()
-    calls: dict[str, list[dict[str, Any]]] = {"prune_decoder": [], "align": [], "losses": []}
-    for name, module in (("prune_decoder", live_module), ("align", live_module), ("losses", run)):
+    calls: dict[str, list[dict[str, Any]]] = {"prune_call": [], "align": [], "losses": []}
+    for name, module in (("prune_call", live_module), ("align", live_module), ("losses", run)):
         original = getattr(module, name)
 
         def recorded(*arguments: Any, name: str = name, function: Any = original, **named: Any) -> Any:
@@ -245,7 +245,7 @@ def test_settings_reach_the_model_and_the_losses(monkeypatch: pytest.MonkeyPatch
     batch = batch_of(start, settings)
     output = start.live(batch.images, batch.real, batch.ids, batch.words)
     run.all_losses(output, batch.truth, settings, 3.0)
-    assert (calls["prune_decoder"][0]["keep"], calls["prune_decoder"][0]["score"]) == (0.3, "random")
+    assert (calls["prune_call"][0]["keep"], calls["prune_call"][0]["score"]) == (0.3, "random")
     assert [(c["alpha"], c["confidence"]) for c in calls["align"]] == [(0.7, "paper_cos")] * 2
     # Each layer is matched by itself, the encoder by its proposals.
     assert [c.get("matched_by") for c in calls["losses"][:-1]] == [None, None]

@@ -110,18 +110,18 @@ def test_video_masks_have_features_of_their_own(ssa: Ssa) -> None:
 @pytest.mark.parametrize("objects", [3, 1, 0, 23])
 def test_losses_are_the_released_ones(objects: int) -> None:
     needs(*(f"e.{name}" for name in FIELDS), f"e.A{objects}.truth")
-    found = Found(*(golden()[f"e.{name}"] for name in FIELDS))
+    output = Found(*(golden()[f"e.{name}"] for name in FIELDS))
     truth = golden()[f"e.A{objects}.truth"].float()
     with recorded_points():
-        values = losses(found, [truth], SsaConfig(points=120))
+        values = losses(output, [truth], SsaConfig(points=120))
     assert values.keys() == {
         "frame_class", "frame_bce", "frame_dice", "video_class", "video_bce", "video_dice", "similarity", "loss",
     }  # fmt: skip
     for name, value in values.items():
         assert error(f"e.A{objects}.{name}", value) < TOLERANCE, name
     if objects in (1, 3):
-        masks = torch.einsum("qc,tchw->qthw", found.mask_embed[-1, 0, 0], found.mask_features[0])
-        table = costs(found.video_logits[-1, 0, 0], masks, truth, golden()["e.points120"], SsaConfig(points=120))
+        masks = torch.einsum("qc,tchw->qthw", output.mask_embed[-1, 0, 0], output.mask_features[0])
+        table = costs(output.video_logits[-1, 0, 0], masks, truth, golden()["e.points120"], SsaConfig(points=120))
         assert error(f"e.A{objects}.costs", table) < TOLERANCE
 
 
@@ -131,11 +131,11 @@ def test_losses_of_frames_are_the_released_ones(objects: int) -> None:
     logits, masks = golden()["e.frame_logits"], golden()["e.frame_masks"]
     queries, channels = logits.shape[3], 4
     nothing = torch.zeros(1, 3, 1, queries, channels)
-    found = Found(
+    output = Found(
         logits, masks, nothing[..., :2], nothing, torch.zeros(1, 3, channels, 5, 8), torch.zeros(3, 1, 3, queries, 4), nothing[0]
     )
     with recorded_points():
-        values = losses(found, [golden()[f"e.A{objects}.truth"].float()], SsaConfig(points=120))
+        values = losses(output, [golden()[f"e.A{objects}.truth"].float()], SsaConfig(points=120))
     for name in ("frame_class", "frame_bce", "frame_dice"):
         assert error(f"e.A{objects}.{name}", values[name]) < TOLERANCE, name
 
@@ -147,35 +147,35 @@ def random_found() -> tuple[Found, Tensor]:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    found = Found(
+    output = Found(
         random(10, 1, 2, 5, 2), random(10, 1, 2, 5, 4, 4), random(6, 3, 1, 5, 2), random(6, 3, 1, 5, 8), random(1, 2, 8, 4, 4),
         random(3, 1, 2, 5, 8), random(3, 1, 5, 8),
     )  # fmt: skip
-    return found, random(2, 2, 16, 16) > 0
+    return output, random(2, 2, 16, 16) > 0
 
 
 def test_a_match_may_stand_for_the_query_itself_or_for_its_place_after_linking() -> None:
-    found, truth = random_found()
+    output, truth = random_found()
     order = torch.stack([torch.arange(5), torch.tensor([2, 4, 0, 1, 3])]).expand(3, 1, 2, 5)
-    linked = found.frame_embed.gather(3, order[..., None].expand_as(found.frame_embed))
+    linked = output.frame_embed.gather(3, order[..., None].expand_as(output.frame_embed))
 
     def similarity(order_of: str, frame_embed: Tensor, order: Tensor | None) -> float:
         torch.manual_seed(0)
         config = SsaConfig(points=16, similarity_order=order_of)
-        return losses(found._replace(frame_embed=frame_embed, order=order), [truth], config)["similarity"].item()
+        return losses(output._replace(frame_embed=frame_embed, order=order), [truth], config)["similarity"].item()
 
     own = similarity("own", linked, order)
-    assert own == pytest.approx(similarity("linked", found.frame_embed, None), rel=1e-6)
+    assert own == pytest.approx(similarity("linked", output.frame_embed, None), rel=1e-6)
     assert own != pytest.approx(similarity("linked", linked, order), rel=1e-3)
     with pytest.raises(ValueError, match=r"needs Found.order"):
         similarity("own", linked, None)
 
 
 def test_there_are_49_terms() -> None:
-    found, masks = random_found()
+    output, masks = random_found()
     for objects in (2, 0):
         truth = masks[:objects]
-        values = terms(found, [truth], SsaConfig(points=16))
+        values = terms(output, [truth], SsaConfig(points=16))
         assert len(values) == 49
         assert all(bool(torch.isfinite(value)) for value in values.values())
 

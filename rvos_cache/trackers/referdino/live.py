@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rvos_cache.trackers.referdino.alignment import Confidence, Linking, align
 from rvos_cache.trackers.referdino.head import ReferDinoHead
-from rvos_cache.trackers.referdino.pruning import PrunedLayer, PruneScore, prune_decoder
+from rvos_cache.trackers.referdino.pruning import PrunedLayer, PruneScore, prune_call
 from rvos_cache.trackers.referdino.pyramid import MASK_LEVELS, split_levels
 from rvos_cache.trackers.referdino_losses import Predicted
 
@@ -139,19 +139,7 @@ class LiveReferDino(nn.Module):
 
     def _decode(self, **inputs: Any) -> SimpleNamespace:
         """The decoder's forward: prunes, and keeps inputs and layers for `forward`."""
-        layers = prune_decoder(
-            self.grounding.model.decoder,
-            hidden=inputs["inputs_embeds"],
-            memory=inputs["vision_encoder_hidden_states"],
-            real=inputs["vision_encoder_attention_mask"],
-            reference=inputs["reference_points"],
-            shapes=inputs["spatial_shapes_list"],
-            valid_ratios=inputs["valid_ratios"],
-            text=inputs["text_encoder_hidden_states"],
-            text_mask=~inputs["text_encoder_attention_mask"],
-            keep=self.options.keep_ratio,
-            score=self.options.prune_score,
-        )
+        layers = prune_call(self.grounding.model.decoder, inputs, keep=self.options.keep_ratio, score=self.options.prune_score)
         self._decoded = inputs, layers
         return SimpleNamespace(**dict.fromkeys(DECODER_OUTPUTS))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,6 +83,23 @@ def prune_decoder(
         layers.append(PrunedLayer(decoder.layer_norm(hidden), reference, index))
         reference = refined(box_head(hidden), reference, eps).detach()
     return layers
+
+
+def prune_call(decoder: Any, inputs: Mapping[str, Any], *, keep: float, score: PruneScore) -> list[PrunedLayer]:
+    """`prune_decoder` with the arguments that transformers' GroundingDinoModel calls its decoder with."""
+    return prune_decoder(
+        decoder,
+        hidden=inputs["inputs_embeds"],
+        memory=inputs["vision_encoder_hidden_states"],
+        real=inputs["vision_encoder_attention_mask"],
+        reference=inputs["reference_points"],
+        shapes=inputs["spatial_shapes_list"],
+        valid_ratios=inputs["valid_ratios"],
+        text=inputs["text_encoder_hidden_states"],
+        text_mask=~inputs["text_encoder_attention_mask"],
+        keep=keep,
+        score=score,
+    )
 
 
 def _scores(

@@ -21,7 +21,7 @@ from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.grounding_dino import SharedBackbone, load_tokenizer, make_caption
 from rvos_cache.trackers.referdino.boxes import refined
 from rvos_cache.trackers.referdino.head import ReferDinoHead
-from rvos_cache.trackers.referdino.pruning import PrunedLayer, PruneScore, prune_decoder
+from rvos_cache.trackers.referdino.pruning import PrunedLayer, PruneScore, prune_call
 from rvos_cache.trackers.referdino.stages import STAGE1, FourStageGroundingDino
 
 WHAT = "GroundingDINO checkpoint"
@@ -131,19 +131,7 @@ class PrunedDecoder(nn.Module):
 
     def forward(self, **inputs: Any) -> SimpleNamespace:
         """Run the pruned decoder; the result has the fields of transformers' output, all None."""
-        layers = prune_decoder(
-            self.decoder,
-            hidden=inputs["inputs_embeds"],
-            memory=inputs["vision_encoder_hidden_states"],
-            real=inputs["vision_encoder_attention_mask"],
-            reference=inputs["reference_points"],
-            shapes=inputs["spatial_shapes_list"],
-            valid_ratios=inputs["valid_ratios"],
-            text=inputs["text_encoder_hidden_states"],
-            text_mask=~inputs["text_encoder_attention_mask"],
-            keep=self.keep,
-            score=self.score,
-        )
+        layers = prune_call(self.decoder, inputs, keep=self.keep, score=self.score)
         self._last = inputs, layers[-1]
         names = (
             "last_hidden_state",
