@@ -1,0 +1,126 @@
+"""`python -m pipelines`: the board of every row of every paper; `run`, `score`, `compare` and `readme` below it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.rows import board as board_of
+from pipelines.rows.needs import Places
+from pipelines.rows.papers import all_papers, find_row
+from pipelines.rows.results import Record, add_scores, keys_of, mean_and_deviation, read_server, titles_of
+from pipelines.rows.runner import check_needs, run_row
+from pipelines.rows.steps import is_scored_by_server, steps_of
+from rvos_cache.cli import Resumable, run_command
+from rvos_cache.errors import InputError
+
+
+def places_options(command: Any) -> Any:
+    """--out, --root, --weights and --set, which become the argument `places`."""
+    import functools
+
+    @click.option("--out", type=click.Path(path_type=Path), default=Path("out/rows"), show_default=True, help="Caches, runs, scores.")
+    @click.option("--root", "roots", multiple=True, metavar="DATASET=PATH", help="A dataset's folder.  [default: data/<dataset>]")
+    @click.option("--weights", multiple=True, metavar="NAME=PLACE", help="Weights of needs.toml: a folder or a name on the hub.")
+    @click.option("--set", "overrides", multiple=True, metavar="K=V", help="A training setting that replaces that of the rows.")
+    @functools.wraps(command)
+    def with_places(*args: Any, out: Path, roots: tuple[str, ...], weights: tuple[str, ...], overrides: tuple[str, ...], **rest: Any) -> Any:
+        folders = {name: Path(path) for name, path in _pairs("--root", roots).items()}
+        return command(*args, places=Places(out, folders, _pairs("--weights", weights), overrides), **rest)
+
+    return with_places
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--system", help="Only the rows of this system, as papers/<system>.toml is named.")
+@click.option("--todo", is_flag=True, help="Only the rows that can be run here and have no scores yet.")
+@places_options
+def pipelines(context: click.Context, as_json: bool, system: str | None, todo: bool, places: Places) -> None:
+    """Every row of every table of the papers: published numbers, what it needs and costs, and ours."""
+    if context.invoked_subcommand is not None:
+        return
+    papers = all_papers()
+    if system is not None and system not in papers:
+        raise InputError(f"--system {system}: no such system; there are: {', '.join(papers)}")
+    rows = list(board_of.entries({name: paper for name, paper in papers.items() if system in (None, name)}, places))
+    if todo:
+        rows = [entry for entry in rows if not entry["state"].startswith(("scored", "not here"))]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        board_of.show(rows)
+
+
+@pipelines.command(cls=Resumable)
+@click.argument("row")
+@click.option("--dry-run", is_flag=True, help="Print the commands.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs with seeds 0, 1, …: mean and deviation.")
+@places_options
+def run(row: str, dry_run: bool, seeds: int, places: Places) -> None:
+    """Do everything that is left of ROW, such as sola.table_1.val_u, and show its scores beside the paper's."""
+    paper, name, content = find_row(row, all_papers())
+    if dry_run:
+        if content.reason:
+            raise InputError(f"{paper.path}: row {name} cannot be run here: {content.reason}")
+        for seed in range(seeds):
+            click.echo("\n".join(step.line() for step in steps_of(paper, name, content, places, seed)))
+        return
+    check_needs(paper, name, content, places)
+    show_record(run_row(paper, name, content, places, range(seeds)), content.paper, places)
+
+
+@pipelines.command()
+@click.argument("row")
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option("--split", metavar="DATASET/SPLIT", help="Where the row is tested on several.")
+@places_options
+def score(row: str, result: Path, split: str | None, places: Places) -> None:
+    """Record what a benchmark's server said of ROW, from the text file RESULT."""
+    _, name, content = find_row(row, all_papers())
+    show_record(add_scores(name, places, [read_server(name, content, result, split)]), content.paper, places)
+
+
+def show_record(record: Record, published: dict[str, list[float]], places: Places) -> None:
+    """Print our scores beside the paper's, with the interval and the oracle; of a server's split, where to send the zip."""
+    from pipelines.rows.needs import all_needs
+
+    for split, paper in published.items():
+        scores = record.of(split)
+        dataset, _, name = split.partition("/")
+        click.echo(f"{record.row}, {split}: the paper {_named(split, paper)}")
+        if scores:
+            values = {key: mean_and_deviation(scores, key) for key in keys_of(split) if all(key in score.values for score in scores)}
+            click.echo(f"  ours {_named(split, [mean for mean, _ in values.values()])}")
+            for title, (_, deviation) in zip(titles_of(split), values.values()):
+                if deviation is not None:
+                    click.echo(f"  deviation of {title} over {len(scores)} seeds: {deviation:.2f}")
+            if scores[0].interval is not None:
+                click.echo("  95 % of resampled videos: {:.1f} to {:.1f}".format(*scores[0].interval))
+            if scores[0].oracle is not None:
+                click.echo(f"  oracle of its candidates: {scores[0].oracle:.1f}")
+        elif is_scored_by_server(split):
+            packed = places.out / record.row / split.replace("/", "-") / "submission.zip"
+            server = all_needs().datasets[dataset].servers[name]
+            click.echo(f"  send {packed} to {server}; then: python -m pipelines score {record.row} RESULT.txt")
+
+
+def _named(split: str, values: list[float]) -> str:
+    """As in "J&F 48.6, J 45.2, F 52.1"."""
+    return ", ".join(f"{title} {value:.1f}" for title, value in zip(titles_of(split), values)) or "has no number"
+
+
+def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise InputError(f"{option} {name}: expected NAME=VALUE, as in {option} mevis=/data/mevis")
+    return {name: value for name, _, value in pairs}
+
+
+if __name__ == "__main__":
+    run_command(pipelines)

@@ -1,0 +1,157 @@
+"""A row of a paper as the commands that run it: what `--dry-run` prints and `run` calls."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from pipelines.rows.needs import Places, all_needs
+from pipelines.rows.papers import PAGES, Paper, Row, TrackerChoice
+
+Program = Literal["rvos-cache", "rvos-select"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command. program, words: the command line; output: what it writes; makes: what that is, for the scores."""
+
+    program: Program
+    words: tuple[str, ...]
+    output: Path
+    makes: Literal["cache", "run", "selections", "scores", "oracle", "masks", "zip"]
+    split: str = ""
+    """Dataset/split of the scores, masks or zip."""
+
+    def line(self) -> str:
+        """The command as it is typed."""
+        return shlex.join([self.program, *self.words])
+
+
+def steps_of(paper: Paper, name: str, row: Row, places: Places, seed: int = 0) -> list[Step]:
+    """The commands of a row, in order; caches and runs that rows share have the same place in each."""
+    return list(_Steps(paper, name, row, places, seed).all())
+
+
+class _Steps:
+    def __init__(self, paper: Paper, name: str, row: Row, places: Places, seed: int) -> None:
+        self.paper, self.name, self.row, self.places, self.seed = paper, name, row, places, seed
+        self.encoder = paper.encoders[row.encoder]
+
+    def all(self) -> Iterator[Step]:
+        row = self.row
+        used = {split: list(names) for split, names in (*row.train.items(), *row.valid.items())} if row.way != "select" else {}
+        if row.way == "import":
+            used = {}
+        for split in row.paper:
+            used[split] = list(dict.fromkeys([*used.get(split, ()), *row.test]))
+        for split, names in used.items():
+            yield self._text(split)
+            for tracker in names:
+                yield self._tracks(split, self.paper.trackers[tracker])
+        if row.way == "train":
+            yield self._train()
+        if row.way == "import":
+            yield self._import()
+        for split in row.paper:
+            yield from self._test(split)
+
+    def _tracks(self, split: str, choice: TrackerChoice) -> Step:
+        out = self._tracks_path(split, choice)
+        words = [
+            "extract", *self._of(split), "--tracker", choice.tracker, *self._set(choice.set),
+            *(["--corrupt", choice.corrupt] if choice.corrupt else []), "--out", str(out),
+        ]  # fmt: skip
+        return Step("rvos-cache", tuple(words), out, "cache")
+
+    def _text(self, split: str) -> Step:
+        out = self._text_path(split)
+        words = ["extract-text", *self._of(split), "--encoder", self.encoder.encoder, *self._set(self.encoder.set), "--out", str(out)]
+        return Step("rvos-cache", tuple(words), out, "cache")
+
+    def _train(self) -> Step:
+        row = self.row
+        sets = [*self._training_set(), *([f"seed={self.seed}"] if self.seed else [])]
+        words = [
+            "train", *self._caches(row.train), *self._caches(row.valid, "--valid-cache", "--valid-text"),
+            "--config", str(PAGES / row.settings), *self._pairs(sets), "--out", str(self.run), "--resume",
+        ]  # fmt: skip
+        return Step("rvos-select", tuple(words), self.run, "run")
+
+    def _import(self) -> Step:
+        command, *options = self.row.importer
+        words = [command, self.places.filled(self.row.release), *map(self.places.filled, options), "--out", str(self.run)]
+        return Step("rvos-select", tuple(words), self.run, "run")
+
+    def _test(self, split: str) -> Iterator[Step]:
+        row, folder = self.row, self.folder / split.replace("/", "-")
+        caches = [word for choice in row.test for word in ("--cache", str(self._tracks_path(split, self.paper.trackers[choice])))]
+        selections = folder / "selections.zarr"
+        text = ["--text", str(self._text_path(split))]
+        module = ["--run", str(self.run)] if row.way != "select" else ["--selector", row.selector, *self._set(row.selector_set)]
+        yield Step("rvos-select", ("predict", *module, *caches, *text, "--out", str(selections)), selections, "selections", split)
+        root = ["--root", str(self.places.root(split.partition("/")[0]))]
+        chosen = ["--selections", str(selections), *caches]
+        if is_scored_by_server(split):
+            masks, packed = folder / "masks", folder / "submission.zip"
+            yield Step("rvos-select", ("merge", *chosen, "--out", str(masks), *row.policy), masks, "masks", split)
+            dataset, _, name = split.partition("/")
+            words = ("submit", "--predictions", str(masks), "--dataset", dataset, *root, "--split", name, "--out", str(packed))
+            yield Step("rvos-select", words, packed, "zip", split)
+            return
+        scores, best = folder / "scores.json", folder / "oracle.json"
+        yield Step("rvos-select", ("evaluate", *chosen, *root, *row.policy, "--json", str(scores)), scores, "scores", split)
+        yield Step("rvos-select", ("oracle", *caches, *root, "--json", str(best)), best, "oracle", split)
+
+    @property
+    def folder(self) -> Path:
+        """What belongs to this row alone."""
+        return self.places.out / self.name / (f"seed_{self.seed}" if self.seed else "")
+
+    @property
+    def run(self) -> Path:
+        """The run, named by what determines it, so that rows that are trained alike share it."""
+        row = self.row
+        sources = [f"{split} {self.paper.trackers[name].key}" for part in (row.train, row.valid) for split, ns in part.items() for name in ns]
+        content = [row.way, row.settings, *self._training_set(), *sources, self.encoder.key, row.release, *row.importer, str(self.seed)]
+        return self.places.out / "runs" / f"{self.paper.name}-{sha256(repr(content).encode()).hexdigest()[:10]}"
+
+    def _training_set(self) -> list[str]:
+        return [*map(self.places.filled, self.row.set), *self.places.overrides]
+
+    def _of(self, split: str) -> list[str]:
+        dataset, _, name = split.partition("/")
+        return ["--dataset", dataset, "--root", str(self.places.root(dataset)), "--split", name]
+
+    def _set(self, pairs: Sequence[str]) -> list[str]:
+        return self._pairs(map(self.places.filled, pairs))
+
+    @staticmethod
+    def _pairs(pairs: Sequence[str] | Iterator[str] | map[str]) -> list[str]:
+        return [word for pair in pairs for word in ("--set", pair)]
+
+    def _caches(self, sources: dict[str, list[str]], cache: str = "--cache", text: str = "--text") -> list[str]:
+        words = []
+        for split, names in sources.items():
+            for name in names:
+                words += [cache, str(self._tracks_path(split, self.paper.trackers[name]))]
+            words += [text, str(self._text_path(split))]
+        return words
+
+    def _tracks_path(self, split: str, choice: TrackerChoice) -> Path:
+        return self.places.out / "cache" / split / f"{choice.key}.zarr"
+
+    def _text_path(self, split: str) -> Path:
+        return self.places.out / "cache" / split / f"text-{self.encoder.key}.zarr"
+
+
+def is_scored_by_server(split: str) -> bool:
+    """Whether the ground truth of `<dataset>/<split>` is hidden, so that a server scores its masks."""
+    dataset, _, name = split.partition("/")
+    known = all_needs().datasets
+    return dataset in known and name in known[dataset].servers
+
+
