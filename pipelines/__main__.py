@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,43 @@ from pipelines.rows.steps import is_scored_by_server, steps_of
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.errors import InputError
 
+PATH = click.Path(path_type=Path)
 
-def places_options(command: Any) -> Any:
-    """--out, --root, --weights and --set, which become the argument `places`."""
-    import functools
 
-    @click.option("--out", type=click.Path(path_type=Path), default=Path("out/rows"), show_default=True, help="Caches, runs, scores.")
-    @click.option("--root", "roots", multiple=True, metavar="DATASET=PATH", help="A dataset's folder.  [default: data/<dataset>]")
-    @click.option("--weights", multiple=True, metavar="NAME=PLACE", help="Weights of needs.toml: a folder or a name on the hub.")
+def places_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--out, --root, --weights, --set and --tracker-set, which the command takes as one argument, `places`."""
+
+    @click.option("--out", type=PATH, default=Path("out/rows"), show_default=True, help="Folder of caches, runs and scores.")
+    @click.option(
+        "--root", "roots", multiple=True, metavar="DATASET=PATH", help="Folder of a dataset.  [default: data/<dataset>]"
+    )
+    @click.option("--weights", multiple=True, metavar="NAME=PLACE", help="Weights of needs.toml: a folder, or a name on the hub.")
     @click.option("--set", "overrides", multiple=True, metavar="K=V", help="A training setting that replaces that of the rows.")
+    @click.option(
+        "--tracker-set",
+        multiple=True,
+        metavar="TRACKER.K=V",
+        help="A setting of a tracker of papers/<system>.toml, e.g. grid.batch=8.",
+    )
     @functools.wraps(command)
-    def with_places(*args: Any, out: Path, roots: tuple[str, ...], weights: tuple[str, ...], overrides: tuple[str, ...], **rest: Any) -> Any:
+    def with_places(
+        *args: Any,
+        out: Path,
+        roots: tuple[str, ...],
+        weights: tuple[str, ...],
+        overrides: tuple[str, ...],
+        tracker_set: tuple[str, ...],
+        **others: Any,
+    ) -> None:
         folders = {name: Path(path) for name, path in _pairs("--root", roots).items()}
-        return command(*args, places=Places(out, folders, _pairs("--weights", weights), overrides), **rest)
+        trackers: dict[str, tuple[str, ...]] = {}
+        for text in tracker_set:
+            name, dot, pair = text.partition(".")
+            if not dot or "=" not in pair:
+                raise InputError(f"--tracker-set {text}: expected TRACKER.NAME=VALUE, as in --tracker-set grid.batch=8")
+            trackers[name] = (*trackers.get(name, ()), pair)
+        places = Places(out, folders, _pairs("--weights", weights), overrides, trackers)
+        command(*args, places=places, **others)
 
     return with_places
 
@@ -59,7 +85,9 @@ def pipelines(context: click.Context, as_json: bool, system: str | None, todo: b
 @pipelines.command(cls=Resumable)
 @click.argument("row")
 @click.option("--dry-run", is_flag=True, help="Print the commands.")
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs with seeds 0, 1, …: mean and deviation.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs with seeds 0, 1, …: mean and deviation."
+)
 @places_options
 def run(row: str, dry_run: bool, seeds: int, places: Places) -> None:
     """Do everything that is left of ROW, such as sola.table_1.val_u, and show its scores beside the paper's."""
@@ -94,7 +122,9 @@ def show_record(record: Record, published: dict[str, list[float]], places: Place
         dataset, _, name = split.partition("/")
         click.echo(f"{record.row}, {split}: the paper {_named(split, paper)}")
         if scores:
-            values = {key: mean_and_deviation(scores, key) for key in keys_of(split) if all(key in score.values for score in scores)}
+            values = {
+                key: mean_and_deviation(scores, key) for key in keys_of(split) if all(key in score.values for score in scores)
+            }
             click.echo(f"  ours {_named(split, [mean for mean, _ in values.values()])}")
             for title, (_, deviation) in zip(titles_of(split), values.values()):
                 if deviation is not None:

@@ -85,7 +85,9 @@ def show(rows: Sequence[Entry]) -> None:
     for need in absent.values():
         status = "missing" if need["found"] is False else "not fetched yet"
         click.echo(f"{status}: {need['name']}, at {need['where']}; {need['fetch']}")
-    click.echo(f"hours: of one {MEASURED_ON}, for the caches and runs that are not there; –: not known. This machine: {gpu_name()}")
+    click.echo(
+        f"hours: of one {MEASURED_ON}, for the caches and runs that are not there; –: not known. This machine: {gpu_name()}"
+    )
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def cost_of(paper: Paper, name: str, row: Row, places: Places) -> Cost:
     hours: float | None = 0.0
     gigabytes: float | None = 0.0
     for split, tracker in dict.fromkeys(tracked_splits(row)):
-        choice = paper.trackers[tracker]
+        choice = places.tracker(paper, tracker)
         if (places.out / "cache" / split / f"{choice.key}.zarr").exists():
             continue
         frames = _frames(split)

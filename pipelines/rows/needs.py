@@ -54,12 +54,19 @@ def all_needs(path: Path = NEEDS) -> Needs:
 @dataclass(frozen=True)
 class Places:
     """Where things are. out: folder of caches, runs and scores; roots: dataset -> its folder, weights: name -> checkpoint, where
-    they differ from `data/<dataset>` and needs.toml; overrides: training settings that replace those of every row."""
+    they differ from `data/<dataset>` and needs.toml; overrides: training settings that replace those of every row; tracker_set:
+    name of a tracker in a paper -> settings that replace its own."""
 
     out: Path = Path("out/rows")
     roots: Mapping[str, Path] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    tracker_set: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def tracker(self, paper: Paper, name: str) -> TrackerChoice:
+        """The tracker `name` of a paper, with the settings that replace its own."""
+        choice = paper.trackers[name]
+        return choice.model_copy(update={"set": (*choice.set, *self.tracker_set.get(name, ()))})
 
     def root(self, dataset: str) -> Path:
         """Folder of a dataset."""
@@ -93,10 +100,10 @@ def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
     return [*_datasets(row, places), *_weights(paper, row, places)]
 
 
-def choices_of(paper: Paper, row: Row) -> list[TrackerChoice | EncoderChoice]:
+def choices_of(paper: Paper, row: Row, places: Places) -> list[TrackerChoice | EncoderChoice]:
     """The trackers and the encoder of a row."""
     names = dict.fromkeys([*row.test, *(n for ns in (*row.train.values(), *row.valid.values()) for n in ns)])
-    return [*(paper.trackers[name] for name in names), *([paper.encoders[row.encoder]] if row.encoder else [])]
+    return [*(places.tracker(paper, name) for name in names), *([paper.encoders[row.encoder]] if row.encoder else [])]
 
 
 def _datasets(row: Row, places: Places) -> Iterator[Need]:
@@ -106,8 +113,10 @@ def _datasets(row: Row, places: Places) -> Iterator[Need]:
 
 
 def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
-    texts = [text for choice in choices_of(paper, row) for text in choice.set]
-    for name in placeholders([*texts, *row.set, *row.selector_set, *row.tune, row.release]):
+    texts = [text for choice in choices_of(paper, row, places) for text in choice.set]
+    for name in placeholders([*texts, *row.set, *row.selector_set, *row.tune, *row.importer, row.release]):
+        if name == "run":
+            continue
         weights, where = all_needs().weights[name], places.checkpoint(name)
         found = Path(resolve_checkpoint(where)).exists() or (_on_disk(where) if not weights.fetch else False)
         fetch = weights.fetch or f"https://huggingface.co/{weights.checkpoint}, fetched when it is first used"

@@ -1,19 +1,19 @@
 """The papers' tables as data: `papers/<system>.toml`, one row of a table in one table of TOML.
 
-    system = "SOLA"
+system = "SOLA"
 
-    [trackers.grid]                     # a tracker with settings; {sam2} is the place of the weights `sam2` of needs.toml
-    tracker = "sam2-grid"
-    set = ["checkpoint={sam2}"]
+[trackers.grid]                     # a tracker with settings; {sam2} is the place of the weights `sam2` of needs.toml
+tracker = "sam2-grid"
+set = ["checkpoint={sam2}"]
 
-    [defaults]                          # of all rows; a table may replace them for its rows
-    train = { "mevis/train" = ["grid"] }
+[defaults]                          # of all rows; a table may replace them for its rows
+train = { "mevis/train" = ["grid"] }
 
-    [table_1]
-    title = "MeViS"
+[table_1]
+title = "MeViS"
 
-    [table_1.val]                       # the row sola.table_1.val
-    paper = { "mevis/valid" = [48.6, 45.2, 52.1] }
+[table_1.val]                       # the row sola.table_1.val
+paper = { "mevis/valid" = [48.6, 45.2, 52.1] }
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ def _table(content: dict[str, Any], defaults: Mapping[str, Any], location: str) 
     rows = {}
     for name, values in content.items():
         if not isinstance(values, dict):
-            raise InputError(f"{location}: {name!r} is neither a field of a row nor a row; there are: {', '.join(Row.model_fields)}")
+            raise InputError(
+                f"{location}: {name!r} is neither a field of a row nor a row; there are: {', '.join(Row.model_fields)}"
+            )
         rows[name] = _merged(_merged(defaults, own), values)
     return {"title": title, "rows": rows}
 
@@ -198,8 +200,10 @@ def _check_names(paper: Paper, name: str, row: Row) -> None:
         raise InputError(f"{location}: no encoder {row.encoder!r}; there are: {', '.join(paper.encoders)}")
     if not row.test:
         raise InputError(f"{location}: no trackers in `test`")
-    if row.way in ("train", "tune") and not (row.train and row.settings):
+    if row.way == "train" and not (row.train and row.settings):
         raise InputError(f"{location}: a row that is trained needs `train` and `settings`")
+    if row.way == "tune" and not (len(row.train) == 1 and row.importer):
+        raise InputError(f"{location}: a row whose upstream is tuned needs one split in `train`, and `importer`")
     if row.way == "select" and not row.selector:
         raise InputError(f"{location}: a row that is not trained needs `selector`")
     if row.way == "import" and not (row.release and row.importer):

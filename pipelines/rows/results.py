@@ -6,7 +6,7 @@ import datetime
 import json
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,17 @@ def scores_of(steps: Sequence[Step], seed: int) -> Iterator[Score]:
         content, keys = _json(step.output), keys_of(step.split)
         top = _json(best[step.split]) if step.split in best else {}
         first = resampled(step.output).get(keys[0], {})
+        interval = first.get("interval")
         yield Score(
             split=step.split,
             seed=seed,
             values={key: 100 * content[key] for key in keys if content.get(key) is not None},
-            interval=None if first.get("interval") is None else tuple(100 * end for end in first["interval"]),
-            oracle=None if _measure(top, keys[0]) is None else 100 * _measure(top, keys[0]),
+            interval=None if interval is None else (100 * interval[0], 100 * interval[1]),
+            oracle=_percent(top.get("image", top).get(keys[0])),  # of images their measures are below "image"
             source=str(step.output),
             commands=commands,
-            **_now(),
+            date=today(),
+            commit=commit(),
         )
 
 
@@ -114,7 +116,7 @@ def read_server(name: str, row: Row, path: Path, split: str | None) -> Score:
     if split is not None and split not in hidden:
         raise InputError(f"row {name}: {split!r} is not scored by a server; there are: {', '.join(hidden) or 'none'}")
     values = _numbers(path)
-    return Score(split=split or hidden[0], seed=0, values=values, source=str(path), **_now())
+    return Score(split=split or hidden[0], seed=0, values=values, source=str(path), date=today(), commit=commit())
 
 
 def keys_of(split: str) -> tuple[str, ...]:
@@ -144,7 +146,9 @@ def _numbers(path: Path) -> dict[str, float]:
     found = {key: re.search(pattern, text) for key, pattern in patterns.items()}
     missing = [title for title, key in zip(VIDEO_TITLES, VIDEO_KEYS) if found[key] is None]
     if missing:
-        raise InputError(f"{path}: no number named {missing[0]!r}; give a text file with lines such as 'J&F: 48.6', 'J: 45.2', 'F: 52.1'")
+        raise InputError(
+            f"{path}: no number named {missing[0]!r}; give a text file with lines such as 'J&F: 48.6', 'J: 45.2', 'F: 52.1'"
+        )
     values = {key: float(match[1]) for key, match in found.items() if match is not None}
     if any(value > 100 for value in values.values()):
         raise InputError(f"{path}: a score of {max(values.values())}, expected percent or fractions of 1")
@@ -152,10 +156,8 @@ def _numbers(path: Path) -> dict[str, float]:
     return {key: scale * value for key, value in values.items()}
 
 
-def _measure(content: Mapping[str, Any], key: str) -> float | None:
-    """A measure of an oracle's file, whose images have theirs below "image"."""
-    value = content.get("image", content).get(key)
-    return None if value is None else float(value)
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -163,5 +165,11 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _now() -> dict[str, str]:
-    return {"date": datetime.date.today().isoformat(), "commit": str(provenance()["commit"])}
+def today() -> str:
+    """The date, as in 2026-11-26."""
+    return datetime.date.today().isoformat()
+
+
+def commit() -> str:
+    """The code that runs."""
+    return str(provenance()["commit"])

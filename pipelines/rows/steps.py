@@ -12,6 +12,9 @@ from typing import Literal
 from pipelines.rows.needs import Places, all_needs
 from pipelines.rows.papers import PAGES, Paper, Row, TrackerChoice
 
+RUN = "{run}"
+"""In the settings of a tracker: the run that the row imports, whose upstream it runs."""
+
 Program = Literal["rvos-cache", "rvos-select"]
 
 
@@ -43,21 +46,27 @@ class _Steps:
 
     def all(self) -> Iterator[Step]:
         row = self.row
-        used = {split: list(names) for split, names in (*row.train.items(), *row.valid.items())} if row.way != "select" else {}
-        if row.way == "import":
-            used = {}
-        for split in row.paper:
-            used[split] = list(dict.fromkeys([*used.get(split, ()), *row.test]))
-        for split, names in used.items():
+        if row.way == "tune":
+            yield self._tune()
+        if row.way in ("tune", "import"):
+            yield self._import()
+        read = [*row.train.items(), *row.valid.items()] if row.way == "train" else []
+        trackers: dict[str, list[str]] = {}
+        for split, names in [*read, *((split, row.test) for split in row.paper)]:
+            trackers[split] = list(dict.fromkeys([*trackers.get(split, ()), *names]))
+        for split, names in trackers.items():
             yield self._text(split)
-            for tracker in names:
-                yield self._tracks(split, self.paper.trackers[tracker])
+            for name in names:
+                yield self._tracks(split, self._choice(name))
         if row.way == "train":
             yield self._train()
-        if row.way == "import":
-            yield self._import()
         for split in row.paper:
             yield from self._test(split)
+
+    def _choice(self, name: str) -> TrackerChoice:
+        """A tracker of the row, whose settings may name the row's run in braces."""
+        choice = self.places.tracker(self.paper, name)
+        return choice.model_copy(update={"set": tuple(text.replace(RUN, str(self.run)) for text in choice.set)})
 
     def _tracks(self, split: str, choice: TrackerChoice) -> Step:
         out = self._tracks_path(split, choice)
@@ -69,26 +78,33 @@ class _Steps:
 
     def _text(self, split: str) -> Step:
         out = self._text_path(split)
-        words = ["extract-text", *self._of(split), "--encoder", self.encoder.encoder, *self._set(self.encoder.set), "--out", str(out)]
-        return Step("rvos-cache", tuple(words), out, "cache")
+        encoder = ["--encoder", self.encoder.encoder, *self._set(self.encoder.set)]
+        return Step("rvos-cache", ("extract-text", *self._of(split), *encoder, "--out", str(out)), out, "cache")
 
     def _train(self) -> Step:
         row = self.row
         sets = [*self._training_set(), *([f"seed={self.seed}"] if self.seed else [])]
         words = [
             "train", *self._caches(row.train), *self._caches(row.valid, "--valid-cache", "--valid-text"),
-            "--config", str(PAGES / row.settings), *self._pairs(sets), "--out", str(self.run), "--resume",
+            "--config", str(PAGES / row.settings), *self._pairs(sets), "--out", str(self.run),
+            *(["--resume"] if self.run.exists() else []),
         ]  # fmt: skip
         return Step("rvos-select", tuple(words), self.run, "run")
 
+    def _tune(self) -> Step:
+        (split,) = self.row.train
+        words = ["tune-referdino", *self._of(split), *self._set(self.row.tune), "--out", str(self.tuned)]
+        return Step("rvos-cache", tuple(words), self.tuned, "run")
+
     def _import(self) -> Step:
         command, *options = self.row.importer
-        words = [command, self.places.filled(self.row.release), *map(self.places.filled, options), "--out", str(self.run)]
+        source = str(self.tuned) if self.row.way == "tune" else self.places.filled(self.row.release)
+        words = [command, source, *map(self.places.filled, options), "--out", str(self.run)]
         return Step("rvos-select", tuple(words), self.run, "run")
 
     def _test(self, split: str) -> Iterator[Step]:
         row, folder = self.row, self.folder / split.replace("/", "-")
-        caches = [word for choice in row.test for word in ("--cache", str(self._tracks_path(split, self.paper.trackers[choice])))]
+        caches = [word for choice in row.test for word in ("--cache", str(self._tracks_path(split, self._choice(choice))))]
         selections = folder / "selections.zarr"
         text = ["--text", str(self._text_path(split))]
         module = ["--run", str(self.run)] if row.way != "select" else ["--selector", row.selector, *self._set(row.selector_set)]
@@ -115,9 +131,21 @@ class _Steps:
     def run(self) -> Path:
         """The run, named by what determines it, so that rows that are trained alike share it."""
         row = self.row
-        sources = [f"{split} {self.paper.trackers[name].key}" for part in (row.train, row.valid) for split, ns in part.items() for name in ns]
-        content = [row.way, row.settings, *self._training_set(), *sources, self.encoder.key, row.release, *row.importer, str(self.seed)]
+        sources = [
+            (split, *(self.places.tracker(self.paper, name).key for name in names))
+            for part in (row.train, row.valid)
+            for split, names in part.items()
+        ]
+        content = (
+            row.way, row.settings, self._training_set(), sources, self.encoder.key, row.release, row.importer, row.tune,
+            sorted(self.places.weights.items()), self.seed,
+        )  # fmt: skip
         return self.places.out / "runs" / f"{self.paper.name}-{sha256(repr(content).encode()).hexdigest()[:10]}"
+
+    @property
+    def tuned(self) -> Path:
+        """The folder of `tune-referdino`."""
+        return self.run.with_name(f"{self.run.name}-tuned")
 
     def _training_set(self) -> list[str]:
         return [*map(self.places.filled, self.row.set), *self.places.overrides]
@@ -137,7 +165,7 @@ class _Steps:
         words = []
         for split, names in sources.items():
             for name in names:
-                words += [cache, str(self._tracks_path(split, self.paper.trackers[name]))]
+                words += [cache, str(self._tracks_path(split, self._choice(name)))]
             words += [text, str(self._text_path(split))]
         return words
 
@@ -153,5 +181,3 @@ def is_scored_by_server(split: str) -> bool:
     dataset, _, name = split.partition("/")
     known = all_needs().datasets
     return dataset in known and name in known[dataset].servers
-
-

@@ -19,7 +19,9 @@ CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=Tr
 TEXTS = click.option(
     "--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat.  [default: the one next to the tracks]"
 )
-SELECTOR = click.option("--selector", metavar="NAME", help="Instead of --run: a selector that needs no training, clip-zero-shot.")
+SELECTOR = click.option(
+    "--selector", metavar="NAME", help="Instead of --run: a selector that needs no training: all-tracks, clip-zero-shot."
+)
 SELECTOR_SET = click.option(
     "--set", "overrides", multiple=True, metavar="K=V", help="With --selector: one of its settings, e.g. clip=FOLDER; may repeat."
 )
@@ -33,7 +35,9 @@ ALLOW_MISSING = click.option("--allow-missing", is_flag=True, help="Score missin
 def check_run_or_selector(run: Path | None, selector: str | None, overrides: tuple[str, ...]) -> None:
     """Raises UsageError unless either a run or a selector is given, and settings for a selector alone."""
     if (run is None) == (selector is None):
-        raise click.UsageError("give --run RUN, or --selector NAME of a selector that needs no training (clip-zero-shot)")
+        raise click.UsageError(
+            "give --run RUN, or --selector NAME of a selector that needs no training (all-tracks, clip-zero-shot)"
+        )
     if run is not None and overrides:
         raise click.UsageError("--set is for --selector; a run has the settings that it was trained with")
 

@@ -19,6 +19,7 @@ SELECTORS = {
     "ssa": "rvos_select.selectors.ssa:Ssa",
     "referdino": "rvos_select.selectors.referdino:ReferDino",
     "clip-zero-shot": "rvos_select.selectors.clip_zero_shot:ClipZeroShot",
+    "all-tracks": "rvos_select.selectors.all_tracks:AllTracks",
     "mean-cosine": "rvos_select.selectors.mean_cosine:MeanCosine",
 }
 
