@@ -13,7 +13,8 @@ import click
 from pipelines.rows import board as board_of
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import all_papers, find_row
-from pipelines.rows.results import Record, add_scores, keys_of, mean_and_deviation, read_server, titles_of
+from pipelines.rows.published import keys_of, named, titles_of
+from pipelines.rows.results import Record, add_scores, mean_and_deviation, read_server
 from pipelines.rows.runner import check_needs, run_row
 from pipelines.rows.steps import is_scored_by_server, steps_of
 from rvos_cache.cli import Resumable, run_command
@@ -120,12 +121,12 @@ def show_record(record: Record, published: dict[str, list[float]], places: Place
     for split, paper in published.items():
         scores = record.of(split)
         dataset, _, name = split.partition("/")
-        click.echo(f"{record.row}, {split}: the paper {_named(split, paper)}")
+        click.echo(f"{record.row}, {split}: the paper has {named(split, paper)}")
         if scores:
             values = {
                 key: mean_and_deviation(scores, key) for key in keys_of(split) if all(key in score.values for score in scores)
             }
-            click.echo(f"  ours {_named(split, [mean for mean, _ in values.values()])}")
+            click.echo(f"  ours: {named(split, [mean for mean, _ in values.values()])}")
             for title, (_, deviation) in zip(titles_of(split), values.values()):
                 if deviation is not None:
                     click.echo(f"  deviation of {title} over {len(scores)} seeds: {deviation:.2f}")
@@ -137,11 +138,6 @@ def show_record(record: Record, published: dict[str, list[float]], places: Place
             packed = places.out / record.row / split.replace("/", "-") / "submission.zip"
             server = all_needs().datasets[dataset].servers[name]
             click.echo(f"  send {packed} to {server}; then: python -m pipelines score {record.row} RESULT.txt")
-
-
-def _named(split: str, values: list[float]) -> str:
-    """As in "J&F 48.6, J 45.2, F 52.1"."""
-    return ", ".join(f"{title} {value:.1f}" for title, value in zip(titles_of(split), values)) or "has no number"
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:

@@ -14,6 +14,8 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import named
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
@@ -83,7 +85,7 @@ def dmvs_single_object(
         resume=run.exists(),
     )
 
-    published = read_toml(page.parent / "papers/dmvs.toml")["table_2_single_object"]
+    published = row_of("dmvs", "table_2.dmvs").paper
     for name, split in OPEN.items():
         cache = tracks(name, split)
         selections = predict(run, [cache], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
@@ -92,8 +94,8 @@ def dmvs_single_object(
         scores = {f"ours, {name} {split}": ours, **({f"oracle, {name} {split}": oracle([cache])} if name == YOUTUBE else {})}
         index = report(run, selections, [cache], out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
-        j_and_f, j, f = published[name.replace("-", "_")]
-        click.echo(f"the paper, {name} {HIDDEN}: J&F {j_and_f}, J {j}, F {f}; page: {index}")
+        paper_split = f"{name}/{HIDDEN}"
+        click.echo(f"the paper: {paper_split} {named(paper_split, published[paper_split])}; page: {index}")
         if name == DAVIS:
             packed = submit_selections(selections, [cache], out / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import named
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
@@ -70,7 +72,7 @@ def sola_joint(mevis: Path, youtube: Path, out: Path, tracker: str, encoder: str
         resume=run.exists(),
     )
 
-    published = read_toml(page.parent / "papers/sola.toml")["table_3_joint_mevis_ref_youtube_vos"]
+    published = row_of("sola", "table_3.sola").paper
     for name, root in roots.items():
         cache = tracks(name, OPEN[name])
         selections = predict(run, [cache], [texts(name, OPEN[name])], out / f"selections/{name}-{OPEN[name]}.zarr")
@@ -78,8 +80,8 @@ def sola_joint(mevis: Path, youtube: Path, out: Path, tracker: str, encoder: str
         scores = {f"ours, {name} {OPEN[name]}": ours, f"oracle, {name} {OPEN[name]}": oracle([cache])}
         index = report(run, selections, [cache], out / f"report/{name}", root=root, rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
-        jf, j, f = published[name.replace("-", "_")]
-        click.echo(f"the paper, {name} {HIDDEN}: J&F {jf}, J {j}, F {f}; page: {index}")
+        paper_split = f"{name}/{HIDDEN}"
+        click.echo(f"the paper: {paper_split} {named(paper_split, published[paper_split])}; page: {index}")
 
     for name in hidden:
         cache = tracks(name, HIDDEN)

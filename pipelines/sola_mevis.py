@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import published_line
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
@@ -67,8 +69,8 @@ def sola_mevis(root: Path, out: Path, tracker: str, encoder: str, jobs: int, set
     scores = {f"ours, {OPEN}": ours, f"oracle, {OPEN}": oracle(tracks(OPEN))}
     index = report(run, selections, tracks(OPEN), out / "report", root=root, rows=scores)
     show_scores(scores, out / "metrics.json", ours)
-    published = read_toml(page.parent / "papers/sola.toml")["table_1_mevis_val"]["sola"]
-    click.echo(f"the paper, {HIDDEN}: J&F {published[0]}, J {published[1]}, F {published[2]}; page: {index}")
+    published = row_of("sola", "table_1.val").paper
+    click.echo(f"{published_line(published)}; page: {index}")
 
     if HIDDEN in type(open_dataset("mevis", root, OPEN)).splits(root):
         selections = predict(run, tracks(HIDDEN), texts(HIDDEN), out / f"selections/{HIDDEN}.zarr")

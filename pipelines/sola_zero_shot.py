@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import named
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
@@ -84,7 +86,7 @@ def sola_zero_shot(
             resume=run.exists(),
         )
 
-    published = read_toml(page.parent / "papers/sola.toml")["table_2_zero_shot_from_mevis"]
+    published = row_of("sola", "table_2.sola").paper
     hidden = HIDDEN in type(open_dataset("ref-youtube-vos", youtube, OPEN["ref-youtube-vos"])).splits(youtube)
     for name, split in OPEN.items():
         extracted(name, roots[name], [split, HIDDEN] if hidden and split != HIDDEN else [split])
@@ -93,8 +95,8 @@ def sola_zero_shot(
         scores = _scores(name, selections, cache, roots[name])
         index = report(run, selections, [cache], out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", next(iter(scores.values())))
-        jf, j, f = published[{"ref-youtube-vos": "ref_youtube_vos", "ref-davis17": "ref_davis"}[name]]
-        click.echo(f"the paper, {name} {HIDDEN}: J&F {jf}, J {j}, F {f}; page: {index}")
+        paper_split = f"{name}/{HIDDEN}"
+        click.echo(f"the paper: {paper_split} {named(paper_split, published[paper_split])}; page: {index}")
         if name == "ref-davis17":
             packed = submit_selections(selections, [cache], out / f"{name}_{split}.zip", root=roots[name])
             click.echo(f"for DAVIS's evaluation code: {packed}")

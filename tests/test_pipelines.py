@@ -55,4 +55,4 @@ def test_sola_mevis_on_a_tiny_split(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert 0 <= metrics["jf"] <= 1 and len(metrics["expressions"]) == len(SAID)
     assert (tmp_path / "out/mevis_valid.zip").is_file() and (tmp_path / "out/report/index.html").is_file()
-    assert "the paper, valid: J&F" in capsys.readouterr().out
+    assert "the paper: mevis/valid J&F" in capsys.readouterr().out

@@ -8,7 +8,8 @@ from typing import Any
 from pipelines.rows.costs import MEASURED_ON, Cost, cost_of
 from pipelines.rows.needs import Need, Places, needs_of
 from pipelines.rows.papers import Paper, Row
-from pipelines.rows.results import Score, keys_of, mean_and_deviation, read_record, titles_of
+from pipelines.rows.published import keys_of, titles_of
+from pipelines.rows.results import Score, mean_and_deviation, read_record
 from pipelines.rows.steps import is_scored_by_server
 
 Entry = dict[str, Any]

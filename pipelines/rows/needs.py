@@ -20,8 +20,8 @@ class Dataset(Settings):
 
     fetch: str
     """Where it is published."""
-    splits: dict[str, tuple[int, int, int]]
-    """Split -> its videos, frames and sentences."""
+    splits: dict[str, tuple[int, int, int]] = {}
+    """Split -> its videos, frames and sentences, where they are known."""
     servers: dict[str, str] = {}
     """Split whose ground truth is hidden -> the server that scores it."""
 

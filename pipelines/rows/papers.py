@@ -165,6 +165,18 @@ def find_row(name: str, papers: Mapping[str, Paper]) -> tuple[Paper, str, Row]:
     raise InputError(f"no row {name!r}; {'there are: ' + ', '.join(near[:12]) if near else 'python -m pipelines lists all'}")
 
 
+def row_of(system: str, name: str) -> Row:
+    """The row `<table>.<row>` of a system, for a page that trains it. Raises InputError if there is none, or it cannot be run here."""
+    paper = read_paper(PAGES / "papers" / f"{system}.toml")
+    rows = {whole.partition(".")[2]: row for whole, row in paper.rows()}
+    if name not in rows:
+        possible = ", ".join(key for key, row in rows.items() if not row.reason)
+        raise InputError(f"{paper.path}: no row {name!r}; there are: {possible}")
+    if rows[name].reason:
+        raise InputError(f"{paper.path}: the row {name!r} cannot be run here: {rows[name].reason}")
+    return rows[name]
+
+
 def placeholders(texts: Sequence[str]) -> list[str]:
     """Names in braces in `texts`, each once."""
     return list(dict.fromkeys(name for text in texts for name in PLACEHOLDER.findall(text)))

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import Row
+from pipelines.rows.published import VIDEO_KEYS, VIDEO_TITLES, keys_of
 from pipelines.rows.steps import Step, is_scored_by_server
 from rvos_cache.errors import InputError
 from rvos_cache.settings import Settings, build
@@ -19,11 +20,6 @@ from rvos_cache.store.card import provenance
 from rvos_cache.system import files
 from rvos_cache.system.text_files import read_text
 from rvos_select.evaluation.compare import resampled
-
-VIDEO_KEYS, VIDEO_TITLES = ("jf", "j", "f"), ("J&F", "J", "F")
-IMAGE_KEYS, IMAGE_TITLES = ("map", "overall_iou", "mean_iou"), ("mAP", "overall IoU", "mean IoU")
-IMAGES = ("a2d-sentences", "jhmdb-sentences", "refcoco", "refcoco+", "refcocog")
-"""Datasets whose tables have mAP and IoU."""
 
 
 class Score(Settings):
@@ -117,16 +113,6 @@ def read_server(name: str, row: Row, path: Path, split: str | None) -> Score:
         raise InputError(f"row {name}: {split!r} is not scored by a server; there are: {', '.join(hidden) or 'none'}")
     values = _numbers(path)
     return Score(split=split or hidden[0], seed=0, values=values, source=str(path), date=today(), commit=commit())
-
-
-def keys_of(split: str) -> tuple[str, ...]:
-    """The measures of the published numbers of a dataset/split, in their order."""
-    return IMAGE_KEYS if split.partition("/")[0] in IMAGES else VIDEO_KEYS
-
-
-def titles_of(split: str) -> tuple[str, ...]:
-    """Their titles."""
-    return IMAGE_TITLES if split.partition("/")[0] in IMAGES else VIDEO_TITLES
 
 
 def mean_and_deviation(scores: Sequence[Score], key: str) -> tuple[float, float | None]:
