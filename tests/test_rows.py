@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,21 @@ from typing import Any
 import pytest
 import tiny_sam2
 from click.testing import CliRunner
-from test_end_to_end_sam2 import FEW, SENTENCES, SMALL, keep_expressions, read_meta, set_options
+from test_end_to_end_sam2 import FEW, SENTENCES, SMALL, extract_command, extract_text, keep_expressions, read_meta, set_options
+from test_end_to_end_sam2 import run as call_command
 from text_fixtures import tiny_roberta
 
 from pipelines.__main__ import pipelines
+from pipelines.rows.needs import Places
+from pipelines.rows.papers import PAGES, all_papers, read_paper
+from rvos_cache.errors import InputError
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
+from rvos_cache.text import encoder_class
+from rvos_cache.trackers import tracker_class
+from rvos_select.selectors import selector_class
+from rvos_select.selectors.sola import SolaConfig
+from rvos_select.training.settings import TrainSettings
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,9 +82,129 @@ def ran(work: Work) -> str:
 
 def test_a_row_ends_with_our_number_beside_the_papers(work: Work, ran: str) -> None:
     last = ran[ran.rindex(f"{ROW}, mevis/valid_u") :].splitlines()
-    assert last[0].endswith("the paper has no number") and last[1].startswith("  ours J&F ")
+    assert last[0].endswith("the paper has no number") and last[1].startswith("  ours: J&F ")
     assert last[-1].startswith("  oracle of its candidates: ")
     entry = work.entries("--system", "sola")[f"{ROW} mevis/valid_u"]
     scores = json.loads((work.folder / "out" / ROW / "mevis-valid_u/scores.json").read_text())
     assert [value["mean"] for value in entry["ours"]] == pytest.approx([100 * scores[key] for key in ("jf", "j", "f")])
     assert entry["state"] == "scored" and entry["hours"] == 0 and entry["oracle"] >= entry["ours"][0]["mean"]
+
+
+def test_the_row_equals_its_commands_typed_one_by_one(work: Work, ran: str) -> None:
+    """As in the README: tracks of ground truth and grid to train, of grid and box to test."""
+    out, root = work.folder / "typed", work.folder / "data/mevis"
+    for split, tracker in (("train", "sam2-gt"), ("train", "sam2-grid"), ("valid_u", "sam2-grid"), ("valid_u", "sam2-box")):
+        # Settings with which a video has a few tracks; grid prompts of training and test alike.
+        assert call_command(*extract_command(root, split, tracker, out / split / f"{tracker}.zarr"))[0] == 0
+        extract_text(root, split, work.folder / "roberta", out / split / "text.zarr")
+    train = [word for name in ("sam2-gt", "sam2-grid") for word in ("--cache", out / "train" / f"{name}.zarr")]
+    test = [word for name in ("sam2-grid", "sam2-box") for word in ("--cache", out / "valid_u" / f"{name}.zarr")]
+    text, valid = ["--text", out / "valid_u/text.zarr"], ["--valid-text", out / "valid_u/text.zarr"]
+    valid += ["--valid-cache" if word == "--cache" else word for word in test]
+    page = ["--config", PAGES / "sola_mevis.toml", *set_options(SMALL)]
+    assert call_command("train", *train, "--text", out / "train/text.zarr", *valid, *page, "--out", out / "run")[0] == 0
+    assert call_command("predict", "--run", out / "run", *test, *text, "--out", out / "s.zarr")[0] == 0
+    assert call_command("evaluate", "--selections", out / "s.zarr", *test, "--json", out / "scores.json")[0] == 0
+    row, typed = (
+        json.loads(path.read_text()) for path in (work.folder / "out" / ROW / "mevis-valid_u/scores.json", out / "scores.json")
+    )
+    assert row == {**typed, "against": row["against"]} if "against" in row else row == typed
+
+
+def test_a_row_that_is_there_is_not_run_again(work: Work, ran: str) -> None:
+    run = next((work.folder / "out/runs").iterdir())
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    again = work.call("run", ROW)
+    assert before and {path: path.stat().st_mtime_ns for path in before} == before
+    assert again[again.rindex(f"{ROW}, mevis") :] == ran[ran.rindex(f"{ROW}, mevis") :]
+
+
+def test_a_dry_run_prints_commands_and_does_nothing(work: Work, tmp_path: Path) -> None:
+    printed = work.call("run", "sola.table_1.val", "--dry-run", "--out", tmp_path / "none").splitlines()
+    assert not (tmp_path / "none").exists()
+    assert [line.split()[1] for line in printed[-4:]] == ["train", "predict", "merge", "submit"]
+    assert sum(" --corrupt " in line for line in printed) == 0
+
+
+def test_the_board_says_what_is_missing_and_where_to_get_it(work: Work) -> None:
+    entries = work.entries()
+    assert entries["sola.table_2.sola ref-davis17/valid"]["state"] == "missing: ref-youtube-vos, ref-davis17"
+    assert entries["sola.table_1.dshmp mevis/valid"]["state"] == "not here: another system"
+    assert all(entry["state"] != "ready" or not [n for n in entry["needs"] if n["found"] is False] for entry in entries.values())
+    printed = work.call("--system", "sola")
+    assert "missing: ref-davis17, at data/ref-davis17; https://davischallenge.org" in printed
+    todo = work.entries("--todo")
+    assert todo and not [entry for entry in todo.values() if entry["state"].startswith(("scored", "not here"))]
+
+
+def test_what_a_server_said_is_recorded(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "scores.txt").write_text("J&F: 0.4712\nJ: 0.4401\nF: 0.5023\n")
+    printed = work.call("score", "sola.table_1.val", tmp_path / "scores.txt")
+    assert "the paper has J&F 48.6, J 45.2, F 52.1" in printed and "ours: J&F 47.1, J 44.0, F 50.2" in printed
+    assert work.entries()["sola.table_1.val mevis/valid"]["state"] == "scored"
+    (tmp_path / "other.txt").write_text("accuracy 0.9")
+    with pytest.raises(InputError, match="other.txt: no number named 'J&F'"):
+        work.call("score", "sola.table_1.val", tmp_path / "other.txt")
+    with pytest.raises(InputError, match="0 splits are scored by a server"):
+        work.call("score", ROW, tmp_path / "scores.txt")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "sola.table_9"), "no row 'sola.table_9'; there are: sola.table_"),
+        (("run", "sola.table_1.dshmp"), "row sola.table_1.dshmp cannot be run here: another system"),
+        (("run", "sola.table_2.sola"), "needs ref-youtube-vos, expected at data/ref-youtube-vos; fetch it from https"),
+        (("--system", "solar"), "--system solar: no such system; there are: "),
+        (("--root", "mevis"), "--root mevis: expected NAME=VALUE"),
+        (("--tracker-set", "batch=8"), "--tracker-set batch=8: expected TRACKER.NAME=VALUE"),
+    ],
+)
+def test_wrong_words_are_one_line(work: Work, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        work.call(*words)
+    assert "\n" not in str(error.value)
+
+
+def test_every_row_resolves_against_the_schemas() -> None:
+    """Settings of every row, of its trackers and of its encoder exist."""
+    for paper in all_papers().values():
+        for choice in paper.trackers.values():
+            build(tracker_class(choice.tracker).Settings, parse_overrides(filled(choice.set)), choice.key)
+        for choice in paper.encoders.values():
+            build(encoder_class(choice.encoder).Settings, parse_overrides(filled(choice.set)), choice.key)
+        for name, row in paper.rows():
+            if row.settings and not row.reason:
+                values = merge(read_toml(PAGES / row.settings), parse_overrides(filled(row.set)))
+                settings = build(TrainSettings, values, name)
+                build(selector_class(settings.selector).Config, settings.config, name)
+
+
+def filled(pairs: tuple[str, ...]) -> list[str]:
+    return [Places().filled(pair) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('set = ["config.nothing=1"]', ""),
+        ('test = ["nobody"]', "no tracker 'nobody'; there are: flow"),
+        ('encoder = "nobody"', "no encoder 'nobody'; there are: hashed"),
+        ("nothing = 1", "no setting 'tables.table_1.rows.val.nothing'"),
+        ('way = "select"', "a row that is not trained needs `selector`"),
+        ("train = {}", "a row that is trained needs `train` and `settings`"),
+    ],
+)
+def test_a_row_that_names_nothing_is_an_error(tmp_path: Path, row: str, message: str) -> None:
+    (tmp_path / "new.toml").write_text(
+        'system = "NEW"\ntitle = "t"\nlink = "l"\n[trackers.flow]\ntracker = "flow"\n[encoders.hashed]\nencoder = "hashed"\n'
+        '[defaults]\nsettings = "sola_mevis.toml"\nencoder = "hashed"\ntrain = { "mevis/train" = ["flow"] }\ntest = ["flow"]\n'
+        f'[table_1]\ntitle = "t"\n[table_1.val]\npaper = {{ "mevis/valid" = [] }}\n{row}\n'
+    )
+    if not message:
+        (_, found), *_ = read_paper(tmp_path / "new.toml").rows()
+        with pytest.raises(InputError, match="no setting 'nothing'"):
+            build(SolaConfig, parse_overrides(found.set)["config"], "row")
+        return
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_paper(tmp_path / "new.toml")

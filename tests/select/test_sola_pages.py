@@ -35,7 +35,7 @@ SMALL = [
 def called(monkeypatch: pytest.MonkeyPatch, page: click.Command, *words: object, encoder: str = "hashed") -> None:
     """Run a page as its command line does."""
     sets = [word for value in SMALL for word in ("--set", value)]
-    monkeypatch.setattr(sys, "argv", [str(page.name), *map(str, words), "--encoder", encoder, *sets])
+    monkeypatch.setattr(sys, "argv", [str(page.name), *map(str, words), "--encoder", encoder, "--tracker", "flow", *sets])
     page(standalone_mode=False)
 
 
