@@ -16,8 +16,9 @@ from torch import Tensor
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
 from rvos_cache.trackers.mask2former.convert import read_mask2former
-from rvos_cache.trackers.vita.checkpoint import KIND, load_vita
+from rvos_cache.trackers.vita.checkpoint import load_vita
 from rvos_cache.trackers.vita.convert import Conversion, convert_vita, is_unread
+from rvos_cache.trackers.vita.head import KIND
 
 BACKBONES = ("swin", "resnet")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.trackers.mask2former import names
+from rvos_cache.trackers.mask2former.released import ReleasedSizes
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 LEVELS, POINTS = 3, 4
@@ -35,7 +36,7 @@ def read_mask2former(tensors: Mapping[str, Tensor], kind: str) -> Any:
         if len(tensor) % len(targets):
             raise InputError(f"{name!r} is {tuple(tensor.shape)}, which cannot be split into {len(targets)} equal parts")
         converted |= dict(zip(targets, tensor.float().chunk(len(targets))))
-    config = mask2former_config({name: tuple(tensor.shape) for name, tensor in tensors.items()}, kind)
+    config = mask2former_config(tensors, kind)
     with torch.random.fork_rng(devices=[]):
         model = Mask2FormerForUniversalSegmentation(config)
     for name, initial in model.state_dict().items():
@@ -54,14 +55,14 @@ def read_mask2former(tensors: Mapping[str, Tensor], kind: str) -> Any:
     return model.eval()
 
 
-def mask2former_config(shapes: Mapping[str, tuple[int, ...]], kind: str) -> Any:
-    """The configuration of transformers, from the shapes of the released tensors.
+def mask2former_config(tensors: Mapping[str, Tensor], kind: str) -> Any:
+    """The configuration of transformers, from the shapes of the released tensors of Mask2Former.
 
     kind: what the checkpoint is called in errors. Raises InputError naming a tensor that is missing or has another number of axes.
     """
     from transformers import Mask2FormerConfig
 
-    sizes = _Shapes(shapes, kind)
+    sizes = ReleasedSizes(tensors, kind)
     pixel, predictor = names.PIXEL, names.PREDICTOR
     mask_size, feature_size = sizes.of(f"{pixel}.mask_features.weight", 4)[:2]
     queries, hidden = sizes.of(f"{predictor}.query_feat.weight", 2)
@@ -80,11 +81,11 @@ def mask2former_config(shapes: Mapping[str, tuple[int, ...]], kind: str) -> Any:
         num_attention_heads=offsets // (2 * LEVELS * POINTS),
         num_queries=queries,
         num_labels=sizes.of(f"{predictor}.class_embed.bias", 1)[0] - 1,
-        enforce_input_projection=f"{predictor}.input_proj.0.weight" in shapes,
+        enforce_input_projection=f"{predictor}.input_proj.0.weight" in tensors,
     )
 
 
-def _swin_config(sizes: _Shapes) -> Any:
+def _swin_config(sizes: ReleasedSizes) -> Any:
     from transformers import SwinConfig
 
     depths = [sizes.count(f"backbone.layers.{stage}.blocks.") for stage in range(4)]
@@ -101,7 +102,7 @@ def _swin_config(sizes: _Shapes) -> Any:
     )
 
 
-def _resnet_config(sizes: _Shapes) -> Any:
+def _resnet_config(sizes: ReleasedSizes) -> Any:
     from transformers import ResNetConfig
 
     return ResNetConfig(
@@ -111,23 +112,3 @@ def _resnet_config(sizes: _Shapes) -> Any:
         layer_type="bottleneck",
         out_features=STAGES,
     )
-
-
-class _Shapes:
-    """Shapes of released tensors by name."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], kind: str) -> None:
-        self.shapes, self.kind = shapes, kind
-
-    def of(self, name: str, axes: int) -> tuple[int, ...]:
-        """The shape of a tensor. Raises InputError if it is missing or its number of axes is not `axes`."""
-        shape = self.shapes.get(name)
-        if shape is None:
-            raise InputError(f"the tensor {name!r} is missing; give a complete {self.kind}")
-        if len(shape) != axes:
-            raise InputError(f"{name!r} is {shape}, expected {axes} axes; give a {self.kind}")
-        return shape
-
-    def count(self, prefix: str) -> int:
-        """How many different numbers follow `prefix` in the names."""
-        return len({name.removeprefix(prefix).split(".")[0] for name in self.shapes if name.startswith(prefix)})

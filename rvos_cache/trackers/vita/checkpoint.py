@@ -5,11 +5,10 @@ from __future__ import annotations
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import device, weights_digest
 from rvos_cache.trackers.mask2former.segmenter import Segmenter, read_head
-from rvos_cache.trackers.vita.head import VitaHead
+from rvos_cache.trackers.vita.head import KIND, VitaHead
 
 HEAD_FILE = "vita_head.safetensors"
 """File in the checkpoint folder with the head's tensors under their released names."""
-KIND = "VITA checkpoint"
 
 
 def load_head(checkpoint: str) -> VitaHead:

@@ -15,8 +15,8 @@ from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.mask2former.convert import read_mask2former
 from rvos_cache.trackers.mask2former.names import is_unread as is_unread_in_mask2former
-from rvos_cache.trackers.vita.checkpoint import HEAD_FILE, KIND
-from rvos_cache.trackers.vita.head import PREFIX, HeadSizes, VitaHead
+from rvos_cache.trackers.vita.checkpoint import HEAD_FILE
+from rvos_cache.trackers.vita.head import KIND, PREFIX, HeadSizes, VitaHead
 
 UNREAD = (
     r"vita_criterion\.empty_weight",  # weights of the losses
