@@ -78,7 +78,8 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_vita_convert.py": "a_file_that_is_not_a_checkpoint_is_an_error_of_one_line code_in_a_checkpoint_is_not_run "
         "each_missing_tensor_is_named",
         "cache/test_dvis_convert.py": "a_file_that_is_not_a_dvis_checkpoint_is_an_error_of_one_line "
-        "code_in_a_dvis_checkpoint_is_not_run an_online_checkpoint_is_refused an_unknown_or_missing_tensor_is_named_and_no_folder_is_left",
+        "code_in_a_dvis_checkpoint_is_not_run an_online_checkpoint_is_refused "
+        "an_unknown_or_missing_tensor_is_named_and_no_folder_is_left",
         "cache/test_dvis.py": "two_parts_of_different_dvis_checkpoints_are_refused",
         "cache/test_referdino_convert.py": "anything_else_beside_the_tensors_is_refused a_copy_that_differs_is_named "
         "weights_that_contain_the_product_of_lora_are_refused a_missing_tensor_is_named "
