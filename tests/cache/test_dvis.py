@@ -173,6 +173,18 @@ def test_frames_links_the_queries_of_mask2former_with_their_own_masks(linked: Tr
     assert tracker(generator="frames").channels == linked.tokens.shape[2] == CHANNELS
 
 
+def test_a_checkpoint_with_vit_adapter_tracks_and_is_the_same_after_saving(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "adapter")
+    video = scene(3)[0]
+    for generator in ("offline", "frames"):
+        dvis = DvisTracker(DvisSettings(checkpoint=str(tmp_path), generator=generator, keep_raw=True, **SMALL))
+        tracks = dvis.track(video, ())
+        geometry = square_geometry(SIZE, SIDE)
+        with torch.no_grad():
+            out = mask2former("adapter")(torch.stack([geometry.image(video.read(t)) for t in range(3)]))
+        assert near(tracks.features["raw"], out.transformer_decoder_last_hidden_state)
+
+
 def test_frames_needs_no_head(tmp_path: Path) -> None:
     mask2former("resnet").save_pretrained(tmp_path)
     settings = DvisSettings(checkpoint=str(tmp_path), generator="frames", **SMALL)
