@@ -257,7 +257,7 @@ def test_predict_evaluate_and_a_row_of_the_report(work: Path, tmp_path: Path, ru
     few = {**zero_shot, "expressions": dict(list(zero_shot["expressions"].items())[1:])}
     (tmp_path / "few.json").write_text(json.dumps(few))
     (tmp_path / "none.json").write_text("[]")
-    for file, message in (("few", "scores of other expressions"), ("none", "no scores of videos"), ("nowhere", "not found")):
+    for file, message in (("few", "scores of other expressions"), ("none", "no scores of videos"), ("nowhere", "cannot be read")):
         code, printed = run(*page, "--row", f"x={tmp_path / file}.json")
         assert code == 1 and message in printed
     for arguments, message in (
