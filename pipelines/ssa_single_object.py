@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import named
 from pipelines.ssa_models import Models, ssa_models
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
@@ -58,8 +60,8 @@ names has its ground truth, and is not trained on here. Ref-DAVIS17's valid has 
     "settings",
     multiple=True,
     metavar="K=V",
-    help="A setting that replaces that of ssa_single_object.toml, of both trainings (optim.lr=1e-4) or of one (images.epochs=5); "
-    "may repeat.",
+    help="A setting that replaces that of the training's TOML file, of both trainings (optim.lr=1e-4) or of one (images.epochs=5); may "
+    "repeat.",
 )
 def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, settings: tuple[str, ...], models: Models) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
@@ -93,7 +95,7 @@ def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, setti
             resume=runs[stage].exists(),
         )
 
-    published = read_toml(page.parent / "papers/ssa.toml")["table_3_single_object"]["ssa"]
+    published = row_of("ssa", "table_3.ssa").paper
     for name, split in OPEN.items():
         cache = tracks(name, split)
         selections = predict(runs["videos"], [cache], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
@@ -102,8 +104,8 @@ def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, setti
             runs["videos"], selections, [cache], out / f"report/{name}", root=roots[name], rows={f"ours, {name} {split}": ours}
         )
         show_scores({f"ours, {name} {split}": ours}, out / f"metrics/{name}.json", ours)
-        j_and_f, j, f = published[name.replace("-", "_")]
-        click.echo(f"the paper, {name} {HIDDEN}: J&F {j_and_f}, J {j}, F {f}; page: {index}")
+        paper_split = f"{name}/{HIDDEN}"
+        click.echo(f"the paper: {paper_split} {named(paper_split, published[paper_split])}; page: {index}")
         if name == DAVIS:
             packed = submit_selections(selections, [cache], out / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")
@@ -117,10 +119,11 @@ def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, setti
 
 
 def stage_settings(page: Path, settings: tuple[str, ...], training: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings of each training: those of `page`, then `training`, then `settings`, which may begin with the training's name."""
+    """Settings of each training: those of ssa_images.toml or `page`, then `training`, then `settings`, in which a name may begin with
+    that of the training."""
     given = parse_overrides(settings)
     own = {stage: given.pop(stage, {}) for stage in STAGES}
-    values = read_toml(page)
+    values = {"images": read_toml(page.with_name("ssa_images.toml")), "videos": read_toml(page)}
     resolved = {stage: merge(merge(merge(values[stage], training), given), own[stage]) for stage in STAGES}
     for stage in STAGES:
         build(TrainSettings, resolved[stage], f"{page}: {stage}")

@@ -24,7 +24,7 @@ def cost_of(paper: Paper, name: str, row: Row, places: Places) -> Cost:
     """The cost of the caches and the run that are not there."""
     hours: float | None = 0.0
     gigabytes: float | None = 0.0
-    for split, tracker in dict.fromkeys(tracked_splits(row)):
+    for split, tracker in dict.fromkeys(tracked_splits(paper, row)):
         choice = places.tracker(paper, tracker)
         if (places.out / "cache" / split / f"{choice.key}.zarr").exists():
             continue
@@ -32,15 +32,16 @@ def cost_of(paper: Paper, name: str, row: Row, places: Places) -> Cost:
         hours = _added(hours, frames, choice.seconds_per_frame, 3600)
         gigabytes = _added(gigabytes, frames, choice.bytes_per_frame, 1e9)
     if row.way == "train":
-        run = next(step.output for step in steps_of(paper, name, row, places) if step.makes == "run")
+        *_, run = [step.output for step in steps_of(paper, name, row, places) if step.makes == "run"]
         if not (run / "best").exists():
             hours = _added(hours, 1, row.train_hours, 1)
     return Cost(hours, gigabytes)
 
 
-def tracked_splits(row: Row) -> list[tuple[str, str]]:
+def tracked_splits(paper: Paper, row: Row) -> list[tuple[str, str]]:
     """Every (dataset/split, tracker) whose cache a row reads."""
-    trained = [] if row.way in ("select", "import") else [*row.train.items(), *row.valid.items()]
+    first = paper.trainings[row.first].train.items() if row.first else ()
+    trained = [*first, *row.train.items(), *row.valid.items()] if row.way == "train" else []
     return [(split, name) for split, names in [*trained, *((split, row.test) for split in row.paper)] for name in names]
 
 

@@ -97,23 +97,26 @@ class Need:
 
 def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
     """Every dataset and all weights that a row needs, each once."""
-    return [*_datasets(row, places), *_weights(paper, row, places)]
+    return [*_datasets(paper, row, places), *_weights(paper, row, places)]
 
 
 def choices_of(paper: Paper, row: Row, places: Places) -> list[TrackerChoice | EncoderChoice]:
     """The trackers and the encoder of a row."""
-    names = dict.fromkeys([*row.test, *(n for ns in (*row.train.values(), *row.valid.values()) for n in ns)])
+    first = paper.trainings[row.first].train.values() if row.first else ()
+    names = dict.fromkeys([*row.test, *(n for ns in (*first, *row.train.values(), *row.valid.values()) for n in ns)])
     return [*(places.tracker(paper, name) for name in names), *([paper.encoders[row.encoder]] if row.encoder else [])]
 
 
-def _datasets(row: Row, places: Places) -> Iterator[Need]:
-    for name in dict.fromkeys(key.split("/")[0] for key in (*row.train, *row.valid, *row.paper)):
+def _datasets(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
+    first = paper.trainings[row.first].train if row.first else {}
+    for name in dict.fromkeys(key.split("/")[0] for key in (*row.train, *first, *row.valid, *row.paper)):
         root = places.root(name)
         yield Need(name, str(root), all_needs().datasets[name].fetch, root.is_dir())
 
 
 def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
     texts = [text for choice in choices_of(paper, row, places) for text in choice.set]
+    texts += paper.trainings[row.first].set if row.first else ()
     for name in placeholders([*texts, *row.set, *row.selector_set, *row.tune, *row.importer, row.release]):
         if name == "run":
             continue

@@ -69,6 +69,15 @@ class EncoderChoice(Settings):
         return "-".join(re.sub(r"[^\w.]+", "_", word.replace("checkpoint=", "")).strip("_") for word in (self.encoder, *self.set))
 
 
+class Training(Settings):
+    """A training that comes before that of some rows, which start from its weights."""
+
+    settings: str
+    """File of training settings in pipelines/."""
+    set: tuple[str, ...] = ()
+    train: dict[str, list[str]]
+
+
 class Row(Settings):
     """One row of a table. The ways to reach it:
 
@@ -89,6 +98,8 @@ class Row(Settings):
     """Training settings that replace those of the file."""
     train: dict[str, list[str]] = {}
     """Dataset/split -> the trackers whose tracks it is trained on."""
+    first: str = ""
+    """The training of `trainings` that comes before, whose weights this one starts from."""
     valid: dict[str, list[str]] = {}
     """Dataset/split -> the trackers whose tracks choose the best epoch."""
     test: list[str] = []
@@ -108,6 +119,11 @@ class Row(Settings):
     train_hours: float | None = None
     """Hours of training on one H200; None: not known."""
 
+    @property
+    def plain_set(self) -> list[str]:
+        """`set` without the settings that name weights, whose places the options of a page give."""
+        return [pair for pair in self.set if not PLACEHOLDER.search(pair)]
+
 
 class Table(Settings):
     """A table of a paper: its title and its rows by name."""
@@ -125,6 +141,7 @@ class Paper(Settings):
     link: str
     trackers: dict[str, TrackerChoice] = {}
     encoders: dict[str, EncoderChoice] = {}
+    trainings: dict[str, Training] = {}
     tables: dict[str, Table]
     path: Path
 
@@ -208,6 +225,8 @@ def _check_names(paper: Paper, name: str, row: Row) -> None:
     for choice in [*row.test, *(c for choices in (*row.train.values(), *row.valid.values()) for c in choices)]:
         if choice not in paper.trackers:
             raise InputError(f"{location}: no tracker {choice!r}; there are: {', '.join(paper.trackers)}")
+    if row.first and row.first not in paper.trainings:
+        raise InputError(f"{location}: no training {row.first!r}; there are: {', '.join(paper.trainings)}")
     if row.encoder not in paper.encoders:
         raise InputError(f"{location}: no encoder {row.encoder!r}; there are: {', '.join(paper.encoders)}")
     if not row.test:

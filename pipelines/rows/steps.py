@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipelines.rows.needs import Places, all_needs
 from pipelines.rows.papers import PAGES, Paper, Row, TrackerChoice
+from rvos_cache.trackers import tracker_class
 
+DAVIS = "ref-davis17"
 RUN = "{run}"
 """In the settings of a tracker: the run that the row imports, whose upstream it runs."""
 
@@ -43,6 +45,7 @@ class _Steps:
     def __init__(self, paper: Paper, name: str, row: Row, places: Places, seed: int) -> None:
         self.paper, self.name, self.row, self.places, self.seed = paper, name, row, places, seed
         self.encoder = paper.encoders[row.encoder]
+        self.first = paper.trainings[row.first] if row.first else None
 
     def all(self) -> Iterator[Step]:
         row = self.row
@@ -50,7 +53,11 @@ class _Steps:
             yield self._tune()
         if row.way in ("tune", "import"):
             yield self._import()
-        read = [*row.train.items(), *row.valid.items()] if row.way == "train" else []
+        read = (
+            [*(self.first.train.items() if self.first else ()), *row.train.items(), *row.valid.items()]
+            if row.way == "train"
+            else []
+        )
         trackers: dict[str, list[str]] = {}
         for split, names in [*read, *((split, row.test) for split in row.paper)]:
             trackers[split] = list(dict.fromkeys([*trackers.get(split, ()), *names]))
@@ -58,8 +65,11 @@ class _Steps:
             yield self._text(split)
             for name in names:
                 yield self._tracks(split, self._choice(name))
+        if self.first is not None:
+            yield self._train(self.first.settings, self.first.set, self.first.train, self.first_run)
         if row.way == "train":
-            yield self._train()
+            start = [f"init={self.first_run}"] if self.first is not None else []
+            yield self._train(row.settings, [*row.set, *start], row.train, self.run)
         for split in row.paper:
             yield from self._test(split)
 
@@ -81,15 +91,13 @@ class _Steps:
         encoder = ["--encoder", self.encoder.encoder, *self._set(self.encoder.set)]
         return Step("rvos-cache", ("extract-text", *self._of(split), *encoder, "--out", str(out)), out, "cache")
 
-    def _train(self) -> Step:
-        row = self.row
-        sets = [*self._training_set(), *([f"seed={self.seed}"] if self.seed else [])]
+    def _train(self, settings: str, pairs: Sequence[str], sources: dict[str, list[str]], run: Path) -> Step:
+        sets = [*map(self.places.filled, pairs), *self.places.overrides, *([f"seed={self.seed}"] if self.seed else [])]
         words = [
-            "train", *self._caches(row.train), *self._caches(row.valid, "--valid-cache", "--valid-text"),
-            "--config", str(PAGES / row.settings), *self._pairs(sets), "--out", str(self.run),
-            *(["--resume"] if self.run.exists() else []),
+            "train", *self._caches(sources), *self._caches(self.row.valid, "--valid-cache", "--valid-text"),
+            "--config", str(PAGES / settings), *self._pairs(sets), "--out", str(run), *(["--resume"] if run.exists() else []),
         ]  # fmt: skip
-        return Step("rvos-select", tuple(words), self.run, "run")
+        return Step("rvos-select", tuple(words), run, "run")
 
     def _tune(self) -> Step:
         (split,) = self.row.train
@@ -120,7 +128,13 @@ class _Steps:
             return
         scores, best = folder / "scores.json", folder / "oracle.json"
         yield Step("rvos-select", ("evaluate", *chosen, *root, *row.policy, "--json", str(scores)), scores, "scores", split)
-        yield Step("rvos-select", ("oracle", *caches, *root, "--json", str(best)), best, "oracle", split)
+        if self._has_oracle(split):
+            yield Step("rvos-select", ("oracle", *caches, *root, "--json", str(best)), best, "oracle", split)
+
+    def _has_oracle(self, split: str) -> bool:
+        """Whether perfect labels can be scored: of tracks, and not of the objects of Ref-DAVIS17's annotators."""
+        kinds = [tracker_class(self._choice(name).tracker) for name in self.row.test]
+        return split.partition("/")[0] != DAVIS and any(getattr(kind, "channels", None) != 0 for kind in kinds)
 
     @property
     def folder(self) -> Path:
@@ -131,24 +145,33 @@ class _Steps:
     def run(self) -> Path:
         """The run, named by what determines it, so that rows that are trained alike share it."""
         row = self.row
-        sources = [
-            (split, *(self.places.tracker(self.paper, name).key for name in names))
-            for part in (row.train, row.valid)
-            for split, names in part.items()
-        ]
-        content = (
-            row.way, row.settings, self._training_set(), sources, self.encoder.key, row.release, row.importer, row.tune,
-            sorted(self.places.weights.items()), self.seed,
-        )  # fmt: skip
-        return self.places.out / "runs" / f"{self.paper.name}-{sha256(repr(content).encode()).hexdigest()[:10]}"
+        first = () if self.first is None else (self.first_run.name,)
+        own = (row.way, row.settings, row.set, self._sources(row.train), row.release, row.importer, row.tune, *first)
+        return self._run_of(own)
+
+    @property
+    def first_run(self) -> Path:
+        """The run of the training that comes before."""
+        assert self.first is not None
+        return self._run_of((self.first.settings, self.first.set, self._sources(self.first.train)))
 
     @property
     def tuned(self) -> Path:
         """The folder of `tune-referdino`."""
         return self.run.with_name(f"{self.run.name}-tuned")
 
-    def _training_set(self) -> list[str]:
-        return [*map(self.places.filled, self.row.set), *self.places.overrides]
+    def _run_of(self, own: tuple[Any, ...]) -> Path:
+        shared = (
+            self._sources(self.row.valid),
+            self.encoder.key,
+            self.places.overrides,
+            sorted(self.places.weights.items()),
+            self.seed,
+        )
+        return self.places.out / "runs" / f"{self.paper.name}-{sha256(repr((own, shared)).encode()).hexdigest()[:10]}"
+
+    def _sources(self, splits: dict[str, list[str]]) -> list[tuple[str, ...]]:
+        return [(split, *(self.places.tracker(self.paper, name).key for name in names)) for split, names in splits.items()]
 
     def _of(self, split: str) -> list[str]:
         dataset, _, name = split.partition("/")

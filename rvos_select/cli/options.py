@@ -37,7 +37,9 @@ def check_run_or_selector(run: Path | None, selector: str | None, overrides: tup
     if (run is None) == (selector is None):
         if run is not None and selector is not None:
             raise click.UsageError("--run and --selector are both given; give one of them")
-        raise click.UsageError("give --run RUN, or --selector NAME of a selector that needs no training (all-tracks, clip-zero-shot)")
+        raise click.UsageError(
+            "give --run RUN, or --selector NAME of a selector that needs no training (all-tracks, clip-zero-shot)"
+        )
     if run is not None and overrides:
         raise click.UsageError("--set is for --selector; a run has the settings that it was trained with")
 
