@@ -42,7 +42,8 @@ class ClipZeroShotConfig(SelectorConfig):
     its features. Source: projections in CLIP4Clip (Luo et al., 2022, section 3.3, mean pooling)."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     """softmax: over the candidates of the expression, so that scores add up to 1; sigmoid: of the difference to the mean of the other
-    candidates, so that several tracks may be above the threshold. Cosines are multiplied by the checkpoint's factor in both."""
+    candidates that some frame shows, so that several tracks may be above the threshold. Cosines are multiplied by the checkpoint's
+    factor in both."""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Score above which tracks are selected; where none is above, the best track is."""
 
@@ -86,9 +87,9 @@ class ClipZeroShot(UntrainedSelector):
             last = batch.word_mask.sum(1) - 1
             sentences = F.normalize(batch.words.float()[torch.arange(len(batch), device=last.device), last], dim=-1)
             cosine = (tracks * sentences[:, None]).sum(-1)
-            # No picture of a track is less like the sentence than any.
+            # A track that no frame shows comes last.
             cosine = torch.where(present, cosine, -1.0)
-            return self._logits(self.head.logit_scale.exp() * cosine, batch.track_mask)
+            return self._logits(self.head.logit_scale.exp() * cosine, batch.track_mask, batch.track_mask & present)
 
     @property
     def head(self) -> ImageHead:
@@ -114,14 +115,17 @@ class ClipZeroShot(UntrainedSelector):
             total = self.head(total / count.clamp(min=1)[..., None])
         return F.normalize(total, dim=-1), count > 0
 
-    def _logits(self, scaled: Tensor, candidates: Tensor) -> Tensor:
-        """The logits whose sigmoids are the scores. scaled: cosines times the factor, (B, N); candidates: bool (B, N)."""
+    def _logits(self, scaled: Tensor, candidates: Tensor, present: Tensor) -> Tensor:
+        """The logits whose sigmoids are the scores. scaled: cosines times the factor, (B, N); candidates: bool (B, N); present: bool
+        (B, N), the candidates that some frame shows."""
         itself = torch.eye(scaled.shape[1], dtype=torch.bool, device=scaled.device)
-        others = candidates[:, None] & ~itself  # (B, N, N)
         if self.config.score == "softmax":
+            others = candidates[:, None] & ~itself  # (B, N, N)
             # p / (1 - p) of a softmax is its exponential over the sum of the others'.
             logits = scaled - torch.where(others, scaled[:, None], -torch.inf).logsumexp(-1)
         else:
+            # The cosine of an absent track is none of a picture, and would lower the mean.
+            others = present[:, None] & ~itself
             count = others.sum(-1)
             mean = (scaled[:, None] * others).sum(-1) / count.clamp(min=1)
             logits = torch.where(count > 0, scaled - mean, 0.0)

@@ -154,6 +154,15 @@ def test_absent_frames_and_absent_tracks() -> None:
     assert torch.allclose(scores, torch.softmax(10 * cosines, 0), atol=1e-5) and scores.argmin() == 2
 
 
+def test_an_absent_track_does_not_raise_the_others() -> None:
+    """With score=sigmoid: the tracks that are present have the scores that they have without it, and its own is 0."""
+    pooled = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
+    for count in (2, 3):
+        selector, batch = selector_of(pooled[:, :count], torch.tensor([1.0, 0.0]), score="sigmoid")
+        scores = torch.sigmoid(selector(batch))[0]
+        assert torch.allclose(scores[:2], torch.sigmoid(torch.tensor([10.0, -10.0]))) and (scores[2:] < 1e-4).all()
+
+
 def test_projections_of_length_one_are_averaged_by_default() -> None:
     """A frame with large features does not outweigh the others; in the mean of the features it does."""
     pooled = torch.tensor([[[100.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 1.0]]])
