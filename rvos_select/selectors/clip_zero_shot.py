@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from rvos_cache.clip.image import ImageHead, load_head
 from rvos_cache.clip.pooling import CLIP, POOL
 from rvos_cache.errors import InputError
-from rvos_cache.store import Card
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
+from rvos_select.data.pooling import card_name, pooling_of
 from rvos_select.selectors.base import SelectorConfig
 from rvos_select.selectors.frozen import FrozenPart
 from rvos_select.selectors.untrained import Inputs, UntrainedSelector
@@ -69,7 +69,7 @@ class ClipZeroShot(UntrainedSelector):
 
     def frozen_parts(self, cards: CacheCards) -> Sequence[FrozenPart]:
         """CLIP's image head. Raises InputError for tracks that are not pooled, or words that are not of the same CLIP."""
-        pooled = _pooled(cards)
+        pooling = _pooling(cards)
 
         def load(name: str) -> nn.Module:
             return load_head(name)
@@ -78,7 +78,7 @@ class ClipZeroShot(UntrainedSelector):
             assert isinstance(head, ImageHead)
             return head.digest
 
-        return (FrozenPart(HEAD, self.config.clip or str(pooled["checkpoint"]), load, digest, pooled["head"]),)
+        return (FrozenPart(HEAD, self.config.clip or str(pooling["checkpoint"]), load, digest, pooling["head"]),)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, N), float32; 0 outside `batch.track_mask`."""
@@ -132,38 +132,13 @@ class ClipZeroShot(UntrainedSelector):
         return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).masked_fill(~candidates, 0.0)
 
 
-def _pooled(cards: CacheCards) -> Mapping[str, Any]:
-    """What the cards say of the pooling. Raises InputError: a cache is not pooled, or by another CLIP, or has words of another."""
-    pooled = None
+def _pooling(cards: CacheCards) -> Mapping[str, Any]:
+    """What the cards say of the pooling. Raises InputError as `pooling_of`, and for a CLIP without an image head."""
     for card in cards.tracks:
-        own = card.extra.get(CLIP)
-        if own is None:
+        record = card.extra.get(CLIP, {"head": ""})
+        if record["head"] is None:
             raise InputError(
-                f"{_location(card)}: its tracks have no features of CLIP; rvos-cache pool-clip C.zarr --set checkpoint=CLIP"
-            )
-        if own["head"] is None:
-            raise InputError(
-                f"{_location(card)}: pooled with {own['checkpoint']}, which has no image head; convert open_clip's own checkpoint "
+                f"{card_name(card)}: pooled with {record['checkpoint']}, which has no image head; convert open_clip's own checkpoint "
                 "(rvos-cache convert-clip) and pool again"
             )
-        for part in ("image", "head", "text"):
-            if pooled is not None and own[part] != pooled[part]:
-                raise InputError(
-                    f"{_location(card)}: pooled with {own['checkpoint']}, {_location(cards.tracks[0])} with {pooled['checkpoint']}, "
-                    f"whose {part} differs; pool them alike"
-                )
-        pooled = pooled or own
-    if pooled is None:
-        raise InputError("no tracks cache given; add --cache C.zarr")
-    for card in cards.text:
-        if pooled["text"] not in card.weights.values():
-            raise InputError(
-                f"{_location(card)}: words of encoder {card.producer}, which are not of the CLIP that pooled the tracks; rvos-cache "
-                f"extract-text --encoder clip --set checkpoint={pooled['checkpoint']}, then give --text"
-            )
-    return pooled
-
-
-def _location(card: Card) -> str:
-    kind = "words" if card.kind == "text" else "tracks"
-    return f"{kind} of {card.dataset}/{card.split} by {card.producer}"
+    return pooling_of(cards, ("image", "head", "text"))

@@ -11,8 +11,9 @@ import tiny_ssa
 import torch
 from torch import Tensor
 
+from rvos_cache.clip.pooling import NAMES
 from rvos_cache.errors import InputError
-from rvos_cache.store import read_card
+from rvos_cache.store import Card, read_card
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
@@ -22,7 +23,7 @@ from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.ssa import Ssa
 from rvos_select.selectors.ssa.adapter import Adapter, mixed
 from rvos_select.selectors.ssa.blocks import grid_positions, tokens_of
-from rvos_select.selectors.ssa.cached import FEATURES, cells_of_centres
+from rvos_select.selectors.ssa.cached import cells_of_centres
 from rvos_select.selectors.ssa.cached_losses import TrackOutput, costs_of, match_tracks, track_losses
 from rvos_select.selectors.ssa.config import SsaConfig
 
@@ -78,7 +79,7 @@ def at(values: Batch, frames: slice = slice(None), tracks: Any = slice(None)) ->
     """The features of some frames and tracks of a batch."""
     return {
         name: tuple(array[frames] if name == "clip_frame" else array[frames][:, tracks] for array in values.frames[name])  # type: ignore[index]
-        for name in FEATURES
+        for name in NAMES
     }
 
 
@@ -121,7 +122,7 @@ def test_padding_of_tracks_frames_and_words_changes_nothing() -> None:
         frame_mask=torch.nn.functional.pad(values.frame_mask, (0, 3)),
         frames={
             name: tuple(torch.nn.functional.pad(a, (0, 0) * (a.ndim - 1) + (0, 3)) for a in values.frames[name])
-            for name in FEATURES
+            for name in NAMES
         },
     )
     assert torch.allclose(ssa(longer), reference, atol=1e-5)
@@ -160,7 +161,7 @@ def test_other_tracks_are_no_candidates() -> None:
 @torch.inference_mode()
 def test_a_track_that_no_frame_shows_has_no_chance() -> None:
     ssa, values = module(), batch(expressions=1)
-    frames = {name: tuple(a.clone() for a in values.frames[name]) for name in FEATURES}
+    frames = {name: tuple(a.clone() for a in values.frames[name]) for name in NAMES}
     frames["clip_box"][0][:, 4] = 0
     frames["clip_pool"][0][:, 4] = 0
     logits = ssa(replace(values, frames=frames))
@@ -269,7 +270,7 @@ def test_the_loss_is_a_mean_over_expressions() -> None:
         part = replace(
             values, tokens=values.tokens[own], frame_mask=values.frame_mask[own], track_mask=values.track_mask[own],
             words=values.words[own], word_mask=values.word_mask[own], overlap=values.overlap[own], sizes=values.sizes[own],
-            frames={name: tuple(values.frames[name][own]) for name in FEATURES},
+            frames={name: tuple(values.frames[name][own]) for name in NAMES},
         )  # fmt: skip
         parts.append(ssa.loss(part))
     for name, value in whole.items():
@@ -304,20 +305,52 @@ def test_real_caches_of_moving_shapes() -> None:
     assert torch.allclose(scored[0].logits[0], together[0, : len(sample.tokens)], atol=1e-4)
 
 
-def test_caches_without_pooled_features_are_errors() -> None:
+def test_caches_that_do_not_fit_are_errors() -> None:
     plain = read_card(tiny_ssa.pooled()["train"].with_name("flow.zarr"))
     pooled = read_card(tiny_ssa.pooled()["train"])
     text = [read_card(tiny_ssa.tiny().texts["train"])]
-    with pytest.raises(InputError, match=r"flow: form=cached reads CLIP features of 4 stages, it has none; rvos-cache pool-clip"):
-        Ssa.config_values({"form": "cached"}, CacheCards([pooled, plain], text))
-    vit = pooled.model_copy(update={"extra": {"clip": {**pooled.extra["clip"], "widths": [768]}}})
-    with pytest.raises(InputError, match="it has of 1 maps"):
-        Ssa.config_values({"form": "cached"}, CacheCards([vit], text))
+
+    def other(**values: Any) -> Card:
+        return pooled.model_copy(update={"extra": {"clip": {**pooled.extra["clip"], **values}}})
+
+    hashed = text[0].model_copy(update={"producer": "hashed", "weights": {}})
+    for tracks, words, message in (
+        ([pooled, plain], text, "by flow: its tracks have no features of CLIP; rvos-cache pool-clip"),
+        ([other(widths=[768])], text, "form=cached reads CLIP features of 4 stages, it has those of 1"),
+        ([pooled, other(image="0")], text, "whose image differs; pool them alike"),
+        ([pooled, other(short_side=64)], text, "pooled with short_side = 64, .* with 96; pool them alike"),
+        ([pooled, other(square=96, short_side=0)], text, "pooled with short_side = 0, .* with 96; pool them alike"),
+        ([pooled], [hashed], "words of .* by hashed: not of the CLIP .*; rvos-cache extract-text --encoder clip"),
+        ([], text, "no tracks cache given"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Ssa.config_values({"form": "cached"}, CacheCards(tracks, words))
     with pytest.raises(InputError, match=r"\[8, 16, 24, 32\] channels, the selector has \[4, 6, 8, 10\]"):
         module().bind(CacheCards([pooled], text))
-    assert Ssa.config_values({"form": "cached"}, CacheCards([pooled], text))["short_side"] == 96
-    with pytest.raises(InputError, match="tune_last_stage needs form=live"):
-        module(tune_last_stage=True)
+    for config, message in (
+        ({"tune_last_stage": True}, "tune_last_stage needs form=live"),
+        ({"handed_on": 4}, "handed_on=4 is more than the 3 layers of the frame decoder"),
+        ({"form": "live", "square": 96}, "form=live keeps the aspect ratio"),
+        ({"form": "live", "short_side": 0}, "form=live keeps the aspect ratio"),
+    ):
+        with pytest.raises(InputError, match=message):
+            module(**config)
+
+
+def test_positions_are_those_of_the_frames_that_clip_read() -> None:
+    """Frames of 90 x 160 at the size of the cache's card: by their shorter side, their own, or a square; the centre is cell 0.5 s + 0.5."""
+    pooled, text = (read_card(path) for path in (tiny_ssa.pooled()["train"], tiny_ssa.tiny().texts["train"]))
+    for values, size in (
+        ({"short_side": 180}, (180, 320)),
+        ({"short_side": 180, "long_side": 240}, (135, 240)),
+        ({"short_side": 0}, (90, 160)),
+        ({"short_side": 0, "square": 64}, (64, 64)),
+    ):
+        card = pooled.model_copy(update={"extra": {"clip": {**pooled.extra["clip"], **values}}})
+        config = Ssa.config_values({"form": "cached"}, CacheCards([card], [text]))
+        centre = torch.full((1, 1, 2), 0.5)
+        cells = cells_of_centres(module(**{**config, "stage_channels": WIDTHS, "word_channels": WORDS}), centre, [(90, 160)])
+        assert torch.allclose(cells[0], torch.tensor([[[size[1] / 8 + 0.5, size[0] / 8 + 0.5]]]))
 
 
 def test_pairs_of_iou_multi_are_real_tracks_once_each() -> None:

@@ -20,7 +20,7 @@ from rvos_cache.errors import InputError
 from rvos_select.selectors.ssa import Ssa, SsaConfig
 from rvos_select.selectors.ssa.clip import Text
 from rvos_select.selectors.ssa.clip import stages as stages_of
-from rvos_select.selectors.ssa_losses import Found, costs, losses, terms
+from rvos_select.selectors.ssa_losses import ClipOutput, costs, losses, terms
 
 FIELDS = ("frame_logits", "frame_masks", "video_logits", "mask_embed", "mask_features", "frame_embed", "clip_embed")
 
@@ -110,7 +110,7 @@ def test_video_masks_have_features_of_their_own(ssa: Ssa) -> None:
 @pytest.mark.parametrize("objects", [3, 1, 0, 23])
 def test_losses_are_the_released_ones(objects: int) -> None:
     needs(*(f"e.{name}" for name in FIELDS), f"e.A{objects}.truth")
-    output = Found(*(golden()[f"e.{name}"] for name in FIELDS))
+    output = ClipOutput(*(golden()[f"e.{name}"] for name in FIELDS))
     truth = golden()[f"e.A{objects}.truth"].float()
     with recorded_points():
         values = losses(output, [truth], SsaConfig(points=120))
@@ -131,7 +131,7 @@ def test_losses_of_frames_are_the_released_ones(objects: int) -> None:
     logits, masks = golden()["e.frame_logits"], golden()["e.frame_masks"]
     queries, channels = logits.shape[3], 4
     nothing = torch.zeros(1, 3, 1, queries, channels)
-    output = Found(
+    output = ClipOutput(
         logits, masks, nothing[..., :2], nothing, torch.zeros(1, 3, channels, 5, 8), torch.zeros(3, 1, 3, queries, 4), nothing[0]
     )
     with recorded_points():
@@ -140,14 +140,14 @@ def test_losses_of_frames_are_the_released_ones(objects: int) -> None:
         assert error(f"e.A{objects}.{name}", values[name]) < TOLERANCE, name
 
 
-def random_found() -> tuple[Found, Tensor]:
+def random_output() -> tuple[ClipOutput, Tensor]:
     """Outputs of one clip of two frames and five queries, and the masks of two objects."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    output = Found(
+    output = ClipOutput(
         random(10, 1, 2, 5, 2), random(10, 1, 2, 5, 4, 4), random(6, 3, 1, 5, 2), random(6, 3, 1, 5, 8), random(1, 2, 8, 4, 4),
         random(3, 1, 2, 5, 8), random(3, 1, 5, 8),
     )  # fmt: skip
@@ -155,7 +155,7 @@ def random_found() -> tuple[Found, Tensor]:
 
 
 def test_a_match_may_stand_for_the_query_itself_or_for_its_place_after_linking() -> None:
-    output, truth = random_found()
+    output, truth = random_output()
     order = torch.stack([torch.arange(5), torch.tensor([2, 4, 0, 1, 3])]).expand(3, 1, 2, 5)
     linked = output.frame_embed.gather(3, order[..., None].expand_as(output.frame_embed))
 
@@ -167,12 +167,12 @@ def test_a_match_may_stand_for_the_query_itself_or_for_its_place_after_linking()
     own = similarity("own", linked, order)
     assert own == pytest.approx(similarity("linked", output.frame_embed, None), rel=1e-6)
     assert own != pytest.approx(similarity("linked", linked, order), rel=1e-3)
-    with pytest.raises(ValueError, match=r"needs Found.order"):
+    with pytest.raises(ValueError, match=r"needs ClipOutput.order"):
         similarity("own", linked, None)
 
 
 def test_there_are_49_terms() -> None:
-    output, masks = random_found()
+    output, masks = random_output()
     for objects in (2, 0):
         truth = masks[:objects]
         values = terms(output, [truth], SsaConfig(points=16))

@@ -23,7 +23,7 @@ from rvos_select.data.batch import FrameArray
 from rvos_select.selectors.ssa.clip import Text, normalised, padding
 from rvos_select.selectors.ssa.frame_decoder import FrameDecoded
 from rvos_select.selectors.ssa.pixel_decoder import PixelDecoded
-from rvos_select.selectors.ssa_losses import Found
+from rvos_select.selectors.ssa_losses import ClipOutput
 
 if TYPE_CHECKING:
     from rvos_select.selectors.ssa.selector import Ssa
@@ -47,7 +47,7 @@ def decode_frames(ssa: Ssa, images: Tensor, text: Text) -> Decoded:
     return Decoded(pixels, ssa.frame_decoder(pixels.levels, pixels.mask_features, pixels.text))
 
 
-def clip_output(ssa: Ssa, pixels: Tensor, text: Text) -> Found:
+def clip_output(ssa: Ssa, pixels: Tensor, text: Text) -> ClipOutput:
     """What the losses read of one clip: pixels (T, H, W, 3) uint8, text: of one expression and T frames."""
     decoded = decode_frames(ssa, normalised(pixels), text)
     queries = decoded.frames.queries[-ssa.config.handed_on :]
@@ -57,7 +57,7 @@ def clip_output(ssa: Ssa, pixels: Tensor, text: Text) -> Found:
     sentences = decoded.pixels.text.expand(count, -1, -1)
     layers = ssa.video.decode(ssa.video.first_queries(enhanced, sentences), enhanced, sentences)
     logits, mask_embed, clip_embed = ssa.video.heads(layers)
-    return Found(
+    return ClipOutput(
         decoded.frames.logits[:, None],
         decoded.frames.masks[:, None],
         logits[:, :, None],

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rvos_cache.clip.pooling import NAMES as POOLED
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
+from rvos_select.data.pooling import check_words
 from rvos_select.data.video import InferenceVideo
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import Scored, Selector, load_strictly
@@ -62,7 +64,7 @@ class Ssa(Selector):
         """Channels are those of the caches; of CLIP's stages, and live of its words, those of the checkpoint."""
         from_caches = super().config_values(values, cards)
         if values.get("form", "live") == "cached":
-            return {**from_caches, **cached.pooled_settings(cards.tracks)}
+            return {**from_caches, **cached.pooled_settings(cards)}
         # It reads no tokens, so the frames may lie in the cache of any tracker.
         return {**from_caches, "token_channels": 0, **clip.clip_sizes(values.get("clip", ""))}
 
@@ -71,7 +73,7 @@ class Ssa(Selector):
         """The parts of a Batch that it reads."""
         if self.draws:
             return ("pixels", "truth")
-        return (*(f"frames.{name}" for name in cached.FEATURES), "overlap")
+        return (*(f"frames.{name}" for name in POOLED), "overlap")
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
@@ -111,13 +113,16 @@ class Ssa(Selector):
     # Frozen CLIP.
 
     def frozen_parts(self, cards: CacheCards) -> Sequence[FrozenPart]:
-        """Live: CLIP's image tower, and its text tower where sentences are read online."""
+        """Live: CLIP's image tower, and its text tower where sentences are read online. Raises InputError for words of another."""
         c = self.config
         if not self.draws:
-            cached.check_cards(cards.tracks, c.stage_channels)
+            cached.check_cards(cards, c.stage_channels)
             return ()
         parts = [clip.image_part(c.clip, c.stage_channels, c.clip_drop_path)]
-        return [*parts, clip.text_part(c.clip, c.word_channels)] if self.encodes_text else parts
+        if self.encodes_text:
+            return [*parts, clip.text_part(c.clip, c.word_channels)]
+        check_words(cards.text, clip.text_digest(c.clip), c.clip)
+        return parts
 
     def bound(self, cards: CacheCards) -> None:
         """A last stage to be trained starts as CLIP's, where it has no weights of its own yet."""
