@@ -121,8 +121,7 @@ def test_padding_of_tracks_frames_and_words_changes_nothing() -> None:
         tokens=torch.zeros(2, 5, 9, 3),
         frame_mask=torch.nn.functional.pad(values.frame_mask, (0, 3)),
         frames={
-            name: tuple(torch.nn.functional.pad(a, (0, 0) * (a.ndim - 1) + (0, 3)) for a in values.frames[name])
-            for name in NAMES
+            name: tuple(torch.nn.functional.pad(a, (0, 0) * (a.ndim - 1) + (0, 3)) for a in values.frames[name]) for name in NAMES
         },
     )
     assert torch.allclose(ssa(longer), reference, atol=1e-5)
@@ -338,7 +337,7 @@ def test_caches_that_do_not_fit_are_errors() -> None:
 
 
 def test_positions_are_those_of_the_frames_that_clip_read() -> None:
-    """Frames of 90 x 160 at the size of the cache's card: by their shorter side, their own, or a square; the centre is cell 0.5 s + 0.5."""
+    """Frames of 90 x 160, shown to CLIP by their shorter side, at their own size, or as a square, as the card says."""
     pooled, text = (read_card(path) for path in (tiny_ssa.pooled()["train"], tiny_ssa.tiny().texts["train"]))
     for values, size in (
         ({"short_side": 180}, (180, 320)),

@@ -20,7 +20,7 @@ from rvos_cache.errors import InputError
 from rvos_select.selectors.ssa import Ssa, SsaConfig
 from rvos_select.selectors.ssa.clip import Text
 from rvos_select.selectors.ssa.clip import stages as stages_of
-from rvos_select.selectors.ssa_losses import ClipOutput, costs, losses, terms
+from rvos_select.selectors.ssa.losses import ClipOutput, costs, losses, terms
 
 FIELDS = ("frame_logits", "frame_masks", "video_logits", "mask_embed", "mask_features", "frame_embed", "clip_embed")
 

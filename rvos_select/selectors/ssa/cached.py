@@ -52,8 +52,7 @@ class PooledTracks(NamedTuple):
         device, tracks = batch.tokens.device, batch.tokens.shape[1]
         arrays = {name: [array[:].to(device).float() for array in batch.frames[name]] for name in NAMES}
         pooled, boxes = (
-            torch.stack([nn.functional.pad(a, (0, 0, 0, tracks - a.shape[1])) for a in arrays[name]])
-            for name in (POOL, BOX)
+            torch.stack([nn.functional.pad(a, (0, 0, 0, tracks - a.shape[1])) for a in arrays[name]]) for name in (POOL, BOX)
         )
         return cls(pooled, torch.stack(arrays[FRAME]), boxes)
 

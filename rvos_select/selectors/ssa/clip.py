@@ -54,9 +54,9 @@ def text_of(words: Tensor, lengths: Tensor, longest: int) -> Text:
     """The sentence and the first `longest` words of words (B, L, D) with `lengths` (B,) real ones, the last of which is EOT."""
     rows = torch.arange(len(words), device=words.device)
     sentence = words[rows, lengths - 1]
-    kept = min(longest, int(lengths.max()))
-    mask = torch.arange(kept, device=words.device)[None] < lengths[:, None]
-    return Text(sentence, words[:, :kept], mask)
+    length = min(longest, int(lengths.max()))
+    mask = torch.arange(length, device=words.device)[None] < lengths[:, None]
+    return Text(sentence, words[:, :length], mask)
 
 
 class TextTower(nn.Module):

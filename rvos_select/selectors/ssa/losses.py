@@ -24,7 +24,7 @@ Pairs = tuple[Tensor, Tensor]
 
 
 class ClipOutput(NamedTuple):
-    """What the losses read. order: of linking, for similarity_order=own; the others as in `systems/ssa.md`, section 14."""
+    """What the losses read of B clips."""
 
     frame_logits: Tensor
     """(L, B, T, Q, 2), L predictions of the frame decoder, the first before any layer."""
@@ -41,7 +41,7 @@ class ClipOutput(NamedTuple):
     clip_embed: Tensor
     """(K, B, Q, C) of the last layer's video queries."""
     order: Tensor | None = None
-    """int64 (K, B, T, Q): linked query n of frame t is the frame's query order[..., t, n]."""
+    """int64 (K, B, T, Q): linked query n of frame t is the frame's query order[..., t, n]. similarity_order=own needs it."""
 
 
 def normalisers(truth: Sequence[Tensor], queries: int, handed_on: int) -> dict[str, float]:
@@ -158,17 +158,14 @@ def _match_frames(logits: Tensor, masks: Tensor, objects: Tensor, visible: Tenso
 @torch.no_grad()
 def _match_videos(logits: Tensor, embed: Tensor, features: Tensor, objects: Tensor, config: SsaConfig) -> list[Pairs]:
     """The pairs of each of K: logits (K, Q, 2), embed (K, Q, C), features (T, C, h, w), objects (A, T, H, W)."""
-    count = config.points
-    points = torch.rand(len(logits), count, 2, device=logits.device)
+    points = torch.rand(len(logits), config.points, 2, device=logits.device)
+    # The masks of all queries are fewer than the channels of the features, so sampling them is cheaper than sampling the features.
+    masks = torch.einsum("kqc,tchw->kqthw", embed.float(), features.float())
+    values = sample(masks.flatten(1, 2), points).unflatten(1, masks.shape[1:3]).flatten(2)
     out = []
-    for k, own in enumerate(points):
-        # A sample is linear in the maps, so it may be taken before the product over channels.
-        at_points = sample(features.float().transpose(0, 1).flatten(0, 1)[None], own[None])[0]
-        at_points = at_points.unflatten(0, (features.shape[1], features.shape[0])).flatten(1)
-        values = embed[k].float() @ at_points
-        targets = sample(objects.flatten(0, 1)[None], own[None])[0].unflatten(0, objects.shape[:2]).flatten(1)
-        table = _costs_at_points(logits[k], values, targets, config)
-        out.append(assign(table))
+    for own_logits, own_values, own_points in zip(logits, values, points):
+        targets = sample(objects.flatten(0, 1)[None], own_points[None])[0].unflatten(0, objects.shape[:2]).flatten(1)
+        out.append(assign(_costs_at_points(own_logits, own_values, targets, config)))
     return out
 
 
