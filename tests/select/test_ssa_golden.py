@@ -14,6 +14,7 @@ from golden_ssa import (
     released_shapes,
     released_tensors,
 )
+from golden_values import needs
 from torch import Tensor
 
 from rvos_cache.errors import InputError
@@ -32,13 +33,6 @@ def ssa() -> Ssa:
     return module.eval()
 
 
-def needs(*names: str) -> None:
-    """Skip where the recorded values are not all there."""
-    missing = [name for name in names if name not in golden()]
-    if missing:
-        pytest.skip(f"{missing[0]} is only in the project's folder of golden values")
-
-
 def stages() -> list[Tensor]:
     return [golden()[f"stage{i}"] for i in range(4)]
 
@@ -51,7 +45,7 @@ def test_the_sentence_is_projected_as_released(ssa: Ssa) -> None:
 @pytest.mark.parametrize("stage", range(4))
 @torch.inference_mode()
 def test_adapters_are_the_released_ones(ssa: Ssa, stage: int) -> None:
-    needs(f"a.adapter{stage}")
+    needs(golden(), f"a.adapter{stage}")
     g = golden()
     out = ssa.adapters[stage](g[f"stage{stage}"], g["sentence"], g["words"], g["word_mask"])
     assert error(f"a.adapter{stage}", out) < TOLERANCE
@@ -81,7 +75,7 @@ def test_pixel_and_frame_decoder_are_the_released_ones(ssa: Ssa) -> None:
 @pytest.mark.parametrize("case", ["c1", "c2", "c3"])
 @torch.inference_mode()
 def test_the_video_part_is_the_released_one(ssa: Ssa, case: str) -> None:
-    needs(f"{case}.queries")
+    needs(golden(), f"{case}.queries")
     queries, text = golden()[f"{case}.queries"], golden()[f"{case}.text"]
     linked, order = ssa.video.link(ssa.video.project(queries.flatten(0, 1)))
     assert torch.equal(order, golden()[f"{case}.order"])
@@ -103,13 +97,13 @@ def test_the_video_part_is_the_released_one(ssa: Ssa, case: str) -> None:
 
 @torch.inference_mode()
 def test_video_masks_have_features_of_their_own(ssa: Ssa) -> None:
-    needs("d.mask_features")
+    needs(golden(), "d.mask_features")
     assert error("d.mask_features", ssa.mask_features(golden()["p.map"][:1])) < TOLERANCE
 
 
 @pytest.mark.parametrize("objects", [3, 1, 0, 23])
 def test_losses_are_the_released_ones(objects: int) -> None:
-    needs(*(f"e.{name}" for name in FIELDS), f"e.A{objects}.truth")
+    needs(golden(), *(f"e.{name}" for name in FIELDS), f"e.A{objects}.truth")
     output = ClipOutput(*(golden()[f"e.{name}"] for name in FIELDS))
     truth = golden()[f"e.A{objects}.truth"].float()
     with recorded_points():
