@@ -277,6 +277,24 @@ def test_the_loss_is_a_mean_over_expressions() -> None:
     assert ssa.normalisers(values) == {}
 
 
+@torch.no_grad()
+def test_an_expression_without_words_does_not_count() -> None:
+    ssa, values = module(), batch()
+    words = values.word_mask.clone()
+    words[1] = False
+    losses = ssa.loss(replace(values, word_mask=words))
+    assert values.overlap is not None and losses["loss"].item() != pytest.approx(ssa.loss(values)["loss"].item(), rel=1e-3)
+    own = ssa.loss(
+        replace(
+            values, tokens=values.tokens[:1], frame_mask=values.frame_mask[:1], track_mask=values.track_mask[:1],
+            words=values.words[:1], word_mask=values.word_mask[:1], overlap=values.overlap[:1], sizes=values.sizes[:1],
+            frames={name: tuple(values.frames[name][:1]) for name in NAMES},
+        )
+    )  # fmt: skip
+    for name, value in own.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
 def test_every_parameter_learns_but_those_of_one_text_key() -> None:
     ssa = module().train()
     ssa.loss(batch())["loss"].backward()

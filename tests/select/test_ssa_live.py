@@ -316,6 +316,53 @@ def test_switches_of_the_tables_train_and_predict(switches: dict[str, Any]) -> N
         assert not torch.allclose(logits, other, atol=1e-4)
 
 
+def test_the_loss_of_validation_is_that_of_frames_and_masks_resized_alike() -> None:
+    """To 80 x 133 pixels, which are padded."""
+    module = tiny_ssa.live(short_side=80)
+    rows = tiny_ssa.rows(tiny_ssa.tiny().frames["train"], module)[:1]
+    given = ClipSampler(ClipSettings(frames=2), torch.Generator().manual_seed(0), module.requires)(rows)
+    assert given.pixels is not None and given.truth is not None
+    geometry = live.geometry_of(module, (given.pixels[0].shape[1], given.pixels[0].shape[2]))
+    assert geometry.resized == (80, 133)
+    masks = torch.nn.functional.interpolate(given.truth[0].float(), geometry.resized, mode="nearest-exact") > 0.5
+    losses = []
+    for batch in (given, replace(given, pixels=(live.resized(given.pixels[0][:], geometry),), truth=(masks,))):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(module.loss(batch))
+    for name, value in losses[0].items():
+        assert value.item() == pytest.approx(losses[1][name].item(), rel=1e-5), name
+
+
+@torch.inference_mode()
+def test_frames_that_pad_a_shorter_video_are_not_read() -> None:
+    module = tiny_ssa.live()
+    given = clip_batch(module, 1)
+    assert given.pixels is not None
+    pixels = given.pixels[0][:]
+    longer = replace(
+        given,
+        tokens=torch.nn.functional.pad(given.tokens, (0, 0, 0, 2)),
+        frame_mask=torch.nn.functional.pad(given.frame_mask, (0, 2)),
+        frame_index=None,
+        pixels=(torch.cat([pixels, torch.zeros_like(pixels[:2])]),),
+        truth=None,
+    )
+    assert torch.allclose(module(longer), module(given), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_masks_have_the_size_of_the_video_and_not_of_its_stored_frames() -> None:
+    module = tiny_ssa.live()
+    batch = video(module).batch([0])
+    every = torch.ones(1, module.config.queries, dtype=torch.bool)
+    height, width = batch.sizes[0]
+    whole = torch.cat(list(module.draw(batch, every)), 1)
+    half = torch.cat(list(module.draw(replace(batch, sizes=((height // 2, width // 2),)), every)), 1)
+    assert whole.shape[2:] == (height, width) and half.shape[2:] == (height // 2, width // 2)
+    assert (whole[..., ::2, ::2] == half).float().mean() > 0.9
+
+
 def test_input_is_resized_and_padded_as_detectron2() -> None:
     module = tiny_ssa.live(short_side=448)
     geometry = live.geometry_of(module, (360, 640))
@@ -323,3 +370,5 @@ def test_input_is_resized_and_padded_as_detectron2() -> None:
     images = clip.normalised(torch.full((1, 70, 101, 3), 128, dtype=torch.uint8))
     assert images.shape == (1, 3, 96, 128)
     assert not images[:, :, 70:].any() and not images[..., 101:].any() and images[:, :, :70, :101].all()
+    truth = live.clip_truth(torch.ones(2, 1, 70, 101))
+    assert truth.shape == (2, 1, 96, 128) and truth[..., :70, :101].all() and truth.sum() == 2 * 70 * 101
