@@ -87,7 +87,7 @@ def test_three_methods_are_a_dataset(folders: Path, tmp_path: Path, name: str, a
     [
         ("Unfinished", r"has no video; write def video\(self, video_id\)"),
         ("Alone", "is not a subclass of rvos_cache.Dataset"),
-        ("write_shapes", "is not a subclass of rvos_cache.Dataset"),
+        ("open_dataset", "is not a subclass of rvos_cache.Dataset"),
         ("Missing", "cannot be imported"),
     ],
 )
