@@ -100,7 +100,8 @@ def _report(
         check_made_by(run, cache)
         scores = evaluate_selections(selections, caches, root=root, scope=Scope(allow_missing=True))
         best, missing = _oracle(caches, root, scores), scores.get("missing", [])
-        rows = rows or {"prediction": scores, "oracle": best}
+        has_tracks = any(cache.card.channels for cache in source.caches)
+        rows = rows or {"prediction": scores, **({"oracle": best} if has_tracks else {})}
         rows = {**rows, **{name: read_row(path, scores) for name, path in more_rows.items()}}
         label_iou = _label_iou(settings, source, cache)
         cases = diagnose(scores, best, label_iou)
@@ -146,14 +147,14 @@ def _check_out(out: Path) -> None:
 
 
 def _oracle(caches: Sequence[Path], root: Path | None, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The oracle's scores of the expressions in `scores`; those missing there score 0 here too."""
+    """The oracle's scores of the expressions in `scores`; those missing there score 0 here too, and all where there are no tracks."""
     missing = set(scores.get("missing", []))
     if not missing:
-        return oracle_step(caches, root=root)
+        return oracle_step(caches, root=root, require_tracks=False)
     predicted = {key.partition("/")[0] for key in scores["expressions"].keys() - missing}
     if not predicted:
         raise InputError(f"{caches[0]}: there is no prediction of any expression; predict first")
-    oracle = oracle_step(caches, root=root, videos=sorted(predicted))
+    oracle = oracle_step(caches, root=root, videos=sorted(predicted), require_tracks=False)
     best = oracle["expressions"]
     metrics = [metric for metric in METRICS["video"] if metric.item_fields]
     combined = ExpressionScores(metrics)
