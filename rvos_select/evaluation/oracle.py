@@ -45,7 +45,6 @@ def oracle(
     videos: Sequence[str] = (),
     limit: int | None = None,
     allow_missing: bool = False,
-    require_tracks: bool = True,
 ) -> dict[str, Any]:
     """J, F, J&F of the oracle; "objects": {"<video>/<object>": its best track's mean IoU over annotated frames}; "best_iou":
     {"<video>/<expression>": the largest mean IoU of a candidate with an object of the expression, None where it names none}.
@@ -53,9 +52,8 @@ def oracle(
     An expression's best tracks are among its candidates; an object's best track is any of its video. The ground truth is the
     dataset's, at `root` or at the root of the card, else that of the caches. For a dataset that is scored by single frames,
     "image" has the scores of `evaluation.image`, with the oracle's mask as the only candidate of each expression; caches without
-    their dataset do not know the frames. Raises InputError for training-only caches; unless `allow_missing`, for a video that the
-    caches lack (else it scores 0 and is listed); and if `require_tracks`, for caches of a tracker that makes no tracks (else the
-    oracle selects nothing).
+    their dataset do not know the frames. Raises InputError for training-only caches, for caches without
+    tracks and, unless `allow_missing`, for a video that the caches lack (else it scores 0 and is listed).
     """
     source = TrackSource(caches)
     for cache in source.caches:
@@ -63,7 +61,7 @@ def oracle(
             raise InputError(
                 f"{cache.path}: its tracks were prompted with ground truth, for training only; give a cache of another tracker"
             )
-    if require_tracks and not any(cache.card.channels for cache in source.caches):
+    if not any(cache.card.channels for cache in source.caches):
         cache = source.caches[0]
         raise InputError(f"{cache.path}: tracker {cache.card.producer} makes no tracks; give a cache of a tracker that does")
     root = None if root is None else Path(root)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rvos_cache.types import Overlap
-from rvos_select.selectors.ssa.cached_losses import TrackOutput, costs_of, match_tracks, track_losses
+from rvos_select.selectors.ssa.cached_losses import TrackOutput, costs_of, matched_pairs, track_losses
 from rvos_select.selectors.ssa.config import SsaConfig
 
 
@@ -68,7 +68,7 @@ def test_pairs_of_iou_multi_are_real_tracks_once_each() -> None:
     overlap = Overlap(inter, area, np.array([[10]], np.int32), np.ones(1, bool))
     config = SsaConfig(form="cached", match="iou_multi")
     real = torch.tensor([True, True, False, True])
-    tracks, objects = match_tracks(torch.full((4,), 0.5), costs_of(overlap, config), real, config)
+    tracks, objects = matched_pairs(torch.full((4,), 0.5), costs_of(overlap, config), real, config)
     assert sorted(tracks.tolist()) == [0, 1] and objects.tolist() == [0, 0]
 
 
@@ -97,5 +97,5 @@ def test_of_two_equal_tracks_the_more_probable_is_matched() -> None:
     overlap = Overlap(np.full((2, 1, 1), 10, np.int32), area, np.array([[10]], np.int32), np.ones(1, bool))
     config = SsaConfig(form="cached")
     for referred in ([0.2, 0.9], [0.9, 0.2]):
-        tracks, _ = match_tracks(torch.tensor(referred), costs_of(overlap, config), torch.ones(2, dtype=torch.bool), config)
+        tracks, _ = matched_pairs(torch.tensor(referred), costs_of(overlap, config), torch.ones(2, dtype=torch.bool), config)
         assert tracks.tolist() == [int(np.argmax(referred))]
