@@ -14,7 +14,8 @@ from pipelines.rows import board as board_of
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import all_papers, find_row
 from pipelines.rows.published import keys_of, named, titles_of
-from pipelines.rows.results import Record, add_scores, mean_and_deviation, read_server
+from pipelines.rows.readme import write_readme
+from pipelines.rows.results import Record, add_scores, mean_and_deviation, read_record, read_server
 from pipelines.rows.runner import check_needs, run_row
 from pipelines.rows.steps import is_scored_by_server, steps_of
 from rvos_cache.cli import Resumable, run_command
@@ -112,6 +113,35 @@ def score(row: str, result: Path, split: str | None, places: Places) -> None:
     """Record what a benchmark's server said of ROW, from the text file RESULT."""
     _, name, content = find_row(row, all_papers())
     show_record(add_scores(name, places, [read_server(name, content, result, split)]), content.paper, places)
+
+
+@pipelines.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--split", metavar="DATASET/SPLIT", help="Where both rows are tested on several.")
+@places_options
+def compare(a: str, b: str, split: str | None, places: Places) -> None:
+    """Whether row B differs from row A by more than chance: expression by expression, over resampled videos."""
+    from rvos_select.cli.tables import show_comparison
+    from rvos_select.evaluation import compare as step
+
+    names = [find_row(row, all_papers())[1] for row in (a, b)]
+    scored = [{score.split: score.source for score in read_record(name, places).scores if score.seed == 0} for name in names]
+    common = [key for key in scored[0] if key in scored[1] and not is_scored_by_server(key)]
+    if split is None and len(common) == 1:
+        split = common[0]
+    if split not in common:
+        raise InputError(
+            f"rows {names[0]} and {names[1]}: scored here on {', '.join(common) or 'no common split'}; run both rows on one split, and "
+            "give it as --split where there are several"
+        )
+    show_comparison(step(*(of_row[split] for of_row in scored)))
+
+
+@pipelines.command()
+def readme() -> None:
+    """Write the rows to pipelines/README.md."""
+    click.echo(write_readme(all_papers()))
 
 
 def show_record(record: Record, published: dict[str, list[float]], places: Places) -> None:

@@ -139,6 +139,8 @@ class Paper(Settings):
     name: str
     title: str
     link: str
+    choices: tuple[str, ...] = ()
+    """What the paper leaves open or contradicts, and what is chosen here."""
     trackers: dict[str, TrackerChoice] = {}
     encoders: dict[str, EncoderChoice] = {}
     trainings: dict[str, Training] = {}
