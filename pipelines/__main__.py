@@ -123,7 +123,7 @@ def score(row: str, result: Path, split: str | None, places: Places) -> None:
 def compare(a: str, b: str, split: str | None, places: Places) -> None:
     """Whether row B differs from row A by more than chance: expression by expression, over resampled videos."""
     from rvos_select.cli.tables import show_comparison
-    from rvos_select.evaluation import compare as step
+    from rvos_select.evaluation.compare import compare as step
 
     names = [find_row(row, all_papers())[1] for row in (a, b)]
     scored = [{score.split: score.source for score in read_record(name, places).scores if score.seed == 0} for name in names]
