@@ -135,7 +135,7 @@ def compare(a: str, b: str, split: str | None, places: Places) -> None:
             f"rows {names[0]} and {names[1]}: scored here on {', '.join(common) or 'no common split'}; run both rows on one split, and "
             "give it as --split where there are several"
         )
-    show_comparison(step(*(of_row[split] for of_row in scored)))
+    show_comparison(step(scored[0][split], scored[1][split]))
 
 
 @pipelines.command()
