@@ -81,7 +81,7 @@ class TuneSettings(Settings):
     encoder_lora: bool = True
     """LoRA in the encoder too; false for a2d_swint. Source: released code."""
     temporal_layers: int = Field(3, ge=0)
-    """Blocks of the enhancer; 0: none (Table 3). Source: section 4.1."""
+    """Blocks of the enhancer; 0: none (Table 3). With frames=1 there is none but the one of `checkpoint`. Source: section 4.1."""
     tracker: Linking = "memory"
     """none: queries of different frames are not linked (Table 3); extract with the same."""
     mask_head: Literal["deformable", "dot", "condinst"] = "deformable"
