@@ -101,8 +101,8 @@ def import_referdino(checkpoint: Path, grounding: str | None, out: Path) -> None
     click.echo(f"for stage one: {conversion.folder}; selector: {imported.trained:,} parameters")
     if conversion.untrained:
         click.echo(
-            f"not read: {conversion.untrained} tensors of the enhancer, which was never trained: the checkpoint is of single frames, "
-            "temporal_layers is 0"
+            f"not read: {conversion.untrained} tensors of the enhancer, which was never trained: the checkpoint is of single frames "
+            "(temporal_layers is 0; extract with --set resizing=image)"
         )
     for name in conversion.unread:
         click.echo(f"not read: {name}")

@@ -32,6 +32,8 @@ TRACKER, ENCODER = "gdino-queries", "hashed"
 
 TUNED = ("keep_ratio", "prune_score", "tracker", "alpha", "confidence")
 """Settings of the tracker that a checkpoint is tuned with."""
+IMAGES = {"resizing": "image"}
+"""Settings of the tracker for a checkpoint of single frames."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def import_referdino(checkpoint: PathLike, grounding: str | None, out: PathLike)
         else:
             conversion = convert_referdino(checkpoint, grounding, folder / UPSTREAM)
             conversion = replace(conversion, folder=out / UPSTREAM)
+            tracker = dict(IMAGES) if conversion.untrained else {}
         head = load_head(str(folder / UPSTREAM))
         assert head is not None
         model = selector_of(head)
@@ -82,12 +85,19 @@ def _copy_tuned(checkpoint: Path, target: Path) -> tuple[Path, dict[str, Any]]:
     folder = checkpoint / UPSTREAM if (checkpoint / UPSTREAM).is_dir() else checkpoint
     if not (folder / HEAD_FILE).is_file():
         raise InputError(f"{folder}: has no {HEAD_FILE}; give the --out of rvos-cache tune-referdino, or a released file")
+    settings = tuned_settings(folder)
+    shutil.copytree(folder, target)
+    return folder / HEAD_FILE, settings
+
+
+def tuned_settings(folder: Path) -> dict[str, Any]:
+    """The settings that its tracker needs of a tuned folder `upstream`; none of a released one. Raises InputError."""
     try:
         settings = json.loads(read_text(folder / RECORD_FILE)).get("settings", {})
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / RECORD_FILE}: cannot be read ({error}); tune again, or --export it again") from error
-    shutil.copytree(folder, target)
-    return folder / HEAD_FILE, {name: settings[name] for name in TUNED if name in settings}
+    images = IMAGES if settings.get("frames") == 1 else {}
+    return {**images, **{name: settings[name] for name in TUNED if name in settings}}
 
 
 def selector_of(head: ReferDinoHead) -> ReferDino:

@@ -26,8 +26,8 @@ from rvos_cache.tuning.augment import (
     flip,
     random_crop,
     resize,
-    resized_size,
 )  # fmt: skip
+from rvos_cache.trackers.referdino.frame_maps import resized_size
 from rvos_cache.tuning.clips import ClipSource, clip_frames, collate
 
 

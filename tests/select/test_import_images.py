@@ -19,7 +19,7 @@ from rvos_cache.trackers.referdino.enhancer import Enhancer
 from rvos_cache.trackers.referdino.start import first_head, load_start
 from rvos_cache.trackers.referdino.upstream import RECORD_FILE, load_head
 from rvos_select.cli.train import import_referdino as command
-from rvos_select.runs.checkpoint import load_selector
+from rvos_select.runs.checkpoint import load_selector, run_cards
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,6 +51,8 @@ def test_an_untrained_enhancer_is_listed_and_left_out(run: tuple[Path, str]) -> 
     selector = load_selector(folder)
     assert selector.config.temporal_layers == 0 and {name.partition(".")[0] for name in selector.state_dict()} == {"box"}
     assert json.loads((folder / "settings.json").read_text())["resolved"]["config"]["temporal_layers"] == 0
+    # ask and predict expect tracks of images.
+    assert run_cards(folder)["tracks"].settings["resizing"] == "image"
 
 
 @pytest.mark.parametrize("name", ["norm.1.weight", "layer.0.decoder.norm2.bias", "layer.1.self_attn.out_proj.bias"])

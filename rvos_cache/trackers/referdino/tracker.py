@@ -140,7 +140,13 @@ class GdinoQueries(Tracker):
 
         with_head = settings.masks == "head"
         maps = FrameMaps(
-            self.upstream, video, settings.short_side, settings.frames_per_pass, with_head, lambda k: advance(k * FRAME_COST)
+            self.upstream,
+            video,
+            settings.short_side,
+            settings.frames_per_pass,
+            with_head,
+            settings.resizing,
+            lambda k: advance(k * FRAME_COST),
         )
         return [self._text(video, maps, caption, advance) for caption in captions]
 
@@ -167,7 +173,7 @@ class GdinoQueries(Tracker):
         masks: Rows | None = None
         if with_head:
             assert upstream.head is not None
-            masks = decoded_masks(upstream.head, maps, memory, enhanced, reference, text, video.size)
+            masks = decoded_masks(upstream.head, maps, memory, enhanced, reference, text, video.size, self.settings.resizing)
         return TextTracks(
             tokens=_by_track(hs.half()),
             presence=_by_track(logits.sigmoid()),

@@ -92,10 +92,14 @@ class Upstream:
         """`text` as the model reads it, see `make_caption`."""
         return make_caption(text, self.tokenizer, self.max_length)
 
-    def encode(self, images: Tensor) -> Maps:
-        """The backbone's maps of images (K, 3, h, w). Raises InputError if they have fewer cells than the model has queries."""
+    def encode(self, images: Tensor, real: Tensor | None = None) -> Maps:
+        """The backbone's maps of images (K, 3, h, w); real: bool (h, w), False in their padding, which is at the right and the bottom.
+
+        Raises InputError if they have fewer cells than the model has queries.
+        """
         images = images.to(self.device)
-        mask = torch.ones(len(images), *images.shape[2:], dtype=torch.long, device=self.device)
+        mask = torch.ones(images.shape[2:], dtype=torch.long) if real is None else real.long()
+        mask = mask.to(self.device).expand(len(images), -1, -1)
         cells, queries = self.shared.encode(images, mask), self.model.config.num_queries
         if cells < queries:
             raise InputError(
@@ -105,7 +109,7 @@ class Upstream:
         return Maps([level for level, _ in self.shared.levels], self.shared.backbone.conv_encoder.stage1)
 
     def read(self, levels: Sequence[Tensor], caption: str) -> Queries:
-        """The queries of one caption in the frames whose maps `levels` are; frames of the size that was encoded last."""
+        """The queries of one caption in the frames whose maps `levels` are; frames of the size and padding that were encoded last."""
         frames = len(levels[0])
         self.shared.restore(levels)
         ids = self.tokenizer(caption, return_tensors="pt")["input_ids"].to(self.device).expand(frames, -1)
