@@ -3,8 +3,8 @@
 `python -m pipelines.referdino_single_object --youtube data/ref-youtube-vos --davis data/ref-davis17` trains stage two on a frozen
 GroundingDINO whose boxes SAM 2 draws, which has no published number; `--imported RUN`, a run of `rvos-select import-referdino
 ryt_swinb.pth`, predicts with the released weights alone. `--way tune` trains the upstream first, as the paper does; it starts
-from the model of RefCOCO: `--upstream RUN/upstream` of `import-referdino coco_swinb.pth`. For each expression the best track is selected,
-in rows of Grounded-SAM 2 every track. Completed steps are skipped, an interrupted run continues.
+from the model of RefCOCO: `--upstream RUN/upstream` of `import-referdino coco_swinb.pth`. For each expression the best track is
+selected, in rows of Grounded-SAM 2 every track. Completed steps are skipped, an interrupted run continues.
 """
 
 from __future__ import annotations

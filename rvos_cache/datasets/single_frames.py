@@ -1,7 +1,7 @@
 """Splits of single frames: every scored frame of a split as a video of its own, as image-level benchmarks are scored.
 
-Every dataset that lists its scored frames (A2D-Sentences, JHMDB-Sentences) has the split `<split>-frames`. A track is then a mask of one
-frame, with a score of its own in each.
+Every dataset that lists its scored frames (A2D-Sentences, JHMDB-Sentences) has the split `<split>-frames`. A track is then a mask of
+one frame, with a score of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class SingleFrames(Dataset):
         self.name, self.protocol, self.one_object = dataset.name, dataset.protocol, dataset.one_object
         self.upright = dataset.upright
         if type(dataset).samples is Dataset.samples:
-            raise InputError(f"{dataset.root}, split {self.split}: {dataset.name} does not list scored frames; give {dataset.split!r}")
+            raise InputError(
+                f"{dataset.root}, split {self.split}: {dataset.name} does not list scored frames; give {dataset.split!r}"
+            )
         # The frames of a video come one after the other: its film is decoded once.
         self._video = lru_cache(1)(dataset.video)
         self._truth = lru_cache(1)(dataset.ground_truth)
@@ -114,7 +116,7 @@ class SingleFrames(Dataset):
         original_id, between, number = video_id.rpartition(BETWEEN)
         t = int(number) - 1 if number.isdecimal() and not number.startswith("0") else -1
         if not between or t < 0 or not self._scored(original_id, t):
-            raise InputError(f"{self.root}: no scored frame {video_id!r} in split {self.split}; they are named <video>{BETWEEN}<number>")
+            raise InputError(f"{self.root}: no scored frame {video_id!r} in split {self.split}; give <video>{BETWEEN}<number>")
         return original_id, t
 
 

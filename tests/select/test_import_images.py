@@ -41,7 +41,11 @@ def test_an_untrained_enhancer_is_listed_and_left_out(run: tuple[Path, str]) -> 
     folder, printed = run
     state = torch.load(single_frame_file(), weights_only=True)["model_state_dict"]
     number = sum(name.startswith("temporal_decoder.") for name in state)
-    assert number == RELEASED_SINGLE and f"not read: {number} tensors of the enhancer" in printed and "temporal_layers is 0" in printed
+    assert (
+        number == RELEASED_SINGLE
+        and f"not read: {number} tensors of the enhancer" in printed
+        and "temporal_layers is 0" in printed
+    )
     assert json.loads((folder / "upstream" / RECORD_FILE).read_text())["untrained"] == number
     head = load_head(str(folder / "upstream"))
     assert head is not None and head.sizes.temporal_layers == 0 and not list(head.enhancer.parameters())

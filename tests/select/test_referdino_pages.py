@@ -124,7 +124,12 @@ def test_rows_of_another_benchmark_or_without_weights_are_one_line() -> None:
     for row, benchmark, models, reason in (
         ("table_9", "mevis", LIVE, r"no row 'table_9' of mevis; there are: table_2_mevis.grounded_sam2_t, "),
         ("table_5_pruning.drop_50", "mevis", LIVE, "no row 'table_5_pruning.drop_50' of mevis"),
-        ("table_2_mevis.referdino_t", "mevis", replace(LIVE, way="baseline"), "not reached by --way baseline, but by tune, cached"),
+        (
+            "table_2_mevis.referdino_t",
+            "mevis",
+            replace(LIVE, way="baseline"),
+            "not reached by --way baseline, but by tune, cached",
+        ),
         ("table_4_mask_decoder.condinst", "mevis", replace(LIVE, way="cached"), "not reached by --way cached, but by tune"),
         ("table_2_mevis.referdino_t", "mevis", replace(LIVE, tuning=("lr=1",)), "--tune-set lr=1: .* give --way tune"),
         ("table_2_mevis.referdino_t", "mevis", imported, "no weights of the row 'table_2_mevis.referdino_t' were released"),

@@ -54,8 +54,8 @@ class Conversion:
 def convert_referdino(checkpoint: Path | str, grounding: str, out: Path | str) -> Conversion:
     """Convert a checkpoint file to the folder `out`; only tensors are read from the file, no code is run.
 
-    grounding: the GroundingDINO of transformers that it was trained from, a hub name or a folder. The enhancer of a checkpoint of images
-    (`coco_*`, `a2d_*`) was never trained, and `out` has none.
+    grounding: the GroundingDINO of transformers that it was trained from, a hub name or a folder. The enhancer of a checkpoint of
+    images (`coco_*`, `a2d_*`) was never trained, and `out` has none.
     Raises InputError if `out` exists, if the file is not a complete checkpoint of ReferDINO for that GroundingDINO, if copies of one
     tensor differ, or if its weights contain the product of LoRA already.
     """

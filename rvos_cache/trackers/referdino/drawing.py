@@ -83,7 +83,10 @@ def decoded_masks(
         stage1 = maps.stage1(part)
         features = head.features([stage1, *split_levels(encoded, maps.shapes[:MASK_LEVELS])])
         words = text[frames].to(device)
-        real, text_mask = maps.real.to(device).expand(len(stage1), -1, -1), torch.ones(words.shape[:2], dtype=torch.bool, device=device)
+        real, text_mask = (
+            maps.real.to(device).expand(len(stage1), -1, -1),
+            torch.ones(words.shape[:2], dtype=torch.bool, device=device),
+        )
         logits = head.mask_logits(queries[frames].to(device), reference[frames].to(device), features, real, words, text_mask)
         for one in logits:
             # One frame of pixels at a time.

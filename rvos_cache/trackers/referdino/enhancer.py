@@ -30,7 +30,10 @@ class Enhancer(nn.Module):
         ReferDINO trains it on clips only: in the released files of images (`coco_*`, `a2d_*`) it has its first, random values.
         """
         values = [
-            (tensor, value) for name, tensor in self.state_dict().items() for end, value in FIRST_VALUES.items() if re.search(end, name)
+            (tensor, value)
+            for name, tensor in self.state_dict().items()
+            for end, value in FIRST_VALUES.items()
+            if re.search(end, name)
         ]
         return bool(values) and all(bool((tensor == value).all()) for tensor, value in values)
 
