@@ -25,16 +25,15 @@ from pipelines.referdino_models import (
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 A2D, JHMDB = "a2d-sentences", "jhmdb-sentences"
 TRAIN, TEST = "train", "test-frames"
 TRAIN_FRAMES = "train-frames"
+PAGE = Path(__file__).with_suffix(".toml")
 MAIN, IMPORTED = "table_1_benchmarks.referdino_t", "table_1_benchmarks.referdino_b"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 
@@ -54,10 +53,9 @@ MAIN, IMPORTED = "table_1_benchmarks.referdino_t", "table_1_benchmarks.referdino
 )
 def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, settings: tuple[str, ...], models: Models) -> None:
     """From the datasets' folders to the scores of each benchmark."""
-    page = Path(__file__).with_suffix(".toml")
     row = row or (MAIN if models.imported is None else IMPORTED)
     published = published_row(row, A2D, models)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+    resolved = models.train_settings(PAGE, published, settings)
 
     way = models.way_of(published)
     if way == "tune":

@@ -16,7 +16,6 @@ from pipelines.referdino_models import Models, published_row, published_scores, 
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
@@ -24,11 +23,11 @@ from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 TRAIN, OPEN, HIDDEN = "train", "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server."""
+PAGE = Path(__file__).with_suffix(".toml")
 MAIN, IMPORTED = "table_2_mevis.referdino_t", "table_2_mevis.referdino_b"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 THRESHOLDS = (0.1, 0.15, 0.25, 0.3)
@@ -49,11 +48,9 @@ THRESHOLDS = (0.1, 0.15, 0.25, 0.3)
 )
 def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str, ...], models: Models) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
-    page = Path(__file__).with_suffix(".toml")
     row = row or (MAIN if models.imported is None else IMPORTED)
     published = published_row(row, "mevis", models)
-    values = merge(read_toml(page), parse_overrides([*published["set"], *settings]))
-    resolved = build(TrainSettings, values, str(page))
+    resolved = models.train_settings(PAGE, published, settings)
 
     way, splits = models.way_of(published), type(open_dataset("mevis", root, OPEN)).splits(root)
     if way == "tune":

@@ -13,12 +13,13 @@ import click
 
 from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
-from rvos_cache.settings import merge, parse_overrides, read_toml
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_cache.trackers.referdino.upstream import RECORD_FILE
 from rvos_cache.tuning import tune
 from rvos_select.exchange.import_referdino import import_referdino, tuned_settings
 from rvos_select.inference.predict import predict, select_all
+from rvos_select.training.settings import TrainSettings
 
 PAPER = Path(__file__).parent / "papers/referdino.toml"
 IMPORTED_UPSTREAM = "upstream"
@@ -48,6 +49,14 @@ class Models:
         """How the row is reached: as asked for, by the imported run, or by the quickest way that it has."""
         reach: list[str] = published["reach"]
         return self.way or ("import" if self.imported is not None else next(way for way in WAYS if way in reach))
+
+    def train_settings(self, page: Path, published: dict[str, Any], settings: tuple[str, ...]) -> TrainSettings:
+        """Settings of stage two: of the page's file, of the row and of --set. Raises InputError for --set where nothing reads it."""
+        way = self.way_of(published)
+        if settings and way != "cached":
+            hint = "; --tune-set is for tuning" if way == "tune" else ""
+            raise InputError(f"--set {settings[0]}: stage two is not trained where a row is reached by {way}{hint}")
+        return build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
 
     def name(self, published: dict[str, Any]) -> str:
         """Of the folder of the caches: rows of one upstream and the same settings of the tracker share it."""

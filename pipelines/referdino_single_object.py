@@ -25,14 +25,12 @@ from pipelines.referdino_models import (
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
@@ -41,6 +39,7 @@ OPEN = {YOUTUBE: "held_out", DAVIS: "valid"}
 HIDDEN = "valid"
 """The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
 names has its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own, and is the paper's split."""
+PAGE = Path(__file__).with_suffix(".toml")
 MAIN, IMPORTED = "table_1_benchmarks.referdino_t", "table_1_benchmarks.referdino_b"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 
@@ -62,10 +61,9 @@ def referdino_single_object(
     youtube: Path, davis: Path, out: Path, row: str | None, settings: tuple[str, ...], models: Models
 ) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
-    page = Path(__file__).with_suffix(".toml")
     row = row or (MAIN if models.imported is None else IMPORTED)
     published = published_row(row, YOUTUBE, models)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+    resolved = models.train_settings(PAGE, published, settings)
 
     way = models.way_of(published)
     if way == "tune":
