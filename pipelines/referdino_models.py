@@ -15,9 +15,9 @@ from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
-from rvos_cache.trackers.referdino.upstream import RECORD_FILE
+from rvos_cache.trackers.referdino.upstream import RECORD_FILE, tuned_settings
 from rvos_cache.tuning import tune
-from rvos_select.exchange.import_referdino import import_referdino, tuned_settings
+from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.inference.predict import predict, select_all
 from rvos_select.training.settings import TrainSettings
 

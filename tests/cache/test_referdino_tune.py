@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -85,6 +86,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     tune(shapes(), make_settings(steps=2), tmp_path / "run")
     for name in FILES:
         assert (tmp_path / "run" / name).read_bytes() == (finished() / name).read_bytes(), name
+
+
+def test_extracting_with_other_settings_than_tuned_is_a_warning() -> None:
+    folder = str(finished() / "upstream")
+    values = {"checkpoint": folder, "masks": "box", "short_side": 64}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GdinoQueries(GdinoQueriesSettings(**values, keep_ratio=0.4))
+    with pytest.warns(
+        UserWarning, match=r"was tuned with keep_ratio=0\.4, alpha=0\.1; extract with --set keep_ratio=0\.4 --set alpha"
+    ):
+        GdinoQueries(GdinoQueriesSettings(**values, alpha=0.3))
 
 
 @pytest.mark.parametrize("readers", [1, 3])
@@ -190,7 +203,7 @@ def test_the_command(tmp_path: Path) -> None:
     root = ["--root", str(work() / "shapes"), "--out", str(tmp_path / "run")]
     sets = [f"--set={name}={value}" for name, value in {**SMALL, "steps": 1, "checkpoint": work() / "gdino"}.items()]
     result = CliRunner().invoke(cli, [*COMMAND, *root, *sets], catch_exceptions=False)
-    assert f"--set checkpoint={tmp_path / 'run' / 'upstream'} --set masks=head" in result.output
+    assert f"--set checkpoint={tmp_path / 'run' / 'upstream'} --set masks=head --set keep_ratio=0.4\n" in result.output
     shutil.rmtree(tmp_path / "run" / "upstream")
     CliRunner().invoke(cli, [*COMMAND, *root, "--export"], catch_exceptions=False)
     assert (tmp_path / "run" / "upstream" / "model.safetensors").exists()
