@@ -63,8 +63,12 @@ def convert_referdino(checkpoint: Path | str, grounding: str, out: Path | str) -
     if out.exists():
         raise InputError(f"{out}: already exists; choose another folder or remove it")
     state = read_released(checkpoint)
-    tokenizer = load_tokenizer(grounding, "grounding checkpoint", "grounding")
-    model = load_grounding(grounding)
+    try:
+        tokenizer = load_tokenizer(grounding, "grounding checkpoint", "grounding")
+        model = load_grounding(grounding)
+    except InputError as error:
+        # It is an option of the command, no setting.
+        raise InputError(str(error).replace("--set grounding=", "--grounding ")) from error
     try:
         _check_finite(state)
         names.check_released(state)
