@@ -127,7 +127,7 @@ def referdino_models(page: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--imported",
         type=click.Path(path_type=Path),
-        help="A run that rvos-select import-referdino wrote: nothing is trained, its upstream draws the masks.",
+        help="A run that rvos-select import-referdino wrote, of released or tuned weights: nothing is trained, its upstream draws masks.",
     )
     @click.option(
         "--way",
@@ -174,7 +174,9 @@ def published_row(row: str, benchmark: str, models: Models) -> dict[str, Any]:
         raise InputError(f"{PAPER}: no row {row!r} of {benchmark}; there are: {', '.join(possible)}")
     reach = rows[row]["reach"]
     if models.imported is not None and "import" not in reach:
-        raise InputError(f"{PAPER}: no weights of the row {row!r} were released; leave --imported out")
+        # A run of one's own tuning reaches the row too.
+        if "tune" not in reach or not tuned_settings(models.imported / IMPORTED_UPSTREAM):
+            raise InputError(f"{PAPER}: no weights of the row {row!r} were released; leave --imported out")
     if models.way is not None and models.way not in reach:
         raise InputError(f"{PAPER}: the row {row!r} is not reached by --way {models.way}, but by {', '.join(reach)}")
     if models.tuning and models.way_of(rows[row]) != "tune":

@@ -141,6 +141,17 @@ def test_rows_of_another_benchmark_or_without_weights_are_one_line() -> None:
     assert published_scores([]) == "no number"
 
 
+def test_a_run_of_one_s_own_tuning_reaches_the_rows_that_are_tuned(tmp_path: Path) -> None:
+    (tmp_path / "upstream").mkdir()
+    (tmp_path / "upstream/referdino.json").write_text(json.dumps({"settings": {"keep_ratio": 0.35}}))
+    models = Models(None, tmp_path, {}, 1)
+    published = published_row("table_5_pruning.drop_65", "ref-youtube-vos", models)
+    assert models.extraction(published)["overrides"]["keep_ratio"] == 0.35
+    for row in ("figure_7_memory.alpha_0", "table_2_mevis.grounded_sam2_t"):
+        with pytest.raises(InputError, match="leave --imported out"):
+            published_row(row, "mevis", models)
+
+
 def test_rows_share_the_caches_of_an_upstream_and_its_settings(tmp_path: Path) -> None:
     folders = {row: LIVE.name(values) for row, values in ROWS.items() if "cached" in values.get("reach", ())}
     assert len(set(folders.values())) == 5
