@@ -15,6 +15,7 @@ import click
 
 from pipelines.referdino_models import (
     Models,
+    extract,
     published_row,
     published_scores,
     referdino_models,
@@ -24,7 +25,6 @@ from pipelines.referdino_models import (
 )
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.extraction import extract_all
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
@@ -64,7 +64,7 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
     roots = {A2D: a2d, JHMDB: jhmdb}
     for name, root in roots.items():
         splits = [TRAIN_FRAMES] * (name == A2D and way == "cached") + [TEST]
-        extract_all(name, root, splits=splits, out=caches / name, **extraction)
+        extract(name, root, splits, caches / name, extraction)
 
     def tracks(name: str, split: str) -> Path:
         return tracks_path(caches / name, split, extraction["tracker"])

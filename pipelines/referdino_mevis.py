@@ -12,10 +12,9 @@ from pathlib import Path
 
 import click
 
-from pipelines.referdino_models import Models, published_row, published_scores, referdino_models, select, tuned_models
+from pipelines.referdino_models import Models, extract, published_row, published_scores, referdino_models, select, tuned_models
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.extraction import extract_all
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
@@ -57,7 +56,7 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
         models = tuned_models(models, published, "mevis", open_dataset("mevis", root, TRAIN), out / row)
     cache, extraction = out / "cache" / models.name(published), models.extraction(published)
     used = [split for split in splits if split in (OPEN, HIDDEN) or (way == "cached" and split == TRAIN)]
-    extract_all("mevis", root, splits=used, out=cache, **extraction)
+    extract("mevis", root, used, cache, extraction)
 
     def tracks(split: str) -> Path:
         return tracks_path(cache, split, extraction["tracker"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import click
 
 from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
+from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_cache.trackers.referdino.upstream import RECORD_FILE, tuned_settings
@@ -115,6 +116,14 @@ def tuned_models(models: Models, published: dict[str, Any], preset: str, data: D
     return replace(models, upstream=None, imported=run, way="tune", folder=f"tuned-{out.name}")
 
 
+def extract(name: str, root: Path, splits: Sequence[str], out: Path, extraction: dict[str, Any]) -> None:
+    """`extract_all` with the arguments `extraction`. Raises InputError that names the page's option of the tracker's settings."""
+    try:
+        extract_all(name, root, splits=splits, out=out, **extraction)
+    except InputError as error:
+        raise InputError(str(error).replace("--set ", "--tracker-set ")) from error
+
+
 def select(run: Path | None, tracks: Path, texts: Path, out: Path) -> Path:
     """The selections of a run; of the baseline, which has none, all tracks of each expression."""
     return select_all([tracks], [texts], out) if run is None else predict(run, [tracks], [texts], out)
@@ -127,7 +136,7 @@ def referdino_models(page: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--imported",
         type=click.Path(path_type=Path),
-        help="A run that rvos-select import-referdino wrote, of released or tuned weights: nothing is trained, its upstream draws masks.",
+        help="A run that rvos-select import-referdino wrote, released or tuned: nothing is trained, its upstream draws masks.",
     )
     @click.option(
         "--way",
@@ -173,10 +182,10 @@ def published_row(row: str, benchmark: str, models: Models) -> dict[str, Any]:
     if row not in possible:
         raise InputError(f"{PAPER}: no row {row!r} of {benchmark}; there are: {', '.join(possible)}")
     reach = rows[row]["reach"]
-    if models.imported is not None and "import" not in reach:
-        # A run of one's own tuning reaches the row too.
-        if "tune" not in reach or not tuned_settings(models.imported / IMPORTED_UPSTREAM):
-            raise InputError(f"{PAPER}: no weights of the row {row!r} were released; leave --imported out")
+    # A run of one's own tuning reaches a row that is tuned too.
+    is_tuned = models.imported is not None and bool(tuned_settings(models.imported / IMPORTED_UPSTREAM))
+    if models.imported is not None and "import" not in reach and not ("tune" in reach and is_tuned):
+        raise InputError(f"{PAPER}: no weights of the row {row!r} were released; leave --imported out")
     if models.way is not None and models.way not in reach:
         raise InputError(f"{PAPER}: the row {row!r} is not reached by --way {models.way}, but by {', '.join(reach)}")
     if models.tuning and models.way_of(rows[row]) != "tune":

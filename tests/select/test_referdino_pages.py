@@ -185,6 +185,15 @@ def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkey
     assert not (tmp_path / "out").exists()
 
 
+def test_a_wrong_checkpoint_names_the_page_s_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "valid_u"):
+        write_split(tmp_path / "data" / split, {split: (3, True, SAID)})
+    words = ("--root", tmp_path / "data", "--out", tmp_path / "out", "--upstream", tmp_path / "gone")
+    with pytest.raises(InputError, match="GroundingDINO checkpoint .* --tracker-set checkpoint=FOLDER") as fault:
+        called(monkeypatch, referdino_mevis.referdino_mevis, *words)
+    assert " --set " not in str(fault.value)
+
+
 SMALL = {"epochs": 1, "batch_size": 2, "clip.frames": 3, "config.hidden": 16, "config.temporal_layers": 1}
 TRACKER = ("--tracker-set", "masks=box", "--tracker-set", "short_side=32")
 
