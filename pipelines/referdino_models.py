@@ -197,8 +197,8 @@ def scores(row: str, values: dict[str, Any], benchmark: str) -> list[float] | No
     """The published scores of a row on a dataset; None where it has none."""
     tables = {"ref-youtube-vos": ("table_5",), "mevis": ("table_2", "table_3", "table_4", "figure_7")}
     key = "paper" if row.startswith(tables.get(benchmark, ("none",))) else benchmark.replace("-", "_")
-    found: list[float] | None = values.get(key)
-    return found
+    own: list[float] | None = values.get(key)
+    return own
 
 
 def published_scores(values: list[float], titles: tuple[str, ...] = ("J&F", "J", "F")) -> str:

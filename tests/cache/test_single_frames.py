@@ -32,14 +32,14 @@ def both(roots: dict[str, Path], name: str, split: str) -> tuple[Dataset, Datase
 def test_every_sample_of_the_split_is_one_of_a_frame(roots: dict[str, Path], name: str, split: str) -> None:
     whole, frames = both(roots, name, split)
     samples = {s.image_id: s for video_id in whole.video_ids() for s in whole.samples(video_id) or ()}
-    seen = {}
+    in_frames = {}
     assert (frames.name, frames.split, frames.protocol, frames.one_object) == (name, f"{split}-frames", "image", True)
     for video_id in frames.video_ids():
         video, truth = frames.video(video_id), frames.ground_truth(video_id)
         expressions = {e.expression_id: e for e in frames.expressions(video_id)}
         assert len(video) == 1 and truth is not None and tuple(expressions) == frames.expression_ids(video_id)
         for sample in frames.samples(video_id) or ():
-            seen[sample.image_id] = sample
+            in_frames[sample.image_id] = sample
             before = samples[sample.image_id]
             assert sample.t == 0 and sample.video_id == video_id
             original, original_truth = whole.video(before.video_id), whole.ground_truth(before.video_id)
@@ -50,7 +50,7 @@ def test_every_sample_of_the_split_is_one_of_a_frame(roots: dict[str, Path], nam
             assert own.text == first.text and original_truth is not None
             (a,), (b,) = truth.indices(own.targets or ()), original_truth.indices(first.targets or ())
             assert np.array_equal(truth.masks.decode(a, 0), original_truth.masks.decode(b, before.t))
-    assert seen.keys() == samples.keys() and seen
+    assert in_frames.keys() == samples.keys() and in_frames
     assert list(frames.check()) == list(whole.check())
 
 
