@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.rows.needs import Places, all_needs
+from pipelines.rows.needs import Places, all_needs, row_tracker, trained_splits
 from pipelines.rows.papers import Paper, Row
 from pipelines.rows.steps import steps_of
 
@@ -25,7 +25,7 @@ def cost_of(paper: Paper, name: str, row: Row, places: Places) -> Cost:
     hours: float | None = 0.0
     gigabytes: float | None = 0.0
     for split, tracker in dict.fromkeys(tracked_splits(paper, row)):
-        choice = places.tracker(paper, tracker)
+        choice = row_tracker(paper, row, tracker, places)
         if (places.out / "cache" / split / f"{choice.key}.zarr").exists():
             continue
         frames = _frames(split)
@@ -40,9 +40,8 @@ def cost_of(paper: Paper, name: str, row: Row, places: Places) -> Cost:
 
 def tracked_splits(paper: Paper, row: Row) -> list[tuple[str, str]]:
     """Every (dataset/split, tracker) whose cache a row reads."""
-    first = paper.trainings[row.first].train.items() if row.first else ()
-    trained = [*first, *row.train.items(), *row.valid.items()] if row.way == "train" else []
-    return [(split, name) for split, names in [*trained, *((split, row.test) for split in row.paper)] for name in names]
+    tested = [(split, row.test) for split in row.paper]
+    return [(split, name) for split, names in [*trained_splits(paper, row), *tested] for name in names]
 
 
 def _frames(split: str) -> int | None:

@@ -63,11 +63,6 @@ class Places:
     overrides: tuple[str, ...] = ()
     tracker_set: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def tracker(self, paper: Paper, name: str) -> TrackerChoice:
-        """The tracker `name` of a paper, with the settings that replace its own."""
-        choice = paper.trackers[name]
-        return choice.model_copy(update={"set": (*choice.set, *self.tracker_set.get(name, ()))})
-
     def root(self, dataset: str) -> Path:
         """Folder of a dataset."""
         return self.roots.get(dataset, Path("data") / dataset)
@@ -100,28 +95,48 @@ def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
     return [*_datasets(paper, row, places), *_weights(paper, row, places)]
 
 
+def row_tracker(paper: Paper, row: Row, name: str, places: Places) -> TrackerChoice:
+    """A tracker as a row uses it: with its settings, those of the row, and those of the user."""
+    choice = paper.trackers[name]
+    pairs = (*choice.set, *row.tracker_set, *places.tracker_set.get(name, ()))
+    return choice.model_copy(update={"set": tuple(named_upstream(text, row) for text in pairs)})
+
+
+def named_upstream(text: str, row: Row) -> str:
+    """`text` with the weights that the row names as its upstream."""
+    return text.replace("{upstream}", f"{{{row.upstream}}}")
+
+
 def choices_of(paper: Paper, row: Row, places: Places) -> list[TrackerChoice | EncoderChoice]:
     """The trackers and the encoder of a row."""
-    first = paper.trainings[row.first].train.values() if row.first else ()
-    names = dict.fromkeys([*row.test, *(n for ns in (*first, *row.train.values(), *row.valid.values()) for n in ns)])
-    return [*(places.tracker(paper, name) for name in names), *([paper.encoders[row.encoder]] if row.encoder else [])]
+    names = dict.fromkeys([*(name for _, names in trained_splits(paper, row) for name in names), *row.test])
+    return [*(row_tracker(paper, row, name, places) for name in names), *([paper.encoders[row.encoder]] if row.encoder else [])]
+
+
+def trained_splits(paper: Paper, row: Row) -> list[tuple[str, list[str]]]:
+    """Every dataset/split of which a row reads caches to train, with its trackers."""
+    first = paper.trainings[row.first].train.items() if row.first else ()
+    return [*first, *row.train.items(), *row.valid.items()] if row.way == "train" else []
 
 
 def _datasets(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
-    first = paper.trainings[row.first].train if row.first else {}
-    for name in dict.fromkeys(key.split("/")[0] for key in (*row.train, *first, *row.valid, *row.paper)):
+    tuned = row.train if row.way == "tune" else {}
+    for name in dict.fromkeys(key.split("/")[0] for key in (*dict(trained_splits(paper, row)), *tuned, *row.paper)):
         root = places.root(name)
         yield Need(name, str(root), all_needs().datasets[name].fetch, root.is_dir())
 
 
 def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
     texts = [text for choice in choices_of(paper, row, places) for text in choice.set]
-    texts += paper.trainings[row.first].set if row.first else ()
-    for name in placeholders([*texts, *row.set, *row.selector_set, *row.tune, *row.importer, row.release]):
+    if row.way == "train":
+        texts += [*row.set, *(paper.trainings[row.first].set if row.first else ())]
+    texts += [named_upstream(text, row) for text in (*row.selector_set, *row.tune * (row.way == "tune"))]
+    texts += [named_upstream(text, row) for text in (*row.importer, row.release) if row.way == "import"]
+    for name in placeholders(texts):
         if name == "run":
             continue
         weights, where = all_needs().weights[name], places.checkpoint(name)
-        found = Path(resolve_checkpoint(where)).exists() or (_on_disk(where) if not weights.fetch else False)
+        found = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
         fetch = weights.fetch or f"https://huggingface.co/{weights.checkpoint}, fetched when it is first used"
         yield Need(name, where, fetch, found or (None if not weights.fetch else False))
 

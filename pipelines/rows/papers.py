@@ -91,6 +91,8 @@ class Row(Settings):
     """What the row is called in the paper, or what it changes."""
     reason: str = ""
     """Why it cannot be run here; empty where it can."""
+    reach: tuple[str, ...] = ()
+    """Where the paper has `ways`: those that lead to it. Of a row `x` they are the rows `x`, `x_<second way>`, …"""
     way: Literal["train", "select", "import", "tune"] = "train"
     settings: str = ""
     """File of training settings in pipelines/."""
@@ -104,6 +106,10 @@ class Row(Settings):
     """Dataset/split -> the trackers whose tracks choose the best epoch."""
     test: list[str] = []
     """The trackers whose tracks are tested."""
+    tracker_set: tuple[str, ...] = ()
+    """Settings that the row adds to its trackers."""
+    upstream: str = ""
+    """Weights that the trackers of the row name as `{upstream}`."""
     encoder: str = ""
     selector: str = ""
     """way = select: a selector that needs no training."""
@@ -158,9 +164,10 @@ def read_paper(path: Path) -> Paper:
     """The tables in `path`. Raises InputError for an unknown field, or a row that names a tracker or encoder that is not there."""
     content = read_toml(path)
     defaults = content.pop("defaults", {})
+    ways = content.pop("ways", {})
     tables = {}
     for name in [key for key in content if TABLE.fullmatch(key)]:
-        tables[name] = _table(content.pop(name), defaults, f"{path}, [{name}]")
+        tables[name] = _table(content.pop(name), defaults, ways, f"{path}, [{name}]")
     paper = build(Paper, {**content, "name": path.stem, "path": path, "tables": tables}, str(path))
     for row_name, row in paper.rows():
         _check_names(paper, row_name, row)
@@ -201,17 +208,29 @@ def placeholders(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for text in texts for name in PLACEHOLDER.findall(text)))
 
 
-def _table(content: dict[str, Any], defaults: Mapping[str, Any], location: str) -> dict[str, Any]:
+def _table(content: dict[str, Any], defaults: Mapping[str, Any], ways: Mapping[str, Any], location: str) -> dict[str, Any]:
     """Table of TOML -> {"title", "rows"}: fields of a row are defaults of the table, other tables in it are rows."""
     own = {key: content.pop(key) for key in list(content) if key in Row.model_fields}
     title = content.pop("title", "")
+    base = _merged(defaults, own)
     rows = {}
     for name, values in content.items():
         if not isinstance(values, dict):
-            raise InputError(
-                f"{location}: {name!r} is neither a field of a row nor a row; there are: {', '.join(Row.model_fields)}"
-            )
-        rows[name] = _merged(_merged(defaults, own), values)
+            fields = ", ".join(Row.model_fields)
+            raise InputError(f"{location}: {name!r} is neither a field of a row nor a row; there are: {fields}")
+        if not values.get("reach"):
+            rows[name] = _merged(base, values)
+        for number, way in enumerate(values.get("reach", ())):
+            if way not in ways:
+                raise InputError(f"{location}, row {name}: no way {way!r}; there are: {', '.join(ways)}")
+            row = _merged(_merged(base, ways[way]), values)
+            if row.get("way") != "train":
+                # Settings of a training of stage two.
+                row.pop("set", None)
+            if number and row["way"] == "train":
+                # The published number is not of this way.
+                row["paper"] = {split: [] for split in values["paper"]}
+            rows[f"{name}_{way}" if number else name] = row
     return {"title": title, "rows": rows}
 
 

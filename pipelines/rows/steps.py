@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.rows.needs import Places, all_needs
+from pipelines.rows.needs import Places, all_needs, named_upstream, row_tracker
 from pipelines.rows.papers import PAGES, Paper, Row, TrackerChoice
 from rvos_cache.trackers import tracker_class
 
@@ -74,8 +74,8 @@ class _Steps:
             yield from self._test(split)
 
     def _choice(self, name: str) -> TrackerChoice:
-        """A tracker of the row, whose settings may name the row's run in braces."""
-        choice = self.places.tracker(self.paper, name)
+        """A tracker of the row, with the settings that the row adds; it may name the row's run in braces."""
+        choice = row_tracker(self.paper, self.row, name, self.places)
         return choice.model_copy(update={"set": tuple(text.replace(RUN, str(self.run)) for text in choice.set)})
 
     def _tracks(self, split: str, choice: TrackerChoice) -> Step:
@@ -101,13 +101,20 @@ class _Steps:
 
     def _tune(self) -> Step:
         (split,) = self.row.train
-        words = ["tune-referdino", *self._of(split), *self._set(self.row.tune), "--out", str(self.tuned)]
+        pairs = [named_upstream(text, self.row) for text in self.row.tune]
+        words = ["tune-referdino", *self._of(split), *self._set(pairs), "--out", str(self.tuned)]
         return Step("rvos-cache", tuple(words), self.tuned, "run")
 
     def _import(self) -> Step:
         command, *options = self.row.importer
         source = str(self.tuned) if self.row.way == "tune" else self.places.filled(self.row.release)
-        words = [command, source, *map(self.places.filled, options), "--out", str(self.run)]
+        words = [
+            command,
+            source,
+            *(self.places.filled(named_upstream(word, self.row)) for word in options),
+            "--out",
+            str(self.run),
+        ]
         return Step("rvos-select", tuple(words), self.run, "run")
 
     def _test(self, split: str) -> Iterator[Step]:
@@ -146,7 +153,17 @@ class _Steps:
         """The run, named by what determines it, so that rows that are trained alike share it."""
         row = self.row
         first = () if self.first is None else (self.first_run.name,)
-        own = (row.way, row.settings, row.set, self._sources(row.train), row.release, row.importer, row.tune, *first)
+        own = (
+            row.way,
+            row.settings,
+            row.set,
+            self._sources(row.train),
+            row.release,
+            row.importer,
+            row.tune,
+            row.upstream,
+            *first,
+        )
         return self._run_of(own)
 
     @property
@@ -171,7 +188,10 @@ class _Steps:
         return self.places.out / "runs" / f"{self.paper.name}-{sha256(repr((own, shared)).encode()).hexdigest()[:10]}"
 
     def _sources(self, splits: dict[str, list[str]]) -> list[tuple[str, ...]]:
-        return [(split, *(self.places.tracker(self.paper, name).key for name in names)) for split, names in splits.items()]
+        return [
+            (split, *(row_tracker(self.paper, self.row, name, self.places).key for name in names))
+            for split, names in splits.items()
+        ]
 
     def _of(self, split: str) -> list[str]:
         dataset, _, name = split.partition("/")

@@ -15,6 +15,7 @@ from test_dmvs_pages import hide
 from test_ssa_pages import SMALL as SSA
 from test_ssa_pages import words_of
 from text_fixtures import tiny_roberta
+from released_referdino import shared_released
 from tiny_clip import write_tiny_clip
 
 from pipelines.__main__ import pipelines
@@ -76,3 +77,13 @@ def test_a_row_of_ssa(tmp_path: Path, mevis: Path) -> None:
     clip = write_tiny_clip(tmp_path / "clip")
     given = options(tmp_path, mevis, {"clip_convnext_large": clip, "ssa_coco": clip}, {"frames.short_side": 32})
     check(tmp_path, "ssa.table_1.val_u", given, {**SSA, "init": ""})
+
+
+def test_a_row_of_referdino_s_released_weights(tmp_path: Path, mevis: Path) -> None:
+    weights = {"referdino_mevis_swinb": shared_released(), "grounding_dino_b": shared_grounding()}
+    given = options(tmp_path, mevis, weights, {"queries.short_side": 32, "queries.keep_ratio": 0.4})
+    printed = call("run", "referdino.table_2.referdino_b", *given)
+    assert "the paper has J&F 49.3, J 44.7, F 53.9" in printed
+    assert (tmp_path / "rows/referdino.table_2.referdino_b/mevis-valid/submission.zip").is_file()
+    # Only what is tested is extracted, with the upstream of the run.
+    assert [folder.name for folder in (tmp_path / "rows/cache/mevis").iterdir()] == ["valid"]
