@@ -47,7 +47,7 @@ def convert(tensors: dict[str, Any], folder: Path) -> Conversion:
     return convert_dvis(folder / "model_final.pth", folder / "out")
 
 
-@pytest.mark.parametrize("backbone", ["resnet", "swin", "adapter"])
+@pytest.mark.parametrize("backbone", ["resnet", pytest.param("swin", marks=pytest.mark.slow), "adapter"])
 def test_the_folder_has_the_outputs_of_the_checkpoint(backbone: str, tmp_path: Path) -> None:
     conversion = convert(released_names(backbone), tmp_path)
     assert conversion.backbone == {"adapter": "dvis_vit_adapter"}.get(backbone, backbone)
