@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import tiny_vita
 from click.testing import CliRunner
+from released_referdino import shared_grounding, shared_released
 from test_dmvs_pages import hide
 from test_ssa_pages import SMALL as SSA
 from test_ssa_pages import words_of
 from text_fixtures import tiny_roberta
-from released_referdino import shared_released
 from tiny_clip import write_tiny_clip
 
 from pipelines.__main__ import pipelines
