@@ -31,7 +31,7 @@ PARTS: dict[str, str] = {
 NAMED_PARTS: dict[str, str] = {
     "features": "a feature of the tracks cache, held in memory",
     "frames": "a feature of the tracks cache, read from disk by frames",
-    "measured": "a measurement of the tracks cache, of the expression's objects",
+    "measured": "a measurement of the tracks cache, of the expression's objects; with .video behind its name of all frames",
 }
 """Prefix of `<prefix>.<name>` in `requires`."""
 
@@ -98,7 +98,8 @@ class Batch:
         presence: float (V, N, T); spans: int32 (B, L, 2); motion_words, static_words, particle_words: bool (B, L);
         pixels: V arrays (T, H, W, 3) uint8 RGB, as `frames`;
         features, measured: name -> (V, ...), or (B, ...) for an array with an axis E or A: of E the own expression alone, so
-        the axis is gone, of A the expression's objects; padded with zeros, see `lengths`;
+        the axis is gone, of A the expression's objects; padded with zeros, see `lengths`; T is that of the batch, for
+        `measured.<name>.video` that of the longest video;
         frames: name -> V arrays (T, ...), or B for an array with an axis E or A, of the dtype of the cache; T is that of the
         batch, zeros beyond the video's own, see `frame_mask`; in a batch of a whole video they are read when they are indexed;
         overlap: for each expression the counts of the N tracks with its own objects in the T frames (all frames for

@@ -147,20 +147,28 @@ class _Maker:
         out: dict[str, dict[str, Tensor]] = {"features": {}, "measured": {}}
         for kind, name in names:
             arrays: list[NamedArray] = [getattr(s, kind)[name] for s in self.owners]
-            parts, dims = self._select(arrays, name)
+            every_frame = kind == "measured" and f"measured.{name}.video" in self.requires
+            parts, dims = self._select(arrays, name, every_frame)
             out[kind][name] = _pad(parts, 0)
             for axis, letter in enumerate(dims):
                 if isinstance(letter, str) and letter not in ("N", "T"):
                     lengths[letter] = torch.tensor([part.shape[axis] for part in parts])
         return out["features"], out["measured"], lengths
 
-    def _select(self, arrays: Sequence[NamedArray], name: str) -> tuple[list[Tensor], Sequence[str | int]]:
-        """What is kept of the array of each owner, for each row where it has an axis E or A; and the dims that are left."""
+    def _select(self, arrays: Sequence[NamedArray], name: str, every_frame: bool) -> tuple[list[Tensor], Sequence[str | int]]:
+        """What is kept of the array of each owner, for each row where it has an axis E or A; and the dims that are left.
+
+        every_frame: all frames of the video are, not those of the batch.
+        """
         dims = arrays[0].dims
-        if _by_row(dims):
-            indices = [self.row_index(i, dims, name) for i in range(len(self.rows))]
-            return [arrays[self.owner(i)].select(index) for i, index in enumerate(indices)], kept_dims(dims, indices[0])
-        return [array.select(self.index(i)) for i, array in enumerate(arrays)], dims
+        by_row = _by_row(dims)
+        indices = [
+            self.row_index(i, dims, name) if by_row else self.index(i) for i in range(len(self.rows if by_row else arrays))
+        ]
+        if every_frame:
+            indices = [{letter: kept for letter, kept in index.items() if letter != "T"} for index in indices]
+        parts = [arrays[self.owner(i) if by_row else i].select(index) for i, index in enumerate(indices)]
+        return parts, kept_dims(dims, indices[0])
 
     def frame_arrays(self) -> dict[str, tuple[FrameArray, ...]]:
         out: dict[str, tuple[FrameArray, ...]] = {}
