@@ -137,7 +137,7 @@ class Dervos(Selector):
         q = dervos_caches.video_queries(batch) if c.queries == "q_v" else batch.tokens
         maps = images = None
         if f"frames.{MAPS}" in self.requires:
-            maps = torch.stack([array[:] for array in batch.frames[MAPS]]).to(device).float().flatten(2, 3)
+            maps = torch.stack([array[:].to(device).float() for array in batch.frames[MAPS]]).flatten(2, 3)
         if c.understanding == "beit3":
             assert batch.pixels is not None
             images = torch.stack([dervos_beit3.images(array[:], c.side, c.resample) for array in batch.pixels]).to(device)

@@ -55,7 +55,9 @@ def _digest(card: Card) -> str:
     """The digest of the weights that encoded a text cache. Raises InputError for an encoder other than BEiT-3."""
     value = card.weights.get(Path(str(card.settings.get("checkpoint", ""))).name)
     if card.producer != NAME or value is None:
-        raise InputError(f"understanding=beit3: the words of {card.dataset}/{card.split} are of the encoder {card.producer!r}; {GIVE}")
+        raise InputError(
+            f"understanding=beit3: the words of {card.dataset}/{card.split} are of the encoder {card.producer!r}; {GIVE}"
+        )
     return value
 
 
@@ -164,5 +166,8 @@ def _size(entry: Sequence[Tensor | None]) -> int:
 def _keys(pixels: Tensor, ids: Tensor, mask: Tensor) -> list[tuple[bytes, bytes]]:
     """For each of the R x T pairs."""
     texts = [own[real].cpu().numpy().tobytes() for own, real in zip(ids.long(), mask)]
-    frames = [[blake2b(np.ascontiguousarray(frame.cpu().numpy()).tobytes(), digest_size=16).digest() for frame in row] for row in pixels]
-    return [(frame, text) for row, text in zip(frames, texts) for frame in row]
+    return [(_content(frame), text) for row, text in zip(pixels, texts) for frame in row]
+
+
+def _content(frame: Tensor) -> bytes:
+    return blake2b(np.ascontiguousarray(frame.cpu().numpy()).tobytes(), digest_size=16).digest()
