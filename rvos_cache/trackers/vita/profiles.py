@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 import numpy as np
 
+from rvos_cache.trackers.mask2former.spool import Spool, SpooledFrames
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import HeadSizes
 from rvos_cache.trackers.vita.settings import Profile, VitaSettings
-from rvos_cache.trackers.vita.spool import Spool, SpooledFrames
 from rvos_cache.types import FeatureSpec
 
 MASK_BYTES = 104

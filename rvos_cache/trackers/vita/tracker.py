@@ -14,14 +14,14 @@ from rvos_cache.errors import InputError
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.settings import Settings
 from rvos_cache.trackers.base import Tracker
+from rvos_cache.trackers.mask2former.spool import Spool
 from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.trackers.vita.basis import Basis
+from rvos_cache.trackers.vita.checkpoint import head_hash, load_vita
 from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import VideoQueries
 from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_features, profile_bytes
-from rvos_cache.trackers.vita.segmenter import head_hash, load_vita
 from rvos_cache.trackers.vita.settings import VitaSettings
-from rvos_cache.trackers.vita.spool import Spool
 from rvos_cache.trackers.vita.tracks import decode_queries
 from rvos_cache.types import VIDEO, Expression, TrackSet, Video
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.media.geometry import FrameGeometry
-from rvos_cache.trackers.vita.spool import Spool
+from rvos_cache.trackers.mask2former.spool import Spool
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,7 @@ import re
 from rvos_cache.tensor_names import TensorNames
 
 UNREAD = (
-    r"(vita_)?criterion\.empty_weight",  # weights of the losses
-    r"vita_module\.sim_embed_(frame|clip)\.(weight|bias)",  # of the similarity loss
+    r"criterion\.empty_weight",  # weights of the losses
     r"backbone\.layers\.\d+\.blocks\.\d+\.attn\.relative_position_index",  # determined by the size of the window
     r"backbone\..*\.num_batches_tracked",  # numbers of training steps
 )
