@@ -21,6 +21,7 @@ RUN_BY: dict[str, str] = {
     "rvos-cache check": "test_end_to_end.py::test_check_and_verify_find_no_fault",
     "rvos-cache check-tracker": "test_commands.py::test_check_tracker_names_each_test",
     "rvos-cache convert ref-davis": "test_commands.py::test_convert_ref_davis",
+    "rvos-cache convert-beit3": "cache/test_beit3_convert.py",
     "rvos-cache convert-clip": "cache/test_clip_convert.py",
     "rvos-cache convert-sam2": "cache/test_sam2_convert.py",
     "rvos-cache convert-vita": "cache/test_vita_convert.py",

@@ -143,7 +143,7 @@ def load_video(
         torch.from_numpy(np.ascontiguousarray(tracks.tokens(video_id))),
         torch.from_numpy(np.ascontiguousarray(tracks.presence(video_id))),
         expressions,
-        texts.words(video_id),
+        texts.words(video_id, with_ids="word_ids" in requires),
         torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, info.tracks, dtype=torch.bool),
         target,
         set_name=set_name(tracks.caches_of[video_id][0].card),

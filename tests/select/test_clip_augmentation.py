@@ -178,7 +178,7 @@ def test_only_still_clips_are_rotated() -> None:
 class Cached(Selector):
     """Reads pixels, and cached words."""
 
-    requires = ("pixels", "truth", "spans")
+    requires = ("pixels", "truth", "spans", "word_ids")
 
 
 class Live(Selector):
