@@ -69,6 +69,8 @@ def test_every_setting_of_built_in_parts_has_a_meaning(name: str) -> None:
 
 def test_settings_of_nothing() -> None:
     result = CliRunner().invoke(cli, ["settings", "nothing"])
-    assert isinstance(result.exception, InputError) and "text encoders: beit3, clip, hashed, minilm, roberta" in str(result.exception)
+    assert isinstance(result.exception, InputError) and "text encoders: beit3, clip, hashed, minilm, roberta" in str(
+        result.exception
+    )
     assert CliRunner().invoke(cli, ["settings", "bad_plugins:Sound"]).output == "tracker bad_plugins:Sound: no settings\n"
     assert CliRunner().invoke(cli, ["settings", "bad_plugins:TooFewWords"]).output.startswith("text encoder")
