@@ -129,9 +129,11 @@ class OutputStore:
         # Layers that follow read bfloat16 under autocast, so nothing is lost by keeping that.
         device = entry[1].device.type
         dtype = torch.bfloat16 if torch.is_autocast_enabled(device) else entry[1].dtype
-        kept = tuple(
-            None if part is None else part.detach().to("cpu", dtype, copy=True) for part in (entry[0], entry[1][:, :words])
-        )
+        # Tensors of inference mode could not be read in training later.
+        with torch.inference_mode(False):
+            kept = tuple(
+                None if part is None else part.detach().to("cpu", dtype, copy=True) for part in (entry[0], entry[1][:, :words])
+            )
         self._forget(key)
         size = _size(kept)
         if size > self.limit:

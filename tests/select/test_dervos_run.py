@@ -100,12 +100,13 @@ def test_contract_with_beit3(caches: Caches, values: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", [(), (FeatureSpec("f_mask_pooled", ("T", 2, 2, 5), "float16", by_frame=True),)])
-def test_contract_on_any_cache(features: tuple[FeatureSpec, ...]) -> None:
+def test_contract_on_any_cache_with_maps() -> None:
+    """Without maps: `test_selector_checks`."""
+    features = (FeatureSpec("f_mask_pooled", ("T", 2, 2, 5), "float16", by_frame=True),)
     case = SelectorCase("dervos", {**TINY, **WORDS_ONLY}, features=features)
     results = list(run_selector_checks(case))
     assert all(result.status == "ok" for result in results), results
-    assert case.selector.config.map_channels == (5 if features else 0) and not len(case.selector.frozen)
+    assert case.selector.config.map_channels == 5 and not len(case.selector.frozen)
 
 
 def test_settings_follow_from_the_caches(case: SelectorCase) -> None:
