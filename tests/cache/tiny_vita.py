@@ -95,6 +95,13 @@ _FOLDERS: list[Any] = []
 
 def detectron2_names(model: Any, head: VitaHead) -> dict[str, Tensor]:
     """The tensors of both under their released names, including those that only training uses."""
+    out = {**mask2former_names(model), "vita_criterion.empty_weight": torch.ones(6)}
+    out |= {f"vita_module.sim_embed_frame.{p}": torch.ones(CHANNELS) for p in ("weight", "bias")}
+    return out | head.official()
+
+
+def mask2former_names(model: Any) -> dict[str, Tensor]:
+    """The tensors of Mask2Former under their released names, including those that only training uses."""
     tensors = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -111,9 +118,8 @@ def detectron2_names(model: Any, head: VitaHead) -> dict[str, Tensor]:
             out[f"{packed[1]}{packed[3]}"] = torch.cat([tensors[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
     for stage, block in (match.groups() for match in map(TABLE_NAME.fullmatch, list(out)) if match):
         out[f"backbone.layers.{stage}.blocks.{block}.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
-    out |= {"criterion.empty_weight": torch.ones(6), "vita_criterion.empty_weight": torch.ones(6)}
-    out |= {f"vita_module.sim_embed_frame.{p}": torch.ones(CHANNELS) for p in ("weight", "bias")}
-    return out | head.official()
+    out["criterion.empty_weight"] = torch.ones(6)
+    return out
 
 
 TABLE_NAME = re.compile(r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")

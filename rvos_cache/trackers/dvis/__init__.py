@@ -7,5 +7,15 @@ from rvos_cache.trackers.dvis.head import DvisHead, track_scores
 from rvos_cache.trackers.dvis.queries import ReidQueries
 from rvos_cache.trackers.dvis.referring import ReferringTracker
 from rvos_cache.trackers.dvis.refiner import TemporalRefiner
+from rvos_cache.trackers.dvis.settings import DvisSettings
+from rvos_cache.trackers.dvis.tracker import DvisTracker
 
-__all__ = ["DvisHead", "ReferringTracker", "ReidQueries", "TemporalRefiner", "track_scores"]
+__all__ = [
+    "DvisHead",
+    "DvisSettings",
+    "DvisTracker",
+    "ReferringTracker",
+    "ReidQueries",
+    "TemporalRefiner",
+    "track_scores",
+]

@@ -38,7 +38,7 @@ class TemporalRefiner(nn.Module):
 
     def __init__(self, channels: int, hidden: int, layers: int, classes: int, mask_channels: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.mask_channels, self.classes = channels, mask_channels, classes
         self.transformer_time_self_attention_layers = nn.ModuleList(SelfAttention(channels) for _ in range(layers))
         self.conv_short_aggregate_layers = nn.ModuleList(_convolutions(channels) for _ in range(layers))
         self.conv_norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(layers))

@@ -1,10 +1,11 @@
 """Frozen Mask2Former of transformers, and the file with a head's tensors that lies beside it in a checkpoint folder.
 
-Letters: T frames, Nf frame queries, C channels, h w cells of the stride-4 map.
+Letters: T frames, Nf frame queries, C channels, Cm of the mask features, K classes, h w cells of the stride-4 map.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,19 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import CHECKPOINT_FOLDERS, checkpoint_source, device, load_failure, load_frozen, weights_digest
 from rvos_cache.tensors import read_tensors
+
+
+@dataclass(frozen=True)
+class SegmentedFrames:
+    """The output of Mask2Former for T frames.
+
+    q: (T, Nf, C), of the decoder's last layer, before the last LayerNorm; maps: (T, C, h, w), of the pixel decoder, before the mask
+    projection; mask_features: (T, Cm, h, w), after it.
+    """
+
+    q: Tensor
+    maps: Tensor
+    mask_features: Tensor
 
 
 class Segmenter:
@@ -35,16 +49,36 @@ class Segmenter:
         self._map = inputs[0]
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Frame queries (T, Nf, C) after the decoder's last LayerNorm, and maps (T, C, h, w) before the mask projection, of
-        images (T, 3, padded height, padded width)."""
+    def segment(self, images: Tensor) -> SegmentedFrames:
+        """What the model makes of images (T, 3, padded height, padded width), on the device of the model."""
         output = self.model.model(images.to(self.device))
         assert self._map is not None
         maps, self._map = self._map, None
-        decoder = self.model.model.transformer_module.decoder
-        # transformers returns the output of the last layer before its LayerNorm, which the class and mask heads both apply.
-        queries = decoder.layernorm(output.transformer_decoder_last_hidden_state)
-        return queries, maps
+        return SegmentedFrames(output.transformer_decoder_last_hidden_state, maps, output.pixel_decoder_last_hidden_state)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame queries (T, Nf, C) after the decoder's last LayerNorm, and maps (T, C, h, w) before the mask projection, of
+        images (T, 3, padded height, padded width)."""
+        frames = self.segment(images)
+        return self.norm(frames.q), frames.maps
+
+    @torch.inference_mode()
+    def norm(self, q: Tensor) -> Tensor:
+        """The decoder's last LayerNorm of `SegmentedFrames.q`, which the class and mask heads both apply."""
+        normed: Tensor = self.model.model.transformer_module.decoder.layernorm(q)
+        return normed
+
+    @torch.inference_mode()
+    def class_logits(self, queries: Tensor) -> Tensor:
+        """Class logits (..., K + 1) of normed queries (..., C), the void class last."""
+        logits: Tensor = self.model.class_predictor(queries)
+        return logits
+
+    @torch.inference_mode()
+    def mask_embed(self, queries: Tensor) -> Tensor:
+        """Mask embeddings (..., Cm) of normed queries (..., C), whose product with a cell's mask features is its mask logit."""
+        embed: Tensor = self.model.model.transformer_module.decoder.mask_predictor.mask_embedder(queries)
+        return embed
 
     def weight_hashes(self) -> dict[str, str]:
         """Name of the checkpoint -> digest of Mask2Former's weights."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.media.geometry import FrameGeometry
+from rvos_cache.trackers.mask2former.masks import mask_pixels
 from rvos_cache.trackers.mask2former.spool import Spool
 
 
@@ -44,14 +45,10 @@ def decode_queries(mask_embed: Tensor, f_mask: Spool, geometry: FrameGeometry) -
     tokens = np.zeros((count, frames, mask_embed.shape[1]), np.float16)
     for t in range(frames):
         features = torch.from_numpy(f_mask[t]).to(mask_embed.device).float()
-        logits = geometry.enlarge(torch.einsum("nc,hwc->nhw", mask_embed, features))
-        inside = logits > 0
+        inside, presence[:, t] = mask_pixels(torch.einsum("nc,hwc->nhw", mask_embed, features), geometry)
         encoded = RleMasks.from_dense(_numpy(inside)[:, None])
         for n, row in enumerate(rows):
             row.append(encoded.bytes_at(n, 0))
-        # Only for the pixels of masks: most of a frame is background.
-        probabilities = torch.split(logits[inside].sigmoid(), inside.sum((1, 2)).tolist())
-        presence[:, t] = [float(pixels.mean()) if len(pixels) else 0 for pixels in probabilities]
         weights = geometry.shares(inside).flatten(1)
         # Every pixel has a weight in some cell, so the sum is 0 only for an empty mask.
         tokens[:, t] = _numpy(weights @ features.flatten(0, 1) / weights.sum(1, keepdim=True).clamp(min=1e-12))

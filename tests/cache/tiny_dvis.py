@@ -1,0 +1,60 @@
+"""A tiny DVIS++ checkpoint: the random Mask2Former of tiny_vita with random re-identification, tracker and refiner."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny_vita import CHANNELS, SIZES, mask2former, mask2former_names, randomised
+from torch import Tensor
+
+from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
+
+WIDTH = 2 * CHANNELS
+QUERIES, CLASSES = SIZES.frame_queries, SIZES.classes
+SMALL = {"side": 64, "pool": 4}
+HEAD_FILE = "dvis_head.safetensors"
+
+
+def dvis_head(backbone: str = "resnet", seed: int = 22) -> DvisHead:
+    """A random head for the Mask2Former of that backbone, whose last LayerNorm it has too."""
+    parts = ReidQueries(CHANNELS), ReferringTracker(WIDTH, 48, 2, CLASSES), TemporalRefiner(WIDTH, 48, 2, CLASSES, CHANNELS)
+    head: DvisHead = randomised(DvisHead(*parts), seed)
+    for name, tensor in head.state_dict().items():
+        # Otherwise attention makes the tracks equal, layer by layer.
+        if name.endswith(("out_proj.weight", "linear2.weight", "bias")):
+            tensor.mul_(0.1)
+        if "mask_embed.layers" in name and name.endswith("weight"):
+            tensor.mul_(2)
+    head.reid.decoder_norm.load_state_dict(mask2former(backbone).model.transformer_module.decoder.layernorm.state_dict())
+    return head
+
+
+def released_names(backbone: str = "resnet") -> dict[str, Tensor]:
+    """The tensors of a checkpoint under their released names, including those that the offline model does not read."""
+    unread = {
+        f"tracker.{name}.{p}": torch.ones(3) for name in ("mask_embed.layers.0", "mask_feature_proj") for p in ("weight", "bias")
+    }
+    return {**mask2former_names(mask2former(backbone)), **dvis_head(backbone).official(), **unread}
+
+
+def write_checkpoint(folder: Path, backbone: str = "resnet") -> Path:
+    """Write a converted checkpoint, as the tracker loads it, to `folder`."""
+    mask2former(backbone).save_pretrained(folder)
+    save_file(dvis_head(backbone).official(), folder / HEAD_FILE, {"format": "pt"})
+    return folder
+
+
+@lru_cache
+def shared_checkpoint() -> str:
+    """One checkpoint for all tests of a process that only read it."""
+    folder = tempfile.TemporaryDirectory(prefix="tiny-dvis-")
+    _FOLDERS.append(folder)
+    return str(write_checkpoint(Path(folder.name)))
+
+
+_FOLDERS: list[Any] = []
