@@ -28,6 +28,7 @@ class Models:
     dvis: str | None
     beit3: str | None
     vita: str | None
+    mask2former: str | None
     bert: str
     tracker: dict[str, Any]
     frames: dict[str, Any]
@@ -36,19 +37,19 @@ class Models:
     def extraction(self, published: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `extract_all` for a row. Raises InputError when the option of a checkpoint is missing."""
         tracker, encoder = published.get("tracker", "dvis"), published.get("encoder", "beit3")
-        checkpoints = {"dvis": self.dvis, "vita": self.vita, "beit3": self.beit3, "roberta": self.bert}
-        for name in (tracker, encoder):
-            if checkpoints[name] is None:
-                raise InputError(
-                    f"the row needs --{name}, a folder that rvos-cache convert-{name} wrote ({published['upstream']}); give it"
-                )
-        own = {"checkpoint": checkpoints[tracker]}
+        # The tracker dvis links the frames of a plain Mask2Former too.
+        option = published.get("option", tracker)
+        checkpoints = {"dvis": self.dvis, "vita": self.vita, "mask2former": self.mask2former, "beit3": self.beit3}
+        for name in (option, encoder):
+            if checkpoints.get(name, self.bert) is None:
+                raise InputError(f"this row is of {published['upstream']}: it needs the option --{name} FOLDER")
+        own = {"checkpoint": checkpoints[option]}
         overrides = merge(merge(own, parse_overrides(published.get("tracker_set", ()))), self.tracker)
         return {
             "tracker": tracker,
             "encoder": encoder,
             "overrides": overrides,
-            "text_overrides": {**WORDS[encoder], "checkpoint": checkpoints[encoder]},
+            "text_overrides": {**WORDS[encoder], "checkpoint": checkpoints.get(encoder, self.bert)},
             "also": {"frames": merge(FRAMES, self.frames)} if encoder == "beit3" else {},
             "jobs": self.jobs,
         }
@@ -77,12 +78,16 @@ class Caches:
 
 
 def dervos_models(page: Callable[..., None]) -> Callable[..., None]:
-    """--dvis, --beit3, --vita, --bert, --jobs, --tracker-set and --frames-set, which the page takes as one argument, `models`."""
+    """--dvis, --beit3, --vita, --mask2former, --bert, --jobs, --tracker-set and --frames-set, which the page takes as one argument,
+    `models`."""
 
-    @click.option("--dvis", help="A folder that rvos-cache convert-dvis wrote; every row but VITA's needs it.")
-    @click.option("--beit3", help="A folder that rvos-cache convert-beit3 wrote; every row but BERT's needs it.")
-    @click.option("--vita", help="A hub name or a folder that rvos-cache convert-vita wrote, for VITA's row.")
-    @click.option("--bert", default="google-bert/bert-base-uncased", show_default=True, help="A hub name or a folder, for BERT's row.")
+    @click.option("--dvis", help="A folder that rvos-cache convert-dvis wrote; of another row than VITA's and Mask2Former's.")
+    @click.option("--beit3", help="A folder that rvos-cache convert-beit3 wrote; of another row than BERT's.")
+    @click.option("--vita", help="A folder that rvos-cache convert-vita wrote, for VITA's row.")
+    @click.option("--mask2former", help="A hub name or a folder of transformers, for Mask2Former's row.")
+    @click.option(
+        "--bert", default="google-bert/bert-base-uncased", show_default=True, help="A hub name or a folder, for BERT's row."
+    )
     @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. max_tracks=100.")
     @click.option("--frames-set", multiple=True, metavar="K=V", help="A setting of the tracker `frames`, e.g. square=224.")
@@ -92,6 +97,7 @@ def dervos_models(page: Callable[..., None]) -> Callable[..., None]:
         dvis: str | None,
         beit3: str | None,
         vita: str | None,
+        mask2former: str | None,
         bert: str,
         jobs: int,
         tracker_set: tuple[str, ...],
@@ -99,7 +105,7 @@ def dervos_models(page: Callable[..., None]) -> Callable[..., None]:
         **others: Any,
     ) -> None:
         own = (parse_overrides(tracker_set), parse_overrides(frames_set))
-        page(*args, models=Models(dvis, beit3, vita, bert, *own, jobs), **others)
+        page(*args, models=Models(dvis, beit3, vita, mask2former, bert, *own, jobs), **others)
 
     return with_models
 

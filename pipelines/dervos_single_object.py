@@ -40,7 +40,11 @@ its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own.""
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_single_object"), show_default=True)
 @dervos_models
 @click.option(
-    "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of dervos_single_object.toml; may repeat."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="K=V",
+    help="A setting that replaces that of dervos_single_object.toml; may repeat.",
 )
 def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[str, ...], models: Models) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
