@@ -35,7 +35,7 @@ def settings_of(values: Mapping[str, Any], cards: Sequence[Card]) -> dict[str, A
                 "or --set config.queries=tokens"
             )
         settings["query_channels"] = _number(dims[0], 1, QUERIES)
-    frames = next((card for card in cards if card_has_pixels(card)), None)
+    frames = next((card for card in cards if card_has_pixels(card) and not _unchanged(card)), None)
     if values.get("understanding", "beit3") == "beit3" and frames is not None:
         settings |= {"side": _square(frames), "resample": frames.settings.get("resample", "bilinear")}
     return settings
@@ -49,7 +49,7 @@ def check_cards(cards: Sequence[Card], config: DervosConfig) -> None:
         for spec in card.feature_specs:
             if spec["name"] == MAPS and reads_maps:
                 _check_maps(spec["dims"], config, where)
-        if config.understanding == "words" or not card_has_pixels(card):
+        if config.understanding == "words" or not card_has_pixels(card) or _unchanged(card):
             continue
         size, resample = _square(card), card.settings.get("resample", "bilinear")
         if (size, resample) != (config.side, config.resample):
@@ -72,6 +72,11 @@ def _check_maps(dims: Sequence[str | int], config: DervosConfig, where: str) -> 
             f"{where}: {MAPS} of {height} x {height} cells, BEiT-3 has {patches} x {patches} patches of a frame of side "
             f"{config.side}; extract with --set pool={patches}, or frames with --set square={PATCH * height}"
         )
+
+
+def _unchanged(card: Card) -> bool:
+    """Whether a cache holds frames as they are in the dataset, which are resized when they are read."""
+    return card.settings.get("short_side") == 0 and not card.settings.get("square")
 
 
 def _square(card: Card) -> int:
