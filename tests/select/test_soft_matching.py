@@ -137,11 +137,15 @@ def test_the_class_term_chooses_between_tracks_and_not_between_objects() -> None
 def test_objects_that_no_frame_shows_and_tracks_that_are_none() -> None:
     hidden = match_tracks(costs(TABLE, [1]), torch.zeros(4), MatchRule())
     assert hidden.labels.tolist() == [1, 1, 0, 1] and hidden.objects.tolist() == [1] and hidden.uncovered == 1
+    of_second = match_tracks(costs(TABLE, [1]), torch.zeros(4), MatchRule("iou_multi", positive_iou=0.05))
+    assert of_second.tracks.tolist() == [2, 1] and of_second.objects.tolist() == [1, 1]
     without = match_tracks(costs(TABLE, []), torch.zeros(4), MatchRule(duplicate_iou=0.5))
     assert without.labels.tolist() == [NO_OBJECT] * 4 and without.uncovered == 0
     real = torch.tensor([False, True, True, True])
     matches = match_tracks(costs(TABLE), torch.zeros(4), MatchRule(), real)
     assert matches.labels.tolist() == [IGNORED, REFERRED, REFERRED, NO_OBJECT]
+    every = match_tracks(costs(TABLE), torch.zeros(4), MatchRule("iou_multi", duplicate_iou=0.85), real)
+    assert every.labels.tolist() == [IGNORED, REFERRED, REFERRED, NO_OBJECT] and every.tracks.tolist() == [1, 2]
     # A track that may not be matched covers nothing.
     assert match_tracks(costs(TABLE), torch.zeros(4), MatchRule(), torch.tensor([False, False, True, True])).uncovered == 2
 

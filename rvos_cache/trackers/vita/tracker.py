@@ -21,9 +21,9 @@ from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.checkpoint import head_hash, load_vita
 from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import VideoQueries
-from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_features, profile_bytes
+from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_features, measurement_specs, profile_bytes
 from rvos_cache.trackers.vita.settings import VitaSettings
-from rvos_cache.trackers.vita.tracks import decode_queries
+from rvos_cache.trackers.vita.tracks import decode_queries, pooled_features, soft_measure
 from rvos_cache.types import VIDEO, Expression, TrackSet, Video
 
 
@@ -47,6 +47,7 @@ class VitaTracker(Tracker):
                 "fit it with the same checkpoint"
             )
         self.feature_specs = feature_specs(settings, self.head.sizes, self.basis.rank if self.basis else 0)
+        self.measurement_specs = measurement_specs(settings)
 
     def weight_hashes(self) -> dict[str, str]:
         """Digests of Mask2Former, of the head and, if there is one, of the basis."""
@@ -75,8 +76,12 @@ class VitaTracker(Tracker):
             "query": best[visible].astype(np.int32),
             **mask_features(self.settings, f_mask, self.basis),
         }
-        prompt = np.full(n, VIDEO, np.int32)
-        return TrackSet(tracks.tokens, tracks.presence, tracks.masks, prompt, ("query",) * n, frames, boxes, features)
+        measure = None
+        if pool := self.settings.pool:
+            features = {**features, "f_mask_pooled": pooled_features(f_mask, geometry, pool)}
+            measure = soft_measure(queries.mask_embed[0, best[visible]], f_mask, geometry)
+        prompt, origin = np.full(n, VIDEO, np.int32), ("query",) * n
+        return TrackSet(tracks.tokens, tracks.presence, tracks.masks, prompt, origin, frames, boxes, features, measure)
 
     def geometry(self, video: Video) -> FrameGeometry:
         """The geometry of the video's frames in the segmenter's input and maps."""
