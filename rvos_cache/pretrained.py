@@ -46,7 +46,7 @@ def load_frozen(
     import torch
 
     options.update(use_safetensors=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
-    with _quiet():
+    with quiet():
         model, report = _from_pretrained(kind, checkpoint, what, setting, options)
     for name, shape, expected in sorted(report["mismatched_keys"]):
         raise InputError(
@@ -93,7 +93,7 @@ def load_failure(error: Exception, source: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' warnings: for a wrong checkpoint it prints hundreds of lines, and our error is one line."""
     from transformers.utils import logging
 

@@ -23,6 +23,7 @@ RUN_BY: dict[str, str] = {
     "rvos-cache convert ref-davis": "test_commands.py::test_convert_ref_davis",
     "rvos-cache convert-beit3": "cache/test_beit3_convert.py",
     "rvos-cache convert-clip": "cache/test_clip_convert.py",
+    "rvos-cache convert-dvis": "cache/test_dvis_convert.py",
     "rvos-cache convert-sam2": "cache/test_sam2_convert.py",
     "rvos-cache convert-vita": "cache/test_vita_convert.py",
     "rvos-cache export-sola": "test_commands.py::test_export_and_import_of_sola_folders",

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from rvos_cache.contracts.scene import make_scene as scene
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import extract_video
+from rvos_cache.extraction import extract, extract_video
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackCache, write_tracks
@@ -209,6 +209,17 @@ def test_a_hidden_split_has_the_same_tracks_and_no_measurements() -> None:
     assert hidden.measurements == {} and set(shown.measurements) == {spec.name for spec in dvis.measurement_specs}
     assert hidden.tracks.masks == shown.tracks.masks and np.array_equal(hidden.tracks.tokens, shown.tracks.tokens)
     assert np.array_equal(hidden.tracks.presence, shown.tracks.presence)
+
+
+def test_a_cache_of_a_hidden_split_lacks_the_sums(tmp_path: Path) -> None:
+    extract(
+        "rvos_cache.contracts.scene:SceneDataset", tmp_path, "hidden", "dvis", tmp_path / "c.zarr", videos=["v0"],
+        overrides={"checkpoint": shared_checkpoint(), **SMALL},
+    )  # fmt: skip
+    cache = TrackCache(tmp_path / "c.zarr")
+    assert cache.info("v0").tracks and cache.feature("v0", "f_mask_pooled").any()
+    with pytest.raises(InputError, match="hides its ground truth"):
+        cache.measurement("v0", "soft")
 
 
 def test_the_cache_stores_features_and_measurements_as_declared(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_ask_answers_as_the_caches_do(work: Path, tmp_path: Path, run: Callable[
     settings = ("--selector", NAME, "--set", f"clip={work / checkpoint}", "--tracker", "flow", "--clip-set", "short_side=64")
     code, printed = run("ask", frames, expression.text, *settings, "--out", tmp_path / "ask")
     tracks = TrackCache(cache).info(video_id).tracks
-    assert code == 0 and f"1 of {tracks} tracks selected" in printed
+    assert code == 0 and f"1 of {tracks} candidates selected" in printed
     (path,) = (tmp_path / "ask/cache").glob("tracks-*.zarr")
     own = TrackCache(path)
     for name in (POOL, FRAME):

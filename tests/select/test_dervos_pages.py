@@ -98,7 +98,7 @@ def test_caches_are_shared_by_the_rows_of_one_upstream() -> None:
     names = {row: ALL.name(published_row(row, "paper")) for row, values in ROWS.items() if "set" in values and "paper" in values}
     assert names[MAIN] == names["table_5_module.cfma"] == names["table_4_understanding.bert"] == "dvis"
     assert names["table_3_trajectories.mask2former"] == "mask2former-generator_frames"
-    assert names["table_6_tracker.side_320"] == "dvis-side_320" and names["table_3_trajectories.vita"] == "vita"
+    assert names["table_6_tracker.side_320"] == "dvis-side_320" and names["table_3_trajectories.vita"] == "vita-pool_20"
     assert build(FramesSettings, FRAMES, "frames").stored_size((360, 640)) == (320, 320)
     caches = Caches(Path("c"), ALL.extraction(published_row(MAIN, "paper")))
     assert [path.name for path in caches.tracks("train")] == ["dvis.zarr", "frames.zarr"]
@@ -200,13 +200,14 @@ def test_the_row_of_vita(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for split in ("train", "valid_u"):
         write_split(root / split, {f"{split}0": (4, True, SAID)})
     vita, beit3 = tiny_vita.write_checkpoint(tmp_path / "vita"), write_tiny_beit3(tmp_path / "beit3")
-    monkeypatch.setattr(tiny_dvis, "SMALL", {**tiny_vita.SMALL, "max_tracks": 4})
+    monkeypatch.setattr(tiny_dvis, "SMALL", {**tiny_vita.SMALL, "max_tracks": 4, "pool": 4})
     given = ["--root", root, "--vita", vita, "--beit3", beit3, "--out", tmp_path / "out"]
     run_page(monkeypatch, dervos_mevis, *given, "--row", "table_3_trajectories.vita")
     assert "the paper, valid_u: J&F 56.0, with VITA" in capsys.readouterr().out
     settings = json.loads((tmp_path / "out/table_3_trajectories.vita/run/settings.json").read_text())
     config = settings["resolved"]["config"]
-    assert (config["queries"], config["query_channels"], config["match_cost"]) == ("q_v", tiny_vita.CHANNELS, "counts")
+    assert (config["queries"], config["query_channels"], config["match_cost"]) == ("q_v", tiny_vita.CHANNELS, "soft")
+    assert config["map_channels"] == tiny_vita.CHANNELS
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.pretrained import quiet
 from rvos_cache.trackers.mask2former import names
 from rvos_cache.trackers.mask2former.released import ReleasedSizes
 
@@ -36,8 +37,9 @@ def read_mask2former(tensors: Mapping[str, Tensor], kind: str) -> Any:
         if len(tensor) % len(targets):
             raise InputError(f"{name!r} is {tuple(tensor.shape)}, which cannot be split into {len(targets)} equal parts")
         converted |= dict(zip(targets, tensor.float().chunk(len(targets))))
-    config = mask2former_config(tensors, kind)
-    with torch.random.fork_rng(devices=[]):
+    # Of a ResNet transformers warns that it may not be compatible.
+    with quiet(), torch.random.fork_rng(devices=[]):
+        config = mask2former_config(tensors, kind)
         model = Mask2FormerForUniversalSegmentation(config)
     for name, initial in model.state_dict().items():
         official = names.in_detectron2(name)
