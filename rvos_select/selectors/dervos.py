@@ -140,7 +140,7 @@ class Dervos(Selector):
             maps = torch.stack([array[:].to(device).float() for array in batch.frames[MAPS]]).flatten(2, 3)
         if c.understanding == "beit3":
             assert batch.pixels is not None
-            images = torch.stack([dervos_beit3.images(array[:], c.side, c.resample) for array in batch.pixels]).to(device)
+            images = torch.stack([dervos_beit3.images(array, c.side, c.resample) for array in batch.pixels]).to(device)
         return Clip(q, maps, images, batch.frame_index)
 
     def _pass(self, batch: Batch, clip: Clip, rows: range) -> Tensor:

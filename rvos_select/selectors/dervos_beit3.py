@@ -20,6 +20,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.media.resize import resize_frame
 from rvos_cache.store import Card
 from rvos_cache.text.beit3 import digest, load, normalise_pixels
+from rvos_select.data.batch import FrameArray
 from rvos_select.selectors.frozen import FrozenPart
 
 NAME = "beit3"
@@ -61,13 +62,16 @@ def _digest(card: Card) -> str:
     return value
 
 
-def images(frames: Tensor, side: int, resample: str) -> Tensor:
-    """uint8 (T, S, S, 3) of frames uint8 (T, H, W, 3), resized to squares with a filter of Pillow's unless they are."""
-    if tuple(frames.shape[1:3]) != (side, side):
-        size, filter_ = (side, side), Image.Resampling[resample.upper()]
-        resized = [resize_frame(frame, size, filter_) for frame in frames.cpu().numpy()]
-        frames = torch.from_numpy(np.stack(resized))
-    return frames
+def images(frames: FrameArray, side: int, resample: str) -> Tensor:
+    """uint8 (T, S, S, 3) of frames uint8 (T, H, W, 3), resized to squares with a filter of Pillow's unless they are.
+
+    Frames that are resized are read one at a time.
+    """
+    if tuple(frames.shape[1:3]) == (side, side):
+        return frames[:]
+    filter_ = Image.Resampling[resample.upper()]
+    resized = [resize_frame(frame.cpu().numpy(), (side, side), filter_) for frame in frames]
+    return torch.from_numpy(np.stack(resized))
 
 
 class Outputs(NamedTuple):

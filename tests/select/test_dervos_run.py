@@ -266,7 +266,7 @@ def test_frames_are_resized_as_a_cache_of_frames_has_them() -> None:
         expected = [np.asarray(Image.fromarray(f).resize((16, 16), Image.Resampling[resample.upper()])) for f in frames]
         assert np.array_equal(own.numpy(), np.stack(expected))
     square = torch.from_numpy(frames[:, :16, :16])
-    assert images(square, 16, "bicubic") is square
+    assert torch.equal(images(square, 16, "bicubic"), square)
 
 
 def test_video_queries_stand_for_their_tracks(case: SelectorCase) -> None:
