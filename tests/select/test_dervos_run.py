@@ -353,7 +353,11 @@ def test_no_pass_reads_more_pairs_than_the_setting(case: SelectorCase, monkeypat
             return own(batch)
 
         monkeypatch.setattr(model, "_clip", clip)
+        scored = list[int]()
+        model.tais.register_forward_pre_hook(lambda _, given, own=scored: own.append(given[0].shape[0] * given[0].shape[2]))
         inferred(model, sample)
+        # One expression at least, whatever its frames.
+        assert max(scored) <= max(pairs, 4 if inference == "dilated" else 12) and sum(scored) == 12 * 4
         assert sum(counting.pairs) == 12 * 4 and max(counting.pairs) <= pairs
         # Frames are read once, for all expressions.
         assert read == ([12] if inference == "whole" else [4, 4, 4])
