@@ -53,7 +53,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_other_sizes_and_half_precision_are_converted(tmp_path: Path) -> None:
-    """Tensors of a safetensors file, in float16, of which some share memory."""
+    """Tensors of a safetensors file, in float16."""
     tensors = {name: tensor.half() for name, tensor in official_tensors(128, layers=3, grid=5).items()}
     save_file(tensors, tmp_path / "beit3.safetensors")
     converted = convert_beit3(tmp_path / "beit3.safetensors", SPM, tmp_path / "out")
@@ -61,6 +61,15 @@ def test_other_sizes_and_half_precision_are_converted(tmp_path: Path) -> None:
     model = load(str(tmp_path / "out"))
     assert model.side == 80 and all(p.dtype == torch.float32 for p in model.parameters())
     assert torch.equal(model.class_token, tensors["beit3.vision_embed.cls_token"].float())
+
+
+def test_tensors_that_share_memory_are_each_written(tmp_path: Path) -> None:
+    tensors = official_tensors()
+    one, two = "encoder.layer_norm.A.weight", "encoder.layer_norm.B.weight"
+    tensors[PREFIX + one] = tensors[PREFIX + two]
+    convert(tensors, tmp_path)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(stored[one], stored[two]) and torch.equal(stored[one], tensors[PREFIX + two])
 
 
 def test_each_missing_tensor_is_named(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def convert_beit3(checkpoint: Path, spm: Path, out: Path) -> Conversion:
         check_tokenizer(tokenizer, model.sizes.vocabulary)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
-    # Copies: safetensors refuses tensors that share memory.
+    # Copies: tensors of a checkpoint may share memory, which safetensors refuses.
     used = {name.removeprefix(PREFIX): tensor.contiguous().clone() for name, tensor in model.official().items()}
     unread = tuple(sorted(name for name in tensors if name.removeprefix(PREFIX) in UNREAD or not name.startswith(PREFIX)))
     record = {
