@@ -72,7 +72,8 @@ def warn_of_other_settings(trained: Sequence[Card], label: str, cards: Mapping[s
         if all(different) and same_tracker:
             name = different[0][0]
             value, trained_value = card.value(name), same_tracker[0].value(name)
-            warnings.warn(f"{path}: tracks with {name} = {value!r}, {label} with {trained_value!r}", stacklevel=3)
+            what = "tracks" if card.channels else "frames"
+            warnings.warn(f"{path}: {what} with {name} = {value!r}, {label} with {trained_value!r}", stacklevel=3)
 
 
 def _other_settings(card: Card, other: Card) -> list[str]:

@@ -148,6 +148,27 @@ def test_tracks_are_the_best_queries_with_a_mask() -> None:
     assert one.features["query"].tolist() == tracker().track(video, ()).features["query"][:1].tolist()
 
 
+@torch.no_grad()
+def test_a_dropped_track_takes_its_own_rows_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries from the last to the first, so that what is dropped is not at the end."""
+    video, geometry = scene(4)[0], square_geometry(SIZE, SIDE)
+    dvis = tracker()
+    dvis.generator.head = dvis_head(seed=17)  # type: ignore[union-attr]
+    monkeypatch.setattr(GeneratedTracks, "best", lambda self, count: np.arange(QUERIES)[::-1].copy())
+    q, f_mask, _ = dvis.frame_features(video, geometry, lambda share: None)
+    generated = dvis.generator.tracks(q, lambda share: None)
+    embed = dvis.generator.mask_embed(generated.tokens)
+    cells = torch.from_numpy(np.stack([f_mask[t] for t in range(4)])).float()
+    masks = masks_of(torch.einsum("tnc,thwc->nthw", embed, cells))
+    expected = [n for n in reversed(range(QUERIES)) if masks[n].any()]
+    assert expected != list(reversed(range(QUERIES)))[: len(expected)]
+    tracks = dvis.track(video, ())
+    assert tracks.features["query"].tolist() == expected
+    assert np.array_equal(tracks.tokens, generated.tokens[:, expected].transpose(0, 1))
+    assert (tracks.masks.dense() == masks[expected]).mean() > 0.999
+    assert ((tracks.presence > 0) == masks[expected].any((2, 3))).all()
+
+
 def test_equal_scores_keep_the_order_of_the_queries() -> None:
     generated = GeneratedTracks(torch.zeros(1, 4, 2), torch.zeros(2, 4, 3), torch.tensor([0.5, 0.9, 0.5, 0.9]))
     assert generated.best(3).tolist() == [1, 3, 0] and generated.best(9).tolist() == [1, 3, 0, 2]
@@ -171,6 +192,18 @@ def test_frames_links_the_queries_of_mask2former_with_their_own_masks(linked: Tr
     masks = masks_of(torch.stack([outputs.masks_queries_logits[t][order[t][query]] for t in range(FRAMES)], 1))
     assert (masks ^ linked.masks.dense()).mean() < 2e-3
     assert tracker(generator="frames").channels == linked.tokens.shape[2] == CHANNELS
+
+
+def test_a_checkpoint_with_vit_adapter_tracks_and_is_the_same_after_saving(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, "adapter")
+    video = scene(3)[0]
+    for generator in ("offline", "frames"):
+        dvis = DvisTracker(DvisSettings(checkpoint=str(tmp_path), generator=generator, keep_raw=True, **SMALL))
+        tracks = dvis.track(video, ())
+        geometry = square_geometry(SIZE, SIDE)
+        with torch.no_grad():
+            out = mask2former("adapter")(torch.stack([geometry.image(video.read(t)) for t in range(3)]))
+        assert near(tracks.features["raw"], out.transformer_decoder_last_hidden_state)
 
 
 def test_frames_needs_no_head(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_dvis import CLASSES, QUERIES, WIDTH, dvis_head, mask2former, released_names
+from tiny_dvis import CLASSES, QUERIES, UNREAD_OF_ADAPTER, WIDTH, dvis_head, mask2former, released_names
 from torch import Tensor
 
 from rvos_cache.cli import cli
@@ -38,15 +38,11 @@ def convert(tensors: dict[str, Any], folder: Path) -> Conversion:
     return convert_dvis(folder / "model_final.pth", folder / "out")
 
 
-@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+@pytest.mark.parametrize("backbone", ["resnet", "swin", "adapter"])
 def test_the_folder_has_the_outputs_of_the_checkpoint(backbone: str, tmp_path: Path) -> None:
     conversion = convert(released_names(backbone), tmp_path)
-    assert (conversion.backbone, conversion.queries, conversion.channels, conversion.classes) == (
-        backbone,
-        QUERIES,
-        WIDTH,
-        CLASSES,
-    )
+    assert conversion.backbone == {"adapter": "dvis_vit_adapter"}.get(backbone, backbone)
+    assert (conversion.queries, conversion.channels, conversion.classes) == (QUERIES, WIDTH, CLASSES)
     segmenter, head = load_dvis(str(tmp_path / "out"))
     model, expected_head = mask2former(backbone), dvis_head(backbone)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -62,18 +58,22 @@ def test_the_folder_has_the_outputs_of_the_checkpoint(backbone: str, tmp_path: P
     assert torch.equal(refined[0].logits, refined[1].logits) and torch.equal(refined[0].mask_embed, refined[1].mask_embed)
 
 
-def test_every_tensor_is_used_or_listed(released: dict[str, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["resnet", "adapter"])
+def test_every_tensor_is_used_or_listed(backbone: str, tmp_path: Path) -> None:
+    released = released_names(backbone)
     conversion = convert(released, tmp_path)
-    assert set(conversion.unread) == UNREAD
+    assert set(conversion.unread) == UNREAD | (set(UNREAD_OF_ADAPTER) if backbone == "adapter" else set())
     assert conversion.tensors + len(conversion.unread) == len(released)
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert record == {"source": "model_final.pth", "tensors": conversion.tensors, "unread": list(conversion.unread)}
 
 
-def test_each_tensor_that_is_read_changes_the_folder(released: dict[str, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["resnet", "adapter"])
+def test_each_tensor_that_is_read_changes_the_folder(backbone: str, tmp_path: Path) -> None:
     """Every tensor is filled with its own number, and every number must be in the folder."""
     from safetensors.torch import load_file
 
+    released = released_names(backbone)
     numbered = {name: torch.full_like(t, i) if t.is_floating_point() else t for i, (name, t) in enumerate(released.items())}
     conversion = convert(numbered, tmp_path)
     files = [load_file(tmp_path / "out" / name) for name in ("model.safetensors", "dvis_head.safetensors")]
@@ -95,6 +95,15 @@ def test_an_unknown_or_missing_tensor_is_named_and_no_folder_is_left(released: d
         with pytest.raises(InputError, match=f"'{name}' is missing"):
             convert({n: t for n, t in released.items() if n != name}, tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["model_final.pth"]
+
+
+def test_tensors_of_the_adapter_are_named(tmp_path: Path) -> None:
+    released = released_names("adapter")
+    missing, unknown = "backbone.interactions.3.extra_extractors.1.attn.value_proj.bias", "backbone.interactions.0.injector.gamma"
+    with pytest.raises(InputError, match=f"'{missing}' is missing"):
+        convert({name: t for name, t in released.items() if name != missing}, tmp_path)
+    with pytest.raises(InputError, match=f"'{unknown}' does not belong to a dvis_vit_adapter model"):
+        convert({**released, unknown: torch.ones(128)}, tmp_path)
 
 
 def test_an_online_checkpoint_is_refused(released: dict[str, Tensor], tmp_path: Path) -> None:

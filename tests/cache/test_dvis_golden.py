@@ -11,7 +11,7 @@ from golden_dvis import TOLERANCE, error, golden, released_tensors
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner, track_scores
+from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner, VitAdapter, track_scores
 from rvos_cache.trackers.dvis.linking import link_frames
 from rvos_cache.trackers.dvis.referring import TrackedQueries
 
@@ -22,6 +22,8 @@ HEAD = ("sem_seg_head.", "tracker.", "refiner.")
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
+    # 0.7 GB.
+    released_tensors.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,30 @@ def test_the_order_of_a_later_frames_queries_does_not_matter(head: DvisHead, tra
 
 def test_linked_frames_are_the_assignments_of_the_tracker(tracked: TrackedQueries) -> None:
     assert torch.equal(link_frames(inputs()[0]), tracked.order)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> VitAdapter:
+    return VitAdapter.from_official(released_tensors("backbone."))
+
+
+def test_the_maps_of_vit_adapter_are_the_released_ones(adapter: VitAdapter) -> None:
+    images = golden()["input.adapter.images"]
+    maps = adapter(images)
+    for stride, stride_map in zip((4, 8, 16, 32), maps, strict=True):
+        assert stride_map.shape[2:] == (64 // stride, 96 // stride)
+        assert error(f"output.adapter.stride{stride}", stride_map) < TOLERANCE, stride
+    for together, alone in zip(maps, adapter(images[1:]), strict=True):
+        assert torch.allclose(together[1:], alone, atol=1e-4)
+
+
+def test_vit_adapter_takes_whole_cells_and_its_own_tensors(adapter: VitAdapter) -> None:
+    with pytest.raises(ValueError, match="multiples of 32"):
+        adapter(torch.zeros(1, 3, 48, 64))
+    tensors = released_tensors("backbone.")
+    name = "backbone.interactions.3.extra_extractors.1.ffn.dwconv.dwconv.bias"
+    with pytest.raises(InputError, match=f"'{name}' is missing"):
+        VitAdapter.from_official({n: t for n, t in tensors.items() if n != name})
 
 
 @pytest.mark.parametrize(

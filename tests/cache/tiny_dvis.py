@@ -9,15 +9,37 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tiny_vita import CHANNELS, SIZES, mask2former, mask2former_names, randomised
+from tiny_vita import CHANNELS, SIZES, mask2former_names, randomised
+from tiny_vita import mask2former as mask2former_of
 from torch import Tensor
 
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
+from rvos_cache.trackers.dvis.adapter import AdapterSizes
 
 WIDTH = 2 * CHANNELS
 QUERIES, CLASSES = SIZES.frame_queries, SIZES.classes
 SMALL = {"side": 64, "pool": 4}
+ENCODER = "pixel_level_module.encoder.adapter."
 HEAD_FILE = "dvis_head.safetensors"
+
+
+ADAPTER = AdapterSizes(width=128, blocks=4, hidden=64, positions=9, stem=4, groups=4, extra=2, heads=4, convolved=16)
+UNREAD_OF_ADAPTER = (
+    "backbone.vit_module.mask_token",
+    "backbone.vit_module.norm.weight",
+    "backbone.vit_module.norm.bias",
+    "backbone.norm1.num_batches_tracked",
+)
+
+
+def mask2former(backbone: str = "resnet") -> Any:
+    """A random Mask2Former with a ResNet, Swin or ViT-Adapter ("adapter")."""
+    if backbone != "adapter":
+        return mask2former_of(backbone)
+    from rvos_cache.trackers.dvis.backbone import VitAdapterConfig, register
+
+    register()
+    return mask2former_of(VitAdapterConfig(**ADAPTER.to_json()))
 
 
 def dvis_head(backbone: str = "resnet", seed: int = 22) -> DvisHead:
@@ -39,7 +61,10 @@ def released_names(backbone: str = "resnet") -> dict[str, Tensor]:
     unread = {
         f"tracker.{name}.{p}": torch.ones(3) for name in ("mask_embed.layers.0", "mask_feature_proj") for p in ("weight", "bias")
     }
-    return {**mask2former_names(mask2former(backbone)), **dvis_head(backbone).official(), **unread}
+    segmenter = {name.replace(ENCODER, "backbone."): t for name, t in mask2former_names(mask2former(backbone)).items()}
+    if backbone == "adapter":
+        unread |= dict.fromkeys(UNREAD_OF_ADAPTER, torch.ones(3))
+    return {**segmenter, **dvis_head(backbone).official(), **unread}
 
 
 def write_checkpoint(folder: Path, backbone: str = "resnet") -> Path:

@@ -47,10 +47,12 @@ def randomised(module: Any, seed: int, spread: float = 0.3) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def mask2former(backbone: str = "swin") -> Any:
-    """A random Mask2Former with a Swin or ResNet backbone and 6 frame queries."""
-    if backbone == "swin":
-        inner: Any = SwinConfig(embed_dim=8, depths=[1, 2, 2, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES)
+def mask2former(backbone: Any = "swin") -> Any:
+    """A random Mask2Former with 6 frame queries and a Swin or ResNet backbone, or the one of a configuration."""
+    if not isinstance(backbone, str):
+        inner: Any = backbone
+    elif backbone == "swin":
+        inner = SwinConfig(embed_dim=8, depths=[1, 2, 2, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES)
     else:
         inner = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32, 64, 128], depths=[1, 2, 1, 2], out_features=STAGES)
     config = Mask2FormerConfig(

@@ -253,11 +253,11 @@ def test_predict_evaluate_and_a_row_of_the_report(work: Path, tmp_path: Path, ru
     page = ("report", "--run", tmp_path / "run", "--selections", tmp_path / "s.zarr", *caches, "--out", tmp_path / "page")
     code, _ = run(*page, "--row", f"{NAME}={tmp_path / 'z.json'}")
     html = (tmp_path / "page/index.html").read_text()
-    assert code == 0 and f"<td>CLIP, zero-shot</td><td>{100 * zero_shot['jf']:.1f}</td>" in html
+    assert code == 0 and f"<td>clip-zero-shot</td><td>{100 * zero_shot['jf']:.1f}</td>" in html
     few = {**zero_shot, "expressions": dict(list(zero_shot["expressions"].items())[1:])}
     (tmp_path / "few.json").write_text(json.dumps(few))
     (tmp_path / "none.json").write_text("[]")
-    for file, message in (("few", "scores of other expressions"), ("none", "no scores of videos"), ("nowhere", "not found")):
+    for file, message in (("few", "scores of other expressions"), ("none", "no scores of videos"), ("nowhere", "cannot be read")):
         code, printed = run(*page, "--row", f"x={tmp_path / file}.json")
         assert code == 1 and message in printed
     for arguments, message in (
@@ -314,7 +314,7 @@ def test_what_ask_without_a_run_refuses(work: Path, tmp_path: Path, run: Callabl
         ((*chosen, "--tracker-set", "no_such=1"), "no_such"),
         ((*chosen, "--clip-set", "square=30", "--clip-set", "short_side=4"), "square and short_side are given"),
         ((), "give --run RUN, or --selector NAME"),
-        (("--run", tmp_path, *chosen), "give --run RUN, or --selector NAME"),
+        (("--run", tmp_path, *chosen), "--run and --selector are both given"),
         (("--run", tmp_path, "--tracker", "flow"), "--tracker, --tracker-set and --clip-set are for --selector"),
     ):
         code, printed = run("ask", frames, "the red square", *options, *out)

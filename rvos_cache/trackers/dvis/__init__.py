@@ -3,6 +3,7 @@
 Zhang et al., "DVIS++: Improved Decoupled Framework for Universal Video Segmentation", 2023; code: github.com/zhang-tao-whu/DVIS_Plus.
 """
 
+from rvos_cache.trackers.dvis.adapter import VitAdapter
 from rvos_cache.trackers.dvis.head import DvisHead, track_scores
 from rvos_cache.trackers.dvis.queries import ReidQueries
 from rvos_cache.trackers.dvis.referring import ReferringTracker
@@ -17,5 +18,6 @@ __all__ = [
     "ReferringTracker",
     "ReidQueries",
     "TemporalRefiner",
+    "VitAdapter",
     "track_scores",
 ]

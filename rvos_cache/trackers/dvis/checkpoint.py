@@ -14,12 +14,20 @@ HEAD_FILE = "dvis_head.safetensors"
 """File in the checkpoint folder with the tensors of re-identification, tracker and refiner under their released names."""
 
 
+def load_segmenter(checkpoint: str, kind: str) -> Segmenter:
+    """Mask2Former alone, also with ViT-Adapter. kind: what the checkpoint is called in errors. Raises InputError."""
+    from rvos_cache.trackers.dvis.backbone import register
+
+    register()
+    return Segmenter(checkpoint, kind)
+
+
 def load_dvis(checkpoint: str) -> tuple[Segmenter, DvisHead]:
     """Both parts of a converted checkpoint, on the GPU where there is one.
 
     Raises InputError if one cannot be loaded, or if they are not of the same checkpoint.
     """
-    segmenter = Segmenter(checkpoint, KIND)
+    segmenter = load_segmenter(checkpoint, KIND)
     head = DvisHead.from_official(read_head(checkpoint, HEAD_FILE, KIND, "convert-dvis")).to(device())
     config, norm = segmenter.model.config, segmenter.model.model.transformer_module.decoder.layernorm
     parts = {

@@ -6,12 +6,18 @@ error.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.tensors import read_tensors
+from rvos_cache.trackers.dvis import adapter
 from rvos_cache.trackers.dvis import head as head_names
 from rvos_cache.trackers.dvis.checkpoint import HEAD_FILE
 from rvos_cache.trackers.dvis.head import DvisHead
@@ -53,7 +59,7 @@ def convert_dvis(checkpoint: Path, out: Path) -> Conversion:
     try:
         head = DvisHead.from_official(read)
         # The last LayerNorm of Mask2Former's decoder belongs to both.
-        model = read_mask2former({n: t for n, t in read.items() if names.in_transformers(n) or not head_names.is_head(n)}, KIND)
+        model = _segmenter({n: t for n, t in read.items() if names.NAMES.parts(n) or not head_names.is_head(n)})
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
     conversion = Conversion(
@@ -73,4 +79,15 @@ def convert_dvis(checkpoint: Path, out: Path) -> Conversion:
 
 def is_unread(official: str) -> bool:
     """Whether the offline model does not use the released tensor."""
-    return names.is_unread(official) or head_names.is_unread(official)
+    in_adapter = official.startswith(adapter.PREFIX) and re.fullmatch(adapter.UNREAD, official.removeprefix(adapter.PREFIX))
+    return bool(in_adapter) or names.is_unread(official) or head_names.is_unread(official)
+
+
+def _segmenter(tensors: Mapping[str, Tensor]) -> Any:
+    """Mask2Former of its released tensors."""
+    if not any(name.startswith(f"{adapter.PREFIX}vit_module.") for name in tensors):
+        return read_mask2former(tensors, KIND)
+    from rvos_cache.trackers.dvis import backbone
+
+    backbone.register()
+    return read_mask2former(tensors, KIND, backbone.NAMES, backbone.adapter_config(tensors))

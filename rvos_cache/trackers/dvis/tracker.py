@@ -16,12 +16,11 @@ from rvos_cache.settings import Settings
 from rvos_cache.soft_overlap import SOFT_SPECS, soft_overlap, truth_shares
 from rvos_cache.trackers.base import ShareDone, Tracker, part_of
 from rvos_cache.trackers.dvis import features
-from rvos_cache.trackers.dvis.checkpoint import load_dvis
+from rvos_cache.trackers.dvis.checkpoint import load_dvis, load_segmenter
 from rvos_cache.trackers.dvis.generators import LinkedFrames, OfflineModel
 from rvos_cache.trackers.dvis.settings import DvisSettings
 from rvos_cache.trackers.mask2former.geometry import square_geometry
 from rvos_cache.trackers.mask2former.masks import decode_masks, largest, to_float16
-from rvos_cache.trackers.mask2former.segmenter import Segmenter
 from rvos_cache.trackers.mask2former.spool import Spool
 from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.types import VIDEO, Expression, GroundTruth, TrackSet, Video
@@ -47,7 +46,7 @@ class DvisTracker(Tracker):
             self.segmenter, head = load_dvis(settings.checkpoint)
             self.generator = OfflineModel(head)
         else:
-            self.segmenter = Segmenter(settings.checkpoint, "Mask2Former checkpoint")
+            self.segmenter = load_segmenter(settings.checkpoint, "Mask2Former checkpoint")
             self.generator = LinkedFrames(self.segmenter)
         config = self.segmenter.model.config
         self.channels = self.generator.channels

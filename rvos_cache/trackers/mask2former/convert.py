@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import quiet
+from rvos_cache.tensor_names import TensorNames
 from rvos_cache.trackers.mask2former import names
 from rvos_cache.trackers.mask2former.released import ReleasedSizes
 
@@ -21,17 +22,19 @@ LEVELS, POINTS = 3, 4
 """Deformable attention of Mask2Former's pixel decoder: feature maps, and sampling points per map."""
 
 
-def read_mask2former(tensors: Mapping[str, Tensor], kind: str) -> Any:
+def read_mask2former(
+    tensors: Mapping[str, Tensor], kind: str, tensor_names: TensorNames = names.NAMES, backbone: Any = None
+) -> Any:
     """The transformers model of the released tensors of Mask2Former.
 
-    kind: what the checkpoint is called in errors. Raises InputError naming a tensor that is unknown, missing, or of a shape that
-    contradicts the others.
+    kind: what the checkpoint is called in errors; tensor_names, backbone: names and configuration of a backbone besides ResNet and
+    Swin. Raises InputError naming a tensor that is unknown, missing, or of a shape that contradicts the others.
     """
     from transformers import Mask2FormerForUniversalSegmentation
 
     converted: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        targets = names.in_transformers(name)
+        targets = tensor_names.parts(name)
         if not targets:
             raise InputError(f"the tensor {name!r} is not one of Mask2Former or of the head; give a {kind}")
         if len(tensor) % len(targets):
@@ -39,10 +42,10 @@ def read_mask2former(tensors: Mapping[str, Tensor], kind: str) -> Any:
         converted |= dict(zip(targets, tensor.float().chunk(len(targets))))
     # Of a ResNet transformers warns that it may not be compatible.
     with quiet(), torch.random.fork_rng(devices=[]):
-        config = mask2former_config(tensors, kind)
+        config = mask2former_config(tensors, kind, backbone)
         model = Mask2FormerForUniversalSegmentation(config)
     for name, initial in model.state_dict().items():
-        official = names.in_detectron2(name)
+        official = tensor_names.released(name)
         if name not in converted and official is not None:
             raise InputError(f"the tensor {official!r} is missing; give a complete {kind}")
         if name in converted and converted[name].shape != initial.shape:
@@ -51,16 +54,17 @@ def read_mask2former(tensors: Mapping[str, Tensor], kind: str) -> Any:
     unknown = sorted(converted.keys() - model.state_dict().keys())
     if unknown:
         raise InputError(
-            f"the tensor {names.in_detectron2(unknown[0])!r} does not belong to a {config.backbone_config.model_type} model"
+            f"the tensor {tensor_names.released(unknown[0])!r} does not belong to a {config.backbone_config.model_type} model"
         )
     model.load_state_dict({**model.state_dict(), **converted})
     return model.eval()
 
 
-def mask2former_config(tensors: Mapping[str, Tensor], kind: str) -> Any:
+def mask2former_config(tensors: Mapping[str, Tensor], kind: str, backbone: Any = None) -> Any:
     """The configuration of transformers, from the shapes of the released tensors of Mask2Former.
 
-    kind: what the checkpoint is called in errors. Raises InputError naming a tensor that is missing or has another number of axes.
+    kind: what the checkpoint is called in errors; backbone: its configuration, if it is neither a ResNet nor a Swin. Raises InputError
+    naming a tensor that is missing or has another number of axes.
     """
     from transformers import Mask2FormerConfig
 
@@ -70,8 +74,10 @@ def mask2former_config(tensors: Mapping[str, Tensor], kind: str) -> Any:
     queries, hidden = sizes.of(f"{predictor}.query_feat.weight", 2)
     # Each attention head has an x and a y offset for each point of each map.
     offsets = sizes.of(f"{pixel}.transformer.encoder.layers.0.self_attn.sampling_offsets.bias", 1)[0]
+    if backbone is None:
+        backbone = _resnet_config(sizes) if sizes.count("backbone.stem.") else _swin_config(sizes)
     return Mask2FormerConfig(
-        backbone_config=_resnet_config(sizes) if sizes.count("backbone.stem.") else _swin_config(sizes),
+        backbone_config=backbone,
         feature_size=feature_size,
         mask_feature_size=mask_size,
         hidden_dim=hidden,

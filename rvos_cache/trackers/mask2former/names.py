@@ -116,16 +116,6 @@ TABLE = {source: tuple(map(_full, targets)) for source, targets in {**swin(), **
 NAMES = TensorNames(TABLE, FIELDS)
 
 
-def in_transformers(official: str) -> tuple[str, ...]:
-    """The names in transformers of a released tensor; () if it is not one of Mask2Former."""
-    return NAMES.parts(official)
-
-
-def in_detectron2(name: str) -> str | None:
-    """The released name of the tensor that contains a tensor of transformers; None if no checkpoint contains it."""
-    return NAMES.released(name)
-
-
 def is_unread(official: str) -> bool:
     """Whether evaluation does not use the released tensor."""
     return any(re.fullmatch(pattern, official) for pattern in UNREAD)
