@@ -75,8 +75,8 @@ class DervosConfig(SelectorConfig):
     duplicate_iou: float = Field(default=1.0, gt=0, le=1)
     """A track that is not matched but has a larger IoU with an object of the expression has no loss; 1: it is a negative."""
     cost_class: float = Field(default=2.0, ge=0)
-    """Weight of a track's probability in the matching. The same for all objects, it only chooses between tracks of similar masks; with 0
-    labels do not change while the module learns. Source: DVIS++'s configurations."""
+    """Weight of a track's probability in the matching. The same for all objects, it only chooses between tracks of similar masks;
+    with 0 labels do not change while the module learns. Source: DVIS++'s configurations."""
     cost_bce: float = Field(default=5.0, ge=0)
     """Weight of the cross-entropy of masks in the matching, or with match_cost=counts of 1 - IoU. Source: the same."""
     cost_dice: float = Field(default=5.0, ge=0)
