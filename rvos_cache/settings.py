@@ -201,3 +201,15 @@ def _type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 def _limit_text(limit: object) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "length >="}
     return ", ".join(f"{sign} {getattr(limit, name)}" for name, sign in signs.items() if getattr(limit, name, None) is not None)
+
+
+def square_or_short_side(values: Any) -> Any:
+    """Settings as given, of frames that have one size: with `square` the default of `short_side` is 0 (off).
+
+    For a validator that runs before the fields are read. Raises ValueError where both are given.
+    """
+    if not isinstance(values, Mapping) or not values.get("square"):
+        return values
+    if values.get("short_side"):
+        raise ValueError("square and short_side are given, and a frame has one size; give one of them")
+    return {**values, "short_side": 0}

@@ -73,7 +73,7 @@ class ClipSampler:
         return [self.sample_frames(sample, row) for sample, row in rows]
 
     def make(self, rows: Sequence[Row], frames: Sequence[Sequence[int]], masks_only: bool = False) -> Batch:
-        """The batch of clips of these frames, augmented. masks_only: see `collate`."""
+        """The batch of clips of these frames, augmented. masks_only: see `collate`; it excludes an augmentation."""
         return collate(rows, self.requires, frames=frames, augment=self.augment, generator=self.generator, masks_only=masks_only)
 
     def sample_frames(self, sample: VideoSample, row: int) -> list[int]:

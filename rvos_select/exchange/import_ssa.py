@@ -69,7 +69,8 @@ def import_ssa(
             raise InputError(
                 f"it has {len(trained)} tensors of SSA and {len(own_clip) * has_clip} of CLIP, expected both; {GIVE}"
             )
-        towers = {part: _tower(part, own_clip) for part in (IMAGE_PART, TEXT_PART)}
+        parts = split_parts(own_clip)
+        towers = {IMAGE_PART: image_tower(parts["image"]), TEXT_PART: text_tower(parts["text"])}
         read = {**sizes(trained), "token_channels": 0, "stage_channels": tuple(towers[IMAGE_PART].config.hidden_sizes)}
         clip_folder = str(clip or (out / CLIP_FOLDER).absolute())
         model = Ssa(build(SsaConfig, {**read, **(config or {}), "clip": clip_folder}, "settings of SSA"))
@@ -88,11 +89,6 @@ def import_ssa(
         write_json(folder / "settings.json", _record(checkpoint, model, towers, dataset))
     unread = tuple(sorted(name for name in others if name not in trained))
     return Imported(out, len(trained), len(own_clip), unread)
-
-
-def _tower(part: str, tensors: Mapping[str, Tensor]) -> Any:
-    parts = split_parts(tensors)
-    return image_tower(parts["image"]) if part == IMAGE_PART else text_tower(parts["text"])
 
 
 def _check_same_clip(clip: Path, towers: Mapping[str, Any], checkpoint: Path) -> None:
@@ -120,6 +116,7 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     def layers(prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
+    frame_layers = layers(f"{predictor}.transformer_cross_attention_layers.")
     values = {
         "width": size("resizer.fc.weight", 0),
         "word_channels": size("resizer.fc.weight", 1),
@@ -128,7 +125,8 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "pixel_hidden": size(f"{pixel}.layers.0.linear1.weight", 0),
         "fusion_width": size(f"{pixel}.fusion_layers.0.attn.v_proj.weight", 0),
         "pixel_layers": layers(f"{pixel}.layers."),
-        "frame_layers": layers(f"{predictor}.transformer_cross_attention_layers."),
+        "frame_layers": frame_layers,
+        "handed_on": min(frame_layers, SsaConfig().handed_on),
         "video_layers": layers(f"{video}.transformer_cross_attention_layers."),
     }
     switches = {

@@ -1,6 +1,6 @@
 """Losses of SSA's cached form: classes of tracks in each frame and in the video, and the similarity of matched queries.
 
-Masks are given, so the mask losses of `ssa_losses` have no gradient and are left out; their place in the matching is taken by costs
+Masks are given, so the mask losses of `losses` have no gradient and are left out; their place in the matching is taken by costs
 that the cache's pixel counts give. Letters: B expressions, T frames, N tracks, A objects, K layers that are handed on, C channels.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from rvos_cache.types import Overlap
 from rvos_select.selectors.matching import MatchRule, TrackCosts, counted_track_costs, match_tracks
 from rvos_select.selectors.ssa.config import SsaConfig
-from rvos_select.selectors.ssa_losses import NONE, REFERRED
+from rvos_select.selectors.ssa.losses import NONE, REFERRED
 
 
 class TrackOutput(NamedTuple):
