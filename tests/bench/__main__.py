@@ -20,6 +20,7 @@ def main() -> int:
         ("ssa_step.py", None),
         ("referdino_step.py", None),
         ("referdino_extract.py", None),
+        ("dervos_step.py", None),
         ("sam2_bench.py", None),
         ("store_bench.py", real),
         ("flow_davis.py", real),
