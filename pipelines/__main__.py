@@ -14,7 +14,7 @@ from pipelines.rows import board as board_of
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import all_papers, find_row
 from pipelines.rows.published import keys_of, named, titles_of
-from pipelines.rows.readme import write_readme
+from pipelines.rows.readme import README, write_readme
 from pipelines.rows.results import Record, add_scores, mean_and_deviation, read_record, read_server
 from pipelines.rows.runner import check_needs, run_row
 from pipelines.rows.steps import is_scored_by_server, steps_of
@@ -139,9 +139,10 @@ def compare(a: str, b: str, split: str | None, places: Places) -> None:
 
 
 @pipelines.command()
-def readme() -> None:
-    """Write the rows to pipelines/README.md."""
-    click.echo(write_readme(all_papers()))
+@click.option("--out", type=PATH, default=README, help="[default: pipelines/README.md]")
+def readme(out: Path) -> None:
+    """Write pipelines/README.md with its rows made anew."""
+    click.echo(write_readme(all_papers(), out))
 
 
 def show_record(record: Record, published: dict[str, list[float]], places: Places) -> None:

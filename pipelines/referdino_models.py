@@ -200,7 +200,8 @@ def _values(rows: Mapping[str, Row], name: str) -> dict[str, Any]:
     if "tune" in ways:
         values["tune"] = [pair for pair in ways["tune"].tune if not pair.startswith(("preset=", "checkpoint="))]
     # The page of single frames sets their size itself.
-    values["tracker"] = [pair for pair in row.tracker_set if not pair.startswith("resizing=")]
+    pairs = dict.fromkeys(text.partition(".")[2] for text in row.tracker_set)
+    values["tracker"] = [pair for pair in pairs if not pair.startswith("resizing=")]
     if "baseline" in ways:
         values["tracker"] = [f"{GROUNDING}{upstream}", "prompt_every=100000"]
     return values

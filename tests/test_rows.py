@@ -16,13 +16,16 @@ from test_end_to_end_sam2 import run as call_command
 from text_fixtures import tiny_roberta
 
 from pipelines.__main__ import pipelines
-from pipelines.rows.needs import Places
-from pipelines.rows.papers import PAGES, all_papers, read_paper
+from pipelines.rows.needs import Places, choices_of, named_upstream, needs_of
+from pipelines.rows.papers import PAGES, TrackerChoice, all_papers, read_paper
+from pipelines.rows.readme import README
+from pipelines.rows.steps import RUN, steps_of
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
 from rvos_cache.text import encoder_class
 from rvos_cache.trackers import tracker_class
+from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_select.selectors import selector_class
 from rvos_select.selectors.sola import SolaConfig
 from rvos_select.training.settings import TrainSettings
@@ -87,6 +90,8 @@ def test_a_row_ends_with_our_number_beside_the_papers(work: Work, ran: str) -> N
     entry = work.entries("--system", "sola")[f"{ROW} mevis/valid_u"]
     scores = json.loads((work.folder / "out" / ROW / "mevis-valid_u/scores.json").read_text())
     assert [value["mean"] for value in entry["ours"]] == pytest.approx([100 * scores[key] for key in ("jf", "j", "f")])
+    # What is not the row's own is told.
+    assert set(entry["changes"]) > {f"{name}={value}" for name, value in SMALL.items()}
     assert entry["state"] == "scored" and entry["hours"] == 0 and entry["oracle"] >= entry["ours"][0]["mean"]
 
 
@@ -137,6 +142,21 @@ def test_the_board_says_what_is_missing_and_where_to_get_it(work: Work) -> None:
     assert todo and not [entry for entry in todo.values() if entry["state"].startswith(("scored", "not here"))]
 
 
+def test_two_rows_are_compared(work: Work, ran: str) -> None:
+    printed = work.call("compare", ROW, ROW)
+    assert "J&F" in printed and f"{SENTENCES} expressions of 1 video" in printed
+    with pytest.raises(InputError, match="scored here on no common split; run both rows on one split"):
+        work.call("compare", ROW, "sola.table_5a.without_alignment")
+
+
+def test_seeds_give_a_mean_and_a_deviation(work: Work, ran: str) -> None:
+    small = ("--set", "epochs=1")
+    printed = work.call("run", ROW, "--seeds", 2, *small)
+    assert "deviation of J&F over 2 seeds: " in printed
+    entry = work.entries("--system", "sola")[f"{ROW} mevis/valid_u"]
+    assert entry["seeds"] == [0, 1] and entry["ours"][0]["deviation"] >= 0
+
+
 def test_what_a_server_said_is_recorded(work: Work, tmp_path: Path) -> None:
     (tmp_path / "scores.txt").write_text("J&F: 0.4712\nJ: 0.4401\nF: 0.5023\n")
     printed = work.call("score", "sola.table_1.val", tmp_path / "scores.txt")
@@ -167,21 +187,31 @@ def test_wrong_words_are_one_line(work: Work, words: tuple[str, ...], message: s
 
 
 def test_every_row_resolves_against_the_schemas() -> None:
-    """Settings of every row, of its trackers and of its encoder exist."""
+    """Settings of every row, of its trackers and of its encoder exist, and so do the weights and datasets that it needs."""
     for paper in all_papers().values():
-        for choice in paper.trackers.values():
-            build(tracker_class(choice.tracker).Settings, parse_overrides(filled(choice.set)), choice.key)
-        for choice in paper.encoders.values():
-            build(encoder_class(choice.encoder).Settings, parse_overrides(filled(choice.set)), choice.key)
         for name, row in paper.rows():
-            if row.settings and not row.reason:
+            if row.reason:
+                continue
+            for choice in choices_of(paper, row, Places()):
+                kind = tracker_class(choice.tracker) if isinstance(choice, TrackerChoice) else encoder_class(choice.encoder)
+                build(kind.Settings, parse_overrides(filled(choice.set)), f"{name}, {choice.key}")
+            assert needs_of(paper, row, Places())
+            if row.way == "train":
                 values = merge(read_toml(PAGES / row.settings), parse_overrides(filled(row.set)))
                 settings = build(TrainSettings, values, name)
                 build(selector_class(settings.selector).Config, settings.config, name)
+            if row.way == "tune":
+                tune_settings(parse_overrides([Places().filled(named_upstream(pair, row)) for pair in row.tune]))
+            assert steps_of(paper, name, row, Places())
 
 
 def filled(pairs: tuple[str, ...]) -> list[str]:
-    return [Places().filled(pair) for pair in pairs]
+    return [Places().filled(pair.replace(RUN, "run")) for pair in pairs]
+
+
+def test_the_readme_has_the_rows(tmp_path: Path) -> None:
+    result = CliRunner().invoke(pipelines, ["readme", "--out", str(tmp_path / "README.md")], prog_name="pipelines")
+    assert result.exit_code == 0 and (tmp_path / "README.md").read_text("utf-8") == README.read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places) -> Iterator[E
             "oracle": scores[0].oracle if scores else None,
             "date": scores[-1].date if scores else None,
             "commit": scores[-1].commit if scores else None,
+            "changes": list(scores[0].changes) if scores else [],
             "needs": [need.__dict__ for need in needs],
             "hours": cost.hours,
             "gigabytes": cost.gigabytes,
@@ -120,7 +121,8 @@ def ours_text(entry: Entry) -> str:
         text += f" ± {first['deviation']:.1f} ({len(entry['seeds'])} seeds)"
     elif entry["interval"] is not None:
         text += f" [{entry['interval'][0]:.1f} to {entry['interval'][1]:.1f}]"
-    return f"{text}, {entry['date']}, {entry['commit'] or 'no commit'}"
+    changed = f", changed: {' '.join(entry['changes'])}" if entry["changes"] else ""
+    return f"{text}, {entry['date']}, {entry['commit'] or 'no commit'}{changed}"
 
 
 def gpu_name() -> str:

@@ -63,6 +63,11 @@ class Places:
     overrides: tuple[str, ...] = ()
     tracker_set: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The settings of training and of trackers that replace those of rows."""
+        return (*self.overrides, *(f"{name}.{pair}" for name, pairs in self.tracker_set.items() for pair in pairs))
+
     def root(self, dataset: str) -> Path:
         """Folder of a dataset."""
         return self.roots.get(dataset, Path("data") / dataset)
@@ -98,7 +103,8 @@ def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
 def row_tracker(paper: Paper, row: Row, name: str, places: Places) -> TrackerChoice:
     """A tracker as a row uses it: with its settings, those of the row, and those of the user."""
     choice = paper.trackers[name]
-    pairs = (*choice.set, *row.tracker_set, *places.tracker_set.get(name, ()))
+    own = (text.removeprefix(f"{name}.") for text in row.tracker_set if text.startswith(f"{name}."))
+    pairs = (*choice.set, *own, *places.tracker_set.get(name, ()))
     return choice.model_copy(update={"set": tuple(named_upstream(text, row) for text in pairs)})
 
 

@@ -107,7 +107,7 @@ class Row(Settings):
     test: list[str] = []
     """The trackers whose tracks are tested."""
     tracker_set: tuple[str, ...] = ()
-    """Settings that the row adds to its trackers."""
+    """Settings that the row adds to its trackers, `<tracker>.<name>=<value>`."""
     upstream: str = ""
     """Weights that the trackers of the row name as `{upstream}`."""
     encoder: str = ""
@@ -144,7 +144,7 @@ class Paper(Settings):
     system: str
     name: str
     title: str
-    link: str
+    link: str = ""
     choices: tuple[str, ...] = ()
     """What the paper leaves open or contradicts, and what is chosen here."""
     trackers: dict[str, TrackerChoice] = {}
@@ -246,6 +246,9 @@ def _check_names(paper: Paper, name: str, row: Row) -> None:
     for choice in [*row.test, *(c for choices in (*row.train.values(), *row.valid.values()) for c in choices)]:
         if choice not in paper.trackers:
             raise InputError(f"{location}: no tracker {choice!r}; there are: {', '.join(paper.trackers)}")
+    for text in row.tracker_set:
+        if text.partition(".")[0] not in paper.trackers:
+            raise InputError(f"{location}: tracker_set {text!r}: no tracker of that name; there are: {', '.join(paper.trackers)}")
     if row.first and row.first not in paper.trainings:
         raise InputError(f"{location}: no training {row.first!r}; there are: {', '.join(paper.trainings)}")
     if row.encoder not in paper.encoders:

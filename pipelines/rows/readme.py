@@ -26,10 +26,10 @@ def with_rows(text: str, papers: Mapping[str, Paper]) -> str:
     return f"{before}{START}\n\n{lines}\n\n{END}{after}"
 
 
-def write_readme(papers: Mapping[str, Paper]) -> Path:
-    """Write the rows to pipelines/README.md."""
-    write_text(README, with_rows(read_text(README), papers))
-    return README
+def write_readme(papers: Mapping[str, Paper], out: Path = README) -> Path:
+    """Write pipelines/README.md with its rows made anew to `out`."""
+    write_text(out, with_rows(read_text(README), papers))
+    return out
 
 
 def _lines(papers: Mapping[str, Paper]) -> Iterator[str]:
@@ -47,7 +47,8 @@ def _lines(papers: Mapping[str, Paper]) -> Iterator[str]:
 def _paper(paper: Paper) -> Iterator[str]:
     yield f"### {paper.system}"
     yield ""
-    yield f"[{paper.title}]({paper.link}); rows in [`papers/{paper.path.name}`](papers/{paper.path.name})."
+    title = f"[{paper.title}]({paper.link})" if paper.link else paper.title
+    yield f"{title}; rows in [`papers/{paper.path.name}`](papers/{paper.path.name})."
     yield ""
     if paper.choices:
         yield from (f"- {choice}" for choice in paper.choices)

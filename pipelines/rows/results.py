@@ -38,6 +38,8 @@ class Score(Settings):
     date: str
     commit: str
     commands: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    """Settings of training and of trackers that replaced those of the row."""
 
 
 class Record(Settings):
@@ -77,8 +79,8 @@ def add_scores(name: str, places: Places, scores: Sequence[Score]) -> Record:
     return record
 
 
-def scores_of(steps: Sequence[Step], seed: int) -> Iterator[Score]:
-    """The scores that the steps of a row wrote."""
+def scores_of(steps: Sequence[Step], seed: int, changes: tuple[str, ...] = ()) -> Iterator[Score]:
+    """The scores that the steps of a row wrote. changes: settings that replaced those of the row."""
     commands = tuple(step.line() for step in steps)
     best = {step.split: step.output for step in steps if step.makes == "oracle"}
     for step in steps:
@@ -96,6 +98,7 @@ def scores_of(steps: Sequence[Step], seed: int) -> Iterator[Score]:
             oracle=_percent(top.get("image", top).get(keys[0])),  # of images their measures are below "image"
             source=str(step.output),
             commands=commands,
+            changes=changes,
             date=today(),
             commit=commit(),
         )

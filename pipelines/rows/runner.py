@@ -26,7 +26,7 @@ def run_row(paper: Paper, name: str, row: Row, places: Places, seeds: Sequence[i
         for number, step in enumerate(steps, 1):
             click.echo(f"[{number}/{len(steps)}] {step.line()}")
             call(step)
-        record = add_scores(name, places, list(scores_of(steps, seed)))
+        record = add_scores(name, places, list(scores_of(steps, seed, places.changes)))
     return record
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_dvis
 import tiny_vita
 from click.testing import CliRunner
 from released_referdino import shared_grounding, shared_released
+from test_dervos_pages import SMALL as DERVOS
 from test_dmvs_pages import hide
 from test_ssa_pages import SMALL as SSA
 from test_ssa_pages import words_of
 from text_fixtures import tiny_roberta
+from tiny_beit3 import write_tiny_beit3
 from tiny_clip import write_tiny_clip
 
 from pipelines.__main__ import pipelines
@@ -87,3 +90,9 @@ def test_a_row_of_referdino_s_released_weights(tmp_path: Path, mevis: Path) -> N
     assert (tmp_path / "rows/referdino.table_2.referdino_b/mevis-valid/submission.zip").is_file()
     # Only what is tested is extracted, with the upstream of the run.
     assert [folder.name for folder in (tmp_path / "rows/cache/mevis").iterdir()] == ["valid"]
+
+
+def test_a_row_of_dervos(tmp_path: Path, mevis: Path) -> None:
+    weights = {"dvis_r50": tiny_dvis.write_checkpoint(tmp_path / "dvis"), "beit3_base": write_tiny_beit3(tmp_path / "beit3")}
+    trackers = {**{f"dvis.{name}": value for name, value in tiny_dvis.SMALL.items()}, "frames.square": 64}
+    check(tmp_path, "dervos.table_5.cfma", options(tmp_path, mevis, weights, trackers), DERVOS)
