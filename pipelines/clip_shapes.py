@@ -215,16 +215,7 @@ def accuracy(checkpoint: Path, seed: int, videos: int) -> tuple[int, int]:
     text_tower = load_text_tower(str(checkpoint)).cpu()
     correct = count = 0
     for frame in frames_of(seed, 1, videos):
-        claims = {
-            text: [(not colour or colour == k.colour) and (not shape or shape == k.shape) for k in frame.objects]
-            for thing in frame.objects
-            for text, colour, shape in (
-                (f"the {thing.colour} {thing.shape}", thing.colour, thing.shape),
-                (f"the {thing.shape}", "", thing.shape),
-                (f"the {thing.colour} one", thing.colour, ""),
-            )
-        }
-        asked = {text: truth.index(True) for text, truth in claims.items() if sum(truth) == 1 and len(truth) > 1}
+        asked = {text: truth.index(True) for text, truth in claims_of(frame).items() if sum(truth) == 1 and len(truth) > 1}
         if asked:
             words, lengths = encode_texts(text_tower, tokenizer, list(asked))
             sentences = words[torch.arange(len(asked)), lengths - 1]
@@ -233,6 +224,19 @@ def accuracy(checkpoint: Path, seed: int, videos: int) -> tuple[int, int]:
             correct += int((chosen == torch.tensor(list(asked.values()))).sum())
             count += len(asked)
     return correct, count
+
+
+def claims_of(frame: Frame) -> dict[str, list[bool]]:
+    """Static sentences in the wording of the data set about the objects of a frame -> of which of them each is true."""
+    return {
+        text: [(not colour or colour == k.colour) and (not shape or shape == k.shape) for k in frame.objects]
+        for thing in frame.objects
+        for text, colour, shape in (
+            (f"the {thing.colour} {thing.shape}", thing.colour, thing.shape),
+            (f"the {thing.shape}", "", thing.shape),
+            (f"the {thing.colour} one", thing.colour, ""),
+        )
+    }
 
 
 def frames_of(seed: int, split: int, videos: int) -> list[Frame]:

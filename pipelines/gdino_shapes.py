@@ -1,5 +1,4 @@
-"""A small GroundingDINO for moving shapes, with ReferDINO's mask decoder, trained on a CPU from nothing, so that its frozen queries mean
-something.
+"""A small GroundingDINO for moving shapes, with ReferDINO's mask decoder, trained on a CPU from nothing.
 
 `python -m pipelines.gdino_shapes --out out/gdino_shapes`. The folder is as of `rvos-cache tune-referdino`: `gdino-queries` takes it as
 `checkpoint`, with masks=head. Single frames are trained with sentences that say what objects look like; what some of them add about
@@ -13,9 +12,8 @@ Letters: B frames, each with one sentence, Q queries, A objects that the sentenc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.clip_shapes import Frame, frames_of
+from pipelines.clip_shapes import Frame, claims_of, contrastive, frames_of
 from pipelines.shapes_words import Claim, Description, describe, make_wordpiece, phrases
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.errors import InputError
@@ -39,13 +37,14 @@ from rvos_cache.trackers.referdino.convert import write_upstream
 from rvos_cache.trackers.referdino.head import HeadSizes, ReferDinoHead
 from rvos_cache.trackers.referdino.live import LiveOptions, LiveReferDino
 from rvos_cache.trackers.referdino.stages import FourStageGroundingDino
-from rvos_cache.trackers.referdino.upstream import RECORD_FILE, kept_queries
+from rvos_cache.trackers.referdino.upstream import RECORD_FILE, Upstream, kept_queries
 from rvos_cache.trackers.referdino_losses import STRIDE, Predicted, class_costs, dice, focal, giou, l1
 from rvos_cache.trackers.sam2.preprocess import normalise
 from rvos_select.losses.matching import assign, dice_costs
 from rvos_select.runs.checkpoint import load_state, save_state
 
 CHANNELS, HEADS = 64, 8
+"""Of queries and words, and heads of their attention."""
 WIDTHS = 24
 """Channels of Swin's first stage; each other has twice those of the one before."""
 DEPTHS, ENCODER_LAYERS, DECODER_LAYERS, POINTS = (1, 1, 1, 1), 1, 2, 2
@@ -60,7 +59,11 @@ SENTENCES = 10
 """B: frames with a sentence each, of a step."""
 WEIGHTS = {"cls": 2.0, "l1": 5.0, "giou": 2.0, "mask": 5.0, "dice": 2.0}
 """Weights of costs and losses. Source: GroundingDINO's for classes and boxes (cost_class 2, 5, 2); masks: ReferDINO's order."""
+MASK_TERMS = ("mask", "dice")
 CLASS_WEIGHT = 5.0
+"""Of what objects are. A shape is learned long after a colour: without this loss it is not learned in minutes."""
+SENTENCE_WEIGHT = 2.0
+"""Of each object with all sentences of the step, see `ShapesGdino.sentence_loss`."""
 COUNTS = (len(COLOURS), len(SHAPES))
 """Classes of colour and shape."""
 CELLS = (HEIGHT // 8, WIDTH // 8)
@@ -74,11 +77,16 @@ EVERYTHING = ("the object", "the one", "the shape", "the thing", "the objects", 
 
 @dataclass(frozen=True)
 class Example:
-    """A frame, a sentence, and which of the frame's objects look as it says, bool (a,)."""
+    """A frame, a sentence, and what this says of looks."""
 
     frame: Frame
     text: str
-    truth: Any
+    claim: Claim
+
+    @property
+    def truth(self) -> Any:
+        """Which of the frame's objects look as it says, bool (a,)."""
+        return np.array([self.claim.truth(thing) == 1 for thing in self.frame.objects])
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,10 @@ class Targets:
 def gdino_shapes(out: Path, videos: int, steps: int, rate: float, seed: int) -> None:
     """Train and write the folder that `--tracker gdino-queries --set checkpoint=OUT --set masks=head` takes, and print its accuracy."""
     train_gdino(out, videos, steps, rate, seed)
+    correct, count = accuracy(out, seed, max(1, videos // 10))
+    click.echo(
+        f"an object that a static sentence names, by the best query in held-out frames: {100 * correct / count:.1f} % of {count}"
+    )
     click.echo(f"checkpoint: {out}")
 
 
@@ -133,15 +145,71 @@ def train_gdino(out: Path, videos: int, steps: int, rate: float, seed: int) -> P
                 means[name] = means.get(name, 0.0) + (value.item() - means.get(name, 0.0)) / min(step - first + 1, 50)
             bar.advance(title=f"loss {means['loss']:.2f}")
             if (step + 1) % SAVED == 0:
-                print(step + 1, round(time.process_time()), {k: round(v, 3) for k, v in means.items()}, flush=True)
                 save_state(run, model, optimizer, {"step": step + 1, "settings": settings})
     with new_folder(out) as folder:
         write_upstream(folder, model.live.grounding, tokenizer, model.live.head, {"source": "pipelines.gdino_shapes", **settings})
     return out
 
 
-class LastMasks(ReferDinoHead):
-    """A head that draws masks of the queries that the last layer keeps, and none of the others: half of a step's time."""
+@torch.no_grad()
+def accuracy(checkpoint: Path, seed: int, videos: int) -> tuple[int, int]:
+    """(correct, count): how often the best query of a sentence lies on an object that it names, in held-out frames.
+
+    A sentence is asked if it is true of some objects of the frame and not of all.
+    """
+    upstream = Upstream(str(checkpoint), KEEP, "code_gate")
+    correct = count = 0
+    for frame in frames_of(seed, 1, videos):
+        asked = {text: truth for text, truth in claims_of(frame).items() if not all(truth)}
+        maps = upstream.encode(normalise(torch.from_numpy(frame.image)[None].permute(0, 3, 1, 2)))
+        objects = targets_of(Example(frame, "", Claim("", "", "", "")), every=True).boxes.to(upstream.device)
+        for text, truth in asked.items():
+            queries = upstream.read(maps.levels, upstream.caption(text))
+            best = (queries.hs[0] @ queries.text[0].T).amax(-1).argmax()
+            box = upstream.boxes(queries.hs, queries.reference)[0, best]
+            correct += truth[int(giou(box[None], objects).argmax())]
+        count += len(asked)
+    return correct, count
+
+
+@dataclass(frozen=True)
+class TokenLogits:
+    """The logits of one layer's queries with all sentences of a step. products: (B, Q, S, L), S = B; real, words: bool (S, L), the
+    tokens that are no padding, and those of them that are words: not [CLS], "." and [SEP]."""
+
+    products: Tensor
+    real: Tensor
+    words: Tensor
+
+    def means(self) -> Tensor:
+        """The mean over the words of each sentence, (B, Q, S)."""
+        return (self.products * self.words).sum(-1) / self.words.sum(-1)
+
+    def own(self) -> Tensor:
+        """Those of each frame's own sentence, (B, Q, L)."""
+        own: Tensor = self.products.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return own
+
+
+class TrainingHead(ReferDinoHead):
+    """A head that reads all sentences of a step, and draws masks of the last layer's queries alone, which is half of a step's time.
+
+    tokens: of each layer, then of the encoder. Logits are means over words, so that each word is learned; their maximum, which
+    stage one takes, is at first that of a token that says nothing, and words are then not learned at all.
+    """
+
+    def __init__(self, sizes: HeadSizes) -> None:
+        super().__init__(sizes)
+        self.tokens: list[TokenLogits] = []
+
+    def logits(self, queries: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """(B, 1, Q) of clips of one frame."""
+        products = torch.einsum("bqc,slc->bqsl", queries[:, 0], text[:, 0])
+        real = text_mask[:, 0]
+        places = torch.arange(real.shape[1])
+        words = (places >= 1) & (places < real.sum(1, keepdim=True) - 2)
+        self.tokens.append(TokenLogits(products, real, words))
+        return self.tokens[-1].means().diagonal(dim1=0, dim2=2).T[:, None]
 
     def mask_logits(self, queries: Tensor, *others: Tensor) -> Tensor:
         """As `ReferDinoHead.mask_logits`; zeros of other queries."""
@@ -169,12 +237,30 @@ class ShapesGdino(nn.Module):
     def predict(self, tokenizer: Any, batch: Sequence[Example]) -> list[Predicted]:
         """What each layer of the decoder predicts, then the encoder, of clips of one frame: B of them."""
         self._maps.clear()
+        self.live.head.tokens.clear()
         images = normalise(torch.from_numpy(np.stack([one.frame.image for one in batch])).permute(0, 3, 1, 2))
         captions = [make_caption(one.text, tokenizer, MAX_LENGTH) for one in batch]
         words = tokenizer(captions, return_tensors="pt", padding=True)
         real = torch.ones(len(batch), *images.shape[-2:], dtype=torch.bool)
         output = self.live(images, real, words["input_ids"], words["attention_mask"].bool())
         return [*output.layers, output.encoder]
+
+    def sentence_loss(self, layers: Sequence[Predicted], batch: Sequence[Example]) -> Tensor:
+        """The contrastive loss of all objects of the last frames, each by the query at its place, with all sentences.
+
+        One sentence for each frame alone is too little: objects are then found, and what the words say is not learned.
+        """
+        truth = torch.tensor([[one.claim.truth(thing) for one in batch] for own in batch for thing in own.frame.objects])
+        total = torch.zeros(())
+        for layer, tokens in zip(layers, self.live.head.tokens, strict=True):
+            rows, logits = [], tokens.means()
+            for b, one in enumerate(batch):
+                targets = targets_of(one, every=True)
+                costs = 5 * l1(layer.boxes[b, 0, :, None], targets.boxes) - 2 * giou(layer.boxes[b, 0, :, None], targets.boxes)
+                queries, objects = assign(costs)
+                rows.append(logits[b, queries[objects.argsort()]])
+            total = total + contrastive(torch.cat(rows), truth)
+        return total
 
     def class_loss(self, batch: Sequence[Example]) -> Tensor:
         """Cross-entropy of colour and shape of all objects of the last frames, told from each map under their masks; mean over maps."""
@@ -208,8 +294,9 @@ def make_model(words: int) -> LiveReferDino:
     )  # fmt: skip
     config = GroundingDinoConfig(
         backbone_config=swin, text_config=bert, d_model=CHANNELS, num_queries=QUERIES, max_text_len=MAX_LENGTH,
-        num_feature_levels=3, encoder_layers=ENCODER_LAYERS, decoder_layers=DECODER_LAYERS, encoder_n_points=POINTS, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
-        encoder_ffn_dim=2 * CHANNELS, decoder_ffn_dim=2 * CHANNELS, dropout=0.0, fusion_droppath=0.0,
+        num_feature_levels=3, encoder_layers=ENCODER_LAYERS, decoder_layers=DECODER_LAYERS, encoder_n_points=POINTS,
+        encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=2 * CHANNELS,
+        decoder_ffn_dim=2 * CHANNELS, dropout=0.0, fusion_droppath=0.0,
     )  # fmt: skip
     grounding: Any = FourStageGroundingDino(config)
     _prepare(grounding)
@@ -217,7 +304,7 @@ def make_model(words: int) -> LiveReferDino:
         channels=CHANNELS, map_channels=WIDTHS, temporal_layers=0, mask_layers=1, mask_hidden=2 * CHANNELS, mask_points=4,
         widths=(64, 64, 32, 32, 16),
     )  # fmt: skip
-    head = LastMasks(sizes)
+    head = TrainingHead(sizes)
     for part in (head.box.layers[-1].weight, head.box.layers[-1].bias):
         nn.init.zeros_(part)
     return LiveReferDino(grounding, head, LiveOptions(keep_ratio=KEEP))
@@ -249,16 +336,16 @@ def _example(rng: np.random.Generator, frame: Frame) -> Example:
         thing = Description(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), "")
     claim = Claim(str(rng.choice(EVERYTHING)), "", "", "") if kind > 0.85 else describe(rng, thing, size=0.0)
     more = f" {rng.choice(PHRASES_OF_MOTION)}" if kind > 0.5 else ""
-    return Example(frame, claim.text + more, np.array([claim.truth(own) == 1 for own in frame.objects]))
+    return Example(frame, claim.text + more, claim)
 
 
 def _mirrored(frame: Frame) -> Frame:
     return Frame(np.ascontiguousarray(frame.image[:, ::-1]), np.ascontiguousarray(frame.masks[..., ::-1]), frame.objects)
 
 
-def targets_of(example: Example) -> Targets:
-    """The objects that the sentence names."""
-    masks = example.frame.masks[example.truth]
+def targets_of(example: Example, every: bool = False) -> Targets:
+    """The objects that the sentence names, or every one of the frame."""
+    masks = example.frame.masks if every else example.frame.masks[example.truth]
     boxes = centre_and_size(last_pixel_boxes(torch.from_numpy(masks))) / torch.tensor([WIDTH, HEIGHT] * 2)
     return Targets(boxes, cells_of(masks, STRIDE))
 
@@ -266,17 +353,27 @@ def targets_of(example: Example) -> Targets:
 def _losses(model: ShapesGdino, tokenizer: Any, batch: Sequence[Example]) -> dict[str, Tensor]:
     """The terms of the last layer, what objects are, and `loss`, the weighted sum over the terms of all layers and this."""
     targets = [targets_of(one) for one in batch]
-    layers = [detection_losses(layer, targets) for layer in model.predict(tokenizer, batch)]
-    for terms in (*layers[:-2], layers[-1]):
-        # Without gradient, see `LastMasks`.
-        terms.pop("mask", None), terms.pop("dice", None)
-    classes = model.class_loss(batch)
-    total = sum((WEIGHTS[name] * value for terms in layers for name, value in terms.items()), CLASS_WEIGHT * classes)
-    return {**layers[-2], "classes": classes, "loss": total}
+    predicted = model.predict(tokenizer, batch)
+    *first, last, encoder = (detection_losses(*layer, targets) for layer in zip(predicted, model.live.head.tokens, strict=True))
+    classes, sentences = model.class_loss(batch), model.sentence_loss(predicted, batch)
+    total = CLASS_WEIGHT * classes + SENTENCE_WEIGHT * sentences + weighted(last)
+    for terms in (*first, encoder):
+        # Their masks are not drawn, see `TrainingHead`.
+        total = total + weighted({name: value for name, value in terms.items() if name not in MASK_TERMS})
+    return {**last, "classes": classes, "sentences": sentences, "loss": total}
 
 
-def detection_losses(predicted: Predicted, targets: Sequence[Targets]) -> dict[str, Tensor]:
-    """The terms of one layer without weights, sums divided by the number of objects, after one-to-one matching with the same weights."""
+def weighted(terms: Mapping[str, Tensor]) -> Tensor:
+    """The weighted sum of terms."""
+    return torch.stack([WEIGHTS[name] * value for name, value in terms.items()]).sum()
+
+
+def detection_losses(predicted: Predicted, tokens: TokenLogits, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    """The terms of one layer without weights, sums divided by the number of objects, after one-to-one matching.
+
+    cls: the focal loss of each token, as GroundingDINO's: the words of a sentence are positives of a matched query, all other tokens
+    are negatives; divided by the number of words.
+    """
     logits, boxes, masks = (field[:, 0].float() for field in predicted)
     labels = torch.zeros_like(logits)
     rows: list[tuple[Tensor, Tensor, Targets, Tensor]] = []
@@ -286,7 +383,8 @@ def detection_losses(predicted: Predicted, targets: Sequence[Targets]) -> dict[s
             labels[b, queries] = 1.0
             rows.append((boxes[b, queries], masks[b, queries], own, objects))
     count = max(1, sum(len(own.boxes) for own in targets))
-    terms = {"cls": focal(logits, labels).sum()}
+    own = focal(tokens.own(), labels[..., None] * tokens.words[:, None]) * tokens.real[:, None]
+    terms = {"cls": (own.sum((1, 2)) / tokens.words.sum(1)).sum()}
     if rows:
         own_boxes, own_masks = (torch.cat([row[i] for row in rows]) for i in (0, 1))
         true_boxes = torch.cat([own.boxes[objects] for _, _, own, objects in rows])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,14 @@ import torch
 
 from pipelines import gdino_shapes as page
 from pipelines.clip_shapes import Frame
-from pipelines.shapes_words import Description, make_wordpiece
+from pipelines.referdino_shapes import referdino_shapes
+from pipelines.shapes_words import Claim, Description, make_wordpiece
 from rvos_cache.errors import InputError
 from rvos_cache.shapes import make_video
+from rvos_cache.store import read_card
 from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.referdino.upstream import Upstream
-from rvos_cache.trackers.referdino_losses import TERMS, Predicted, Truth, losses
+from rvos_cache.trackers.referdino_losses import TERMS, Predicted, Truth, focal, losses
 from rvos_cache.trackers.sam2.preprocess import normalise
 
 
@@ -28,7 +32,13 @@ def test_every_word_of_the_language_is_one_token() -> None:
         assert tokenizer.convert_ids_to_tokens(tokens) == ["[CLS]", *words, ".", "[SEP]"]
         assert len(tokens) <= page.MAX_LENGTH
     # The numbers of BERT, which GroundingDINO compares.
-    assert [tokenizer.convert_tokens_to_ids(token) for token in ("[PAD]", "[CLS]", "[SEP]", ".", "?")] == [0, 101, 102, 1012, 1029]
+    assert [tokenizer.convert_tokens_to_ids(token) for token in ("[PAD]", "[CLS]", "[SEP]", ".", "?")] == [
+        0,
+        101,
+        102,
+        1012,
+        1029,
+    ]
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert make_wordpiece().get_vocab() == tokenizer.get_vocab()
     assert "".join(tokenizer.tokenize("zebra")).replace("##", "") == "zebra"
@@ -61,15 +71,22 @@ def test_a_sentence_is_true_of_what_looks_so_whatever_it_says_of_motion() -> Non
                 assert not own, one.text
 
 
+def one_word(predicted: Predicted) -> page.TokenLogits:
+    """The logits of sentences of one word and nothing else."""
+    b = len(predicted.logits)
+    words = torch.ones(b, 1, dtype=torch.bool)
+    return page.TokenLogits(predicted.logits[:, 0, :, None, None].expand(-1, -1, b, 1), words, words)
+
+
 def test_the_losses_of_one_object_are_those_of_referdino() -> None:
     """A frame with one object is a clip of one frame, whose matched query is the same."""
     torch.manual_seed(0)
-    example = page.Example(a_frame(), "", np.array([True, False]))
+    example = page.Example(a_frame(), "", Claim("", "red", "", ""))
     targets = page.targets_of(example)
     boxes = torch.rand(1, 1, 5, 4) * 0.5 + 0.2
     boxes[0, 0, 3] = targets.boxes[0] + 0.01
     predicted = Predicted(torch.randn(1, 1, 5), boxes, torch.randn(1, 1, 5, *targets.masks.shape[1:]))
-    ours = page.detection_losses(predicted, [targets])
+    ours = page.detection_losses(predicted, one_word(predicted), [targets])
     masks = torch.from_numpy(example.frame.masks[None, :1])
     real = torch.ones(1, page.HEIGHT, page.WIDTH, dtype=torch.bool)
     truth = Truth(targets.boxes[None], torch.ones(1, 1, dtype=torch.bool), masks, real)
@@ -81,21 +98,39 @@ def test_the_losses_of_one_object_are_those_of_referdino() -> None:
 
 
 def test_each_object_that_a_sentence_names_has_a_query_of_its_own() -> None:
-    targets = page.targets_of(page.Example(a_frame(), "", np.array([True, True])))
-    none = page.targets_of(page.Example(a_frame(), "", np.array([False, False])))
+    targets = page.targets_of(page.Example(a_frame(), "", Claim("", "", "", "")))
+    none = page.targets_of(page.Example(a_frame(), "", Claim("", "green", "", "")))
     logits = torch.full((2, 1, 4), -20.0)
     logits[0, 0, 1] = logits[0, 0, 3] = 20.0
     boxes, masks = torch.full((2, 1, 4, 4), 0.5), torch.full((2, 1, 4, *targets.masks.shape[1:]), -50.0)
     boxes[0, 0, [3, 1]], masks[0, 0, [3, 1]] = targets.boxes, 100 * targets.masks - 50
-    terms = page.detection_losses(Predicted(logits, boxes, masks), [targets, none])
-    assert all(value < 1e-3 for value in terms.values()), terms
+
+    def terms(logits: torch.Tensor, first: int = 0) -> dict[str, torch.Tensor]:
+        predicted = Predicted(logits[first:], boxes[first:], masks[first:])
+        return page.detection_losses(predicted, one_word(predicted), [targets, none][first:])
+
+    assert all(value < 1e-3 for value in terms(logits).values())
     # One of two objects without a query that says so, or a query that says so without an object.
     for place in ((0, 0, 1), (1, 0, 2)):
         wrong = logits.clone()
         wrong[place] = -wrong[place]
-        assert page.detection_losses(Predicted(wrong, boxes, masks), [targets, none])["cls"] > 1
-    alone = page.detection_losses(Predicted(logits[1:], boxes[1:], masks[1:]), [none])
-    assert alone.keys() == {"cls"} and alone["cls"] < 1e-3
+        assert terms(wrong)["cls"] > 1
+    assert terms(logits, 1).keys() == {"cls"} and terms(logits, 1)["cls"] < 1e-3
+
+
+def test_words_are_positives_and_all_other_tokens_negatives() -> None:
+    """[CLS] the circle . [SEP] and a token of padding, with logits of 1 of a matched query."""
+    head = page.TrainingHead(page.HeadSizes(channels=8, map_channels=8, mask_layers=0))
+    text, mask = torch.ones(1, 1, 6, 8), torch.tensor([[[True] * 5 + [False]]])
+    logits = head.logits(torch.full((1, 1, 1, 8), 1 / 8), text, mask)
+    (tokens,) = head.tokens
+    assert tokens.words.tolist() == [[False, True, True, False, False, False]] and tokens.real.tolist() == mask[0].tolist()
+    assert torch.allclose(logits, torch.ones(1, 1, 1)) and torch.allclose(tokens.own(), torch.ones(1, 1, 6))
+    targets = page.targets_of(page.Example(a_frame(), "", Claim("", "red", "", "")))
+    predicted = Predicted(logits, targets.boxes[None, None], torch.zeros(1, 1, *targets.masks.shape))
+    one = torch.tensor(1.0)
+    expected = (2 * focal(one, one) + 3 * focal(one, one * 0)) / 2
+    assert torch.allclose(page.detection_losses(predicted, tokens, [targets])["cls"], expected)
 
 
 def test_what_an_object_is_is_told_from_the_cells_under_its_mask() -> None:
@@ -106,13 +141,17 @@ def test_what_an_object_is_is_told_from_the_cells_under_its_mask() -> None:
     torch.manual_seed(0)
     tokenizer = make_wordpiece()
     model = page.ShapesGdino(len(tokenizer))
-    batch = [page.Example(frame, text, np.array([True, False])) for text in ("the red circle", "the circle that grows")]
+    batch = [page.Example(frame, text, Claim("", "", "circle", "")) for text in ("the red circle", "the circle that grows")]
     layers = model.predict(tokenizer, batch)
     kept = [page.QUERIES, page.kept_queries(page.QUERIES, 1, page.KEEP), page.kept_queries(page.QUERIES, 2, page.KEEP)]
     assert [layer.logits.shape[-1] for layer in layers] == [*kept[1:], kept[0]]
     # Masks of the last layer alone.
     assert [bool(layer.masks.any()) for layer in layers] == [False, True, False]
     expected = sum(np.log(page.COUNTS))
+    # Each query with every sentence; its own is what `logits` has.
+    for layer, tokens in zip(layers, model.live.head.tokens, strict=True):
+        assert tokens.means().shape == (2, layer.logits.shape[-1], 2)
+        assert torch.equal(tokens.means()[[0, 1], :, [0, 1]], layer.logits[:, 0])
     model.classes.apply(lambda module: [torch.nn.init.zeros_(p) for p in module.parameters(recurse=False)])
     assert torch.allclose(model.class_loss(batch), torch.tensor(expected, dtype=torch.float32))
 
@@ -155,8 +194,34 @@ def test_training_reads_what_stage_one_reads(tmp_path: Path, monkeypatch: pytest
     with torch.no_grad():
         maps = upstream.encode(normalise(torch.from_numpy(frame.image)[None].permute(0, 3, 1, 2)))
         read = upstream.read(maps.levels, upstream.caption(text))
-        ours = models[0].eval().predict(make_wordpiece(), [page.Example(frame, text, None)])[-2]
+        ours = models[0].eval().predict(make_wordpiece(), [page.Example(frame, text, Claim("", "red", "circle", ""))])[-2]
         assert upstream.head is not None and upstream.queries == ours.logits.shape[-1]
         logits = (read.hs @ read.text.transpose(1, 2)).amax(-1)
-        assert torch.allclose(logits, ours.logits[:, 0], atol=1e-4)
+        assert torch.allclose(logits, models[0].live.head.tokens[-2].own().amax(-1), atol=1e-4)
+        assert not torch.allclose(logits, ours.logits[:, 0], atol=1e-2)
         assert torch.allclose(upstream.boxes(read.hs, read.reference), ours.boxes[:, 0], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_page_by_what_a_sentence_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(page, "SENTENCES", 2)
+    words = ["--videos", "5", "--gdino-videos", "2", "--gdino-steps", "2", "--set", "epochs=1", "--set", "clip.frames=3"]
+    monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *words])
+    referdino_shapes(standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "looks suffice" in printed and "motion only" in printed and "% of the oracle" in printed
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    names = {"referdino", "no_enhancer", "mean_cosine", "all_tracks", "oracle"}
+    assert metrics.keys() == names | {"kinds"} and metrics["kinds"].keys() == names
+    assert metrics["kinds"]["oracle"]["none"] == 1 and all(0 <= metrics[name]["jf"] <= 1 for name in names)
+    card = read_card(tmp_path / "out/cache/valid_u/gdino-queries.zarr")
+    assert card.settings["masks"] == "head" and card.settings["keep_ratio"] == page.KEEP
+    layers = {
+        name: json.loads((tmp_path / f"out/runs/{name}/settings.json").read_text())["resolved"]["config"]["temporal_layers"]
+        for name in ("referdino", "no_enhancer")
+    }
+    assert layers == {"referdino": 3, "no_enhancer": 0}
+    assert (tmp_path / "out/report/index.html").is_file()
