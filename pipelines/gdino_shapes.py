@@ -12,7 +12,7 @@ Letters: B frames, each with one sentence, Q queries, A objects that the sentenc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.clip_shapes import Frame, claims_of, contrastive, frames_of
+from pipelines.gdino_losses import MASK_TERMS, Targets, TokenLogits, detection_losses, weighted
 from pipelines.shapes_words import Claim, Description, describe, make_wordpiece, phrases
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.errors import InputError
@@ -38,9 +39,9 @@ from rvos_cache.trackers.referdino.head import HeadSizes, ReferDinoHead
 from rvos_cache.trackers.referdino.live import LiveOptions, LiveReferDino
 from rvos_cache.trackers.referdino.stages import FourStageGroundingDino
 from rvos_cache.trackers.referdino.upstream import RECORD_FILE, Upstream, kept_queries
-from rvos_cache.trackers.referdino_losses import STRIDE, Predicted, class_costs, dice, focal, giou, l1
+from rvos_cache.trackers.referdino_losses import STRIDE, Predicted, giou, l1
 from rvos_cache.trackers.sam2.preprocess import normalise
-from rvos_select.losses.matching import assign, dice_costs
+from rvos_select.losses.matching import assign
 from rvos_select.runs.checkpoint import load_state, save_state
 
 CHANNELS, HEADS = 64, 8
@@ -57,9 +58,6 @@ MAX_LENGTH = 40
 """Tokens of a sentence."""
 SENTENCES = 10
 """B: frames with a sentence each, of a step."""
-WEIGHTS = {"cls": 2.0, "l1": 5.0, "giou": 2.0, "mask": 5.0, "dice": 2.0}
-"""Weights of costs and losses. Source: GroundingDINO's for classes and boxes (cost_class 2, 5, 2); masks: ReferDINO's order."""
-MASK_TERMS = ("mask", "dice")
 CLASS_WEIGHT = 5.0
 """Of what objects are. A shape is learned long after a colour: without this loss it is not learned in minutes."""
 SENTENCE_WEIGHT = 2.0
@@ -87,14 +85,6 @@ class Example:
     def truth(self) -> Any:
         """Which of the frame's objects look as it says, bool (a,)."""
         return np.array([self.claim.truth(thing) == 1 for thing in self.frame.objects])
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The objects that one sentence names. boxes: (A, 4) as in `Predicted`; masks: float (A, h, w)."""
-
-    boxes: Tensor
-    masks: Tensor
 
 
 @click.command(cls=Resumable)
@@ -172,25 +162,6 @@ def accuracy(checkpoint: Path, seed: int, videos: int) -> tuple[int, int]:
     return correct, count
 
 
-@dataclass(frozen=True)
-class TokenLogits:
-    """The logits of one layer's queries with all sentences of a step. products: (B, Q, S, L), S = B; real, words: bool (S, L), the
-    tokens that are no padding, and those of them that are words: not [CLS], "." and [SEP]."""
-
-    products: Tensor
-    real: Tensor
-    words: Tensor
-
-    def means(self) -> Tensor:
-        """The mean over the words of each sentence, (B, Q, S)."""
-        return (self.products * self.words).sum(-1) / self.words.sum(-1)
-
-    def own(self) -> Tensor:
-        """Those of each frame's own sentence, (B, Q, L)."""
-        own: Tensor = self.products.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        return own
-
-
 class TrainingHead(ReferDinoHead):
     """A head that reads all sentences of a step, and draws masks of the last layer's queries alone, which is half of a step's time.
 
@@ -228,6 +199,8 @@ class ShapesGdino(nn.Module):
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(COUNTS))) for width in (2 * WIDTHS, CHANNELS)
         )
         self._maps: list[Tensor] = []
+        head: Any = self.live.head
+        self.tokens: list[TokenLogits] = head.tokens
         model = self.live.grounding.model
         model.backbone.conv_encoder.register_forward_hook(lambda _, inputs, maps: self._maps.append(maps[0][0].flatten(2)))
         model.encoder.register_forward_hook(
@@ -237,7 +210,7 @@ class ShapesGdino(nn.Module):
     def predict(self, tokenizer: Any, batch: Sequence[Example]) -> list[Predicted]:
         """What each layer of the decoder predicts, then the encoder, of clips of one frame: B of them."""
         self._maps.clear()
-        self.live.head.tokens.clear()
+        self.tokens.clear()
         images = normalise(torch.from_numpy(np.stack([one.frame.image for one in batch])).permute(0, 3, 1, 2))
         captions = [make_caption(one.text, tokenizer, MAX_LENGTH) for one in batch]
         words = tokenizer(captions, return_tensors="pt", padding=True)
@@ -252,7 +225,7 @@ class ShapesGdino(nn.Module):
         """
         truth = torch.tensor([[one.claim.truth(thing) for one in batch] for own in batch for thing in own.frame.objects])
         total = torch.zeros(())
-        for layer, tokens in zip(layers, self.live.head.tokens, strict=True):
+        for layer, tokens in zip(layers, self.tokens, strict=True):
             rows, logits = [], tokens.means()
             for b, one in enumerate(batch):
                 targets = targets_of(one, every=True)
@@ -305,8 +278,8 @@ def make_model(words: int) -> LiveReferDino:
         widths=(64, 64, 32, 32, 16),
     )  # fmt: skip
     head = TrainingHead(sizes)
-    for part in (head.box.layers[-1].weight, head.box.layers[-1].bias):
-        nn.init.zeros_(part)
+    for parameter in head.box.layers[-1].parameters():
+        nn.init.zeros_(parameter)
     return LiveReferDino(grounding, head, LiveOptions(keep_ratio=KEEP))
 
 
@@ -354,59 +327,13 @@ def _losses(model: ShapesGdino, tokenizer: Any, batch: Sequence[Example]) -> dic
     """The terms of the last layer, what objects are, and `loss`, the weighted sum over the terms of all layers and this."""
     targets = [targets_of(one) for one in batch]
     predicted = model.predict(tokenizer, batch)
-    *first, last, encoder = (detection_losses(*layer, targets) for layer in zip(predicted, model.live.head.tokens, strict=True))
+    *first, last, encoder = (detection_losses(*layer, targets) for layer in zip(predicted, model.tokens, strict=True))
     classes, sentences = model.class_loss(batch), model.sentence_loss(predicted, batch)
     total = CLASS_WEIGHT * classes + SENTENCE_WEIGHT * sentences + weighted(last)
     for terms in (*first, encoder):
         # Their masks are not drawn, see `TrainingHead`.
         total = total + weighted({name: value for name, value in terms.items() if name not in MASK_TERMS})
     return {**last, "classes": classes, "sentences": sentences, "loss": total}
-
-
-def weighted(terms: Mapping[str, Tensor]) -> Tensor:
-    """The weighted sum of terms."""
-    return torch.stack([WEIGHTS[name] * value for name, value in terms.items()]).sum()
-
-
-def detection_losses(predicted: Predicted, tokens: TokenLogits, targets: Sequence[Targets]) -> dict[str, Tensor]:
-    """The terms of one layer without weights, sums divided by the number of objects, after one-to-one matching.
-
-    cls: the focal loss of each token, as GroundingDINO's: the words of a sentence are positives of a matched query, all other tokens
-    are negatives; divided by the number of words.
-    """
-    logits, boxes, masks = (field[:, 0].float() for field in predicted)
-    labels = torch.zeros_like(logits)
-    rows: list[tuple[Tensor, Tensor, Targets, Tensor]] = []
-    for b, own in enumerate(targets):
-        if len(own.boxes):
-            queries, objects = assign(_costs(logits[b], boxes[b], masks[b], own))
-            labels[b, queries] = 1.0
-            rows.append((boxes[b, queries], masks[b, queries], own, objects))
-    count = max(1, sum(len(own.boxes) for own in targets))
-    own = focal(tokens.own(), labels[..., None] * tokens.words[:, None]) * tokens.real[:, None]
-    terms = {"cls": (own.sum((1, 2)) / tokens.words.sum(1)).sum()}
-    if rows:
-        own_boxes, own_masks = (torch.cat([row[i] for row in rows]) for i in (0, 1))
-        true_boxes = torch.cat([own.boxes[objects] for _, _, own, objects in rows])
-        true_masks = torch.cat([own.masks[objects] for _, _, own, objects in rows])
-        terms["l1"] = l1(own_boxes, true_boxes).sum()
-        terms["giou"] = (1 - giou(own_boxes, true_boxes)).sum()
-        terms["mask"] = F.binary_cross_entropy_with_logits(own_masks, true_masks, reduction="none").flatten(1).mean(1).sum()
-        terms["dice"] = (1 - dice(own_masks.sigmoid().flatten(1), true_masks.flatten(1))).sum()
-    return {name: value / count for name, value in terms.items()}
-
-
-@torch.no_grad()
-def _costs(logits: Tensor, boxes: Tensor, masks: Tensor, targets: Targets) -> Tensor:
-    """(Q, A) of queries with logits (Q,), boxes (Q, 4) and masks (Q, h, w)."""
-    pairs = boxes[:, None], targets.boxes[None]
-    costs = {
-        "cls": class_costs(logits)[:, None],
-        "l1": l1(*pairs),
-        "giou": -giou(*pairs),
-        "dice": dice_costs(masks.flatten(1), targets.masks.flatten(1)),
-    }
-    return torch.stack([WEIGHTS[name] * value.expand(len(boxes), len(targets.boxes)) for name, value in costs.items()]).sum(0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 
 from pipelines import gdino_shapes as page
 from pipelines.clip_shapes import Frame
+from pipelines.gdino_losses import WEIGHTS, TokenLogits, detection_losses
 from pipelines.referdino_shapes import referdino_shapes
 from pipelines.shapes_words import Claim, Description, make_wordpiece
 from rvos_cache.errors import InputError
@@ -71,11 +72,11 @@ def test_a_sentence_is_true_of_what_looks_so_whatever_it_says_of_motion() -> Non
                 assert not own, one.text
 
 
-def one_word(predicted: Predicted) -> page.TokenLogits:
+def one_word(predicted: Predicted) -> TokenLogits:
     """The logits of sentences of one word and nothing else."""
     b = len(predicted.logits)
     words = torch.ones(b, 1, dtype=torch.bool)
-    return page.TokenLogits(predicted.logits[:, 0, :, None, None].expand(-1, -1, b, 1), words, words)
+    return TokenLogits(predicted.logits[:, 0, :, None, None].expand(-1, -1, b, 1), words, words)
 
 
 def test_the_losses_of_one_object_are_those_of_referdino() -> None:
@@ -86,11 +87,11 @@ def test_the_losses_of_one_object_are_those_of_referdino() -> None:
     boxes = torch.rand(1, 1, 5, 4) * 0.5 + 0.2
     boxes[0, 0, 3] = targets.boxes[0] + 0.01
     predicted = Predicted(torch.randn(1, 1, 5), boxes, torch.randn(1, 1, 5, *targets.masks.shape[1:]))
-    ours = page.detection_losses(predicted, one_word(predicted), [targets])
+    ours = detection_losses(predicted, one_word(predicted), [targets])
     masks = torch.from_numpy(example.frame.masks[None, :1])
     real = torch.ones(1, page.HEIGHT, page.WIDTH, dtype=torch.bool)
     truth = Truth(targets.boxes[None], torch.ones(1, 1, dtype=torch.bool), masks, real)
-    weights = {**dict.fromkeys(TERMS, 0.0), **page.WEIGHTS, "mask": 0.0}
+    weights = {**dict.fromkeys(TERMS, 0.0), **WEIGHTS, "mask": 0.0}
     library = losses(predicted, truth, costs=weights, weights=weights)
     # The object's edges lie between cells, so that shares of cells and pixels of them agree.
     for name in ("cls", "l1", "giou", "dice"):
@@ -107,7 +108,7 @@ def test_each_object_that_a_sentence_names_has_a_query_of_its_own() -> None:
 
     def terms(logits: torch.Tensor, first: int = 0) -> dict[str, torch.Tensor]:
         predicted = Predicted(logits[first:], boxes[first:], masks[first:])
-        return page.detection_losses(predicted, one_word(predicted), [targets, none][first:])
+        return detection_losses(predicted, one_word(predicted), [targets, none][first:])
 
     assert all(value < 1e-3 for value in terms(logits).values())
     # One of two objects without a query that says so, or a query that says so without an object.
@@ -130,7 +131,7 @@ def test_words_are_positives_and_all_other_tokens_negatives() -> None:
     predicted = Predicted(logits, targets.boxes[None, None], torch.zeros(1, 1, *targets.masks.shape))
     one = torch.tensor(1.0)
     expected = (2 * focal(one, one) + 3 * focal(one, one * 0)) / 2
-    assert torch.allclose(page.detection_losses(predicted, tokens, [targets])["cls"], expected)
+    assert torch.allclose(detection_losses(predicted, tokens, [targets])["cls"], expected)
 
 
 def test_what_an_object_is_is_told_from_the_cells_under_its_mask() -> None:
@@ -149,7 +150,7 @@ def test_what_an_object_is_is_told_from_the_cells_under_its_mask() -> None:
     assert [bool(layer.masks.any()) for layer in layers] == [False, True, False]
     expected = sum(np.log(page.COUNTS))
     # Each query with every sentence; its own is what `logits` has.
-    for layer, tokens in zip(layers, model.live.head.tokens, strict=True):
+    for layer, tokens in zip(layers, model.tokens, strict=True):
         assert tokens.means().shape == (2, layer.logits.shape[-1], 2)
         assert torch.equal(tokens.means()[[0, 1], :, [0, 1]], layer.logits[:, 0])
     model.classes.apply(lambda module: [torch.nn.init.zeros_(p) for p in module.parameters(recurse=False)])
@@ -197,7 +198,7 @@ def test_training_reads_what_stage_one_reads(tmp_path: Path, monkeypatch: pytest
         ours = models[0].eval().predict(make_wordpiece(), [page.Example(frame, text, Claim("", "red", "circle", ""))])[-2]
         assert upstream.head is not None and upstream.queries == ours.logits.shape[-1]
         logits = (read.hs @ read.text.transpose(1, 2)).amax(-1)
-        assert torch.allclose(logits, models[0].live.head.tokens[-2].own().amax(-1), atol=1e-4)
+        assert torch.allclose(logits, models[0].tokens[-2].own().amax(-1), atol=1e-4)
         assert not torch.allclose(logits, ours.logits[:, 0], atol=1e-2)
         assert torch.allclose(upstream.boxes(read.hs, read.reference), ours.boxes[:, 0], atol=1e-5)
 
