@@ -28,13 +28,14 @@ from torch.nn import functional as F
 
 from pipelines.shapes_words import Description, caption, describe, make_tokenizer, phrases
 from rvos_cache.cli import Resumable, run_command
-from rvos_cache.clip.towers import DEVIATION, HEAD_FILE, IMAGE, MEAN, TEXT, encode_texts, tokenize
+from rvos_cache.clip.convert import write_clip_folder
+from rvos_cache.clip.pooling import pool
+from rvos_cache.clip.towers import DEVIATION, MEAN, encode_texts, tokenize
 from rvos_cache.errors import InputError
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.shapes import make_video
 from rvos_cache.shapes.motion import HEIGHT, WIDTH
 from rvos_cache.shapes.scene import COLOURS, SHAPES, Scene
-from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.system.progress import Progress
 from rvos_select.runs.checkpoint import load_state, save_state
 
@@ -261,12 +262,8 @@ def objects_of(model: ShapesClip, frames: Sequence[Frame]) -> tuple[list[Tensor]
     last stage's (B, C) of the frames."""
     maps = model.maps(torch.stack([GEOMETRY.image(frame.image) for frame in frames]))
     masks = [torch.from_numpy(frame.masks) for frame in frames]
-    pooled = []
-    for stage, stride in zip(maps, STRIDES):
-        shares = [GEOMETRY.shares(own, stride).flatten(1) for own in masks]
-        means = [share / share.sum(1, keepdim=True) @ cells.flatten(1).T for share, cells in zip(shares, stage)]
-        pooled.append(torch.cat(means))
-    return pooled, maps[-1].mean((2, 3))
+    pooled = torch.cat([pool(own_maps, STRIDES, GEOMETRY, own) for own_maps, own in zip(zip(*maps), masks)])
+    return list(pooled.split(WIDTHS, 1)), maps[-1].mean((2, 3))
 
 
 def _loss(model: ShapesClip, tokenizer: Any, frames: Sequence[Frame], rng: np.random.Generator) -> Tensor:
@@ -318,18 +315,11 @@ def _tokens(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 def _write(out: Path, model: ShapesClip, tokenizer: Any) -> None:
     """The folder of `rvos-cache convert-clip`."""
-    from safetensors.torch import save_file
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     head = {**model.head.state_dict(), "logit_scale": model.logit_scale.detach()}
-    with new_folder(out) as folder:
-        model.image.save_pretrained(folder / IMAGE)
-        model.text.save_pretrained(folder / TEXT)
-        tokenizer.save_pretrained(folder / TEXT)
-        save_file({name: value.contiguous() for name, value in head.items()}, folder / HEAD_FILE, {"format": "pt"})
-        tensors = len(model.image.state_dict()) + len(model.text.state_dict()) + len(head)
-        write_json(folder / "conversion.json", {"source": "pipelines.clip_shapes", "tensors": tensors, "unread": []})
+    tensors = len(model.image.state_dict()) + len(model.text.state_dict()) + len(head)
+    record = {"source": "pipelines.clip_shapes", "tensors": tensors, "unread": []}
+    head = {name: value.contiguous() for name, value in head.items()}
+    write_clip_folder(out, model.image, model.text, tokenizer, head, record)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from rvos_cache.clip.vocabulary import END, START, byte_characters
 from rvos_cache.shapes.language import NUMBERS, PHRASES
 from rvos_cache.shapes.scene import COLOURS, RADII, SHAPES, Thing
 
-START, END, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
+END_OF_WORD = "</w>"
 NOUNS = (*SHAPES, "object", "one", "shape", "thing")
 SMALL, BIG = (RADII["small"] + 1.5, RADII["big"] - 1.5)
 """Pixels of the largest radius that is called small, and of the smallest that is called big; between them neither is said."""
@@ -59,16 +60,16 @@ def describe(rng: np.random.Generator, thing: Description, size: float = 0.3) ->
     Colours are learned long before shapes, so a shape is said twice as often.
     """
     says_colour, says_shape = ((True, False), (False, True), (False, True), (True, True), (True, True))[rng.integers(5)]
-    said_size = thing.size if rng.random() < size else ""
+    size_word = thing.size if rng.random() < size else ""
     noun = thing.shape if says_shape else str(rng.choice(["object", "one"] if says_colour else NOUNS[-4:]))
-    words = [said_size, thing.colour if says_colour else "", noun]
+    words = [size_word, thing.colour if says_colour else "", noun]
     if rng.random() < 0.3:
         words[-1] = plural(noun)
         words.insert(0, str(rng.choice(["the", "all", "all the", f"the {NUMBERS[rng.integers(2, 5)]}"])))
     else:
         words.insert(0, str(rng.choice(["the", "the", "a", ""])))
     text = " ".join(word for word in words if word)
-    return Claim(text, thing.colour if says_colour else "", thing.shape if says_shape else "", said_size)
+    return Claim(text, thing.colour if says_colour else "", thing.shape if says_shape else "", size_word)
 
 
 def caption(rng: np.random.Generator, things: Sequence[Description]) -> str:
@@ -102,9 +103,8 @@ def make_tokenizer() -> Any:
     As in CLIP the 256 bytes come first, alone and at the end of a word, so that any text can be written; SOT and EOT are last.
     """
     from transformers import CLIPTokenizer
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    letters, merges = list(bytes_to_unicode().values()), _merges(_words())
+    letters, merges = byte_characters(), _merges(_words())
     tokens = [
         *letters,
         *(letter + END_OF_WORD for letter in letters),

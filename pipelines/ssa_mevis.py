@@ -63,10 +63,13 @@ def ssa_mevis(root: Path, youtube: Path, out: Path, row: str, settings: tuple[st
     values = merge(merge(read_toml(page), models.training), parse_overrides([*published["set"], *settings]))
     resolved = build(TrainSettings, values, str(page))
 
+    trained = {"mevis": root, **({YOUTUBE: youtube} if YOUTUBE in published.get("train", ()) else {})}
+    for name, folder in trained.items():
+        # What is missing is said before hours of extraction.
+        open_dataset(name, folder, "train")
     caches = {"mevis": out / "cache/mevis", YOUTUBE: out / f"cache/{YOUTUBE}"}
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
     extract_all("mevis", root, splits=splits, out=caches["mevis"], **models.extraction)
-    trained = {"mevis": root, **({YOUTUBE: youtube} if YOUTUBE in published.get("train", ()) else {})}
     if YOUTUBE in trained:
         extract_all(YOUTUBE, youtube, splits=["train"], out=caches[YOUTUBE], **models.extraction)
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from rvos_cache.errors import InputError
+from rvos_cache.pretrained import resolve_checkpoint
 from rvos_cache.settings import merge, parse_overrides
 
 FRAMES = {"short_side": 480}
@@ -38,6 +39,8 @@ def ssa_models(page: Callable[..., None]) -> Callable[..., None]:
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker `frames`, e.g. short_side=0.")
     @functools.wraps(page)
     def with_models(*args: Any, clip: str, init: Path | None, jobs: int, tracker_set: tuple[str, ...], **others: Any) -> None:
+        if not Path(resolve_checkpoint(clip)).is_dir():
+            raise InputError(f"{clip}: there is no such folder; give one that rvos-cache convert-clip wrote: --clip CLIP")
         if init is not None and not init.exists():
             # Training would say it after hours of extraction.
             raise InputError(f"{init}: there is no such checkpoint or run; give another --init, or none for random weights")

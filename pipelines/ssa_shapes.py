@@ -29,7 +29,7 @@ from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 TRAIN, VALID = "train", "valid_u"
-KINDS = {"static": "looks suffice", "mixed": "looks and motion", "motion": "motion only", "none": "no target"}
+KINDS = {"static": "appearance", "mixed": "appearance and motion", "motion": "motion alone", "none": "no target"}
 """Kind of a sentence -> what it needs; the kinds of `rvos_cache.shapes.language.Sentence`."""
 BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
 """Settings of mean cosine that replace those of SSA; it reads the tracker's tokens, not CLIP's."""
@@ -103,7 +103,8 @@ def show_kinds(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, f
 
     first = next(iter(scores.values()))["kinds"]
     kinds = [kind for kind in KINDS if kind in first]
-    table = Table("J&F", *(f"{KINDS[kind]} ({first[kind]['count']})" for kind in kinds))
+    table = Table("J&F of", *(f"{KINDS[kind]} ({first[kind]['count']})" for kind in kinds))
+    table.columns[0].no_wrap = True
     out = {}
     for name, row in scores.items():
         out[name] = {kind: float(row["kinds"][kind]["jf"]) for kind in kinds}

@@ -13,44 +13,22 @@ from typing import Any
 
 import click
 
+from pipelines.single_object import DAVIS, IMAGES, OPEN, YOUTUBE, Caches, dataset_options, score_benchmarks, submit_hidden
 from pipelines.ssa_models import Models, ssa_models
 from rvos_cache.cli import Resumable, run_command
-from rvos_cache.datasets import open_dataset
-from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_cache.store import text_path, tracks_path
-from rvos_select.cli.tables import show_scores
-from rvos_select.evaluation import benchmark_selections
-from rvos_select.inference.predict import predict
-from rvos_select.merging.merge import merge as merge_masks
-from rvos_select.reporting import report
-from rvos_select.submission import submit, submit_selections
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
-YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
-IMAGES = ("refcoco", "refcoco+", "refcocog")
 STAGES = {
     "images": dict.fromkeys(IMAGES, "train"),
     "videos": {YOUTUBE: "fit", **dict.fromkeys(IMAGES, "train-pseudo8")},
 }
 """Training, in this order: dataset -> split. Pseudo-videos are as long as a clip."""
-OPEN = {YOUTUBE: "held_out", DAVIS: "valid"}
-HIDDEN = "valid"
-"""The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
-names has its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own, and is the paper's split."""
 
 
 @click.command(cls=Resumable)
-@click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    default=Path("data/refcoco"),
-    show_default=True,
-    help="RefCOCO, RefCOCO+, RefCOCOg.",
-)
-@click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
+@dataset_options
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/ssa_single_object"), show_default=True)
 @ssa_models
 @click.option(
@@ -66,17 +44,8 @@ def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, setti
     page = Path(__file__).with_suffix(".toml")
     resolved = stage_settings(page, settings, models.training)
     roots = {YOUTUBE: youtube, **dict.fromkeys(IMAGES, images), DAVIS: davis}
-    hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, OPEN[YOUTUBE])).splits(youtube)
-    for name, root in roots.items():
-        splits = [named[name] for named in (*STAGES.values(), OPEN) if name in named]
-        splits += [HIDDEN] if hidden and name == YOUTUBE else []
-        extract_all(name, root, splits=splits, out=out / "cache" / name, **models.extraction)
-
-    def tracks(name: str, split: str) -> Path:
-        return tracks_path(out / "cache" / name, split, models.extraction["tracker"])
-
-    def texts(name: str, split: str) -> Path:
-        return text_path(out / "cache" / name, split, models.extraction["encoder"])
+    caches = Caches(out / "cache", roots, models.extraction)
+    caches.extract(list(STAGES.values()))
 
     runs = {stage: out / "runs" / stage for stage in STAGES}
     for stage, trained in STAGES.items():
@@ -84,36 +53,19 @@ def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, setti
         if stage == "videos":
             values = {**values, "init": str(runs["images"])}
         train(
-            [tracks(name, split) for name, split in trained.items()],
-            [texts(name, split) for name, split in trained.items()],
+            [caches.tracks(name, split) for name, split in trained.items()],
+            [caches.texts(name, split) for name, split in trained.items()],
             settings=build(TrainSettings, values, str(page)),
-            valid_tracks=[tracks(YOUTUBE, OPEN[YOUTUBE])],
-            valid_texts=[texts(YOUTUBE, OPEN[YOUTUBE])],
+            valid_tracks=[caches.tracks(YOUTUBE, OPEN[YOUTUBE])],
+            valid_texts=[caches.texts(YOUTUBE, OPEN[YOUTUBE])],
             out=runs[stage],
             resume=runs[stage].exists(),
         )
 
     published = read_toml(page.parent / "papers/ssa.toml")["table_3_single_object"]["ssa"]
-    for name, split in OPEN.items():
-        cache = tracks(name, split)
-        selections = predict(runs["videos"], [cache], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
-        ours = benchmark_selections(selections, [cache], {}, root=roots[name])
-        index = report(
-            runs["videos"], selections, [cache], out / f"report/{name}", root=roots[name], rows={f"ours, {name} {split}": ours}
-        )
-        show_scores({f"ours, {name} {split}": ours}, out / f"metrics/{name}.json", ours)
-        j_and_f, j, f = published[name.replace("-", "_")]
-        click.echo(f"the paper, {name} {HIDDEN}: J&F {j_and_f}, J {j}, F {f}; page: {index}")
-        if name == DAVIS:
-            packed = submit_selections(selections, [cache], out / f"{name}_{split}.zip", root=davis)
-            click.echo(f"for DAVIS's evaluation code: {packed}")
-
-    if hidden:
-        cache = tracks(YOUTUBE, HIDDEN)
-        selections = predict(runs["videos"], [cache], [texts(YOUTUBE, HIDDEN)], out / f"selections/{YOUTUBE}-{HIDDEN}.zarr")
-        masks = merge_masks(selections, [cache], out / f"masks/{YOUTUBE}")
-        packed = submit(masks, YOUTUBE, out / f"{YOUTUBE}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
-        click.echo(f"for the benchmark's server: {packed}")
+    score_benchmarks(runs["videos"], caches, out, published)
+    if caches.has_hidden:
+        submit_hidden(runs["videos"], caches, out)
 
 
 def stage_settings(page: Path, settings: tuple[str, ...], training: dict[str, Any]) -> dict[str, dict[str, Any]]:

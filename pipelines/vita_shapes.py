@@ -26,7 +26,7 @@ from rvos_cache.shapes.scene import COLOURS, SHAPES, Appearance
 from rvos_cache.system.files import new_folder
 from rvos_cache.system.progress import Progress
 from rvos_cache.trackers.vita import HeadSizes, VitaHead, vita_geometry
-from rvos_cache.trackers.vita.segmenter import HEAD_FILE
+from rvos_cache.trackers.vita.checkpoint import HEAD_FILE
 from rvos_select.losses.matching import assign
 from rvos_select.selectors.dmvs_masks import pair_losses, point_costs
 

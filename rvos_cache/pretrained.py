@@ -46,7 +46,7 @@ def load_frozen(
     import torch
 
     options.update(use_safetensors=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True)
-    with _quiet():
+    with quiet():
         model, report = _from_pretrained(kind, checkpoint, what, setting, options)
     for name, shape, expected in sorted(report["mismatched_keys"]):
         raise InputError(
@@ -88,12 +88,15 @@ def checkpoint_source(checkpoint: str, what: str, how_to_fix: str) -> tuple[str,
 def load_failure(error: Exception, source: str) -> str:
     """The error of loading `source` in one line, and why the hub cannot be reached if `source` is a hub name."""
     message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    hub_fault = "" if Path(source).is_dir() else _hub_fault()
-    return f"{message} [{hub_fault}]" if hub_fault else message
+    if Path(source).is_dir():
+        return message
+    hub_fault = _hub_fault()
+    # It may be meant as the path of a folder.
+    return f"{message} [{hub_fault}; and there is no folder of this name]" if hub_fault else message
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' warnings: for a wrong checkpoint it prints hundreds of lines, and our error is one line."""
     from transformers.utils import logging
 

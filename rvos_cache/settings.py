@@ -77,11 +77,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `overrides`, level by level."""
+    """`base` with the values of `overrides`, level by level; an empty mapping replaces the whole level, as `optim.rates={}`."""
     out = dict(base)
     for name, value in overrides.items():
         current = out.get(name)
-        out[name] = merge(current, value) if isinstance(current, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(current, Mapping) and isinstance(value, Mapping) and value:
+            value = merge(current, value)
+        out[name] = value
     return out
 
 
@@ -93,11 +95,14 @@ def build(model: type[S], values: Mapping[str, Any], location: str) -> S:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "(all)"
+        name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{location}: no setting {name!r}; there are: {', '.join(names(model)) or 'none'}") from error
         if first["type"] == "missing":
             raise InputError(f"{location}: setting {name!r} is required; give --set {name}=...") from error
+        if not name:
+            # Of several settings together: the model's own validator says which.
+            raise InputError(f"{location}: {first['msg'].removeprefix('Value error, ')}") from error
         raise InputError(f"{location}: setting {name!r}: {first['msg']}; got {first.get('input')!r:.80}") from error
 
 
@@ -196,3 +201,15 @@ def _type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 def _limit_text(limit: object) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "length >="}
     return ", ".join(f"{sign} {getattr(limit, name)}" for name, sign in signs.items() if getattr(limit, name, None) is not None)
+
+
+def square_or_short_side(values: Any) -> Any:
+    """Settings as given, of frames that have one size: with `square` the default of `short_side` is 0 (off).
+
+    For a validator that runs before the fields are read. Raises ValueError where both are given.
+    """
+    if not isinstance(values, Mapping) or not values.get("square"):
+        return values
+    if values.get("short_side"):
+        raise ValueError("square and short_side are given, and a frame has one size; give one of them")
+    return {**values, "short_side": 0}

@@ -311,17 +311,21 @@ class Words:
     """One encoded expression.
 
     vectors: (L, D) floating, special tokens included; spans: int32 (L, 2), character range [start, end) in the text,
-    (0, 0) for special tokens; tags: L raw part-of-speech tags, "" for special tokens.
+    (0, 0) for special tokens; tags: L raw part-of-speech tags, "" for special tokens; ids: int32 (L,), the number of each word in
+    the vocabulary of its encoder, None where that has none.
     """
 
     vectors: NDArray[Any]
     spans: NDArray[np.int32]
     tags: tuple[str, ...]
+    ids: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         length = self.vectors.shape[0]
         if self.vectors.ndim != 2 or self.spans.shape != (length, 2) or len(self.tags) != length or length == 0:
             raise ValueError(f"Words: vectors {self.vectors.shape}, spans {self.spans.shape}, {len(self.tags)} tags")
+        if self.ids is not None and (self.ids.shape != (length,) or self.ids.dtype != np.int32):
+            raise ValueError(f"Words.ids are {self.ids.dtype} {self.ids.shape}, expected int32 ({length},)")
         if not np.isfinite(self.vectors).all():
             raise ValueError("Words.vectors hold NaN or infinite values")
 

@@ -54,6 +54,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_sam2.py": "an_invalid_setting_is_named",
         "cache/test_frames_tracker.py": "a_frame_has_one_size what_cannot_be_extracted_beside_is_one_line_before_anything_runs",
         "cache/test_vita.py": "impossible_settings_are_refused",
+        "cache/test_dvis.py": "impossible_dvis_settings_are_refused",
         "select/test_dmvs.py": "settings_that_do_not_fit_are_one_line",
         "select/test_policy.py": "choices_that_cannot_be every_command_refuses_the_same",
         "test_end_to_end.py": "wrong_arguments_are_one_line",
@@ -71,11 +72,20 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_pretrained.py": "a_damaged_checkpoint_is_one_line a_weight_of_another_shape_is_named_with_both_shapes "
         "weights_in_a_pickle_are_not_read",
         "cache/test_tensors.py": "anything_else_is_refused_in_one_line",
+        "cache/test_beit3_convert.py": "each_missing_tensor_is_named each_wrong_shape_is_an_error code_in_a_checkpoint_is_not_run "
+        "an_unknown_tensor_is_named_and_no_folder_is_left tokens_of_another_model_are_refused a_folder_that_is_none_is_one_line "
+        "what_is_not_there_or_there_already_is_one_line",
+        "cache/test_beit3_tokens.py": "a_model_of_another_kind_is_one_line files_that_are_none_are_one_line "
+        "another_tokenizer_is_refused",
         "cache/test_clip_convert.py": "each_missing_tensor_is_named each_wrong_shape_is_an_error code_in_a_checkpoint_is_not_run "
         "an_unknown_tensor_is_named_and_no_folder_is_left a_wrong_vocabulary_says_where_the_right_one_is "
         "two_tensors_of_one_name_are_refused a_folder_that_is_no_clip_is_refused",
         "cache/test_vita_convert.py": "a_file_that_is_not_a_checkpoint_is_an_error_of_one_line code_in_a_checkpoint_is_not_run "
         "each_missing_tensor_is_named",
+        "cache/test_dvis_convert.py": "a_file_that_is_not_a_dvis_checkpoint_is_an_error_of_one_line "
+        "code_in_a_dvis_checkpoint_is_not_run an_online_checkpoint_is_refused "
+        "an_unknown_or_missing_tensor_is_named_and_no_folder_is_left",
+        "cache/test_dvis.py": "two_parts_of_different_dvis_checkpoints_are_refused",
         "cache/test_referdino_convert.py": "anything_else_beside_the_tensors_is_refused a_copy_that_differs_is_named "
         "weights_that_contain_the_product_of_lora_are_refused a_missing_tensor_is_named "
         "a_tensor_that_does_not_belong_or_fit_is_named what_is_not_there_or_there_already_is_one_line "
@@ -97,6 +107,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "caches, runs, selections that do not belong together": {
         "test_bad_input.py": "files_of_different_origin_are_one_line words_of_a_fixed_sentence_are_added_to_the_cache",
+        "cache/test_beit3_encoder.py": "words_without_ids_are_refused_where_they_are_read",
         "cache/test_identity.py": "extraction_refuses_to_go_on_with_what_has_changed verify_notes_what_has_changed_since "
         "tracks_that_depend_on_labels_are_not_labelled_again",
         "select/test_bound.py": "words_of_other_sentences_are_refused words_of_another_split_may_not_add_sentences "

@@ -112,7 +112,8 @@ def test_pngs_and_selections_score_the_same(work: Path) -> None:
     pngs, direct = (json.loads((work / name).read_text()) for name in ("png.json", "sel.json"))
     assert len(direct["expressions"]) == SENTENCES and pngs["jf"] == pytest.approx(direct["jf"], abs=1e-9)
     run("report", "--run", work / "run", *caches, "--out", work / "report")
-    assert "ssa" in (work / "report/index.html").read_text("utf-8")
+    html = (work / "report/index.html").read_text("utf-8")
+    assert "ssa" in html and "oracle (perfect labels)" not in html
 
 
 def test_masks_have_the_size_of_the_video_and_scores_are_probabilities(work: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from rvos_cache import __version__
-from rvos_cache.cli import clip, exchange, extract, inspect_caches, make_data, plugins, referdino, sam2, vita
+from rvos_cache.cli import beit3, clip, dvis, exchange, extract, inspect_caches, make_data, plugins, referdino, sam2, vita
 from rvos_cache.cli.inspect_caches import info
 from rvos_cache.cli.run import Resumable, run_command
 
@@ -18,7 +18,7 @@ def cli() -> None:
     """Run frozen trackers and text encoders over a dataset once, and store their outputs in caches for rvos-select."""
 
 
-for group in (make_data, extract, exchange, vita, referdino, sam2, clip, inspect_caches, plugins):
+for group in (make_data, extract, exchange, vita, dvis, referdino, sam2, clip, beit3, inspect_caches, plugins):
     for command in group.COMMANDS:
         cli.add_command(command)
 

@@ -24,6 +24,8 @@ def convert_clip(checkpoint: Path, out: Path, tokenizer: str | None) -> None:
     from rvos_cache.clip.convert import convert_clip as step
     from rvos_cache.clip.vocabulary import DEFAULT
 
+    if not has_ftfy():
+        click.echo(MISSING_FTFY)
     result = step(checkpoint, out, tokenizer or DEFAULT)
     widths, depths = ("/".join(map(str, numbers)) for numbers in (result.widths, result.depths))
     click.echo(
@@ -37,8 +39,6 @@ def convert_clip(checkpoint: Path, out: Path, tokenizer: str | None) -> None:
             "missing: the image head and logit_scale; this CLIP cannot compare an image with a sentence (--selector clip-zero-shot), "
             "but serves --encoder clip, pool-clip and --selector ssa"
         )
-    if not has_ftfy():
-        click.echo(MISSING_FTFY)
 
 
 COMMANDS: tuple[click.Command, ...] = (convert_clip,)

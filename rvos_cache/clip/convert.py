@@ -55,10 +55,6 @@ def convert_clip(checkpoint: Path, out: Path, tokenizer: str = DEFAULT) -> Conve
     tokenizer: open_clip's file of merges, or a folder or hub name of a CLIP of transformers. Raises InputError if `out` exists, the
     file is not a whole ConvNeXt CLIP, or the tokenizer cannot be read or does not belong to it.
     """
-    from safetensors.torch import save_file
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     if out.exists():
         raise InputError(f"{out}: already exists; choose another folder or remove it")
     tensors = read_tensors(checkpoint, GIVE, nested=NESTED)
@@ -72,15 +68,28 @@ def convert_clip(checkpoint: Path, out: Path, tokenizer: str = DEFAULT) -> Conve
     words = clip_tokenizer(tokenizer, size, positions)
     config = image.config
     sizes = (tuple(config.hidden_sizes), tuple(config.depths), text.config.num_hidden_layers, text.config.projection_dim)
+    write_clip_folder(out, image, text, words, head, {"source": checkpoint.name, "tensors": len(used), "unread": unread})
+    return Conversion(*sizes, tensors=len(used), unread=unread, has_head=bool(head))
+
+
+def write_clip_folder(
+    out: Path, image: Any, text: Any, tokenizer: Any, head: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
+    """Write a CLIP folder: the ConvNextModel `image`, the CLIPTextModelWithProjection `text` and its tokenizer, and the image head.
+
+    head: see `towers.load_image_head`, empty for a CLIP without one; record: where it comes from, for `conversion.json`.
+    """
+    from safetensors.torch import save_file
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     with new_folder(out) as folder:
         image.save_pretrained(folder / IMAGE)
         text.save_pretrained(folder / TEXT)
-        words.save_pretrained(folder / TEXT)
+        tokenizer.save_pretrained(folder / TEXT)
         if head:
-            save_file(head, folder / HEAD_FILE, {"format": "pt"})
-        record = {"source": checkpoint.name, "tensors": len(used), "unread": unread, "head": bool(head)}
-        write_json(folder / "conversion.json", record)
-    return Conversion(*sizes, tensors=len(used), unread=unread, has_head=bool(head))
+            save_file(dict(head), folder / HEAD_FILE, {"format": "pt"})
+        write_json(folder / "conversion.json", {**record, "head": bool(head)})
 
 
 def clip_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...], bool]:

@@ -5,7 +5,7 @@ Letters: T frames, H W pixels of a frame, N tracks, h w cells of a map, P channe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from rvos_cache.clip.towers import load_text_tower, tower_digest
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.media.geometry import FrameGeometry
-from rvos_cache.settings import Settings
+from rvos_cache.settings import Settings, square_or_short_side
 from rvos_cache.types import FeatureSpec, Video
 
 POOL, FRAME, BOX = "clip_pool", "clip_frame", "clip_box"
@@ -53,11 +53,7 @@ class PoolSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _square_or_short_side(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or not values.get("square"):
-            return values
-        if values.get("short_side"):
-            raise ValueError("square and short_side are given, and the input has one size; give one of them")
-        return {**values, "short_side": 0}
+        return square_or_short_side(values)
 
 
 class ClipPooling:
@@ -141,7 +137,6 @@ def box_shares(masks: RleMasks) -> NDArray[np.float32]:
     return np.ascontiguousarray((boxes / np.array([width, height, width, height], np.float32)).transpose(1, 0, 2))
 
 
-@torch.inference_mode()
 def pool(maps: Sequence[Tensor], strides: Sequence[int], geometry: FrameGeometry, masks: Tensor) -> Tensor:
     """Means (N, P) of maps (C_i, h_i, w_i) of one frame under masks bool (N, H, W), the maps' channels one after the other.
 

@@ -173,6 +173,8 @@ def _text_source(checkpoint: str) -> str:
 def _tower_folder(checkpoint: str, tower: str) -> Path:
     """The folder of a tower in a CLIP folder. Raises InputError."""
     folder = Path(resolve_checkpoint(checkpoint)) / tower
+    if not folder.parent.is_dir():
+        raise InputError(f"{WHAT} {checkpoint!r}: there is no such folder; give one that rvos-cache convert-clip wrote")
     if not folder.is_dir():
         raise InputError(
             f"{WHAT} {checkpoint!r}: it has no folder {tower!r}; give the folder that rvos-cache convert-clip CHECKPOINT --out CLIP "

@@ -33,6 +33,10 @@ def clip_tokenizer(source: str, tokens: int, positions: int) -> Any:
         tokenizer = _from_merges(path, tokens) if path.is_file() else _from_folder_or_hub(source)
     except InputError as error:
         raise InputError(f"tokenizer {source!r}: {error}; {WHERE}") from error
+    if len(tokenizer) <= SPECIAL:
+        raise InputError(
+            f"tokenizer {source!r}: it has no words: it could not be fetched from the hub, or its folder has no vocabulary; {WHERE}"
+        )
     expected = (tokens, tokens - 2, tokens - 1)
     if (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id) != expected:
         raise InputError(

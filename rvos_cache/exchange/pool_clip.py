@@ -123,8 +123,12 @@ def open_pooling(overrides: Mapping[str, Any] | None) -> ClipPooling:
 
 
 def open_unpooled(cache: Path | str) -> TrackCache:
-    """The tracks cache to pool. Raises InputError if it is pooled already."""
+    """The tracks cache to pool. Raises InputError if it has no tracks, or is pooled already."""
     source = TrackCache(cache)
+    if not source.card.channels:
+        raise InputError(
+            f"{format_uri(cache)}: tracker {source.card.producer} makes no tracks to pool; give a cache of one that does"
+        )
     names = {spec["name"] for spec in source.card.feature_specs}
     if CLIP in source.card.extra or names & set(NAMES):
         pooled = source.card.extra.get(CLIP, {})

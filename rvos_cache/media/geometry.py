@@ -75,6 +75,10 @@ class FrameGeometry:
         """(h, w) of the map of `stride` input pixels per cell, including its padding."""
         return self.padded[0] // stride, self.padded[1] // stride
 
+    def inside(self, stride: int = STRIDE) -> tuple[int, int]:
+        """(h, w) of that part of the map, its first rows and columns, in which the frame lies: all but the padding."""
+        return -(-self.resized[0] // stride), -(-self.resized[1] // stride)
+
     def image(self, frame: NDArray[np.uint8]) -> Tensor:
         """The model's input float32 (3, padded) of a frame (H, W, 3) uint8 RGB: resized, normalised, zero-padded."""
         h, w = self.resized
@@ -100,6 +104,18 @@ class FrameGeometry:
             for cells, side, scaled in zip(self.cells(stride), self.size, self.resized)
         )
         return rows @ masks.float() @ columns.T
+
+    def pool(self, maps: Tensor, count: int, stride: int = STRIDE) -> Tensor:
+        """Maps (..., h, w, C) averaged to count x count areas of the frame, without the padding: float32 (..., count, count, C).
+
+        A cell that lies in two areas counts in each by the share of it that lies there.
+        """
+        rows, columns = (
+            (share / share.sum(0)).to(maps.device)
+            for share in (_overlap(cells, count, scaled, stride) for cells, scaled in zip(self.cells(stride), self.resized))
+        )
+        # One side after the other: together they are ten times as many products.
+        return torch.einsum("xj,...ixc->...ijc", columns, torch.einsum("yi,...yxc->...ixc", rows, maps.float()))
 
 
 def _overlap(cells: int, pixels: int, scaled: int, stride: int) -> Tensor:

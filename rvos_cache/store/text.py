@@ -1,7 +1,7 @@
 """Words of a split's expressions.
 
 Layout of `videos/<video>/`, the words of all expressions one after the other: words f2 [sumL,D] · places i4 [sumL,3]
-(span start, span end, index into the attribute `tag_names`).
+(span start, span end, index into the attribute `tag_names`) · ids i4 [sumL], only where the encoder gives ids.
 Attributes: expressions (id, text, targets) in file order, and the number of words of each, `lengths`.
 """
 
@@ -29,6 +29,8 @@ class TextRecord:
     def __post_init__(self) -> None:
         if len(self.expressions) != len(self.words):
             raise ValueError(f"{len(self.expressions)} expressions, {len(self.words)} encoded")
+        if len({w.ids is None for w in self.words}) > 1:
+            raise ValueError("some words have ids and some have none")
 
 
 def write_text(writer: CacheWriter, record: TextRecord) -> bool:
@@ -41,6 +43,9 @@ def write_text(writer: CacheWriter, record: TextRecord) -> bool:
         "words": np.concatenate([np.zeros((0, channels), np.float16), *(w.vectors.astype(np.float16) for w in words)]),
         "places": np.column_stack([spans, tags]),
     }
+    ids = [w.ids for w in words if w.ids is not None]
+    if ids:
+        arrays["ids"] = np.concatenate(ids)
     attributes = {
         "video": record.video_id,
         "expressions": expressions_to_json(record.expressions),
@@ -60,9 +65,12 @@ class TextCache(Cache):
         return expressions_from_json(video_id, self.folder(video_id).attributes["expressions"])
 
     def words(self, video_id: str) -> tuple[Words, ...]:
-        """The words of each expression, in the same order."""
+        """The words of each expression, in the same order; with ids where the encoder gave them."""
         folder = self.folder(video_id)
         vectors, table, tag_names = folder.array("words"), folder.array("places"), folder.attributes["tag_names"]
         spans, tags = np.ascontiguousarray(table[:, :2]), [tag_names[i] for i in table[:, 2].tolist()]
         stops = list(accumulate(folder.attributes["lengths"], initial=0))
-        return tuple(Words(vectors[a:b], spans[a:b], tuple(tags[a:b])) for a, b in pairwise(stops))
+        ids = folder.array("ids") if "ids/zarr.json" in folder.digests else None
+        return tuple(
+            Words(vectors[a:b], spans[a:b], tuple(tags[a:b]), None if ids is None else ids[a:b]) for a, b in pairwise(stops)
+        )

@@ -8,6 +8,7 @@ from rvos_cache.text.base import TextEncoder, check_encoder_class, create_encode
 __all__ = ["TEXT_ENCODERS", "TextEncoder", "encoder_class", "make_words", "open_encoder"]
 
 TEXT_ENCODERS = {
+    "beit3": "rvos_cache.text.beit3.encoder:Beit3Encoder",
     "clip": "rvos_cache.text.clip:ClipEncoder",
     "hashed": "rvos_cache.text.hashed:HashedEncoder",
     "minilm": "rvos_cache.text.minilm:MinilmEncoder",

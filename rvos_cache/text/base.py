@@ -78,12 +78,15 @@ def create_encoder(cls: type[TextEncoder], settings: Any, title: str, is_custom:
     return encoder
 
 
-def make_words(vectors: ArrayLike, spans: ArrayLike | None = None, tags: Sequence[str] | None = None) -> Words:
+def make_words(
+    vectors: ArrayLike, spans: ArrayLike | None = None, tags: Sequence[str] | None = None, ids: ArrayLike | None = None
+) -> Words:
     """Return Words of vectors (L, D), an array, a tensor or a list of L vectors, stored as float16.
 
     spans: (L, 2), the characters [start, end) of each word in the sentence; default: unknown, (0, 0). tags: L part-of-speech
     tags, as `cues.align_tags` gives them for spans; default: "", which is no cue, so that selectors with motion and static
-    words see neither. Raises InputError: if the shapes disagree, there is no word, or a value is not finite as float16.
+    words see neither. ids: (L,), the number of each word in the encoder's vocabulary, for selectors that embed words themselves;
+    default: none. Raises InputError: if the shapes disagree, there is no word, or a value is not finite as float16.
     """
     with np.errstate(over="ignore"):
         array: NDArray[np.float16] = np.asarray(vectors).astype(np.float16)
@@ -95,4 +98,7 @@ def make_words(vectors: ArrayLike, spans: ArrayLike | None = None, tags: Sequenc
     names = ("",) * len(array) if tags is None else tuple(tags)
     if ranges.shape != (len(array), 2) or len(names) != len(array):
         raise InputError(f"words: {len(array)} vectors, spans {ranges.shape} and {len(names)} tags; give one of each per word")
-    return Words(array, ranges, names)
+    numbers = None if ids is None else np.asarray(ids, np.int32)
+    if numbers is not None and numbers.shape != (len(array),):
+        raise InputError(f"words: {len(array)} vectors and ids {numbers.shape}; give one id per word")
+    return Words(array, ranges, names, numbers)

@@ -9,6 +9,7 @@ from rvos_cache.plugins import resolve
 from rvos_cache.trackers.base import Tracker, check_tracker_class, create_tracker
 
 TRACKERS = {
+    "dvis": "rvos_cache.trackers.dvis:DvisTracker",
     "flow": "rvos_cache.trackers.flow:FlowTracker",
     "frames": "rvos_cache.trackers.frames:FramesTracker",
     "gdino-queries": "rvos_cache.trackers.referdino.tracker:GdinoQueries",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.media.resize import resize_frame, shortest_edge
-from rvos_cache.settings import Settings
+from rvos_cache.settings import Settings, square_or_short_side
 from rvos_cache.trackers.base import Tracker
 from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.types import Expression, FeatureSpec, TrackSet, Video
@@ -45,11 +45,7 @@ class FramesSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _square_or_short_side(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or not values.get("square"):
-            return values
-        if values.get("short_side"):
-            raise ValueError("square and short_side are given, and a frame has one size; give one of them")
-        return {**values, "short_side": 0}
+        return square_or_short_side(values)
 
     def stored_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the stored frames of a video of `size` (H, W)."""

@@ -33,6 +33,8 @@ ALLOW_MISSING = click.option("--allow-missing", is_flag=True, help="Score missin
 def check_run_or_selector(run: Path | None, selector: str | None, overrides: tuple[str, ...]) -> None:
     """Raises UsageError unless either a run or a selector is given, and settings for a selector alone."""
     if (run is None) == (selector is None):
+        if run is not None and selector is not None:
+            raise click.UsageError("--run and --selector are both given; give one of them")
         raise click.UsageError("give --run RUN, or --selector NAME of a selector that needs no training (clip-zero-shot)")
     if run is not None and overrides:
         raise click.UsageError("--set is for --selector; a run has the settings that it was trained with")

@@ -15,17 +15,20 @@ from rvos_select.cli.options import PATH
 def settings(name: str) -> None:
     """List the settings of the selector NAME, or of `train`: type, default, meaning and source of each.
 
-    NAME is a built-in name or your own my_module:MyClass. Values of a selector are given to train as --set config.NAME=VALUE.
+    NAME is a built-in name or your own my_module:MyClass. Values of a selector are given to train as --set config.NAME=VALUE; of one
+    that needs no training to predict and ask as --set NAME=VALUE.
     """
     from rvos_cache.settings import describe, format_settings
     from rvos_select.selectors import selector_class
+    from rvos_select.selectors.untrained import UntrainedSelector
     from rvos_select.training.settings import TrainSettings
 
     if name == "train":
         click.echo(format_settings("train", describe(TrainSettings)))
         return
-    text = format_settings(f"selector {name}", describe(selector_class(name).Config))
-    click.echo(text.replace("--set NAME", "--set config.NAME", 1))
+    kind = selector_class(name)
+    text = format_settings(f"selector {name}", describe(kind.Config))
+    click.echo(text if issubclass(kind, UntrainedSelector) else text.replace("--set NAME", "--set config.NAME", 1))
 
 
 @click.command("check-selector")

@@ -83,7 +83,7 @@ def ask(
             video, sentence, str(selector), out, policy, tracker=tracker or "flow", config=config, tracker_settings=tracker_settings,
             clip_settings=clip_settings,
         )  # fmt: skip
-    click.echo(f"{answer.selected} of {answer.tracks} tracks selected; best score {answer.best_score:.2f}")
+    click.echo(f"{answer.selected} of {answer.tracks} candidates selected; best score {answer.best_score:.2f}")
     if answer.hint:
         click.echo(answer.hint)
     click.echo(f"masks: {answer.masks}\noverlay: {answer.overlay}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from rvos_cache.cli import Resumable
+from rvos_cache.errors import InputError
 from rvos_select.cli.options import CACHES, PATH, TEXTS
 
 
@@ -65,14 +66,21 @@ def import_sola(checkpoint: Path, out: Path, caches: tuple[Path, ...], texts: tu
 @click.option("--out", type=PATH, required=True, help="The run's folder.")
 @click.option("--clip", type=PATH, help="A folder of convert-clip with the same CLIP.  [default: convert the checkpoint's own]")
 @click.option("--tokenizer", help="Vocabulary of the CLIP to convert, as rvos-cache convert-clip takes it.")
-def import_ssa(checkpoint: Path, out: Path, clip: Path | None, tokenizer: str | None) -> None:
+@click.option("--dataset", default="mevis", show_default=True, help="What it was trained on, which the file does not say.")
+@click.option("--set", "overrides", multiple=True, metavar="K=V", help="A setting of SSA, e.g. short_side=480; may repeat.")
+def import_ssa(
+    checkpoint: Path, out: Path, clip: Path | None, tokenizer: str | None, dataset: str, overrides: tuple[str, ...]
+) -> None:
     """Convert a released checkpoint of SSA to a run; only tensors are read from it."""
     from rvos_cache.clip.vocabulary import DEFAULT
+    from rvos_cache.settings import parse_overrides
     from rvos_select.exchange.import_ssa import import_ssa as step
 
     if clip is not None and tokenizer is not None:
         raise click.UsageError("--clip has a vocabulary of its own; leave --tokenizer out")
-    imported = step(checkpoint, out, clip, tokenizer or DEFAULT)
+    if clip is not None and not clip.is_dir():
+        raise InputError(f"{clip}: there is no such folder; give one that rvos-cache convert-clip wrote: --clip CLIP")
+    imported = step(checkpoint, out, clip, tokenizer or DEFAULT, dataset=dataset, config=parse_overrides(overrides))
     click.echo(f"run: {imported.run}; {imported.trained} tensors are SSA's, {imported.clip} CLIP's")
     for name in imported.unread:
         click.echo(f"not read: {name}")

@@ -130,11 +130,12 @@ def _random(rng: np.random.Generator, spec: FeatureSpec, sizes: Mapping[str, int
 
 
 def _words(rng: np.random.Generator, text: str) -> Words:
-    """A vector per word, with tags of nouns and, for words in "ing", of verbs."""
+    """A vector and an id per word, with tags of nouns and, for words in "ing", of verbs."""
     starts, spans = 0, []
     for word in text.split():
         begin = text.index(word, starts)
         starts = begin + len(word)
         spans.append((begin, starts))
     tags = tuple("VVG" if word.endswith("ing") else "NN1" for word in text.split())
-    return Words(rng.normal(size=(len(spans), WORD_CHANNELS)).astype(np.float16), np.array(spans, np.int32), tags)
+    ids = np.array([len(word) for word in text.split()], np.int32)
+    return Words(rng.normal(size=(len(spans), WORD_CHANNELS)).astype(np.float16), np.array(spans, np.int32), tags, ids)

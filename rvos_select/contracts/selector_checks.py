@@ -18,7 +18,7 @@ from rvos_cache.settings import build
 from rvos_cache.store import SelectionCache, verify
 from rvos_select.contracts.reordered import reordered
 from rvos_select.contracts.selector_case import CLIP_FRAMES, SelectorCase
-from rvos_select.data.caches import check_declared
+from rvos_select.data.caches import check_declared, part_array
 from rvos_select.data.collate import collate
 from rvos_select.inference.predict import predict
 from rvos_select.selectors import Selector, selector_class
@@ -251,7 +251,7 @@ def run_selector_checks(case: SelectorCase) -> Iterator[CheckResult]:
     """The result of every check, one after the other. Raises InputError if the selector cannot be made for the caches."""
     declared = {spec.name for spec in (*case.features, *case.measurements)}
     named = [name for name in case.selector.requires if name.startswith(("features.", "frames.", "measured."))]
-    undeclared = [name for name in named if name.partition(".")[2] not in declared]
+    undeclared = [name for name in named if part_array(name)[1] not in declared]
     if case.tracks is None and undeclared:
         raise InputError(
             f"selector {case.name}: requires {', '.join(undeclared)}; declare them, --feature NAME:DIMS as maps:T,N,8 or "

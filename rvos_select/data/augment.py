@@ -17,7 +17,7 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.media.boxes import mask_boxes
 from rvos_cache.plugins import resolve, resolve_function, type_text
-from rvos_select.data.text_cues import CUE_PARTS
+from rvos_select.data.text_cues import WORD_PARTS
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def check_augmentation(names: Sequence[str], selector: Any, clips: bool) -> None
     if not clips:
         raise InputError("augment changes clips; --set batch=clip, or leave it out")
     # Parts of the words are those of the sentence, which the augmentations below keep.
-    true_still = {"pixels", "truth"} if selector.encodes_text else {"pixels", "truth", "spans", *CUE_PARTS}
+    true_still = {"pixels", "truth"} if selector.encodes_text else {"pixels", "truth", *WORD_PARTS}
     cached = [name for name in selector.requires if name not in true_still]
     kind = type(selector).__name__
     if "pixels" not in selector.requires or cached:

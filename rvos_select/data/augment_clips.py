@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from rvos_cache.media.captions import mirrored_text
 from rvos_cache.media.clips import resize_masks, resize_pixels
+from rvos_cache.media.resize import shortest_edge
 from rvos_select.data.augment import Clip, keeps_sentence
 
 CROP_PROBABILITY = 0.5
@@ -80,18 +81,9 @@ def rotate_over_clip(clip: Clip, generator: torch.Generator) -> Clip:
     return replace(clip, pixels=pixels, truth=truth)
 
 
-def resized(size: tuple[int, int], short_side: int, longest: int) -> tuple[int, int]:
-    """(H, W) of a frame whose shorter side becomes `short_side`, or less where its longer one would be above `longest`."""
-    scale = short_side / min(size)
-    if scale * max(size) > longest:
-        scale = longest / max(size)
-    height, width = (max(1, int(side * scale + 0.5)) for side in size)
-    return height, width
-
-
 def _resize(clip: Clip, short_sides: Sequence[int], longest: int, generator: torch.Generator) -> Clip:
     short_side = short_sides[_integer(0, len(short_sides) - 1, generator)]
-    size = resized((clip.pixels.shape[1], clip.pixels.shape[2]), short_side, longest)
+    size = shortest_edge((clip.pixels.shape[1], clip.pixels.shape[2]), short_side, longest)
     return replace(clip, pixels=resize_pixels(clip.pixels, size), truth=resize_masks(clip.truth, size))
 
 

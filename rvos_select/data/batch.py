@@ -18,6 +18,7 @@ from rvos_select.data.features import FrameReader
 PARTS: dict[str, str] = {
     "presence": "presence of each track in each frame",
     "spans": "character range of each word in its sentence",
+    "word_ids": "number of each word in the vocabulary of its encoder",
     "motion_words": "which words are motion cues",
     "static_words": "which words are static cues",
     "particle_words": "which words are particles or prepositions of a verb",
@@ -31,7 +32,7 @@ PARTS: dict[str, str] = {
 NAMED_PARTS: dict[str, str] = {
     "features": "a feature of the tracks cache, held in memory",
     "frames": "a feature of the tracks cache, read from disk by frames",
-    "measured": "a measurement of the tracks cache, of the expression's objects",
+    "measured": "a measurement of the tracks cache, of the expression's objects; with .video behind its name of all frames",
 }
 """Prefix of `<prefix>.<name>` in `requires`."""
 
@@ -95,10 +96,12 @@ class Batch:
         track_index: int64 (V, N), position of each track in its video, -1 in padding; frame_index: int64 (V, T), number of
         each frame in its video, -1 in padding.
     Where a selector requires them:
-        presence: float (V, N, T); spans: int32 (B, L, 2); motion_words, static_words, particle_words: bool (B, L);
+        presence: float (V, N, T); spans: int32 (B, L, 2); word_ids: int64 (B, L), 0 in padding, which may also be the
+        number of a word: see `word_mask`; motion_words, static_words, particle_words: bool (B, L);
         pixels: V arrays (T, H, W, 3) uint8 RGB, as `frames`;
         features, measured: name -> (V, ...), or (B, ...) for an array with an axis E or A: of E the own expression alone, so
-        the axis is gone, of A the expression's objects; padded with zeros, see `lengths`;
+        the axis is gone, of A the expression's objects; padded with zeros, see `lengths`; T is that of the batch, for
+        `measured.<name>.video` that of the longest video;
         frames: name -> V arrays (T, ...), or B for an array with an axis E or A, of the dtype of the cache; T is that of the
         batch, zeros beyond the video's own, see `frame_mask`; in a batch of a whole video they are read when they are indexed;
         overlap: for each expression the counts of the N tracks with its own objects in the T frames (all frames for
@@ -136,6 +139,7 @@ class Batch:
     lengths: Mapping[str, Tensor] = field(default_factory=dict)
     normalisers: Mapping[str, float] = field(default_factory=dict)
     boxes: tuple[NDArray[np.float64], ...] | None = None
+    word_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         for prefix in NAMED_PARTS:
@@ -155,6 +159,7 @@ class Batch:
             ("track_index", (lead, n)),
             ("frame_index", (lead, t)),
             ("presence", (lead, n, t)),
+            ("word_ids", (b, length)),
         ):
             tensor = getattr(self, name)
             if tensor is not None:

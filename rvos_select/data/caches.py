@@ -28,10 +28,16 @@ class CacheCards(NamedTuple):
     text: Sequence[Card] = ()
 
 
+def part_array(part: str) -> tuple[str, str]:
+    """Prefix and array that a part of a batch names: ("measured", "soft") of "measured.soft" and of "measured.soft.video"."""
+    prefix, _, name = part.partition(".")
+    return prefix, name.removesuffix(".video") if prefix == "measured" else name
+
+
 def check_declared(requires: Iterable[str], cards: CacheCards, selector: str) -> None:
     """Raises InputError for a feature or measurement in `requires` that no tracks cache of a set declares."""
     for name in requires:
-        prefix, _, array = name.partition(".")
+        prefix, array = part_array(name)
         kind = {"features": "feature", "frames": "feature", "measured": "measurement"}.get(prefix)
         if kind is None:
             continue
@@ -267,9 +273,24 @@ class TrackSource:
         return self._holders(video_id, name, "measurement")[1]
 
     def measurement(self, video_id: str, name: str) -> NDArray[Any]:
-        """The measurement `name`; of several caches concatenated along N. Raises like `feature`, and where it is hidden."""
+        """The measurement `name`; of several caches concatenated along N.
+
+        One without an axis N is of the ground truth alone, and the caches must agree on it: soft sums of maps of other cells are not
+        comparable. Raises like `feature`, and InputError where the caches do not agree or the split hides its ground truth.
+        """
         caches, spec = self._holders(video_id, name, "measurement")
-        return self._concatenated(video_id, name, spec, [(c, c.measurement(video_id, name)) for c in caches])
+        parts = [(c, c.measurement(video_id, name)) for c in caches]
+        if "N" in spec["dims"]:
+            return self._concatenated(video_id, name, spec, parts)
+        first_cache, first = parts[0]
+        for cache, array in parts[1:]:
+            # Sums of float32 differ in their last digits between machines.
+            if array.shape != first.shape or not np.allclose(array, first, rtol=1e-4, atol=1e-3):
+                raise InputError(
+                    f"{cache.path}, video {video_id}: the measurement {name!r} differs from that of {first_cache.path}, so their "
+                    "tracks were measured in maps of other cells; extract both at one size, or give one of them"
+                )
+        return first
 
     def _holders(self, video_id: str, name: str, kind: str) -> tuple[list[TrackCache], Spec]:
         """The caches of the video that have the array, and its spec."""
@@ -291,7 +312,7 @@ class TrackSource:
                 "give caches that all hold it, or this cache alone"
             )
         for cache in holders[1:]:
-            if "N" not in spec["dims"]:
+            if "N" not in spec["dims"] and kind == "feature":
                 raise InputError(
                     f"{where}: {len(holders)} caches hold the {kind} {name!r}, which has no axis of tracks to concatenate; give one"
                 )

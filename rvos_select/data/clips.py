@@ -33,6 +33,9 @@ class ClipSettings(Settings):
     """T, frames of a clip. Source: DMVS section 4.2."""
     within: int = Field(default=10, ge=0)
     """Largest distance in frames of the others from the first frame sampled; 0: anywhere in the video. Source: MeViS's LMPM."""
+    anywhere: float = Field(default=0.0, ge=0, le=1)
+    """Probability that the others of a clip lie anywhere in the video, whatever `within` says. DeRVOS: 0.5, because prediction
+    reads clips that are spread over the whole video."""
     neighbours: int = Field(default=0, ge=0)
     """Not 0: one frame before and one behind the first one sampled belong to the clip, each 1 to so many of the frames that can be
     sampled away (the first or last of them at a border); the others lie outside of these, as far as `within` allows. ReferDINO: 3,
@@ -70,7 +73,7 @@ class ClipSampler:
         return [self.sample_frames(sample, row) for sample, row in rows]
 
     def make(self, rows: Sequence[Row], frames: Sequence[Sequence[int]], masks_only: bool = False) -> Batch:
-        """The batch of clips of these frames, augmented. masks_only: see `collate`."""
+        """The batch of clips of these frames, augmented. masks_only: see `collate`; it excludes an augmentation."""
         return collate(rows, self.requires, frames=frames, augment=self.augment, generator=self.generator, masks_only=masks_only)
 
     def sample_frames(self, sample: VideoSample, row: int) -> list[int]:
@@ -82,7 +85,8 @@ class ClipSampler:
             )
         first = visible[self._integer(0, len(visible) - 1)]
         usable, count = sample.usable_frames, self.settings.frames - 1
-        near = usable[np.abs(usable - first) <= (self.settings.within or len(usable) + int(usable[-1]))]
+        within = 0 if self._happens(self.settings.anywhere) else self.settings.within
+        near = usable[np.abs(usable - first) <= (within or len(usable) + int(usable[-1]))]
         if self.settings.neighbours and count:
             before, behind = self._neighbours(usable, first)
             others = np.array([before, behind, *self._far(near, before, behind, count - 2)])
@@ -90,7 +94,7 @@ class ClipSampler:
             rest = near[near != first]
             others = self._without(rest, count) if len(rest) >= count else self._with(np.append(rest, first), count)
         frames = sorted([int(first), *map(int, others)])
-        if self.settings.reverse and float(torch.rand((), generator=self.generator)) < self.settings.reverse:
+        if self._happens(self.settings.reverse):
             frames.reverse()
         return frames
 
@@ -119,6 +123,10 @@ class ClipSampler:
     def _with(self, pool: Frames, count: int) -> Frames:
         """`count` frames of `pool` with replacement."""
         return pool[torch.randint(len(pool), (count,), generator=self.generator).numpy()]
+
+    def _happens(self, probability: float) -> bool:
+        """True with this probability. For 0 no random number is sampled: clips stay what they are without the option."""
+        return probability > 0 and float(torch.rand((), generator=self.generator)) < probability
 
     def _integer(self, least: int, largest: int) -> int:
         return int(torch.randint(least, largest + 1, (1,), generator=self.generator))

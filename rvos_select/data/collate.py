@@ -36,8 +36,8 @@ def collate(
 
     Without `frames` whole videos: of one video they share it (leading size 1), of several each is padded to the longest T.
     frames: for each expression the frames of its clip, all of one number T; or one clip that the expressions of one video share.
-    augment: changes each clip; generator: its random numbers. masks_only: without `pixels` and `frames`, which are not read but for
-    an augmentation; all else, the truth too, is the same. Only tracks that are candidates are in the batch: of any of the
+    augment: changes each clip; generator: its random numbers. masks_only: without `pixels` and `frames`, which are not read, and
+    without an augmentation; all else, the truth too, is the same. Only tracks that are candidates are in the batch: of any of the
     expressions where they share a video, else of each.
     Raises InputError when the caches lack a required part or an array is damaged.
     """
@@ -147,20 +147,28 @@ class _Maker:
         out: dict[str, dict[str, Tensor]] = {"features": {}, "measured": {}}
         for kind, name in names:
             arrays: list[NamedArray] = [getattr(s, kind)[name] for s in self.owners]
-            parts, dims = self._select(arrays, name)
+            every_frame = kind == "measured" and f"measured.{name}.video" in self.requires
+            parts, dims = self._select(arrays, name, every_frame)
             out[kind][name] = _pad(parts, 0)
             for axis, letter in enumerate(dims):
                 if isinstance(letter, str) and letter not in ("N", "T"):
                     lengths[letter] = torch.tensor([part.shape[axis] for part in parts])
         return out["features"], out["measured"], lengths
 
-    def _select(self, arrays: Sequence[NamedArray], name: str) -> tuple[list[Tensor], Sequence[str | int]]:
-        """What is kept of the array of each owner, for each row where it has an axis E or A; and the dims that are left."""
+    def _select(self, arrays: Sequence[NamedArray], name: str, every_frame: bool) -> tuple[list[Tensor], Sequence[str | int]]:
+        """What is kept of the array of each owner, for each row where it has an axis E or A; and the dims that are left.
+
+        every_frame: all frames of the video are, not those of the batch.
+        """
         dims = arrays[0].dims
-        if _by_row(dims):
-            indices = [self.row_index(i, dims, name) for i in range(len(self.rows))]
-            return [arrays[self.owner(i)].select(index) for i, index in enumerate(indices)], kept_dims(dims, indices[0])
-        return [array.select(self.index(i)) for i, array in enumerate(arrays)], dims
+        by_row = _by_row(dims)
+        indices = [
+            self.row_index(i, dims, name) if by_row else self.index(i) for i in range(len(self.rows if by_row else arrays))
+        ]
+        if every_frame:
+            indices = [{letter: kept for letter, kept in index.items() if letter != "T"} for index in indices]
+        parts = [arrays[self.owner(i) if by_row else i].select(index) for i, index in enumerate(indices)]
+        return parts, kept_dims(dims, indices[0])
 
     def frame_arrays(self) -> dict[str, tuple[FrameArray, ...]]:
         out: dict[str, tuple[FrameArray, ...]] = {}
@@ -245,7 +253,7 @@ def _visual(maker: _Maker, augment: Augmentation | None, generator: torch.Genera
     labelled = all(s.truth is not None for s, _ in rows)
     arrays = [s.pixels for s in owners if s.pixels is not None] if "pixels" in maker.requires else []
     pixels: tuple[FrameArray, ...] | None = None
-    if "pixels" in maker.requires and not (masks_only and augment is None):
+    if "pixels" in maker.requires and not masks_only:
         pixels = tuple(maker.read(array, {"T": clip}) for array, clip in zip(arrays, maker.clips, strict=True))
     truth: tuple[Tensor, ...] | None = None
     if "truth" in maker.requires and labelled:
@@ -254,13 +262,15 @@ def _visual(maker: _Maker, augment: Augmentation | None, generator: torch.Genera
     if augment is None:
         return _Visual(sentences, pixels, truth, sizes)
     if pixels is None or generator is None or maker.whole:
-        raise ValueError("an augmentation changes the pixels of clips, with a generator; require pixels and give frames")
+        raise ValueError(
+            "an augmentation changes the pixels of clips, with a generator; require pixels, give frames, and no masks_only"
+        )
     masks = truth or tuple(torch.zeros(0, *p.shape[:3], dtype=torch.bool) for p in pixels)
     still = [len(set(clip)) == 1 for clip in maker.clips]
     clips = [augment(Clip(p, m, text, one), generator) for p, m, text, one in zip(pixels, masks, sentences, still)]  # type: ignore[arg-type]
     return _Visual(
         tuple(c.sentence for c in clips),
-        None if masks_only else tuple(c.pixels for c in clips),
+        tuple(c.pixels for c in clips),
         None if truth is None else tuple(c.truth for c in clips),
         tuple((c.pixels.shape[1], c.pixels.shape[2]) for c in clips),
     )

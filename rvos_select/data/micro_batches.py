@@ -1,7 +1,7 @@
 """Steps in parts: a step of many expressions as several micro-batches, whose gradients are added.
 
 Which expressions, frames and augmentations a step has does not depend on the size of the parts: the frames of all clips are
-sampled first, and the clips are augmented in order, with one generator.
+sampled first, and the clips are augmented in order, once, with one generator.
 """
 
 from __future__ import annotations
@@ -72,19 +72,29 @@ def _split(
             return collate(step.rows[part], requires, masks_only=masks_only)
         return sampler.make(step.rows[part], frames[part], masks_only)
 
+    batches: Iterator[Batch] = map(make, parts)
     totals: Mapping[str, float] = {}
     if len(parts) > 1 and normalisers is not None:
-        # The augmentation decides which objects are visible: it is computed twice, with the same random numbers.
-        state = None if sampler is None else sampler.generator.get_state()
-        totals = _sums((normalisers(make(part, masks_only=True)) for part in parts), step.name)
-        if sampler is not None and state is not None:
-            sampler.generator.set_state(state)
-    for i, part in enumerate(parts):
+        if sampler is None or sampler.augment is None:
+            counted: Iterable[Batch] = (make(part, masks_only=True) for part in parts)
+        else:
+            # The augmentation decides which objects are visible, so the whole step is made first. Its clips hold uint8 frames and no
+            # features of a cache, which an augmentation excludes.
+            step_batches = list(batches)
+            counted = [replace(batch, pixels=None) for batch in step_batches]
+            batches = _emptied(step_batches)
+        totals = _sums(map(normalisers, counted), step.name)
+    for i, (part, batch) in enumerate(zip(parts, batches)):
         sample, row = step.rows[part][0]
         name = sample.expressions[row].key if i else step.name
-        batch = make(part)
         share = 1.0 if totals else len(batch) / len(step.rows)
         yield MicroBatch(replace(batch, normalisers=totals), name, share, len(step.rows), i == len(parts) - 1)
+
+
+def _emptied(batches: list[Batch]) -> Iterator[Batch]:
+    """The batches in order, each of which leaves the list, so that it is freed after its use."""
+    while batches:
+        yield batches.pop(0)
 
 
 def _sums(counts: Iterable[Mapping[str, float]], name: str) -> dict[str, float]:

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from rvos_cache.clip.pooling import CLIP
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
-
-POOLING_SETTINGS = ("short_side", "long_side", "square")
-"""Settings of `rvos-cache pool-clip` that determine the features."""
+from rvos_select.data.pooling import SETTINGS
 
 
 def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, Card]) -> None:
@@ -59,7 +57,7 @@ def _check_same_pooling(trained: Sequence[Card], label: str, path: str, card: Ca
             f"{path}: pooled with CLIP {pooled['checkpoint']} of digest {pooled['image']}, {label} with {others[0]['image']}; pool the "
             "tracks alike"
         )
-    for name in POOLING_SETTINGS:
+    for name in SETTINGS:
         if all(other[name] != pooled[name] for other in same):
             warnings.warn(f"{path}: pooled with {name} = {pooled[name]!r}, {label} with {same[0][name]!r}", stacklevel=4)
 
@@ -72,7 +70,8 @@ def warn_of_other_settings(trained: Sequence[Card], label: str, cards: Mapping[s
         if all(different) and same_tracker:
             name = different[0][0]
             value, trained_value = card.value(name), same_tracker[0].value(name)
-            warnings.warn(f"{path}: tracks with {name} = {value!r}, {label} with {trained_value!r}", stacklevel=3)
+            what = "tracks" if card.channels else "frames"
+            warnings.warn(f"{path}: {what} with {name} = {value!r}, {label} with {trained_value!r}", stacklevel=3)
 
 
 def _other_settings(card: Card, other: Card) -> list[str]:

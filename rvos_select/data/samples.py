@@ -16,7 +16,7 @@ from rvos_cache.store import Card
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger
 from rvos_cache.types import Expression, GroundTruth, Overlap, Words
 from rvos_select.data.bound import check_same_sentences
-from rvos_select.data.caches import TrackSource, candidates
+from rvos_select.data.caches import TrackSource, candidates, part_array
 from rvos_select.data.features import MemoryArray, StoredFeature, load_feature, load_measurement
 from rvos_select.data.labels import LabelRule, max_iou, target_indices
 from rvos_select.data.pixels import PixelArray, open_pixels
@@ -135,7 +135,7 @@ def load_video(
         objects = tuple(tuple(target_indices(e, info.object_ids)) for e in expressions)
         target = _targets(tracks, video_id, objects, thresholds, rule)
     labelled = thresholds is not None
-    parts = [name.partition(".")[::2] for name in requires]
+    parts = [part_array(name) for name in requires]
     kinds = {kind for kind, _ in parts}
     position = {e.expression_id: i for i, e in enumerate(info.expressions)}
     return VideoSample(
@@ -143,7 +143,7 @@ def load_video(
         torch.from_numpy(np.ascontiguousarray(tracks.tokens(video_id))),
         torch.from_numpy(np.ascontiguousarray(tracks.presence(video_id))),
         expressions,
-        texts.words(video_id),
+        texts.words(video_id, with_ids="word_ids" in requires),
         torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, info.tracks, dtype=torch.bool),
         target,
         set_name=set_name(tracks.caches_of[video_id][0].card),

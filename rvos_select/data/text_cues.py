@@ -1,4 +1,4 @@
-"""Parts of a batch that the words of an expression have next to their vectors: spans and cue masks."""
+"""Parts of a batch that the words of an expression have next to their vectors: spans, ids and cue masks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvos_cache.errors import InputError
 from rvos_cache.text.cues import Tagger, cue, particles
 from rvos_cache.types import Cue, Words
 
@@ -25,6 +26,11 @@ CUE_PARTS: dict[str, Callable[[Sequence[str], Tagger], list[bool]]] = {
     "particle_words": particles,
 }
 """Part of a batch -> which words it marks, from their tags."""
+WORD_PARTS = ("spans", "word_ids", *CUE_PARTS)
+"""The parts of a batch that belong to the words of its sentences."""
+
+
+WITH_IDS = "give words of an encoder that stores ids, such as --encoder beit3"
 
 
 def pad_words(words: Sequence[Words]) -> tuple[Tensor, Tensor]:
@@ -39,9 +45,9 @@ def pad_words(words: Sequence[Words]) -> tuple[Tensor, Tensor]:
 
 
 def word_parts(words: Sequence[Words], taggers: Sequence[Tagger], length: int, requires: Sequence[str]) -> dict[str, Any]:
-    """Those of spans (B, L, 2) and motion_words, static_words, particle_words (B, L) that are in `requires`; L = `length`.
+    """Those of spans (B, L, 2) and word_ids, motion_words, static_words, particle_words (B, L) in `requires`; L = `length`.
 
-    Cues follow from each expression's tags, by its own tagger.
+    Raises InputError when word_ids are required and a word has none. Cues follow from each expression's tags, by its own tagger.
     """
     parts: dict[str, Any] = {}
     if "spans" in requires:
@@ -49,6 +55,13 @@ def word_parts(words: Sequence[Words], taggers: Sequence[Tagger], length: int, r
         for i, w in enumerate(words):
             spans[i, : len(w.spans)] = w.spans
         parts["spans"] = torch.from_numpy(spans)
+    if "word_ids" in requires:
+        ids = torch.zeros(len(words), length, dtype=torch.long)
+        for i, w in enumerate(words):
+            if w.ids is None:
+                raise InputError(f"the words have no ids; {WITH_IDS}")
+            ids[i, : len(w.ids)] = torch.from_numpy(w.ids)
+        parts["word_ids"] = ids
     for name, marks in CUE_PARTS.items():
         if name in requires:
             mask = torch.zeros(len(words), length, dtype=torch.bool)

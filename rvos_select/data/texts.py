@@ -10,6 +10,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.store import Card, TextCache, format_uri, open_backend, read_card
 from rvos_cache.text.cues import CUES, DEFAULT_TAGGER, Tagger
 from rvos_cache.types import Expression, Words
+from rvos_select.data.text_cues import WITH_IDS
 from rvos_select.paths import Paths, as_paths
 
 
@@ -64,9 +65,13 @@ class TextSource:
         """The identity of the video's words, see `rvos_cache.store.content`."""
         return self._cache(video_id).content(video_id)
 
-    def words(self, video_id: str) -> tuple[Words, ...]:
-        """The words of each expression."""
-        return self._cache(video_id).words(video_id)
+    def words(self, video_id: str, with_ids: bool = False) -> tuple[Words, ...]:
+        """The words of each expression. Raises InputError if they have no ids and `with_ids`."""
+        cache = self._cache(video_id)
+        words = cache.words(video_id)
+        if with_ids and any(w.ids is None for w in words):
+            raise InputError(f"{cache.path}: words of {cache.card.producer!r} without ids; {WITH_IDS}")
+        return words
 
     def tagger(self, video_id: str) -> Tagger:
         """The tagger of the video's words. Raises InputError for one whose tags have no known meaning."""

@@ -52,8 +52,8 @@ def oracle(
     An expression's best tracks are among its candidates; an object's best track is any of its video. The ground truth is the
     dataset's, at `root` or at the root of the card, else that of the caches. For a dataset that is scored by single frames,
     "image" has the scores of `evaluation.image`, with the oracle's mask as the only candidate of each expression; caches without
-    their dataset do not know the frames. Raises InputError for training-only caches and, unless `allow_missing`, for a video
-    that the caches lack (else it scores 0 and is listed).
+    their dataset do not know the frames. Raises InputError for training-only caches, for caches without
+    tracks and, unless `allow_missing`, for a video that the caches lack (else it scores 0 and is listed).
     """
     source = TrackSource(caches)
     for cache in source.caches:
@@ -61,6 +61,9 @@ def oracle(
             raise InputError(
                 f"{cache.path}: its tracks were prompted with ground truth, for training only; give a cache of another tracker"
             )
+    if not any(cache.card.channels for cache in source.caches):
+        cache = source.caches[0]
+        raise InputError(f"{cache.path}: tracker {cache.card.producer} makes no tracks; give a cache of a tracker that does")
     root = None if root is None else Path(root)
     data = dataset_of(source, dataset, root, split)
     video_ids = select_videos(videos_of(source, data), videos, limit, str(source.caches[0].path))

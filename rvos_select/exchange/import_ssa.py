@@ -42,12 +42,21 @@ class Imported:
     unread: tuple[str, ...]
 
 
-def import_ssa(checkpoint: PathLike, out: PathLike, clip: PathLike | None = None, tokenizer: str = DEFAULT) -> Imported:
+def import_ssa(
+    checkpoint: PathLike,
+    out: PathLike,
+    clip: PathLike | None = None,
+    tokenizer: str = DEFAULT,
+    *,
+    dataset: str = "mevis",
+    config: Mapping[str, Any] | None = None,
+) -> Imported:
     """Write the run `out` with the weights of `checkpoint`; only tensors are read, never code.
 
     clip: a folder of `convert-clip` whose towers are those of the checkpoint; by default the checkpoint's own CLIP is converted
-    to `<out>/clip`, with the vocabulary `tokenizer` (see `convert_clip`). Raises InputError for a file that is no such checkpoint,
-    another CLIP, or a folder `out` that is not empty.
+    to `<out>/clip`, with the vocabulary `tokenizer` (see `convert_clip`); dataset: whose training split it was trained on, which the
+    file does not say; config: settings of SsaConfig beside those that the shapes of its tensors tell, such as `short_side`. Raises
+    InputError for a file that is no such checkpoint, another CLIP, or a folder `out` that is not empty.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -60,9 +69,11 @@ def import_ssa(checkpoint: PathLike, out: PathLike, clip: PathLike | None = None
             raise InputError(
                 f"it has {len(trained)} tensors of SSA and {len(own_clip) * has_clip} of CLIP, expected both; {GIVE}"
             )
-        towers = {part: _tower(part, own_clip) for part in (IMAGE_PART, TEXT_PART)}
-        config = {**sizes(trained), "token_channels": 0, "stage_channels": tuple(towers[IMAGE_PART].config.hidden_sizes)}
-        model = Ssa(build(SsaConfig, {**config, "clip": str(clip or (out / CLIP_FOLDER).absolute())}, str(checkpoint)))
+        parts = split_parts(own_clip)
+        towers = {IMAGE_PART: image_tower(parts["image"]), TEXT_PART: text_tower(parts["text"])}
+        read = {**sizes(trained), "token_channels": 0, "stage_channels": tuple(towers[IMAGE_PART].config.hidden_sizes)}
+        clip_folder = str(clip or (out / CLIP_FOLDER).absolute())
+        model = Ssa(build(SsaConfig, {**read, **(config or {}), "clip": clip_folder}, "settings of SSA"))
         model.load_official(trained)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from error
@@ -75,14 +86,9 @@ def import_ssa(checkpoint: PathLike, out: PathLike, clip: PathLike | None = None
         if clip is None:
             convert_clip(checkpoint, folder / CLIP_FOLDER, tokenizer)
         model.save_pretrained(folder / "best")
-        write_json(folder / "settings.json", _record(checkpoint, model, towers))
+        write_json(folder / "settings.json", _record(checkpoint, model, towers, dataset))
     unread = tuple(sorted(name for name in others if name not in trained))
     return Imported(out, len(trained), len(own_clip), unread)
-
-
-def _tower(part: str, tensors: Mapping[str, Tensor]) -> Any:
-    parts = split_parts(tensors)
-    return image_tower(parts["image"]) if part == IMAGE_PART else text_tower(parts["text"])
 
 
 def _check_same_clip(clip: Path, towers: Mapping[str, Any], checkpoint: Path) -> None:
@@ -110,6 +116,7 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     def layers(prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
+    frame_layers = layers(f"{predictor}.transformer_cross_attention_layers.")
     values = {
         "width": size("resizer.fc.weight", 0),
         "word_channels": size("resizer.fc.weight", 1),
@@ -118,7 +125,8 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "pixel_hidden": size(f"{pixel}.layers.0.linear1.weight", 0),
         "fusion_width": size(f"{pixel}.fusion_layers.0.attn.v_proj.weight", 0),
         "pixel_layers": layers(f"{pixel}.layers."),
-        "frame_layers": layers(f"{predictor}.transformer_cross_attention_layers."),
+        "frame_layers": frame_layers,
+        "handed_on": min(frame_layers, SsaConfig().handed_on),
         "video_layers": layers(f"{video}.transformer_cross_attention_layers."),
     }
     switches = {
@@ -128,7 +136,7 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**{name: value for name, value in values.items() if value}, **switches}
 
 
-def _record(checkpoint: Path, model: Ssa, towers: Mapping[str, Any]) -> dict[str, Any]:
+def _record(checkpoint: Path, model: Ssa, towers: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """The settings.json of the run."""
     clip = model.config.clip
     digests = {part: tower_digest(tower, clip) for part, tower in towers.items()}
@@ -136,8 +144,7 @@ def _record(checkpoint: Path, model: Ssa, towers: Mapping[str, Any]) -> dict[str
     frames = build(tracker.Settings, {}, "tracker frames").model_dump(mode="json")
     words = build(encoder.Settings, {"checkpoint": clip}, "text encoder clip").model_dump(mode="json")
     weights = {**digests[TEXT_PART], **tagger_version(words["tagger"])}
-    # SSA's released weights for MeViS; those of other datasets say so nowhere.
-    common: dict[str, Any] = {"dataset": "mevis", "split": "train"}
+    common: dict[str, Any] = {"dataset": dataset, "split": "train"}
     specs = [spec.to_json() for spec in tracker.feature_specs]
     cards = {
         "tracks": [Card(kind="tracks", producer="frames", settings=frames, channels=0, feature_specs=specs, **common)],

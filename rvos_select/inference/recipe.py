@@ -19,6 +19,7 @@ from rvos_cache.settings import build
 from rvos_cache.store import Card, canonical, digest
 from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
 from rvos_cache.trackers import Tracker, open_tracker, tracker_class
+from rvos_select.data.caches import CacheCards
 from rvos_select.inference.scorer import OpenScorer, make_untrained, scorer_of_run, scorer_without_run
 from rvos_select.runs.checkpoint import best_folder, run_cards
 from rvos_select.selectors.base import WEIGHTS
@@ -107,6 +108,8 @@ def recipe_without_run(
         tracks, open_pooling = pooled_card(tracks, clip), lambda: clip
     elif pooling:
         raise InputError(f"selector {selector}: reads no features of CLIP; leave out --clip-set")
+    # A CLIP that cannot score is refused here, before the tracks, which take the time.
+    module.frozen_parts(CacheCards([tracks], [text]))
     weights = digest(canonical([selector, module.config.model_dump(mode="json")]))
     return Recipe(
         selector, weights, tracks, text, encoder, lambda: opened, open_pooling, partial(scorer_without_run, selector, config)

@@ -57,7 +57,10 @@ def scorer_of_run(run: Path, source: TrackSource, words: TextSource) -> Scorer:
     tracker_cards = {str(cache.path): cache.card for cache in source.caches}
     if selector.config.token_channels:
         check_same_tracker(trained_cards(run), f"{run} was trained", tracker_cards)
-        warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
+    else:
+        # It reads frames, which another tracker's cache has not; then they are the dataset's.
+        tracker_cards = {path: card for path, card in tracker_cards.items() if not card.channels}
+    warn_of_other_settings(trained_cards(run), f"{run} was trained", tracker_cards)
     if not selector.encodes_text:
         check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
     settings = run_settings(run)["settings"]

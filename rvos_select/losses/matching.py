@@ -1,9 +1,11 @@
 """Hungarian matching of a selector's queries and the objects of an expression: one-to-one.
 
-Hungarian matching as in DETR (Carion et al., ECCV 2020, section 3.1). Letters: Q queries, A objects, P points.
+Hungarian matching as in DETR (Carion et al., ECCV 2020, section 3.1). Letters: Q queries, N tracks, A objects, T frames, P points.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,3 +50,35 @@ def counted_costs(overlap: Overlap) -> tuple[NDArray[np.float32], NDArray[np.flo
     dice = 1 - (2 * inter + 1) / (both + 1)
     iou = inter / np.maximum(both - inter, 1)
     return dice.astype(np.float32), (1 - iou).astype(np.float32)
+
+
+class SoftSums(NamedTuple):
+    """Sums over the cells of each frame, as `rvos_cache.soft_overlap` has them, of mask logits x and of objects' shares y."""
+
+    both: Tensor
+    """(..., N, A, T, 2): of σ(x) y and of x y."""
+    track: Tensor
+    """(..., N, T, 2): of σ(x) and of softplus(x)."""
+    truth: Tensor
+    """(..., A, T): of y."""
+
+
+def soft_costs(part: SoftSums, cells: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
+    """BCE and Dice costs and the soft IoU, float32 (..., N, A) each, of masks over all cells of the T frames together.
+
+    Exactly what `bce_costs` and `dice_costs` give for the cells as points; the IoU is Σ p y / (Σ p + Σ y - Σ p y), p = σ(x). cells:
+    number of each frame's cells, (..., T), or of every frame's; frames of 0 cells are not counted, without any other BCE and IoU
+    are 0. Leading dimensions are broadcast.
+    """
+    count = part.truth.new_full(part.truth.shape[-1:], cells) if isinstance(cells, int) else cells
+    # In float64: a difference of sums follows, each as large as the number of cells times a logit.
+    weight = (count > 0).double()
+    both = torch.einsum("...natc,...t->...nac", part.both.double(), weight)
+    track = torch.einsum("...ntc,...t->...nc", part.track.double(), weight)[..., None, :]
+    truth = torch.einsum("...at,...t->...a", part.truth.double(), weight)[..., None, :]
+    total = count.sum(-1).clamp(min=1)[..., None, None]
+    bce = (track[..., 1] - both[..., 1]) / total
+    sizes = track[..., 0] + truth
+    dice = 1 - (2 * both[..., 0] + 1) / (sizes + 1)
+    iou = both[..., 0] / (sizes - both[..., 0]).clamp(min=1e-12)
+    return bce.float(), dice.float(), iou.float()

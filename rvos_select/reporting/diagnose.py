@@ -1,4 +1,7 @@
-"""Why an expression scored what it did: its objects were not tracked, the selection was wrong, or the tracks are poor."""
+"""Why an expression scored what it did: its objects were not tracked, the selection was wrong, or the tracks are poor.
+
+Of a selector that draws its own masks, from caches without tracks, nothing tells why.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from typing import Any, Literal
 
 from rvos_select.metrics.region_contour import REGION_CONTOUR
 
-Cause = Literal["good", "missed by the tracker", "wrong selection", "poor tracks"]
+Cause = Literal["good", "missed by the tracker", "wrong selection", "poor tracks", "not good"]
 GOOD, GAP = 0.75, 0.15
 
 
 @dataclass(frozen=True)
 class Case:
-    """One expression with its J&F, that of perfect labels, and the cause of the difference.
+    """One expression with its J&F, that of perfect labels (None without tracks), and the cause of the difference.
 
     best_iou: the largest mean IoU of a candidate track with an object of the expression; None where it names none.
     """
@@ -22,7 +25,7 @@ class Case:
     video_id: str
     expression_id: str
     jf: float
-    oracle: float
+    oracle: float | None
     cause: Cause
     best_iou: float | None = None
 
@@ -32,19 +35,24 @@ class Case:
         return f"{self.video_id}/{self.expression_id}"
 
 
-def cause_of(jf: float, oracle: float, best_iou: float | None, label_iou: float | None) -> Cause:
+def cause_of(jf: float, oracle: float | None, best_iou: float | None, label_iou: float | None) -> Cause:
     """The first that holds, see `meanings`. label_iou: of the labels; None where the masks are not those of tracks."""
     if jf >= GOOD:
         return "good"
+    if oracle is None:
+        return "not good"
     if best_iou is not None and label_iou is not None and best_iou <= label_iou:
         return "missed by the tracker"
     return "wrong selection" if oracle - jf > GAP else "poor tracks"
 
 
-def meanings(label_iou: float | None) -> dict[Cause, str]:
+def meanings(label_iou: float | None, has_tracks: bool = True) -> dict[Cause, str]:
     """What each cause means, in percent, in the order in which they are tried."""
     gap = f"{100 * GAP:.0f}"
     causes: dict[Cause, str] = {"good": f"J&F of {100 * GOOD:.0f} or more"}
+    if not has_tracks:
+        causes["not good"] = "less; the masks are the selector's own, so there are no tracks that tell why"
+        return causes
     if label_iou is not None:
         causes["missed by the tracker"] = (
             f"no candidate track has a mean IoU above {100 * label_iou:g} (label_iou) with any object that the sentence names: a "
@@ -58,15 +66,19 @@ def meanings(label_iou: float | None) -> dict[Cause, str]:
     return causes
 
 
-def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any], label_iou: float | None) -> list[Case]:
-    """Every expression of `scores["expressions"]` that has a prediction, worst first. label_iou: as in `cause_of`."""
+def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any] | None, label_iou: float | None) -> list[Case]:
+    """Every expression of `scores["expressions"]` that has a prediction, worst first.
+
+    oracle: None where the caches have no tracks; label_iou: as in `cause_of`.
+    """
     cases, missing = [], set(scores.get("missing", []))
     for key, numbers in scores["expressions"].items():
         if key in missing:
             continue
         video_id, _, expression_id = key.partition("/")
-        jf, best = (REGION_CONTOUR.measures(of_expression)["jf"] for of_expression in (numbers, oracle["expressions"][key]))
-        best_iou = oracle["best_iou"].get(key)
+        jf = REGION_CONTOUR.measures(numbers)["jf"]
+        best = None if oracle is None else REGION_CONTOUR.measures(oracle["expressions"][key])["jf"]
+        best_iou = None if oracle is None else oracle["best_iou"].get(key)
         cases.append(Case(video_id, expression_id, jf, best, cause_of(jf, best, best_iou, label_iou), best_iou))
     return sorted(cases, key=lambda case: (case.jf, case.key))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections import Counter
@@ -20,6 +21,7 @@ from rvos_cache.identity import frames_digest
 from rvos_cache.store import SelectionCache, TrackInfo
 from rvos_cache.system.files import replace_folder, restore, write_text
 from rvos_cache.system.locks import folder_lock
+from rvos_cache.system.text_files import read_text
 from rvos_cache.types import Expression, Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation import Scope, evaluate_selections
@@ -32,9 +34,9 @@ from rvos_select.metrics.scores import ExpressionScores
 from rvos_select.metrics.table import METRICS
 from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.reporting.curves import curves, histogram
-from rvos_select.reporting.diagnose import Case, choose, diagnose, meanings
+from rvos_select.reporting.diagnose import Case, Cause, choose, diagnose, meanings
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
-from rvos_select.runs.checkpoint import check_made_by, read_json, run_settings
+from rvos_select.runs.checkpoint import check_made_by, run_settings
 from rvos_select.runs.metrics import read_metrics
 
 EACH, FRAMES, TOP_TRACKS = 4, 5, 3
@@ -45,9 +47,16 @@ GENERATOR = '<meta name="generator" content="rvos-select report">'
 """Part of every page. A page without it, and a folder of pictures without the file MARK, are not replaced."""
 NAMES = {
     "sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)",
-    "clip-zero-shot": "CLIP, zero-shot",
+    "clip-zero-shot": "CLIP, zero-shot", "clip-zero-shot-several": "CLIP, zero-shot, several tracks",
     "sola_paraphrases": "SOLA, paraphrases", "mean_cosine_paraphrases": "mean cosine, paraphrases",
 }  # fmt: skip
+
+
+KINDS = {
+    "static": "appearance suffices", "motion": "motion alone tells the objects apart", "mixed": "appearance and motion are needed",
+    "both": "it has cues of appearance and of motion", "neither": "it has no cue", "none": "it names no object",
+}  # fmt: skip
+"""What the kinds of expressions in the table mean."""
 
 
 def report(
@@ -99,18 +108,19 @@ def _report(
         source, cache = TrackSource(caches), SelectionCache(selections)
         check_made_by(run, cache)
         scores = evaluate_selections(selections, caches, root=root, scope=Scope(allow_missing=True))
-        best, missing = _oracle(caches, root, scores), scores.get("missing", [])
-        rows = rows or {"prediction": scores, "oracle": best}
-        rows = {**rows, **{name: read_row(path, scores) for name, path in more_rows.items()}}
+        has_tracks = any(card.channels for card in source.cards)
+        best, missing = _oracle(caches, root, scores) if has_tracks else None, scores.get("missing", [])
+        rows = _titled(rows or {"prediction": scores, **({} if best is None else {"oracle": best})})
+        rows |= {name: read_row(path, scores) for name, path in more_rows.items()}
         label_iou = _label_iou(settings, source, cache)
         cases = diagnose(scores, best, label_iou)
         # The pictures of an earlier page stay until all of these are drawn.
         with replace_folder(out / PICTURES) as folder:
             (folder / MARK).touch()
             pictures = _cases(cases, source, cache, _dataset(source, root), folder)
-        results = _missing(missing) + _results(cases, label_iou) + _words(True) + pictures
+        results = _missing(missing) + _results(cases, meanings(label_iou, has_tracks)) + _words(True) + pictures
     if rows:
-        body.append(_table(rows))
+        body.append(_table(rows if selections is not None else _titled(rows)))
     body.append(_training(run))
     body.append(results or _words(False))
     style = (Path(__file__).with_name("style.css")).read_text("utf-8")
@@ -125,7 +135,14 @@ def _report(
 
 def read_row(path: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
     """The scores in a file of `evaluate --json`. Raises InputError if it is none, or of other expressions than `scores`."""
-    row = read_json(path, "give a file that rvos-select evaluate --json wrote")
+    try:
+        row = json.loads(read_text(path))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a file that rvos-select evaluate --json wrote"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); give a file that rvos-select evaluate --json wrote") from error
     if not isinstance(row, dict) or not isinstance(row.get("expressions"), dict) or "jf" not in row:
         raise InputError(f"{path}: no scores of videos; give a file that rvos-select evaluate --json wrote")
     different = sorted(row["expressions"].keys() ^ scores["expressions"].keys())
@@ -181,9 +198,14 @@ def _label_iou(settings: Mapping[str, Any], source: TrackSource, cache: Selectio
 def _origin(settings: Mapping[str, Any]) -> str:
     card = settings["cards"]["tracks"][0]
     text = settings["cards"]["text"][0]["producer"]
-    origin = f"trained on {card['dataset']} {card['split']}: tracks of {card['producer']}, words of {text}"
+    what = "tracks" if card.get("channels", 1) else "frames"
+    origin = f"trained on {card['dataset']} {card['split']}: {what} of {card['producer']}, words of {text}"
     origin += f", code {settings['commit'] or '?'}"
     return f'<p class="note">{escape(origin)}</p>'
+
+
+def _titled(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {NAMES.get(name, name): row for name, row in rows.items()}
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -197,8 +219,10 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         values = [field.value(row) for field in fields]
         values += [fields[0].value(row.get("kinds", {}).get(kind, {})) for kind in kinds]
         cells = "".join(f"<td>{percent(value)}</td>" for value in values)
-        lines.append(f"<tr><td>{escape(NAMES.get(name, name))}</td>{cells}</tr>")
-    return f"<h2>Scores, percent</h2><table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    meaning = "; ".join(f"{kind}: {KINDS[kind]}" for kind in kinds if kind in KINDS)
+    note = f'<p class="note">Kinds of sentences: {escape(meaning)}.</p>' if meaning else ""
+    return f"<h2>Scores, percent</h2><table><tr><th></th>{head}</tr>{''.join(lines)}</table>{note}"
 
 
 def _training(run: Path) -> str:
@@ -215,11 +239,11 @@ def _training(run: Path) -> str:
     return f'<h2>Training</h2><div class="charts">{loss}{score}</div>'
 
 
-def _results(cases: Sequence[Case], label_iou: float | None) -> str:
+def _results(cases: Sequence[Case], causes: Mapping[Cause, str]) -> str:
     counts = Counter(case.cause for case in cases)
     lines = "".join(
         f'<tr><td><span class="cause">{escape(cause)}</span></td><td>{counts[cause]}</td><td class="text">{escape(text)}</td></tr>'
-        for cause, text in meanings(label_iou).items()
+        for cause, text in causes.items()
     )
     chart = histogram("Expressions by J&F, percent", [case.jf for case in cases])
     return (
@@ -303,9 +327,10 @@ def _case(
         cells.append(f"<div>{escape(_candidate(selection, k))}, score {selection.scores[k]:.2f}{mark}{picture}</div>")
     targets = len(expression.targets or ())
     best_track = "" if case.best_iou is None else f"best mean IoU of a track {100 * case.best_iou:.1f} · "
+    perfect = "" if case.oracle is None else f"perfect labels {100 * case.oracle:.1f} · "
     facts = (
-        f"{escape(case.key)} · J&amp;F {100 * case.jf:.1f} · perfect labels {100 * case.oracle:.1f} · {best_track}"
-        f"{targets} targets · {len(selected)} chosen"
+        f"{escape(case.key)} · J&amp;F {100 * case.jf:.1f} · {perfect}{best_track}"
+        f"{targets} target{'s' * (targets != 1)} · {len(selected)} chosen"
     )
     return (
         f"<article><h3>{escape(expression.text)}</h3>"

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from rvos_cache.clip.image import ImageHead, load_head
 from rvos_cache.clip.pooling import CLIP, POOL
 from rvos_cache.errors import InputError
-from rvos_cache.store import Card
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
+from rvos_select.data.pooling import card_name, pooling_of
 from rvos_select.selectors.base import SelectorConfig
 from rvos_select.selectors.frozen import FrozenPart
 from rvos_select.selectors.untrained import Inputs, UntrainedSelector
@@ -42,7 +42,8 @@ class ClipZeroShotConfig(SelectorConfig):
     its features. Source: projections in CLIP4Clip (Luo et al., 2022, section 3.3, mean pooling)."""
     score: Literal["softmax", "sigmoid"] = "softmax"
     """softmax: over the candidates of the expression, so that scores add up to 1; sigmoid: of the difference to the mean of the other
-    candidates, so that several tracks may be above the threshold. Cosines are multiplied by the checkpoint's factor in both."""
+    candidates that some frame shows, so that several tracks may be above the threshold. Cosines are multiplied by the checkpoint's
+    factor in both."""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Score above which tracks are selected; where none is above, the best track is."""
 
@@ -68,7 +69,7 @@ class ClipZeroShot(UntrainedSelector):
 
     def frozen_parts(self, cards: CacheCards) -> Sequence[FrozenPart]:
         """CLIP's image head. Raises InputError for tracks that are not pooled, or words that are not of the same CLIP."""
-        pooled = _pooled(cards)
+        pooling = _pooling(cards)
 
         def load(name: str) -> nn.Module:
             return load_head(name)
@@ -77,7 +78,7 @@ class ClipZeroShot(UntrainedSelector):
             assert isinstance(head, ImageHead)
             return head.digest
 
-        return (FrozenPart(HEAD, self.config.clip or str(pooled["checkpoint"]), load, digest, pooled["head"]),)
+        return (FrozenPart(HEAD, self.config.clip or str(pooling["checkpoint"]), load, digest, pooling["head"]),)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, N), float32; 0 outside `batch.track_mask`."""
@@ -86,9 +87,9 @@ class ClipZeroShot(UntrainedSelector):
             last = batch.word_mask.sum(1) - 1
             sentences = F.normalize(batch.words.float()[torch.arange(len(batch), device=last.device), last], dim=-1)
             cosine = (tracks * sentences[:, None]).sum(-1)
-            # No picture of a track is less like the sentence than any.
+            # A track that no frame shows comes last.
             cosine = torch.where(present, cosine, -1.0)
-            return self._logits(self.head.logit_scale.exp() * cosine, batch.track_mask)
+            return self._logits(self.head.logit_scale.exp() * cosine, batch.track_mask, batch.track_mask & present)
 
     @property
     def head(self) -> ImageHead:
@@ -114,52 +115,30 @@ class ClipZeroShot(UntrainedSelector):
             total = self.head(total / count.clamp(min=1)[..., None])
         return F.normalize(total, dim=-1), count > 0
 
-    def _logits(self, scaled: Tensor, candidates: Tensor) -> Tensor:
-        """The logits whose sigmoids are the scores. scaled: cosines times the factor, (B, N); candidates: bool (B, N)."""
+    def _logits(self, scaled: Tensor, candidates: Tensor, present: Tensor) -> Tensor:
+        """The logits whose sigmoids are the scores. scaled: cosines times the factor, (B, N); candidates: bool (B, N); present: bool
+        (B, N), the candidates that some frame shows."""
         itself = torch.eye(scaled.shape[1], dtype=torch.bool, device=scaled.device)
-        others = candidates[:, None] & ~itself  # (B, N, N)
         if self.config.score == "softmax":
+            others = candidates[:, None] & ~itself  # (B, N, N)
             # p / (1 - p) of a softmax is its exponential over the sum of the others'.
             logits = scaled - torch.where(others, scaled[:, None], -torch.inf).logsumexp(-1)
         else:
+            # The cosine of an absent track is none of a picture, and would lower the mean.
+            others = present[:, None] & ~itself
             count = others.sum(-1)
             mean = (scaled[:, None] * others).sum(-1) / count.clamp(min=1)
             logits = torch.where(count > 0, scaled - mean, 0.0)
         return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).masked_fill(~candidates, 0.0)
 
 
-def _pooled(cards: CacheCards) -> Mapping[str, Any]:
-    """What the cards say of the pooling. Raises InputError: a cache is not pooled, or by another CLIP, or has words of another."""
-    pooled = None
+def _pooling(cards: CacheCards) -> Mapping[str, Any]:
+    """What the cards say of the pooling. Raises InputError as `pooling_of`, and for a CLIP without an image head."""
     for card in cards.tracks:
-        own = card.extra.get(CLIP)
-        if own is None:
+        record = card.extra.get(CLIP, {"head": ""})
+        if record["head"] is None:
             raise InputError(
-                f"{_location(card)}: its tracks have no features of CLIP; rvos-cache pool-clip C.zarr --set checkpoint=CLIP"
-            )
-        if own["head"] is None:
-            raise InputError(
-                f"{_location(card)}: pooled with {own['checkpoint']}, which has no image head; convert open_clip's own checkpoint "
+                f"{card_name(card)}: pooled with {record['checkpoint']}, which has no image head; convert open_clip's own checkpoint "
                 "(rvos-cache convert-clip) and pool again"
             )
-        for part in ("image", "head", "text"):
-            if pooled is not None and own[part] != pooled[part]:
-                raise InputError(
-                    f"{_location(card)}: pooled with {own['checkpoint']}, {_location(cards.tracks[0])} with {pooled['checkpoint']}, "
-                    f"whose {part} differs; pool them alike"
-                )
-        pooled = pooled or own
-    if pooled is None:
-        raise InputError("no tracks cache given; add --cache C.zarr")
-    for card in cards.text:
-        if pooled["text"] not in card.weights.values():
-            raise InputError(
-                f"{_location(card)}: words of encoder {card.producer}, which are not of the CLIP that pooled the tracks; rvos-cache "
-                f"extract-text --encoder clip --set checkpoint={pooled['checkpoint']}, then give --text"
-            )
-    return pooled
-
-
-def _location(card: Card) -> str:
-    kind = "words" if card.kind == "text" else "tracks"
-    return f"{kind} of {card.dataset}/{card.split} by {card.producer}"
+    return pooling_of(cards, ("image", "head", "text"))

@@ -19,7 +19,7 @@ from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
-from rvos_select.losses.matching import assign, counted_costs
+from rvos_select.losses.matching import assign
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import Selector
 from rvos_select.selectors.dmvs_config import DmvsConfig
@@ -34,8 +34,16 @@ from rvos_select.selectors.dmvs_layers import (
 from rvos_select.selectors.dmvs_masks import in_input, mask_logits, pair_losses, point_costs, predict_masks
 from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput, video_queries, vita_head
 from rvos_select.selectors.frozen import FrozenPart
-
-REFERRED, NO_OBJECT = 0, 1
+from rvos_select.selectors.matching import (
+    IGNORED,
+    NO_OBJECT,
+    REFERRED,
+    MatchRule,
+    TrackCosts,
+    count_parts,
+    counted_track_costs,
+    match_tracks,
+)
 
 
 class Decoded(NamedTuple):
@@ -79,8 +87,7 @@ class Dmvs(Selector):
         particles = ("particle_words",) if self.config.cues == "dmvs_particles" else ()
         always = ("spans", "static_words", "motion_words", *particles, "frames.q_f")
         if self.config.masks == "frozen":
-            scope = "overlap.video" if self.config.match_scope == "video" else "overlap"
-            return (*always, "features.q_v", "features.logits", "features.query", scope)
+            return (*always, "features.q_v", "features.logits", "features.query", *count_parts(self.config.match_scope))
         basis = ("features.mask_basis",) if self.input is not None and self.input.low_rank else ()
         return (*always, "frames.f_mask", *basis, "truth")
 
@@ -291,23 +298,17 @@ class Dmvs(Selector):
         object's track."""
         c = self.config
         assert batch.overlap is not None and decoded.source is not None
+        rule = MatchRule(c.match, c.positive_iou, c.least_iou, c.duplicate_iou, c.cost_class)
         has_loss = decoded.real.expand(labels.shape).clone()
         for b, overlap in enumerate(batch.overlap):
             queries = decoded.real[b].nonzero()[:, 0]
-            tracks = decoded.source[b, queries].cpu().numpy()
-            dice, iou = (torch.from_numpy(cost[tracks]) for cost in counted_costs(overlap))
-            masks = c.cost_dice * dice + c.cost_iou * iou
-            # An object that is in none of the frames is nobody's.
-            visible = torch.from_numpy((overlap.gt_area[:, overlap.annotated] > 0).any(1)).nonzero()[:, 0]
-            best = (1 - iou[:, visible]).amax(1) if len(visible) else torch.zeros(len(iou))
-            has_loss[:, b, queries[(best > c.duplicate_iou).to(queries.device)]] = False
-            covers = queries[(best > c.positive_iou).to(queries.device)] if c.match == "iou_multi" else queries[:0]
+            tracks = decoded.source[b, queries].cpu()
+            counted = counted_track_costs(overlap, c.cost_dice, c.cost_iou)
+            costs = TrackCosts(counted.masks[tracks], counted.iou[tracks], counted.visible)
             for layer, scores in enumerate(classes[:, b, queries]):
-                cost = masks - c.cost_class * scores.detach().softmax(-1)[:, REFERRED].cpu()[:, None]
-                rows, columns = assign(cost[:, visible])
-                good = 1 - iou[rows, visible[columns]] > c.least_iou if c.least_iou else torch.ones(len(rows), dtype=torch.bool)
-                matched = torch.cat([queries[rows[good].to(queries.device)], covers])
-                labels[layer, b, matched], has_loss[layer, b, matched] = REFERRED, True
+                own = match_tracks(costs, scores.detach().softmax(-1)[:, REFERRED].cpu(), rule).labels.to(labels.device)
+                labels[layer, b, queries] = own.masked_fill(own == IGNORED, NO_OBJECT)
+                has_loss[layer, b, queries] = own != IGNORED
         return has_loss
 
     def _match_masks(self, batch: Batch, classes: Tensor, embed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

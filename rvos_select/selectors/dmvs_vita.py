@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from rvos_cache.errors import InputError
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.store import Card
+from rvos_cache.trackers.vita.checkpoint import HEAD_FILE, head_hash, load_head
 from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import VitaHead
-from rvos_cache.trackers.vita.segmenter import HEAD_FILE, head_hash, load_head
 from rvos_select.selectors.frozen import FrozenPart
 
 REQUIRED_SETTINGS = ("checkpoint", "short_side", "long_side")

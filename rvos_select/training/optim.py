@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from rvos_select.training.settings import OptimSettings
 
 FACTOR = "factor"
 """Key of a parameter group: what the learning rate of the run is multiplied by; 1 where it is missing."""
+NORM = re.compile(r"Norm(\dd)?$")
+"""End of the name of a class that normalises: LayerNorm, BatchNorm2d, transformers' and our own. A convolution followed by a norm is
+called otherwise (NormedConv)."""
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
@@ -70,7 +74,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     without = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, nn.Embedding) or "Norm" in type(module).__name__
+        if isinstance(module, nn.Embedding) or NORM.search(type(module).__name__)
         for parameter in module.parameters(recurse=False)
     }
     parts = {True: list[nn.Parameter](), False: list[nn.Parameter]()}

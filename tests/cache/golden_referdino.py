@@ -1,45 +1,29 @@
-"""Recorded inputs and outputs of ReferDINO's released modules (iSEE-Laboratory/ReferDINO, 9a4cda1), and their weights.
-
-All of them are in the project's folder of golden values (RVOS_GOLDEN, else ../shared/golden); tests/golden has a part of at most
-1 MB (`tests/golden/cut_referdino.py`), whose outputs are cut along their axes.
-"""
+"""Recorded values of ReferDINO's released modules (iSEE-Laboratory/ReferDINO, 9a4cda1), and their weights; see `golden_values`."""
 
 from __future__ import annotations
 
-import math
-import os
 import re
-import zlib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+import golden_values
 import torch
+from golden_values import TOLERANCE, cut, load_golden, load_shapes, relative_error
 from torch import Tensor
 
-FOLDER = Path(__file__).parents[1] / "golden"
-SHARED = Path(os.environ.get("RVOS_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
-TOLERANCE = 1e-4
+__all__ = ["TOLERANCE", "cut"]
 
 
 @cache
 def golden() -> dict[str, Tensor]:
-    """The recorded tensors: those of tests/golden, replaced by whole ones where the project's folder is there."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for path in (FOLDER / "referdino.safetensors", SHARED / "referdino.safetensors"):
-        if path.is_file():
-            tensors |= load_file(path)
-    # Copies are aligned in memory; a last bit may depend on that.
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    """The recorded tensors, see `golden_values.load_golden`."""
+    return load_golden("referdino.safetensors")
 
 
 @cache
 def released_shapes(group: str) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the released tensors of a group: a, a_lora, head or g."""
-    lines = (FOLDER / "referdino_names.txt").read_text("utf-8").splitlines()
-    return {name: tuple(map(int, sizes)) for one, name, *sizes in map(str.split, lines) if one == group}
+    return load_shapes("referdino_names.txt", group)
 
 
 @cache
@@ -53,10 +37,7 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     # Copies of a module have the values of the first.
     name = re.sub(r"^transformer\.decoder\.(bbox_embed|ref_point_head)", r"\1", name)
     name = re.sub(r"^(bbox_embed|temporal_decoder)\.\d+", r"\1.0", name)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-    if len(shape) >= 2:
-        return x / math.sqrt(math.prod(shape[1:]))
-    return 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
+    return golden_values.weight(name, shape)
 
 
 def golden_decoder(queries: int, group: str) -> Any:
@@ -97,15 +78,6 @@ def golden_model() -> Any:
     return model.eval()
 
 
-def cut(value: Tensor, stored: Tensor) -> Tensor:
-    """`value` with the entries that `stored`, cut along its axes, has of it."""
-    for axis, (size, kept) in enumerate(zip(value.shape, stored.shape, strict=True)):
-        if size != kept:
-            value = value.index_select(axis, torch.arange(0, size, -(-size // kept)))
-    return value
-
-
 def error(name: str, value: Tensor) -> float:
     """The largest difference from the recorded value, relative to it where that is above 1."""
-    stored = golden()[name]
-    return float(((cut(value, stored) - stored).abs() / stored.abs().clamp(min=1)).max())
+    return relative_error(value, golden()[name])

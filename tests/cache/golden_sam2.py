@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import zlib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
+from golden_values import FOLDER, load_golden
 from torch import Tensor
 
 SIDE = 128
@@ -22,7 +21,7 @@ PROMPT_FRAME = 3
 VERSIONS = ("sam2.0", "sam2.1")
 GRID = {"points_per_side": 16, "predicted_iou": 0.3, "stability": 0.5, "nms_iou": 0.97}
 """Settings of the recorded grids."""
-FOLDER = Path(__file__).parents[1] / "golden"
+__all__ = ["FOLDER"]
 WIDE = {
     "vision_encoder.backbone.pos_embed", "vision_encoder.backbone.pos_embed_window", "memory_temporal_positional_encoding",
     "no_memory_embedding", "no_memory_positional_encoding", "no_object_pointer", "occlusion_spatial_embedding_parameter",
@@ -37,17 +36,8 @@ SHARED = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_
 
 @cache
 def golden() -> dict[str, Tensor]:
-    """The recorded tensors: those of tests/golden, replaced by those of the project's folder (RVOS_GOLDEN, else
-    ../shared/golden) where it has them."""
-    from safetensors.torch import load_file
-
-    shared = Path(os.environ.get("RVOS_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
-    tensors: dict[str, Tensor] = {}
-    for folder in (FOLDER, shared):
-        if (folder / "sam2.safetensors").is_file():
-            tensors |= load_file(folder / "sam2.safetensors")
-    # Copies are aligned in memory; a last bit may depend on that.
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    """The recorded tensors, see `golden_values.load_golden`."""
+    return load_golden("sam2.safetensors")
 
 
 def weight(name: str, shape: torch.Size) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_ref_youtube_vos import SIZE, cut, numbers, write_png
+from youtube_files import SIZE, cut, numbers, write_png
 
 from rvos_cache.cli import cli, run_command
 from rvos_cache.datasets.convert_ref_davis import convert_ref_davis

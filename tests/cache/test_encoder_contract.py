@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from text_fixtures import tiny_roberta
+from tiny_beit3 import write_tiny_beit3
 from tiny_clip import write_tiny_clip
 
 from rvos_cache.errors import InputError
@@ -32,6 +33,7 @@ TEXTS = [
 ]
 # Encoder -> settings with which it needs no download. Every entry of TEXT_ENCODERS needs one.
 SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "beit3": lambda folder: {"checkpoint": str(write_tiny_beit3(folder / "BEIT3")), "batch_size": 3},
     "clip": lambda folder: {"checkpoint": str(write_tiny_clip(folder / "CLIP")), "batch_size": 3},
     "hashed": lambda _: {"channels": 64},
     "minilm": lambda folder: {"checkpoint": str(tiny_roberta(folder, TEXTS))},

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import load_frozen, load_processor, weights_digest
-from rvos_cache.trackers.vita.segmenter import load_head
+from rvos_cache.trackers.vita.checkpoint import load_head
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_ref_youtube_vos import SIZE, cut, edited, numbers, write_frames, write_list, write_png
+from youtube_files import SIZE, cut, edited, numbers, write_frames, write_list, write_png
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.ref_davis17 import RefDavis17

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from odd_videos import call
 from PIL import Image
 from pycocotools import mask as coco
-from test_ref_youtube_vos import cut
+from youtube_files import cut
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.pseudo import affine_path, warp_image, warp_mask

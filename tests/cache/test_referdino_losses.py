@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_values import FOLDER, SHARED, TOLERANCE, needs
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.loss.loss_for_object_detection import generalized_box_iou
@@ -16,7 +15,6 @@ from transformers.loss.loss_for_object_detection import generalized_box_iou
 from rvos_cache.media.boxes import corners
 from rvos_cache.trackers.referdino_losses import TERMS, Predicted, Truth, focal, giou, losses, match
 
-TOLERANCE = 1e-4
 CONFIGS = {
     "mevis_swint": ((2, 1, 1, 5, 5, 2), (2, 1, 1, 5, 5, 2)),
     "mevis_swinb": ((1, 3, 3, 5, 4, 4), (1, 3, 3, 5, 4, 4)),
@@ -24,10 +22,6 @@ CONFIGS = {
     "a2d_swint": ((4, 5, 2, 2, 5, 5), (4, 5, 2, 5, 2, 5)),
 }
 """Costs and weights in the order of TERMS."""
-
-
-FOLDER = Path(__file__).parents[1] / "golden"
-SHARED = Path(os.environ.get("RVOS_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 
 
 @cache
@@ -44,8 +38,7 @@ def golden() -> dict[str, Tensor]:
 def predicted(name: str) -> Predicted:
     """The last layer, the encoder's prediction, or its proposals, which have the logits and masks of the prediction."""
     source = "interm" if name == "proposals" else name
-    if f"e.{source}.masks" not in golden():
-        pytest.skip("the encoder's masks are only in the project's folder of golden values")
+    needs(golden(), f"e.{source}.masks")
     fields = {field: golden()[f"e.{source}.{field}"] for field in Predicted._fields}
     return Predicted(**{**fields, "boxes": golden()[f"e.{name}.boxes"]})
 

@@ -1,8 +1,7 @@
-"""SAM 2 in batches of objects, with stored features, against runs of transformers that loop over objects and encode again."""
+"""SAM 2 in batches of objects against runs of transformers that loop over objects and encode again."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,65 +12,22 @@ import tiny_sam2
 import torch
 from numpy.typing import NDArray
 from plain_sam2 import image_values, plain_tracks, video_values
+from sam2_video import FRAMES, SIZE, TOLERANCE, as_video, make_backend, moving, prompts_of, propagate, squares
 
 from rvos_cache.errors import InputError
-from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.trackers.sam2.attention import KeyValues
-from rvos_cache.trackers.sam2.backend import Prompt, Propagated, make_prompts
-from rvos_cache.trackers.sam2.features import Features, FeatureStore
 from rvos_cache.trackers.sam2.memory import MemoryBank
 from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_mask_prompts, scale_points, video_pixels
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_cache.types import Video
 
-SIZE = (60, 84)
-FRAMES = 18
-"""More than the frames whose pointers, or whose maps, are attended to."""
-FRAME_BYTES = 4 * (32 * 32 * 16 + 16 * 16 * 32 + 8 * 8 * 128)
-"""Features of a frame of the tiny model."""
-TOLERANCE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
-"""float32 has 6e-8; tens of frames that depend on each other, and tokens of up to 5, multiply it."""
-
 
 @pytest.fixture(autouse=True, scope="module")
 def cpu() -> Iterator[None]:
     with tiny_sam2.without_gpu():
         yield
-
-
-def moving(frames: int) -> NDArray[np.uint8]:
-    """Noise, and two squares that cross it."""
-    pictures = np.random.default_rng(0).integers(0, 255, (frames, *SIZE, 3), np.uint8)
-    for t in range(frames):
-        pictures[t, 10:30, 5 + 2 * t : 25 + 2 * t] = (220, 40, 40)
-        pictures[t, 35:50, 60 - 2 * t : 75 - 2 * t] = (20, 240, 40)
-    return pictures
-
-
-def as_video(pictures: NDArray[np.uint8]) -> Video:
-    return Video("v", tuple(f"{t:05d}" for t in range(len(pictures))), SIZE, pictures.__getitem__)
-
-
-def squares(t: int) -> NDArray[np.bool_]:
-    """Three masks of frame t: the squares, and a corner."""
-    masks = np.zeros((3, *SIZE), bool)
-    masks[0, 10:30, 5 + 2 * t : 25 + 2 * t] = masks[1, 35:50, 60 - 2 * t : 75 - 2 * t] = masks[2, :20, :40] = True
-    return masks
-
-
-def prompts_of(masks: NDArray[np.bool_], t: int) -> list[Prompt]:
-    return make_prompts(RleMasks.from_dense(masks[:, None]), t, keep_empty=True)
-
-
-def make_backend(**settings: Any) -> TransformersBackend:
-    return TransformersBackend(GridSettings(checkpoint=tiny_sam2.shared_checkpoint(), **settings))
-
-
-def propagate(frames: int, t: int, masks: NDArray[np.bool_], backend: TransformersBackend | None = None) -> Propagated:
-    with (backend or make_backend()).open(as_video(moving(frames))) as session:
-        return session.propagate(t, prompts_of(masks, t))
 
 
 @pytest.fixture
@@ -137,136 +93,11 @@ def test_other_configurations_equal_the_loop_too(tmp_path: Path, changes: dict[s
     assert np.delete(tokens[0], 3, 0).std(0).max() > 0.1
 
 
-def test_stored_features_give_the_same_tracks_as_encoding_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both encode frames one by one, since kernels differ between batch sizes; so the tracks are equal to the last bit."""
-    backend = make_backend(encoder_batch=1, host_memory=0)
-    pictures, encodings = moving(9), 0
-
-    def encode(self: FeatureStore, t: int) -> Features:
-        nonlocal encodings
-        encodings += 1
-        *fine, top = backend.network.encode(normalise(video_pixels(pictures[t], backend.network.side)[None]))
-        return Features(tuple(fine), top)
-
-    with backend.open(as_video(pictures)) as session:
-        stored = [session.propagate(t, prompts_of(squares(t), t)) for t in (3, 8)]
-        monkeypatch.setattr(FeatureStore, "get", encode)
-        again = [session.propagate(t, prompts_of(squares(t), t)) for t in (3, 8)]
-    assert encodings == 18
-    for a, b in zip(stored, again):
-        assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.scores, b.scores) and a.masks == b.masks
-
-
 def test_a_video_of_one_frame_returns_its_prompts() -> None:
     tracks = propagate(1, 0, squares(0))
     assert tracks.tokens.shape == (3, 1, tiny_sam2.WIDTH) and (tracks.scores == 10).all()
     areas, expected = tracks.masks.area()[:, 0], squares(0).sum((1, 2))
     assert (np.abs(areas - expected) < 0.25 * expected).all()
-
-
-@pytest.fixture
-def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The batch sizes of the image encoder's calls."""
-    from transformers.models.sam2.modeling_sam2 import Sam2VisionModel
-
-    sizes: list[int] = []
-    forward = Sam2VisionModel.forward
-
-    def counted(self: Any, pixel_values: Any, *rest: Any, **more: Any) -> Any:
-        sizes.append(len(pixel_values))
-        return forward(self, pixel_values, *rest, **more)
-
-    monkeypatch.setattr(Sam2VisionModel, "forward", counted)
-    return sizes
-
-
-def run_all(frames: int, **settings: Any) -> list[int]:
-    """A grid in frames 0 and 3, boxes in frame 6 and two batches of tracks; returns the frames that were read."""
-    pictures: NDArray[np.uint8] = moving(frames)
-    reads: list[int] = []
-    video = Video("v", tuple(map(str, range(frames))), SIZE, lambda t: reads.append(t) or pictures[t])
-    backend = make_backend(encoder_batch=3, **{**tiny_sam2.GRID, "points_per_side": 2, **settings})
-    box_settings = BoxSettings(prompt_features=backend.settings.prompt_features)
-    with backend.open(video) as session:
-        assert not reads
-        session.grid_masks(0, backend.settings)
-        session.grid_masks(3, backend.settings)
-        session.box_masks(6, np.array([[3, 3, 40, 40]], np.float32), box_settings)
-        session.propagate(3, prompts_of(squares(3), 3))
-        session.propagate(0, prompts_of(squares(0)[:2], 0))
-    return reads
-
-
-def test_each_frame_is_encoded_once_and_each_prompt_frame_once_more(encodings: list[int]) -> None:
-    """The image predictor resizes frames in another way than the video predictor."""
-    reads = run_all(7)
-    assert sum(encodings) == 7 + 3 and encodings == [1, 1, 1, 3, 3, 1]
-    assert sorted(reads) == sorted([*range(7), 0, 3, 6])
-
-
-def test_prompts_from_the_video_s_features_need_no_second_encoding(encodings: list[int]) -> None:
-    reads = run_all(7, prompt_features="video")
-    assert sum(encodings) == 7 and reads == list(range(7))
-
-
-def test_mask_prompts_need_no_second_encoding(encodings: list[int]) -> None:
-    propagate(7, 3, squares(3))
-    assert sum(encodings) == 7
-
-
-def test_a_plain_run_encodes_a_frame_for_each_batch(encodings: list[int]) -> None:
-    backend = make_backend()
-    for part in (slice(0, 2), slice(2, 3)):
-        plain_tracks(backend.network.model, list(moving(5)), 2, squares(2)[part])
-    assert sum(encodings) >= 2 * 5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("frames_in_host", [0, 2, 4.5, 9])
-def test_where_features_are_stored_changes_nothing(frames_in_host: float) -> None:
-    whole = propagate(9, 4, squares(4))
-    backend = make_backend(host_memory=int(frames_in_host * FRAME_BYTES), gpu_memory=0)
-    with backend.open(as_video(moving(9))) as session:
-        tracks = session.propagate(4, prompts_of(squares(4), 4))
-        store = session.features
-        in_host = int(frames_in_host)
-        assert (store.frame_bytes, store.in_host, store.on_disk) == (FRAME_BYTES, in_host, 9 - in_host)
-        assert len(store.in_memory) == store.in_host
-    assert np.array_equal(tracks.tokens, whole.tokens) and np.array_equal(tracks.scores, whole.scores)
-    assert tracks.masks == whole.masks
-
-
-def test_a_store_fills_the_device_then_the_host_then_a_file_without_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    shapes = [(2, 4, 4), (3, 2, 2)]
-    levels = [[torch.randn(shape) for shape in shapes] for _ in range(6)]
-    frame = 4 * (32 + 12)
-    with FeatureStore(6, shapes, torch.float32, torch.device("cpu"), 2 * frame + 5, frame) as store:
-        assert (store.on_device, store.in_host, store.on_disk) == (2, 1, 3)
-        for t in range(6):
-            store.put(t, levels[t])
-        assert not list(tmp_path.iterdir())
-        order = [5, 0, 3, 2, 2, 1, 4]
-        for t, features in zip(order, store.read(order)):
-            assert torch.equal(features.fine[0][0], levels[t][0]) and torch.equal(features.top[0], levels[t][1])
-
-
-def test_features_are_stored_in_the_precision_of_the_store() -> None:
-    level = torch.randn(2, 4, 4)
-    with FeatureStore(1, [(2, 4, 4)], torch.bfloat16, torch.device("cpu"), 0, 0) as store:
-        store.put(0, [level])
-        assert store.frame_bytes == 64 and torch.equal(store.get(0).top[0], level.to(torch.bfloat16))
-
-
-def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("rvos_cache.trackers.sam2.features.os.posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"), make_backend(host_memory=0).open(as_video(moving(3))):
-        pass
 
 
 @pytest.mark.parametrize("prompt", [0, 3, 11, 19])
@@ -293,29 +124,6 @@ def test_a_bank_returns_what_sam_2_attends_to_and_drops_the_rest(prompt: int) ->
             assert [(k, int(p)) for k, p in memories.pointers] == pointers
             add(t, backward)
             assert len(bank.maps) <= 2 * num_maps and len(bank.pointers) <= 2 * num_pointers
-
-
-def test_memory_does_not_grow_with_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    add = MemoryBank.add
-
-    def measured(self: MemoryBank, *inputs: Any) -> None:
-        add(self, *inputs)
-        maps = [part for m in self.maps.values() for part in (*m.keys, *m.values)]
-        sizes.append(sum(part.untyped_storage().nbytes() for part in [*maps, *self.pointers.values()]))
-
-    monkeypatch.setattr(MemoryBank, "add", measured)
-    largest = []
-    # Behind the prompt, both are longer than twice the pointers that are attended to.
-    for frames in (45, 60):
-        sizes.clear()
-        backend = make_backend(host_memory=2 * FRAME_BYTES)
-        pictures = np.repeat(moving(1), frames, 0)
-        with backend.open(as_video(pictures)) as session:
-            session.propagate(10, prompts_of(squares(0)[:1], 10))
-            assert len(session.features.in_memory) == 2
-        largest.append(max(sizes))
-    assert largest[0] == largest[1]
 
 
 def test_frames_are_prepared_as_meta_s_two_predictors_prepare_them() -> None:
@@ -428,7 +236,3 @@ def test_a_file_of_meta_s_is_sent_to_the_converter() -> None:
 def test_an_invalid_setting_is_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         build(GridSettings, wrong, "--set")
-
-
-def test_sizes_are_written_with_units() -> None:
-    assert build(GridSettings, {"gpu_memory": "8GB", "host_memory": "1.5 GiB"}, "--set").gpu_memory == 8 * 10**9

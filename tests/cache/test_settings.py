@@ -10,7 +10,7 @@ from pydantic import ByteSize, Field
 
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
-from rvos_cache.settings import SettingInfo, Settings, build, describe, format_settings
+from rvos_cache.settings import SettingInfo, Settings, build, describe, format_settings, merge, parse_overrides
 from rvos_cache.text import TEXT_ENCODERS, encoder_class
 from rvos_cache.trackers import TRACKERS, tracker_class
 
@@ -69,6 +69,14 @@ def test_every_setting_of_built_in_parts_has_a_meaning(name: str) -> None:
 
 def test_settings_of_nothing() -> None:
     result = CliRunner().invoke(cli, ["settings", "nothing"])
-    assert isinstance(result.exception, InputError) and "text encoders: clip, hashed, minilm, roberta" in str(result.exception)
+    assert isinstance(result.exception, InputError) and "text encoders: beit3, clip, hashed, minilm, roberta" in str(
+        result.exception
+    )
     assert CliRunner().invoke(cli, ["settings", "bad_plugins:Sound"]).output == "tracker bad_plugins:Sound: no settings\n"
     assert CliRunner().invoke(cli, ["settings", "bad_plugins:TooFewWords"]).output.startswith("text encoder")
+
+
+def test_an_empty_table_replaces_a_whole_level() -> None:
+    base = {"optim": {"lr": 1.0, "rates": {"adapters": 0.1}}}
+    assert merge(base, parse_overrides(["optim.rates={}"])) == {"optim": {"lr": 1.0, "rates": {}}}
+    assert merge(base, parse_overrides(["optim.lr=2.0"])) == {"optim": {"lr": 2.0, "rates": {"adapters": 0.1}}}

@@ -1,15 +1,9 @@
-"""The store: records are read as written, open handles notice changed files, selected tracks, foreign files, leftovers."""
+"""The store: records are read as written, open handles notice changed files, selected tracks."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import socket
-import subprocess
-import sys
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,19 +13,16 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_records import SIZE, masks, record, writer
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_cache.overlap import count_overlap
 from rvos_cache.store import (
-    CacheWriter,
-    Card,
     SelectionCache,
     SelectionRecord,
     TextCache,
     TextRecord,
     TrackCache,
-    TrackRecord,
     content_digest,
     digest,
     leftovers,
@@ -41,46 +32,9 @@ from rvos_cache.store import (
     write_tracks,
 )
 from rvos_cache.store.checksum import with_checksum
-from rvos_cache.store.staging import HOST, host_name
 from rvos_cache.store.tracks import _is_finite
-from rvos_cache.types import Expression, GroundTruth, Selection, TrackSet, Words
+from rvos_cache.types import Expression, Selection, Words
 from rvos_select.data.caches import TrackSource
-
-SIZE = (6, 7)
-FEATURES = [{"name": "map", "dims": ["T", 3], "dtype": "float32", "by_frame": True}]
-
-
-def writer(path: Path, kind: str = "tracks", **more: object) -> CacheWriter:
-    card = {"channels": 4, "feature_specs": FEATURES if kind == "tracks" else [], **more}
-    return CacheWriter(path, Card(kind=kind, dataset="d", split="s", producer="p", **card))  # type: ignore[arg-type]
-
-
-def masks(count: int, frames: int, seed: int = 0) -> RleMasks:
-    if count == 0:
-        return RleMasks.empty(0, frames, SIZE)
-    return RleMasks.from_dense(np.random.default_rng(seed).random((count, frames, *SIZE)) > 0.5)
-
-
-def record(video: str = "v", n: int = 3, a: int = 2, t: int = 4, hidden: bool = False, seed: int = 0) -> TrackRecord:
-    rng, track_masks = np.random.default_rng(seed), masks(n, t, seed)
-    tracks = TrackSet(
-        tokens=rng.standard_normal((n, t, 4)).astype(np.float16),
-        presence=rng.random((n, t)).astype(np.float16),
-        masks=track_masks,
-        prompt=np.arange(n, dtype=np.int32) % 3 - 1,
-        origin=("grid", "box", "gt", "flow")[:n],
-        prompt_frame=np.arange(n, dtype=np.int32),
-        prompt_box=(rng.random((n, 4)) * 1e3).astype(np.float32),
-        features={"map": rng.random((t, 3)).astype(np.float32)},
-    )
-    truth = GroundTruth(tuple(map(str, range(a))), masks(a, t, seed + 1), np.arange(t) % 2 == 0)
-    expressions = (
-        Expression(video, "0", "ein Hund", None if hidden else ("0",)),
-        Expression(video, "1", "犬", None if hidden else ()),
-    )
-    names = tuple(f"{i:05d}" for i in range(t))
-    ground_truth = (None, None) if hidden else (truth, count_overlap(track_masks, truth))
-    return TrackRecord(video, names, SIZE, expressions, tracks, *ground_truth)
 
 
 def same(a: object, b: object) -> bool:
@@ -352,79 +306,6 @@ def test_nan_is_refused_in_attributes_and_arrays(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tracker p: presence is not float16 in \[0, 1\]"):
         write_tracks(writer(tmp_path / "c.zarr"), bad)
     assert TrackCache(tmp_path / "c.zarr").video_ids() == () and list((tmp_path / "c.zarr/.staging").iterdir()) == []
-
-
-@pytest.mark.parametrize("name", [
-    "note.txt", "zarr.json", "extra/", "videos/.DS_Store", "videos/v/extra", "videos/v/empty/", "videos/v/tokens/c/0/0/1",
-    ".staging/what",
-])  # fmt: skip
-def test_foreign_files_are_found(cache: TrackCache, name: str) -> None:
-    foreign = Path(cache.path) / name
-    if name.endswith("/"):
-        foreign.mkdir()
-    else:
-        foreign.write_text("x")
-    faults = list(verify(cache.path))
-    assert len(faults) == 1 and faults[0].startswith(f"{foreign}: does not belong here"), faults
-    assert list(leftovers(cache.path)) == []
-
-
-def dead_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_leftovers_of_dead_processes_are_reported_and_removed(cache: TrackCache) -> None:
-    pid, own_pid, staging = dead_process(), os.getpid(), Path(cache.path) / ".staging"
-    before = content_digest(cache.path)
-    dead = [f"v.1.{HOST}.{pid}.{uuid.uuid4().hex}", f"w.elsewhere.{pid}.{uuid.uuid4().hex}"]
-    alive = [f"v.1.{HOST}.{own_pid}.{uuid.uuid4().hex}", f"w.elsewhere.{own_pid}.{uuid.uuid4().hex}"]
-    cards = [f"card.{HOST}.{pid}.{uuid.uuid4().hex}", f"card.{uuid.uuid4().hex}"]
-    for name in dead + alive:
-        (staging / name / "tokens").mkdir(parents=True)
-    for name in cards:
-        (staging / name).write_text("{}")
-    for name in (dead[1], cards[1]):
-        os.utime(staging / name, (0, 0))
-    notes = list(leftovers(cache.path))
-    assert list(verify(cache.path)) == [] and {Path(n.split(": ")[0]).name for n in notes} == {*dead, *cards}
-    writer(cache.path)
-    assert {p.name for p in staging.iterdir()} == set(alive) and list(leftovers(cache.path)) == []
-    assert content_digest(cache.path) == before
-
-
-def test_a_container_of_the_same_host_name_may_be_alive(cache: TrackCache) -> None:
-    """Its process ids mean nothing here, so what it stages is not removed within a day."""
-    machine = socket.gethostname().replace(".", "-")
-    assert re.fullmatch(rf"{re.escape(machine)}-[0-9a-f]{{8}}", HOST)
-    staging, ids = Path(cache.path) / ".staging", (dead_process(), 999_999_999)
-    names = {f"v.{host}.{pid}.{uuid.uuid4().hex}" for pid in ids for host in (machine, f"{machine}-00000000")}
-    for name in names:
-        (staging / name).mkdir()
-    writer(cache.path)
-    assert {p.name for p in staging.iterdir()} == names and list(leftovers(cache.path)) == []
-
-
-@pytest.mark.parametrize("changed", ["/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"])
-def test_a_machine_has_another_name_after_each_start_and_in_each_container(monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
-    assert host_name() == HOST
-    readlink, read_text = os.readlink, Path.read_text
-    monkeypatch.setattr(os, "readlink", lambda path: "other" if path == changed else readlink(path))
-    monkeypatch.setattr(Path, "read_text", lambda path, *more: "other" if str(path) == changed else read_text(path, *more))
-    assert host_name() != HOST
-
-
-def test_half_a_record_of_a_failure_goes_when_the_cache_is_opened_to_write(cache: TrackCache) -> None:
-    """A crash may leave it; the video is not in the cache, so it is extracted again."""
-    path = Path(cache.path) / "failures.jsonl"
-    writer(cache.path).fail("v7", "damaged")
-    with open(path, "ab") as file:
-        file.write(b'{"video": "v8", "err')
-    with pytest.raises(InputError, match="line 2: not a failure record"):
-        cache.failures()
-    writer(cache.path)
-    assert cache.failures() == {"v7": "damaged"} and list(verify(cache.path)) == []
 
 
 def test_tokens_are_is_finite_exactly_when_numpy_says_so() -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
-from rvos_cache.trackers.vita.convert import Conversion, convert_vita
-from rvos_cache.trackers.vita.convert import mask2former as read_mask2former
-from rvos_cache.trackers.vita.names import is_unread
-from rvos_cache.trackers.vita.segmenter import load_vita
+from rvos_cache.trackers.mask2former.convert import read_mask2former
+from rvos_cache.trackers.vita.checkpoint import load_vita
+from rvos_cache.trackers.vita.convert import Conversion, convert_vita, is_unread
+from rvos_cache.trackers.vita.head import KIND
 
 BACKBONES = ("swin", "resnet")
 
@@ -105,12 +105,10 @@ def test_an_unknown_tensor_is_named_and_no_folder_is_left(released: dict[str, Te
 @pytest.mark.slow
 def test_each_missing_tensor_is_named(released: dict[str, Tensor]) -> None:
     # One of each kind: the tensors of all blocks have the same names but for their numbers.
-    kinds = {"".join(c for c in name if not c.isdigit()): name for name in released if not name.startswith("vita_")}
-    for name in kinds.values():
-        if is_unread(name):
-            continue
+    tensors = {name: tensor for name, tensor in released.items() if not name.startswith("vita_") and not is_unread(name)}
+    for name in {"".join(c for c in name if not c.isdigit()): name for name in tensors}.values():
         with pytest.raises(InputError, match=f"'{name}' is missing"):
-            read_mask2former({n: t for n, t in released.items() if n != name})
+            read_mask2former({n: t for n, t in tensors.items() if n != name}, KIND)
 
 
 def test_a_tensor_of_another_shape_is_named(released: dict[str, Tensor], tmp_path: Path) -> None:

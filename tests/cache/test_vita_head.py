@@ -201,7 +201,7 @@ def test_a_missing_or_misshapen_tensor_is_refused(name: str) -> None:
 
 def test_an_unknown_tensor_is_named() -> None:
     tensors = {**vita_head().official(), f"{PREFIX}memory.weight": torch.ones(2)}
-    with pytest.raises(InputError, match=r"'vita_module\.memory\.weight' is not one of a VITA head"):
+    with pytest.raises(InputError, match=r"'vita_module\.memory\.weight' is not one of a VITA checkpoint"):
         VitaHead.from_official(tensors)
 
 

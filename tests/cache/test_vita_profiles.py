@@ -17,11 +17,11 @@ from rvos_cache.cli import cli
 from rvos_cache.contracts.scene import make_scene as scene
 from rvos_cache.errors import InputError
 from rvos_cache.shapes import write_shapes
+from rvos_cache.trackers.mask2former.spool import Spool, SpooledFrames
 from rvos_cache.trackers.vita import HeadSizes, VitaSettings, VitaTracker
 from rvos_cache.trackers.vita.basis import Basis, Moments, fit_basis
 from rvos_cache.trackers.vita.fit import agreement, fit_on_videos
 from rvos_cache.trackers.vita.profiles import profile_bytes, video_bytes
-from rvos_cache.trackers.vita.spool import Spool, SpooledFrames
 
 PAPER = HeadSizes(
     channels=256, map_channels=256, mask_channels=256, frame_queries=100, video_queries=100, classes=25, hidden=2048,
@@ -222,7 +222,7 @@ def test_the_command_fits_a_basis_that_extraction_takes(tmp_path: Path) -> None:
 def test_a_spool_returns_its_frames_from_memory_and_from_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = np.random.default_rng(0).normal(size=(9, 4, 5, 3)).astype(np.float16)
     for limit in (1 << 20, 100):
-        monkeypatch.setattr("rvos_cache.trackers.vita.spool.IN_MEMORY", limit)
+        monkeypatch.setattr("rvos_cache.trackers.mask2former.spool.IN_MEMORY", limit)
         spool = Spool((4, 5, 3), "float16")
         for batch in (frames[:4], frames[4:5], frames[5:]):
             spool.append(batch)

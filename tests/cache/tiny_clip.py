@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from golden_values import load_golden
 from torch import Tensor
 
-FOLDER = Path(__file__).parents[1] / "golden"
 WIDTHS, DEPTHS = (8, 16, 24, 32), (1, 1, 2, 1)
 PROJECTION, LAYERS, POSITIONS = 16, 2, 77
 MERGES = 500
@@ -28,11 +28,8 @@ IMAGE_HEAD = ("visual.trunk.head.", "visual.head.", "logit_scale")
 
 @cache
 def golden() -> dict[str, Tensor]:
-    """The tensors of tests/golden/clip.safetensors."""
-    from safetensors.torch import load_file
-
-    # Copies are aligned in memory; a last bit may depend on that.
-    return {name: tensor.clone() for name, tensor in load_file(FOLDER / "clip.safetensors").items()}
+    """The recorded tensors, see `golden_values.load_golden`."""
+    return load_golden("clip.safetensors")
 
 
 def shapes(text_width: int = 64) -> dict[str, tuple[int, ...]]:

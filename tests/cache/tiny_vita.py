@@ -47,10 +47,12 @@ def randomised(module: Any, seed: int, spread: float = 0.3) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def mask2former(backbone: str = "swin") -> Any:
-    """A random Mask2Former with a Swin or ResNet backbone and 6 frame queries."""
-    if backbone == "swin":
-        inner: Any = SwinConfig(embed_dim=8, depths=[1, 2, 2, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES)
+def mask2former(backbone: Any = "swin") -> Any:
+    """A random Mask2Former with 6 frame queries and a Swin or ResNet backbone, or the one of a configuration."""
+    if not isinstance(backbone, str):
+        inner: Any = backbone
+    elif backbone == "swin":
+        inner = SwinConfig(embed_dim=8, depths=[1, 2, 2, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES)
     else:
         inner = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32, 64, 128], depths=[1, 2, 1, 2], out_features=STAGES)
     config = Mask2FormerConfig(
@@ -95,6 +97,13 @@ _FOLDERS: list[Any] = []
 
 def detectron2_names(model: Any, head: VitaHead) -> dict[str, Tensor]:
     """The tensors of both under their released names, including those that only training uses."""
+    out = {**mask2former_names(model), "vita_criterion.empty_weight": torch.ones(6)}
+    out |= {f"vita_module.sim_embed_frame.{p}": torch.ones(CHANNELS) for p in ("weight", "bias")}
+    return out | head.official()
+
+
+def mask2former_names(model: Any) -> dict[str, Tensor]:
+    """The tensors of Mask2Former under their released names, including those that only training uses."""
     tensors = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -111,9 +120,8 @@ def detectron2_names(model: Any, head: VitaHead) -> dict[str, Tensor]:
             out[f"{packed[1]}{packed[3]}"] = torch.cat([tensors[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
     for stage, block in (match.groups() for match in map(TABLE_NAME.fullmatch, list(out)) if match):
         out[f"backbone.layers.{stage}.blocks.{block}.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
-    out |= {"criterion.empty_weight": torch.ones(6), "vita_criterion.empty_weight": torch.ones(6)}
-    out |= {f"vita_module.sim_embed_frame.{p}": torch.ones(CHANNELS) for p in ("weight", "bias")}
-    return out | head.official()
+    out["criterion.empty_weight"] = torch.ones(6)
+    return out
 
 
 TABLE_NAME = re.compile(r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table")

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import open_clip.tokenizer
 import timm
+from golden_values import FOLDER
 from open_clip.model import CLIP
-from tiny_clip import DEPTHS, FOLDER, LAYERS, MERGES, POSITIONS, PROJECTION, TOKENS, WIDTHS, open_clip_tensors, shapes
+from tiny_clip import DEPTHS, LAYERS, MERGES, POSITIONS, PROJECTION, TOKENS, WIDTHS, open_clip_tensors, shapes
 
 from rvos_cache.clip import cleaning
 from rvos_cache.clip.towers import tokenize

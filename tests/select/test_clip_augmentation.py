@@ -18,11 +18,12 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.media.clips import resize_masks, resize_pixels
+from rvos_cache.media.resize import shortest_edge
 from rvos_cache.types import FeatureSpec
 from rvos_select.contracts import write_caches
 from rvos_select.data import augment_clips
 from rvos_select.data.augment import AUGMENTATIONS, Clip, changes_sentence, check_augmentation, keeps_sentence, load_augmentation
-from rvos_select.data.augment_clips import crop_and_resize, horizontal_flip_frames, resized, rotate_over_clip
+from rvos_select.data.augment_clips import crop_and_resize, horizontal_flip_frames, rotate_over_clip
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.samples import load_video
@@ -77,12 +78,12 @@ def test_masks_are_those_of_pillow(sizes: tuple[int, int, int, int], seed: int) 
 
 def test_sizes_by_hand() -> None:
     """360 x 640 at 288 to 512; the long side of 16:9 frames is never above 768, and nothing has no pixels."""
-    assert resized((360, 640), 288, 768) == (288, 512)
-    assert resized((360, 640), 448, 768) == (432, 768)
-    assert resized((640, 360), 512, 768) == (768, 432)
-    assert resized((480, 480), 512, 768) == (512, 512)
-    assert resized((427, 640), 600, 1333) == (600, 899)
-    assert resized((2, 5000), 288, 768) == (1, 768)
+    assert shortest_edge((360, 640), 288, 768) == (288, 512)
+    assert shortest_edge((360, 640), 448, 768) == (432, 768)
+    assert shortest_edge((640, 360), 512, 768) == (768, 432)
+    assert shortest_edge((480, 480), 512, 768) == (512, 512)
+    assert shortest_edge((427, 640), 600, 1333) == (600, 899)
+    assert shortest_edge((2, 5000), 288, 768) == (1, 768)
 
 
 def test_a_crop_has_the_sizes_of_the_paper_and_moves_with_its_masks() -> None:
@@ -178,7 +179,7 @@ def test_only_still_clips_are_rotated() -> None:
 class Cached(Selector):
     """Reads pixels, and cached words."""
 
-    requires = ("pixels", "truth", "spans")
+    requires = ("pixels", "truth", "spans", "word_ids")
 
 
 class Live(Selector):

@@ -1,4 +1,4 @@
-"""The CLIP baseline: scores by hand, words and tracks of other CLIPs, and every command that runs it without a run."""
+"""The CLIP baseline: scores of caches by hand, words and tracks of other CLIPs, and every command that runs it without a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiny_clip import write_hub_clip, write_tiny_clip
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rvos_cache.clip.image import ConvNextImage, ImageHead
+from rvos_cache.clip.image import ConvNextImage
 from rvos_cache.clip.pooling import CLIP, FRAME, POOL
 from rvos_cache.clip.towers import HEAD_FILE, encode_texts, load_text_tower, load_tokenizer
 from rvos_cache.contracts.checks import CheckSkipped
@@ -36,7 +36,6 @@ from rvos_select.inference.ask import ask, ask_untrained
 from rvos_select.inference.predict import predict
 from rvos_select.merging.policy import resolve_policy
 from rvos_select.selectors import Selector, SelectorConfig
-from rvos_select.selectors.clip_zero_shot import ClipZeroShot, ClipZeroShotConfig
 from rvos_select.training.train import train
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -133,52 +132,6 @@ def test_scores_are_those_computed_by_hand(work: Path, tmp_path: Path, checkpoin
     assert selections.card.weights.keys() == {"clip_head"} and selections.card.run == ""
 
 
-def selector_of(pooled: Tensor, sentence: Tensor, **config: Any) -> tuple[ClipZeroShot, Batch]:
-    """A selector whose head returns what it reads, and a batch of one expression. pooled: (T, N, P)."""
-    selector = ClipZeroShot(ClipZeroShotConfig(**config))
-    t, n, p = pooled.shape
-    selector.attach_frozen("clip_head", ImageHead(p, nn.Identity(), torch.tensor(math.log(10.0))))
-    batch = Batch(
-        torch.zeros(1, n, t, 1), torch.ones(1, t, dtype=torch.bool), torch.ones(1, n, dtype=torch.bool), sentence[None, None],
-        torch.ones(1, 1, dtype=torch.bool), features={POOL: pooled[None]},
-    )  # fmt: skip
-    return selector.eval(), batch
-
-
-def test_absent_frames_and_absent_tracks() -> None:
-    """A track that is absent in some frames is scored by the others; one that is never present is the last, whatever the cosines."""
-    pooled = torch.tensor([[[-1.0, 0.1], [0, 0], [0, 0]], [[-2.0, 0.2], [-1.0, 1.0], [0, 0]]])
-    selector, batch = selector_of(pooled, torch.tensor([1.0, 0.0]))
-    scores = torch.sigmoid(selector(batch))[0]
-    cosines = torch.tensor([-1 / math.sqrt(1.01), -1 / math.sqrt(2), -1])
-    assert torch.allclose(scores, torch.softmax(10 * cosines, 0), atol=1e-5) and scores.argmin() == 2
-
-
-def test_projections_of_length_one_are_averaged_by_default() -> None:
-    """A frame with large features does not outweigh the others; in the mean of the features it does."""
-    pooled = torch.tensor([[[100.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 1.0]]])
-    for average, expected in (("projections", 1 / math.sqrt(5)), ("features", 100 / math.sqrt(100**2 + 2**2))):
-        selector, batch = selector_of(pooled, torch.tensor([1.0, 0.0]), average=average)
-        tracks, present = selector.tracks(batch)
-        assert tracks[0, 0, 0].item() == pytest.approx(expected, abs=1e-5) and present.all()
-
-
-@pytest.mark.parametrize(("score", "expected"), [("softmax", 1.0), ("sigmoid", 0.5)])
-def test_a_single_candidate(score: str, expected: float) -> None:
-    selector, batch = selector_of(torch.ones(2, 1, 3), torch.tensor([1.0, 0.0, 0.0]), score=score)
-    logits = selector(batch)
-    assert logits.isfinite().all() and torch.sigmoid(logits).item() == pytest.approx(expected)
-
-
-def test_a_sigmoid_selects_several_and_the_threshold_is_a_setting() -> None:
-    pooled = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.0, 1.0]]])
-    selector, batch = selector_of(pooled, torch.tensor([1.0, 0.0]), score="sigmoid", threshold=0.9)
-    scores = torch.sigmoid(selector(batch))[0]
-    assert selector.threshold == 0.9 and selector.empty == "top1"
-    assert ((scores > 0.9) == torch.tensor([True, True, False, False])).all()
-    assert ClipZeroShot(ClipZeroShotConfig()).threshold == 0.5
-
-
 @pytest.mark.parametrize("check", SELECTOR_CHECKS.values(), ids=lambda check: check.__name__)
 def test_contract(work: Path, check: Callable[[SelectorCase], None]) -> None:
     case = SelectorCase(NAME, tracks=work / "clip/c.zarr", texts=work / "clip/t.zarr")
@@ -198,7 +151,7 @@ def test_what_does_not_fit_is_one_line(work: Path, tmp_path: Path) -> None:
             clip / "c.zarr",
             tmp_path / "hashed.zarr",
             {},
-            "words of encoder hashed, which are not of the CLIP that pooled the tracks",
+            "by hashed: not of the CLIP .*/clip; rvos-cache extract-text --encoder clip",
         ),
         (clip / "c.zarr", hub / "t.zarr", {}, rf"extract-text --encoder clip --set checkpoint={clip}, then give --text"),
         (clip / "c.zarr", clip / "t.zarr", other, "hub: clip_head has digest .*, the cache was made with"),
@@ -253,11 +206,11 @@ def test_predict_evaluate_and_a_row_of_the_report(work: Path, tmp_path: Path, ru
     page = ("report", "--run", tmp_path / "run", "--selections", tmp_path / "s.zarr", *caches, "--out", tmp_path / "page")
     code, _ = run(*page, "--row", f"{NAME}={tmp_path / 'z.json'}")
     html = (tmp_path / "page/index.html").read_text()
-    assert code == 0 and f"<td>CLIP, zero-shot</td><td>{100 * zero_shot['jf']:.1f}</td>" in html
+    assert code == 0 and f"<td>clip-zero-shot</td><td>{100 * zero_shot['jf']:.1f}</td>" in html
     few = {**zero_shot, "expressions": dict(list(zero_shot["expressions"].items())[1:])}
     (tmp_path / "few.json").write_text(json.dumps(few))
     (tmp_path / "none.json").write_text("[]")
-    for file, message in (("few", "scores of other expressions"), ("none", "no scores of videos"), ("nowhere", "not found")):
+    for file, message in (("few", "scores of other expressions"), ("none", "no scores of videos"), ("nowhere", "cannot be read")):
         code, printed = run(*page, "--row", f"x={tmp_path / file}.json")
         assert code == 1 and message in printed
     for arguments, message in (
@@ -287,7 +240,7 @@ def test_ask_answers_as_the_caches_do(work: Path, tmp_path: Path, run: Callable[
     settings = ("--selector", NAME, "--set", f"clip={work / checkpoint}", "--tracker", "flow", "--clip-set", "short_side=64")
     code, printed = run("ask", frames, expression.text, *settings, "--out", tmp_path / "ask")
     tracks = TrackCache(cache).info(video_id).tracks
-    assert code == 0 and f"1 of {tracks} tracks selected" in printed
+    assert code == 0 and f"1 of {tracks} candidates selected" in printed
     (path,) = (tmp_path / "ask/cache").glob("tracks-*.zarr")
     own = TrackCache(path)
     for name in (POOL, FRAME):
@@ -314,7 +267,7 @@ def test_what_ask_without_a_run_refuses(work: Path, tmp_path: Path, run: Callabl
         ((*chosen, "--tracker-set", "no_such=1"), "no_such"),
         ((*chosen, "--clip-set", "square=30", "--clip-set", "short_side=4"), "square and short_side are given"),
         ((), "give --run RUN, or --selector NAME"),
-        (("--run", tmp_path, *chosen), "give --run RUN, or --selector NAME"),
+        (("--run", tmp_path, *chosen), "--run and --selector are both given"),
         (("--run", tmp_path, "--tracker", "flow"), "--tracker, --tracker-set and --clip-set are for --selector"),
     ):
         code, printed = run("ask", frames, "the red square", *options, *out)

@@ -243,6 +243,25 @@ def test_clips_run_backwards_as_often_as_asked(sources: tuple[TrackSource, TextS
     assert other.frame_index.tolist() == [[9, 4, 1], [3, 1, 0]]
 
 
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_clips_lie_anywhere_as_often_as_asked(sources: tuple[TrackSource, TextSource], neighbours: int) -> None:
+    """Expression 0 is visible in frames 0 to 5 of 11; within=1 alone gives at most three frames in a row."""
+    v0, _ = samples(sources)
+
+    def spreads(anywhere: float, within: int = 1) -> list[int]:
+        settings = ClipSettings(frames=3 + neighbours, within=within, anywhere=anywhere, neighbours=neighbours)
+        clips = ClipSampler(settings, torch.Generator().manual_seed(0))
+        sampled = [clips.sample_frames(v0, 0) for _ in range(2000)]
+        assert all(chosen == sorted(chosen) and set(chosen) & set(range(6)) for chosen in sampled)
+        return [chosen[-1] - chosen[0] for chosen in sampled]
+
+    assert max(spreads(0.0)) == 2
+    whole = sum(spread > 2 for spread in spreads(0.0, within=0)) / 2000
+    for anywhere in (0.5, 1.0):
+        wide = [spread for spread in spreads(anywhere) if spread > 2]
+        assert len(wide) / 2000 == pytest.approx(anywhere * whole, abs=0.04) and max(wide) == 10
+
+
 @pytest.mark.parametrize(("frames", "video"), [(4, 0), (7, 1)])
 def test_without_the_options_no_random_number_is_drawn_for_them(
     sources: tuple[TrackSource, TextSource], frames: int, video: int

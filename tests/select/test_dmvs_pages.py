@@ -22,7 +22,7 @@ from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import SelectionCache, read_card
 from rvos_cache.text.roberta import RobertaSettings
 from rvos_cache.trackers.vita import VitaSettings, load_head
-from rvos_cache.trackers.vita.segmenter import head_hash
+from rvos_cache.trackers.vita.checkpoint import head_hash
 from rvos_select.merging.policy import resolve_policy
 from rvos_select.selectors.dmvs_config import DmvsConfig
 from rvos_select.training.settings import TrainSettings

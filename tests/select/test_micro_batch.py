@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,26 @@ def test_samples_frames_and_augmentation_do_not_depend_on_the_size(
             assert part.step_size == len(step.batch)
             assert part.batch.normalisers == ({} if part.last and len(part.batch) == part.step_size else counts)
             assert part.share == 1.0
+
+
+@pytest.mark.parametrize("normalisers", [None, visible, lambda _: {}])
+def test_each_clip_is_augmented_once(films: list[VideoSample], normalisers: Any) -> None:
+    """Used batches are freed, though normalisers need the whole step; the last one waits for the next."""
+    sentences = []
+
+    def counted(clip: Clip, generator: torch.Generator) -> Clip:
+        sentences.append(clip.sentence)
+        return jitter(clip, generator)
+
+    sampler = ClipSampler(ClipSettings(frames=3), torch.Generator(), ("pixels", "truth"), counted)
+    rows = [(films[0], i % 4) for i in range(5)]
+    parts = micro_batches([Step(rows, "")], 2, ("pixels", "truth"), sampler, normalisers)
+    references: list[Any] = []
+    for part in parts:
+        assert part.batch.pixels is not None and all(reference() is None for reference in references[:-1])
+        references.append(weakref.ref(part.batch.pixels[0]))
+        del part
+    assert len(references) == 3 and sentences == [sample.expressions[row].text for sample, row in rows]
 
 
 class PerObject(Selector):

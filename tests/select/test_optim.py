@@ -13,6 +13,7 @@ from rvos_cache.store import read_card
 from rvos_select.data.caches import CacheCards
 from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.sola import Sola, SolaConfig
+from rvos_select.selectors.ssa import Ssa, SsaConfig
 from rvos_select.training.optim import decay_groups
 from rvos_select.training.train import make_selector
 
@@ -43,6 +44,20 @@ def test_the_rate_falls_at_milestones(tmp_path: Path, caches: tuple[Path, ...]) 
     assert rates(run(caches, tmp_path / "run", optim=optim)) == pytest.approx([1e-3, 1e-4, 1e-5])
     with pytest.raises(InputError, match="epochs"):
         run(caches, tmp_path / "run", resume=True, optim=optim, epochs=4)
+
+
+def test_what_decays_of_ssa() -> None:
+    """As in detectron2: all but norms and embeddings; a convolution that has a norm decays, its norm does not."""
+    ssa = Ssa(SsaConfig(width=32, hidden=8, pixel_hidden=8, fusion_width=8, pixel_layers=1, frame_layers=3, video_layers=1))
+    names = {id(p): name for name, p in ssa.named_parameters()}
+    decayed, free = ({names[id(p)] for p in group["params"]} for group in decay_groups(ssa, 0.1))
+    pixel = "pixel_decoder"
+    layer = f"{pixel}.transformer.encoder"
+    assert decayed >= {f"{pixel}.adapter_1.weight", f"{pixel}.layer_1.weight", f"{pixel}.transformer.level_embed"}
+    assert decayed >= {f"{layer}.fusion_layers.0.gamma_v", f"{layer}.layers.0.self_attn.value_proj.bias"}
+    assert free >= {f"{pixel}.adapter_1.norm.weight", "frame_decoder.level_embed.weight", "frame_decoder.query_embed.weight"}
+    assert free >= {"video.fq_pos.weight", "text_projection.layer_norm.bias", f"{pixel}.input_proj.0.1.weight"}
+    assert not decayed & free and decayed | free == set(names.values())
 
 
 def test_norms_and_embeddings_may_go_without_decay(tmp_path: Path, caches: tuple[Path, ...]) -> None:

@@ -28,6 +28,7 @@ from rvos_select.data.pixels import StoredPixels
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.sources import cached_sets
 from rvos_select.data.texts import TextSource
+from rvos_select.evaluation.oracle import oracle
 from rvos_select.inference.predict import predict
 from rvos_select.selectors import Selector
 from rvos_select.training import train as loop
@@ -255,3 +256,10 @@ def test_images_beside_videos(tmp_path: Path, caches: Caches, monkeypatch: pytes
     assert sets["refcoco/train"]["drawn"] == 10 and sets["mevis/train"]["drawn"] == (sets["mevis/train"]["items"] + 1) // 2
     assert {size for still, size in shapes if still} == {(40, 60)} and {size for still, size in shapes if not still} == {SIZE}
     assert sum(still for still, _ in shapes) == 10 and len(shapes) == 10 + sets["mevis/train"]["drawn"]
+
+
+def test_a_cache_of_frames_has_no_oracle(caches: Caches) -> None:
+    with pytest.raises(InputError, match="frames.zarr: tracker .*TinyFrames makes no tracks"):
+        oracle([caches["frames"]])
+    together, alone = oracle([caches["flow"], caches["frames"]]), oracle([caches["flow"]])
+    assert together == alone

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from golden_referdino import TOLERANCE, error, golden, released_tensors
+from golden_values import needs
 from safetensors.torch import save_file
 from tiny_referdino_caches import ALPHA, CHANNELS, SMALL, referdino, write_caches
 from torch import Tensor
@@ -115,8 +116,7 @@ def released_batch(case: str, tracked: bool) -> Batch:
 @pytest.mark.parametrize("case", ["d1", "d2", "d3"])
 @torch.inference_mode()
 def test_released_logits_boxes_and_scores(released: ReferDino, case: str) -> None:
-    if f"{case}.queries" not in golden():
-        pytest.skip(f"{case} is only in the project's folder of golden values")
+    needs(golden(), f"{case}.queries")
     batch = released_batch(case, tracked=True)
     tracked = released.track(batch)
     assert error(f"{case}.logits", tracked.logits) < TOLERANCE
@@ -132,8 +132,7 @@ def test_released_logits_boxes_and_scores(released: ReferDino, case: str) -> Non
 @torch.inference_mode()
 def test_the_released_tracker_runs_on_raw_queries(released: ReferDino) -> None:
     """A cache that keeps each frame's own order, tracked again."""
-    if "d2.queries" not in golden():
-        pytest.skip("d2 is only in the project's folder of golden values")
+    needs(golden(), "d2.queries")
     again = ReferDino(ReferDinoConfig(tracker="retrack")).eval()
     again.load_state_dict(released.state_dict())
     tracked = again.track(released_batch("d2", tracked=False))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
+from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, read_card, write_text, write_tracks
 from rvos_cache.types import Expression, TrackSet, Words
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import TrackSource
@@ -50,6 +52,26 @@ def write(folder: Path, tagger: str, settings: dict[str, object]) -> tuple[Path,
 def loaded(folder: Path, tagger: str, settings: dict[str, object], requires: tuple[str, ...] = CUES) -> VideoSample:
     tracks, words = write(folder, tagger, settings)
     return load_video(TrackSource([tracks]), TextSource([words]), tagger, requires=requires)
+
+
+def test_ids_come_with_the_words_in_each_kind_of_batch(tmp_path: Path) -> None:
+    requires = ("word_ids",)
+    (tmp_path / "a").mkdir()
+    tracks, words = write(tmp_path / "a", "hanta", {})
+    numbered = TextSource([words]).words("hanta")[0]
+    card = read_card(words)
+    cache = CacheWriter(tmp_path / "b.zarr", card)
+    expressions = TextSource([words]).expressions("hanta")
+    write_text(cache, TextRecord("hanta", expressions, (replace(numbered, ids=np.arange(5, dtype=np.int32) * 1000),)))
+    sample = load_video(TrackSource([tracks]), TextSource([cache.path]), "hanta", requires=requires)
+    for batch in (collate([(sample, 0)], requires), collate([(sample, 0)] * 2, requires, frames=[[0, 2], [1, 1]])):
+        assert batch.word_ids is not None and batch.word_ids.dtype == torch.int64
+        assert batch.word_ids.tolist() == [[0, 1000, 2000, 3000, 4000]] * len(batch)
+    assert collate([(sample, 0)]).word_ids is None
+    with pytest.raises(InputError, match=r"hanta-text\.zarr: words of 'hashed' without ids"):
+        load_video(TrackSource([tracks]), TextSource([words]), "hanta", requires=requires)
+    with pytest.raises(ValueError, match="word_ids"):
+        replace(batch, word_ids=batch.word_ids[:, 1:])
 
 
 def cues_of(batch: Batch, row: int) -> tuple[list[int], list[int]]:

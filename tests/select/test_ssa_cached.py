@@ -1,4 +1,4 @@
-"""SSA's cached form: padding and order of tracks, absent frames, chunks, losses by hand, caches that it refuses."""
+"""SSA's cached form: padding and order of tracks, absent frames, chunks, expressions that count, caches that it refuses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import tiny_ssa
 import torch
 from torch import Tensor
 
+from rvos_cache.clip.pooling import NAMES
 from rvos_cache.errors import InputError
-from rvos_cache.store import read_card
+from rvos_cache.store import Card, read_card
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
@@ -22,9 +23,7 @@ from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.ssa import Ssa
 from rvos_select.selectors.ssa.adapter import Adapter, mixed
 from rvos_select.selectors.ssa.blocks import grid_positions, tokens_of
-from rvos_select.selectors.ssa.cached import FEATURES, cells_of_centres
-from rvos_select.selectors.ssa.cached_losses import TrackOutput, costs_of, match_tracks, track_losses
-from rvos_select.selectors.ssa.config import SsaConfig
+from rvos_select.selectors.ssa.cached import cells_of_centres
 
 WIDTHS, WORDS = (4, 6, 8, 10), 12
 CONFIG: dict[str, Any] = {
@@ -78,7 +77,7 @@ def at(values: Batch, frames: slice = slice(None), tracks: Any = slice(None)) ->
     """The features of some frames and tracks of a batch."""
     return {
         name: tuple(array[frames] if name == "clip_frame" else array[frames][:, tracks] for array in values.frames[name])  # type: ignore[index]
-        for name in FEATURES
+        for name in NAMES
     }
 
 
@@ -120,8 +119,7 @@ def test_padding_of_tracks_frames_and_words_changes_nothing() -> None:
         tokens=torch.zeros(2, 5, 9, 3),
         frame_mask=torch.nn.functional.pad(values.frame_mask, (0, 3)),
         frames={
-            name: tuple(torch.nn.functional.pad(a, (0, 0) * (a.ndim - 1) + (0, 3)) for a in values.frames[name])
-            for name in FEATURES
+            name: tuple(torch.nn.functional.pad(a, (0, 0) * (a.ndim - 1) + (0, 3)) for a in values.frames[name]) for name in NAMES
         },
     )
     assert torch.allclose(ssa(longer), reference, atol=1e-5)
@@ -160,7 +158,7 @@ def test_other_tracks_are_no_candidates() -> None:
 @torch.inference_mode()
 def test_a_track_that_no_frame_shows_has_no_chance() -> None:
     ssa, values = module(), batch(expressions=1)
-    frames = {name: tuple(a.clone() for a in values.frames[name]) for name in FEATURES}
+    frames = {name: tuple(a.clone() for a in values.frames[name]) for name in NAMES}
     frames["clip_box"][0][:, 4] = 0
     frames["clip_pool"][0][:, 4] = 0
     logits = ssa(replace(values, frames=frames))
@@ -208,57 +206,6 @@ def test_centres_are_cells_as_on_a_map() -> None:
     assert torch.allclose(by_stage[0], torch.tensor([[[5.5, 3.5]]]))
 
 
-def test_losses_by_hand() -> None:
-    """One expression, two tracks, one object that the first track covers; every logit 0, embeddings 0."""
-    area = np.array([[10, 10], [10, 10]], np.int32)
-    inter = np.array([[[10, 10]], [[0, 0]]], np.int32)
-    overlap = Overlap(inter, area, np.array([[10, 10]], np.int32), np.ones(2, bool))
-    output = TrackOutput(
-        torch.zeros(3, 1, 2, 2, 2), torch.zeros(4, 2, 1, 2, 2), torch.zeros(2, 1, 2, 2, 3), torch.zeros(2, 1, 2, 3),
-        torch.ones(1, 2, 2, dtype=torch.bool),
-    )  # fmt: skip
-    values = track_losses(output, (overlap,), torch.tensor([True]), SsaConfig(form="cached"))
-    half = float(np.log(2))
-    assert float(values["frame_class"]) == pytest.approx(3 * half)
-    assert float(values["video_class"]) == pytest.approx(4 * half)
-    assert float(values["similarity"]) == pytest.approx(half)
-    assert float(values["loss"]) == pytest.approx(2 * 3 * half + 2 * 4 * half + half)
-
-
-def test_matched_tracks_are_those_that_cover_their_objects() -> None:
-    """The gradient raises the logit of the covering track and lowers the other's; a frame without the object has no positive."""
-    area = np.array([[10, 10], [10, 10]], np.int32)
-    inter = np.array([[[10, 0]], [[0, 0]]], np.int32)
-    overlap = Overlap(inter, area, np.array([[10, 0]], np.int32), np.ones(2, bool))
-    frame_logits = torch.zeros(1, 1, 2, 2, 2, requires_grad=True)
-    video_logits = torch.zeros(1, 1, 1, 2, 2, requires_grad=True)
-    output = TrackOutput(
-        frame_logits, video_logits, torch.zeros(1, 1, 2, 2, 3), torch.zeros(1, 1, 2, 3), torch.ones(1, 2, 2, dtype=torch.bool)
-    )
-    track_losses(output, (overlap,), torch.tensor([True]), SsaConfig(form="cached"))["loss"].backward()
-    assert frame_logits.grad is not None and video_logits.grad is not None
-    assert (frame_logits.grad[0, 0, :, :, 0] < 0).tolist() == [[True, False], [False, False]]
-    assert (video_logits.grad[0, 0, 0, :, 0] < 0).tolist() == [True, False]
-
-
-def test_iou_multi_has_every_covering_track_as_a_positive() -> None:
-    area = np.full((3, 1), 10, np.int32)
-    inter = np.array([[[10]], [[9]], [[2]]], np.int32)
-    overlap = Overlap(inter, area, np.array([[10]], np.int32), np.ones(1, bool))
-    for match, positives in (("hungarian", [True, False, False]), ("iou_multi", [True, True, False])):
-        logits = torch.zeros(1, 1, 1, 3, 2, requires_grad=True)
-        output = TrackOutput(
-            torch.zeros(1, 1, 1, 3, 2),
-            logits,
-            torch.zeros(1, 1, 1, 3, 3),
-            torch.zeros(1, 1, 3, 3),
-            torch.ones(1, 1, 3, dtype=torch.bool),
-        )
-        track_losses(output, (overlap,), torch.tensor([True]), SsaConfig(form="cached", match=match))["loss"].backward()
-        assert logits.grad is not None
-        assert (logits.grad[0, 0, 0, :, 0] < 0).tolist() == positives
-
-
 def test_the_loss_is_a_mean_over_expressions() -> None:
     ssa, values = module(), batch()
     whole = ssa.loss(values)
@@ -269,12 +216,30 @@ def test_the_loss_is_a_mean_over_expressions() -> None:
         part = replace(
             values, tokens=values.tokens[own], frame_mask=values.frame_mask[own], track_mask=values.track_mask[own],
             words=values.words[own], word_mask=values.word_mask[own], overlap=values.overlap[own], sizes=values.sizes[own],
-            frames={name: tuple(values.frames[name][own]) for name in FEATURES},
+            frames={name: tuple(values.frames[name][own]) for name in NAMES},
         )  # fmt: skip
         parts.append(ssa.loss(part))
     for name, value in whole.items():
         assert value.item() == pytest.approx(sum(part[name].item() for part in parts) / 2, rel=1e-5)
     assert ssa.normalisers(values) == {}
+
+
+@torch.no_grad()
+def test_an_expression_without_words_does_not_count() -> None:
+    ssa, values = module(), batch()
+    words = values.word_mask.clone()
+    words[1] = False
+    losses = ssa.loss(replace(values, word_mask=words))
+    assert values.overlap is not None and losses["loss"].item() != pytest.approx(ssa.loss(values)["loss"].item(), rel=1e-3)
+    own = ssa.loss(
+        replace(
+            values, tokens=values.tokens[:1], frame_mask=values.frame_mask[:1], track_mask=values.track_mask[:1],
+            words=values.words[:1], word_mask=values.word_mask[:1], overlap=values.overlap[:1], sizes=values.sizes[:1],
+            frames={name: tuple(values.frames[name][:1]) for name in NAMES},
+        )
+    )  # fmt: skip
+    for name, value in own.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
 def test_every_parameter_learns_but_those_of_one_text_key() -> None:
@@ -304,56 +269,49 @@ def test_real_caches_of_moving_shapes() -> None:
     assert torch.allclose(scored[0].logits[0], together[0, : len(sample.tokens)], atol=1e-4)
 
 
-def test_caches_without_pooled_features_are_errors() -> None:
+def test_caches_that_do_not_fit_are_errors() -> None:
     plain = read_card(tiny_ssa.pooled()["train"].with_name("flow.zarr"))
     pooled = read_card(tiny_ssa.pooled()["train"])
     text = [read_card(tiny_ssa.tiny().texts["train"])]
-    with pytest.raises(InputError, match=r"flow: form=cached reads CLIP features of 4 stages, it has none; rvos-cache pool-clip"):
-        Ssa.config_values({"form": "cached"}, CacheCards([pooled, plain], text))
-    vit = pooled.model_copy(update={"extra": {"clip": {**pooled.extra["clip"], "widths": [768]}}})
-    with pytest.raises(InputError, match="it has of 1 maps"):
-        Ssa.config_values({"form": "cached"}, CacheCards([vit], text))
+
+    def other(**values: Any) -> Card:
+        return pooled.model_copy(update={"extra": {"clip": {**pooled.extra["clip"], **values}}})
+
+    hashed = text[0].model_copy(update={"producer": "hashed", "weights": {}})
+    for tracks, words, message in (
+        ([pooled, plain], text, "by flow: its tracks have no features of CLIP; rvos-cache pool-clip"),
+        ([other(widths=[768])], text, "form=cached reads CLIP features of 4 stages, it has those of 1"),
+        ([pooled, other(image="0")], text, "whose image differs; pool them alike"),
+        ([pooled, other(short_side=64)], text, "pooled with short_side = 64, .* with 96; pool them alike"),
+        ([pooled, other(square=96, short_side=0)], text, "pooled with short_side = 0, .* with 96; pool them alike"),
+        ([pooled], [hashed], "words of .* by hashed: not of the CLIP .*; rvos-cache extract-text --encoder clip"),
+        ([], text, "no tracks cache given"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Ssa.config_values({"form": "cached"}, CacheCards(tracks, words))
     with pytest.raises(InputError, match=r"\[8, 16, 24, 32\] channels, the selector has \[4, 6, 8, 10\]"):
         module().bind(CacheCards([pooled], text))
-    assert Ssa.config_values({"form": "cached"}, CacheCards([pooled], text))["short_side"] == 96
-    with pytest.raises(InputError, match="tune_last_stage needs form=live"):
-        module(tune_last_stage=True)
+    for config, message in (
+        ({"tune_last_stage": True}, "tune_last_stage needs form=live"),
+        ({"handed_on": 4}, "handed_on=4 is more than the 3 layers of the frame decoder"),
+        ({"form": "live", "square": 96}, "form=live keeps the aspect ratio"),
+        ({"form": "live", "short_side": 0}, "form=live keeps the aspect ratio"),
+    ):
+        with pytest.raises(InputError, match=message):
+            module(**config)
 
 
-def test_pairs_of_iou_multi_are_real_tracks_once_each() -> None:
-    area = np.full((4, 1), 10, np.int32)
-    inter = np.array([[[10]], [[9]], [[8]], [[2]]], np.int32)
-    overlap = Overlap(inter, area, np.array([[10]], np.int32), np.ones(1, bool))
-    config = SsaConfig(form="cached", match="iou_multi")
-    real = torch.tensor([True, True, False, True])
-    tracks, objects = match_tracks(torch.full((4,), 0.5), costs_of(overlap, config), real, config)
-    assert sorted(tracks.tolist()) == [0, 1] and objects.tolist() == [0, 0]
-
-
-def test_similarity_draws_queries_of_one_object_together_and_others_apart() -> None:
-    """Two objects in two frames, each covered by its own track."""
-    area = np.full((2, 2), 10, np.int32)
-    inter = np.zeros((2, 2, 2), np.int32)
-    inter[0, 0] = inter[1, 1] = 10
-    overlap = Overlap(inter, area, np.full((2, 2), 10, np.int32), np.ones(2, bool))
-    frame_embed = torch.eye(2).expand(1, 1, 2, 2, 2).clone().requires_grad_()
-    clip_embed = torch.eye(2)[None, None].clone().requires_grad_()
-    output = TrackOutput(
-        torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 1, 1, 2, 2), frame_embed, clip_embed, torch.ones(1, 2, 2, dtype=torch.bool)
-    )
-    value = track_losses(output, (overlap,), torch.tensor([True]), SsaConfig(form="cached"))["similarity"]
-    # Of the 36 pairs 18 are of one object, with products of 1, and 18 of two, with products of 0.
-    expected = (np.log1p(np.exp(-1.0)) + np.log(2)) / 2
-    assert value.item() == pytest.approx(expected, rel=1e-6)
-    value.backward()
-    assert clip_embed.grad is not None
-    assert (torch.diagonal(clip_embed.grad[0, 0]) < 0).all() and clip_embed.grad[0, 0, 0, 1] > 0
-
-
-def test_of_two_equal_tracks_the_more_probable_is_matched() -> None:
-    area = np.full((2, 1), 10, np.int32)
-    overlap = Overlap(np.full((2, 1, 1), 10, np.int32), area, np.array([[10]], np.int32), np.ones(1, bool))
-    config = SsaConfig(form="cached")
-    for referred in ([0.2, 0.9], [0.9, 0.2]):
-        tracks, _ = match_tracks(torch.tensor(referred), costs_of(overlap, config), torch.ones(2, dtype=torch.bool), config)
-        assert tracks.tolist() == [int(np.argmax(referred))]
+def test_positions_are_those_of_the_frames_that_clip_read() -> None:
+    """Frames of 90 x 160, shown to CLIP by their shorter side, at their own size, or as a square, as the card says."""
+    pooled, text = (read_card(path) for path in (tiny_ssa.pooled()["train"], tiny_ssa.tiny().texts["train"]))
+    for values, size in (
+        ({"short_side": 180}, (180, 320)),
+        ({"short_side": 180, "long_side": 240}, (135, 240)),
+        ({"short_side": 0}, (90, 160)),
+        ({"short_side": 0, "square": 64}, (64, 64)),
+    ):
+        card = pooled.model_copy(update={"extra": {"clip": {**pooled.extra["clip"], **values}}})
+        config = Ssa.config_values({"form": "cached"}, CacheCards([card], [text]))
+        centre = torch.full((1, 1, 2), 0.5)
+        cells = cells_of_centres(module(**{**config, "stage_channels": WIDTHS, "word_channels": WORDS}), centre, [(90, 160)])
+        assert torch.allclose(cells[0], torch.tensor([[[size[1] / 8 + 0.5, size[0] / 8 + 0.5]]]))

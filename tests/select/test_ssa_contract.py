@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from rvos_select.contracts import SELECTOR_CHECKS, SelectorCase
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.collate import Row
 from rvos_select.data.video import InferenceVideo
-from rvos_select.selectors.ssa import Ssa
+from rvos_select.exchange.import_ssa import sizes
+from rvos_select.selectors.ssa import Ssa, SsaConfig
 
 
 @pytest.fixture(scope="module", params=["live", "cached"])
@@ -77,3 +79,18 @@ def test_eight_expressions_are_learnt_by_heart() -> None:
     with torch.inference_mode():
         selected, allowed = np.mean([scores(module, row) for row in rows], 0)
     assert allowed > 0.6 and selected > 0.95 * allowed
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"fusion": False}, {"adapters": False}, {"frame_layers": 2, "handed_on": 2}],
+    ids=lambda switches: str(switches),
+)
+def test_sizes_of_a_checkpoint_are_those_of_its_tensors(switches: dict[str, Any]) -> None:
+    small = {"width": 32, "hidden": 8, "pixel_hidden": 12, "fusion_width": 16, "pixel_layers": 2, "frame_layers": 4}
+    config = SsaConfig(**{**small, "video_layers": 3, "queries": 5, "word_channels": 7, **switches})
+    module = Ssa(config)
+    read = SsaConfig(**sizes(module.official()))
+    ignored = {"fusion_width"} if not config.fusion else set()
+    assert read.model_dump(exclude=ignored) == config.model_dump(exclude=ignored)
+    Ssa(read).load_official(module.official())

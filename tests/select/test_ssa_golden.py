@@ -14,13 +14,14 @@ from golden_ssa import (
     released_shapes,
     released_tensors,
 )
+from golden_values import needs
 from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_select.selectors.ssa import Ssa, SsaConfig
 from rvos_select.selectors.ssa.clip import Text
 from rvos_select.selectors.ssa.clip import stages as stages_of
-from rvos_select.selectors.ssa_losses import Found, costs, losses, terms
+from rvos_select.selectors.ssa.losses import ClipOutput, costs, losses, terms
 
 FIELDS = ("frame_logits", "frame_masks", "video_logits", "mask_embed", "mask_features", "frame_embed", "clip_embed")
 
@@ -30,13 +31,6 @@ def ssa() -> Ssa:
     module = Ssa(SsaConfig())
     module.load_official(released_tensors())
     return module.eval()
-
-
-def needs(*names: str) -> None:
-    """Skip where the recorded values are not all there."""
-    missing = [name for name in names if name not in golden()]
-    if missing:
-        pytest.skip(f"{missing[0]} is only in the project's folder of golden values")
 
 
 def stages() -> list[Tensor]:
@@ -51,7 +45,7 @@ def test_the_sentence_is_projected_as_released(ssa: Ssa) -> None:
 @pytest.mark.parametrize("stage", range(4))
 @torch.inference_mode()
 def test_adapters_are_the_released_ones(ssa: Ssa, stage: int) -> None:
-    needs(f"a.adapter{stage}")
+    needs(golden(), f"a.adapter{stage}")
     g = golden()
     out = ssa.adapters[stage](g[f"stage{stage}"], g["sentence"], g["words"], g["word_mask"])
     assert error(f"a.adapter{stage}", out) < TOLERANCE
@@ -81,7 +75,7 @@ def test_pixel_and_frame_decoder_are_the_released_ones(ssa: Ssa) -> None:
 @pytest.mark.parametrize("case", ["c1", "c2", "c3"])
 @torch.inference_mode()
 def test_the_video_part_is_the_released_one(ssa: Ssa, case: str) -> None:
-    needs(f"{case}.queries")
+    needs(golden(), f"{case}.queries")
     queries, text = golden()[f"{case}.queries"], golden()[f"{case}.text"]
     linked, order = ssa.video.link(ssa.video.project(queries.flatten(0, 1)))
     assert torch.equal(order, golden()[f"{case}.order"])
@@ -103,14 +97,14 @@ def test_the_video_part_is_the_released_one(ssa: Ssa, case: str) -> None:
 
 @torch.inference_mode()
 def test_video_masks_have_features_of_their_own(ssa: Ssa) -> None:
-    needs("d.mask_features")
+    needs(golden(), "d.mask_features")
     assert error("d.mask_features", ssa.mask_features(golden()["p.map"][:1])) < TOLERANCE
 
 
 @pytest.mark.parametrize("objects", [3, 1, 0, 23])
 def test_losses_are_the_released_ones(objects: int) -> None:
-    needs(*(f"e.{name}" for name in FIELDS), f"e.A{objects}.truth")
-    output = Found(*(golden()[f"e.{name}"] for name in FIELDS))
+    needs(golden(), *(f"e.{name}" for name in FIELDS), f"e.A{objects}.truth")
+    output = ClipOutput(*(golden()[f"e.{name}"] for name in FIELDS))
     truth = golden()[f"e.A{objects}.truth"].float()
     with recorded_points():
         values = losses(output, [truth], SsaConfig(points=120))
@@ -131,7 +125,7 @@ def test_losses_of_frames_are_the_released_ones(objects: int) -> None:
     logits, masks = golden()["e.frame_logits"], golden()["e.frame_masks"]
     queries, channels = logits.shape[3], 4
     nothing = torch.zeros(1, 3, 1, queries, channels)
-    output = Found(
+    output = ClipOutput(
         logits, masks, nothing[..., :2], nothing, torch.zeros(1, 3, channels, 5, 8), torch.zeros(3, 1, 3, queries, 4), nothing[0]
     )
     with recorded_points():
@@ -140,14 +134,14 @@ def test_losses_of_frames_are_the_released_ones(objects: int) -> None:
         assert error(f"e.A{objects}.{name}", values[name]) < TOLERANCE, name
 
 
-def random_found() -> tuple[Found, Tensor]:
+def random_output() -> tuple[ClipOutput, Tensor]:
     """Outputs of one clip of two frames and five queries, and the masks of two objects."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    output = Found(
+    output = ClipOutput(
         random(10, 1, 2, 5, 2), random(10, 1, 2, 5, 4, 4), random(6, 3, 1, 5, 2), random(6, 3, 1, 5, 8), random(1, 2, 8, 4, 4),
         random(3, 1, 2, 5, 8), random(3, 1, 5, 8),
     )  # fmt: skip
@@ -155,7 +149,7 @@ def random_found() -> tuple[Found, Tensor]:
 
 
 def test_a_match_may_stand_for_the_query_itself_or_for_its_place_after_linking() -> None:
-    output, truth = random_found()
+    output, truth = random_output()
     order = torch.stack([torch.arange(5), torch.tensor([2, 4, 0, 1, 3])]).expand(3, 1, 2, 5)
     linked = output.frame_embed.gather(3, order[..., None].expand_as(output.frame_embed))
 
@@ -167,12 +161,12 @@ def test_a_match_may_stand_for_the_query_itself_or_for_its_place_after_linking()
     own = similarity("own", linked, order)
     assert own == pytest.approx(similarity("linked", output.frame_embed, None), rel=1e-6)
     assert own != pytest.approx(similarity("linked", linked, order), rel=1e-3)
-    with pytest.raises(ValueError, match=r"needs Found.order"):
+    with pytest.raises(ValueError, match=r"needs ClipOutput.order"):
         similarity("own", linked, None)
 
 
 def test_there_are_49_terms() -> None:
-    output, masks = random_found()
+    output, masks = random_output()
     for objects in (2, 0):
         truth = masks[:objects]
         values = terms(output, [truth], SsaConfig(points=16))

@@ -19,8 +19,7 @@ from rvos_select.data.features import StoredFeature
 from rvos_select.data.texts import TextSource
 from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.ssa import Ssa, clip, live
-from rvos_select.selectors.ssa.video import Presence, VideoPart
-from rvos_select.selectors.ssa_losses import normalisers
+from rvos_select.selectors.ssa.losses import normalisers
 
 CPU = torch.device("cpu")
 
@@ -317,68 +316,51 @@ def test_switches_of_the_tables_train_and_predict(switches: dict[str, Any]) -> N
         assert not torch.allclose(logits, other, atol=1e-4)
 
 
-# The video part by itself.
-
-
-def part(**switches: Any) -> VideoPart:
-    torch.manual_seed(1)
-    return VideoPart(32, 16, 2, slots=5, **switches).eval()
-
-
-@torch.inference_mode()
-def test_linking_undoes_the_order_of_a_frames_queries() -> None:
-    video, x = part(), torch.randn(2, 4, 5, 32)
-    linked, order = video.link(x)
-    assert torch.equal(order[:, 0], torch.arange(5).expand(2, 5))
-    shuffled = x.clone()
-    shuffled[:, 2] = x[:, 2, torch.tensor([3, 0, 4, 1, 2])]
-    assert torch.equal(video.link(shuffled)[0], linked)
-    assert torch.equal(video.link(x[:, :1])[0], x[:, :1])
-    assert torch.equal(x.gather(2, order[..., None].expand_as(x)), linked)
-    unlinked, order = part(link=False).link(shuffled)
-    assert torch.equal(unlinked, shuffled) and torch.equal(order, torch.arange(5).expand(2, 4, 5))
+def test_the_loss_of_validation_is_that_of_frames_and_masks_resized_alike() -> None:
+    """To 80 x 133 pixels, which are padded."""
+    module = tiny_ssa.live(short_side=80)
+    rows = tiny_ssa.rows(tiny_ssa.tiny().frames["train"], module)[:1]
+    given = ClipSampler(ClipSettings(frames=2), torch.Generator().manual_seed(0), module.requires)(rows)
+    assert given.pixels is not None and given.truth is not None
+    geometry = live.geometry_of(module, (given.pixels[0].shape[1], given.pixels[0].shape[2]))
+    assert geometry.resized == (80, 133)
+    masks = torch.nn.functional.interpolate(given.truth[0].float(), geometry.resized, mode="nearest-exact") > 0.5
+    losses = []
+    for batch in (given, replace(given, pixels=(live.resized(given.pixels[0][:], geometry),), truth=(masks,))):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(module.loss(batch))
+    for name, value in losses[0].items():
+        assert value.item() == pytest.approx(losses[1][name].item(), rel=1e-5), name
 
 
 @torch.inference_mode()
-def test_linking_survives_queries_that_are_zero_or_nan() -> None:
-    x = torch.randn(1, 3, 5, 32)
-    x[0, 1, 2] = 0
-    x[0, 2, 0] = torch.nan
-    _, order = part().link(x)
-    assert torch.equal(order.sort(-1).values, torch.arange(5).expand(1, 3, 5))
+def test_frames_that_pad_a_shorter_video_are_not_read() -> None:
+    module = tiny_ssa.live()
+    given = clip_batch(module, 1)
+    assert given.pixels is not None
+    pixels = given.pixels[0][:]
+    longer = replace(
+        given,
+        tokens=torch.nn.functional.pad(given.tokens, (0, 0, 0, 2)),
+        frame_mask=torch.nn.functional.pad(given.frame_mask, (0, 2)),
+        frame_index=None,
+        pixels=(torch.cat([pixels, torch.zeros_like(pixels[:2])]),),
+        truth=None,
+    )
+    assert torch.allclose(module(longer), module(given), atol=1e-5)
 
 
 @torch.inference_mode()
-def test_padded_frames_change_nothing() -> None:
-    video, x, text = part(), torch.randn(1, 6, 5, 32), torch.randn(1, 6, 32)
-    x[:, 4:], text[:, 4:] = 100.0, 100.0
-    frames = torch.arange(6)[None] < 4
-    presence = Presence(frames, frames[..., None].expand(1, 6, 5))
-    enhanced = video.enhance(x, presence)
-    q_v, weights = video.ensemble(enhanced, presence)
-    own = video.enhance(x[:, :4])
-    own_q_v, own_weights = video.ensemble(own)
-    assert torch.allclose(enhanced[:, :4], own, atol=1e-6)
-    assert torch.allclose(q_v, own_q_v, atol=1e-6) and torch.allclose(weights[:, :4], own_weights, atol=1e-6)
-    assert not weights[:, 4:].any() and torch.allclose(weights.sum(1), torch.ones(1, 5))
-    decoded = video.decode(q_v, enhanced, text, presence=presence)
-    assert torch.allclose(decoded, video.decode(own_q_v, own, text[:, :4]), atol=1e-5)
-    first = part(ensemble="text")
-    assert torch.allclose(first.first_queries(enhanced, text, presence), first.first_queries(own, text[:, :4]), atol=1e-6)
-
-
-@torch.inference_mode()
-def test_a_track_that_is_absent_from_all_frames_has_equal_weights() -> None:
-    x = torch.randn(1, 4, 5, 32)
-    tracks = torch.ones(1, 4, 5, dtype=torch.bool)
-    tracks[:, :, 2] = False
-    tracks[:, 1, 0] = False
-    _, weights = part().ensemble(x, Presence(torch.ones(1, 4, dtype=torch.bool), tracks))
-    assert torch.allclose(weights[0, :, 2], torch.full((4,), 0.25))
-    assert float(weights[0, 1, 0]) == 0
-    frames = torch.tensor([[True, True, True, False]])
-    _, padded = part().ensemble(x, Presence(frames, tracks & frames[..., None]))
-    assert torch.allclose(padded[0, :, 2], torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]))
+def test_masks_have_the_size_of_the_video_and_not_of_its_stored_frames() -> None:
+    module = tiny_ssa.live()
+    batch = video(module).batch([0])
+    every = torch.ones(1, module.config.queries, dtype=torch.bool)
+    height, width = batch.sizes[0]
+    whole = torch.cat(list(module.draw(batch, every)), 1)
+    half = torch.cat(list(module.draw(replace(batch, sizes=((height // 2, width // 2),)), every)), 1)
+    assert whole.shape[2:] == (height, width) and half.shape[2:] == (height // 2, width // 2)
+    assert (whole[..., ::2, ::2] == half).float().mean() > 0.9
 
 
 def test_input_is_resized_and_padded_as_detectron2() -> None:
@@ -388,3 +370,5 @@ def test_input_is_resized_and_padded_as_detectron2() -> None:
     images = clip.normalised(torch.full((1, 70, 101, 3), 128, dtype=torch.uint8))
     assert images.shape == (1, 3, 96, 128)
     assert not images[:, :, 70:].any() and not images[..., 101:].any() and images[:, :, :70, :101].all()
+    truth = live.clip_truth(torch.ones(2, 1, 70, 101))
+    assert truth.shape == (2, 1, 96, 128) and truth[..., :70, :101].all() and truth.sum() == 2 * 70 * 101

@@ -55,6 +55,8 @@ def test_every_row_is_settings_away_or_says_why_not(row: str) -> None:
     published = ssa_mevis.published_row(PAPER, row)
     page = merge(read_toml(PAGES / "ssa_mevis.toml"), parse_overrides(published["set"]))
     config = build(SsaConfig, build(TrainSettings, page, "page").config, "row")
+    # A rate of parts that the row has not would end the training before its first step.
+    assert ("adapters" in build(TrainSettings, page, "page").optim.rates) == config.adapters
     changed = {name for name in SsaConfig.model_fields if getattr(config, name) != getattr(SsaConfig(), name)}
     assert changed == {text.partition("=")[0].removeprefix("config.") for text in published["set"] if text.startswith("config.")}
 
@@ -73,8 +75,11 @@ def test_an_unknown_row_is_one_line() -> None:
 
 
 def test_first_weights_that_are_not_there_are_told_before_the_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clip").mkdir()
     monkeypatch.setattr(
-        sys, "argv", ["page", "--clip", "c", "--init", str(tmp_path / "coco.pth"), "--out", str(tmp_path / "out")]
+        sys,
+        "argv",
+        ["page", "--clip", str(tmp_path / "clip"), "--init", str(tmp_path / "coco.pth"), "--out", str(tmp_path / "out")],
     )
     with pytest.raises(InputError, match="coco.pth: there is no such checkpoint"):
         ssa_mevis.ssa_mevis(standalone_mode=False)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.tensor_names import TensorNames
-from rvos_cache.trackers.vita.names import ENCODER
-from rvos_cache.trackers.vita.names import swin as swin_of_detectron2
+from rvos_cache.trackers.mask2former.names import ENCODER
+from rvos_cache.trackers.mask2former.names import swin as swin_of_detectron2
 
 GROUPS = (
     "transformer", "bert", "feat_map", "input_proj", "backbone", "bbox_embed", "ref_point_head", "pixel_decoder", "mask_decoder",

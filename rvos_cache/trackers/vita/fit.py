@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from rvos_cache.errors import InputError
 from rvos_cache.media.geometry import STRIDE, FrameGeometry
+from rvos_cache.trackers.mask2former.spool import Spool, SpooledFrames
 from rvos_cache.trackers.vita.basis import Basis, Moments, fit_basis
-from rvos_cache.trackers.vita.spool import Spool, SpooledFrames
 from rvos_cache.trackers.vita.tracker import VitaTracker, best_queries
 from rvos_cache.trackers.vita.tracks import decode_queries
 from rvos_cache.types import Video

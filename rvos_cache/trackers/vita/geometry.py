@@ -1,12 +1,9 @@
-"""The geometry of VITA's input: the general one with VITA's normalisation."""
+"""The geometry of VITA's input: the general one with Mask2Former's normalisation."""
 
 from __future__ import annotations
 
 from rvos_cache.media.geometry import FrameGeometry
-
-MEAN = (123.675, 116.28, 103.53)
-DEVIATION = (58.395, 57.12, 57.375)
-"""MEAN and DEVIATION of red, green and blue from 0 to 255, as in VITA's configurations (PIXEL_MEAN, PIXEL_STD)."""
+from rvos_cache.trackers.mask2former.geometry import DEVIATION, MEAN
 
 
 def vita_geometry(size: tuple[int, int], short_side: int, long_side: int) -> FrameGeometry:

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rvos_cache.errors import InputError
+from rvos_cache.trackers.mask2former.layers import CrossAttention, FeedForward, Mlp, SelfAttention, check_heads
+from rvos_cache.trackers.mask2former.released import ReleasedSizes, load_released
 
+KIND = "VITA checkpoint"
 PREFIX = "vita_module."
 TRAINING_ONLY = ("sim_embed_frame.", "sim_embed_clip.")
 """Prefixes of the released tensors that only the similarity loss uses."""
-HEADS = 8
-"""Attention heads. Neither HEADS nor WINDOW can be read from the tensors; both are those of the released configurations."""
 WINDOW = 6
-"""Frames that attend to each other in a layer of the object encoder."""
+"""Frames that attend to each other in a layer of the object encoder; as in the released configurations, not in the tensors."""
 SHIFT = 3
 """Frames by which the windows of odd layers are shifted."""
 
@@ -47,35 +46,24 @@ class HeadSizes:
     decoder_layers: int
 
     @classmethod
-    def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> HeadSizes:
-        """Read the sizes from the shapes of the released tensors, by name without the prefix.
+    def of(cls, tensors: Mapping[str, Tensor]) -> HeadSizes:
+        """Read the sizes from the released tensors, by name without the prefix.
 
         Raises InputError naming a tensor that is missing or has another number of axes.
         """
-
-        def shape(name: str, axes: int) -> tuple[int, ...]:
-            released = shapes.get(name)
-            if released is None:
-                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is missing; give a complete VITA checkpoint")
-            if len(released) != axes:
-                raise InputError(f"VITA head: {PREFIX + name!r} is {released}, expected {axes} axes; give a VITA checkpoint")
-            return released
-
-        def layers(block: str) -> int:
-            return len({name.split(".")[1] for name in shapes if name.startswith(f"{block}.")})
-
-        video_queries, channels = shape("query_feat.weight", 2)
-        mask_channels, map_channels = shape("vita_mask_features.weight", 4)[:2]
+        sizes = ReleasedSizes(tensors, KIND, PREFIX)
+        video_queries, channels = sizes.of("query_feat.weight", 2)
+        mask_channels, map_channels = sizes.of("vita_mask_features.weight", 4)[:2]
         return cls(
             channels=channels,
             map_channels=map_channels,
             mask_channels=mask_channels,
-            frame_queries=shape("fq_pos.weight", 2)[0],
+            frame_queries=sizes.of("fq_pos.weight", 2)[0],
             video_queries=video_queries,
-            classes=shape("class_embed.weight", 2)[0] - 1,
-            hidden=shape("transformer_ffn_layers.0.linear1.weight", 2)[0],
-            encoder_layers=layers("enc_self_attn"),
-            decoder_layers=layers("transformer_cross_attention_layers"),
+            classes=sizes.of("class_embed.weight", 2)[0] - 1,
+            hidden=sizes.of("transformer_ffn_layers.0.linear1.weight", 2)[0],
+            encoder_layers=sizes.count("enc_self_attn."),
+            decoder_layers=sizes.count("transformer_cross_attention_layers."),
         )
 
 
@@ -119,7 +107,7 @@ class VitaHead(nn.Module):
         self.query_embed = nn.Embedding(sizes.video_queries, c)
         self.fq_pos = nn.Embedding(sizes.frame_queries, c)
         self.class_embed = nn.Linear(c, sizes.classes + 1)
-        self.mask_embed = MaskMlp(c, sizes.mask_channels)
+        self.mask_embed = Mlp(c, sizes.mask_channels)
         self.vita_mask_features = nn.Conv2d(sizes.map_channels, sizes.mask_channels, kernel_size=1)
 
     @classmethod
@@ -130,23 +118,9 @@ class VitaHead(nn.Module):
         """
         tensors = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items() if name.startswith(PREFIX)}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING_ONLY)}
-        sizes = HeadSizes.of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-        if sizes.channels % HEADS:
-            raise InputError(f"VITA head: {sizes.channels} channels cannot be split into {HEADS} attention heads")
-        # On the meta device no memory is allocated and no random numbers are generated.
-        with torch.device("meta"):
-            head = cls(sizes)
-        shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-        for name in sorted(shapes.keys() | tensors.keys()):
-            if name not in tensors:
-                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is missing; give a complete VITA checkpoint")
-            if name not in shapes:
-                raise InputError(f"VITA head: the tensor {PREFIX + name!r} is not one of a VITA head; give a VITA checkpoint")
-            shape = tuple(tensors[name].shape)
-            if shape != shapes[name]:
-                raise InputError(f"VITA head: {PREFIX + name!r} is {shape}, expected {shapes[name]} from the other tensors")
-        head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-        return head.eval().requires_grad_(False)
+        sizes = HeadSizes.of(tensors)
+        check_heads(sizes.channels, "VITA head")
+        return load_released(lambda: cls(sizes), tensors, KIND, PREFIX)
 
     def official(self) -> dict[str, Tensor]:
         """The tensors under their released names: the inverse of `from_official`."""
@@ -171,7 +145,8 @@ class VitaHead(nn.Module):
         for cross, attend, feed in zip(
             self.transformer_cross_attention_layers, self.transformer_self_attention_layers, self.transformer_ffn_layers
         ):
-            query = feed(attend(cross(query, memory, query_position, positions), query_position))
+            query = cross(query, query + query_position, memory + positions, memory)
+            query = feed(attend(query, query_position))
         q_v = self.decoder_norm(query)
         return VideoQueries(q_v, self.class_embed(q_v), self.mask_embed(q_v))
 
@@ -194,80 +169,3 @@ def _in_windows(attend: nn.Module, x: Tensor, first: int) -> Tensor:
         if part.shape[1]:
             parts.append(attend(part.reshape(batch * windows, -1, channels)).reshape(part.shape))
     return torch.cat(parts, 1)
-
-
-class Attention(nn.Module):
-    """Multi-head attention whose parameters are named as in `nn.MultiheadAttention`.
-
-    That class is not used because without gradients it materialises all attention weights, 4 GB for 500 frames of 200 queries.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * channels))
-        self.out_proj = nn.Linear(channels, channels)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, Q, C) from query (B, Q, C), key and value (B, L, C)."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            F.linear(x, weight, bias).reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)
-            for x, weight, bias in zip((query, key, value), weights, biases)
-        )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class SelfAttention(nn.Module):
-    """LayerNorm(x + self-attention); positions are added to queries and keys, not to values."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.self_attn = Attention(channels)
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
-        """(B, Q, C) from x (B, Q, C) and position (Q, C)."""
-        query = x if position is None else x + position
-        return self.norm(x + self.self_attn(query, query, x))
-
-
-class CrossAttention(nn.Module):
-    """LayerNorm(x + cross-attention); positions are added to queries and keys, not to values."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.multihead_attn = Attention(channels)
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor, memory: Tensor, position: Tensor, memory_position: Tensor) -> Tensor:
-        """(B, Q, C) from x (B, Q, C), memory (B, L, C), position (Q, C) and memory_position (L, C)."""
-        return self.norm(x + self.multihead_attn(x + position, memory + memory_position, memory))
-
-
-class FeedForward(nn.Module):
-    """LayerNorm(x + W2 ReLU(W1 x))."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(channels, hidden)
-        self.linear2 = nn.Linear(hidden, channels)
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) from x (..., C)."""
-        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
-
-
-class MaskMlp(nn.Module):
-    """Three linear layers with ReLU between them."""
-
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(channels, width) for width in (channels, channels, out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., out) from x (..., C)."""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)

@@ -11,15 +11,18 @@ from typing import Any, get_args
 
 import numpy as np
 
+from rvos_cache.soft_overlap import SOFT_SPECS
+from rvos_cache.trackers.mask2former.spool import Spool, SpooledFrames
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import HeadSizes
 from rvos_cache.trackers.vita.settings import Profile, VitaSettings
-from rvos_cache.trackers.vita.spool import Spool, SpooledFrames
 from rvos_cache.types import FeatureSpec
 
 MASK_BYTES = 104
 """Mean bytes of a track's mask in a frame, measured on the masks of tracks of real videos."""
+OBJECTS = 4
+"""Annotated objects of a video (MeViS), for the bytes of the measurements, which hidden splits do not have."""
 PLANNED_RANK = 64
 """Rank that is assumed for a basis that is not fitted yet."""
 
@@ -29,7 +32,8 @@ def feature_specs(settings: VitaSettings, sizes: HeadSizes, rank: int = 0) -> tu
 
     q_f: raw frame queries; q_v, logits, mask_embed: the head's output for the whole video; query: the video query of each track;
     f_mask: mask features of the stored frames or, under low_rank, their coordinates in the basis; mask_frames: the stored frames;
-    mask_basis: (Cm, r) projects a mask embedding e, so that f_mask · (mask_basisᵀ e) are its mask logits.
+    mask_basis: (Cm, r) projects a mask embedding e, so that f_mask · (mask_basisᵀ e) are its mask logits; f_mask_pooled: mean mask
+    features of pool x pool areas of the frame.
     """
     nv, cm = sizes.video_queries, sizes.mask_channels
     specs = [
@@ -48,7 +52,13 @@ def feature_specs(settings: VitaSettings, sizes: HeadSizes, rank: int = 0) -> tu
         "frames": [FeatureSpec("f_mask", ("R", "h", "w", cm), by_frame=True), FeatureSpec("mask_frames", ("R",), "int32")],
         "selection_only": [],
     }
-    return tuple(specs + maps[settings.profile])
+    pooled = [FeatureSpec("f_mask_pooled", ("T", settings.pool, settings.pool, cm), by_frame=True)] if settings.pool else []
+    return tuple(specs + maps[settings.profile] + pooled)
+
+
+def measurement_specs(settings: VitaSettings) -> tuple[FeatureSpec, ...]:
+    """The measurements of a cache."""
+    return SOFT_SPECS if settings.pool else ()
 
 
 def mask_features(settings: VitaSettings, spool: Spool, basis: Basis | None) -> dict[str, Any]:
@@ -70,14 +80,15 @@ def kept_frames(settings: VitaSettings, frames: int) -> range:
 
 
 def video_bytes(settings: VitaSettings, sizes: HeadSizes, size: tuple[int, int], frames: int, rank: int = 0) -> dict[str, int]:
-    """Bytes of each array of a video of `frames` frames of `size` (H, W): its features, tokens, presence and masks.
+    """Bytes of each array of a video of `frames` frames of `size` (H, W): its features, measurements, tokens, presence and masks.
 
-    Exact if the video has `max_tracks` tracks, except for the masks, whose size is an average.
+    Exact if the video has `max_tracks` tracks and OBJECTS objects, except for the masks, whose size is an average.
     """
     n = min(settings.max_tracks, sizes.video_queries)
     h, w = vita_geometry(size, settings.short_side, settings.long_side).cells()
-    letters = {"T": frames, "R": len(kept_frames(settings, frames)), "N": n, "h": h, "w": w}
-    out = {spec.name: _bytes(spec, letters) for spec in feature_specs(settings, sizes, rank)}
+    letters = {"T": frames, "R": len(kept_frames(settings, frames)), "N": n, "A": OBJECTS, "h": h, "w": w}
+    specs = (*feature_specs(settings, sizes, rank), *measurement_specs(settings))
+    out = {spec.name: _bytes(spec, letters) for spec in specs}
     tokens = _bytes(FeatureSpec("tokens", ("N", "T", sizes.mask_channels)), letters)
     return {**out, "tokens": tokens, "presence": 2 * n * frames, "mask_rle": MASK_BYTES * n * frames}
 

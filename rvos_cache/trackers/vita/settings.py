@@ -31,6 +31,10 @@ class VitaSettings(Settings):
     """frames: distance in frames from one stored frame to the next."""
     basis: str = ""
     """low_rank: file that `rvos-cache fit-vita-basis` wrote."""
+    pool: int = Field(0, ge=0)
+    """Not 0: DeRVOS can read the cache. Areas along each side of the frame, of each of which the mean mask features are stored,
+    whatever the profile; and where the split has its ground truth, the sums of soft masks that its matching reads. Source: DeRVOS,
+    20 (its frames of 320x320 have 20x20 patches)."""
     frames_per_pass: int = Field(8, ge=1)
     """Number of frames in one pass of the segmenter; it limits memory and changes results only by rounding."""
 

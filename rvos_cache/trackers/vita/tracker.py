@@ -14,19 +14,17 @@ from rvos_cache.errors import InputError
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.settings import Settings
 from rvos_cache.trackers.base import Tracker
+from rvos_cache.trackers.mask2former.masks import largest, to_float16
+from rvos_cache.trackers.mask2former.spool import Spool
 from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.trackers.vita.basis import Basis
+from rvos_cache.trackers.vita.checkpoint import head_hash, load_vita
 from rvos_cache.trackers.vita.geometry import vita_geometry
 from rvos_cache.trackers.vita.head import VideoQueries
-from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_features, profile_bytes
-from rvos_cache.trackers.vita.segmenter import head_hash, load_vita
+from rvos_cache.trackers.vita.profiles import PLANNED_RANK, feature_specs, mask_features, measurement_specs, profile_bytes
 from rvos_cache.trackers.vita.settings import VitaSettings
-from rvos_cache.trackers.vita.spool import Spool
-from rvos_cache.trackers.vita.tracks import decode_queries
+from rvos_cache.trackers.vita.tracks import decode_queries, pooled_features, soft_measure
 from rvos_cache.types import VIDEO, Expression, TrackSet, Video
-
-LARGEST = 6e4
-"""Largest absolute value of a feature; float16 ends at 65504."""
 
 
 class VitaTracker(Tracker):
@@ -49,6 +47,7 @@ class VitaTracker(Tracker):
                 "fit it with the same checkpoint"
             )
         self.feature_specs = feature_specs(settings, self.head.sizes, self.basis.rank if self.basis else 0)
+        self.measurement_specs = measurement_specs(settings)
 
     def weight_hashes(self) -> dict[str, str]:
         """Digests of Mask2Former, of the head and, if there is one, of the basis."""
@@ -68,7 +67,7 @@ class VitaTracker(Tracker):
         tracks = decode_queries(queries.mask_embed[0, best], f_mask, geometry)
         visible = np.flatnonzero(tracks.masks.area().any(1))
         tracks, n = tracks.select(visible), len(visible)
-        frames, boxes = _largest(tracks.masks.area(), tracks.masks.boxes())
+        frames, boxes = largest(tracks.masks)
         features: Mapping[str, Any] = {
             "q_f": q_f,
             "q_v": queries.q_v[0].cpu().numpy(),
@@ -77,8 +76,12 @@ class VitaTracker(Tracker):
             "query": best[visible].astype(np.int32),
             **mask_features(self.settings, f_mask, self.basis),
         }
-        prompt = np.full(n, VIDEO, np.int32)
-        return TrackSet(tracks.tokens, tracks.presence, tracks.masks, prompt, ("query",) * n, frames, boxes, features)
+        measure = None
+        if pool := self.settings.pool:
+            features = {**features, "f_mask_pooled": pooled_features(f_mask, geometry, pool)}
+            measure = soft_measure(queries.mask_embed[0, best[visible]], f_mask, geometry)
+        prompt, origin = np.full(n, VIDEO, np.int32), ("query",) * n
+        return TrackSet(tracks.tokens, tracks.presence, tracks.masks, prompt, origin, frames, boxes, features, measure)
 
     def geometry(self, video: Video) -> FrameGeometry:
         """The geometry of the video's frames in the segmenter's input and maps."""
@@ -97,8 +100,8 @@ class VitaTracker(Tracker):
             frame_queries, maps = self.segmenter(torch.stack([geometry.image(video.read(t)) for t in part]))
             with torch.inference_mode():
                 features = self.head.mask_features(maps)
-            queries.append(_to_float16(frame_queries, video, part))
-            spool.append(_to_float16(features, video, part))
+            queries.append(to_float16(frame_queries, video, part, "VITA"))
+            spool.append(to_float16(features, video, part, "VITA"))
         return np.concatenate(queries), spool
 
     @torch.inference_mode()
@@ -111,25 +114,3 @@ def best_queries(queries: VideoQueries, count: int) -> NDArray[np.intp]:
     """The `count` video queries of the best class scores, best first, the first of equal ones first. queries: of one clip."""
     scores = queries.scores()[0].cpu().numpy()
     return np.argsort(-scores, kind="stable")[:count]
-
-
-def _to_float16(values: torch.Tensor, video: Video, part: range) -> NDArray[np.float16]:
-    """The values (t, ...) of the frames `part` as float16. Raises InputError naming a frame whose values do not fit."""
-    out = values.cpu().numpy()
-    # The comparison is false for NaN, too.
-    bad = ~(np.abs(out).reshape(len(part), -1).max(1) < LARGEST)
-    if bad.any():
-        name = video.frame_names[part[int(bad.argmax())]]
-        raise InputError(
-            f"video {video.video_id}, frame {name}: VITA's features are NaN or above {LARGEST:g} and do not fit in float16; "
-            "check the frame and the checkpoint"
-        )
-    return out.astype(np.float16)
-
-
-def _largest(area: NDArray[np.int32], boxes: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The frame (N,) in which each track is largest, and its box there, float32 (N, 4) x0 y0 x1 y1."""
-    frames = area.argmax(1)
-    corners = boxes[np.arange(len(area)), frames].reshape(-1, 4).astype(np.float32)
-    corners[:, 2:] += corners[:, :2]
-    return frames.astype(np.int32), corners

@@ -5,6 +5,7 @@ Letters: N tracks, T frames, H W pixels, h w cells of the stride-4 map, C channe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.media.geometry import FrameGeometry
-from rvos_cache.trackers.vita.spool import Spool
+from rvos_cache.soft_overlap import soft_overlap, truth_shares
+from rvos_cache.trackers.mask2former.masks import mask_pixels
+from rvos_cache.trackers.mask2former.spool import Spool
+from rvos_cache.types import GroundTruth, Measure
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +48,35 @@ def decode_queries(mask_embed: Tensor, f_mask: Spool, geometry: FrameGeometry) -
     tokens = np.zeros((count, frames, mask_embed.shape[1]), np.float16)
     for t in range(frames):
         features = torch.from_numpy(f_mask[t]).to(mask_embed.device).float()
-        logits = geometry.enlarge(torch.einsum("nc,hwc->nhw", mask_embed, features))
-        inside = logits > 0
+        inside, presence[:, t] = mask_pixels(torch.einsum("nc,hwc->nhw", mask_embed, features), geometry)
         encoded = RleMasks.from_dense(_numpy(inside)[:, None])
         for n, row in enumerate(rows):
             row.append(encoded.bytes_at(n, 0))
-        # Only for the pixels of masks: most of a frame is background.
-        probabilities = torch.split(logits[inside].sigmoid(), inside.sum((1, 2)).tolist())
-        presence[:, t] = [float(pixels.mean()) if len(pixels) else 0 for pixels in probabilities]
         weights = geometry.shares(inside).flatten(1)
         # Every pixel has a weight in some cell, so the sum is 0 only for an empty mask.
         tokens[:, t] = _numpy(weights @ features.flatten(0, 1) / weights.sum(1, keepdim=True).clamp(min=1e-12))
     return QueryTracks(RleMasks.from_bytes(rows, frames, geometry.size), presence, tokens)
+
+
+def pooled_features(f_mask: Spool, geometry: FrameGeometry, count: int) -> NDArray[np.float16]:
+    """Mask features f_mask (T, h, w, C) averaged over count x count areas of each frame, float16 (T, count, count, C)."""
+    frames = (geometry.pool(torch.from_numpy(f_mask[t]), count) for t in range(len(f_mask)))
+    return np.stack([frame.numpy().astype(np.float16) for frame in frames])
+
+
+def soft_measure(mask_embed: Tensor, f_mask: Spool, geometry: FrameGeometry) -> Measure:
+    """What measures the soft masks of mask embeddings (N, C) in mask features f_mask (T, h, w, C), over the cells of the frame."""
+    h, w = geometry.inside()
+
+    def logits(t: int) -> Tensor:
+        features = torch.from_numpy(f_mask[t][:h, :w]).to(mask_embed.device).float()
+        return torch.einsum("nc,hwc->nhw", mask_embed, features)
+
+    def measure(truth: GroundTruth) -> Mapping[str, NDArray[Any]]:
+        shares = (share[:, :h, :w] for share in truth_shares(truth, geometry))
+        return soft_overlap((logits(t) for t in range(len(f_mask))), shares, truth.annotated)
+
+    return measure
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:

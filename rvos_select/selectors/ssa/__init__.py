@@ -8,9 +8,10 @@ pixel_decoder   stages of CLIP to maps
 frame_decoder   maps to queries of each frame
 video           queries of frames to trajectories, to queries of the video
 live            frames to queries and masks, with frozen CLIP
+losses          of the live form
 cached          tracks with pooled CLIP features to scores
+cached_losses   of the cached form
 names           tensors of the released checkpoint
-The losses of the live form are in `rvos_select.selectors.ssa_losses`.
 """
 
 from rvos_select.selectors.ssa.config import SsaConfig

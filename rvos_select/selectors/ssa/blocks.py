@@ -1,7 +1,6 @@
 """Blocks that all parts of SSA share: attention, feed-forward layers, sine positions.
 
-Parameters have their released names. Letters: B batch, Q queries, K keys, C channels, h w cells of a map. Equations are those of
-`systems/ssa.md`, which describes the released code (Tavarich/SSA, 02f4046).
+Parameters have their released names (Tavarich/SSA, 02f4046). Letters: B batch, Q queries, K keys, C channels, h w cells of a map.
 """
 
 from __future__ import annotations
@@ -147,7 +146,7 @@ def sequence_positions(length: int, channels: int, device: torch.device) -> Tens
     return sines(torch.arange(1, length + 1, device=device, dtype=torch.float32), channels)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def grid_positions(size: tuple[int, int], channels: int, normalised: bool, device: torch.device) -> Tensor:
     """Sine positions (h·w, channels) of the cells of a map: the row in the first half of the channels, the column in the second.
 

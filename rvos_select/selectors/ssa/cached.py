@@ -17,24 +17,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rvos_cache.clip.pooling import BOX, FRAME, NAMES, POOL
 from rvos_cache.errors import InputError
 from rvos_cache.media.resize import shortest_edge
-from rvos_cache.store import Card
 from rvos_select.data.batch import Batch
+from rvos_select.data.caches import CacheCards
+from rvos_select.data.pooling import SETTINGS, card_name, check_same_sizes, pooling_of
 from rvos_select.selectors.ssa.adapter import Adapter, mixed
 from rvos_select.selectors.ssa.blocks import CrossAttention, FeedForward, Mlp, SelfAttention, sines
 from rvos_select.selectors.ssa.cached_losses import TrackOutput
 from rvos_select.selectors.ssa.clip import Text
+from rvos_select.selectors.ssa.config import SsaConfig
 from rvos_select.selectors.ssa.pixel_decoder import Fusion
 from rvos_select.selectors.ssa.video import Presence
 
 if TYPE_CHECKING:
     from rvos_select.selectors.ssa.selector import Ssa
 
-FEATURES = ("clip_pool", "clip_frame", "clip_box")
-"""Features of a cache that `rvos-cache pool-clip` wrote."""
-CLIP = "clip"
-"""Entry of a card's `extra` that says how CLIP features were pooled."""
 STRIDES = (4, 8, 16, 32)
 """Input pixels along the side of a cell of each stage."""
 
@@ -51,12 +50,11 @@ class PooledTracks(NamedTuple):
     def of(cls, batch: Batch) -> PooledTracks:
         """Of a batch, whose videos may differ in their number of tracks."""
         device, tracks = batch.tokens.device, batch.tokens.shape[1]
-        arrays = {name: [array[:].to(device).float() for array in batch.frames[name]] for name in FEATURES}
+        arrays = {name: [array[:].to(device).float() for array in batch.frames[name]] for name in NAMES}
         pooled, boxes = (
-            torch.stack([nn.functional.pad(a, (0, 0, 0, tracks - a.shape[1])) for a in arrays[name]])
-            for name in ("clip_pool", "clip_box")
+            torch.stack([nn.functional.pad(a, (0, 0, 0, tracks - a.shape[1])) for a in arrays[name]]) for name in (POOL, BOX)
         )
-        return cls(pooled, torch.stack(arrays["clip_frame"]), boxes)
+        return cls(pooled, torch.stack(arrays[FRAME]), boxes)
 
     def visible(self) -> Tensor:
         """bool (V, T, N): where a track has pixels."""
@@ -250,10 +248,17 @@ def cells_of_centres(ssa: Ssa, centres: Tensor, sizes: Sequence[tuple[int, int]]
 
     sizes: (H, W) of the frames of each of V videos, V = 1 or B.
     """
-    resized = [shortest_edge(size, ssa.config.short_side, ssa.config.long_side) for size in sizes]
+    resized = [input_size(ssa.config, size) for size in sizes]
     pixels = torch.tensor([(w, h) for h, w in resized], device=centres.device, dtype=centres.dtype)
     in_pixels = centres * pixels.repeat_interleave(len(centres) // len(sizes), 0)[:, None]
     return [in_pixels / stride + 0.5 for stride in STRIDES]
+
+
+def input_size(config: SsaConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of a frame of `size` (H, W) in the input of the CLIP that pooled it, without padding."""
+    if config.square:
+        return config.square, config.square
+    return shortest_edge(size, config.short_side, config.long_side) if config.short_side else size
 
 
 def video_queries(ssa: Ssa, queries: Tensor, text: Tensor, scene: _Scene) -> tuple[Tensor, Tensor]:
@@ -269,24 +274,23 @@ def video_queries(ssa: Ssa, queries: Tensor, text: Tensor, scene: _Scene) -> tup
     return layers, video.frame_embed(x)
 
 
-def pooled_settings(cards: Sequence[Card]) -> dict[str, Any]:
-    """`stage_channels` and `short_side` of caches with pooled features. Raises InputError for a cache without, or of another kind of
-    CLIP."""
-    for card in cards:
-        widths = card.extra.get(CLIP, {}).get("widths", [])
-        if len(widths) != len(STRIDES):
-            have = f"of {len(widths)} maps" if widths else "none"
-            raise InputError(
-                f"cache {card.dataset}/{card.split} of {card.producer}: form=cached reads CLIP features of {len(STRIDES)} stages, it "
-                f"has {have}; rvos-cache pool-clip CACHE --set checkpoint=CLIP adds them"
-            )
-    first = cards[0].extra[CLIP]
-    side = first.get("short_side") or first.get("square")
-    return {"stage_channels": list(first["widths"]), **({"short_side": side} if side else {})}
+def pooled_settings(cards: CacheCards) -> dict[str, Any]:
+    """`stage_channels` of caches with pooled features, and the size of the frames that CLIP read.
+
+    Raises InputError unless the features are of the four stages of one CLIP, on frames of one size, and the words of its text tower.
+    """
+    record = pooling_of(cards)
+    if len(record["widths"]) != len(STRIDES):
+        raise InputError(
+            f"{card_name(cards.tracks[0])}: form=cached reads CLIP features of {len(STRIDES)} stages, it has those of "
+            f"{len(record['widths'])}; pool with a ConvNeXt CLIP: rvos-cache pool-clip CACHE --set checkpoint=CLIP"
+        )
+    check_same_sizes(cards.tracks)
+    return {"stage_channels": list(record["widths"]), **{name: record[name] for name in SETTINGS}}
 
 
-def check_cards(cards: Sequence[Card], channels: Sequence[int]) -> None:
-    """Raises InputError for caches whose CLIP features do not have `channels`."""
+def check_cards(cards: CacheCards, channels: Sequence[int]) -> None:
+    """Raises InputError for caches whose CLIP features do not have `channels`, or as `pooled_settings`."""
     widths = pooled_settings(cards)["stage_channels"]
     if widths != list(channels):
         raise InputError(

@@ -1,6 +1,6 @@
 """Losses of SSA's cached form: classes of tracks in each frame and in the video, and the similarity of matched queries.
 
-Masks are given, so the mask losses of `ssa_losses` have no gradient and are left out; their place in the matching is taken by costs
+Masks are given, so the mask losses of `losses` have no gradient and are left out; their place in the matching is taken by costs
 that the cache's pixel counts give. Letters: B expressions, T frames, N tracks, A objects, K layers that are handed on, C channels.
 """
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rvos_cache.types import Overlap
-from rvos_select.losses.matching import assign, counted_costs
+from rvos_select.selectors.matching import MatchRule, TrackCosts, counted_track_costs, match_tracks
 from rvos_select.selectors.ssa.config import SsaConfig
-from rvos_select.selectors.ssa_losses import NONE, REFERRED
+from rvos_select.selectors.ssa.losses import NONE, REFERRED
 
 
 class TrackOutput(NamedTuple):
@@ -65,7 +65,7 @@ def _expression_losses(
     for logits, table in zip(output.frame_logits[:, b, : len(real), :tracks].float(), referred[0][:, : len(real), :tracks]):
         labels, own = torch.full(real.shape, NONE), []
         for t, costs in enumerate(in_frames):
-            rows, objects = match_tracks(table[t], costs, real[t], config)
+            rows, objects = matched_pairs(table[t], costs, real[t], config)
             labels[t, rows] = REFERRED
             own.append((rows, objects))
         pairs.append(own)
@@ -74,7 +74,7 @@ def _expression_losses(
     handed_on = output.video_logits.shape[1]
     video_class, video_pairs = output.frame_logits.new_zeros(()), list[tuple[Tensor, Tensor]]()
     for layer, tables in zip(output.video_logits[:, :, b, :tracks].float(), referred[1][..., :tracks]):
-        video_pairs = [match_tracks(own, in_clip, shown, config) for own in tables]
+        video_pairs = [matched_pairs(own, in_clip, shown, config) for own in tables]
         labels = torch.full(layer.shape[:2], NONE)
         for row, (rows, _) in zip(labels, video_pairs):
             row[rows] = REFERRED
@@ -82,43 +82,22 @@ def _expression_losses(
     return frame_class, video_class, _similarity(output, b, pairs[len(pairs) - handed_on :], video_pairs)
 
 
-class Costs(NamedTuple):
-    """masks: (N, A) of Dice and IoU; iou: (N, A); visible: positions of the objects that a frame shows."""
-
-    masks: Tensor
-    iou: Tensor
-    visible: Tensor
-
-
-def costs_of(overlap: Overlap, config: SsaConfig) -> Costs:
+def costs_of(overlap: Overlap, config: SsaConfig) -> TrackCosts:
     """The costs of tracks and objects by the pixels that are counted."""
-    dice, one_minus_iou = (torch.from_numpy(cost) for cost in counted_costs(overlap))
-    visible = torch.from_numpy((overlap.gt_area[:, overlap.annotated] > 0).any(1)).nonzero()[:, 0]
-    return Costs(config.dice_weight * dice + config.cost_iou * one_minus_iou, 1 - one_minus_iou, visible)
+    return counted_track_costs(overlap, config.dice_weight, config.cost_iou)
+
+
+def matched_pairs(referred: Tensor, costs: TrackCosts, real: Tensor, config: SsaConfig) -> tuple[Tensor, Tensor]:
+    """Tracks and their objects by probabilities (N,) and costs, among the tracks `real`, bool (N,)."""
+    rule = MatchRule(config.match, config.positive_iou, cost_class=config.class_weight)
+    matches = match_tracks(costs, referred, rule, real)
+    return matches.tracks, matches.objects
 
 
 def _frame(overlap: Overlap, t: int) -> Overlap:
     """The counts of one frame."""
     at = np.array([t])
     return Overlap(overlap.inter[:, :, at], overlap.area[:, at], overlap.gt_area[:, at], overlap.annotated[at])
-
-
-def match_tracks(referred: Tensor, costs: Costs, real: Tensor, config: SsaConfig) -> tuple[Tensor, Tensor]:
-    """Tracks and their objects: one-to-one by probabilities (N,) and costs, among the tracks `real`, bool (N,).
-
-    With match=iou_multi every other track that covers an object better than `positive_iou` is one of its pairs too.
-    """
-    tracks = real.nonzero()[:, 0]
-    table = costs.masks[tracks][:, costs.visible] - config.class_weight * referred[tracks, None]
-    rows, columns = assign(table)
-    rows, objects = tracks[rows], costs.visible[columns]
-    if config.match == "hungarian" or not len(costs.visible):
-        return rows, objects
-    best, nearest = costs.iou[:, costs.visible].max(1)
-    others = real & (best > config.positive_iou)
-    others[rows] = False
-    more = others.nonzero()[:, 0]
-    return torch.cat([rows, more]), torch.cat([objects, costs.visible[nearest[more]]])
 
 
 def _class_loss(logits: Tensor, labels: Tensor, real: Tensor, config: SsaConfig) -> Tensor:

@@ -54,9 +54,9 @@ def text_of(words: Tensor, lengths: Tensor, longest: int) -> Text:
     """The sentence and the first `longest` words of words (B, L, D) with `lengths` (B,) real ones, the last of which is EOT."""
     rows = torch.arange(len(words), device=words.device)
     sentence = words[rows, lengths - 1]
-    kept = min(longest, int(lengths.max()))
-    mask = torch.arange(kept, device=words.device)[None] < lengths[:, None]
-    return Text(sentence, words[:, :kept], mask)
+    length = min(longest, int(lengths.max()))
+    mask = torch.arange(length, device=words.device)[None] < lengths[:, None]
+    return Text(sentence, words[:, :length], mask)
 
 
 class TextTower(nn.Module):
@@ -115,6 +115,11 @@ def text_part(folder: str, word_channels: int) -> FrozenPart:
     return FrozenPart(TEXT_PART, folder, load, digest)
 
 
+def text_digest(folder: str) -> str:
+    """The digest of the text tower of the CLIP folder, which a text cache has in its card."""
+    return next(iter(tower_digest(load_text_tower(folder), folder).values()))
+
+
 def set_drop_path(tower: Any, rate: float, last_stage: Any = None) -> None:
     """Give each block of a ConvNextModel its stochastic depth, growing linearly to `rate` (Huang et al., ECCV 2016).
 
@@ -140,12 +145,13 @@ def clip_sizes(folder: str) -> dict[str, Any]:
         image = json.loads(read_text(path / IMAGE / "config.json"))
         widths, depths = image["hidden_sizes"], image["depths"]
         words = json.loads(read_text(path / TEXT / "config.json"))["projection_dim"]
-    except (OSError, ValueError, KeyError, InputError) as error:
+        blocks = depths[-1]
+    except (OSError, ValueError, LookupError, TypeError, InputError) as error:
         raise InputError(
             f"{folder}: expected a folder of rvos-cache convert-clip, with image/ and text/ "
             f"({type(error).__name__}: {error}); --set config.clip=FOLDER"
         ) from error
-    return {"stage_channels": widths, "word_channels": words, "last_stage_blocks": depths[-1]}
+    return {"stage_channels": widths, "word_channels": words, "last_stage_blocks": blocks}
 
 
 def new_last_stage(stage_channels: Sequence[int], blocks: int) -> nn.Module:

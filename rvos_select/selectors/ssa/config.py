@@ -32,10 +32,13 @@ class SsaConfig(SelectorConfig):
     of the encoder `clip`. form=cached reads the text cache."""
     longest: int = Field(default=40, ge=2)
     """Words beyond which a sentence is cut, its first and last token included; the sentence vector is that of the whole."""
-    short_side: int = Field(default=448, ge=32)
-    """live: pixels of the frame's shorter side in CLIP's input in prediction. Source: 448 on MeViS, 480 on Ref-YouTube-VOS."""
+    short_side: int = Field(default=448, ge=0)
+    """Pixels of the frame's shorter side in CLIP's input in prediction. Source: 448 on MeViS, 480 on Ref-YouTube-VOS. With form=cached
+    that of the pooled features, 0 where their frames had their own size; training reads it from the card of the cache."""
     long_side: int = Field(default=1333, ge=32)
-    """live: largest pixels of the longer side. Source: SSA's released code."""
+    """Largest number of pixels of the longer side. Source: SSA's released code. form=cached: as short_side."""
+    square: int = Field(default=0, ge=0)
+    """cached: pixels of both sides of CLIP's input where frames were pooled at any aspect ratio, 0: off; training reads it."""
     width: int = Field(default=256, ge=32, multiple_of=32)
     """C: channels of adapters and decoders."""
     hidden: int = Field(default=2048, ge=1)
@@ -53,7 +56,8 @@ class SsaConfig(SelectorConfig):
     queries: int = Field(default=20, ge=1)
     """live: Q, queries of a frame and of a video."""
     handed_on: int = Field(default=3, ge=1)
-    """K: the last layers of the frame decoder whose queries train the video part; the last one alone predicts."""
+    """K: the last layers of the frame decoder, at most `frame_layers`, whose queries train the video part; the last one alone
+    predicts."""
     wiring: Literal["inline", "side"] = "inline"
     """inline: CLIP's next stage reads what the adapter returns; side: each adapter reads the plain stage. Source: the released code
     has inline, the paper says "after the VLM". form=cached is side."""
@@ -112,6 +116,10 @@ class SsaConfig(SelectorConfig):
     def _fit(self) -> Self:
         if self.tune_last_stage and self.form == "cached":
             raise ValueError("tune_last_stage needs form=live: pooled features do not change")
+        if self.form == "live" and (self.square or self.short_side < 32):
+            raise ValueError("form=live keeps the aspect ratio of frames: give a short_side of 32 or more, and no square")
+        if self.handed_on > self.frame_depth:
+            raise ValueError(f"handed_on={self.handed_on} is more than the {self.frame_depth} layers of the frame decoder")
         return self
 
     @property

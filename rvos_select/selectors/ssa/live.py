@@ -22,8 +22,8 @@ from rvos_cache.media.resize import resize_frame
 from rvos_select.data.batch import FrameArray
 from rvos_select.selectors.ssa.clip import Text, normalised, padding
 from rvos_select.selectors.ssa.frame_decoder import FrameDecoded
+from rvos_select.selectors.ssa.losses import ClipOutput
 from rvos_select.selectors.ssa.pixel_decoder import PixelDecoded
-from rvos_select.selectors.ssa_losses import Found
 
 if TYPE_CHECKING:
     from rvos_select.selectors.ssa.selector import Ssa
@@ -47,7 +47,7 @@ def decode_frames(ssa: Ssa, images: Tensor, text: Text) -> Decoded:
     return Decoded(pixels, ssa.frame_decoder(pixels.levels, pixels.mask_features, pixels.text))
 
 
-def clip_output(ssa: Ssa, pixels: Tensor, text: Text) -> Found:
+def clip_output(ssa: Ssa, pixels: Tensor, text: Text) -> ClipOutput:
     """What the losses read of one clip: pixels (T, H, W, 3) uint8, text: of one expression and T frames."""
     decoded = decode_frames(ssa, normalised(pixels), text)
     queries = decoded.frames.queries[-ssa.config.handed_on :]
@@ -57,7 +57,7 @@ def clip_output(ssa: Ssa, pixels: Tensor, text: Text) -> Found:
     sentences = decoded.pixels.text.expand(count, -1, -1)
     layers = ssa.video.decode(ssa.video.first_queries(enhanced, sentences), enhanced, sentences)
     logits, mask_embed, clip_embed = ssa.video.heads(layers)
-    return Found(
+    return ClipOutput(
         decoded.frames.logits[:, None],
         decoded.frames.masks[:, None],
         logits[:, :, None],
@@ -99,19 +99,19 @@ class InputFrames:
     geometry: FrameGeometry
     device: torch.device
     keep: int
-    _kept: dict[int, Tensor] = field(default_factory=dict)
+    _parts: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.length
 
     def images(self, frames: range) -> Tensor:
         """(t, 3, H, W): CLIP's input of some frames."""
-        if frames.start not in self._kept:
+        if frames.start not in self._parts:
             part = resized(self.pixels[frames.start : frames.stop].cpu(), self.geometry)
             if len(self) * part[0].numel() > self.keep:
                 return normalised(part.to(self.device))
-            self._kept[frames.start] = part
-        return normalised(self._kept[frames.start].to(self.device))
+            self._parts[frames.start] = part
+        return normalised(self._parts[frames.start].to(self.device))
 
 
 @dataclass
@@ -159,12 +159,12 @@ def answer(ssa: Ssa, frames: InputFrames, text: Text, size: tuple[int, int]) -> 
     """One expression of a whole video. text: of that expression alone; size: (H, W) of its masks."""
     queries, sentences, features = [], [], []
     height, width = frames.geometry.cells()
-    keeps = 4 * len(frames) * ssa.config.width * height * width <= ssa.config.keep_bytes
+    fits = 4 * len(frames) * ssa.config.width * height * width <= ssa.config.keep_bytes
     for part in chunks(len(frames), ssa.config.chunk):
         decoded = decode_frames(ssa, frames.images(part), text.of(0, len(part)))
         queries.append(decoded.frames.queries[-1])
         sentences.append(decoded.pixels.text)
-        if keeps:
+        if fits:
             features.append(ssa.mask_features(decoded.pixels.map))
     video, of_frames = ssa.video, torch.cat(sentences)[None]
     enhanced = video.enhance(video.link(video.project(torch.cat(queries)[None]))[0])

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rvos_cache.clip.pooling import NAMES as POOLED
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
+from rvos_select.data.pooling import check_words
 from rvos_select.data.video import InferenceVideo
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import Scored, Selector, load_strictly
@@ -22,9 +24,9 @@ from rvos_select.selectors.ssa.cached_losses import track_losses
 from rvos_select.selectors.ssa.clip import Text
 from rvos_select.selectors.ssa.config import SsaConfig
 from rvos_select.selectors.ssa.frame_decoder import FrameDecoder
+from rvos_select.selectors.ssa.losses import losses, normalisers
 from rvos_select.selectors.ssa.pixel_decoder import LEVELS, PixelDecoder
 from rvos_select.selectors.ssa.video import VideoPart
-from rvos_select.selectors.ssa_losses import losses, normalisers
 
 DRAW_THRESHOLD = 0.1
 """Score of a query below which its mask is predicted only where it is an expression's best."""
@@ -62,7 +64,7 @@ class Ssa(Selector):
         """Channels are those of the caches; of CLIP's stages, and live of its words, those of the checkpoint."""
         from_caches = super().config_values(values, cards)
         if values.get("form", "live") == "cached":
-            return {**from_caches, **cached.pooled_settings(cards.tracks)}
+            return {**from_caches, **cached.pooled_settings(cards)}
         # It reads no tokens, so the frames may lie in the cache of any tracker.
         return {**from_caches, "token_channels": 0, **clip.clip_sizes(values.get("clip", ""))}
 
@@ -71,7 +73,7 @@ class Ssa(Selector):
         """The parts of a Batch that it reads."""
         if self.draws:
             return ("pixels", "truth")
-        return (*(f"frames.{name}" for name in cached.FEATURES), "overlap")
+        return (*(f"frames.{name}" for name in POOLED), "overlap")
 
     @property
     def draws(self) -> bool:  # type: ignore[override]
@@ -111,13 +113,16 @@ class Ssa(Selector):
     # Frozen CLIP.
 
     def frozen_parts(self, cards: CacheCards) -> Sequence[FrozenPart]:
-        """Live: CLIP's image tower, and its text tower where sentences are read online."""
+        """Live: CLIP's image tower, and its text tower where sentences are read online. Raises InputError for words of another."""
         c = self.config
         if not self.draws:
-            cached.check_cards(cards.tracks, c.stage_channels)
+            cached.check_cards(cards, c.stage_channels)
             return ()
         parts = [clip.image_part(c.clip, c.stage_channels, c.clip_drop_path)]
-        return [*parts, clip.text_part(c.clip, c.word_channels)] if self.encodes_text else parts
+        if self.encodes_text:
+            return [*parts, clip.text_part(c.clip, c.word_channels)]
+        check_words(cards.text, clip.text_digest(c.clip), c.clip)
+        return parts
 
     def bound(self, cards: CacheCards) -> None:
         """A last stage to be trained starts as CLIP's, where it has no weights of its own yet."""
@@ -150,11 +155,11 @@ class Ssa(Selector):
     # Training.
 
     def normalisers(self, batch: Batch) -> Mapping[str, float]:
-        """Live: what the losses are divided by, see `ssa_losses.normalisers`. Cached: nothing, they are means over expressions."""
+        """Live: what the losses are divided by, see `losses.normalisers`. Cached: nothing, they are means over expressions."""
         return normalisers(self._truth(batch), self.config.queries, self.config.handed_on) if self.draws else {}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of `ssa_losses.losses`, or cached of `cached_losses.track_losses`. Raises ValueError without ground truth."""
+        """The losses of `losses.losses`, or cached of `cached_losses.track_losses`. Raises ValueError without ground truth."""
         return self._live_loss(batch) if self.draws else self._cached_loss(batch)
 
     def _live_loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -163,7 +168,7 @@ class Ssa(Selector):
         assert batch.pixels is not None
         divide_by = batch.normalisers or self.normalisers(batch)
         totals: dict[str, Tensor] = {}
-        for i, (frames, masks) in enumerate(zip(batch.pixels, truth)):
+        for i, (frames, masks) in enumerate(zip(batch.pixels, truth, strict=True)):
             pixels, masks = frames[:], masks.float()
             if not self.training:
                 geometry = live.geometry_of(self, (pixels.shape[1], pixels.shape[2]))
@@ -190,7 +195,8 @@ class Ssa(Selector):
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, Q) of queries, or cached (B, N) of tracks, whose sigmoid is p(referred); -inf of a track that no frame shows."""
         if self.draws:
-            return torch.stack([self._answer(batch, row).logits for row in range(len(batch))])
+            text = self._text(batch)
+            return torch.stack([self._answer(batch, row, text).logits for row in range(len(batch))])
         return cached.track_logits(self, batch, self._text(batch))
 
     def infer(self, video: InferenceVideo) -> Iterator[Scored]:
@@ -202,14 +208,14 @@ class Ssa(Selector):
                 yield Scored(batch, self(batch))
                 continue
             frames = frames or self._frames(batch, 0)
-            answer = self._answer(batch, 0, frames)
+            answer = self._answer(batch, 0, self._text(batch), frames)
             yield Scored(batch, answer.logits[None], answer.masks)
 
     def draw(self, batch: Batch, queries: Tensor) -> Iterator[Tensor]:
         """Live: the masks of the queries marked in bool (1, Q) of one expression, see `Selector.draw`."""
         if len(batch) != 1:
             raise ValueError(f"{len(batch)} expressions: expected one")
-        return self._answer(batch, 0).masks(queries)
+        return self._answer(batch, 0, self._text(batch)).masks(queries)
 
     def _frames(self, batch: Batch, owner: int) -> live.InputFrames:
         """The real frames of a video of the batch."""
@@ -218,10 +224,11 @@ class Ssa(Selector):
         geometry = live.geometry_of(self, (pixels.shape[1], pixels.shape[2]))
         return live.InputFrames(pixels, length, geometry, batch.tokens.device, self.config.keep_bytes)
 
-    def _answer(self, batch: Batch, row: int, frames: live.InputFrames | None = None) -> live.Answer:
-        text = Text(*(part[row : row + 1] for part in self._text(batch)))
+    def _answer(self, batch: Batch, row: int, text: Text, frames: live.InputFrames | None = None) -> live.Answer:
+        """text: of all expressions of the batch; frames: of the video of expression `row`, by default read anew."""
+        own = Text(*(part[row : row + 1] for part in text))
         owner = min(row, len(batch.sizes) - 1)
-        return live.answer(self, frames or self._frames(batch, owner), text, batch.sizes[owner])
+        return live.answer(self, frames or self._frames(batch, owner), own, batch.sizes[owner])
 
 
 def _trained(module: nn.Module, _: Any) -> None:

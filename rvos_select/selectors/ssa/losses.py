@@ -23,8 +23,8 @@ Pairs = tuple[Tensor, Tensor]
 """Queries and their objects, int64 of one length."""
 
 
-class Found(NamedTuple):
-    """What the losses read. order: of linking, for similarity_order=own; the others as in `systems/ssa.md`, section 14."""
+class ClipOutput(NamedTuple):
+    """What the losses read of B clips."""
 
     frame_logits: Tensor
     """(L, B, T, Q, 2), L predictions of the frame decoder, the first before any layer."""
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     clip_embed: Tensor
     """(K, B, Q, C) of the last layer's video queries."""
     order: Tensor | None = None
-    """int64 (K, B, T, Q): linked query n of frame t is the frame's query order[..., t, n]."""
+    """int64 (K, B, T, Q): linked query n of frame t is the frame's query order[..., t, n]. similarity_order=own needs it."""
 
 
 def normalisers(truth: Sequence[Tensor], queries: int, handed_on: int) -> dict[str, float]:
@@ -82,14 +82,14 @@ def _costs_at_points(logits: Tensor, values: Tensor, targets: Tensor, config: Ss
 
 
 def losses(
-    found: Found, truth: Sequence[Tensor], config: SsaConfig, divide_by: Mapping[str, float] | None = None
+    output: ClipOutput, truth: Sequence[Tensor], config: SsaConfig, divide_by: Mapping[str, float] | None = None
 ) -> dict[str, Tensor]:
     """The losses of B clips, each with the masks (A, T, H, W) of its objects, float or bool.
 
     Returns sums over the layers, without weights: frame_class, frame_bce, frame_dice, video_class, video_bce, video_dice; similarity;
     and loss, their weighted sum, which is minimised. divide_by: the `normalisers` of the whole step, by default of these clips.
     """
-    own = terms(found, truth, config, divide_by)
+    own = terms(output, truth, config, divide_by)
     names = ("frame_class", "frame_bce", "frame_dice", "video_class", "video_bce", "video_dice", "similarity")
     sums = {name: torch.stack([value for term, value in own.items() if term.rpartition("/")[0] == name]).sum() for name in names}
     weights = {"class": config.class_weight, "bce": config.bce_weight, "dice": config.dice_weight, "": config.similarity_weight}
@@ -98,39 +98,39 @@ def losses(
 
 
 def terms(
-    found: Found, truth: Sequence[Tensor], config: SsaConfig, divide_by: Mapping[str, float] | None = None
+    output: ClipOutput, truth: Sequence[Tensor], config: SsaConfig, divide_by: Mapping[str, float] | None = None
 ) -> dict[str, Tensor]:
     """Every term by "name/layer", without weights: 3 of each prediction of both decoders, and the similarity."""
-    queries, handed_on = found.frame_logits.shape[3], len(found.frame_embed)
+    queries, handed_on = output.frame_logits.shape[3], len(output.frame_embed)
     counts = divide_by or normalisers(truth, queries, handed_on)
     divisors = {name: max(count, 1.0) for name, count in counts.items()}
-    parts = [_clip_terms(found, b, masks, config, divisors) for b, masks in enumerate(truth)]
+    parts = [_clip_terms(output, b, masks, config, divisors) for b, masks in enumerate(truth)]
     return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
 
 
-def _clip_terms(found: Found, b: int, truth: Tensor, config: SsaConfig, divisors: Mapping[str, float]) -> dict[str, Tensor]:
+def _clip_terms(output: ClipOutput, b: int, truth: Tensor, config: SsaConfig, divisors: Mapping[str, float]) -> dict[str, Tensor]:
     """The terms of clip `b` alone, divided by the divisors of all clips."""
     visible = truth.flatten(2).any(2)
     # An object that no frame of the clip shows is no target.
     objects = truth[visible.any(1)].float()
     visible = visible[visible.any(1)]
-    frame_pairs = _match_frames(found.frame_logits[:, b], found.frame_masks[:, b], objects, visible, config)
+    frame_pairs = _match_frames(output.frame_logits[:, b], output.frame_masks[:, b], objects, visible, config)
     out: dict[str, Tensor] = {}
-    for layer, (logits, masks, pairs) in enumerate(zip(found.frame_logits[:, b], found.frame_masks[:, b], frame_pairs)):
+    for layer, (logits, masks, pairs) in enumerate(zip(output.frame_logits[:, b], output.frame_masks[:, b], frame_pairs)):
         bce, dice = _frame_mask_losses(masks, objects, pairs, config)
         out[f"frame_class/{layer}"] = _class_loss(logits, [rows for rows, _ in pairs], config) / divisors["clips"]
         out[f"frame_bce/{layer}"] = bce / divisors["object_frames"]
         out[f"frame_dice/{layer}"] = dice / divisors["object_frames"]
     video_pairs: list[Pairs] = []
-    handed_on = len(found.frame_embed)
-    for layer, (logits, embed) in enumerate(zip(found.video_logits[:, :, b], found.mask_embed[:, :, b])):
-        video_pairs = _match_videos(logits, embed, found.mask_features[b], objects, config)
-        bce, dice = _video_mask_losses(embed, found.mask_features[b], objects, video_pairs, config)
+    handed_on = len(output.frame_embed)
+    for layer, (logits, embed) in enumerate(zip(output.video_logits[:, :, b], output.mask_embed[:, :, b])):
+        video_pairs = _match_videos(logits, embed, output.mask_features[b], objects, config)
+        bce, dice = _video_mask_losses(embed, output.mask_features[b], objects, video_pairs, config)
         out[f"video_class/{layer}"] = _class_loss(logits, [rows for rows, _ in video_pairs], config) / divisors["clips"]
         out[f"video_bce/{layer}"] = bce / (handed_on * divisors["objects"])
         out[f"video_dice/{layer}"] = dice / (handed_on * divisors["objects"])
     last = frame_pairs[len(frame_pairs) - handed_on :]
-    out["similarity/0"] = _similarity(found, b, last, video_pairs, config) / divisors["pairs"]
+    out["similarity/0"] = _similarity(output, b, last, video_pairs, config) / divisors["pairs"]
     return out
 
 
@@ -158,17 +158,14 @@ def _match_frames(logits: Tensor, masks: Tensor, objects: Tensor, visible: Tenso
 @torch.no_grad()
 def _match_videos(logits: Tensor, embed: Tensor, features: Tensor, objects: Tensor, config: SsaConfig) -> list[Pairs]:
     """The pairs of each of K: logits (K, Q, 2), embed (K, Q, C), features (T, C, h, w), objects (A, T, H, W)."""
-    count = config.points
-    points = torch.rand(len(logits), count, 2, device=logits.device)
+    points = torch.rand(len(logits), config.points, 2, device=logits.device)
+    # The masks of all queries are fewer than the channels of the features, so sampling them is cheaper than sampling the features.
+    masks = torch.einsum("kqc,tchw->kqthw", embed.float(), features.float())
+    values = sample(masks.flatten(1, 2), points).unflatten(1, masks.shape[1:3]).flatten(2)
     out = []
-    for k, own in enumerate(points):
-        # A sample is linear in the maps, so it may be taken before the product over channels.
-        at_points = sample(features.float().transpose(0, 1).flatten(0, 1)[None], own[None])[0]
-        at_points = at_points.unflatten(0, (features.shape[1], features.shape[0])).flatten(1)
-        values = embed[k].float() @ at_points
-        targets = sample(objects.flatten(0, 1)[None], own[None])[0].unflatten(0, objects.shape[:2]).flatten(1)
-        table = _costs_at_points(logits[k], values, targets, config)
-        out.append(assign(table))
+    for own_logits, own_values, own_points in zip(logits, values, points):
+        targets = sample(objects.flatten(0, 1)[None], own_points[None])[0].unflatten(0, objects.shape[:2]).flatten(1)
+        out.append(assign(_costs_at_points(own_logits, own_values, targets, config)))
     return out
 
 
@@ -204,22 +201,22 @@ def _class_loss(logits: Tensor, matched: Sequence[Tensor], config: SsaConfig) ->
 
 
 def _similarity(
-    found: Found, b: int, frame_pairs: Sequence[Sequence[Pairs]], video_pairs: Sequence[Pairs], config: SsaConfig
+    output: ClipOutput, b: int, frame_pairs: Sequence[Sequence[Pairs]], video_pairs: Sequence[Pairs], config: SsaConfig
 ) -> Tensor:
     """Sum of BCE over all pairs of matched queries of clip `b` and one layer, the target 1 where both match one object.
 
     frame_pairs: of each of the K handed-on layers and frames; video_pairs: of each of K, in the last video layer.
     """
-    total = found.frame_embed.new_zeros((), dtype=torch.float32)
+    total = output.frame_embed.new_zeros((), dtype=torch.float32)
     for k, (of_frames, (video_rows, video_columns)) in enumerate(zip(frame_pairs, video_pairs)):
-        frame_embed = found.frame_embed[k, b]
+        frame_embed = output.frame_embed[k, b]
         if config.similarity_order == "own":
-            if found.order is None:
-                raise ValueError("similarity_order=own needs Found.order")
-            places = found.order[k, b].argsort(-1)
+            if output.order is None:
+                raise ValueError("similarity_order=own needs ClipOutput.order")
+            places = output.order[k, b].argsort(-1)
             frame_embed = frame_embed.gather(1, places[..., None].expand_as(frame_embed))
         rows = [frame_embed[t, queries] for t, (queries, _) in enumerate(of_frames)]
-        embed = torch.cat([*rows, found.clip_embed[k, b, video_rows]]).float()
+        embed = torch.cat([*rows, output.clip_embed[k, b, video_rows]]).float()
         objects = torch.cat([*(columns for _, columns in of_frames), video_columns])
         same = (objects[:, None] == objects[None]).float()
         total = total + F.binary_cross_entropy_with_logits(embed @ embed.T, same, reduction="sum")

@@ -12,8 +12,7 @@ import re
 from rvos_cache.tensor_names import TensorNames
 
 UNREAD = (
-    r"(vita_)?criterion\.empty_weight",  # weights of the losses
-    r"vita_module\.sim_embed_(frame|clip)\.(weight|bias)",  # of the similarity loss
+    r"criterion\.empty_weight",  # weights of the losses
     r"backbone\.layers\.\d+\.blocks\.\d+\.attn\.relative_position_index",  # determined by the size of the window
     r"backbone\..*\.num_batches_tracked",  # numbers of training steps
 )
@@ -115,16 +114,6 @@ def _full(name: str) -> str:
 
 TABLE = {source: tuple(map(_full, targets)) for source, targets in {**swin(), **resnet(), **heads()}.items()}
 NAMES = TensorNames(TABLE, FIELDS)
-
-
-def in_transformers(official: str) -> tuple[str, ...]:
-    """The names in transformers of a released tensor; () if it is not one of Mask2Former."""
-    return NAMES.parts(official)
-
-
-def in_detectron2(name: str) -> str | None:
-    """The released name of the tensor that contains a tensor of transformers; None if no checkpoint contains it."""
-    return NAMES.released(name)
 
 
 def is_unread(official: str) -> bool:

@@ -1,0 +1,82 @@
+"""The text encoder `beit3`: BEiT-3's words without a frame, and their ids, for selectors that run BEiT-3 on frames themselves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from rvos_cache.errors import InputError
+from rvos_cache.pretrained import device, weights_digest
+from rvos_cache.settings import Settings
+from rvos_cache.text.base import TextEncoder
+from rvos_cache.text.beit3.checkpoint import check_tokenizer, load, load_tokenizer
+from rvos_cache.text.beit3.tokenizer import PAD
+from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
+from rvos_cache.text.normalise import Normalise, normalise_text, original_spans
+from rvos_cache.types import Words
+
+
+class Beit3Settings(Settings):
+    """Settings of the `beit3` encoder."""
+
+    checkpoint: str
+    """A folder that `rvos-cache convert-beit3` wrote."""
+    longest: int = Field(default=40, ge=3)
+    """Tokens of a sentence, the two special ones included; of a longer sentence the first ones. Source: 40 MeViS's LMPM and DsHmp."""
+    batch_size: int = Field(default=32, ge=1)
+    """Sentences per forward pass."""
+    tagger: Tagger = DEFAULT_TAGGER
+    """The part-of-speech tagger."""
+    normalise: Normalise = "lower"
+    """lower: lower case and single blanks; raw: the sentence as written; plain: the words alone, without case and punctuation.
+    Source: lower MeViS's LMPM and DsHmp, raw BEiT-3's released code."""
+
+
+class Beit3Encoder(TextEncoder):
+    """Every token of a sentence, special ones included, after the experts of words alone."""
+
+    Settings = Beit3Settings
+
+    def __init__(self, settings: Beit3Settings) -> None:
+        """Load encoder and tokenizer. Raises InputError: if one cannot be loaded, or `longest` is more than the encoder takes."""
+        super().__init__(settings)
+        self.tokenizer = load_tokenizer(settings.checkpoint)
+        self.model = load(settings.checkpoint)
+        sizes = self.model.sizes
+        check_tokenizer(self.tokenizer, sizes.vocabulary)
+        if settings.longest > sizes.longest:
+            raise InputError(f"longest {settings.longest}, this BEiT-3 takes at most {sizes.longest} tokens; --set longest=40")
+        self.channels = sizes.width
+
+    def weight_hashes(self) -> dict[str, str]:
+        """Return the digest of the loaded weights, the same wherever the folder is, and the version of the tagger."""
+        return {**weights_digest(self.model, self.settings.checkpoint), **tagger_version(self.settings.tagger)}
+
+    def encode(self, texts: Sequence[str]) -> list[Words]:
+        """Return one Words per sentence, vectors float16 (L, D) and ids (L,). Cuts a sentence at `longest`, with a warning."""
+        size = self.settings.batch_size
+        return [words for start in range(0, len(texts), size) for words in self._encode_batch(texts[start : start + size])]
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[Words]:
+        batch = [normalise_text(text, self.settings.normalise) for text in texts]
+        tokens = self.tokenizer([text for text, _ in batch], self.settings.longest)
+        length = max(len(ids) for ids, _ in tokens)
+        padded = torch.full((len(tokens), length), PAD)
+        real = torch.zeros(len(tokens), length, dtype=torch.bool)
+        for row, (ids, _) in enumerate(tokens):
+            padded[row, : len(ids)] = torch.from_numpy(ids)
+            real[row, : len(ids)] = True
+        with torch.inference_mode():
+            hidden = self.model(None, padded.to(device()), real.to(device())).words.cpu().numpy()
+        words = []
+        for original, (text, origins), vectors, (ids, spans) in zip(texts, batch, hidden, tokens):
+            if len(ids) == self.settings.longest and spans[:, 1].max() < len(text.rstrip()):
+                warnings.warn(f"cut to {self.settings.longest} tokens: {original[:60]!r}...", stacklevel=3)
+            spans = original_spans(spans, origins)
+            tags = align_tags(original, spans, self.settings.tagger)
+            words.append(Words(vectors[: len(ids)].astype(np.float16), spans, tags, ids))
+        return words
