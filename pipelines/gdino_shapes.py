@@ -89,8 +89,8 @@ class Example:
 
 @click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/gdino_shapes"), show_default=True)
-@click.option("--videos", default=800, show_default=True)
-@click.option("--steps", default=1500, show_default=True)
+@click.option("--videos", default=300, show_default=True)
+@click.option("--steps", default=2000, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True)
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
 def gdino_shapes(out: Path, videos: int, steps: int, rate: float, seed: int) -> None:

@@ -37,7 +37,7 @@ BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": 
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/referdino_shapes"), show_default=True)
 @click.option("--gdino", type=click.Path(path_type=Path), help="A folder of pipelines.gdino_shapes.  [default: train one]")
 @click.option("--gdino-videos", default=300, show_default=True)
-@click.option("--gdino-steps", default=1500, show_default=True)
+@click.option("--gdino-steps", default=2000, show_default=True)
 @click.option("--videos", default=200, show_default=True, help="One fifth of them is held out.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
 @click.option(
