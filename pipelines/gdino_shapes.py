@@ -3,8 +3,9 @@
 `python -m pipelines.gdino_shapes --out out/gdino_shapes`. The folder is as of `rvos-cache tune-referdino`: `gdino-queries` takes it as
 `checkpoint`, with masks=head. Single frames are trained with sentences that say what objects look like; what some of them add about
 motion, or say of motion alone, no frame shows, so they are true of every object that looks so, as for a GroundingDINO of pictures.
-The losses are those of ReferDINO (`rvos_cache.trackers.referdino_losses`) on every layer of the decoder and on the encoder's proposals,
-except that each object that a sentence names has a query of its own, by one-to-one matching: GroundingDINO detects all of them.
+Every layer of the decoder, and the encoder's proposals, have GroundingDINO's losses of tokens and boxes after one-to-one matching, the
+last layer those of masks too. Two more losses replace long training: what objects are, told from maps of stride 8, and each object of a
+frame with all sentences of the step.
 
 Letters: B frames, each with one sentence, Q queries, A objects that the sentence names, L tokens, h w cells of the map of stride 4.
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.clip_shapes import Frame, claims_of, contrastive, frames_of
+from pipelines.clip_shapes import Frame, claims_of, contrastive, frames_of, mirrored
 from pipelines.gdino_losses import MASK_TERMS, Targets, TokenLogits, detection_losses, weighted
 from pipelines.shapes_words import Claim, Description, describe, make_wordpiece, phrases
 from rvos_cache.cli import Resumable, run_command
@@ -299,7 +300,7 @@ def _prepare(grounding: nn.Module) -> None:
 def examples(frames: Sequence[Frame], rng: np.random.Generator) -> list[Example]:
     """Random frames, half of them mirrored, with random sentences."""
     chosen = [frames[i] for i in rng.integers(len(frames), size=SENTENCES)]
-    return [_example(rng, _mirrored(frame) if rng.random() < 0.5 else frame) for frame in chosen]
+    return [_example(rng, mirrored(frame) if rng.random() < 0.5 else frame) for frame in chosen]
 
 
 def _example(rng: np.random.Generator, frame: Frame) -> Example:
@@ -310,10 +311,6 @@ def _example(rng: np.random.Generator, frame: Frame) -> Example:
     claim = Claim(str(rng.choice(EVERYTHING)), "", "", "") if kind > 0.85 else describe(rng, thing, size=0.0)
     more = f" {rng.choice(PHRASES_OF_MOTION)}" if kind > 0.5 else ""
     return Example(frame, claim.text + more, claim)
-
-
-def _mirrored(frame: Frame) -> Frame:
-    return Frame(np.ascontiguousarray(frame.image[:, ::-1]), np.ascontiguousarray(frame.masks[..., ::-1]), frame.objects)
 
 
 def targets_of(example: Example, every: bool = False) -> Targets:
