@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from rvos_cache.tuning.clips import ClipSource, LiveBatch, collate
 from rvos_cache.tuning.state import UPSTREAM, storing
 
 AHEAD = 2
-"""Steps whose clips are read before they are needed."""
+"""Steps whose clips are read before they are needed, at least."""
 
 
 def tune(dataset: Dataset, settings: TuneSettings, out: Path) -> Path:
@@ -131,12 +132,12 @@ class Run:
         """Write the state after `step` steps."""
         state.save_state(self.out, saved_tensors(self.start), self.start.trained, self.optimizer, step)
 
-    def clips(self, step: int) -> list[TuneClip]:
-        """The clips of a step."""
+    def clips(self, step: int) -> list[tuple[int, torch.Generator]]:
+        """The clips of a step: number of the item, and what the clip's random numbers come from."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self.source), generator=generator(self.settings.seed, "epoch", epoch))
         numbers = order[place * self.settings.clips : (place + 1) * self.settings.clips].tolist()
-        return [self.source.clip(n, generator(self.settings.seed, "clip", epoch, n)) for n in numbers]
+        return [(n, generator(self.settings.seed, "clip", epoch, n)) for n in numbers]
 
     def step(self, step: int, clips: Sequence[TuneClip]) -> dict[str, float]:
         """One step of the optimiser: the losses of the last layer, the sum of all, and the norm of the gradient before it is cut."""
@@ -150,6 +151,7 @@ class Run:
         sums: dict[str, float] = {}
         with explain_out_of_memory(settings, clips):
             for first in range(0, len(clips), size):
+                self.live.prune_seed = int(torch.randint(2**31, (), generator=generator(settings.seed, "prune", step, first)))
                 batch = collate(clips[first : first + size], self.start.tokenizer, self.start.max_length)
                 for name, value in self._add_gradients(batch.to(self.device), num_boxes).items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -172,16 +174,18 @@ class Run:
         return {name: value.item() for name, value in terms.items()}
 
     def _read_ahead(self, steps: range) -> Iterator[tuple[int, list[TuneClip]]]:
-        """Steps with their clips, which one other thread reads: data sets are not made for several."""
-        with ThreadPoolExecutor(1) as pool:
-            waiting: list[Future[list[TuneClip]]] = []
+        """Steps with their clips, which other threads read: as many ahead as keep all of them busy."""
+        readers = self.settings.readers
+        ahead = max(AHEAD, math.ceil(2 * readers / self.settings.clips))
+        with ThreadPoolExecutor(readers) as pool:
+            waiting: deque[list[Future[TuneClip]]] = deque()
             try:
                 for step in steps:
-                    while len(waiting) <= AHEAD and step + len(waiting) < steps.stop:
-                        waiting.append(pool.submit(self.clips, step + len(waiting)))
-                    yield step, waiting.pop(0).result()
+                    while len(waiting) <= ahead and step + len(waiting) < steps.stop:
+                        waiting.append([pool.submit(self.source.clip, *clip) for clip in self.clips(step + len(waiting))])
+                    yield step, [clip.result() for clip in waiting.popleft()]
             finally:
-                for each in waiting:
+                for each in (clip for clips in waiting for clip in clips):
                     each.cancel()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tiny_dvis import (
     shared_checkpoint,
     write_checkpoint,
 )
+from tiny_sam2 import without_gpu
 from torch.nn import functional as F
 
 from rvos_cache.contracts.scene import make_scene as scene
@@ -43,6 +45,13 @@ SIZE = (41, 63)
 
 def tracker(**settings: Any) -> DvisTracker:
     return DvisTracker(build(DvisSettings, {"checkpoint": shared_checkpoint(), **SMALL, **settings}, "dvis"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cpu() -> Iterator[None]:
+    """Values of two ways are compared; on a GPU they round differently."""
+    with without_gpu():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +155,27 @@ def test_tracks_are_the_best_queries_with_a_mask() -> None:
     assert len(tracks.tokens) == len(tracks.presence) == len(tracks.features["query"]) == len(tracks.origin)
     one = tracker(max_tracks=1).track(video, ())
     assert one.features["query"].tolist() == tracker().track(video, ()).features["query"][:1].tolist()
+
+
+@torch.no_grad()
+def test_a_dropped_track_takes_its_own_rows_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries from the last to the first, so that what is dropped is not at the end."""
+    video, geometry = scene(4)[0], square_geometry(SIZE, SIDE)
+    dvis = tracker()
+    dvis.generator.head = dvis_head(seed=17)  # type: ignore[union-attr]
+    monkeypatch.setattr(GeneratedTracks, "best", lambda self, count: np.arange(QUERIES)[::-1].copy())
+    q, f_mask, _ = dvis.frame_features(video, geometry, lambda share: None)
+    generated = dvis.generator.tracks(q, lambda share: None)
+    embed = dvis.generator.mask_embed(generated.tokens)
+    cells = torch.from_numpy(np.stack([f_mask[t] for t in range(4)])).float()
+    masks = masks_of(torch.einsum("tnc,thwc->nthw", embed, cells))
+    expected = [n for n in reversed(range(QUERIES)) if masks[n].any()]
+    assert expected != list(reversed(range(QUERIES)))[: len(expected)]
+    tracks = dvis.track(video, ())
+    assert tracks.features["query"].tolist() == expected
+    assert np.array_equal(tracks.tokens, generated.tokens[:, expected].transpose(0, 1))
+    assert (tracks.masks.dense() == masks[expected]).mean() > 0.999
+    assert ((tracks.presence > 0) == masks[expected].any((2, 3))).all()
 
 
 def test_equal_scores_keep_the_order_of_the_queries() -> None:

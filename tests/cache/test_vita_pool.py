@@ -15,9 +15,10 @@ from rvos_cache.contracts.scene import make_scene
 from rvos_cache.extraction import extract, extract_video
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.store import TrackCache
+from rvos_cache.trackers.mask2former.planning import OBJECTS
 from rvos_cache.trackers.vita import VitaSettings, VitaTracker
 from rvos_cache.trackers.vita.geometry import vita_geometry
-from rvos_cache.trackers.vita.profiles import OBJECTS, video_bytes
+from rvos_cache.trackers.vita.profiles import video_bytes
 
 SIZE = (30, 63)
 """Of frames whose maps are padded."""

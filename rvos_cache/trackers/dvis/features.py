@@ -5,21 +5,14 @@ Letters: N tracks, T frames, A annotated objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
-
-import numpy as np
 
 from rvos_cache.soft_overlap import SOFT_SPECS
 from rvos_cache.trackers.dvis.settings import DvisSettings
+from rvos_cache.trackers.mask2former.planning import MASK_BYTES, OBJECTS, array_bytes
 from rvos_cache.trackers.planned import PlannedBytes, Size
 from rvos_cache.types import FeatureSpec
-
-MASK_BYTES = 104
-"""Mean bytes of a track's mask in a frame, measured on the masks of tracks of real videos."""
-OBJECTS = 4
-"""Annotated objects of a video (MeViS), for the bytes of the measurements, under 1% of a cache; hidden splits have none."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +57,14 @@ def video_bytes(settings: DvisSettings, sizes: FeatureSizes, frames: int) -> dic
     n = min(settings.max_tracks, sizes.queries)
     letters = {"T": frames, "N": n, "A": OBJECTS}
     tokens = FeatureSpec("tokens", ("N", "T", sizes.token_channels))
-    arrays = {spec.name: _bytes(spec, letters) for spec in (*feature_specs(settings, sizes), *SOFT_SPECS, tokens)}
+    arrays = {spec.name: array_bytes(spec, letters) for spec in (*feature_specs(settings, sizes), *SOFT_SPECS, tokens)}
     return {**arrays, "presence": 2 * n * frames, "mask_rle": MASK_BYTES * n * frames}
 
 
 def planned_bytes(settings: DvisSettings, sizes: FeatureSizes, videos: Iterable[Size]) -> PlannedBytes:
     """Bytes of a cache of `videos` under the settings, and under some others of max_tracks and pool."""
     frames = [size[1] for size in videos]
-    counts = sorted({20, 50, 100, settings.max_tracks})
+    counts = sorted({count for count in (20, 50, 100) if count <= sizes.queries} | {settings.max_tracks})
     pools = sorted({0, settings.pool}, reverse=True)
     sizes_of: dict[str, int] = {}
     for count in counts:
@@ -83,7 +76,3 @@ def planned_bytes(settings: DvisSettings, sizes: FeatureSizes, videos: Iterable[
 
 def _name(settings: DvisSettings) -> str:
     return f"max_tracks={settings.max_tracks} pool={settings.pool}"
-
-
-def _bytes(spec: FeatureSpec, letters: Mapping[str, int]) -> int:
-    return prod(letters[d] if isinstance(d, str) else d for d in spec.dims) * np.dtype(spec.dtype).itemsize

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.settings import Settings
@@ -121,10 +120,10 @@ class DvisTracker(Tracker):
             frames = self.segmenter.segment(torch.stack([geometry.image(video.read(t)) for t in part]))
             to_float16(frames.q, video, part, "DVIS++")
             queries.append(frames.q.cpu())
-            spool.append(to_float16(frames.mask_features.permute(0, 2, 3, 1), video, part, "DVIS++"))
+            maps = frames.mask_features.permute(0, 2, 3, 1)
+            spool.append(to_float16(maps, video, part, "DVIS++"))
             if self.settings.pool:
-                cells = F.avg_pool2d(frames.mask_features, geometry.cells()[0] // self.settings.pool)
-                pooled.append(to_float16(cells.permute(0, 2, 3, 1), video, part, "DVIS++"))
+                pooled.append(to_float16(geometry.pool(maps, self.settings.pool), video, part, "DVIS++"))
         return torch.cat(queries), spool, np.concatenate(pooled) if pooled else None
 
     @torch.inference_mode()

@@ -5,13 +5,13 @@ Letters as in head.py; Cm channels of the mask features, R stored frames, r rank
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from math import prod
+from collections.abc import Iterable
 from typing import Any, get_args
 
 import numpy as np
 
 from rvos_cache.soft_overlap import SOFT_SPECS
+from rvos_cache.trackers.mask2former.planning import MASK_BYTES, OBJECTS, array_bytes
 from rvos_cache.trackers.mask2former.spool import Spool, SpooledFrames
 from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.geometry import vita_geometry
@@ -19,10 +19,6 @@ from rvos_cache.trackers.vita.head import HeadSizes
 from rvos_cache.trackers.vita.settings import Profile, VitaSettings
 from rvos_cache.types import FeatureSpec
 
-MASK_BYTES = 104
-"""Mean bytes of a track's mask in a frame, measured on the masks of tracks of real videos."""
-OBJECTS = 4
-"""Annotated objects of a video (MeViS), for the bytes of the measurements, which hidden splits do not have."""
 PLANNED_RANK = 64
 """Rank that is assumed for a basis that is not fitted yet."""
 
@@ -88,8 +84,8 @@ def video_bytes(settings: VitaSettings, sizes: HeadSizes, size: tuple[int, int],
     h, w = vita_geometry(size, settings.short_side, settings.long_side).cells()
     letters = {"T": frames, "R": len(kept_frames(settings, frames)), "N": n, "A": OBJECTS, "h": h, "w": w}
     specs = (*feature_specs(settings, sizes, rank), *measurement_specs(settings))
-    out = {spec.name: _bytes(spec, letters) for spec in specs}
-    tokens = _bytes(FeatureSpec("tokens", ("N", "T", sizes.mask_channels)), letters)
+    out = {spec.name: array_bytes(spec, letters) for spec in specs}
+    tokens = array_bytes(FeatureSpec("tokens", ("N", "T", sizes.mask_channels)), letters)
     return {**out, "tokens": tokens, "presence": 2 * n * frames, "mask_rle": MASK_BYTES * n * frames}
 
 
@@ -105,7 +101,3 @@ def profile_bytes(
         )
         for profile in get_args(Profile)
     }
-
-
-def _bytes(spec: FeatureSpec, letters: Mapping[str, int]) -> int:
-    return prod(letters[d] if isinstance(d, str) else d for d in spec.dims) * np.dtype(spec.dtype).itemsize
