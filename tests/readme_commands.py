@@ -68,6 +68,7 @@ RUN_BY: dict[str, str] = {
     "python -m pipelines.dmvs_single_object": "select/test_dmvs_pages.py",
     "python -m pipelines.referdino_images": "select/test_referdino_pages.py",
     "python -m pipelines.referdino_mevis": "select/test_referdino_pages.py",
+    "python -m pipelines.referdino_shapes": "select/test_gdino_shapes.py::test_the_page_by_what_a_sentence_needs",
     "python -m pipelines.referdino_single_object": "select/test_referdino_pages.py",
     "python -m pipelines.sola_joint": "select/test_sola_pages.py",
     "python -m pipelines.sola_mevis": "test_pipelines.py::test_sola_mevis_on_a_tiny_split",
