@@ -28,7 +28,7 @@ from rvos_cache.system.progress import Progress
 from rvos_cache.trackers.vita import HeadSizes, VitaHead, vita_geometry
 from rvos_cache.trackers.vita.checkpoint import HEAD_FILE
 from rvos_select.losses.matching import assign
-from rvos_select.selectors.dmvs_masks import pair_losses, point_costs
+from rvos_select.selectors.dmvs.masks import pair_losses, point_costs
 
 CHANNELS, FRAME_QUERIES, VIDEO_QUERIES = 64, 16, 16
 CLASSES = {(colour, shape): k for k, (colour, shape) in enumerate(product(COLOURS, SHAPES))}

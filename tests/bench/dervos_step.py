@@ -22,7 +22,7 @@ from rvos_cache.soft_overlap import SOFT_SPECS
 from rvos_cache.text.beit3 import Beit3, Beit3Sizes
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.dervos import Dervos, DervosConfig
-from rvos_select.selectors.dervos_beit3 import NAME
+from rvos_select.selectors.dervos.beit3 import NAME
 
 SIDE, GRID, WORDS, OBJECTS, CELLS = 320, 20, 20, 2, 160 * 160
 LAYERS = {768: 12, 1024: 24}

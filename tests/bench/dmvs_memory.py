@@ -18,8 +18,8 @@ import torch
 from rvos_cache.trackers.vita.head import HeadSizes, VitaHead
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.dmvs import Dmvs
-from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput
+from rvos_select.selectors.dmvs.config import DmvsConfig
+from rvos_select.selectors.dmvs.vita import HEAD_NAME, VitaInput
 
 SIZES = HeadSizes(
     channels=256, map_channels=256, mask_channels=256, frame_queries=100, video_queries=100, classes=25, hidden=2048,

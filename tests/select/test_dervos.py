@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_select.selectors.dervos import Dervos, DervosConfig, dilated
-from rvos_select.selectors.dervos_layers import FIRST_SCALE
+from rvos_select.selectors.dervos.layers import FIRST_SCALE
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 CONFIGS: list[dict[str, Any]] = [

@@ -13,7 +13,7 @@ from torch import Tensor
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.dervos import DervosConfig
-from rvos_select.selectors.dervos_losses import matched, matched_parts, track_losses
+from rvos_select.selectors.dervos.losses import matched, matched_parts, track_losses
 
 
 def plain_loss(scores: Tensor, labels: list[list[int]], frames: list[int], weight: float) -> float:

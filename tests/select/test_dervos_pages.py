@@ -27,7 +27,7 @@ from rvos_cache.trackers.dvis.settings import DvisSettings
 from rvos_cache.trackers.frames import FramesSettings
 from rvos_cache.trackers.vita import VitaSettings
 from rvos_select.merging.policy import resolve_policy
-from rvos_select.selectors.dervos_config import DervosConfig
+from rvos_select.selectors.dervos.config import DervosConfig
 from rvos_select.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -30,9 +30,9 @@ from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
 from rvos_select.data.collate import collate
 from rvos_select.selectors.dervos import Dervos, DervosConfig
-from rvos_select.selectors.dervos_beit3 import NAME, OutputStore, images
-from rvos_select.selectors.dervos_caches import settings_of, video_queries
-from rvos_select.selectors.dervos_losses import matched
+from rvos_select.selectors.dervos.beit3 import NAME, OutputStore, images
+from rvos_select.selectors.dervos.caches import settings_of, video_queries
+from rvos_select.selectors.dervos.losses import matched
 
 WORDS_ONLY = {"understanding": "words", "match_cost": "counts"}
 Caches = tuple[Path, Path]

@@ -20,8 +20,8 @@ from rvos_cache.settings import build
 from rvos_cache.trackers.vita.head import WINDOW
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.dmvs import Dmvs
-from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.selectors.dmvs_vita import HEAD_NAME, video_queries
+from rvos_select.selectors.dmvs.config import DmvsConfig
+from rvos_select.selectors.dmvs.vita import HEAD_NAME, video_queries
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 CONFIGS: list[dict[str, Any]] = [
@@ -236,7 +236,7 @@ def test_expressions_of_a_video_together_equal_one_by_one(model: Dmvs) -> None:
 def test_a_long_video_s_expressions_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = dmvs(), batch(5, shared=True)
     whole = model(x)
-    monkeypatch.setattr("rvos_select.selectors.dmvs_layers.LARGEST", 2 * 7 * SIZES.frame_queries)
+    monkeypatch.setattr("rvos_select.selectors.dmvs.layers.LARGEST", 2 * 7 * SIZES.frame_queries)
     with torch.no_grad():
         torch.testing.assert_close(model(x), whole, **CLOSE)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
 from rvos_select.losses.matching import assign, counted_costs
-from rvos_select.selectors.dmvs_masks import in_input, mask_logits
+from rvos_select.selectors.dmvs.masks import in_input, mask_logits
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -49,7 +49,7 @@ def test_masks_are_drawn_in_chunks_at_the_frames_size() -> None:
 def test_many_masks_are_drawn_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     x, model, wanted = batch(2, t=7, shared=True), dmvs(chunk=5), torch.ones(2, 4, dtype=torch.bool)
     whole = torch.cat(list(model.draw(x, wanted)), 1)
-    monkeypatch.setattr("rvos_select.selectors.dmvs_masks.PIXELS", 2 * 8 * SIZE[0] * SIZE[1])
+    monkeypatch.setattr("rvos_select.selectors.dmvs.masks.PIXELS", 2 * 8 * SIZE[0] * SIZE[1])
     parts = list(model.draw(x, wanted))
     assert [part.shape[1] for part in parts] == [2, 2, 1, 2]
     assert torch.equal(torch.cat(parts, 1), whole)

@@ -25,7 +25,7 @@ from rvos_cache.text.roberta import RobertaSettings
 from rvos_cache.trackers.vita import VitaSettings, load_head
 from rvos_cache.trackers.vita.checkpoint import head_hash
 from rvos_select.merging.policy import resolve_policy
-from rvos_select.selectors.dmvs_config import DmvsConfig
+from rvos_select.selectors.dmvs.config import DmvsConfig
 from rvos_select.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -31,7 +31,8 @@ from rvos_select.data.micro_batches import MicroBatch, by_step, micro_batches
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource
 from rvos_select.losses import points
-from rvos_select.selectors import Selector, dmvs_masks, selector_class
+from rvos_select.selectors import Selector, selector_class
+from rvos_select.selectors.dmvs import masks as dmvs_masks
 from rvos_select.training import memory
 from rvos_select.training.validate import Validator
 

@@ -29,8 +29,8 @@ from rvos_select.data.texts import TextSource
 from rvos_select.inference.infer import ScoredRows, infer_video
 from rvos_select.merging.policy import selector_policy
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig, video_scores
-from rvos_select.selectors.referdino_cached_losses import objects_of
-from rvos_select.selectors.referdino_tracks import objects_in
+from rvos_select.selectors.referdino.cached_losses import objects_of
+from rvos_select.selectors.referdino.tracks import objects_in
 
 PARTS = ("features.reference", "features.words", "features.raw", "frames.text", "overlap", "boxes", "truth")
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -284,7 +284,7 @@ def test_groups_of_expressions_are_scored_as_all_together(
 ) -> None:
     model = referdino(tracker=tracker)
     (whole,) = pieces(model, samples[1])
-    monkeypatch.setattr("rvos_select.selectors.referdino.QUERIES_PER_PASS", 3 * 5 * 9)
+    monkeypatch.setattr("rvos_select.selectors.referdino.selector.QUERIES_PER_PASS", 3 * 5 * 9)
     parts = list(pieces(model, samples[1]))
     assert [piece.rows for piece in parts] == [(0, 1, 2), (3,)]
     np.testing.assert_allclose(np.concatenate([piece.scores for piece in parts]), whole.scores, atol=1e-6)

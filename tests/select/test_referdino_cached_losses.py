@@ -15,7 +15,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.trackers.referdino_losses import TERMS as LIVE_TERMS
 from rvos_cache.types import GroundTruth, Overlap
-from rvos_select.selectors.referdino_cached_losses import (
+from rvos_select.selectors.referdino.cached_losses import (
     LossSettings,
     Objects,
     TrackOutput,

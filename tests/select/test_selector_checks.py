@@ -34,7 +34,7 @@ BUILT_IN: list[tuple[str, dict[str, Any]]] = [
     ("dervos", DERVOS),
 ]
 # Of caches of VITA, of pooled ones and of ReferDINO's queries: tests of their own run the same checks.
-TESTED_ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa", "referdino"}
+TESTED_ELSEWHERE = {"dmvs", "all-tracks", "clip-zero-shot", "ssa", "referdino"}
 
 
 def test_every_selector_is_tested() -> None:

@@ -21,7 +21,8 @@ from rvos_cache.errors import InputError
 from rvos_select.selectors.ssa import Ssa, SsaConfig
 from rvos_select.selectors.ssa.clip import Text
 from rvos_select.selectors.ssa.clip import stages as stages_of
-from rvos_select.selectors.ssa.losses import ClipOutput, costs, losses, terms
+from rvos_select.selectors.ssa.losses import terms
+from rvos_select.selectors.ssa_losses import Found, costs, losses
 
 FIELDS = ("frame_logits", "frame_masks", "video_logits", "mask_embed", "mask_features", "frame_embed", "clip_embed")
 
@@ -104,7 +105,7 @@ def test_video_masks_have_features_of_their_own(ssa: Ssa) -> None:
 @pytest.mark.parametrize("objects", [3, 1, 0, 23])
 def test_losses_are_the_released_ones(objects: int) -> None:
     needs(golden(), *(f"e.{name}" for name in FIELDS), f"e.A{objects}.truth")
-    output = ClipOutput(*(golden()[f"e.{name}"] for name in FIELDS))
+    output = Found(*(golden()[f"e.{name}"] for name in FIELDS))
     truth = golden()[f"e.A{objects}.truth"].float()
     with recorded_points():
         values = losses(output, [truth], SsaConfig(points=120))
@@ -125,7 +126,7 @@ def test_losses_of_frames_are_the_released_ones(objects: int) -> None:
     logits, masks = golden()["e.frame_logits"], golden()["e.frame_masks"]
     queries, channels = logits.shape[3], 4
     nothing = torch.zeros(1, 3, 1, queries, channels)
-    output = ClipOutput(
+    output = Found(
         logits, masks, nothing[..., :2], nothing, torch.zeros(1, 3, channels, 5, 8), torch.zeros(3, 1, 3, queries, 4), nothing[0]
     )
     with recorded_points():
@@ -134,14 +135,14 @@ def test_losses_of_frames_are_the_released_ones(objects: int) -> None:
         assert error(f"e.A{objects}.{name}", values[name]) < TOLERANCE, name
 
 
-def random_output() -> tuple[ClipOutput, Tensor]:
+def random_output() -> tuple[Found, Tensor]:
     """Outputs of one clip of two frames and five queries, and the masks of two objects."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    output = ClipOutput(
+    output = Found(
         random(10, 1, 2, 5, 2), random(10, 1, 2, 5, 4, 4), random(6, 3, 1, 5, 2), random(6, 3, 1, 5, 8), random(1, 2, 8, 4, 4),
         random(3, 1, 2, 5, 8), random(3, 1, 5, 8),
     )  # fmt: skip

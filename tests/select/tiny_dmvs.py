@@ -13,8 +13,8 @@ from torch import Tensor
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.dmvs import Dmvs
-from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput
+from rvos_select.selectors.dmvs.config import DmvsConfig
+from rvos_select.selectors.dmvs.vita import HEAD_NAME, VitaInput
 
 WORDS, SIZE = 16, (24, 40)
 SMALL: dict[str, Any] = {

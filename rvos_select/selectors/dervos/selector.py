@@ -18,12 +18,12 @@ from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
 from rvos_select.data.video import InferenceVideo
 from rvos_select.merging.policy import Empty
-from rvos_select.selectors import dervos_beit3, dervos_caches
 from rvos_select.selectors.base import Scored, Selector
-from rvos_select.selectors.dervos_caches import MAPS
-from rvos_select.selectors.dervos_config import DervosConfig
-from rvos_select.selectors.dervos_losses import matched_parts, track_losses
-from rvos_select.selectors.dervos_tais import Tais
+from rvos_select.selectors.dervos import beit3, caches
+from rvos_select.selectors.dervos.caches import MAPS
+from rvos_select.selectors.dervos.config import DervosConfig
+from rvos_select.selectors.dervos.losses import matched_parts, track_losses
+from rvos_select.selectors.dervos.tais import Tais
 from rvos_select.selectors.frozen import FrozenPart
 from rvos_select.selectors.matching import NO_OBJECT, REFERRED
 
@@ -52,12 +52,12 @@ class Dervos(Selector):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.tais = Tais(self.config)
-        self.store = dervos_beit3.OutputStore(self.config.store_bytes)
+        self.store = beit3.OutputStore(self.config.store_bytes)
 
     @classmethod
     def config_values(cls, values: Mapping[str, Any], cards: CacheCards) -> dict[str, Any]:
         """Channels are those of the caches; the size and the filter of frames those of a cache of frames, where there is one."""
-        return {**super().config_values(values, cards), **dervos_caches.settings_of(values, cards.tracks)}
+        return {**super().config_values(values, cards), **caches.settings_of(values, cards.tracks)}
 
     @property
     def requires(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -85,8 +85,8 @@ class Dervos(Selector):
         Raises InputError for caches that do not fit the settings.
         """
         c = self.config
-        dervos_caches.check_cards(cards.tracks, c)
-        return [dervos_beit3.frozen_part(cards.text, c.side, c.word_channels)] if c.understanding == "beit3" else []
+        caches.check_cards(cards.tracks, c)
+        return [beit3.frozen_part(cards.text, c.side, c.word_channels)] if c.understanding == "beit3" else []
 
     def bound(self, cards: CacheCards) -> None:
         """Outputs that are kept are of the frozen part that was bound before."""
@@ -134,13 +134,13 @@ class Dervos(Selector):
         """What the expressions of a batch share."""
         c, device = self.config, batch.tokens.device
         assert batch.frame_index is not None
-        q = dervos_caches.video_queries(batch) if c.queries == "q_v" else batch.tokens
+        q = caches.video_queries(batch) if c.queries == "q_v" else batch.tokens
         maps = images = None
         if f"frames.{MAPS}" in self.requires:
             maps = torch.stack([array[:].to(device).float() for array in batch.frames[MAPS]]).flatten(2, 3)
         if c.understanding == "beit3":
             assert batch.pixels is not None
-            images = torch.stack([dervos_beit3.images(array, c.side, c.resample) for array in batch.pixels]).to(device)
+            images = torch.stack([beit3.images(array, c.side, c.resample) for array in batch.pixels]).to(device)
         return Clip(q, maps, images, batch.frame_index)
 
     def _pass(self, batch: Batch, clip: Clip, rows: range) -> Tensor:
@@ -168,11 +168,11 @@ class Dervos(Selector):
     def _understood(self, batch: Batch, images: Tensor, rows: slice) -> tuple[Tensor | None, Tensor]:
         """F_v (R, T, P, D), None where TAIS does not read it, and F_t (R, T, L, D) of BEiT-3."""
         assert batch.word_ids is not None
-        if dervos_beit3.NAME not in self.frozen:
+        if beit3.NAME not in self.frozen:
             raise ValueError("DeRVOS needs bind(cards) of its caches before it reads a batch")
         c, ids, mask = self.config, batch.word_ids[rows], batch.word_mask[rows]
         with torch.no_grad(), self._autocast(images.device):
-            return self.store.read(self.frozen[dervos_beit3.NAME], images, ids, mask, c.pairs_per_pass, c.reads_patches)
+            return self.store.read(self.frozen[beit3.NAME], images, ids, mask, c.pairs_per_pass, c.reads_patches)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, N): the mean over the real frames of S_f[referred] - S_f[no object]."""
@@ -197,7 +197,7 @@ class Dervos(Selector):
         yield Scored(batch, total / video.frames)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of `dervos_losses.track_losses`. Raises ValueError without ground truth."""
+        """The losses of `losses.track_losses`. Raises ValueError without ground truth."""
         return track_losses(self.frame_scores(batch), batch, self.config)
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import SelectorConfig
-from rvos_select.selectors.dervos_layers import HEADS
+from rvos_select.selectors.dervos.layers import HEADS
 
 
 class DervosConfig(SelectorConfig):

@@ -20,7 +20,7 @@ from rvos_cache.trackers.referdino import align
 from rvos_cache.trackers.referdino.alignment import Confidence
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
-from rvos_select.selectors.referdino_cached_losses import Objects
+from rvos_select.selectors.referdino.cached_losses import Objects
 
 
 class Candidates(NamedTuple):

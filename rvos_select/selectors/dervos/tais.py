@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rvos_select.selectors.dervos_config import DervosConfig
-from rvos_select.selectors.dervos_layers import CfmaLayer, DirectLayer, MgisLayer, SemLayer
-from rvos_select.selectors.dmvs_layers import TextProjection
+from rvos_select.selectors.dervos.config import DervosConfig
+from rvos_select.selectors.dervos.layers import CfmaLayer, DirectLayer, MgisLayer, SemLayer
+from rvos_select.selectors.dmvs.layers import TextProjection
 from rvos_select.selectors.ssa.blocks import grid_positions, sines
 
 

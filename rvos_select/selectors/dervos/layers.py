@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rvos_select.selectors.dmvs_layers import FeedForward, init_xavier
+from rvos_select.selectors.dmvs.layers import FeedForward, init_xavier
 
 HEADS = 8
 FIRST_SCALE = 1e-4

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import SelectorConfig
-from rvos_select.selectors.dmvs_layers import HEADS
+from rvos_select.selectors.dmvs.layers import HEADS
 
 
 class DmvsConfig(SelectorConfig):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rvos_cache.trackers.referdino.alignment import Confidence
 from rvos_cache.trackers.referdino.enhancer import HEADS
 from rvos_select.selectors.base import SelectorConfig
-from rvos_select.selectors.referdino_cached_losses import BoxFrames, LossSettings, TargetMode
+from rvos_select.selectors.referdino.cached_losses import BoxFrames, LossSettings, TargetMode
 
 
 class ReferDinoConfig(SelectorConfig):

@@ -22,10 +22,10 @@ from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
 from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.base import Scored, Selector
-from rvos_select.selectors.referdino_box import first_box_head
-from rvos_select.selectors.referdino_cached_losses import Objects, TrackOutput, normalisers, track_losses
-from rvos_select.selectors.referdino_config import ReferDinoConfig
-from rvos_select.selectors.referdino_tracks import (
+from rvos_select.selectors.referdino.box import first_box_head
+from rvos_select.selectors.referdino.cached_losses import Objects, TrackOutput, normalisers, track_losses
+from rvos_select.selectors.referdino.config import ReferDinoConfig
+from rvos_select.selectors.referdino.tracks import (
     Candidates,
     as_candidates,
     candidates,
@@ -145,7 +145,7 @@ class ReferDino(Selector):
     # Training.
 
     def normalisers(self, batch: Batch) -> dict[str, float]:
-        """The number of frames that show a positive's object, see `referdino_cached_losses.normalisers`."""
+        """The number of frames that show a positive's object, see `cached_losses.normalisers`."""
         if batch.boxes is None or batch.overlap is None:
             return {}
         own = candidates(batch.track_mask)

@@ -22,8 +22,8 @@ from rvos_select.data.caches import CacheCards
 from rvos_select.losses.matching import assign
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import Selector
-from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.selectors.dmvs_layers import (
+from rvos_select.selectors.dmvs.config import DmvsConfig
+from rvos_select.selectors.dmvs.layers import (
     MaskMlp,
     MotionExpressionEncoder,
     MotionQueryLayer,
@@ -31,8 +31,8 @@ from rvos_select.selectors.dmvs_layers import (
     TextProjection,
     masked_mean,
 )
-from rvos_select.selectors.dmvs_masks import in_input, mask_logits, pair_losses, point_costs, predict_masks
-from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput, video_queries, vita_head
+from rvos_select.selectors.dmvs.masks import in_input, mask_logits, pair_losses, point_costs, predict_masks
+from rvos_select.selectors.dmvs.vita import HEAD_NAME, VitaInput, video_queries, vita_head
 from rvos_select.selectors.frozen import FrozenPart
 from rvos_select.selectors.matching import (
     IGNORED,

@@ -13,7 +13,7 @@ from rvos_cache.store import Card
 from rvos_cache.text.beit3.network import PATCH
 from rvos_select.data.batch import Batch
 from rvos_select.data.pixels import card_has_pixels
-from rvos_select.selectors.dervos_config import DervosConfig
+from rvos_select.selectors.dervos.config import DervosConfig
 
 MAPS = "f_mask_pooled"
 """Feature (T, h, w, Cm): the segmenter's mask features, averaged over the cells of a square grid."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rvos_select.data.batch import Batch
-from rvos_select.selectors.dervos_config import DervosConfig
+from rvos_select.selectors.dervos.config import DervosConfig
 from rvos_select.selectors.matching import (
     IGNORED,
     NO_OBJECT,
