@@ -2,7 +2,8 @@
 
 `python -m pipelines.referdino_mevis --root data/mevis` trains stage two on a frozen GroundingDINO whose boxes SAM 2 draws, which has no
 published number; `--imported RUN`, a run of `rvos-select import-referdino mevis_swinb.pth`, predicts with the released weights alone.
-`--row table_3_temporal.without_tracker` for another row than the main one. Completed steps are skipped, an interrupted run continues.
+`--row table_3_temporal.without_tracker` for another row than the main one, `--way tune` to train the upstream of a row first, as the
+paper does; rows of Grounded-SAM 2 need no training. Completed steps are skipped, an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -11,24 +12,21 @@ from pathlib import Path
 
 import click
 
-from pipelines.referdino_models import Models, published_row, published_scores, referdino_models
+from pipelines.referdino_models import Models, extract, published_row, published_scores, referdino_models, select, tuned_models
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
-from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
-OPEN, HIDDEN = "valid_u", "valid"
+TRAIN, OPEN, HIDDEN = "train", "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server."""
+PAGE = Path(__file__).with_suffix(".toml")
 MAIN, IMPORTED = "table_2_mevis.referdino_t", "table_2_mevis.referdino_b"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 THRESHOLDS = (0.1, 0.15, 0.25, 0.3)
@@ -49,16 +47,16 @@ THRESHOLDS = (0.1, 0.15, 0.25, 0.3)
 )
 def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str, ...], models: Models) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
-    page = Path(__file__).with_suffix(".toml")
     row = row or (MAIN if models.imported is None else IMPORTED)
     published = published_row(row, "mevis", models)
-    values = merge(read_toml(page), parse_overrides([*published["set"], *settings]))
-    resolved = build(TrainSettings, values, str(page))
+    resolved = models.train_settings(PAGE, published, settings)
 
+    way, splits = models.way_of(published), type(open_dataset("mevis", root, OPEN)).splits(root)
+    if way == "tune":
+        models = tuned_models(models, published, "mevis", open_dataset("mevis", root, TRAIN), out / row)
     cache, extraction = out / "cache" / models.name(published), models.extraction(published)
-    splits = type(open_dataset("mevis", root, OPEN)).splits(root)
-    used = splits if models.imported is None else [split for split in splits if split in (OPEN, HIDDEN)]
-    extract_all("mevis", root, splits=used, out=cache, **extraction)
+    used = [split for split in splits if split in (OPEN, HIDDEN) or (way == "cached" and split == TRAIN)]
+    extract("mevis", root, used, cache, extraction)
 
     def tracks(split: str) -> Path:
         return tracks_path(cache, split, extraction["tracker"])
@@ -66,11 +64,12 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
     def texts(split: str) -> Path:
         return text_path(cache, split, extraction["encoder"])
 
-    run = models.imported or out / row / "run"
-    if models.imported is None:
+    run = models.imported
+    if way == "cached":
+        run = out / row / "run"
         train(
-            [tracks("train")],
-            [texts("train")],
+            [tracks(TRAIN)],
+            [texts(TRAIN)],
             settings=resolved,
             valid_tracks=[tracks(OPEN)],
             valid_texts=[texts(OPEN)],
@@ -78,18 +77,20 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
             resume=run.exists(),
         )
 
-    selections = predict(run, [tracks(OPEN)], [texts(OPEN)], out / row / f"selections/{OPEN}.zarr")
+    selections = select(run, tracks(OPEN), texts(OPEN), out / row / f"selections/{OPEN}.zarr")
     ours = evaluate_selections(selections, [tracks(OPEN)], root=root)
     scores = {f"{row}, {OPEN}": ours}
-    for threshold in THRESHOLDS:
+    # Every track of the baseline has the score 1.
+    for threshold in THRESHOLDS if run is not None else ():
         policy = PolicyOptions(threshold)
         scores[f"threshold {threshold}"] = evaluate_selections(selections, [tracks(OPEN)], root=root, policy=policy)
-    index = report(run, selections, [tracks(OPEN)], out / row / "report", root=root, rows=scores)
     show_scores(scores, out / row / "metrics.json", ours)
-    click.echo(f"the paper, {HIDDEN}: {published_scores(published['scores'])}; page: {index}")
+    click.echo(f"the paper, {HIDDEN}: {published_scores(published['scores'])}")
+    if run is not None:
+        click.echo(f"page: {report(run, selections, [tracks(OPEN)], out / row / 'report', root=root, rows=scores)}")
 
     if HIDDEN in splits:
-        selections = predict(run, [tracks(HIDDEN)], [texts(HIDDEN)], out / row / f"selections/{HIDDEN}.zarr")
+        selections = select(run, tracks(HIDDEN), texts(HIDDEN), out / row / f"selections/{HIDDEN}.zarr")
         masks = merge_masks(selections, [tracks(HIDDEN)], out / row / "masks")
         zipped = submit(masks, "mevis", out / row / "mevis_valid.zip", root=root, split=HIDDEN)
         click.echo(f"for the benchmark's server: {zipped}")

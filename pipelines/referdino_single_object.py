@@ -2,8 +2,9 @@
 
 `python -m pipelines.referdino_single_object --youtube data/ref-youtube-vos --davis data/ref-davis17` trains stage two on a frozen
 GroundingDINO whose boxes SAM 2 draws, which has no published number; `--imported RUN`, a run of `rvos-select import-referdino
-ryt_swinb.pth`, predicts with the released weights alone. For each expression the best track is selected. Completed steps are
-skipped, an interrupted run continues.
+ryt_swinb.pth`, predicts with the released weights alone. `--way tune` trains the upstream first, as the paper does; it starts
+from the model of RefCOCO: `--upstream RUN/upstream` of `import-referdino coco_swinb.pth`. For each expression the best track is
+selected, in rows of Grounded-SAM 2 every track. Completed steps are skipped, an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ from pathlib import Path
 
 import click
 
-from pipelines.referdino_models import Models, published_row, published_scores, referdino_models, scores
+from pipelines.referdino_models import (
+    Models,
+    extract,
+    published_row,
+    published_scores,
+    referdino_models,
+    scores,
+    select,
+    tuned_models,
+)
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
-from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
@@ -33,6 +39,7 @@ OPEN = {YOUTUBE: "held_out", DAVIS: "valid"}
 HIDDEN = "valid"
 """The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
 names has its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own, and is the paper's split."""
+PAGE = Path(__file__).with_suffix(".toml")
 MAIN, IMPORTED = "table_1_benchmarks.referdino_t", "table_1_benchmarks.referdino_b"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 
@@ -54,17 +61,19 @@ def referdino_single_object(
     youtube: Path, davis: Path, out: Path, row: str | None, settings: tuple[str, ...], models: Models
 ) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
-    page = Path(__file__).with_suffix(".toml")
     row = row or (MAIN if models.imported is None else IMPORTED)
     published = published_row(row, YOUTUBE, models)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+    resolved = models.train_settings(PAGE, published, settings)
 
+    way = models.way_of(published)
+    if way == "tune":
+        models = tuned_models(models, published, "ytvos", open_dataset(YOUTUBE, youtube, FIT), out / row)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published)
     roots = {YOUTUBE: youtube, DAVIS: davis}
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, OPEN[YOUTUBE])).splits(youtube)
     for name, root in roots.items():
-        more = [FIT] * (models.imported is None) + [HIDDEN] * hidden if name == YOUTUBE else []
-        extract_all(name, root, splits=[*more, OPEN[name]], out=caches / name, **extraction)
+        more = [FIT] * (way == "cached") + [HIDDEN] * hidden if name == YOUTUBE else []
+        extract(name, root, [*more, OPEN[name]], caches / name, extraction)
 
     def tracks(name: str, split: str) -> Path:
         return tracks_path(caches / name, split, extraction["tracker"])
@@ -72,8 +81,9 @@ def referdino_single_object(
     def texts(name: str, split: str) -> Path:
         return text_path(caches / name, split, extraction["encoder"])
 
-    run = models.imported or out / row / "run"
-    if models.imported is None:
+    run = models.imported
+    if way == "cached":
+        run = out / row / "run"
         train(
             [tracks(YOUTUBE, FIT)],
             [texts(YOUTUBE, FIT)],
@@ -86,19 +96,21 @@ def referdino_single_object(
 
     for name, split in OPEN.items():
         cache = tracks(name, split)
-        selections = predict(run, [cache], [texts(name, split)], out / row / f"selections/{name}-{split}.zarr")
+        selections = select(run, cache, texts(name, split), out / row / f"selections/{name}-{split}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=roots[name])
         rows = {f"ours, {name} {split}": ours}
-        index = report(run, selections, [cache], out / row / f"report/{name}", root=roots[name], rows=rows)
         show_scores(rows, out / row / f"metrics/{name}.json", ours)
-        click.echo(f"the paper, {name} {HIDDEN}: {published_scores(scores(row, published, name) or [])}; page: {index}")
+        click.echo(f"the paper, {name} {HIDDEN}: {published_scores(scores(row, published, name) or [])}")
+        if run is not None:
+            index = report(run, selections, [cache], out / row / f"report/{name}", root=roots[name], rows=rows)
+            click.echo(f"page: {index}")
         if name == DAVIS:
             packed = submit_selections(selections, [cache], out / row / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")
 
     if hidden:
         cache = tracks(YOUTUBE, HIDDEN)
-        selections = predict(run, [cache], [texts(YOUTUBE, HIDDEN)], out / row / f"selections/{YOUTUBE}-{HIDDEN}.zarr")
+        selections = select(run, cache, texts(YOUTUBE, HIDDEN), out / row / f"selections/{YOUTUBE}-{HIDDEN}.zarr")
         masks = merge_masks(selections, [cache], out / row / f"masks/{YOUTUBE}")
         packed = submit(masks, YOUTUBE, out / row / f"{YOUTUBE}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
         click.echo(f"for the benchmark's server: {packed}")

@@ -73,6 +73,7 @@ RUN_BY: dict[str, str] = {
     "python -m pipelines.ssa_mevis": "select/test_ssa_pages.py",
     "python -m pipelines.ssa_shapes": "select/test_ssa_pages.py",
     "python -m pipelines.ssa_single_object": "select/test_ssa_pages.py",
+    "python tests/bench/referdino_extract.py": "bench/__main__.py",
     "python tests/bench/referdino_step.py": "bench/__main__.py",
     "python tests/bench/sam2_bench.py": "bench/__main__.py",
     "make bench": "bench/__main__.py",

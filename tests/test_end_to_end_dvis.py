@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_dvis
 import torch
 from odd_videos import call
+from tiny_sam2 import without_gpu
 
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TrackCache, verify
@@ -17,6 +19,13 @@ from rvos_cache.store import TrackCache, verify
 def run(*words: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         assert call(patch, None, *words)[0] == 0, words
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cpu() -> Iterator[None]:
+    """Values of two ways are compared; on a GPU they round differently."""
+    with without_gpu():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,11 @@ def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: t
     """Train ReferDINO's upstream on the videos of a split. Writes a checkpoint for the tracker gdino-queries; run it again to
     resume."""
     from rvos_cache.datasets import open_dataset
-    from rvos_cache.settings import parse_overrides
+    from rvos_cache.settings import build, parse_overrides
     from rvos_cache.system.locks import folder_lock
+    from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
     from rvos_cache.trackers.referdino.tune_settings import tune_settings
+    from rvos_cache.trackers.referdino.upstream import tuned_settings
     from rvos_cache.tuning import export as write_upstream
     from rvos_cache.tuning import tune
     from rvos_cache.tuning.state import read_record
@@ -41,7 +43,9 @@ def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: t
     else:
         settings = tune_settings(parse_overrides(overrides))
         folder = tune(open_dataset(dataset, root, split), settings, out)
-    click.echo(f"{folder}: extract with --tracker gdino-queries --set checkpoint={folder} --set masks=head")
+    defaults = build(GdinoQueriesSettings, {}, "gdino-queries").model_dump()
+    others = "".join(f" --set {name}={value}" for name, value in tuned_settings(folder).items() if defaults[name] != value)
+    click.echo(f"{folder}: extract with --tracker gdino-queries --set checkpoint={folder} --set masks=head{others}")
 
 
 COMMANDS: tuple[click.Command, ...] = (tune_referdino,)

@@ -7,6 +7,8 @@ from pathlib import Path
 from rvos_cache.datasets.base import Dataset, Protocol, check_dataset_class
 from rvos_cache.datasets.mirrored import SUFFIX, Mirrored
 from rvos_cache.datasets.samples import Sample
+from rvos_cache.datasets.single_frames import SUFFIX as FRAMES
+from rvos_cache.datasets.single_frames import SingleFrames
 from rvos_cache.errors import InputError
 from rvos_cache.plugins import reporting, resolve
 
@@ -38,16 +40,21 @@ def dataset_class(name: str) -> type[Dataset]:
 
 
 def open_dataset(name: str, root: Path | str, split: str) -> Dataset:
-    """Open a split of the dataset `name` (see `dataset_class`); `<split>-mirror` is the split mirrored from left to right.
+    """Open a split of the dataset `name` (see `dataset_class`); `<split>-mirror` is the split mirrored from left to right,
+    `<split>-frames` its scored frames, each as a video.
 
     Raises InputError: if there is no such dataset or split, its files cannot be read, or it lists no video.
     """
-    cls, original = dataset_class(name), split.removesuffix(SUFFIX)
+    cls, unmirrored = dataset_class(name), split.removesuffix(SUFFIX)
+    original = unmirrored.removesuffix(FRAMES)
+    if original != unmirrored and unmirrored in cls.splits(Path(root)):
+        original = unmirrored
     with reporting(f"dataset {name}", f"split {original} cannot be opened", is_custom=name not in DATASETS):
         dataset = cls(Path(root), original)
         if _is_empty(dataset):
             raise InputError(f"{root}, split {original} of {name}: lists no video; look at the files of the split, and at --root")
-    return dataset if original == split else Mirrored(dataset)
+    dataset = dataset if original == unmirrored else SingleFrames(dataset)
+    return dataset if unmirrored == split else Mirrored(dataset)
 
 
 def _is_empty(dataset: Dataset) -> bool:

@@ -151,8 +151,8 @@ class SharedBackbone(nn.Module):
         return sum(mask[0].numel() for _, mask in self.levels)
 
     def restore(self, maps: Sequence[Tensor]) -> None:
-        """Return `maps`, every level (K, d, h, w), to the next calls: of frames without padding, of the size encoded last."""
-        self.levels = [(level, torch.ones_like(level[:, 0], dtype=torch.bool)) for level in maps]
+        """Return `maps`, every level (K, d, h, w), to the next calls: of frames of the size and the padding encoded last."""
+        self.levels = [(level, mask[:1].expand(len(level), -1, -1)) for level, (_, mask) in zip(maps, self.levels)]
         self.positions = [position[:1].expand(len(maps[0]), *position.shape[1:]) for position in self.positions]
 
     def forward(self, pixels: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rvos_cache.media.captions import mirrored_text
 from rvos_cache.media.clips import resize_masks, resize_pixels
+from rvos_cache.trackers.referdino.frame_maps import resized_size
 
 SIZES = {"video": (288, 320, 352, 392, 416, 448, 480, 512), "image": tuple(range(480, 769, 32))}
 """Short sides without a crop."""
@@ -85,15 +86,6 @@ def resize(clip: TuneClip, short_side: int, longest: int | None) -> TuneClip:
     (h, w), (height, width) = size, clip.size
     boxes = clip.boxes * torch.tensor([w / width, h / height] * 2)
     return replace(clip, pixels=resize_pixels(clip.pixels, size), masks=resize_masks(clip.masks, size), boxes=boxes)
-
-
-def resized_size(size: tuple[int, int], short_side: int, longest: int | None) -> tuple[int, int]:
-    """(h, w) as DETR's transforms have it: the longer side is rounded down."""
-    short, long = min(size), max(size)
-    if longest is not None and long / short * short_side > longest:
-        short_side = max(1, round(longest * short / long))
-    longer = max(1, int(short_side * long / short))
-    return (short_side, longer) if size[0] <= size[1] else (longer, short_side)
 
 
 def random_crop(clip: TuneClip, generator: torch.Generator) -> TuneClip:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,13 @@ from rvos_cache.errors import InputError
 from rvos_cache.media.boxes import centre_and_size, last_pixel_boxes
 from rvos_cache.system.progress import tracked
 from rvos_cache.trackers.grounding_dino import make_caption
+from rvos_cache.trackers.referdino.frame_maps import MULTIPLE
 from rvos_cache.trackers.referdino.tune_settings import TuneSettings
 from rvos_cache.trackers.referdino_losses import Truth
 from rvos_cache.trackers.sam2.preprocess import normalise
 from rvos_cache.tuning.augment import TuneClip, augment
 from rvos_cache.types import Expression, GroundTruth, Video
 
-MULTIPLE = 32
-"""The sides of padded frames are multiples of it. Source: released code."""
 ATTEMPTS = 100
 """Clips that are sampled, until one shows an object, before training gives up."""
 KEPT = 64
@@ -75,6 +76,8 @@ class ClipSource:
         if not self.items:
             raise InputError(f"{where}: no expression has a target; give another --split")
         self._truth = lru_cache(KEPT)(dataset.ground_truth)
+        # Data sets are not made for several threads; only pictures, one file each, are read by several.
+        self._one_at_a_time = Lock()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -102,15 +105,18 @@ class ClipSource:
     def _sample(self, item: Item, generator: torch.Generator) -> TuneClip | None:
         """None if no frame is annotated."""
         expression, settings = item.expression, self.settings
-        truth = self._truth(expression.video_id)
+        with self._one_at_a_time:
+            truth = self._truth(expression.video_id)
+            video = self.dataset.video(expression.video_id)
         assert truth is not None and expression.targets is not None
         usable = np.flatnonzero(truth.annotated)
         if not len(usable):
             return None
         place = int(np.abs(usable - item.anchor).argmin())
         frames = [int(usable[i]) for i in clip_frames(len(usable), place, settings, generator)]
-        video = self.dataset.video(expression.video_id)
-        return augment(read_clip(video, truth, expression, frames), settings.augment, settings.short_side, generator)
+        with nullcontext() if len(video.files) == len(video) else self._one_at_a_time:
+            clip = read_clip(video, truth, expression, frames)
+        return augment(clip, settings.augment, settings.short_side, generator)
 
 
 def clip_frames(length: int, anchor: int, settings: TuneSettings, generator: torch.Generator) -> list[int]:

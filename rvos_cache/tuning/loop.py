@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from rvos_cache.system.progress import Progress
 from rvos_cache.tuning import state
 
 AHEAD = 2
-"""Steps whose clips are read before they are needed."""
+"""Steps whose clips are read before they are needed, at least."""
 REFUSALS = ("out of memory", "can't allocate memory", "not enough memory")
 """Parts of the text of a RuntimeError that says so: of CUDA's libraries, and of PyTorch's allocator of a CPU."""
 
@@ -39,6 +40,8 @@ class LoopSettings(Protocol):
     def save_every(self) -> int: ...
     @property
     def clips(self) -> int: ...
+    @property
+    def readers(self) -> int: ...
 
 
 class TuningRun(ABC, Generic[Clip]):
@@ -58,7 +61,7 @@ class TuningRun(ABC, Generic[Clip]):
 
     @abstractmethod
     def clip(self, number: int, generator: torch.Generator) -> Clip:
-        """A clip of item `number`, called in one other thread."""
+        """A clip of item `number`; several other threads call it at once."""
 
     @abstractmethod
     def step(self, step: int, clips: Sequence[Clip]) -> dict[str, float]:
@@ -95,28 +98,30 @@ class TuningRun(ABC, Generic[Clip]):
         """Write the state after `step` steps."""
         state.save_state(self.out, self.saved_tensors(), self.trained, self.optimizer, step)
 
-    def clips(self, step: int) -> list[Clip]:
-        """The clips of a step."""
+    def clips(self, step: int) -> list[tuple[int, torch.Generator]]:
+        """The clips of a step: number of the item, and what the clip's random numbers come from."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = torch.randperm(self.items, generator=generator(self.loop.seed, "epoch", epoch))
         numbers = order[place * self.loop.clips : (place + 1) * self.loop.clips].tolist()
-        return [self.clip(n, generator(self.loop.seed, "clip", epoch, n)) for n in numbers]
+        return [(n, generator(self.loop.seed, "clip", epoch, n)) for n in numbers]
 
     def seed_noise(self, step: int) -> None:
         """Seed torch's own generator, which dropout and sampled points use, for a step."""
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator(self.loop.seed, "noise", step))))
 
     def _read_ahead(self, steps: range) -> Iterator[tuple[int, list[Clip]]]:
-        """Steps with their clips, which one other thread reads: data sets are not made for several."""
-        with ThreadPoolExecutor(1) as pool:
-            waiting: list[Future[list[Clip]]] = []
+        """Steps with their clips, which other threads read: as many ahead as keep all of them busy."""
+        readers = self.loop.readers
+        ahead = max(AHEAD, math.ceil(2 * readers / self.loop.clips))
+        with ThreadPoolExecutor(readers) as pool:
+            waiting: deque[list[Future[Clip]]] = deque()
             try:
                 for step in steps:
-                    while len(waiting) <= AHEAD and step + len(waiting) < steps.stop:
-                        waiting.append(pool.submit(self.clips, step + len(waiting)))
-                    yield step, waiting.pop(0).result()
+                    while len(waiting) <= ahead and step + len(waiting) < steps.stop:
+                        waiting.append([pool.submit(self.clip, *clip) for clip in self.clips(step + len(waiting))])
+                    yield step, [clip.result() for clip in waiting.popleft()]
             finally:
-                for each in waiting:
+                for each in (clip for clips in waiting for clip in clips):
                     each.cancel()
 
 

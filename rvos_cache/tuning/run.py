@@ -25,7 +25,7 @@ from rvos_cache.trackers.referdino_losses import TERMS, Truth, losses
 from rvos_cache.tuning import state
 from rvos_cache.tuning.augment import TuneClip
 from rvos_cache.tuning.clips import ClipSource, LiveBatch, collate
-from rvos_cache.tuning.loop import TuningRun, is_out_of_memory
+from rvos_cache.tuning.loop import TuningRun, generator, is_out_of_memory
 from rvos_cache.tuning.state import UPSTREAM, storing
 
 
@@ -121,6 +121,7 @@ class Run(TuningRun[TuneClip]):
         sums: dict[str, float] = {}
         with explain_out_of_memory(settings, clips):
             for first in range(0, len(clips), size):
+                self.live.prune_seed = int(torch.randint(2**31, (), generator=generator(settings.seed, "prune", step, first)))
                 batch = collate(clips[first : first + size], self.start.tokenizer, self.start.max_length)
                 for name, value in self._add_gradients(batch.to(self.device), num_boxes).items():
                     sums[name] = sums.get(name, 0.0) + value

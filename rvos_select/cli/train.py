@@ -107,6 +107,11 @@ def import_referdino(checkpoint: Path, grounding: str | None, out: Path) -> None
         f"run: {imported.run}; {sum(conversion.tensors.values())} tensors: {parts}; {conversion.copies} of them are copies"
     )
     click.echo(f"for stage one: {conversion.folder}; selector: {imported.trained:,} parameters")
+    if conversion.untrained:
+        click.echo(
+            f"not read: {conversion.untrained} tensors of the enhancer, which was never trained: the checkpoint is of single frames "
+            "(temporal_layers is 0; extract with --set resizing=image)"
+        )
     for name in conversion.unread:
         click.echo(f"not read: {name}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,12 +13,11 @@ from rvos_cache.extraction import tracker_card
 from rvos_cache.settings import build
 from rvos_cache.store import Card, digest, provenance
 from rvos_cache.system.files import new_folder, write_json
-from rvos_cache.system.text_files import read_text
 from rvos_cache.text import encoder_class, open_encoder
 from rvos_cache.trackers import open_tracker, tracker_class
 from rvos_cache.trackers.referdino.convert import Conversion, convert_referdino
 from rvos_cache.trackers.referdino.head import ReferDinoHead
-from rvos_cache.trackers.referdino.upstream import HEAD_FILE, RECORD_FILE, load_head
+from rvos_cache.trackers.referdino.upstream import HEAD_FILE, IMAGES, RECORD_FILE, load_head, tuned_settings
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import storing
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
@@ -29,9 +27,6 @@ UPSTREAM = "upstream"
 """Folder of the run that `--tracker gdino-queries` reads as `checkpoint`."""
 TRACKER, ENCODER = "gdino-queries", "hashed"
 """What `ask` runs. The words of the encoder are not read: ReferDINO's own are in the tracks cache."""
-
-TUNED = ("keep_ratio", "prune_score", "tracker", "alpha", "confidence")
-"""Settings of the tracker that a checkpoint is tuned with."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,7 @@ def import_referdino(checkpoint: PathLike, grounding: str | None, out: PathLike)
         else:
             conversion = convert_referdino(checkpoint, grounding, folder / UPSTREAM)
             conversion = replace(conversion, folder=out / UPSTREAM)
+            tracker = dict(IMAGES) if conversion.untrained else {}
         head = load_head(str(folder / UPSTREAM))
         assert head is not None
         model = selector_of(head)
@@ -78,16 +74,14 @@ def import_referdino(checkpoint: PathLike, grounding: str | None, out: PathLike)
 
 
 def _copy_tuned(checkpoint: Path, target: Path) -> tuple[Path, dict[str, Any]]:
-    """Copy the folder of a tuned checkpoint, or the one in a tuning run; returns its head's file, and TUNED of it."""
+    """Copy the folder of a tuned checkpoint, or the one in a tuning run; returns its head's file, and `tuned_settings`."""
     folder = checkpoint / UPSTREAM if (checkpoint / UPSTREAM).is_dir() else checkpoint
-    if not (folder / HEAD_FILE).is_file():
-        raise InputError(f"{folder}: has no {HEAD_FILE}; give the --out of rvos-cache tune-referdino, or a released file")
-    try:
-        settings = json.loads(read_text(folder / RECORD_FILE)).get("settings", {})
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / RECORD_FILE}: cannot be read ({error}); tune again, or --export it again") from error
+    for name in (HEAD_FILE, RECORD_FILE):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: has no {name}; give the --out of rvos-cache tune-referdino, or a released file")
+    settings = tuned_settings(folder)
     shutil.copytree(folder, target)
-    return folder / HEAD_FILE, {name: settings[name] for name in TUNED if name in settings}
+    return folder / HEAD_FILE, settings
 
 
 def selector_of(head: ReferDinoHead) -> ReferDino:

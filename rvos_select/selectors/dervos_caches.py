@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
+from rvos_cache.text.beit3.network import PATCH
 from rvos_select.data.batch import Batch
 from rvos_select.data.pixels import card_has_pixels
 from rvos_select.selectors.dervos_config import DervosConfig
@@ -18,8 +19,6 @@ MAPS = "f_mask_pooled"
 """Feature (T, h, w, Cm): the segmenter's mask features, averaged over the cells of a square grid."""
 QUERIES = "q_v"
 """Feature (Nv, C) of a VITA cache; `query` (N,) says which one each track was made of."""
-PATCH = 16
-"""Pixels along the side of a patch of BEiT-3."""
 FIX_FRAMES = "extract with --tracker frames --set square={side} --set resample={resample}"
 
 

@@ -31,9 +31,11 @@ class DervosConfig(SelectorConfig):
     hidden: int = Field(default=2048, ge=1)
     """Width of the feed-forward layers."""
     sem_layers: int = Field(default=3, ge=1)
+    """Layers of SemDecoder, which makes motion queries of the words."""
     cfma_layers: int = Field(default=3, ge=1)
+    """Layers of CFMA, the aligner, or with tais=direct of the integrator."""
     mgis_layers: int = Field(default=3, ge=1)
-    """Layers of SemDecoder, of the aligner (or with tais=direct of the integrator), and of the selector."""
+    """Layers of MGIS, the motion-guided selector."""
     motion_queries: int = Field(default=10, ge=1)
     """Learned queries of SemDecoder."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -73,11 +75,14 @@ class DervosConfig(SelectorConfig):
     duplicate_iou: float = Field(default=1.0, gt=0, le=1)
     """A track that is not matched but has a larger IoU with an object of the expression has no loss; 1: it is a negative."""
     cost_class: float = Field(default=2.0, ge=0)
+    """Weight of a track's probability in the matching. The same for all objects, it only chooses between tracks of similar masks;
+    with 0 labels do not change while the module learns. Source: DVIS++'s configurations."""
     cost_bce: float = Field(default=5.0, ge=0)
+    """Weight of the cross-entropy of masks in the matching, or with match_cost=counts of 1 - IoU. Source: the same."""
     cost_dice: float = Field(default=5.0, ge=0)
-    """Of the matching. Source: DVIS++'s configurations."""
+    """Weight of the Dice cost of masks in the matching. Source: the same."""
     class_weight: float = Field(default=2.0, ge=0)
-    """Of the loss. Source: the same."""
+    """Weight of the cross-entropy in the loss. Source: the same."""
     no_object_weight: float = Field(default=0.1, gt=0)
     """Weight of a track that is not referred to. Source: the same."""
     visible_only: bool = False

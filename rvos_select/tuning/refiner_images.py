@@ -6,8 +6,10 @@ Letters: B images, A objects of an expression, H W pixels, S the side of BEiT-3'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import torch
@@ -71,6 +73,9 @@ class ImageSource:
         self.datasets, self.settings, self.tokenizer = datasets, settings, tokenizer
         self.items: list[tuple[int, Expression]] = []
         self._truth = lru_cache(KEPT)(lambda number, video_id: datasets[number].ground_truth(video_id))
+        # Data sets are not made for several threads; nor is the tagger; only pictures, one file each, are read by
+        # several.
+        self._one_at_a_time = Lock()
         for number, dataset in enumerate(datasets):
             where = check_ground_truth(dataset)
             own = [e for video_id in tracked(dataset.video_ids(), "list") for e in dataset.expressions(video_id) if e.targets]
@@ -85,7 +90,8 @@ class ImageSource:
         """The image of item `number`, or of another one if no frame of it shows a target. Raises InputError after 100 such items."""
         for _ in range(ATTEMPTS):
             at, expression = self.items[number]
-            truth = self._truth(at, expression.video_id)
+            with self._one_at_a_time:
+                truth = self._truth(at, expression.video_id)
             assert truth is not None and expression.targets is not None
             objects = truth.indices(expression.targets)
             shown = np.flatnonzero((truth.masks.area()[objects] > 0).any(0) & truth.annotated)
@@ -98,14 +104,18 @@ class ImageSource:
         )
 
     def _read(self, dataset: Dataset, expression: Expression, truth: GroundTruth, objects: Sequence[int], t: int) -> TuneImage:
-        video, settings = dataset.video(expression.video_id), self.settings
+        settings = self.settings
+        with self._one_at_a_time:
+            video = dataset.video(expression.video_id)
         geometry = square_geometry(video.size, settings.side)
-        frame: NDArray[np.uint8] = video.read(t)
+        with nullcontext() if len(video.files) == len(video) else self._one_at_a_time:
+            frame: NDArray[np.uint8] = video.read(t)
         masks = np.stack([truth.masks.decode(a, t) for a in objects])
         masks = masks[masks.any((1, 2))]
         side = settings.config.side
         small = resize_frame(frame, (side, side), Image.Resampling[settings.config.resample.upper()])
-        ((ids, spans, tags),) = tokenise(self.tokenizer, [expression.text], settings.beit3)
+        with self._one_at_a_time:
+            ((ids, spans, tags),) = tokenise(self.tokenizer, [expression.text], settings.beit3)
         return TuneImage(
             geometry.image(frame),
             torch.from_numpy(small.copy()),
@@ -123,12 +133,12 @@ def collate(images: Sequence[TuneImage], settings: RefinerSettings, device: torc
     cues = word_parts(words, [settings.beit3.tagger] * len(words), ids.shape[1], parts)
     is_word = mask & (cues["spans"][..., 1] > cues["spans"][..., 0])
     motion = cues["motion_words"] | cues.get("particle_words", False)
-    tensors = (
-        torch.stack([image.pixels for image in images]),
-        torch.stack([image.frame for image in images]),
-        ids,
-        mask,
-        is_word,
-        motion & is_word,
+    return ImageBatch(
+        torch.stack([image.pixels for image in images]).to(device),
+        torch.stack([image.frame for image in images]).to(device),
+        ids.to(device),
+        mask.to(device),
+        is_word.to(device),
+        (motion & is_word).to(device),
+        tuple(image.truth.to(device) for image in images),
     )
-    return ImageBatch(*(tensor.to(device) for tensor in tensors), tuple(image.truth.to(device) for image in images))

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rvos_cache.media.geometry import DIVISOR, STRIDE
 from rvos_cache.settings import Settings
 from rvos_cache.text.beit3.encoder import Beit3Settings
-from rvos_select.selectors.dervos_caches import PATCH
+from rvos_cache.text.beit3.network import PATCH
 from rvos_select.selectors.dervos_config import DervosConfig
 
 
@@ -53,6 +53,8 @@ class RefinerSettings(Settings):
     """Seed of TAIS's first weights, order, points and dropout."""
     save_every: int = Field(500, ge=1)
     """Steps between two saved states, from which training resumes."""
+    readers: int = Field(4, ge=1, exclude=True)
+    """Threads that read images while a step is computed; frames of films are read by one of them at a time. It changes no result."""
 
     @model_validator(mode="after")
     def _fitting(self) -> RefinerSettings:

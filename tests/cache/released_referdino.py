@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from rvos_cache.trackers.referdino import HeadSizes, ReferDinoHead, align, prune_decoder, upsampled
+from rvos_cache.trackers.referdino.enhancer import Enhancer
 from rvos_cache.trackers.referdino.lora import lora_layers
 from rvos_cache.trackers.referdino.names import RANK, first, in_released, in_transformers
 from rvos_cache.types import Video
@@ -109,6 +110,23 @@ def shared_released() -> Path:
     model = four_stages(shared_grounding())
     path = _fresh_folder() / "tiny_swint.pth"
     torch.save({"model_state_dict": released_state(model, tiny_head(model)), "epoch": 3}, path)
+    return path
+
+
+RELEASED_SINGLE = 2 * (2 * (6 + 18) + 4)
+"""Tensors of the enhancer of `single_frame_file`: two copies of two blocks and their norms."""
+
+
+@lru_cache
+def single_frame_file() -> Path:
+    """A released file of images: its enhancer has the values of a new one."""
+    torch.manual_seed(7)
+    new = Enhancer(64, 48, 2).state_dict()
+    state = dict(torch.load(shared_released(), weights_only=True)["model_state_dict"])
+    for name in [name for name in state if name.startswith("temporal_decoder.")]:
+        state[name] = new[name.split(".", 2)[2]].clone()
+    path = _fresh_folder() / "a2d_tiny.pth"
+    torch.save({"model_state_dict": state, "epoch": 1}, path)
     return path
 
 

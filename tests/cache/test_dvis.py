@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tiny_dvis import (
     shared_checkpoint,
     write_checkpoint,
 )
+from tiny_sam2 import without_gpu
 from torch.nn import functional as F
 
 from rvos_cache.contracts.scene import make_scene as scene
@@ -43,6 +45,13 @@ SIZE = (41, 63)
 
 def tracker(**settings: Any) -> DvisTracker:
     return DvisTracker(build(DvisSettings, {"checkpoint": shared_checkpoint(), **SMALL, **settings}, "dvis"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cpu() -> Iterator[None]:
+    """Values of two ways are compared; on a GPU they round differently."""
+    with without_gpu():
+        yield
 
 
 @pytest.fixture(scope="module")

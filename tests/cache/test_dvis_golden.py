@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from golden_dvis import TOLERANCE, error, golden, released_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner, VitAdapter, track_scores
+from rvos_cache.trackers.dvis.adapter import AdapterSizes
 from rvos_cache.trackers.dvis.linking import link_frames
 from rvos_cache.trackers.dvis.referring import TrackedQueries
 
@@ -134,6 +135,24 @@ def test_vit_adapter_takes_whole_cells_and_its_own_tensors(adapter: VitAdapter) 
     name = "backbone.interactions.3.extra_extractors.1.ffn.dwconv.dwconv.bias"
     with pytest.raises(InputError, match=f"'{name}' is missing"):
         VitAdapter.from_official({n: t for n, t in tensors.items() if n != name})
+
+
+def test_the_released_sizes_have_the_released_numbers_of_parameters(head: DvisHead) -> None:
+    """Those of the released modules, whose tracker has two parts more that are not read."""
+
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    assert (count(head.reid.reid_embed), count(head.refiner)) == (197_376, 44_800_795)
+    assert sum(tensor.numel() for name, tensor in released_tensors(*HEAD).items() if name.startswith("tracker.")) == 26_762_266
+    assert count(head.tracker) == 26_762_266 - 2 * 512 * 512 - 512 * 256 - 2 * 512 - 256 - 256 * 256 - 256
+    with torch.device("meta"):
+        large = VitAdapter(
+            AdapterSizes(
+                width=1024, blocks=24, hidden=4096, positions=37 * 37, stem=64, groups=4, extra=2, heads=16, convolved=256
+            )
+        )
+    assert round(count(large) / 1e6, 1) == 327.5
 
 
 @pytest.mark.parametrize(

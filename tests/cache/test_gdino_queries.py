@@ -343,8 +343,8 @@ def test_tokens_that_do_not_fit_are_named_by_their_frame() -> None:
 
 @pytest.mark.parametrize(
     ("texts", "frames", "gigabytes"),
-    [(23_051, 79, 29.5), (793, 79, 1.0), (2236, 79, 2.9), (12_913, 27, 5.7)],
-    ids=["MeViS train", "valid_u", "valid", "Ref-YTVOS train"],
+    [(23_051, 79, 29.5), (793, 79, 1.0), (2236, 79, 2.9), (12_913, 27, 5.7), (14, 79, 0.018)],
+    ids=["MeViS train", "valid_u", "valid", "Ref-YTVOS train", "a video of MeViS"],
 )
 def test_planned_bytes_are_those_of_the_design(texts: int, frames: int, gigabytes: float) -> None:
     """Of 15 queries of 256 channels, 13 tokens per text, and 104 bytes per mask."""

@@ -16,6 +16,7 @@ from tiny_tuning import make_settings, shapes
 from rvos_cache.datasets.samples import Sample
 from rvos_cache.errors import InputError
 from rvos_cache.media.boxes import last_pixel_boxes
+from rvos_cache.trackers.referdino.frame_maps import resized_size
 from rvos_cache.tuning.augment import (
     BEFORE_CROP,
     CROP,
@@ -26,7 +27,6 @@ from rvos_cache.tuning.augment import (
     flip,
     random_crop,
     resize,
-    resized_size,
 )  # fmt: skip
 from rvos_cache.tuning.clips import ClipSource, clip_frames, collate
 

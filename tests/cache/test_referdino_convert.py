@@ -246,7 +246,7 @@ def test_a_tensor_that_does_not_belong_or_fit_is_named(state: dict[str, Tensor],
 def test_what_is_not_there_or_there_already_is_one_line(state: dict[str, Tensor], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pth: no such file; give a checkpoint of ReferDINO"):
         convert_referdino(tmp_path / "none.pth", str(shared_grounding()), tmp_path / "upstream")
-    with pytest.raises(InputError, match="--set grounding=FOLDER|--grounding"):
+    with pytest.raises(InputError, match=r"nowhere.*[ ]--grounding FOLDER$"):
         convert_referdino(shared_released(), str(tmp_path / "nowhere"), tmp_path / "upstream")
     (tmp_path / "upstream").mkdir()
     with pytest.raises(InputError, match="upstream: already exists"):

@@ -104,10 +104,11 @@ def test_the_presets_are_the_released_configurations() -> None:
     assert list(a2d.costs.model_dump().values()) == [4, 5, 2, 2, 5, 5]
     assert list(a2d.weights.model_dump().values()) == [4, 5, 2, 5, 2, 5]
     for name, one in settings.items():
-        assert (one.frames == 1) == name.startswith(("coco", "a2d"))
+        assert (one.frames == 1) == name.startswith(("coco", "a2d", "jhmdb"))
         assert one.checkpoint.endswith("base" if name.endswith("b") else "tiny")
         assert name.startswith("a2d_swint") or one.costs == one.weights
     assert settings["ytvos_swint"].lr == settings["coco_swinb"].lr == a2d.lr == 5e-5
+    assert (settings["davis_swint"].frames, settings["davis_swinb"].frames) == (3, 6)
     # 16 clips in a step, as 8 GPUs of 2.
     ytvos = tune_settings({"preset": "ytvos_swinb", "accumulate": 16})
     assert [ytvos.rate(epoch) for epoch in (7, 8)] == pytest.approx([4e-4, 4e-5])

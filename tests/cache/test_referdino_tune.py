@@ -7,7 +7,11 @@ import os
 import shutil
 import signal
 import threading
+import time
+import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,14 @@ from tiny_tuning import SMALL, finished, make_settings, shapes, work
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
 from rvos_cache.system.locks import folder_lock
+from rvos_cache.trackers.referdino import live
 from rvos_cache.trackers.referdino.lora import LoraLinear
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
 from rvos_cache.trackers.referdino.start import load_start
 from rvos_cache.trackers.referdino.tracker import GdinoQueries
 from rvos_cache.trackers.referdino.trained import group_of
 from rvos_cache.tuning import export, run, tune
+from rvos_cache.tuning.augment import TuneClip
 from rvos_cache.tuning.clips import ClipSource
 from rvos_cache.tuning.run import Run, saved_tensors
 
@@ -82,6 +88,84 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
         assert (tmp_path / "run" / name).read_bytes() == (finished() / name).read_bytes(), name
 
 
+def test_extracting_with_other_settings_than_tuned_is_a_warning() -> None:
+    folder = str(finished() / "upstream")
+    values = {"checkpoint": folder, "masks": "box", "short_side": 64}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GdinoQueries(GdinoQueriesSettings(**values, keep_ratio=0.4))
+    with pytest.warns(
+        UserWarning, match=r"was tuned with keep_ratio=0\.4, alpha=0\.1; extract with --set keep_ratio=0\.4 --set alpha"
+    ):
+        GdinoQueries(GdinoQueriesSettings(**values, alpha=0.3))
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_readers_change_nothing(readers: int, tmp_path: Path) -> None:
+    tune(shapes(), make_settings(readers=readers), tmp_path / "run")
+    for name in (*FILES, "tune.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished() / name).read_bytes() or name == "tune.json", name
+    assert json.loads((tmp_path / "run/tune.json").read_text())["settings"] == record_of(finished())["settings"]
+
+
+def clips_of(training: Run, step: int) -> list[TuneClip]:
+    return [training.source.clip(*each) for each in training.clips(step)]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "tune.json").read_text()))
+
+
+def test_a_film_is_read_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames without a file each: of a film, or of a data set of the user's own."""
+    busy, most = 0, 0
+    original = shapes().video(shapes().video_ids()[0])
+    counting = threading.Lock()
+
+    def read(t: int) -> Any:
+        nonlocal busy, most
+        with counting:
+            busy += 1
+            most = max(most, busy)
+        time.sleep(0.01)
+        with counting:
+            busy -= 1
+        return original.source(t)
+
+    for files, limit in ((original.files, 4), ((), 1)):
+        source = ClipSource(shapes(), make_settings())
+        monkeypatch.setattr(source.dataset, "video", lambda _, files=files: replace(original, source=read, files=files))
+        busy = most = 0
+        number = next(i for i, item in enumerate(source.items) if item.expression.video_id == original.video_id)
+        with ThreadPoolExecutor(4) as pool:
+            clips = list(pool.map(source.clip, [number] * 4, [torch.Generator().manual_seed(seed) for seed in range(4)]))
+        assert (most == 1) == (limit == 1) and len(clips) == 4
+
+
+def test_random_pruning_is_new_in_each_step_and_the_same_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"prune_score": "random", "accumulate": 2}
+    seeds: dict[str, list[int]] = {}
+
+    def tuned(name: str, *steps: int) -> Path:
+        seeds[name] = []
+
+        def prune(*arguments: Any, seed: int, **others: Any) -> Any:
+            seeds[name].append(seed)
+            return original(*arguments, seed=seed, **others)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(live, "prune_call", prune)
+            for last in steps:
+                tune(shapes(), make_settings(steps=last, **settings), tmp_path / name)
+        return tmp_path / name
+
+    original = live.prune_call
+    whole, resumed = tuned("whole", 2), tuned("resumed", 1, 2)
+    assert len(set(seeds["whole"])) == 4 and seeds["resumed"] == seeds["whole"]
+    for name in FILES:
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_ctrl_c_keeps_the_step_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take = Run.step
 
@@ -119,7 +203,7 @@ def test_the_command(tmp_path: Path) -> None:
     root = ["--root", str(work() / "shapes"), "--out", str(tmp_path / "run")]
     sets = [f"--set={name}={value}" for name, value in {**SMALL, "steps": 1, "checkpoint": work() / "gdino"}.items()]
     result = CliRunner().invoke(cli, [*COMMAND, *root, *sets], catch_exceptions=False)
-    assert f"--set checkpoint={tmp_path / 'run' / 'upstream'} --set masks=head" in result.output
+    assert f"--set checkpoint={tmp_path / 'run' / 'upstream'} --set masks=head --set keep_ratio=0.4\n" in result.output
     shutil.rmtree(tmp_path / "run" / "upstream")
     CliRunner().invoke(cli, [*COMMAND, *root, "--export"], catch_exceptions=False)
     assert (tmp_path / "run" / "upstream" / "model.safetensors").exists()
@@ -207,7 +291,7 @@ def test_the_loss_falls_on_one_clip(tmp_path: Path) -> None:
     settings = make_settings(train_noise="off", lr=3e-3, max_norm=1e9, weights={"cls": 0})
     source = ClipSource(shapes(), settings)
     training = Run(settings, source, load_start(settings), tmp_path)
-    clips = training.clips(0)
+    clips = clips_of(training, 0)
     values = [training.step(0, clips)["loss"] for _ in range(8)]
     assert values[-1] < 0.7 * values[0]
 
@@ -217,12 +301,14 @@ def test_a_step_has_its_rate_and_a_cut_gradient(tmp_path: Path) -> None:
     source = ClipSource(shapes(), settings)
     training = Run(settings, source, load_start(settings), tmp_path)
     in_second = training.steps_per_epoch
-    clips = training.clips(in_second)
+    clips = clips_of(training, in_second)
     assert training.step(in_second, clips)["norm"] > 1
     assert training.optimizer.param_groups[0]["lr"] == settings.rate(1) == 1e-4 * 3 / 2 * 0.5
     total = sum(float(p.grad.square().sum()) for p in training.parameters if p.grad is not None) ** 0.5
     assert total == pytest.approx(0.25, rel=1e-3)
-    names = [[clip.name for step in range(e * in_second, (e + 1) * in_second) for clip in training.clips(step)] for e in (0, 1)]
+    names = [
+        [clip.name for step in range(e * in_second, (e + 1) * in_second) for clip in clips_of(training, step)] for e in (0, 1)
+    ]
     assert sorted(names[0]) == sorted(names[1])
     assert names[0] != names[1]
 

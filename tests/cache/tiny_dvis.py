@@ -32,8 +32,9 @@ UNREAD_OF_ADAPTER = (
 )
 
 
+@lru_cache
 def mask2former(backbone: str = "resnet") -> Any:
-    """A random Mask2Former with a ResNet, Swin or ViT-Adapter ("adapter")."""
+    """A random Mask2Former with a ResNet, Swin or ViT-Adapter ("adapter"). Do not change it."""
     if backbone != "adapter":
         return mask2former_of(backbone)
     from rvos_cache.trackers.dvis.backbone import VitAdapterConfig, register

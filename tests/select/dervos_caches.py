@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny_beit3 import WIDTH, write_tiny_beit3
 from tiny_dervos import MAPS, SIDE
+from torch import Tensor
 
 from rvos_cache.pretrained import weights_digest
 from rvos_cache.soft_overlap import SOFT_SPECS
@@ -15,6 +17,13 @@ from rvos_cache.store import CacheWriter, TextCache, TextRecord, TrackCache, wri
 from rvos_cache.text.beit3 import load
 from rvos_cache.types import FeatureSpec
 from rvos_select.contracts.caches import WORD_CHANNELS, write_caches
+from rvos_select.contracts.selector_case import SelectorCase
+from rvos_select.data.batch import Batch
+from rvos_select.data.collate import collate
+from rvos_select.data.samples import VideoSample
+from rvos_select.data.video import InferenceVideo
+from rvos_select.selectors import Selector
+from rvos_select.selectors.dervos import Dervos, DervosConfig
 
 PIXELS = 16 * SIDE
 FEATURES = (
@@ -22,6 +31,13 @@ FEATURES = (
     FeatureSpec("f_mask_pooled", ("T", SIDE, SIDE, MAPS), by_frame=True),
 )
 FRAMES = {"square": PIXELS, "resample": "bicubic"}
+
+
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = {
+    "width": 16, "hidden": 24, "sem_layers": 1, "cfma_layers": 1, "mgis_layers": 1, "motion_queries": 3, "dropout": 0.0,
+    "clip_frames": 4, "pairs_per_pass": 3,
+}  # fmt: skip
 
 
 def write_dervos_caches(folder: Path, card: Mapping[str, Any] = {}, text: Mapping[str, Any] = {}) -> tuple[Path, Path]:
@@ -45,3 +61,23 @@ def write_dervos_caches(folder: Path, card: Mapping[str, Any] = {}, text: Mappin
         write_tracks(writers[0], tracks.read(video_id))
         write_text(writers[1], TextRecord(video_id, words.expressions(video_id), words.words(video_id)))
     return out
+
+
+def other(case: SelectorCase, **values: Any) -> Dervos:
+    """The selector of the case with its weights and other settings."""
+    selector = case.selector
+    model = Dervos(DervosConfig(**{**selector.config.model_dump(), **values})).eval()
+    model.bind(case.cards)
+    model.load_state_dict(selector.state_dict())
+    return model
+
+
+def whole(selector: Selector, sample: VideoSample, rows: list[int] | None = None) -> Batch:
+    return collate([(sample, row) for row in rows or range(len(sample.expressions))], selector.requires)
+
+
+@torch.no_grad()
+def inferred(selector: Dervos, sample: VideoSample, rows: tuple[int, ...] = (0, 1, 2, 3)) -> Tensor:
+    """Logits (E, N)."""
+    (scored,) = selector.infer(InferenceVideo(sample, rows, tuple(selector.requires), CPU))
+    return scored.logits

@@ -91,7 +91,7 @@ def test_the_refiner_and_tais_move_and_nothing_else(work: Path) -> None:
     values = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in frozen]
     run = refiner.RefinerRun(live.settings, source_of(work, live.settings), live, work)
     run.before_training()
-    run.step(0, run.clips(0))
+    run.step(0, [run.clip(*each) for each in run.clips(0)])
     for part, own in zip(frozen, values):
         assert all(torch.equal(tensor, own[name]) for name, tensor in part.state_dict().items())
         assert all(parameter.grad is None for parameter in part.parameters())
@@ -123,7 +123,10 @@ def test_no_time_keeps_the_layers_along_time(work: Path, tmp_path: Path) -> None
 def test_a_resumed_run_is_the_uninterrupted_one(work: Path, tmp_path: Path) -> None:
     tune_refiner([data(work)], settings_of(work, steps=1), tmp_path / "run")
     tune_refiner([data(work)], settings_of(work, steps=2), tmp_path / "run")
+    # Threads that read change nothing.
+    tune_refiner([data(work)], settings_of(work, readers=1), tmp_path / "alone")
     for name in FILES:
+        assert (tmp_path / "alone" / name).read_bytes() == (work / "run" / name).read_bytes(), name
         assert (tmp_path / "run" / name).read_bytes() == (work / "run" / name).read_bytes(), name
 
 
@@ -245,7 +248,7 @@ def test_matching_takes_the_track_of_the_object(work: Path) -> None:
 def test_the_loss_falls_on_one_batch(work: Path, tmp_path: Path) -> None:
     settings = settings_of(work, max_norm=1e9, config={**TAIS, "dropout": 0.0})
     run = refiner.RefinerRun(settings, source_of(work, settings), LiveDervos(settings), tmp_path)
-    images = run.clips(0)
+    images = [run.clip(*each) for each in run.clips(0)]
     values = [run.step(0, images)["loss"] for _ in range(12)]
     assert values[-1] < 0.85 * values[0]
 

@@ -6,26 +6,32 @@ import json
 import re
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from released_referdino import shared_grounding, shared_released
+from released_referdino import shared_grounding, shared_released, single_frame_file
 from test_a2d_sentences import write_a2d
 from test_dmvs_pages import hide
 from test_jhmdb_sentences import write_jhmdb
 from test_sola_pages import write_davis, write_youtube
 from tiny_grounding_dino import tiny_grounding_dino
+from tiny_sam2 import tiny_sam2
 
 from pipelines import referdino_images, referdino_mevis, referdino_single_object
 from pipelines.referdino_models import PAPER, Models, published_row, published_scores
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_cache.store import SelectionCache, read_card
+from rvos_cache.store import SelectionCache, TrackCache, read_card
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
+from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_cache.trackers.sam2.settings import BoxSettings
+from rvos_cache.trackers.sam2.tracker import prompt_frames
 from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.merging.policy import resolve_policy
+from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.referdino import ReferDinoConfig
 from rvos_select.training.settings import TrainSettings
 
@@ -52,17 +58,26 @@ def test_every_row_is_settings_away_or_says_why_not(row: str) -> None:
         if values.get(key) and row not in PRINTED:
             assert abs(values[key][0] - (values[key][1] + values[key][2]) / 2) < 0.11
     if "reason" in values:
-        if "tracker" in values:
-            build(BoxSettings, parse_overrides(values["tracker"]), row)
+        assert values["reason"].startswith("another system: ")
         with pytest.raises(InputError, match=r"is not trained here: \w"):
             published_row(row, "mevis", LIVE)
         return
-    assert set(values["reach"]) <= {"import", "tune", "cached"}
+    assert set(values["reach"]) <= {"import", "tune", "cached", "baseline"}
+    assert ("baseline" in values["reach"]) == ("grounded_sam2" in row)
+    if "baseline" in values["reach"]:
+        settings = build(BoxSettings, parse_overrides(values["tracker"]), row)
+        assert settings.grounding_checkpoint == values["upstream"] and list(prompt_frames(200, settings)) == [0]
+        return
+    if "tune" in values["reach"]:
+        tuning = tune_settings(parse_overrides(values.get("tune", [])))
+        # What the tracker is tuned with, it runs with.
+        tracker = build(GdinoQueriesSettings, parse_overrides(values.get("tracker", [])), row)
+        same = ("keep_ratio", "prune_score") if "tracker" in values else ()
+        assert all(getattr(tuning, name) == getattr(tracker, name) for name in same)
     assert ("import" in values["reach"]) == ("checkpoint" in values) == row.endswith("referdino_b")
     assert values.get("checkpoint", "mevis_swinb.pth") in RELEASED
     if "cached" not in values["reach"]:
-        with pytest.raises(InputError, match=f"rvos-cache tune-referdino --set {values['tune'][0]}"):
-            published_row(row, "mevis", LIVE)
+        assert LIVE.way_of(values) == "tune"
         return
     name = "referdino_mevis" if row.startswith(("table_2", "table_3", "table_4", "figure")) else "referdino_single_object"
     page = read_toml(PAGES / f"{name}.toml")
@@ -107,8 +122,16 @@ def test_settings_are_the_released_ones() -> None:
 def test_rows_of_another_benchmark_or_without_weights_are_one_line() -> None:
     imported = Models(None, Path("run"), {}, 1)
     for row, benchmark, models, reason in (
-        ("table_9", "mevis", LIVE, r"no row 'table_9' of mevis; there are: table_2_mevis.referdino_t, "),
+        ("table_9", "mevis", LIVE, r"no row 'table_9' of mevis; there are: table_2_mevis.grounded_sam2_t, "),
         ("table_5_pruning.drop_50", "mevis", LIVE, "no row 'table_5_pruning.drop_50' of mevis"),
+        (
+            "table_2_mevis.referdino_t",
+            "mevis",
+            replace(LIVE, way="baseline"),
+            "not reached by --way baseline, but by tune, cached",
+        ),
+        ("table_4_mask_decoder.condinst", "mevis", replace(LIVE, way="cached"), "not reached by --way cached, but by tune"),
+        ("table_2_mevis.referdino_t", "mevis", replace(LIVE, tuning=("lr=1",)), "--tune-set lr=1: .* give --way tune"),
         ("table_2_mevis.referdino_t", "mevis", imported, "no weights of the row 'table_2_mevis.referdino_t' were released"),
     ):
         with pytest.raises(InputError, match=reason) as fault:
@@ -118,15 +141,30 @@ def test_rows_of_another_benchmark_or_without_weights_are_one_line() -> None:
     assert published_scores([]) == "no number"
 
 
-def test_rows_share_the_caches_of_an_upstream_and_its_settings() -> None:
+def test_a_run_of_one_s_own_tuning_reaches_the_rows_that_are_tuned(tmp_path: Path) -> None:
+    (tmp_path / "upstream").mkdir()
+    (tmp_path / "upstream/referdino.json").write_text(json.dumps({"settings": {"keep_ratio": 0.35}}))
+    models = Models(None, tmp_path, {}, 1)
+    published = published_row("table_5_pruning.drop_65", "ref-youtube-vos", models)
+    assert models.extraction(published)["overrides"]["keep_ratio"] == 0.35
+    for row in ("figure_7_memory.alpha_0", "table_2_mevis.grounded_sam2_t"):
+        with pytest.raises(InputError, match="leave --imported out"):
+            published_row(row, "mevis", models)
+
+
+def test_rows_share_the_caches_of_an_upstream_and_its_settings(tmp_path: Path) -> None:
     folders = {row: LIVE.name(values) for row, values in ROWS.items() if "cached" in values.get("reach", ())}
     assert len(set(folders.values())) == 5
+    baselines = {LIVE.name(values) for row, values in ROWS.items() if "grounded_sam2" in row}
+    assert baselines == {f"sam2-box-grounding-dino-{size}-prompt_every_100000" for size in ("tiny", "base")}
     assert folders["table_3_temporal.without_tracker"] == folders["table_2_mevis.referdino_t"] == "grounding-dino-tiny"
     assert folders["table_5_pruning.random_50"] == "grounding-dino-tiny-prune_score_random"
-    extraction = Models(None, Path("out/run"), {"short_side": 64}, 2).extraction(ROWS["table_2_mevis.referdino_b"])
-    assert extraction["overrides"] == {
-        "checkpoint": str(Path("out/run/upstream").absolute()), "masks": "head", "short_side": 64,
-    }  # fmt: skip
+    (tmp_path / "upstream").mkdir()
+    for record, more in (({}, {}), ({"settings": {"keep_ratio": 0.8, "frames": 1}}, {"keep_ratio": 0.8, "resizing": "image"})):
+        (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
+        extraction = Models(None, tmp_path, {"short_side": 64}, 2).extraction(ROWS["table_2_mevis.referdino_b"])
+        own = {"checkpoint": str(tmp_path / "upstream"), "masks": "head", "short_side": 64}
+        assert extraction["overrides"] == {**own, **more} and extraction["tracker"] == "gdino-queries"
 
 
 def called(monkeypatch: pytest.MonkeyPatch, page: Any, *words: object) -> None:
@@ -138,10 +176,22 @@ def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkey
     for words, reason in (
         (("--imported", tmp_path), "has no folder 'upstream'"),
         (("--imported", tmp_path, "--upstream", "x"), "--imported brings its own upstream"),
+        (("--imported", tmp_path, "--way", "tune"), "leave --way tune out"),
+        (("--way", "tune", "--set", "epochs=1"), "--set epochs=1: stage two is not trained .* by tune; --tune-set is for tuning"),
+        (("--row", "table_2_mevis.grounded_sam2_b", "--set", "epochs=1"), "not trained where a row is reached by baseline$"),
     ):
         with pytest.raises(InputError, match=reason):
             called(monkeypatch, referdino_mevis.referdino_mevis, *words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_checkpoint_names_the_page_s_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "valid_u"):
+        write_split(tmp_path / "data" / split, {split: (3, True, SAID)})
+    words = ("--root", tmp_path / "data", "--out", tmp_path / "out", "--upstream", tmp_path / "gone")
+    with pytest.raises(InputError, match="GroundingDINO checkpoint .* --tracker-set checkpoint=FOLDER") as fault:
+        called(monkeypatch, referdino_mevis.referdino_mevis, *words)
+    assert " --set " not in str(fault.value)
 
 
 SMALL = {"epochs": 1, "batch_size": 2, "clip.frames": 3, "config.hidden": 16, "config.temporal_layers": 1}
@@ -198,8 +248,6 @@ def test_released_weights_predict_without_training(
     assert read_card(out / "cache/run/valid_u/gdino-queries.zarr").settings["masks"] == "head"
     row = out / "table_2_mevis.referdino_b"
     assert not (row / "run").exists() and len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
-    with pytest.raises(InputError, match="an enhancer that was never trained"):
-        called(monkeypatch, referdino_images.referdino_images, "--imported", run, "--out", out)
 
 
 @pytest.mark.slow
@@ -223,18 +271,116 @@ def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
             assert archive.namelist()[0] == first
 
 
-@pytest.mark.slow
-def test_scored_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+IMAGES = ("a2d-sentences", "jhmdb-sentences")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[object, ...]:
+    """The options of `referdino_images` for tiny datasets."""
     for name, write in (("a2d", write_a2d), ("jhmdb", write_jhmdb)):
         (tmp_path / name).mkdir()
         write(tmp_path / name)
-    page, roots = referdino_images.referdino_images, ("--a2d", tmp_path / "a2d", "--jhmdb", tmp_path / "jhmdb")
-    words = (*roots, "--out", tmp_path / "out", "--upstream", tiny_grounding_dino(tmp_path / "tiny"), *TRACKER, *words_of(SMALL))
-    called(monkeypatch, page, *words, "--set", "hold_out=0")
+    return ("--a2d", tmp_path / "a2d", "--jhmdb", tmp_path / "jhmdb", "--out", tmp_path / "out")
+
+
+def check_images(row: Path) -> None:
+    for name in IMAGES:
+        metrics = json.loads((row / f"metrics/{name}.json").read_text())
+        assert (metrics["dataset"], metrics["split"]) == (name, "test-frames") and 0 <= metrics["map"] <= 1
+
+
+@pytest.mark.slow
+def test_scored_frames(
+    tmp_path: Path, images: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"epochs": 1, "batch_size": 2, "hold_out": 0}
+    words = (*images, "--upstream", tiny_grounding_dino(tmp_path / "tiny"), *TRACKER, *words_of(small))
+    called(monkeypatch, referdino_images.referdino_images, *words)
     printed = capsys.readouterr().out
     assert "the paper, a2d-sentences: mAP 58.9, oIoU 80.2, mIoU 72.3" in printed
     assert "the paper, jhmdb-sentences: mAP 45.6, oIoU 74.2, mIoU 73.1" in printed
     row = tmp_path / "out/table_1_benchmarks.referdino_t"
-    for name in ("a2d-sentences", "jhmdb-sentences"):
-        metrics = json.loads((row / f"metrics/{name}.json").read_text())
-        assert metrics["dataset"] == name and 0 <= metrics["map"] <= 1
+    check_images(row)
+    card = read_card(tmp_path / "out/cache/tiny/a2d-sentences/train-frames/gdino-queries.zarr")
+    assert card.settings["resizing"] == "image"
+    # The box head alone.
+    assert {name.partition(".")[0] for name in load_selector(row / "run").state_dict()} == {"box"}
+
+
+@pytest.mark.slow
+def test_released_weights_of_images_predict_without_training(
+    tmp_path: Path, images: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "released"
+    import_referdino(single_frame_file(), str(shared_grounding()), run)
+    words = (*images, "--imported", run, "--tracker-set", "short_side=32", "--tracker-set", "keep_ratio=0.4")
+    with pytest.warns(UserWarning, match=r"tracks with settings.keep_ratio = 0.4") as caught:
+        called(monkeypatch, referdino_images.referdino_images, *words)
+    assert not [w for w in caught if "resizing" in str(w.message)]
+    assert "the paper, a2d-sentences: mAP 61.1, oIoU 82.1, mIoU 73.6" in capsys.readouterr().out
+    check_images(tmp_path / "out/table_1_benchmarks.referdino_b")
+    # Nothing is extracted to train on; every query of a sentence is a detection, with its probability as score.
+    assert [folder.name for folder in (tmp_path / "out/cache/released/a2d-sentences").iterdir()] == ["test-frames"]
+    tracks = TrackCache(tmp_path / "out/cache/released/jhmdb-sentences/test-frames/gdino-queries.zarr")
+    selections = SelectionCache(tmp_path / "out/table_1_benchmarks.referdino_b/selections/jhmdb-sentences.zarr")
+    for video_id in tracks.video_ids():
+        (selection,) = selections.selections(video_id)
+        assert selection.candidates.all() and len(selection.scores) == 4
+        visible = tracks.presence(video_id)[:, 0] > 0
+        assert np.allclose(selection.scores[visible], tracks.presence(video_id)[visible, 0], atol=2e-3)
+
+
+TUNING = {"frames": 3, "augment": "none", "short_side": 64, "steps": 1, "accumulate": 1, "keep_ratio": 0.4, "anchor_every": 16}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["table_2_mevis.referdino_t", "table_4_mask_decoder.dot_product"])
+def test_a_row_tunes_its_upstream_first(
+    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    for split in ("train", "valid_u"):
+        write_split(root / split, {split: (3, True, SAID)})
+    tuning = [word for name, value in TUNING.items() for word in ("--tune-set", f"{name}={value}")]
+    way = ("--way", "tune") if "table_2" in row else ()
+    words = ("--root", root, "--out", out, "--row", row, *way, *tuning, "--tracker-set", "short_side=32")
+    words = (*words, "--upstream", tiny_grounding_dino(tmp_path / "tiny"))
+    called(monkeypatch, referdino_mevis.referdino_mevis, *words)
+    assert f"the paper, valid: J&F {ROWS[row]['paper'][0]}" in capsys.readouterr().out
+    record = json.loads((out / row / "tuned/tune.json").read_text())
+    assert record["settings"]["preset"] == "mevis_swint" and record["split"] == "train"
+    assert record["settings"]["mask_head"] == ("dot" if "dot" in row else "deformable")
+    card = read_card(out / f"cache/tuned-{row}/valid_u/gdino-queries.zarr")
+    assert (card.settings["masks"], card.settings["keep_ratio"]) == ("head", 0.4)
+    assert card.settings["checkpoint"] == str((out / row / "tuned-run/upstream").absolute())
+    assert not (out / row / "run").exists() and not (out / f"cache/tuned-{row}/train").exists()
+    # Again: nothing is left to do.
+    written = (out / row / "tuned-run/best/model.safetensors").stat().st_mtime_ns
+    called(monkeypatch, referdino_mevis.referdino_mevis, *words)
+    assert (out / row / "tuned-run/best/model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_grounded_sam2_selects_every_track(
+    tmp_path: Path, images: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_sam2(tmp_path / "sam2")
+    words = ("--upstream", tiny_grounding_dino(tmp_path / "tiny"), "--tracker-set", f"checkpoint={tmp_path / 'sam2'}")
+    words = (*words, *[word for pair in ("box_threshold=0", "stability=0", "same_iou=1") for word in ("--tracker-set", pair)])
+    root, out = tmp_path / "data", tmp_path / "out"
+    for split in ("train", "valid_u"):
+        write_split(root / split, {split: (3, True, SAID)})
+    row = ("--row", "table_2_mevis.grounded_sam2_t")
+    called(monkeypatch, referdino_mevis.referdino_mevis, "--root", root, "--out", out, *row, *words)
+    assert "the paper, valid: J&F 37.4, J 31.0, F 43.7" in capsys.readouterr().out
+    folder = out / "cache/sam2-box-tiny-prompt_every_100000"
+    cache = TrackCache(folder / "valid_u/sam2-box.zarr")
+    assert [split.name for split in folder.iterdir()] == ["valid_u"]
+    selections = SelectionCache(out / "table_2_mevis.grounded_sam2_t/selections/valid_u.zarr")
+    for video_id in cache.video_ids():
+        assert set(cache.info(video_id).prompt_frame.tolist()) == {0}
+        assert all((s.scores == s.candidates).all() for s in selections.selections(video_id))
+    row = ("--row", "table_1_benchmarks.grounded_sam2_b")
+    called(monkeypatch, referdino_images.referdino_images, *images, *row, *words)
+    assert "the paper, jhmdb-sentences: mAP 42.5, oIoU 72.1, mIoU 72.1" in capsys.readouterr().out
+    check_images(out / "table_1_benchmarks.grounded_sam2_b")

@@ -10,20 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny_grounding_dino import tiny_grounding_dino
 
 from rvos_cache.extraction import extract, extract_text
 from rvos_cache.media.boxes import corners
 from rvos_cache.store import SelectionCache, TrackCache, read_card
 from rvos_cache.trackers.referdino.boxes import refined
+from rvos_select.cli import cli
 from rvos_select.contracts import SelectorCase, run_selector_checks
 from rvos_select.data.caches import CacheCards, TrackSource
 from rvos_select.data.collate import collate
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource
 from rvos_select.evaluation import evaluate_selections
+from rvos_select.evaluation.oracle import oracle
 from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge
+from rvos_select.reporting import report
 from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
 from rvos_select.training.train import train
@@ -126,6 +130,25 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     pictures = sorted(path.relative_to(masks) for path in masks.rglob("*.png"))
     assert len(pictures) == 4 * len(SENTENCES)
     assert all((masks / path).read_bytes() == (others / path).read_bytes() for path in pictures)
+
+
+@pytest.mark.parametrize("selector", ["sola", "mean-cosine"])
+def test_another_selector_trains_on_the_same_cache(work: Work, tmp_path: Path, selector: str) -> None:
+    """By its name alone; its words are those of the text cache."""
+    caches = {"cache": work.tracks["train"], "text": work.texts["train"], "valid-cache": work.tracks["valid_u"]}
+    words = [word for name, path in {**caches, "valid-text": work.texts["valid_u"]}.items() for word in (f"--{name}", str(path))]
+    words += ["--selector", selector, "--set", "epochs=1", "--set", "batch_size=4", "--out", str(tmp_path / "run")]
+    CliRunner().invoke(cli, ["train", *words], catch_exceptions=False)
+    scores = evaluate_selections(work.predict(tmp_path / "run", tmp_path / "s.zarr"), [work.tracks["valid_u"]], root=work.root)
+    assert len(scores["expressions"]) == len(SENTENCES) and 0 <= scores["jf"] <= oracle([work.tracks["valid_u"]])["jf"] + 1e-6
+
+
+def test_the_page_of_a_run(work: Work, tmp_path: Path) -> None:
+    run = work.train(tmp_path / "run")
+    selections, cache = work.predict(run, tmp_path / "s.zarr"), [work.tracks["valid_u"]]
+    page = report(run, selections, cache, tmp_path / "report", root=work.root).read_text("utf-8")
+    assert "ReferDINO" in page or "referdino" in page
+    assert f"{100 * evaluate_selections(selections, cache, root=work.root)['jf']:.1f}" in page
 
 
 def test_the_box_head_of_a_run_starts_as_the_upstream_s(work: Work, tmp_path: Path) -> None:

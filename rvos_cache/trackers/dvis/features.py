@@ -64,7 +64,7 @@ def video_bytes(settings: DvisSettings, sizes: FeatureSizes, frames: int) -> dic
 def planned_bytes(settings: DvisSettings, sizes: FeatureSizes, videos: Iterable[Size]) -> PlannedBytes:
     """Bytes of a cache of `videos` under the settings, and under some others of max_tracks and pool."""
     frames = [size[1] for size in videos]
-    counts = sorted({20, 50, 100, settings.max_tracks})
+    counts = sorted({count for count in (20, 50, 100) if count <= sizes.queries} | {settings.max_tracks})
     pools = sorted({0, settings.pool}, reverse=True)
     sizes_of: dict[str, int] = {}
     for count in counts:

@@ -27,6 +27,8 @@ from rvos_cache.trackers.referdino.upstream import HEAD_FILE, RECORD_FILE
 
 NESTED = "model_state_dict"
 """Key of the tensors in a file that ReferDINO's trainers wrote."""
+ENHANCER = "temporal_decoder."
+"""Prefix of the released tensors of the enhancer, one copy for each layer of the decoder."""
 GIVE = "give a checkpoint of ReferDINO (.pth)"
 SAME = 1e-3
 """Largest relative difference of weights that count as those of the given GroundingDINO."""
@@ -37,7 +39,8 @@ class Conversion:
     """The result of a conversion.
 
     folder: what was written; sizes: of the head; tensors: number of the file's tensors in each of `names.GROUPS`; copies: number of
-    those that repeat another one; unread: names of those that neither model has, which were left out.
+    those that repeat another one; unread: names of those that neither model has, which were left out; untrained: number of those of
+    an enhancer that was never trained, which were left out too.
     """
 
     folder: Path
@@ -45,12 +48,14 @@ class Conversion:
     tensors: dict[str, int]
     copies: int
     unread: tuple[str, ...]
+    untrained: int = 0
 
 
 def convert_referdino(checkpoint: Path | str, grounding: str, out: Path | str) -> Conversion:
     """Convert a checkpoint file to the folder `out`; only tensors are read from the file, no code is run.
 
-    grounding: the GroundingDINO of transformers that it was trained from, a hub name or a folder.
+    grounding: the GroundingDINO of transformers that it was trained from, a hub name or a folder. The enhancer of a checkpoint of
+    images (`coco_*`, `a2d_*`) was never trained, and `out` has none.
     Raises InputError if `out` exists, if the file is not a complete checkpoint of ReferDINO for that GroundingDINO, if copies of one
     tensor differ, or if its weights contain the product of LoRA already.
     """
@@ -58,8 +63,12 @@ def convert_referdino(checkpoint: Path | str, grounding: str, out: Path | str) -
     if out.exists():
         raise InputError(f"{out}: already exists; choose another folder or remove it")
     state = read_released(checkpoint)
-    tokenizer = load_tokenizer(grounding, "grounding checkpoint", "grounding")
-    model = load_grounding(grounding)
+    try:
+        tokenizer = load_tokenizer(grounding, "grounding checkpoint", "grounding")
+        model = load_grounding(grounding)
+    except InputError as error:
+        # It is an option of the command, no setting.
+        raise InputError(str(error).replace("--set grounding=", "--grounding ")) from error
     try:
         _check_finite(state)
         names.check_released(state)
@@ -71,11 +80,14 @@ def convert_referdino(checkpoint: Path | str, grounding: str, out: Path | str) -
         raise InputError(f"{checkpoint}: {error}") from error
     counts = names.counts(state)
     copies = [name for name in state if is_copy(name, state)]
-    unread = tuple(sorted(name for name in state if is_unread(name, state)))
+    unread, untrained = tuple(sorted(name for name in state if is_unread(name, state))), 0
+    if head.enhancer.is_untrained():
+        head = head.without_enhancer()
+        untrained = sum(name.startswith(ENHANCER) for name in state)
     with new_folder(out) as folder:
         record = {"source": checkpoint.name, "grounding": grounding, "tensors": counts, "copies": len(copies), "unread": unread}
-        write_upstream(folder, model, tokenizer, head, record)
-    return Conversion(out, head.sizes, counts, len(copies), unread)
+        write_upstream(folder, model, tokenizer, head, {**record, "untrained": untrained})
+    return Conversion(out, head.sizes, counts, len(copies), unread, untrained)
 
 
 def read_released(checkpoint: Path | str) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.trackers.base import ShareDone
-from rvos_cache.trackers.referdino.frame_maps import FrameMaps
+from rvos_cache.trackers.referdino.frame_maps import FrameMaps, Resizing
 from rvos_cache.trackers.referdino.head import ReferDinoHead
-from rvos_cache.trackers.referdino.masks import upsampled
+from rvos_cache.trackers.referdino.masks import image_masks, upsampled
 from rvos_cache.trackers.referdino.pyramid import MASK_LEVELS, split_levels
 from rvos_cache.trackers.sam2.backend import Backend
 from rvos_cache.trackers.sam2.settings import BoxSettings
@@ -69,8 +69,9 @@ def decoded_masks(
     reference: Tensor,
     text: Tensor,
     size: tuple[int, int],
+    resizing: Resizing = "video",
 ) -> Rows:
-    """The masks of one text by the mask decoder, pass by pass.
+    """The masks of one text by the mask decoder, pass by pass; with padded frames as `image_masks` cuts them.
 
     queries: (T, Q, C), enhanced; reference: (T, Q, 4); text: (T, L, C); memory: frame -> its encoded levels (S, C).
     """
@@ -82,11 +83,15 @@ def decoded_masks(
         stage1 = maps.stage1(part)
         features = head.features([stage1, *split_levels(encoded, maps.shapes[:MASK_LEVELS])])
         words = text[frames].to(device)
-        real, text_mask = (torch.ones(s, dtype=torch.bool, device=device) for s in (stage1[:, 0].shape, words.shape[:2]))
+        real, text_mask = (
+            maps.real.to(device).expand(len(stage1), -1, -1),
+            torch.ones(words.shape[:2], dtype=torch.bool, device=device),
+        )
         logits = head.mask_logits(queries[frames].to(device), reference[frames].to(device), features, real, words, text_mask)
         for one in logits:
             # One frame of pixels at a time.
-            masks = RleMasks.from_dense(upsampled(one[None], size)[0].cpu().numpy()[:, None])
+            pixels = upsampled(one[None], size)[0] if resizing == "video" else image_masks(one, maps.padded, maps.resized, size)
+            masks = RleMasks.from_dense(pixels.cpu().numpy()[:, None])
             for q, row in enumerate(out):
                 row.append(masks.bytes_at(q, 0))
     return out

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
 HEADS = 8
+FIRST_VALUES = {r"norm\d?(\.\d+)?\.weight$": 1.0, r"(norm\d?(\.\d+)?\.bias|in_proj_bias|out_proj\.bias)$": 0.0}
+"""Names of tensors whose first values are the same in every new enhancer -> that value."""
 
 
 class Enhancer(nn.Module):
@@ -19,6 +23,19 @@ class Enhancer(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(EnhancerBlock(channels, hidden) for _ in range(layers))
         self.norm = nn.ModuleList(nn.LayerNorm(channels) for _ in range(layers))
+
+    def is_untrained(self) -> bool:
+        """Whether no optimiser has changed it: all norms and all biases of attentions are those of a new one. False without layers.
+
+        ReferDINO trains it on clips only: in the released files of images (`coco_*`, `a2d_*`) it has its first, random values.
+        """
+        values = [
+            (tensor, value)
+            for name, tensor in self.state_dict().items()
+            for end, value in FIRST_VALUES.items()
+            if re.search(end, name)
+        ]
+        return bool(values) and all(bool((tensor == value).all()) for tensor, value in values)
 
     def forward(self, queries: Tensor, sentence: Tensor, frames: Tensor | None = None) -> Tensor:
         """Enhanced queries (B, T, Q, C) of tracked queries (B, T, Q, C) and the sentence feature of each frame (B, T, C).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -146,6 +146,16 @@ class ReferDinoHead(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """The tensors under their released names, one copy of each: the inverse of `from_official`."""
         return {_released(name): tensor for name, tensor in self.state_dict().items()}
+
+    def without_enhancer(self) -> ReferDinoHead:
+        """The same head without blocks in its enhancer, which then returns queries as they are; it shares the other modules."""
+        sizes = replace(self.sizes, temporal_layers=0, temporal_hidden=HeadSizes().temporal_hidden)
+        with torch.device("meta"):
+            head = ReferDinoHead(sizes)
+        for name, module in self.named_children():
+            if name != "enhancer":
+                setattr(head, name, module)
+        return head.train(self.training)
 
     def enhance(self, queries: Tensor, sentence: Tensor, frames: Tensor | None = None) -> Tensor:
         """Tracked queries (B, T, Q, C) after the enhancer; sentence: (B, T, C), feature of `[CLS]` in each frame.

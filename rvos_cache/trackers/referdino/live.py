@@ -83,6 +83,8 @@ class LiveReferDino(nn.Module):
         self._decoded: tuple[dict[str, Any], list[PrunedLayer]] | None = None
         self._proposed: tuple[Tensor, Tensor] | None = None
         self._frames = 1
+        self.prune_seed = 0
+        """Seed of the random scores (prune_score=random) of the next call."""
         self._propose = model.generate_encoder_output_proposals
         # Replaced on the object, so that the names of tensors stay those of transformers.
         model.decoder.forward = self._decode
@@ -139,7 +141,10 @@ class LiveReferDino(nn.Module):
 
     def _decode(self, **inputs: Any) -> SimpleNamespace:
         """The decoder's forward: prunes, and keeps inputs and layers for `forward`."""
-        layers = prune_call(self.grounding.model.decoder, inputs, keep=self.options.keep_ratio, score=self.options.prune_score)
+        own = self.options
+        layers = prune_call(
+            self.grounding.model.decoder, inputs, keep=own.keep_ratio, score=own.prune_score, seed=self.prune_seed
+        )
         self._decoded = inputs, layers
         return SimpleNamespace(**dict.fromkeys(DECODER_OUTPUTS))
 

@@ -48,7 +48,7 @@ def planned_memory(
     width: channels of the backbone's first stage; encoded: bytes of encoded frames that stay in memory. Without a GPU one pass of
     the model is in the same memory.
     """
-    h, w = frame_maps.resized_size(size, settings.short_side)
+    h, w = frame_maps.input_sizes(size, settings.short_side, settings.resizing)[1]
     cells = sum(-(-h // stride) * -(-w // stride) for stride in STRIDES)
     fine = -(-h // 4) * -(-w // 4)
     with_head = settings.masks == "head"

@@ -85,7 +85,7 @@ def prune_decoder(
     return layers
 
 
-def prune_call(decoder: Any, inputs: Mapping[str, Any], *, keep: float, score: PruneScore) -> list[PrunedLayer]:
+def prune_call(decoder: Any, inputs: Mapping[str, Any], *, keep: float, score: PruneScore, seed: int = 0) -> list[PrunedLayer]:
     """`prune_decoder` with the arguments that transformers' GroundingDinoModel calls its decoder with."""
     return prune_decoder(
         decoder,
@@ -99,6 +99,7 @@ def prune_call(decoder: Any, inputs: Mapping[str, Any], *, keep: float, score: P
         text_mask=~inputs["text_encoder_attention_mask"],
         keep=keep,
         score=score,
+        seed=seed,
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rvos_cache.settings import Settings
 from rvos_cache.trackers.referdino.alignment import Confidence, Linking
+from rvos_cache.trackers.referdino.frame_maps import Resizing
 from rvos_cache.trackers.referdino.pruning import PruneScore
 
 MaskSource = Literal["head", "sam2", "box", "none"]
@@ -37,7 +38,11 @@ class GdinoQueriesSettings(Settings):
     """What scales that weight. code_minmax: the largest product with a word, scaled to [0, 1] over the queries of a frame; paper_cos:
     the cosine with the sentence feature (Eq. 2). Source: code_minmax in the released code."""
     short_side: int = Field(360, ge=32)
-    """Pixels of the resized frame's shorter side; the longer one is not limited. Source: ReferDINO's evaluation scripts."""
+    """Pixels of the resized frame's shorter side. Source: ReferDINO's evaluation scripts."""
+    resizing: Resizing = "video"
+    """How frames are resized and masks drawn. video: the longer side is not limited, mask logits are stretched over the frame; image:
+    as for A2D-Sentences and JHMDB-Sentences, the longer side is at most 640 pixels, frames are padded to multiples of 32, and masks
+    are cut out of the padded frame before they are resized. Source: released code."""
     sam2_checkpoint: str = "facebook/sam2-hiera-large"
     """masks=sam2: SAM 2 of transformers, a hub name or a folder."""
     frames_per_pass: int = Field(8, ge=1, exclude=True)

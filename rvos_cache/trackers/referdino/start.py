@@ -71,11 +71,17 @@ def make_live(model: Any, old: ReferDinoHead | None, settings: TuneSettings) -> 
 
 
 def first_head(model: Any, old: ReferDinoHead | None, settings: TuneSettings) -> ReferDinoHead:
-    """A head of the parts that the settings ask for, with the weights of `old` where it has such parts, else new ones."""
+    """A head of the parts that the settings ask for, with the weights of `old` where it has such parts, else new ones.
+
+    Clips of one frame do not train the enhancer: that of `old` stays, and there is no new one.
+    """
     default = HeadSizes()
     base = HeadSizes(int(model.config.d_model), int(model.config.backbone_config.embed_dim)) if old is None else old.sizes
     layers = {"deformable": base.mask_layers or default.mask_layers, "dot": 0, "condinst": 0}[settings.mask_head]
-    sizes = replace(base, temporal_layers=settings.temporal_layers, mask_layers=layers, condinst=settings.mask_head == "condinst")
+    temporal = settings.temporal_layers
+    if settings.frames == 1:
+        temporal = 0 if old is None else old.sizes.temporal_layers
+    sizes = replace(base, temporal_layers=temporal, mask_layers=layers, condinst=settings.mask_head == "condinst")
     head = ReferDinoHead(sizes)
     head.box.load_state_dict(model.bbox_embed[0].state_dict())
     if old is None:
@@ -84,6 +90,6 @@ def first_head(model: Any, old: ReferDinoHead | None, settings: TuneSettings) ->
         own, others = head.get_submodule(name), old.get_submodule(name)
         if own.state_dict().keys() == others.state_dict().keys():
             own.load_state_dict(others.state_dict())
-        else:
+        elif others.state_dict():
             warnings.warn(f"{name}: not that of {settings.checkpoint}, which is another one; a new one is trained", stacklevel=3)
     return head

@@ -24,7 +24,7 @@ from rvos_cache.trackers.referdino.alignment import align
 from rvos_cache.trackers.referdino.drawing import Rows, decoded_masks, filled_boxes, pixel_boxes, prompted_masks
 from rvos_cache.trackers.referdino.frame_maps import FrameMaps
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
-from rvos_cache.trackers.referdino.upstream import HEAD_FILE, WHAT, Upstream
+from rvos_cache.trackers.referdino.upstream import HEAD_FILE, WHAT, Upstream, warn_of_other_settings
 from rvos_cache.trackers.spool import ArraySpool
 from rvos_cache.types import Expression, FeatureSpec, TrackSet, Video
 
@@ -72,6 +72,7 @@ class GdinoQueries(Tracker):
                 f"{WHAT} {settings.checkpoint!r}: masks=head needs ReferDINO's mask decoder ({HEAD_FILE} in the folder), which it "
                 "lacks; give a folder of rvos-select import-referdino, or --set masks=sam2"
             )
+        warn_of_other_settings(settings.checkpoint, settings)
         self.backend: Any = None
         if settings.masks == "sam2":
             from rvos_cache.trackers.sam2.settings import Sam2Settings
@@ -140,7 +141,13 @@ class GdinoQueries(Tracker):
 
         with_head = settings.masks == "head"
         maps = FrameMaps(
-            self.upstream, video, settings.short_side, settings.frames_per_pass, with_head, lambda k: advance(k * FRAME_COST)
+            self.upstream,
+            video,
+            settings.short_side,
+            settings.frames_per_pass,
+            with_head,
+            settings.resizing,
+            lambda k: advance(k * FRAME_COST),
         )
         return [self._text(video, maps, caption, advance) for caption in captions]
 
@@ -167,7 +174,7 @@ class GdinoQueries(Tracker):
         masks: Rows | None = None
         if with_head:
             assert upstream.head is not None
-            masks = decoded_masks(upstream.head, maps, memory, enhanced, reference, text, video.size)
+            masks = decoded_masks(upstream.head, maps, memory, enhanced, reference, text, video.size, self.settings.resizing)
         return TextTracks(
             tokens=_by_track(hs.half()),
             presence=_by_track(logits.sigmoid()),

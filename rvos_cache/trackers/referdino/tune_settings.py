@@ -12,7 +12,10 @@ from rvos_cache.trackers.referdino.alignment import Confidence, Linking
 from rvos_cache.trackers.referdino.live import LiveOptions
 from rvos_cache.trackers.referdino.pruning import PruneScore
 
-Preset = Literal["mevis_swint", "mevis_swinb", "ytvos_swint", "ytvos_swinb", "coco_swint", "coco_swinb", "a2d_swint", "a2d_swinb"]
+Preset = Literal[
+    "mevis_swint", "mevis_swinb", "ytvos_swint", "ytvos_swinb", "davis_swint", "davis_swinb", "coco_swint", "coco_swinb", "a2d_swint",
+    "a2d_swinb", "jhmdb_swinb",
+]  # fmt: skip
 TINY, BASE = "IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-base"
 
 
@@ -37,8 +40,9 @@ class TuneSettings(Settings):
     """The settings of `tune-referdino`. A preset replaces defaults, and what is given replaces those of the preset."""
 
     preset: Preset = "mevis_swint"
-    """Configuration of ReferDINO whose weights, rates and clips are the defaults; ytvos is also for Ref-DAVIS17, a2d also for
-    JHMDB-Sentences. Source: configs/ of the released code."""
+    """Configuration of ReferDINO whose weights, rates and clips are the defaults. The paper tests Ref-DAVIS17 with
+    the model of ytvos, JHMDB-Sentences with that of a2d; davis and jhmdb are their configurations for training on those (the released
+    jhmdb_swint lacks values and cannot be loaded). Source: configs/ of the released code."""
     checkpoint: str = TINY
     """What training starts from: GroundingDINO of transformers, a hub name or a folder, with a new head; or a folder `upstream` that
     `rvos-select import-referdino` or `rvos-cache tune-referdino` wrote, with its own."""
@@ -81,7 +85,7 @@ class TuneSettings(Settings):
     encoder_lora: bool = True
     """LoRA in the encoder too; false for a2d_swint. Source: released code."""
     temporal_layers: int = Field(3, ge=0)
-    """Blocks of the enhancer; 0: none (Table 3). Source: section 4.1."""
+    """Blocks of the enhancer; 0: none (Table 3). With frames=1 there is none but the one of `checkpoint`. Source: section 4.1."""
     tracker: Linking = "memory"
     """none: queries of different frames are not linked (Table 3); extract with the same."""
     mask_head: Literal["deformable", "dot", "condinst"] = "deformable"
@@ -93,7 +97,7 @@ class TuneSettings(Settings):
     keep_ratio: float = Field(0.5, gt=0, le=1)
     """Share of its queries that each decoder layer keeps (Table 5); extract with the same. Source: section 3.3."""
     prune_score: PruneScore = "code_gate"
-    """By what they are kept, as for the tracker `gdino-queries`. Source: released code."""
+    """By what they are kept, as for the tracker `gdino-queries`; random scores are new ones in every step. Source: released code."""
     alpha: float = Field(0.1, ge=0, le=1)
     """Weight of the present frame in the tracker's memory. Source: section 4.1."""
     confidence: Confidence = "code_minmax"
@@ -109,6 +113,9 @@ class TuneSettings(Settings):
     """Seed of first weights, order, clips and noise. Source: released code."""
     save_every: int = Field(200, ge=1)
     """Steps between two saved states, from which training resumes."""
+
+    readers: int = Field(4, ge=1, exclude=True)
+    """Threads that read clips while a step is computed; frames of films are read by one of them at a time. It changes no result."""
 
     @model_validator(mode="after")
     def _has_room_for_neighbours(self) -> TuneSettings:
@@ -154,15 +161,18 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "mevis_swinb": {**_same(1, 3, 3, 5, 4, 4), "checkpoint": BASE},
     "ytvos_swint": _YTVOS,
     "ytvos_swinb": {**_YTVOS, "checkpoint": BASE},
+    "davis_swint": {**_YTVOS, "frames": 3},
+    "davis_swinb": {**_YTVOS, "checkpoint": BASE},
     "coco_swint": _COCO,
     "coco_swinb": {**_COCO, "lr": 5e-5, "checkpoint": BASE},
     "a2d_swint": {
         **_A2D, "costs": _terms(4, 5, 2, 2, 5, 5), "weights": _terms(4, 5, 2, 5, 2, 5), "lr": 5e-5, "encoder_lora": False,
     },
     "a2d_swinb": {**_A2D, **_same(1, 3, 3, 5, 4, 4), "checkpoint": BASE},
+    "jhmdb_swinb": {**_A2D, **_same(1, 3, 3, 5, 4, 4), "checkpoint": BASE},
 }  # fmt: skip
-"""What ReferDINO's configurations have instead of the defaults. They train ytvos and a2d from the model of coco: give it as
-`checkpoint`."""
+"""What ReferDINO's configurations have instead of the defaults. They train ytvos, davis, a2d and jhmdb from the model of coco: give
+it as `checkpoint`."""
 
 
 def tune_settings(values: Mapping[str, Any]) -> TuneSettings:

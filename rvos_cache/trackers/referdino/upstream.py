@@ -5,6 +5,7 @@ Letters: K frames of a pass, Q queries that the last layer keeps, L text tokens,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.pretrained import device, load_frozen, resolve_checkpoint, weights_digest
+from rvos_cache.settings import Settings
+from rvos_cache.system.text_files import read_text
 from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.grounding_dino import SharedBackbone, load_tokenizer, make_caption
 from rvos_cache.trackers.referdino.boxes import refined
@@ -29,6 +32,10 @@ HEAD_FILE = "referdino.safetensors"
 """File in the checkpoint folder with the head's tensors under their released names, LoRA merged."""
 RECORD_FILE = "referdino.json"
 """File beside it: what the folder was made from."""
+TUNED = ("keep_ratio", "prune_score", "tracker", "alpha", "confidence")
+"""Settings of the tracker that a checkpoint is tuned with."""
+IMAGES = {"resizing": "image"}
+"""Settings of the tracker for a checkpoint of single frames."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,14 @@ class Upstream:
         """`text` as the model reads it, see `make_caption`."""
         return make_caption(text, self.tokenizer, self.max_length)
 
-    def encode(self, images: Tensor) -> Maps:
-        """The backbone's maps of images (K, 3, h, w). Raises InputError if they have fewer cells than the model has queries."""
+    def encode(self, images: Tensor, real: Tensor | None = None) -> Maps:
+        """The backbone's maps of images (K, 3, h, w); real: bool (h, w), False in their padding, which is at the right and the bottom.
+
+        Raises InputError if they have fewer cells than the model has queries.
+        """
         images = images.to(self.device)
-        mask = torch.ones(len(images), *images.shape[2:], dtype=torch.long, device=self.device)
+        mask = torch.ones(images.shape[2:], dtype=torch.long) if real is None else real.long()
+        mask = mask.to(self.device).expand(len(images), -1, -1)
         cells, queries = self.shared.encode(images, mask), self.model.config.num_queries
         if cells < queries:
             raise InputError(
@@ -105,7 +116,7 @@ class Upstream:
         return Maps([level for level, _ in self.shared.levels], self.shared.backbone.conv_encoder.stage1)
 
     def read(self, levels: Sequence[Tensor], caption: str) -> Queries:
-        """The queries of one caption in the frames whose maps `levels` are; frames of the size that was encoded last."""
+        """The queries of one caption in the frames whose maps `levels` are; frames of the size and padding that were encoded last."""
         frames = len(levels[0])
         self.shared.restore(levels)
         ids = self.tokenizer(caption, return_tensors="pt")["input_ids"].to(self.device).expand(frames, -1)
@@ -163,3 +174,30 @@ def load_head(checkpoint: str) -> ReferDinoHead | None:
         return None
     how_to_fix = "import the checkpoint again with rvos-select import-referdino"
     return ReferDinoHead.from_official(read_tensors(path, how_to_fix)).requires_grad_(False).to(device())
+
+
+def tuned_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the tracker that the checkpoint in `folder` was tuned with; none if it was not tuned.
+
+    Raises InputError if the record of a folder that was imported or tuned cannot be read.
+    """
+    path = folder / RECORD_FILE
+    try:
+        settings = json.loads(read_text(path)).get("settings", {})
+        images = IMAGES if settings.get("frames") == 1 else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); tune again, or --export it again") from error
+    return {**images, **{name: settings[name] for name in TUNED if name in settings}}
+
+
+def warn_of_other_settings(checkpoint: str, settings: Settings) -> None:
+    """Warn of settings of the tracker that are not those that the checkpoint was tuned with. Raises like `tuned_settings`."""
+    tuned, own = tuned_settings(Path(resolve_checkpoint(checkpoint))), settings.model_dump()
+    different = [f"{name}={value}" for name, value in tuned.items() if own[name] != value]
+    if different:
+        words = " ".join(f"--set {pair}" for pair in different)
+        warn_once(
+            f"{checkpoint}: was tuned with {', '.join(different)}; extract with {words}, or tune with what you want to extract with"
+        )

@@ -1,0 +1,39 @@
+"""DVIS++ on a GPU against the CPU; skipped where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_dvis import SMALL, shared_checkpoint
+from tiny_sam2 import without_gpu
+
+from rvos_cache.contracts.scene import make_scene
+from rvos_cache.extraction import extract_video
+from rvos_cache.trackers.dvis import DvisSettings, DvisTracker
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def extract(**settings: Any) -> tuple[Any, str]:
+    video, truth = make_scene(19)
+    dvis = DvisTracker(DvisSettings(checkpoint=shared_checkpoint(), keep_raw=True, **SMALL, **settings))
+    return extract_video(dvis, video, (), truth), dvis.segmenter.device.type
+
+
+@pytest.mark.parametrize("generator", ["offline", "frames"])
+def test_tracks_and_measurements_are_those_of_the_cpu(generator: str) -> None:
+    record, device = extract(generator=generator)
+    with without_gpu():
+        expected, other = extract(generator=generator)
+    assert (device, other) == ("cuda", "cpu")
+    assert np.array_equal(record.tracks.features["query"], expected.tracks.features["query"])
+    assert (record.tracks.masks.dense() != expected.tracks.masks.dense()).mean() < 0.01
+    pairs = [(record.tracks.tokens, expected.tracks.tokens), (record.tracks.presence, expected.tracks.presence)]
+    pairs += [(record.tracks.features[name], value) for name, value in expected.tracks.features.items()]
+    pairs += [(record.measurements[name], value) for name, value in expected.measurements.items()]
+    for value, wanted in pairs:
+        scale = max(1.0, float(np.abs(wanted.astype(np.float64)).max()))
+        assert np.abs(value.astype(np.float64) - wanted.astype(np.float64)).max() < 0.02 * scale
