@@ -69,7 +69,8 @@ def _check_maps(dims: Sequence[str | int], config: DervosConfig, where: str) -> 
         patches = config.side // PATCH
         raise InputError(
             f"{where}: {MAPS} of {height} x {height} cells, BEiT-3 has {patches} x {patches} patches of a frame of side "
-            f"{config.side}; extract with --set pool={patches}, or frames with --set square={PATCH * height}"
+            f"{config.side}; extract with --set pool={patches}, or frames with --set square={PATCH * height} (without a cache of frames: "
+            f"--set config.side={PATCH * height})"
         )
 
 
