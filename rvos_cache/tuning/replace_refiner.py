@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import checkpoint_source
+from rvos_cache.pretrained import CHECKPOINT_FOLDERS, resolve_checkpoint
 from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.system.text_files import read_text
 from rvos_cache.tensors import read_tensors
@@ -55,7 +55,11 @@ def replace_refiner(dvis: str, run: Path, out: Path) -> Replacement:
     step = state.saved_step(run)
     if not step:
         raise InputError(f"{run}: no step has been saved yet; tune first, or give a lower --set save_every")
-    folder = Path(checkpoint_source(dvis, KIND, "give a folder that rvos-cache convert-dvis wrote")[0])
+    folder = Path(resolve_checkpoint(dvis))
+    if not folder.is_dir():
+        raise InputError(
+            f"{KIND} {dvis!r}: there is no such folder, nor one in {CHECKPOINT_FOLDERS}; give one that rvos-cache convert-dvis wrote"
+        )
     segmenter, head = load_dvis(dvis)
     own = {**segmenter.weight_hashes(), **head_hash(head)}
     started = {value for name, value in record["checkpoint"].items() if name != "beit3"}

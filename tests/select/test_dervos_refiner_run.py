@@ -122,6 +122,7 @@ def test_replace_refiner_refuses(tmp_path: Path) -> None:
         return str(error.value)
 
     assert "already exists" in message(work() / "DVIS", work() / "run", work() / "DVIS")
+    assert "'none': there is no such folder, nor one in RVOS_CHECKPOINTS" in message(Path("none"), work() / "run")
     assert "tune.json: not found" in message(work() / "DVIS", work() / "DVIS")
     other = tiny_dvis.write_checkpoint(tmp_path / "other")
     tensors = load_file(other / "dvis_head.safetensors")
