@@ -19,7 +19,7 @@ settings = $(if $(2),$(1) '$(subst $(blank)' $(1) ',' $(1) ',$(strip $(firstword
 # One thread per process: two threads on two busy cores are slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: env demo extract test test-all lint types bench clean
+.PHONY: env demo extract test test-all lint types bench reproduce clean
 
 env: .venv/installed
 
@@ -41,6 +41,10 @@ extract: env
 		$(call option,--out,$(OUT)) $(SPLIT:%=--split '%') $(call settings,--set,$(SET)) $(call settings,--text-set,$(TEXT_SET)) \
 		$(ALSO:%=--also '%') $(call settings,--also-set,$(ALSO_SET)) \
 		$(call option,--corrupt,$(CORRUPT)) $(call option,--budget,$(BUDGET))
+
+# One row of a paper: make reproduce ROW=sola.table_1.val_u, with further options as ARGS="--seeds 3".
+reproduce: env
+	$(BIN)/python -m pipelines run $(call quoted,$(ROW)) $(ARGS)
 
 # The tests in under four minutes on two cores: what is marked slow is left to test-all.
 test: env

@@ -216,16 +216,7 @@ def accuracy(checkpoint: Path, seed: int, videos: int) -> tuple[int, int]:
     text_tower = load_text_tower(str(checkpoint)).cpu()
     correct = count = 0
     for frame in frames_of(seed, 1, videos):
-        claims = {
-            text: [(not colour or colour == k.colour) and (not shape or shape == k.shape) for k in frame.objects]
-            for thing in frame.objects
-            for text, colour, shape in (
-                (f"the {thing.colour} {thing.shape}", thing.colour, thing.shape),
-                (f"the {thing.shape}", "", thing.shape),
-                (f"the {thing.colour} one", thing.colour, ""),
-            )
-        }
-        asked = {text: truth.index(True) for text, truth in claims.items() if sum(truth) == 1 and len(truth) > 1}
+        asked = {text: truth.index(True) for text, truth in claims_of(frame).items() if sum(truth) == 1 and len(truth) > 1}
         if asked:
             words, lengths = encode_texts(text_tower, tokenizer, list(asked))
             sentences = words[torch.arange(len(asked)), lengths - 1]
@@ -234,6 +225,19 @@ def accuracy(checkpoint: Path, seed: int, videos: int) -> tuple[int, int]:
             correct += int((chosen == torch.tensor(list(asked.values()))).sum())
             count += len(asked)
     return correct, count
+
+
+def claims_of(frame: Frame) -> dict[str, list[bool]]:
+    """Static sentences in the wording of the data set about the objects of a frame -> of which of them each is true."""
+    return {
+        text: [(not colour or colour == k.colour) and (not shape or shape == k.shape) for k in frame.objects]
+        for thing in frame.objects
+        for text, colour, shape in (
+            (f"the {thing.colour} {thing.shape}", thing.colour, thing.shape),
+            (f"the {thing.shape}", "", thing.shape),
+            (f"the {thing.colour} one", thing.colour, ""),
+        )
+    }
 
 
 def frames_of(seed: int, split: int, videos: int) -> list[Frame]:
@@ -264,7 +268,7 @@ def objects_of(model: ShapesClip, frames: Sequence[Frame]) -> tuple[list[Tensor]
 
 def _loss(model: ShapesClip, tokenizer: Any, frames: Sequence[Frame], rng: np.random.Generator) -> Tensor:
     """The loss of one step on random frames, half of them mirrored."""
-    batch = [_mirrored(frames[i]) if rng.random() < 0.5 else frames[i] for i in rng.integers(len(frames), size=FRAMES)]
+    batch = [mirrored(frames[i]) if rng.random() < 0.5 else frames[i] for i in rng.integers(len(frames), size=FRAMES)]
     things = [thing for frame in batch for thing in frame.objects]
     claims = list({claim.text: claim for claim in (describe(rng, thing) for thing in things)}.values())
     captions = [caption(rng, frame.objects) for frame in batch]
@@ -293,7 +297,8 @@ def contrastive(logits: Tensor, truth: Tensor) -> Tensor:
     return total
 
 
-def _mirrored(frame: Frame) -> Frame:
+def mirrored(frame: Frame) -> Frame:
+    """The frame with left and right exchanged."""
     return Frame(np.ascontiguousarray(frame.image[:, ::-1]), np.ascontiguousarray(frame.masks[..., ::-1]), frame.objects)
 
 

@@ -1,7 +1,7 @@
 """DeRVOS on MeViS (every table of its public summary): every step of the two stages on one page, the paper's numbers beside ours.
 
 `python -m pipelines.dervos_mevis --root data/mevis --dvis DVIS --beit3 BEIT3`, folders that `rvos-cache convert-dvis` and
-`convert-beit3` wrote; `--row table_5_module.cfma` for another row than the full model of the ablations. Completed steps are skipped, an
+`convert-beit3` wrote; `--row table_5.cfma` for another row than the full model of the ablations. Completed steps are skipped, an
 interrupted run continues; all rows of one upstream share their caches.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from pipelines.dervos_models import Caches, Models, dervos_models, published_row
+from pipelines.rows.published import published_line
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
@@ -29,7 +30,7 @@ from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u, on which the ablations are scored; valid is scored by its server."""
-MAIN = "table_5_module.cfma_and_mgis"
+MAIN = "table_5.cfma_and_mgis"
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Swept on valid_u; the summary selects the track with the highest score, of which there is one."""
 
@@ -49,7 +50,7 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 def dervos_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], models: Models) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
-    published = published_row(row, "paper")
+    published = published_row(row, "mevis")
     resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
 
     caches = Caches(out / "cache" / models.name(published), models.extraction(published))
@@ -76,8 +77,7 @@ def dervos_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], mod
         scores[f"threshold {threshold}"] = evaluate_selections(selections, tracks, root=root, policy=PolicyOptions(threshold))
     index = report(run, selections, tracks, out / row / "report", root=root, rows=scores)
     show_scores(scores, out / row / "metrics.json", ours)
-    where = HIDDEN if row.endswith("val") else OPEN
-    click.echo(f"the paper, {where}: J&F {published['scores'][0]}, with {published['upstream']}; page: {index}")
+    click.echo(f"{published_line(published['paper'])}, with {published['upstream']}; page: {index}")
 
     if HIDDEN in splits:
         selections = predict(run, caches.tracks(HIDDEN), caches.texts(HIDDEN), selections_folder / f"{HIDDEN}.zarr")

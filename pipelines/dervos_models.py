@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
+from pipelines.rows.needs import all_needs
+from pipelines.rows.papers import PAGES, Paper, Row, placeholders, read_paper
 from rvos_cache.errors import InputError
-from rvos_cache.settings import merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides
 from rvos_cache.store import text_path, tracks_path
 
-PAPER = Path(__file__).parent / "papers/dervos.toml"
+PAPER = PAGES / "papers/dervos.toml"
 FRAMES = {"square": 320, "resample": "bicubic"}
 """What BEiT-3 reads. Source: the summary, BEiT-3's code."""
 WORDS = {"beit3": {"normalise": "lower"}, "roberta": {"normalise": "lower"}}
@@ -110,15 +112,45 @@ def dervos_models(page: Callable[..., None]) -> Callable[..., None]:
     return with_models
 
 
-def published_row(row: str, benchmark: str) -> dict[str, Any]:
-    """The row `table.name` of the paper, with its score on `benchmark`, "paper" or "ref_youtube_vos", as "scores": [J&F].
+def all_rows() -> dict[str, dict[str, Any]]:
+    """Row `<table>.<row>` -> what the pages read of it.
 
-    Raises InputError when there is none of that benchmark, or it is another system's.
+    "paper": dataset/split -> the published numbers; with "reason" there is no more. Else "set": settings of training; "tracker",
+    "encoder", "tracker_set": of stage one; "option": of the page that names the tracker's checkpoint; "upstream": what options name.
     """
-    rows = {f"{table}.{name}": values for table, names in read_toml(PAPER).items() for name, values in names.items()}
+    paper = read_paper(PAPER)
+    return {whole.partition(".")[2]: _values(paper, row) for whole, row in paper.rows()}
+
+
+def _values(paper: Paper, row: Row) -> dict[str, Any]:
+    if row.reason:
+        return {"paper": row.paper, "reason": row.reason}
+    name = row.test[0]
+    choice, encoder = paper.trackers[name], paper.encoders[row.encoder]
+    words = next(weights for weights in placeholders(encoder.set))
+    return {
+        "paper": row.paper,
+        "set": list(row.set),
+        "tracker": choice.tracker,
+        "tracker_set": [
+            *(pair for pair in choice.set if not placeholders([pair])),
+            *(text.removeprefix(f"{name}.") for text in row.tracker_set),
+        ],
+        "option": name,
+        "encoder": encoder.encoder,
+        "upstream": "; ".join(all_needs().weights[weights].what for weights in (row.upstream, words)),
+    }
+
+
+def published_row(row: str, dataset: str) -> dict[str, Any]:
+    """The row `<table>.<row>` of the paper, see `all_rows`. Raises InputError when there is none that is tested on `dataset`, or it is
+    another system's."""
+    rows = all_rows()
     if row in rows and "reason" in rows[row]:
         raise InputError(f"{PAPER}: the row {row!r} cannot be trained here: {rows[row]['reason']}")
-    possible = [name for name, values in rows.items() if "set" in values and benchmark in values]
+    possible = [
+        name for name, values in rows.items() if "set" in values and any(s.startswith(f"{dataset}/") for s in values["paper"])
+    ]
     if row not in possible:
-        raise InputError(f"{PAPER}: no row {row!r} of this benchmark; there are: {', '.join(possible)}")
-    return {**rows[row], "scores": rows[row][benchmark]}
+        raise InputError(f"{PAPER}: no row {row!r} of {dataset}; there are: {', '.join(possible)}")
+    return rows[row]

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from pipelines.dervos_models import Caches, Models, dervos_models, published_row
+from pipelines.rows.published import named
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
@@ -27,7 +28,7 @@ from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
-ROW = "table_2_single_object.ref_youtube_vos"
+ROW = "table_2.dervos"
 TRAINED, HIDDEN = "fit", "valid"
 OPEN = {YOUTUBE: "held_out", DAVIS: "valid"}
 """The paper's split of Ref-YouTube-VOS is its valid, scored by the benchmark's server; the twentieth of train that `held_out` names has
@@ -49,7 +50,7 @@ its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own.""
 def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[str, ...], models: Models) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
     page = Path(__file__).with_suffix(".toml")
-    published = published_row(ROW, "ref_youtube_vos")
+    published = published_row(ROW, YOUTUBE)
     resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
     roots = {YOUTUBE: youtube, DAVIS: davis}
     caches = {name: Caches(out / "cache" / name, models.extraction(published)) for name in roots}
@@ -77,8 +78,9 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
         scores = {f"ours, {name} {split}": ours, **({f"oracle, {name} {split}": oracle(tracks)} if name == YOUTUBE else {})}
         index = report(run, selections, tracks, out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
-        number = f"J&F {published['scores'][0]}, with {published['upstream']}" if name == YOUTUBE else "no number"
-        click.echo(f"the paper, {name} {HIDDEN}: {number}; page: {index}")
+        paper_split = f"{name}/{HIDDEN}"
+        number = named(paper_split, published["paper"].get(paper_split, []))
+        click.echo(f"the paper, with {published['upstream']}: {paper_split} {number}; page: {index}")
         if name == DAVIS:
             packed = submit_selections(selections, tracks, out / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")

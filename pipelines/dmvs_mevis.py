@@ -13,9 +13,10 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import published_line
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
@@ -32,7 +33,7 @@ from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server, except one column of the first."""
-MAIN = "table_1_mevis.val_u"
+MAIN = "table_1.val_u"
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 """Swept on valid_u; the paper's is 0.7."""
 
@@ -52,8 +53,8 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], models: dict[str, Any]) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
-    published = published_row(page.parent / "papers/dmvs.toml", row)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+    published = row_of("dmvs", row)
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published.set, *settings])), str(page))
 
     caches = out / "cache"
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
@@ -81,29 +82,13 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
         )
     index = report(run, selections, tracks[OPEN], out / row / "report", root=root, rows=scores)
     show_scores(scores, out / row / "metrics.json", ours)
-    j_and_f, j, f = published["paper"]
-    where = OPEN if row == MAIN else HIDDEN
-    click.echo(f"the paper, {where}: J&F {j_and_f}, J {j}, F {f}; page: {index}")
+    click.echo(f"{published_line(published.paper)}; page: {index}")
 
     if HIDDEN in splits:
         selections = predict(run, tracks[HIDDEN], texts[HIDDEN], selections_folder / f"{HIDDEN}.zarr")
         masks = merge_masks(selections, tracks[HIDDEN], out / row / "masks")
         zipped = submit(masks, "mevis", out / row / "mevis_valid.zip", root=root, split=HIDDEN)
         click.echo(f"for the benchmark's server: {zipped}")
-
-
-def published_row(path: Path, row: str) -> dict[str, Any]:
-    """The row `table.name` of the paper: {"paper": [J&F, J, F], "set": settings}. Raises InputError when there is none."""
-    tables = read_toml(path)
-    rows = {
-        f"{table}.{name}": values
-        for table, names in tables.items()
-        for name, values in names.items()
-        if isinstance(values, dict) and "set" in values
-    }
-    if row not in rows:
-        raise InputError(f"{path}: no row {row!r}; there are: {', '.join(rows)}")
-    return rows[row]
 
 
 if __name__ == "__main__":

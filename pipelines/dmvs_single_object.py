@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
+from pipelines.rows.papers import row_of
 from pipelines.single_object import DAVIS, IMAGES, OPEN, YOUTUBE, Caches, dataset_options, score_benchmarks, submit_hidden
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -52,7 +53,7 @@ def dmvs_single_object(
         resume=run.exists(),
     )
 
-    published = read_toml(page.parent / "papers/dmvs.toml")["table_2_single_object"]
+    published = row_of("dmvs", "table_2.dmvs").paper
     # Ref-DAVIS17's objects have no oracle: each object's prediction is the best of its annotator's expressions.
     score_benchmarks(run, caches, out, published, oracles=[YOUTUBE])
     if caches.has_hidden:

@@ -34,7 +34,7 @@ A2D, JHMDB = "a2d-sentences", "jhmdb-sentences"
 TRAIN, TEST = "train", "test-frames"
 TRAIN_FRAMES = "train-frames"
 PAGE = Path(__file__).with_suffix(".toml")
-MAIN, IMPORTED = "table_1_benchmarks.referdino_t", "table_1_benchmarks.referdino_b"
+MAIN, IMPORTED = "table_1.referdino_t_images", "table_1.referdino_b_images"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 
 
@@ -82,7 +82,7 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
         selections = select(run, cache, texts(name, TEST), out / row / f"selections/{name}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=root)
         show_scores({f"ours, {name}": ours}, out / row / f"metrics/{name}.json", ours)
-        click.echo(f"the paper, {name}: {published_scores(scores(row, published, name) or [], ('mAP', 'oIoU', 'mIoU'))}")
+        click.echo(f"the paper: {published_scores(name, scores(published, name) or [])}")
 
 
 if __name__ == "__main__":

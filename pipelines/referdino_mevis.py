@@ -2,7 +2,7 @@
 
 `python -m pipelines.referdino_mevis --root data/mevis` trains stage two on a frozen GroundingDINO whose boxes SAM 2 draws, which has no
 published number; `--imported RUN`, a run of `rvos-select import-referdino mevis_swinb.pth`, predicts with the released weights alone.
-`--row table_3_temporal.without_tracker` for another row than the main one, `--way tune` to train the upstream of a row first, as the
+`--row table_3.without_tracker` for another row than the main one, `--way tune` to train the upstream of a row first, as the
 paper does; rows of Grounded-SAM 2 need no training. Completed steps are skipped, an interrupted run continues.
 """
 
@@ -27,7 +27,7 @@ from rvos_select.training.train import train
 TRAIN, OPEN, HIDDEN = "train", "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server."""
 PAGE = Path(__file__).with_suffix(".toml")
-MAIN, IMPORTED = "table_2_mevis.referdino_t", "table_2_mevis.referdino_b"
+MAIN, IMPORTED = "table_2.referdino_t", "table_2.referdino_b"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 THRESHOLDS = (0.1, 0.15, 0.25, 0.3)
 """Swept on valid_u; the paper's is 0.2."""
@@ -85,7 +85,7 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
         policy = PolicyOptions(threshold)
         scores[f"threshold {threshold}"] = evaluate_selections(selections, [tracks(OPEN)], root=root, policy=policy)
     show_scores(scores, out / row / "metrics.json", ours)
-    click.echo(f"the paper, {HIDDEN}: {published_scores(published['scores'])}")
+    click.echo(f"the paper: {published_scores('mevis', published['scores'])}")
     if run is not None:
         click.echo(f"page: {report(run, selections, [tracks(OPEN)], out / row / 'report', root=root, rows=scores)}")
 

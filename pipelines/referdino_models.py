@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pipelines.rows.needs import Places
+from pipelines.rows.papers import PAGES, Row, read_paper
+from pipelines.rows.published import named
 from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
@@ -22,12 +25,17 @@ from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.inference.predict import predict, select_all
 from rvos_select.training.settings import TrainSettings
 
-PAPER = Path(__file__).parent / "papers/referdino.toml"
+PAPER = PAGES / "papers/referdino.toml"
 IMPORTED_UPSTREAM = "upstream"
 """Folder of the run that `rvos-select import-referdino` writes, with GroundingDINO and ReferDINO's head."""
 WAYS = ("cached", "tune", "import", "baseline")
 """The ways of papers/referdino.toml to reach a row."""
 GROUNDING = "grounding_checkpoint="
+TESTED = {
+    "mevis": "mevis/valid", "ref-youtube-vos": "ref-youtube-vos/valid", "ref-davis17": "ref-davis17/valid",
+    "a2d-sentences": "a2d-sentences/test-frames", "jhmdb-sentences": "jhmdb-sentences/test-frames",
+}  # fmt: skip
+"""Dataset -> the split of its published numbers."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +177,44 @@ def referdino_models(page: Callable[..., None]) -> Callable[..., None]:
     return with_models
 
 
+def all_rows() -> dict[str, dict[str, Any]]:
+    """Row `<table>.<row>` -> what the pages read of it, of each row that is not a further way to another.
+
+    "paper": dataset/split -> the published numbers; with "reason" there is no more. Else "reach": its ways, "upstream": the
+    GroundingDINO of tune and cached, "set": settings of stage two, "tune", "tracker": settings of tune-referdino and of the tracker.
+    """
+    rows = {whole.partition(".")[2]: row for whole, row in read_paper(PAPER).rows()}
+    further = {f"{name}_{way}" for name, row in rows.items() for way in row.reach[1:]}
+    return {name: _values(rows, name) for name in rows if name not in further}
+
+
+def _values(rows: Mapping[str, Row], name: str) -> dict[str, Any]:
+    row = rows[name]
+    if row.reason:
+        return {"paper": row.paper, "reason": row.reason}
+    ways = {way: rows[f"{name}_{way}" if number else name] for number, way in enumerate(row.reach)}
+    upstream = Places().checkpoint(row.upstream)
+    values: dict[str, Any] = {"paper": row.paper, "reach": list(row.reach), "upstream": upstream, "set": []}
+    if "cached" in ways:
+        values["set"] = list(ways["cached"].set)
+    if "tune" in ways:
+        values["tune"] = [pair for pair in ways["tune"].tune if not pair.startswith(("preset=", "checkpoint="))]
+    # The page of single frames sets their size itself.
+    pairs = dict.fromkeys(text.partition(".")[2] for text in row.tracker_set)
+    values["tracker"] = [pair for pair in pairs if not pair.startswith("resizing=")]
+    if "baseline" in ways:
+        values["tracker"] = [f"{GROUNDING}{upstream}", "prompt_every=100000"]
+    return values
+
+
 def published_row(row: str, benchmark: str, models: Models) -> dict[str, Any]:
-    """The row `table.name` of the paper, with its scores on `benchmark` as "scores": [J&F, J, F] or [mAP, overall IoU, mean IoU].
+    """The row `<table>.<row>` of the paper, see `all_rows`, with its scores on `benchmark` as "scores": [J&F, J, F] or [mAP, overall
+    IoU, mean IoU].
 
     Raises InputError when the dataset `benchmark` has no such row, or it cannot be run here.
     """
-    rows = {f"{table}.{name}": values for table, names in read_toml(PAPER).items() for name, values in names.items()}
-    own = {name: scores(name, values, benchmark) for name, values in rows.items() if "reach" in values}
+    rows = all_rows()
+    own = {name: scores(values, benchmark) for name, values in rows.items() if "reach" in values}
     possible = [name for name, value in own.items() if value is not None]
     if row in rows and "reason" in rows[row]:
         raise InputError(f"{PAPER}: the row {row!r} is not trained here: {rows[row]['reason']}")
@@ -190,17 +229,15 @@ def published_row(row: str, benchmark: str, models: Models) -> dict[str, Any]:
         raise InputError(f"{PAPER}: the row {row!r} is not reached by --way {models.way}, but by {', '.join(reach)}")
     if models.tuning and models.way_of(rows[row]) != "tune":
         raise InputError(f"--tune-set {models.tuning[0]}: the row {row!r} is not tuned; give --way tune, or leave it out")
-    return {"set": [], "upstream": rows[row].get("upstream", ""), **rows[row], "scores": own[row]}
+    return {**rows[row], "scores": own[row]}
 
 
-def scores(row: str, values: dict[str, Any], benchmark: str) -> list[float] | None:
+def scores(values: dict[str, Any], benchmark: str) -> list[float] | None:
     """The published scores of a row on a dataset; None where it has none."""
-    tables = {"ref-youtube-vos": ("table_5",), "mevis": ("table_2", "table_3", "table_4", "figure_7")}
-    key = "paper" if row.startswith(tables.get(benchmark, ("none",))) else benchmark.replace("-", "_")
-    own: list[float] | None = values.get(key)
-    return own
+    tested: list[float] | None = values["paper"].get(TESTED[benchmark])
+    return tested
 
 
-def published_scores(values: list[float], titles: tuple[str, ...] = ("J&F", "J", "F")) -> str:
-    """As in "J&F 48.0, J 43.6, F 52.3"; of a row that has no number, that."""
-    return ", ".join(f"{title} {value}" for title, value in zip(titles, values)) or "no number"
+def published_scores(benchmark: str, values: list[float]) -> str:
+    """As in "mevis/valid J&F 48.0, J 43.6, F 52.3"; of a row that has no number, that."""
+    return f"{TESTED[benchmark]} {named(TESTED[benchmark], values)}"

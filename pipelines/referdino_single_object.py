@@ -40,7 +40,7 @@ HIDDEN = "valid"
 """The paper's row of Ref-YouTube-VOS is scored on its valid, by the benchmark's server; the twentieth of train that `held_out`
 names has its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own, and is the paper's split."""
 PAGE = Path(__file__).with_suffix(".toml")
-MAIN, IMPORTED = "table_1_benchmarks.referdino_t", "table_1_benchmarks.referdino_b"
+MAIN, IMPORTED = "table_1.referdino_t", "table_1.referdino_b"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 
 
@@ -100,7 +100,7 @@ def referdino_single_object(
         ours = benchmark_selections(selections, [cache], {}, root=roots[name])
         rows = {f"ours, {name} {split}": ours}
         show_scores(rows, out / row / f"metrics/{name}.json", ours)
-        click.echo(f"the paper, {name} {HIDDEN}: {published_scores(scores(row, published, name) or [])}")
+        click.echo(f"the paper: {published_scores(name, scores(published, name) or [])}")
         if run is not None:
             index = report(run, selections, [cache], out / row / f"report/{name}", root=roots[name], rows=rows)
             click.echo(f"page: {index}")

@@ -90,6 +90,13 @@ def phrases() -> Iterator[str]:
             yield from wording
 
 
+def _words() -> set[str]:
+    """Return the words and the punctuation marks of the language."""
+    words = {word for text in (*phrases(), *NUMBERS, *COLOURS) for word in re.findall(r"[a-z]+|[^a-z\s]", text)}
+    words |= {form for noun in NOUNS for form in (noun, plural(noun))}
+    return words | {"the", "a", "all", "and", "everything", "small", "big"}
+
+
 def make_tokenizer() -> Any:
     """Return a CLIPTokenizer whose merges are learned from the words of the language, so that each of them is one token.
 
@@ -97,10 +104,7 @@ def make_tokenizer() -> Any:
     """
     from transformers import CLIPTokenizer
 
-    words = {word for text in (*phrases(), *NUMBERS, *COLOURS) for word in re.findall(r"[a-z]+|[^a-z\s]", text)}
-    words |= {form for noun in NOUNS for form in (noun, plural(noun))}
-    words |= {"the", "a", "all", "and", "everything", "small", "big"}
-    letters, merges = byte_characters(), _merges(words)
+    letters, merges = byte_characters(), _merges(_words())
     tokens = [
         *letters,
         *(letter + END_OF_WORD for letter in letters),
@@ -128,3 +132,21 @@ def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
                     word[i : i + 2] = ["".join(best)]
                 i += 1
     return merges
+
+
+def make_wordpiece() -> Any:
+    """Return a BertTokenizer in which each word of the language is one token, and any other word is written in letters.
+
+    The tokens that GroundingDINO compares have BERT's numbers.
+    """
+    from transformers import BertTokenizer
+
+    vocabulary = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = dict.fromkeys([*sorted(_words()), *letters, *(f"##{letter}" for letter in letters)])
+    taken = set(vocabulary.values())
+    free = (number for number in range(max(taken)) if number not in taken)
+    vocabulary.update(zip(pieces, free))
+    taken = set(vocabulary.values())
+    vocabulary.update({f"[unused{number}]": number for number in range(max(taken)) if number not in taken})
+    return BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=512)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pipelines.rows.published import named
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.store import text_path, tracks_path
@@ -77,7 +78,7 @@ def score_benchmarks(
 ) -> None:
     """Predict, score and report the splits of OPEN, and write Ref-DAVIS17's zip.
 
-    published: "ref_youtube_vos" and "ref_davis17" -> J&F, J, F of the paper; oracles: the datasets whose tracks' oracle is a row.
+    published: dataset/split -> J&F, J, F of the paper; oracles: the datasets whose tracks' oracle is a row.
     """
     for name, split in OPEN.items():
         cache, root = caches.tracks(name, split), caches.roots[name]
@@ -88,8 +89,8 @@ def score_benchmarks(
             scores[f"oracle, {name} {split}"] = oracle([cache])
         index = report(run, selections, [cache], out / f"report/{name}", root=root, rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
-        j_and_f, j, f = published[name.replace("-", "_")]
-        click.echo(f"the paper, {name} {HIDDEN}: J&F {j_and_f}, J {j}, F {f}; page: {index}")
+        paper_split = f"{name}/{HIDDEN}"
+        click.echo(f"the paper: {paper_split} {named(paper_split, published[paper_split])}; page: {index}")
         if name == DAVIS:
             packed = submit_selections(selections, [cache], out / f"{name}_{split}.zip", root=root)
             click.echo(f"for DAVIS's evaluation code: {packed}")

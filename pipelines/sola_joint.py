@@ -10,11 +10,12 @@ from pathlib import Path
 
 import click
 
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import named
+from pipelines.sola_models import Models, sola_models
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -36,55 +37,57 @@ Ref-YouTube-VOS's train that is held out here, and that the paper trains on."""
 @click.option("--mevis", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_joint"), show_default=True)
-@click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
-@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
-@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+@sola_models
 @click.option(
     "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of sola_joint.toml; may repeat."
 )
-def sola_joint(mevis: Path, youtube: Path, out: Path, tracker: str, encoder: str, jobs: int, settings: tuple[str, ...]) -> None:
+def sola_joint(mevis: Path, youtube: Path, out: Path, settings: tuple[str, ...], models: Models) -> None:
     """From both datasets' folders to a report on each, and to the benchmarks' zips where the splits `valid` are there."""
     roots = {"mevis": mevis, "ref-youtube-vos": youtube}
     splits_of = {name: type(open_dataset(name, root, TRAIN[name])).splits(root) for name, root in roots.items()}
     hidden = [name for name in roots if HIDDEN in splits_of[name]]
     for name, root in roots.items():
-        splits = [TRAIN[name], OPEN[name], *([HIDDEN] if name in hidden else [])]
-        extract_all(name, root, splits=splits, tracker=tracker, encoder=encoder, out=out / "cache" / name, jobs=jobs)
+        caches = out / "cache" / name
+        models.extract(name, root, TRAIN[name], caches, trained=True)
+        for split in [OPEN[name], *([HIDDEN] if name in hidden else [])]:
+            models.extract(name, root, split, caches)
 
-    def tracks(name: str, split: str) -> Path:
-        return tracks_path(out / "cache" / name, split, tracker)
+    def tracks(splits: dict[str, str], trained: bool = False) -> list[Path]:
+        return [path for name, split in splits.items() for path in models.tracks(out / "cache" / name, split, trained)]
 
-    def texts(name: str, split: str) -> Path:
-        return text_path(out / "cache" / name, split, encoder)
+    def texts(splits: dict[str, str]) -> list[Path]:
+        return [path for name, split in splits.items() for path in models.texts(out / "cache" / name, split)]
 
     run = out / "run"
     page = Path(__file__).with_suffix(".toml")
     resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
     train(
-        [tracks(name, TRAIN[name]) for name in roots],
-        [texts(name, TRAIN[name]) for name in roots],
+        tracks(TRAIN, trained=True),
+        texts(TRAIN),
         settings=resolved,
-        valid_tracks=[tracks(name, OPEN[name]) for name in roots],
-        valid_texts=[texts(name, OPEN[name]) for name in roots],
+        valid_tracks=tracks(OPEN),
+        valid_texts=texts(OPEN),
         out=run,
         resume=run.exists(),
     )
 
-    published = read_toml(page.parent / "papers/sola.toml")["table_3_joint_mevis_ref_youtube_vos"]
+    published = row_of("sola", "table_3.sola").paper
     for name, root in roots.items():
-        cache = tracks(name, OPEN[name])
-        selections = predict(run, [cache], [texts(name, OPEN[name])], out / f"selections/{name}-{OPEN[name]}.zarr")
-        ours = evaluate_selections(selections, [cache], root=root)
-        scores = {f"ours, {name} {OPEN[name]}": ours, f"oracle, {name} {OPEN[name]}": oracle([cache])}
-        index = report(run, selections, [cache], out / f"report/{name}", root=root, rows=scores)
+        tested = {name: OPEN[name]}
+        tested_tracks = tracks(tested)
+        selections = predict(run, tested_tracks, texts(tested), out / f"selections/{name}-{OPEN[name]}.zarr")
+        ours = evaluate_selections(selections, tested_tracks, root=root)
+        scores = {f"ours, {name} {OPEN[name]}": ours, f"oracle, {name} {OPEN[name]}": oracle(tested_tracks)}
+        index = report(run, selections, tested_tracks, out / f"report/{name}", root=root, rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
-        jf, j, f = published[name.replace("-", "_")]
-        click.echo(f"the paper, {name} {HIDDEN}: J&F {jf}, J {j}, F {f}; page: {index}")
+        paper_split = f"{name}/{HIDDEN}"
+        click.echo(f"the paper: {paper_split} {named(paper_split, published[paper_split])}; page: {index}")
 
     for name in hidden:
-        cache = tracks(name, HIDDEN)
-        selections = predict(run, [cache], [texts(name, HIDDEN)], out / f"selections/{name}-{HIDDEN}.zarr")
-        masks = merge_masks(selections, [cache], out / f"masks/{name}")
+        tested = {name: HIDDEN}
+        tested_tracks = tracks(tested)
+        selections = predict(run, tested_tracks, texts(tested), out / f"selections/{name}-{HIDDEN}.zarr")
+        masks = merge_masks(selections, tested_tracks, out / f"masks/{name}")
         packed = submit(masks, name, out / f"{name}_{HIDDEN}.zip", root=roots[name], split=HIDDEN)
         click.echo(f"for the benchmark's server: {packed}")
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import click
 
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import named
+from pipelines.sola_models import Models, sola_models
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -40,9 +41,7 @@ names has its ground truth and is not trained on either. Ref-DAVIS17's valid has
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
 @click.option("--run", "trained", type=click.Path(path_type=Path), help="A run on MeViS.  [default: trained first]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_zero_shot"), show_default=True)
-@click.option("--tracker", default="flow", show_default=True, help="Name in TRACKERS, or package.module:Class.")
-@click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
-@click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+@sola_models
 @click.option(
     "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of sola_zero_shot.toml; may repeat."
 )
@@ -52,67 +51,60 @@ def sola_zero_shot(
     davis: Path,
     trained: Path | None,
     out: Path,
-    tracker: str,
-    encoder: str,
-    jobs: int,
     settings: tuple[str, ...],
+    models: Models,
 ) -> None:
     """From the three datasets' folders to a report on each dataset that was not trained on, and to the zips of their benchmarks."""
     roots = {"ref-youtube-vos": youtube, "ref-davis17": davis}
-
-    def extracted(name: str, root: Path, splits: list[str]) -> None:
-        extract_all(name, root, splits=splits, tracker=tracker, encoder=encoder, out=out / "cache" / name, jobs=jobs)
-
-    def tracks(name: str, split: str) -> Path:
-        return tracks_path(out / "cache" / name, split, tracker)
-
-    def texts(name: str, split: str) -> Path:
-        return text_path(out / "cache" / name, split, encoder)
-
     page = Path(__file__).with_suffix(".toml")
     run = trained or out / "run"
     if trained is None:
-        extracted("mevis", mevis, [TRAINED, VALIDATED])
+        caches = out / "cache/mevis"
+        models.extract("mevis", mevis, TRAINED, caches, trained=True)
+        models.extract("mevis", mevis, VALIDATED, caches)
         resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
         train(
-            [tracks("mevis", TRAINED)],
-            [texts("mevis", TRAINED)],
+            models.tracks(caches, TRAINED, trained=True),
+            models.texts(caches, TRAINED),
             settings=resolved,
-            valid_tracks=[tracks("mevis", VALIDATED)],
-            valid_texts=[texts("mevis", VALIDATED)],
+            valid_tracks=models.tracks(caches, VALIDATED),
+            valid_texts=models.texts(caches, VALIDATED),
             out=run,
             resume=run.exists(),
         )
 
-    published = read_toml(page.parent / "papers/sola.toml")["table_2_zero_shot_from_mevis"]
+    published = row_of("sola", "table_2.sola").paper
     hidden = HIDDEN in type(open_dataset("ref-youtube-vos", youtube, OPEN["ref-youtube-vos"])).splits(youtube)
     for name, split in OPEN.items():
-        extracted(name, roots[name], [split, HIDDEN] if hidden and split != HIDDEN else [split])
-        cache = tracks(name, split)
-        selections = predict(run, [cache], [texts(name, split)], out / f"selections/{name}-{split}.zarr")
-        scores = _scores(name, selections, cache, roots[name])
-        index = report(run, selections, [cache], out / f"report/{name}", root=roots[name], rows=scores)
+        caches = out / "cache" / name
+        models.extract(name, roots[name], split, caches)
+        tracks = models.tracks(caches, split)
+        selections = predict(run, tracks, models.texts(caches, split), out / f"selections/{name}-{split}.zarr")
+        scores = _scores(name, selections, tracks, roots[name])
+        index = report(run, selections, tracks, out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", next(iter(scores.values())))
-        jf, j, f = published[{"ref-youtube-vos": "ref_youtube_vos", "ref-davis17": "ref_davis"}[name]]
-        click.echo(f"the paper, {name} {HIDDEN}: J&F {jf}, J {j}, F {f}; page: {index}")
+        paper_split = f"{name}/{HIDDEN}"
+        click.echo(f"the paper: {paper_split} {named(paper_split, published[paper_split])}; page: {index}")
         if name == "ref-davis17":
-            packed = submit_selections(selections, [cache], out / f"{name}_{split}.zip", root=roots[name])
+            packed = submit_selections(selections, tracks, out / f"{name}_{split}.zip", root=roots[name])
             click.echo(f"for DAVIS's evaluation code: {packed}")
 
     if hidden:
-        name, cache = "ref-youtube-vos", tracks("ref-youtube-vos", HIDDEN)
-        selections = predict(run, [cache], [texts(name, HIDDEN)], out / f"selections/{name}-{HIDDEN}.zarr")
-        masks = merge_masks(selections, [cache], out / f"masks/{name}")
+        name, caches = "ref-youtube-vos", out / "cache/ref-youtube-vos"
+        models.extract(name, youtube, HIDDEN, caches)
+        tracks = models.tracks(caches, HIDDEN)
+        selections = predict(run, tracks, models.texts(caches, HIDDEN), out / f"selections/{name}-{HIDDEN}.zarr")
+        masks = merge_masks(selections, tracks, out / f"masks/{name}")
         packed = submit(masks, name, out / f"{name}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
         click.echo(f"for the benchmark's server: {packed}")
 
 
-def _scores(name: str, selections: Path, cache: Path, root: Path) -> dict[str, dict[str, Any]]:
+def _scores(name: str, selections: Path, tracks: list[Path], root: Path) -> dict[str, dict[str, Any]]:
     """The rows of a dataset's table, ours first. Ref-DAVIS17's objects have no oracle, but a stricter score."""
-    ours = benchmark_selections(selections, [cache], {}, root=root)
+    ours = benchmark_selections(selections, tracks, {}, root=root)
     if name == "ref-davis17":
-        return {f"ours, {name}": ours, "ours, strict": benchmark_selections(selections, [cache], {"strict": True}, root=root)}
-    return {f"ours, {name}": ours, f"oracle, {name}": oracle([cache])}
+        return {f"ours, {name}": ours, "ours, strict": benchmark_selections(selections, tracks, {"strict": True}, root=root)}
+    return {f"ours, {name}": ours, f"oracle, {name}": oracle(tracks)}
 
 
 if __name__ == "__main__":

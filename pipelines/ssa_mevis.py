@@ -1,21 +1,21 @@
 """SSA on MeViS (Tables 1, 2 and 4 to 7 of the paper): every step of the two stages on one page, the paper's numbers beside ours.
 
 `python -m pipelines.ssa_mevis --root data/mevis --clip CLIP --init COCO.pth`, where `rvos-cache convert-clip` wrote CLIP;
-`--row table_7_sequential.without_ensemble` for another row than the main one. Completed steps are skipped, an interrupted run
+`--row table_7.without_ensemble` for another row than the main one. Completed steps are skipped, an interrupted run
 continues; all rows share their caches.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
+from pipelines.rows.papers import row_of
+from pipelines.rows.published import published_line
 from pipelines.ssa_models import Models, ssa_models
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
@@ -31,7 +31,7 @@ from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server, except one column of the first."""
-MAIN = "table_1_mevis.val_u"
+MAIN = "table_1.val_u"
 YOUTUBE = "ref-youtube-vos"
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 """Swept on valid_u; the released code's is 0.5."""
@@ -59,11 +59,11 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 def ssa_mevis(root: Path, youtube: Path, out: Path, row: str, settings: tuple[str, ...], models: Models) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
-    published = published_row(page.parent / "papers/ssa.toml", row)
-    values = merge(merge(read_toml(page), models.training), parse_overrides([*published["set"], *settings]))
+    published = row_of("ssa", row)
+    values = merge(merge(read_toml(page), models.training), parse_overrides([*published.plain_set, *settings]))
     resolved = build(TrainSettings, values, str(page))
 
-    trained = {"mevis": root, **({YOUTUBE: youtube} if YOUTUBE in published.get("train", ()) else {})}
+    trained = {"mevis": root, **({YOUTUBE: youtube} if any(split.startswith(YOUTUBE) for split in published.train) else {})}
     for name, folder in trained.items():
         # What is missing is said before hours of extraction.
         open_dataset(name, folder, "train")
@@ -99,32 +99,13 @@ def ssa_mevis(root: Path, youtube: Path, out: Path, row: str, settings: tuple[st
         )
     index = report(run, selections, [tracks(OPEN)], out / row / "report", root=root, rows=scores)
     show_scores(scores, out / row / "metrics.json", ours)
-    where = OPEN if row.endswith("val_u") else HIDDEN
-    click.echo(f"the paper, {where}: {published_scores(published['paper'])}; page: {index}")
+    click.echo(f"{published_line(published.paper)}; page: {index}")
 
     if HIDDEN in splits:
         selections = predict(run, [tracks(HIDDEN)], [texts(HIDDEN)], selections_folder / f"{HIDDEN}.zarr")
         masks = merge_masks(selections, [tracks(HIDDEN)], out / row / "masks")
         zipped = submit(masks, "mevis", out / row / "mevis_valid.zip", root=root, split=HIDDEN)
         click.echo(f"for the benchmark's server: {zipped}")
-
-
-def published_row(path: Path, row: str) -> dict[str, Any]:
-    """The row `table.name` of the paper: {"paper": [J&F, J, F] or [J&F], "set": settings, "train": more datasets}.
-
-    Raises InputError when there is none, or no settings give it.
-    """
-    rows = {f"{table}.{name}": values for table, names in read_toml(path).items() for name, values in names.items()}
-    if row in rows and "reason" in rows[row]:
-        raise InputError(f"{path}: the row {row!r} cannot be trained here: {rows[row]['reason']}")
-    if row not in rows:
-        raise InputError(f"{path}: no row {row!r}; there are: {', '.join(name for name in rows if 'set' in rows[name])}")
-    return rows[row]
-
-
-def published_scores(values: list[float]) -> str:
-    """As in "J&F 48.6, J 44.0, F 53.2"; J&F alone where the table has no more."""
-    return ", ".join(f"{title} {value}" for title, value in zip(("J&F", "J", "F"), values))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from pipelines.rows.papers import row_of
 from pipelines.single_object import DAVIS, IMAGES, OPEN, YOUTUBE, Caches, dataset_options, score_benchmarks, submit_hidden
 from pipelines.ssa_models import Models, ssa_models
 from rvos_cache.cli import Resumable, run_command
@@ -36,8 +37,8 @@ STAGES = {
     "settings",
     multiple=True,
     metavar="K=V",
-    help="A setting that replaces that of ssa_single_object.toml, of both trainings (optim.lr=1e-4) or of one (images.epochs=5); "
-    "may repeat.",
+    help="A setting that replaces that of the training's TOML file, of both trainings (optim.lr=1e-4) or of one (images.epochs=5); may "
+    "repeat.",
 )
 def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, settings: tuple[str, ...], models: Models) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
@@ -62,17 +63,18 @@ def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, setti
             resume=runs[stage].exists(),
         )
 
-    published = read_toml(page.parent / "papers/ssa.toml")["table_3_single_object"]["ssa"]
+    published = row_of("ssa", "table_3.ssa").paper
     score_benchmarks(runs["videos"], caches, out, published)
     if caches.has_hidden:
         submit_hidden(runs["videos"], caches, out)
 
 
 def stage_settings(page: Path, settings: tuple[str, ...], training: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings of each training: those of `page`, then `training`, then `settings`, which may begin with the training's name."""
+    """Settings of each training: those of ssa_images.toml or `page`, then `training`, then `settings`, in which a name may begin with
+    that of the training."""
     given = parse_overrides(settings)
     own = {stage: given.pop(stage, {}) for stage in STAGES}
-    values = read_toml(page)
+    values = {"images": read_toml(page.with_name("ssa_images.toml")), "videos": read_toml(page)}
     resolved = {stage: merge(merge(merge(values[stage], training), given), own[stage]) for stage in STAGES}
     for stage in STAGES:
         build(TrainSettings, resolved[stage], f"{page}: {stage}")

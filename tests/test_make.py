@@ -75,3 +75,8 @@ def test_a_model_that_may_be_on_a_gpu_runs_in_one_process() -> None:
     """Forked processes cannot share a GPU, and extraction refuses them."""
     assert [parsed_options(f"TRACKER={name}")["jobs"] for name in ("flow", "sam2-grid", "vita")] == [2, 1, 1]
     assert parsed_options("TRACKER=vita", "JOBS=3")["jobs"] == 3
+
+
+def test_a_row_and_its_options() -> None:
+    words = words_of("-m pipelines run ", "reproduce", "ROW=sola.table_1.val_u", "ARGS=--seeds 3")
+    assert words == ["sola.table_1.val_u", "--seeds", "3"]

@@ -51,8 +51,20 @@ def test_sola_mevis_on_a_tiny_split(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "mevis/valid/mask_dict.json").unlink()
     small = ["epochs=1", "config.width=16", "config.heads=2", "config.layers=1", "config.negatives=2"]
     sets = [word for value in small for word in ("--set", value)]
-    run(monkeypatch, sola_mevis, "--root", tmp_path / "mevis", "--out", tmp_path / "out", "--encoder", "hashed", *sets)
+    run(
+        monkeypatch,
+        sola_mevis,
+        "--root",
+        tmp_path / "mevis",
+        "--out",
+        tmp_path / "out",
+        "--tracker",
+        "flow",
+        "--encoder",
+        "hashed",
+        *sets,
+    )
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert 0 <= metrics["jf"] <= 1 and len(metrics["expressions"]) == len(SAID)
     assert (tmp_path / "out/mevis_valid.zip").is_file() and (tmp_path / "out/report/index.html").is_file()
-    assert "the paper, valid: J&F" in capsys.readouterr().out
+    assert "the paper: mevis/valid J&F" in capsys.readouterr().out

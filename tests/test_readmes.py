@@ -16,6 +16,7 @@ import click
 import pytest
 from readme_commands import READMES, ROOT, RUN_BY, Printed, printed_commands
 
+from pipelines.__main__ import pipelines as rows_cli
 from rvos_cache.cli import cli as cache_cli
 from rvos_cache.clip.pooling import PoolSettings
 from rvos_cache.errors import InputError
@@ -109,6 +110,8 @@ def check(command: Printed) -> list[str]:
         assert importlib.util.find_spec(module), f"no module {module}"
         if not module.startswith("pipelines"):
             return [f"python -m {module}"] if module.startswith(("rvos", "tests")) else []
+        if module == "pipelines":
+            return [parse(rows_cli, "python -m pipelines", arguments, command.partial)[0]]
         page = module_command(module)
         assert page is not None, f"{module} has no command"
         parse(page, module, arguments, command.partial)

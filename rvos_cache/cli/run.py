@@ -54,7 +54,7 @@ def _interrupted(program: object, words: Sequence[str]) -> str:
         command = command.commands.get(rest.pop(0))
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None and spec.name.startswith("pipelines."):
-        start = [Path(sys.executable).name, "-m", spec.name]
+        start = [Path(sys.executable).name, "-m", spec.name.removesuffix(".__main__")]
     else:
         # As a program on the PATH is typed, else by its path.
         name = Path(words[0]).name

@@ -19,7 +19,9 @@ CACHES = click.option("--cache", "caches", type=PATH, multiple=True, required=Tr
 TEXTS = click.option(
     "--text", "texts", type=PATH, multiple=True, help="Text cache; may repeat.  [default: the one next to the tracks]"
 )
-SELECTOR = click.option("--selector", metavar="NAME", help="Instead of --run: a selector that needs no training, clip-zero-shot.")
+SELECTOR = click.option(
+    "--selector", metavar="NAME", help="Instead of --run: a selector that needs no training: all-tracks, clip-zero-shot."
+)
 SELECTOR_SET = click.option(
     "--set", "overrides", multiple=True, metavar="K=V", help="With --selector: one of its settings, e.g. clip=FOLDER; may repeat."
 )
@@ -35,7 +37,9 @@ def check_run_or_selector(run: Path | None, selector: str | None, overrides: tup
     if (run is None) == (selector is None):
         if run is not None and selector is not None:
             raise click.UsageError("--run and --selector are both given; give one of them")
-        raise click.UsageError("give --run RUN, or --selector NAME of a selector that needs no training (clip-zero-shot)")
+        raise click.UsageError(
+            "give --run RUN, or --selector NAME of a selector that needs no training (all-tracks, clip-zero-shot)"
+        )
     if run is not None and overrides:
         raise click.UsageError("--set is for --selector; a run has the settings that it was trained with")
 

@@ -63,6 +63,29 @@ def compare(first: PathLike, second: PathLike, allow_missing: bool = False, seed
     return compared | {"only_a": only[0], "only_b": only[1]}
 
 
+def resampled(path: PathLike, seed: int = SEED) -> dict[str, dict[str, Any]]:
+    """Each measure of a file that `evaluate --json` wrote: {<measure>: {"mean", "interval"}}, fractions of 1.
+
+    interval: of 95 %, over resampled videos; None with one video. Raises InputError for a file without scores.
+    """
+    path = Path(path)
+    content = _read(path)
+    protocol = protocol_of_scores(content)
+    if protocol is None:
+        raise InputError(f"{path}: scores of protocol {content['protocol']}, which cannot be resampled")
+    rows = _rows(path, content, protocol)
+    values, weights = np.array([row[0] for row in rows.values()]), np.array([row[1] for row in rows.values()], np.float64)
+    names, video = np.unique([key.partition("/")[0] for key in rows], return_inverse=True)
+    sums = np.stack([np.bincount(video, weights * values[:, i]) for i in range(values.shape[1])], 1)
+    size = np.bincount(video, weights)
+    intervals = [None] * len(sums[0]) if len(names) < 2 else _intervals(sums, size, np.random.default_rng(seed))
+    means = np.average(values, axis=0, weights=weights)
+    return {
+        field.key: {"mean": float(mean), "interval": interval}
+        for field, mean, interval in zip(protocol.measure_fields, means, intervals)
+    }
+
+
 def _compared(
     rows: list[dict[str, Any]], common: list[str], protocol: Protocol, label: str, rng: np.random.Generator
 ) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from rvos_cache.store import (
     write_selections,
 )
 from rvos_cache.types import Selection
-from rvos_select.data.bound import check_same_sentences, check_same_tracks
-from rvos_select.data.caches import TrackSource, candidates
+from rvos_select.data.bound import check_same_tracks
+from rvos_select.data.caches import TrackSource
 from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource, texts_of
@@ -181,19 +181,8 @@ def _checked(out: PathLike, report: ExtractReport) -> Path:
 
 
 def select_all(tracks: Paths, texts: Paths = (), out: PathLike = "out/all-tracks.zarr") -> Path:
-    """The baseline that selects every candidate of every expression. Arguments as `predict`."""
-    track_paths = as_paths(tracks)
-    source, words = inference_sources(track_paths, texts_of(track_paths, as_paths(texts)))
-    card = selections_card("all-tracks", {}, 0.5, source, words, {})
-
-    def write_one(writer: CacheWriter, video_id: str) -> int:
-        check_same_sentences(source, words, video_id)
-        allowed = [(e, candidates(source.info(video_id), e.expression_id)) for e in words.expressions(video_id)]
-        selections = tuple(Selection(e.expression_id, a.astype(np.float32), a) for e, a in allowed)
-        return _write(writer, source, words, video_id, selections)
-
-    _check_published(out, card, source, words)
-    return _checked(out, write_videos(Path(out), card, _videos(source), write_one, "all tracks"))
+    """The baseline that selects every candidate of every expression: `predict` with the selector all-tracks."""
+    return predict(None, tracks, texts, out, selector="all-tracks")
 
 
 def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[TrackSource, TextSource]:

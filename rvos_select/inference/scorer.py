@@ -44,7 +44,7 @@ def scorer_of(run: PathLike | None, selector: str | None = None, config: Mapping
     Raises InputError unless exactly one of both is given.
     """
     if (run is None) == (selector is None):
-        raise InputError("give --run RUN, or --selector NAME of a selector that needs no training (clip-zero-shot)")
+        raise InputError("give --run RUN, or --selector NAME of a selector that needs no training (all-tracks, clip-zero-shot)")
     if run is not None and config:
         raise InputError(f"{run}: its settings are those it was trained with; --set is for --selector NAME")
     return partial(scorer_of_run, Path(run)) if run is not None else partial(scorer_without_run, str(selector), config or {})

@@ -20,6 +20,7 @@ SELECTORS = {
     "referdino": "rvos_select.selectors.referdino:ReferDino",
     "dervos": "rvos_select.selectors.dervos:Dervos",
     "clip-zero-shot": "rvos_select.selectors.clip_zero_shot:ClipZeroShot",
+    "all-tracks": "rvos_select.selectors.all_tracks:AllTracks",
     "mean-cosine": "rvos_select.selectors.mean_cosine:MeanCosine",
 }
 

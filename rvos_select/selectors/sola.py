@@ -44,6 +44,8 @@ class SolaConfig(SelectorConfig):
     """Alignment layers. Source: SOLA's released code."""
     heads: int = Field(default=8, ge=1)
     """Heads of every attention. Source: SOLA's released code."""
+    attention: Literal["both", "objects", "motion"] = "both"
+    """Attention of a layer that reads no text. objects: over tracks alone; motion: over time alone. Source: SOLA, Table 5b."""
     negatives: int = Field(default=32, ge=1)
     """Learned negative tokens. Source: SOLA section 4.1."""
     motion_dropout: float = Field(default=0.2, ge=0, lt=1)
@@ -98,7 +100,7 @@ class Sola(Selector):
         d = c.aligned
         self.word_projection = None if c.align_width is None else WhitenedProjection(c.word_channels, d)
         self.short_motion_encoder = MotionEncoder(c.token_channels, c.width, d, c.motion_dropout)
-        layers = [AlignmentLayer(d, c.heads, c.attention_dropout) for _ in range(c.layers)]
+        layers = [AlignmentLayer(d, c.heads, c.attention_dropout, c.attention) for _ in range(c.layers)]
         self.object_lang_align_layers = nn.ModuleList(layers)
         self.negative_token = nn.Embedding(c.negatives, d)
         self.positional_encoding_gaussian_matrix: Tensor

@@ -179,26 +179,38 @@ class Attention(nn.Module):
 
 
 class AlignmentLayer(nn.Module):
-    """Attention over tracks, over time, and to the memory, each with a residual and a norm."""
+    """Attention over tracks, over time, and to the memory, each with a residual and a norm.
 
-    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+    attention: which of the first two it has: "both", "objects" (over tracks) or "motion" (over time).
+    """
+
+    def __init__(self, channels: int, heads: int, dropout: float, attention: str = "both") -> None:
         super().__init__()
-        self.obj_attn = Attention(channels, heads, dropout)
-        self.motion_attn = Attention(channels, heads, dropout)
+        self.obj_attn = Attention(channels, heads, dropout) if attention != "motion" else None
+        self.motion_attn = Attention(channels, heads, dropout) if attention != "objects" else None
         self.object2lang_attn = Attention(channels, heads, dropout)
-        self.norm = nn.ModuleList(MaskedGroupNorm(channels) for _ in range(3))
+        used = (self.obj_attn, self.motion_attn, self.object2lang_attn)
+        # The released names count the norms, so one that is not used keeps its place.
+        self.norm = nn.ModuleList(nn.Identity() if attention is None else MaskedGroupNorm(channels) for attention in used)
 
     def attend_tracks_and_time(self, x: Tensor, code: Tensor, tracks: Tensor | None, frames: Tensor | None) -> Tensor:
         """The two attentions that read no text: x (B, N, T′, D), code (T′, D), masks (B, N) and (B, T′) -> x."""
-        b, n, t, d = x.shape
         both = real_tokens(x, tracks, frames)
-        attention = self.obj_attn
+        if self.obj_attn is not None:
+            x = self._attend_tracks(self.obj_attn, x, both)
+        return x if self.motion_attn is None else self._attend_time(self.motion_attn, x, code, both)
+
+    def _attend_tracks(self, attention: Attention, x: Tensor, real: Tensor | None) -> Tensor:
+        b, n, t, d = x.shape
         y = x.transpose(1, 2).reshape(b * t, n, d)
-        mask = None if both is None else both.transpose(1, 2).reshape(b * t, n)
+        mask = None if real is None else real.transpose(1, 2).reshape(b * t, n)
         y = self.norm[0](y + attention.attend(attention.q_proj(y), attention.k_proj(y), attention.v_proj(y), mask), mask)
-        attention = self.motion_attn
-        y = y.reshape(b, t, n, d).transpose(1, 2).reshape(b * n, t, d)
-        mask = None if both is None else both.reshape(b * n, t)
+        return y.reshape(b, t, n, d).transpose(1, 2)
+
+    def _attend_time(self, attention: Attention, x: Tensor, code: Tensor, real: Tensor | None) -> Tensor:
+        b, n, t, d = x.shape
+        y = x.reshape(b * n, t, d)
+        mask = None if real is None else real.reshape(b * n, t)
         coded = y + code
         moved: Tensor = self.norm[1](
             y + attention.attend(attention.q_proj(coded), attention.k_proj(coded), attention.v_proj(y), mask), mask

@@ -17,7 +17,7 @@ from text_fixtures import tiny_roberta
 from tiny_beit3 import write_tiny_beit3
 
 from pipelines.dervos_mevis import MAIN, dervos_mevis
-from pipelines.dervos_models import FRAMES, PAPER, Caches, Models, published_row
+from pipelines.dervos_models import FRAMES, PAPER, Caches, Models, all_rows, published_row
 from pipelines.dervos_single_object import ROW, dervos_single_object
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -35,27 +35,28 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from odd_videos import SAID, write_split
 
 PAGES = PAPER.parents[1]
-ROWS: dict[str, dict[str, Any]] = {
-    f"{table}.{name}": values for table, names in read_toml(PAPER).items() for name, values in names.items()
-}
+ROWS = all_rows()
 ALL = Models("dvis", "beit3", "vita", "mask2former", "bert", {}, {}, 1)
 PUBLISHED = {
-    "table_1_mevis": [51.8, 60.6, 56.0, 61.5, 49.3, 58.3, 51.3, 57.8],
-    "table_2_single_object": [70.0, 69.3],
-    "table_3_trajectories": [55.5, 56.0, 57.4],
-    "table_4_understanding": [55.9, 57.4],
-    "table_5_module": [56.1, 56.5, 57.4],
-    "table_6_tracker": [53.4, 57.4, 53.8, 55.4, 57.4],
+    "table_1": [51.8, 60.6, 56.0, 61.5, 49.3, 58.3, 51.3, 57.8],
+    "table_2": [70.0, 69.3],
+    "table_3": [55.5, 56.0, 57.4],
+    "table_4": [55.9, 57.4],
+    "table_5": [56.1, 56.5, 57.4],
+    "table_6": [53.4, 57.4, 53.8, 55.4, 57.4],
 }
 """The numbers of `shared/papers/derovs_summary.txt`, in its order."""
 
 
-def benchmark_of(values: dict[str, Any]) -> str:
-    return "paper" if "paper" in values else "ref_youtube_vos"
+def dataset_of(row: str) -> str:
+    """The dataset of the row's published numbers."""
+    return next(iter(ROWS[row]["paper"])).partition("/")[0]
 
 
 def test_every_number_of_the_summary_is_there() -> None:
-    tables = {table: [row[benchmark_of(row)][0] for row in rows.values()] for table, rows in read_toml(PAPER).items()}
+    tables: dict[str, list[float]] = {}
+    for row, values in ROWS.items():
+        tables.setdefault(row.partition(".")[0], []).append(next(iter(values["paper"].values()))[0])
     assert tables == PUBLISHED
 
 
@@ -65,12 +66,11 @@ def test_every_row_is_settings_away_or_says_why_not(row: str) -> None:
     assert ("set" in values) != ("reason" in values) and ("upstream" in values) == ("set" in values)
     if "reason" in values:
         with pytest.raises(InputError, match=r"cannot be trained here: \w") as error:
-            published_row(row, benchmark_of(values))
+            published_row(row, dataset_of(row))
         assert "\n" not in str(error.value)
         return
-    published = published_row(row, benchmark_of(values))
-    assert published["scores"] == values[benchmark_of(values)]
-    name = "dervos_mevis" if "paper" in values else "dervos_single_object"
+    published = published_row(row, dataset_of(row))
+    name = "dervos_mevis" if dataset_of(row) == "mevis" else "dervos_single_object"
     page = build(TrainSettings, merge(read_toml(PAGES / f"{name}.toml"), parse_overrides(published["set"])), "page")
     config = build(DervosConfig, page.config, "row")
     changed = {field for field in DervosConfig.model_fields if getattr(config, field) != getattr(DervosConfig(), field)}
@@ -89,46 +89,50 @@ def test_rows_that_differ_in_the_summary_differ_here() -> None:
     for row, values in ROWS.items():
         if "set" in values and not row.startswith("table_1"):
             key = json.dumps([values["set"], values.get("tracker_set"), values.get("tracker"), values["upstream"], row[:7]])
-            own.setdefault(key, set()).add(values[benchmark_of(values)][0])
+            own.setdefault(key, set()).add(next(iter(values["paper"].values()))[0])
     assert {key for key, numbers in own.items() if len(numbers) > 1} == {
-        json.dumps([[], None, None, "DVIS++ offline, R50, YouTube-VIS 2019 or 2021; BEiT-3 base", "table_6"])
+        json.dumps([[], [], "dvis", "DVIS++ offline, R50, trained on YouTube-VIS 2019 or 2021; BEiT-3 base", "table_6"])
     }
 
 
 def test_caches_are_shared_by_the_rows_of_one_upstream() -> None:
-    names = {row: ALL.name(published_row(row, "paper")) for row, values in ROWS.items() if "set" in values and "paper" in values}
-    assert names[MAIN] == names["table_5_module.cfma"] == names["table_4_understanding.bert"] == "dvis"
-    assert names["table_3_trajectories.mask2former"] == "mask2former-generator_frames"
-    assert names["table_6_tracker.side_320"] == "dvis-side_320" and names["table_3_trajectories.vita"] == "vita-pool_20"
+    names = {
+        row: ALL.name(published_row(row, "mevis"))
+        for row, values in ROWS.items()
+        if "set" in values and dataset_of(row) == "mevis"
+    }
+    assert names[MAIN] == names["table_5.cfma"] == names["table_4.bert"] == "dvis"
+    assert names["table_3.mask2former"] == "mask2former-generator_frames"
+    assert names["table_6.side_320"] == "dvis-side_320" and names["table_3.vita"] == "vita-pool_20"
     assert build(FramesSettings, FRAMES, "frames").stored_size((360, 640)) == (320, 320)
-    caches = Caches(Path("c"), ALL.extraction(published_row(MAIN, "paper")))
+    caches = Caches(Path("c"), ALL.extraction(published_row(MAIN, "mevis")))
     assert [path.name for path in caches.tracks("train")] == ["dvis.zarr", "frames.zarr"]
 
 
 @pytest.mark.parametrize(
     ("row", "missing"),
     [
-        (MAIN, "dvis"), (MAIN, "beit3"), ("table_3_trajectories.vita", "vita"), ("table_3_trajectories.mask2former", "mask2former"),
-        ("table_3_trajectories.vita", "beit3"), ("table_4_understanding.bert", "dvis"),
+        (MAIN, "dvis"), (MAIN, "beit3"), ("table_3.vita", "vita"), ("table_3.mask2former", "mask2former"),
+        ("table_3.vita", "beit3"), ("table_4.bert", "dvis"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_that_is_missing_is_one_line(row: str, missing: str) -> None:
     models = Models(**{**vars(ALL), missing: None})
     with pytest.raises(InputError, match=f"this row is of .*: it needs the option --{missing} FOLDER"):
-        models.extraction(published_row(row, "paper"))
+        models.extraction(published_row(row, "mevis"))
 
 
 def test_checkpoints_that_a_row_does_not_read_are_not_asked_for() -> None:
-    Models(None, "beit3", "vita", None, "bert", {}, {}, 1).extraction(published_row("table_3_trajectories.vita", "paper"))
-    Models("dvis", None, None, None, "bert", {}, {}, 1).extraction(published_row("table_4_understanding.bert", "paper"))
+    Models(None, "beit3", "vita", None, "bert", {}, {}, 1).extraction(published_row("table_3.vita", "mevis"))
+    Models("dvis", None, None, None, "bert", {}, {}, 1).extraction(published_row("table_4.bert", "mevis"))
 
 
 def test_an_unknown_row_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"no row 'table_9' of this benchmark; there are: table_1_mevis.val, ") as error:
-        published_row("table_9", "paper")
+    with pytest.raises(InputError, match=r"no row 'table_9' of mevis; there are: table_1.val, ") as error:
+        published_row("table_9", "mevis")
     assert "\n" not in str(error.value) and "glus" not in str(error.value)
-    with pytest.raises(InputError, match=f"no row '{ROW}' of this benchmark"):
-        published_row(ROW, "paper")
+    with pytest.raises(InputError, match=f"no row '{ROW}' of mevis"):
+        published_row(ROW, "mevis")
 
 
 def test_the_schedules_are_dvis_s() -> None:
@@ -176,11 +180,11 @@ def test_from_frames_to_scores_and_zip(
     hide(root / "valid")
     dvis, beit3 = tiny_dvis.write_checkpoint(tmp_path / "dvis"), write_tiny_beit3(tmp_path / "beit3")
     given = ["--root", root, "--dvis", dvis, "--beit3", beit3, "--out", tmp_path / "out"]
-    run_page(monkeypatch, dervos_mevis, *given, "--row", "table_5_module.cfma")
+    run_page(monkeypatch, dervos_mevis, *given, "--row", "table_5.cfma")
     printed = capsys.readouterr().out
-    assert "the paper, valid_u: J&F 56.5, with DVIS++ offline, R50" in printed and "threshold 0.8" in printed
+    assert "the paper: mevis/valid_u J&F 56.5, with DVIS++ offline, R50" in printed and "threshold 0.8" in printed
     assert "tracks' oracle, valid_u" in printed
-    row = tmp_path / "out/table_5_module.cfma"
+    row = tmp_path / "out/table_5.cfma"
     settings = json.loads((row / "run/settings.json").read_text())
     config = settings["resolved"]["config"]
     assert (config["mgis"], config["side"], config["resample"], config["map_channels"]) == (False, 64, "bicubic", 32)
@@ -188,11 +192,11 @@ def test_from_frames_to_scores_and_zip(
     names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
     assert len([name for name in names if name.endswith(".png")]) == 5 * len(SAID)
     first = (row / "run/last/model.safetensors").stat().st_mtime_ns
-    run_page(monkeypatch, dervos_mevis, *given, "--row", "table_5_module.cfma")
+    run_page(monkeypatch, dervos_mevis, *given, "--row", "table_5.cfma")
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == first
     # Another row of the same caches.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/cache").rglob("zarr.json")}
-    run_page(monkeypatch, dervos_mevis, *given, "--row", "table_5_module.text_direct_integrator")
+    run_page(monkeypatch, dervos_mevis, *given, "--row", "table_5.text_direct_integrator")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/cache").rglob("zarr.json")} == before
 
 
@@ -204,9 +208,9 @@ def test_the_row_of_vita(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     vita, beit3 = tiny_vita.write_checkpoint(tmp_path / "vita"), write_tiny_beit3(tmp_path / "beit3")
     monkeypatch.setattr(tiny_dvis, "SMALL", {**tiny_vita.SMALL, "max_tracks": 4, "pool": 4})
     given = ["--root", root, "--vita", vita, "--beit3", beit3, "--out", tmp_path / "out"]
-    run_page(monkeypatch, dervos_mevis, *given, "--row", "table_3_trajectories.vita")
-    assert "the paper, valid_u: J&F 56.0, with VITA" in capsys.readouterr().out
-    settings = json.loads((tmp_path / "out/table_3_trajectories.vita/run/settings.json").read_text())
+    run_page(monkeypatch, dervos_mevis, *given, "--row", "table_3.vita")
+    assert "the paper: mevis/valid_u J&F 56.0, with VITA" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "out/table_3.vita/run/settings.json").read_text())
     config = settings["resolved"]["config"]
     assert (config["queries"], config["query_channels"], config["match_cost"]) == ("q_v", tiny_vita.CHANNELS, "soft")
     assert config["map_channels"] == tiny_vita.CHANNELS
@@ -214,10 +218,10 @@ def test_the_row_of_vita(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "row", ["table_3_trajectories.mask2former", "table_4_understanding.bert", "table_1_mevis.pretrained_val_u"]
+    ("row", "score"), [("table_3.mask2former", 55.5), ("table_4.bert", 55.9), ("table_1.pretrained_val_u", 61.5)]
 )
 def test_rows_of_other_models(
-    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    row: str, score: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "data"
     for split in ("train", "valid_u"):
@@ -234,7 +238,7 @@ def test_rows_of_other_models(
         checkpoints.pop("beit3")
     given = [word for name, folder in checkpoints.items() for word in (f"--{name}", folder)]
     run_page(monkeypatch, dervos_mevis, "--root", root, "--out", tmp_path / "out", *given, "--row", row)
-    assert f"J&F {published_row(row, 'paper')['scores'][0]}, with" in capsys.readouterr().out
+    assert f"the paper: mevis/valid_u J&F {score}, with" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / row / "run/settings.json").read_text())
     config = record["resolved"]["config"]
     assert (config["understanding"] == "words") == row.endswith("bert") == ("beit3" not in record["frozen"])
@@ -250,7 +254,7 @@ def test_the_page_of_one_object_each_answers_with_the_best_track(
     monkeypatch.setitem(SMALL, "epochs", 1)
     run_page(monkeypatch, dervos_single_object, *roots, "--dvis", dvis, "--beit3", beit3, "--out", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "the paper, ref-youtube-vos valid: J&F 70.0" in printed and "the paper, ref-davis17 valid: no number" in printed
+    assert ": ref-youtube-vos/valid J&F 70.0;" in printed and ": ref-davis17/valid no number;" in printed
     for name, split in (("ref-youtube-vos", "held_out"), ("ref-davis17", "valid")):
         assert resolve_policy(SelectionCache(tmp_path / f"out/selections/{name}-{split}.zarr")).top1
         assert json.loads((tmp_path / f"out/metrics/{name}.json").read_text())["dataset"] == name

@@ -17,6 +17,7 @@ from pipelines import dmvs_mevis as page
 from pipelines import dmvs_models
 from pipelines.dmvs_shapes import dmvs_shapes
 from pipelines.dmvs_single_object import IMAGES, dmvs_single_object
+from pipelines.rows.papers import read_paper, row_of
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import SelectionCache, read_card
@@ -31,18 +32,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from odd_videos import SAID, write_split
 
 PAPER = Path(page.__file__).parent / "papers/dmvs.toml"
-ROWS = [f"{table}.{name}" for table, names in read_toml(PAPER).items() for name, held in names.items() if isinstance(held, dict)]
+ROWS = {name: row for name, row in read_paper(PAPER).rows() if not row.reason and "table_2" not in name}
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_is_settings_away_and_its_numbers_fit(row: str) -> None:
-    published = page.published_row(PAPER, row)
-    values = merge(read_toml(PAPER.parent.parent / "dmvs_mevis.toml"), parse_overrides(published["set"]))
+    published = row_of("dmvs", row.partition(".")[2])
+    values = merge(read_toml(PAPER.parent.parent / published.settings), parse_overrides(published.set))
     settings = build(TrainSettings, values, "page")
     config = build(DmvsConfig, settings.config, "row")
-    assert (config == DmvsConfig()) == (published["set"] == [])
-    j_and_f, j, f = published["paper"]
-    assert abs(j_and_f - (j + f) / 2) < 0.11
+    assert (config == DmvsConfig()) == (published.set == ())
+    for j_and_f, j, f in published.paper.values():
+        assert abs(j_and_f - (j + f) / 2) < 0.11
 
 
 def test_the_caches_settings_exist() -> None:
@@ -82,13 +83,13 @@ def test_from_frames_to_scores_and_zip(
         "config.points": 40, "config.motion_queries": 4,
     }  # fmt: skip
     sets = [word for k, v in small.items() for word in ("--set", f"{k}={v}")]
-    given = ["--root", root, "--vita", vita, "--encoder", "hashed", "--row", "table_5_initialisation.text", *tracker, *sets]
+    given = ["--root", root, "--vita", vita, "--encoder", "hashed", "--row", "table_5.text", *tracker, *sets]
     words = ["page", *map(str, given), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", words)
     page.dmvs_mevis(standalone_mode=False)
     said = capsys.readouterr().out
-    assert "the paper, valid: J&F 46.8, J 42.6, F 51.0" in said and "threshold 0.8" in said
-    row = tmp_path / "out/table_5_initialisation.text"
+    assert "the paper: mevis/valid J&F 46.8, J 42.6, F 51.0" in said and "threshold 0.8" in said
+    row = tmp_path / "out/table_5.text"
     settings = json.loads((row / "run/settings.json").read_text())
     assert settings["resolved"]["config"]["init"] == "text" and settings["settings"]["optim"]["decay_all"] is False
     assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
@@ -100,9 +101,11 @@ def test_from_frames_to_scores_and_zip(
 
 
 def test_an_unknown_row_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"no row 'table_9'; there are: table_1_mevis.val, ") as fault:
-        page.published_row(PAPER, "table_9")
-    assert "\n" not in str(fault.value) and "efficiency" not in str(fault.value)
+    with pytest.raises(InputError, match=r"no row 'table_9'; there are: table_1.val, ") as fault:
+        row_of("dmvs", "table_9")
+    assert "\n" not in str(fault.value) and "vita_rvos" not in str(fault.value)
+    with pytest.raises(InputError, match="the row 'table_3.vita_rvos' cannot be run here: another system"):
+        row_of("dmvs", "table_3.vita_rvos")
 
 
 def test_the_steps_of_one_epoch_are_the_paper_s() -> None:
@@ -132,7 +135,7 @@ def test_the_page_of_one_object_each_trains_on_all_and_answers_with_the_best(
     monkeypatch.setattr(sys, "argv", ["page", *map(str, words), *tracker, *sets])
     dmvs_single_object(standalone_mode=False)
     said = capsys.readouterr().out
-    assert "the paper, ref-youtube-vos valid: J&F 64.3" in said and "the paper, ref-davis17 valid: J&F 65.2" in said
+    assert "the paper: ref-youtube-vos/valid J&F 64.3" in said and "the paper: ref-davis17/valid J&F 65.2" in said
     record = json.loads((tmp_path / "out/run/settings.json").read_text())
     drawn = {name: row["drawn"] for name, row in record["sets"].items()}
     assert drawn == {"ref-youtube-vos/fit": 4, **{f"{name}/train-pseudo10": 5 for name in IMAGES}}

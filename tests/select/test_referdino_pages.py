@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import zipfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tiny_grounding_dino import tiny_grounding_dino
 from tiny_sam2 import tiny_sam2
 
 from pipelines import referdino_images, referdino_mevis, referdino_single_object
-from pipelines.referdino_models import PAPER, Models, published_row, published_scores
+from pipelines.referdino_models import PAPER, Models, all_rows, published_row, published_scores
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import SelectionCache, TrackCache, read_card
@@ -39,14 +40,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from odd_videos import SAID, write_split
 
 PAGES = PAPER.parents[1]
-ROWS: dict[str, dict[str, Any]] = {
-    f"{table}.{name}": values for table, names in read_toml(PAPER).items() for name, values in names.items()
-}
+ROWS = all_rows()
 BENCHMARKS = ("mevis", "ref-youtube-vos", "ref-davis17", "a2d-sentences", "jhmdb-sentences")
 LIVE = Models(None, None, {}, 1)
-RELEASED = {"ryt_swinb.pth", "mevis_swinb.pth"}
-REGION_CONTOUR = ("paper", "ref_youtube_vos", "ref_davis17")
-PRINTED = ("table_1_benchmarks.grounded_sam2_t",)
+PRINTED = ("table_1.grounded_sam2_t",)
 """Rows whose J&F is not the mean of J and F in the paper either."""
 
 
@@ -54,11 +51,11 @@ PRINTED = ("table_1_benchmarks.grounded_sam2_t",)
 def test_every_row_is_settings_away_or_says_why_not(row: str) -> None:
     values = ROWS[row]
     assert ("reach" in values) != ("reason" in values)
-    for key in REGION_CONTOUR:
-        if values.get(key) and row not in PRINTED:
-            assert abs(values[key][0] - (values[key][1] + values[key][2]) / 2) < 0.11
+    for split, numbers in values["paper"].items():
+        if numbers and row not in PRINTED and not split.endswith("-frames"):
+            assert abs(numbers[0] - (numbers[1] + numbers[2]) / 2) < 0.11
     if "reason" in values:
-        assert values["reason"].startswith("another system: ")
+        assert values["reason"] == "another system"
         with pytest.raises(InputError, match=r"is not trained here: \w"):
             published_row(row, "mevis", LIVE)
         return
@@ -72,15 +69,13 @@ def test_every_row_is_settings_away_or_says_why_not(row: str) -> None:
         tuning = tune_settings(parse_overrides(values.get("tune", [])))
         # What the tracker is tuned with, it runs with.
         tracker = build(GdinoQueriesSettings, parse_overrides(values.get("tracker", [])), row)
-        same = ("keep_ratio", "prune_score") if "tracker" in values else ()
-        assert all(getattr(tuning, name) == getattr(tracker, name) for name in same)
-    assert ("import" in values["reach"]) == ("checkpoint" in values) == row.endswith("referdino_b")
-    assert values.get("checkpoint", "mevis_swinb.pth") in RELEASED
+        assert all(getattr(tuning, name) == getattr(tracker, name) for name in ("keep_ratio", "prune_score"))
+    assert ("import" in values["reach"]) == row.endswith(("referdino_b", "referdino_b_images"))
     if "cached" not in values["reach"]:
         assert LIVE.way_of(values) == "tune"
         return
     name = "referdino_mevis" if row.startswith(("table_2", "table_3", "table_4", "figure")) else "referdino_single_object"
-    page = read_toml(PAGES / f"{name}.toml")
+    page = read_toml(PAGES / f"{'referdino_images' if row.endswith('_images') else name}.toml")
     settings = build(TrainSettings, merge(page, parse_overrides(values["set"])), "page")
     plain = build(ReferDinoConfig, page.get("config", {}), "page")
     config = build(ReferDinoConfig, settings.config, "row")
@@ -98,13 +93,14 @@ def test_every_number_is_the_paper_s() -> None:
     lines = path.read_text("utf-8").splitlines()
     printed = {tuple(re.findall(r"(?<!\S)\d+\.\d(?!\S)", line)) for line in lines}
     for row, values in ROWS.items():
-        keys = ("ref_youtube_vos", "ref_davis17", "a2d_sentences", "jhmdb_sentences", "paper")
-        numbers = tuple(str(number) for key in keys for number in values.get(key, []))
-        assert (numbers == () and row.startswith("figure_7")) or numbers in printed, row
+        # A line of Table 1 has the video benchmarks and those of single frames.
+        of_line = [values["paper"], ROWS.get(f"{row}_images", {"paper": {}})["paper"]]
+        numbers = tuple(str(number) for paper in of_line for tested in paper.values() for number in tested)
+        assert row.endswith("_images") or (numbers == () and row.startswith("figure_7")) or numbers in printed, row
 
 
 def test_every_table_is_there() -> None:
-    counts = {table: len(rows) for table, rows in read_toml(PAPER).items()}
+    counts = Counter(row.partition(".")[0] for row in ROWS if not row.endswith("_images"))
     assert list(counts.values()) == [16, 8, 3, 5, 5, 3]
 
 
@@ -113,7 +109,7 @@ def test_settings_are_the_released_ones() -> None:
     mevis, youtube = (read_toml(PAGES / f"referdino_{name}.toml") for name in ("mevis", "single_object"))
     assert (mevis["optim"]["lr"], youtube["optim"]["lr"]) == (1e-4, 5e-5)
     assert {**youtube, "optim": {**youtube["optim"], "lr": 1e-4}, "config": {}} == {**mevis, "config": {}}
-    swin_b = merge(mevis, parse_overrides(ROWS["table_2_mevis.referdino_b"]["set"]))
+    swin_b = merge(mevis, parse_overrides(ROWS["table_2.referdino_b"]["set"]))
     for page, costs in ((mevis, (2, 1, 1, 5, 5)), (swin_b, (1, 3, 3, 5, 4)), (youtube, (4, 5, 2, 5, 5))):
         losses = build(ReferDinoConfig, page.get("config", {}), "page").losses()
         assert tuple(losses.costs.values()) == costs and tuple(losses.weights.values()) == costs[:3]
@@ -122,32 +118,32 @@ def test_settings_are_the_released_ones() -> None:
 def test_rows_of_another_benchmark_or_without_weights_are_one_line() -> None:
     imported = Models(None, Path("run"), {}, 1)
     for row, benchmark, models, reason in (
-        ("table_9", "mevis", LIVE, r"no row 'table_9' of mevis; there are: table_2_mevis.grounded_sam2_t, "),
-        ("table_5_pruning.drop_50", "mevis", LIVE, "no row 'table_5_pruning.drop_50' of mevis"),
+        ("table_9", "mevis", LIVE, r"no row 'table_9' of mevis; there are: table_2.grounded_sam2_t, "),
+        ("table_5.drop_50", "mevis", LIVE, "no row 'table_5.drop_50' of mevis"),
         (
-            "table_2_mevis.referdino_t",
+            "table_2.referdino_t",
             "mevis",
             replace(LIVE, way="baseline"),
             "not reached by --way baseline, but by tune, cached",
         ),
-        ("table_4_mask_decoder.condinst", "mevis", replace(LIVE, way="cached"), "not reached by --way cached, but by tune"),
-        ("table_2_mevis.referdino_t", "mevis", replace(LIVE, tuning=("lr=1",)), "--tune-set lr=1: .* give --way tune"),
-        ("table_2_mevis.referdino_t", "mevis", imported, "no weights of the row 'table_2_mevis.referdino_t' were released"),
+        ("table_4.condinst", "mevis", replace(LIVE, way="cached"), "not reached by --way cached, but by tune"),
+        ("table_2.referdino_t", "mevis", replace(LIVE, tuning=("lr=1",)), "--tune-set lr=1: .* give --way tune"),
+        ("table_2.referdino_t", "mevis", imported, "no weights of the row 'table_2.referdino_t' were released"),
     ):
         with pytest.raises(InputError, match=reason) as fault:
             published_row(row, benchmark, models)
         assert "\n" not in str(fault.value) and "mttr" not in str(fault.value)
-    assert published_row("table_2_mevis.referdino_b", "mevis", imported)["scores"] == [49.3, 44.7, 53.9]
-    assert published_scores([]) == "no number"
+    assert published_row("table_2.referdino_b", "mevis", imported)["scores"] == [49.3, 44.7, 53.9]
+    assert published_scores("mevis", []) == "mevis/valid no number"
 
 
 def test_a_run_of_one_s_own_tuning_reaches_the_rows_that_are_tuned(tmp_path: Path) -> None:
     (tmp_path / "upstream").mkdir()
     (tmp_path / "upstream/referdino.json").write_text(json.dumps({"settings": {"keep_ratio": 0.35}}))
     models = Models(None, tmp_path, {}, 1)
-    published = published_row("table_5_pruning.drop_65", "ref-youtube-vos", models)
+    published = published_row("table_5.drop_65", "ref-youtube-vos", models)
     assert models.extraction(published)["overrides"]["keep_ratio"] == 0.35
-    for row in ("figure_7_memory.alpha_0", "table_2_mevis.grounded_sam2_t"):
+    for row in ("figure_7.alpha_0", "table_2.grounded_sam2_t"):
         with pytest.raises(InputError, match="leave --imported out"):
             published_row(row, "mevis", models)
 
@@ -157,12 +153,12 @@ def test_rows_share_the_caches_of_an_upstream_and_its_settings(tmp_path: Path) -
     assert len(set(folders.values())) == 5
     baselines = {LIVE.name(values) for row, values in ROWS.items() if "grounded_sam2" in row}
     assert baselines == {f"sam2-box-grounding-dino-{size}-prompt_every_100000" for size in ("tiny", "base")}
-    assert folders["table_3_temporal.without_tracker"] == folders["table_2_mevis.referdino_t"] == "grounding-dino-tiny"
-    assert folders["table_5_pruning.random_50"] == "grounding-dino-tiny-prune_score_random"
+    assert folders["table_3.without_tracker"] == folders["table_2.referdino_t"] == "grounding-dino-tiny"
+    assert folders["table_5.random_50"] == "grounding-dino-tiny-prune_score_random"
     (tmp_path / "upstream").mkdir()
     for record, more in (({}, {}), ({"settings": {"keep_ratio": 0.8, "frames": 1}}, {"keep_ratio": 0.8, "resizing": "image"})):
         (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
-        extraction = Models(None, tmp_path, {"short_side": 64}, 2).extraction(ROWS["table_2_mevis.referdino_b"])
+        extraction = Models(None, tmp_path, {"short_side": 64}, 2).extraction(ROWS["table_2.referdino_b"])
         own = {"checkpoint": str(tmp_path / "upstream"), "masks": "head", "short_side": 64}
         assert extraction["overrides"] == {**own, **more} and extraction["tracker"] == "gdino-queries"
 
@@ -178,7 +174,7 @@ def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkey
         (("--imported", tmp_path, "--upstream", "x"), "--imported brings its own upstream"),
         (("--imported", tmp_path, "--way", "tune"), "leave --way tune out"),
         (("--way", "tune", "--set", "epochs=1"), "--set epochs=1: stage two is not trained .* by tune; --tune-set is for tuning"),
-        (("--row", "table_2_mevis.grounded_sam2_b", "--set", "epochs=1"), "not trained where a row is reached by baseline$"),
+        (("--row", "table_2.grounded_sam2_b", "--set", "epochs=1"), "not trained where a row is reached by baseline$"),
     ):
         with pytest.raises(InputError, match=reason):
             called(monkeypatch, referdino_mevis.referdino_mevis, *words, "--out", tmp_path / "out")
@@ -213,8 +209,8 @@ def test_from_frames_to_scores_and_zip(
     page, out = referdino_mevis.referdino_mevis, tmp_path / "out"
     words = ("--root", root, "--out", out, "--upstream", upstream, *TRACKER, *words_of(SMALL))
     called(monkeypatch, page, *words)
-    row = out / "table_2_mevis.referdino_t"
-    assert "the paper, valid: J&F 48.0, J 43.6, F 52.3" in capsys.readouterr().out
+    row = out / "table_2.referdino_t"
+    assert "the paper: mevis/valid J&F 48.0, J 43.6, F 52.3" in capsys.readouterr().out
     record = json.loads((row / "run/settings.json").read_text())
     assert record["resolved"]["config"]["token_channels"] == 64 and record["resolved"]["config"]["tracker"] == "cached"
     assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
@@ -225,9 +221,9 @@ def test_from_frames_to_scores_and_zip(
     called(monkeypatch, page, *words)
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == written
     # Another alignment reads the same caches.
-    called(monkeypatch, page, *words, "--row", "figure_7_memory.alpha_1")
-    assert "the paper, valid: no number" in capsys.readouterr().out
-    selections = SelectionCache(out / "figure_7_memory.alpha_1/selections/valid_u.zarr").selections("u0")
+    called(monkeypatch, page, *words, "--row", "figure_7.alpha_1")
+    assert "the paper: mevis/valid no number" in capsys.readouterr().out
+    selections = SelectionCache(out / "figure_7.alpha_1/selections/valid_u.zarr").selections("u0")
     assert all(selection.parts is not None for selection in selections)
 
 
@@ -242,11 +238,11 @@ def test_released_weights_predict_without_training(
     words = ("--root", root, "--out", out, "--imported", run, "--tracker-set", "short_side=32", "--tracker-set", "keep_ratio=0.4")
     with pytest.warns(UserWarning, match=r"tracks with settings.keep_ratio = 0.4"):
         called(monkeypatch, referdino_mevis.referdino_mevis, *words)
-    assert "the paper, valid: J&F 49.3, J 44.7, F 53.9" in capsys.readouterr().out
+    assert "the paper: mevis/valid J&F 49.3, J 44.7, F 53.9" in capsys.readouterr().out
     # Nothing is extracted to train on.
     assert [folder.name for folder in (out / "cache/run").iterdir()] == ["valid_u"]
     assert read_card(out / "cache/run/valid_u/gdino-queries.zarr").settings["masks"] == "head"
-    row = out / "table_2_mevis.referdino_b"
+    row = out / "table_2.referdino_b"
     assert not (row / "run").exists() and len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
 
 
@@ -254,11 +250,11 @@ def test_released_weights_predict_without_training(
 def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     roots = ("--youtube", write_youtube(tmp_path / "yt"), "--davis", write_davis(tmp_path / "dv"), "--out", tmp_path / "out")
     upstream = tiny_grounding_dino(tmp_path / "tiny")
-    words = (*roots, "--upstream", upstream, "--row", "table_5_pruning.drop_65", *TRACKER, *words_of(SMALL))
+    words = (*roots, "--upstream", upstream, "--row", "table_5.drop_65", *TRACKER, *words_of(SMALL))
     called(monkeypatch, referdino_single_object.referdino_single_object, *words)
     printed = capsys.readouterr().out
-    assert "the paper, ref-youtube-vos valid: J&F 66.0, J 64.0" in printed and "ref-davis17 valid: no number" in printed
-    row = tmp_path / "out/table_5_pruning.drop_65"
+    assert "the paper: ref-youtube-vos/valid J&F 66.0, J 64.0" in printed and "ref-davis17/valid no number" in printed
+    row = tmp_path / "out/table_5.drop_65"
     assert (
         read_card(tmp_path / "out/cache/tiny-keep_ratio_0.35/ref-davis17/valid/gdino-queries.zarr").settings["keep_ratio"] == 0.35
     )
@@ -297,9 +293,9 @@ def test_scored_frames(
     words = (*images, "--upstream", tiny_grounding_dino(tmp_path / "tiny"), *TRACKER, *words_of(small))
     called(monkeypatch, referdino_images.referdino_images, *words)
     printed = capsys.readouterr().out
-    assert "the paper, a2d-sentences: mAP 58.9, oIoU 80.2, mIoU 72.3" in printed
-    assert "the paper, jhmdb-sentences: mAP 45.6, oIoU 74.2, mIoU 73.1" in printed
-    row = tmp_path / "out/table_1_benchmarks.referdino_t"
+    assert "the paper: a2d-sentences/test-frames mAP 58.9, overall IoU 80.2, mean IoU 72.3" in printed
+    assert "the paper: jhmdb-sentences/test-frames mAP 45.6, overall IoU 74.2, mean IoU 73.1" in printed
+    row = tmp_path / "out/table_1.referdino_t_images"
     check_images(row)
     card = read_card(tmp_path / "out/cache/tiny/a2d-sentences/train-frames/gdino-queries.zarr")
     assert card.settings["resizing"] == "image"
@@ -317,12 +313,12 @@ def test_released_weights_of_images_predict_without_training(
     with pytest.warns(UserWarning, match=r"tracks with settings.keep_ratio = 0.4") as caught:
         called(monkeypatch, referdino_images.referdino_images, *words)
     assert not [w for w in caught if "resizing" in str(w.message)]
-    assert "the paper, a2d-sentences: mAP 61.1, oIoU 82.1, mIoU 73.6" in capsys.readouterr().out
-    check_images(tmp_path / "out/table_1_benchmarks.referdino_b")
+    assert "the paper: a2d-sentences/test-frames mAP 61.1, overall IoU 82.1, mean IoU 73.6" in capsys.readouterr().out
+    check_images(tmp_path / "out/table_1.referdino_b_images")
     # Nothing is extracted to train on; every query of a sentence is a detection, with its probability as score.
     assert [folder.name for folder in (tmp_path / "out/cache/released/a2d-sentences").iterdir()] == ["test-frames"]
     tracks = TrackCache(tmp_path / "out/cache/released/jhmdb-sentences/test-frames/gdino-queries.zarr")
-    selections = SelectionCache(tmp_path / "out/table_1_benchmarks.referdino_b/selections/jhmdb-sentences.zarr")
+    selections = SelectionCache(tmp_path / "out/table_1.referdino_b_images/selections/jhmdb-sentences.zarr")
     for video_id in tracks.video_ids():
         (selection,) = selections.selections(video_id)
         assert selection.candidates.all() and len(selection.scores) == 4
@@ -334,7 +330,7 @@ TUNING = {"frames": 3, "augment": "none", "short_side": 64, "steps": 1, "accumul
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["table_2_mevis.referdino_t", "table_4_mask_decoder.dot_product"])
+@pytest.mark.parametrize("row", ["table_2.referdino_t", "table_4.dot_product"])
 def test_a_row_tunes_its_upstream_first(
     row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,7 +342,7 @@ def test_a_row_tunes_its_upstream_first(
     words = ("--root", root, "--out", out, "--row", row, *way, *tuning, "--tracker-set", "short_side=32")
     words = (*words, "--upstream", tiny_grounding_dino(tmp_path / "tiny"))
     called(monkeypatch, referdino_mevis.referdino_mevis, *words)
-    assert f"the paper, valid: J&F {ROWS[row]['paper'][0]}" in capsys.readouterr().out
+    assert f"the paper: mevis/valid J&F {ROWS[row]['paper']['mevis/valid'][0]}" in capsys.readouterr().out
     record = json.loads((out / row / "tuned/tune.json").read_text())
     assert record["settings"]["preset"] == "mevis_swint" and record["split"] == "train"
     assert record["settings"]["mask_head"] == ("dot" if "dot" in row else "deformable")
@@ -370,17 +366,17 @@ def test_grounded_sam2_selects_every_track(
     root, out = tmp_path / "data", tmp_path / "out"
     for split in ("train", "valid_u"):
         write_split(root / split, {split: (3, True, SAID)})
-    row = ("--row", "table_2_mevis.grounded_sam2_t")
+    row = ("--row", "table_2.grounded_sam2_t")
     called(monkeypatch, referdino_mevis.referdino_mevis, "--root", root, "--out", out, *row, *words)
-    assert "the paper, valid: J&F 37.4, J 31.0, F 43.7" in capsys.readouterr().out
+    assert "the paper: mevis/valid J&F 37.4, J 31.0, F 43.7" in capsys.readouterr().out
     folder = out / "cache/sam2-box-tiny-prompt_every_100000"
     cache = TrackCache(folder / "valid_u/sam2-box.zarr")
     assert [split.name for split in folder.iterdir()] == ["valid_u"]
-    selections = SelectionCache(out / "table_2_mevis.grounded_sam2_t/selections/valid_u.zarr")
+    selections = SelectionCache(out / "table_2.grounded_sam2_t/selections/valid_u.zarr")
     for video_id in cache.video_ids():
         assert set(cache.info(video_id).prompt_frame.tolist()) == {0}
         assert all((s.scores == s.candidates).all() for s in selections.selections(video_id))
-    row = ("--row", "table_1_benchmarks.grounded_sam2_b")
+    row = ("--row", "table_1.grounded_sam2_b_images")
     called(monkeypatch, referdino_images.referdino_images, *images, *row, *words)
-    assert "the paper, jhmdb-sentences: mAP 42.5, oIoU 72.1, mIoU 72.1" in capsys.readouterr().out
-    check_images(out / "table_1_benchmarks.grounded_sam2_b")
+    assert "the paper: jhmdb-sentences/test-frames mAP 42.5, overall IoU 72.1, mean IoU 72.1" in capsys.readouterr().out
+    check_images(out / "table_1.grounded_sam2_b_images")

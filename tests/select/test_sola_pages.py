@@ -35,7 +35,7 @@ SMALL = [
 def called(monkeypatch: pytest.MonkeyPatch, page: click.Command, *words: object, encoder: str = "hashed") -> None:
     """Run a page as its command line does."""
     sets = [word for value in SMALL for word in ("--set", value)]
-    monkeypatch.setattr(sys, "argv", [str(page.name), *map(str, words), "--encoder", encoder, *sets])
+    monkeypatch.setattr(sys, "argv", [str(page.name), *map(str, words), "--encoder", encoder, "--tracker", "flow", *sets])
     page(standalone_mode=False)
 
 
@@ -134,7 +134,7 @@ def test_the_page_of_the_joint_table_goes_from_both_layouts_to_scores_and_zips(
     given = ("--mevis", tmp_path / "mevis", "--youtube", write_youtube(tmp_path / "youtube"), "--out", tmp_path / "out")
     called(monkeypatch, sola_joint, *given, "--set", "weights.mevis=2")
     told = capsys.readouterr().out
-    assert "the paper, mevis valid: J&F 48.9" in told and "the paper, ref-youtube-vos valid: J&F 55.4" in told
+    assert "the paper: mevis/valid J&F 48.9" in told and "the paper: ref-youtube-vos/valid J&F 55.4" in told
     sets = json.loads((tmp_path / "out/run/settings.json").read_text())["sets"]
     assert sets["mevis/train"] == {"weight": 2, "items": 6, "drawn": 12}
     assert sets["ref-youtube-vos/fit"] == {"weight": 1, "items": 4, "drawn": 4}
@@ -179,7 +179,7 @@ def test_the_page_of_the_zero_shot_table_scores_what_it_has_not_seen(
     roots = ("--youtube", write_youtube(tmp_path / "youtube"), "--davis", write_davis(tmp_path / "davis"))
     called(monkeypatch, sola_zero_shot, "--mevis", tmp_path / "mevis", *roots, "--out", tmp_path / "out")
     told = capsys.readouterr().out
-    assert "the paper, ref-youtube-vos valid: J&F 47.9, J 44.3" in told and "the paper, ref-davis17 valid: J&F 45.4" in told
+    assert "the paper: ref-youtube-vos/valid J&F 47.9, J 44.3" in told and "the paper: ref-davis17/valid J&F 45.4" in told
     record = json.loads((tmp_path / "out/run/settings.json").read_text())
     assert list(record["sets"]) == ["mevis/train"]
     files = {name: tmp_path / f"out/metrics/{name}.json" for name in ("ref-youtube-vos", "ref-davis17")}

@@ -17,6 +17,7 @@ from tiny_clip import write_tiny_clip
 
 from pipelines import ssa_mevis, ssa_single_object
 from pipelines.clip_shapes import SHORT, WIDTHS
+from pipelines.rows.papers import read_paper, row_of
 from pipelines.ssa_shapes import ssa_shapes
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -30,47 +31,44 @@ from odd_videos import SAID, write_split
 
 PAGES = Path(ssa_mevis.__file__).parent
 PAPER = PAGES / "papers/ssa.toml"
-ROWS: dict[str, dict[str, Any]] = {
-    f"{table}.{name}": values for table, names in read_toml(PAPER).items() for name, values in names.items()
-}
+ROWS = {name.removeprefix("ssa."): row for name, row in read_paper(PAPER).rows()}
 MEVIS, YOUTUBE, REFCOCO = 23_051, 12_913, 120_624 + 120_191 + 80_512
 """Sentences of the training splits."""
-PRINTED = ("table_1_mevis.dshmp_val_u",)
+PRINTED = ("table_1.dshmp",)
 """Rows whose J&F is not the mean of J and F in the paper either."""
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_is_settings_away_or_says_why_not(row: str) -> None:
-    values = ROWS[row]
-    assert ("set" in values) != ("reason" in values)
-    for scores in (values[key] for key in ("paper", "ref_youtube_vos", "ref_davis17") if key in values):
-        assert len(scores) in (1, 3)
+    for scores in ROWS[row].paper.values():
+        assert len(scores) in (0, 1, 3)
         if len(scores) == 3 and row not in PRINTED:
             assert abs(scores[0] - (scores[1] + scores[2]) / 2) < 0.11
-    if "reason" in values:
-        with pytest.raises(InputError, match=r"cannot be trained here: \w") as error:
-            ssa_mevis.published_row(PAPER, row)
+    if ROWS[row].reason:
+        with pytest.raises(InputError, match=r"cannot be run here: \w") as error:
+            row_of("ssa", row)
         assert "\n" not in str(error.value)
         return
-    published = ssa_mevis.published_row(PAPER, row)
-    page = merge(read_toml(PAGES / "ssa_mevis.toml"), parse_overrides(published["set"]))
+    own = row_of("ssa", row).plain_set
+    page = merge(read_toml(PAGES / ROWS[row].settings), parse_overrides(own))
     config = build(SsaConfig, build(TrainSettings, page, "page").config, "row")
     # A rate of parts that the row has not would end the training before its first step.
     assert ("adapters" in build(TrainSettings, page, "page").optim.rates) == config.adapters
     changed = {name for name in SsaConfig.model_fields if getattr(config, name) != getattr(SsaConfig(), name)}
-    assert changed == {text.partition("=")[0].removeprefix("config.") for text in published["set"] if text.startswith("config.")}
+    size = {"short_side"} if row.startswith("table_3") else set()
+    assert changed - size == {text.partition("=")[0].removeprefix("config.") for text in own if text.startswith("config.")}
 
 
 def test_one_row_of_our_own_is_in_every_table() -> None:
-    tables = read_toml(PAPER)
+    tables = read_paper(PAPER).tables
     assert [name.split("_")[1] for name in tables] == ["1", "2", "3", "4", "5", "6", "7"]
-    assert all(any("set" in row for row in rows.values()) for table, rows in tables.items() if not table.startswith("table_3"))
-    assert len(ROWS) == 17 + 3 + 12 + 4 + 4 + 4 + 4
+    assert all(any(not row.reason for row in table.rows.values()) for table in tables.values())
+    assert len(ROWS) == 14 + 3 + 12 + 4 + 4 + 4 + 4
 
 
 def test_an_unknown_row_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"no row 'table_9'; there are: table_1_mevis.val, ") as error:
-        ssa_mevis.published_row(PAPER, "table_9")
+    with pytest.raises(InputError, match=r"no row 'table_9'; there are: table_1.val, ") as error:
+        row_of("ssa", "table_9")
     assert "\n" not in str(error.value) and "urvos" not in str(error.value)
 
 
@@ -96,7 +94,7 @@ def test_the_schedules_are_those_of_the_released_code() -> None:
     mevis = read_toml(PAGES / "ssa_mevis.toml")
     steps, drops = rate_drops(mevis, MEVIS)
     assert steps == pytest.approx(75_000, rel=0.01) and drops == pytest.approx([55_000, 70_000], rel=0.01)
-    joint = merge(mevis, parse_overrides(ROWS["table_1_mevis.joint_val"]["set"]))
+    joint = merge(mevis, parse_overrides(ROWS["table_1.joint_val"].plain_set))
     weight = build(TrainSettings, joint, "page").weights["ref-youtube-vos"]
     assert weight * YOUTUBE == pytest.approx(0.6 * MEVIS, rel=1e-3)
     steps, drops = rate_drops(joint, MEVIS + weight * YOUTUBE)
@@ -152,12 +150,12 @@ def test_from_frames_to_scores_and_zip(
         write_split(root / split, dict.fromkeys(videos, (4, True, SAID)))
     hide(root / "valid")
     words = ["page", "--root", root, "--youtube", write_youtube(tmp_path / "yt"), "--out", tmp_path / "out"]
-    words += ["--clip", write_tiny_clip(tmp_path / "clip"), "--row", "table_1_mevis.joint_val", "--tracker-set", "short_side=32"]
+    words += ["--clip", write_tiny_clip(tmp_path / "clip"), "--row", "table_1.joint_val", "--tracker-set", "short_side=32"]
     monkeypatch.setattr(sys, "argv", [*map(str, words), *words_of(SMALL)])
     ssa_mevis.ssa_mevis(standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "the paper, valid: J&F 48.9, J 44.3, F 53.4" in printed and "threshold 0.6" in printed
-    row = tmp_path / "out/table_1_mevis.joint_val"
+    assert "the paper: mevis/valid J&F 48.9, J 44.3, F 53.4" in printed and "threshold 0.6" in printed
+    row = tmp_path / "out/table_1.joint_val"
     record = json.loads((row / "run/settings.json").read_text())
     assert set(record["sets"]) == {"mevis/train", "ref-youtube-vos/train"}
     assert record["settings"]["optim"]["rates"] == {"adapters": 0.1}
@@ -183,7 +181,7 @@ def test_images_first_then_videos_from_their_weights(
     monkeypatch.setattr(sys, "argv", [*map(str, words), *words_of(settings)])
     ssa_single_object.ssa_single_object(standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "the paper, ref-youtube-vos valid: J&F 64.3" in printed and "the paper, ref-davis17 valid: J&F 67.3" in printed
+    assert "the paper: ref-youtube-vos/valid J&F 64.3" in printed and "the paper: ref-davis17/valid J&F 67.3" in printed
     record = {name: json.loads((tmp_path / f"out/runs/{name}/settings.json").read_text()) for name in ssa_single_object.STAGES}
     assert set(record["images"]["sets"]) == {f"{name}/train" for name in ssa_single_object.IMAGES}
     assert record["videos"]["settings"]["init"] == str(tmp_path / "out/runs/images")

@@ -1,0 +1,183 @@
+"""`python -m pipelines`: the board of every row of every paper; `run`, `score`, `compare` and `readme` below it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.rows import board as board_of
+from pipelines.rows.needs import Places
+from pipelines.rows.papers import all_papers, find_row
+from pipelines.rows.published import keys_of, named, titles_of
+from pipelines.rows.readme import README, write_readme
+from pipelines.rows.results import Record, add_scores, mean_and_deviation, read_record, read_server
+from pipelines.rows.runner import check_needs, run_row
+from pipelines.rows.steps import is_scored_by_server, steps_of
+from rvos_cache.cli import Resumable, run_command
+from rvos_cache.errors import InputError
+
+PATH = click.Path(path_type=Path)
+
+
+def places_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--out, --root, --weights, --set and --tracker-set, which the command takes as one argument, `places`."""
+
+    @click.option("--out", type=PATH, default=Path("out/rows"), show_default=True, help="Folder of caches, runs and scores.")
+    @click.option(
+        "--root", "roots", multiple=True, metavar="DATASET=PATH", help="Folder of a dataset.  [default: data/<dataset>]"
+    )
+    @click.option("--weights", multiple=True, metavar="NAME=PLACE", help="Weights of needs.toml: a folder, or a name on the hub.")
+    @click.option("--set", "overrides", multiple=True, metavar="K=V", help="A training setting that replaces that of the rows.")
+    @click.option(
+        "--tracker-set",
+        multiple=True,
+        metavar="TRACKER.K=V",
+        help="A setting of a tracker of papers/<system>.toml, e.g. grid.batch=8.",
+    )
+    @functools.wraps(command)
+    def with_places(
+        *args: Any,
+        out: Path,
+        roots: tuple[str, ...],
+        weights: tuple[str, ...],
+        overrides: tuple[str, ...],
+        tracker_set: tuple[str, ...],
+        **others: Any,
+    ) -> None:
+        folders = {name: Path(path) for name, path in _pairs("--root", roots).items()}
+        trackers: dict[str, tuple[str, ...]] = {}
+        for text in tracker_set:
+            name, dot, pair = text.partition(".")
+            if not dot or "=" not in pair:
+                raise InputError(f"--tracker-set {text}: expected TRACKER.NAME=VALUE, as in --tracker-set grid.batch=8")
+            trackers[name] = (*trackers.get(name, ()), pair)
+        places = Places(out, folders, _pairs("--weights", weights), overrides, trackers)
+        command(*args, places=places, **others)
+
+    return with_places
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--system", help="Only the rows of this system, as papers/<system>.toml is named.")
+@click.option("--todo", is_flag=True, help="Only the rows that can be run here and have no scores yet.")
+@places_options
+def pipelines(context: click.Context, as_json: bool, system: str | None, todo: bool, places: Places) -> None:
+    """Every row of every table of the papers: published numbers, what it needs and costs, and ours."""
+    if context.invoked_subcommand is not None:
+        return
+    papers = all_papers()
+    if system is not None and system not in papers:
+        raise InputError(f"--system {system}: no such system; there are: {', '.join(papers)}")
+    rows = list(board_of.entries({name: paper for name, paper in papers.items() if system in (None, name)}, places))
+    if todo:
+        rows = [entry for entry in rows if not entry["state"].startswith(("scored", "not here"))]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        board_of.show(rows)
+
+
+@pipelines.command(cls=Resumable)
+@click.argument("row")
+@click.option("--dry-run", is_flag=True, help="Print the commands.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs with seeds 0, 1, …: mean and deviation."
+)
+@places_options
+def run(row: str, dry_run: bool, seeds: int, places: Places) -> None:
+    """Do everything that is left of ROW, such as sola.table_1.val_u, and show its scores beside the paper's."""
+    paper, name, content = find_row(row, all_papers())
+    if dry_run:
+        if content.reason:
+            raise InputError(f"{paper.path}: row {name} cannot be run here: {content.reason}")
+        for seed in range(seeds):
+            click.echo("\n".join(step.line() for step in steps_of(paper, name, content, places, seed)))
+        return
+    check_needs(paper, name, content, places)
+    show_record(run_row(paper, name, content, places, range(seeds)), content.paper, places)
+
+
+@pipelines.command()
+@click.argument("row")
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option("--split", metavar="DATASET/SPLIT", help="Where the row is tested on several.")
+@places_options
+def score(row: str, result: Path, split: str | None, places: Places) -> None:
+    """Record what a benchmark's server said of ROW, from the text file RESULT."""
+    _, name, content = find_row(row, all_papers())
+    show_record(add_scores(name, places, [read_server(name, content, result, split)]), content.paper, places)
+
+
+@pipelines.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--split", metavar="DATASET/SPLIT", help="Where both rows are tested on several.")
+@places_options
+def compare(a: str, b: str, split: str | None, places: Places) -> None:
+    """Whether row B differs from row A by more than chance: expression by expression, over resampled videos."""
+    from rvos_select.cli.tables import show_comparison
+    from rvos_select.evaluation.compare import compare as step
+
+    names = [find_row(row, all_papers())[1] for row in (a, b)]
+    scored = [{score.split: score.source for score in read_record(name, places).scores if score.seed == 0} for name in names]
+    common = [key for key in scored[0] if key in scored[1] and not is_scored_by_server(key)]
+    if split is None and len(common) == 1:
+        split = common[0]
+    if split not in common:
+        raise InputError(
+            f"rows {names[0]} and {names[1]}: scored here on {', '.join(common) or 'no common split'}; run both rows on one split, and "
+            "give it as --split where there are several"
+        )
+    show_comparison(step(scored[0][split], scored[1][split]))
+
+
+@pipelines.command()
+@click.option("--out", type=PATH, default=README, help="[default: pipelines/README.md]")
+def readme(out: Path) -> None:
+    """Write pipelines/README.md with its rows made anew."""
+    click.echo(write_readme(all_papers(), out))
+
+
+def show_record(record: Record, published: dict[str, list[float]], places: Places) -> None:
+    """Print our scores beside the paper's, with the interval and the oracle; of a server's split, where to send the zip."""
+    from pipelines.rows.needs import all_needs
+
+    for split, paper in published.items():
+        scores = record.of(split)
+        dataset, _, name = split.partition("/")
+        click.echo(f"{record.row}, {split}: the paper has {named(split, paper)}")
+        if scores:
+            values = {
+                key: mean_and_deviation(scores, key) for key in keys_of(split) if all(key in score.values for score in scores)
+            }
+            click.echo(f"  ours: {named(split, [mean for mean, _ in values.values()])}")
+            for title, (_, deviation) in zip(titles_of(split), values.values()):
+                if deviation is not None:
+                    click.echo(f"  deviation of {title} over {len(scores)} seeds: {deviation:.2f}")
+            if scores[0].interval is not None:
+                click.echo("  95 % of resampled videos: {:.1f} to {:.1f}".format(*scores[0].interval))
+            if scores[0].oracle is not None:
+                click.echo(f"  oracle of its candidates: {scores[0].oracle:.1f}")
+        elif is_scored_by_server(split):
+            packed = places.out / record.row / split.replace("/", "-") / "submission.zip"
+            server = all_needs().datasets[dataset].servers[name]
+            click.echo(f"  send {packed} to {server}; then: python -m pipelines score {record.row} RESULT.txt")
+
+
+def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise InputError(f"{option} {name}: expected NAME=VALUE, as in {option} mevis=/data/mevis")
+    return {name: value for name, _, value in pairs}
+
+
+if __name__ == "__main__":
+    run_command(pipelines)

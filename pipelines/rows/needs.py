@@ -1,0 +1,154 @@
+"""What rows need on disk: datasets and weights, where they are looked for, and where to fetch them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from pipelines.rows.papers import PAGES, PLACEHOLDER, EncoderChoice, Paper, Row, TrackerChoice, placeholders
+from rvos_cache.errors import InputError
+from rvos_cache.pretrained import resolve_checkpoint
+from rvos_cache.settings import Settings, build, read_toml
+
+NEEDS = PAGES / "needs.toml"
+
+
+class Dataset(Settings):
+    """A benchmark."""
+
+    fetch: str
+    """Where it is published."""
+    splits: dict[str, tuple[int, int, int]] = {}
+    """Split -> its videos, frames and sentences, where they are known."""
+    servers: dict[str, str] = {}
+    """Split whose ground truth is hidden -> the server that scores it."""
+
+
+class Weights(Settings):
+    """A frozen model's checkpoint."""
+
+    what: str
+    checkpoint: str
+    """Name on the Hugging Face hub, or the path where it is looked for."""
+    fetch: str = ""
+    """Where it is published and the command that converts it; empty for a name on the hub, which is fetched by itself."""
+    licence: str = ""
+    gigabytes: float = 0.0
+
+
+class Needs(Settings):
+    """All datasets and weights by name."""
+
+    datasets: dict[str, Dataset]
+    weights: dict[str, Weights]
+
+
+@cache
+def all_needs(path: Path = NEEDS) -> Needs:
+    """The content of needs.toml."""
+    return build(Needs, read_toml(path), str(path))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are. out: folder of caches, runs and scores; roots: dataset -> its folder, weights: name -> checkpoint, where
+    they differ from `data/<dataset>` and needs.toml; overrides: training settings that replace those of every row; tracker_set:
+    name of a tracker in a paper -> settings that replace its own."""
+
+    out: Path = Path("out/rows")
+    roots: Mapping[str, Path] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    tracker_set: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The settings of training and of trackers that replace those of rows."""
+        return (*self.overrides, *(f"{name}.{pair}" for name, pairs in self.tracker_set.items() for pair in pairs))
+
+    def root(self, dataset: str) -> Path:
+        """Folder of a dataset."""
+        return self.roots.get(dataset, Path("data") / dataset)
+
+    def checkpoint(self, name: str) -> str:
+        """Place of the weights `name`. Raises InputError for a name that needs.toml lacks."""
+        known = all_needs().weights
+        if name not in known:
+            raise InputError(f"{NEEDS}: no weights {name!r}; there are: {', '.join(known)}")
+        return self.weights.get(name, known[name].checkpoint)
+
+    def filled(self, text: str) -> str:
+        """`text` with the places of the weights that it names in braces."""
+        return PLACEHOLDER.sub(lambda match: self.checkpoint(match[1]), text)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A dataset or weights that a row needs. name: as in needs.toml; where: its place; fetch: how to get it; found: whether it is
+    there, None for weights of the hub that are fetched when they are first used."""
+
+    name: str
+    where: str
+    fetch: str
+    found: bool | None
+
+
+def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
+    """Every dataset and all weights that a row needs, each once."""
+    return [*_datasets(paper, row, places), *_weights(paper, row, places)]
+
+
+def row_tracker(paper: Paper, row: Row, name: str, places: Places) -> TrackerChoice:
+    """A tracker as a row uses it: with its settings, those of the row, and those of the user."""
+    choice = paper.trackers[name]
+    own = (text.removeprefix(f"{name}.") for text in row.tracker_set if text.startswith(f"{name}."))
+    pairs = (*choice.set, *own, *places.tracker_set.get(name, ()))
+    return choice.model_copy(update={"set": tuple(named_upstream(text, row) for text in pairs)})
+
+
+def named_upstream(text: str, row: Row) -> str:
+    """`text` with the weights that the row names as its upstream."""
+    return text.replace("{upstream}", f"{{{row.upstream}}}")
+
+
+def choices_of(paper: Paper, row: Row, places: Places) -> list[TrackerChoice | EncoderChoice]:
+    """The trackers and the encoder of a row."""
+    names = dict.fromkeys([*(name for _, names in trained_splits(paper, row) for name in names), *row.test])
+    return [*(row_tracker(paper, row, name, places) for name in names), *([paper.encoders[row.encoder]] if row.encoder else [])]
+
+
+def trained_splits(paper: Paper, row: Row) -> list[tuple[str, list[str]]]:
+    """Every dataset/split of which a row reads caches to train, with its trackers."""
+    first = paper.trainings[row.first].train.items() if row.first else ()
+    return [*first, *row.train.items(), *row.valid.items()] if row.way == "train" else []
+
+
+def _datasets(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
+    tuned = row.train if row.way == "tune" else {}
+    for name in dict.fromkeys(key.split("/")[0] for key in (*dict(trained_splits(paper, row)), *tuned, *row.paper)):
+        root = places.root(name)
+        yield Need(name, str(root), all_needs().datasets[name].fetch, root.is_dir())
+
+
+def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
+    texts = [text for choice in choices_of(paper, row, places) for text in choice.set]
+    if row.way == "train":
+        texts += [*row.set, *(paper.trainings[row.first].set if row.first else ())]
+    texts += [named_upstream(text, row) for text in (*row.selector_set, *row.tune * (row.way == "tune"))]
+    texts += [named_upstream(text, row) for text in (*row.importer, row.release) if row.way == "import"]
+    for name in placeholders(texts):
+        if name == "run":
+            continue
+        weights, where = all_needs().weights[name], places.checkpoint(name)
+        found = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
+        fetch = weights.fetch or f"https://huggingface.co/{weights.checkpoint}, fetched when it is first used"
+        yield Need(name, where, fetch, found or (None if not weights.fetch else False))
+
+
+def _on_disk(checkpoint: str) -> bool:
+    """Whether the hub's files of `checkpoint` were downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(checkpoint, "config.json"), str)

@@ -1,0 +1,164 @@
+"""Our scores of rows: a record of each row that was run, with what it was run with."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.rows.needs import Places
+from pipelines.rows.papers import Row
+from pipelines.rows.published import VIDEO_KEYS, VIDEO_TITLES, keys_of
+from pipelines.rows.steps import Step, is_scored_by_server
+from rvos_cache.errors import InputError
+from rvos_cache.settings import Settings, build
+from rvos_cache.store.card import provenance
+from rvos_cache.system import files
+from rvos_cache.system.text_files import read_text
+from rvos_select.evaluation.compare import resampled
+
+
+class Score(Settings):
+    """What one seed gave on one split."""
+
+    split: str
+    seed: int
+    values: dict[str, float]
+    """Measure -> percent."""
+    interval: tuple[float, float] | None = None
+    """Of the first measure, 95 % over resampled videos, percent."""
+    oracle: float | None = None
+    """The first measure of perfect labels, percent."""
+    source: str
+    """The file of the scores; of a server, the file that it returned."""
+    date: str
+    commit: str
+    commands: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    """Settings of training and of trackers that replaced those of the row."""
+
+
+class Record(Settings):
+    """All scores of a row."""
+
+    row: str
+    scores: tuple[Score, ...] = ()
+
+    def of(self, split: str) -> list[Score]:
+        """The scores of a split, by seed."""
+        return sorted((score for score in self.scores if score.split == split), key=lambda score: score.seed)
+
+
+def record_path(name: str, places: Places) -> Path:
+    """The file of a row's record."""
+    return places.out / name / "record.json"
+
+
+def read_record(name: str, places: Places) -> Record:
+    """The record of a row, empty where it was not run. Raises InputError for a file that is none."""
+    path = record_path(name, places)
+    if not path.exists():
+        return Record(row=name)
+    try:
+        return build(Record, json.loads(read_text(path)), str(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); remove it and run the row again") from error
+
+
+def add_scores(name: str, places: Places, scores: Sequence[Score]) -> Record:
+    """The row's record with `scores`, which replace those of the same splits and seeds."""
+    record = read_record(name, places)
+    new = {(score.split, score.seed) for score in scores}
+    kept = [score for score in record.scores if (score.split, score.seed) not in new]
+    record = record.model_copy(update={"scores": (*kept, *scores)})
+    files.write_json(record_path(name, places), record.model_dump())
+    return record
+
+
+def scores_of(steps: Sequence[Step], seed: int, changes: tuple[str, ...] = ()) -> Iterator[Score]:
+    """The scores that the steps of a row wrote. changes: settings that replaced those of the row."""
+    commands = tuple(step.line() for step in steps)
+    best = {step.split: step.output for step in steps if step.makes == "oracle"}
+    for step in steps:
+        if step.makes != "scores":
+            continue
+        content, keys = _json(step.output), keys_of(step.split)
+        top = _json(best[step.split]) if step.split in best else {}
+        first = resampled(step.output).get(keys[0], {})
+        interval = first.get("interval")
+        yield Score(
+            split=step.split,
+            seed=seed,
+            values={key: 100 * content[key] for key in keys if content.get(key) is not None},
+            interval=None if interval is None else (100 * interval[0], 100 * interval[1]),
+            oracle=_percent(top.get("image", top).get(keys[0])),  # of images their measures are below "image"
+            source=str(step.output),
+            commands=commands,
+            changes=changes,
+            date=today(),
+            commit=commit(),
+        )
+
+
+def read_server(name: str, row: Row, path: Path, split: str | None) -> Score:
+    """What a server returned for a row, from the text file `path`: its numbers named J&F, J and F, of 1 or in percent.
+
+    split: the dataset/split; None: the only one of the row that a server scores. Raises InputError.
+    """
+    hidden = [key for key in row.paper if is_scored_by_server(key)]
+    if split is None and len(hidden) != 1:
+        raise InputError(f"row {name}: {len(hidden)} splits are scored by a server ({', '.join(hidden) or 'none'}); give --split")
+    if split is not None and split not in hidden:
+        raise InputError(f"row {name}: {split!r} is not scored by a server; there are: {', '.join(hidden) or 'none'}")
+    values = _numbers(path)
+    return Score(split=split or hidden[0], seed=0, values=values, source=str(path), date=today(), commit=commit())
+
+
+def mean_and_deviation(scores: Sequence[Score], key: str) -> tuple[float, float | None]:
+    """Of a measure over seeds, percent; the deviation is that of a sample, None of one seed."""
+    values = [score.values[key] for score in scores]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _numbers(path: Path) -> dict[str, float]:
+    try:
+        text = read_text(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the text file that the server returned") from error
+    number = r"""["']?\s*[:=,|\t ]\s*([0-9]*\.?[0-9]+)"""
+    patterns = {"jf": rf"J\s*(?:&|and|_)\s*F(?:[-_ ]?mean)?{number}", "j": rf"(?<![\w&])J(?:[-_ ]?mean)?{number}"}
+    patterns["f"] = rf"(?<![\w&] )(?<![\w&])F(?:[-_ ]?mean)?{number}"
+    found = {key: re.search(pattern, text) for key, pattern in patterns.items()}
+    missing = [title for title, key in zip(VIDEO_TITLES, VIDEO_KEYS) if found[key] is None]
+    if missing:
+        raise InputError(
+            f"{path}: no number named {missing[0]!r}; give a text file with lines such as 'J&F: 48.6', 'J: 45.2', 'F: 52.1'"
+        )
+    values = {key: float(match[1]) for key, match in found.items() if match is not None}
+    if any(value > 100 for value in values.values()):
+        raise InputError(f"{path}: a score of {max(values.values())}, expected percent or fractions of 1")
+    scale = 100 if max(values.values()) <= 1 else 1
+    return {key: scale * value for key, value in values.items()}
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(read_text(path))
+    return content
+
+
+def today() -> str:
+    """The date, as in 2026-11-26."""
+    return datetime.date.today().isoformat()
+
+
+def commit() -> str:
+    """The code that runs."""
+    return str(provenance()["commit"])
