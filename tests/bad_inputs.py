@@ -55,6 +55,8 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_frames_tracker.py": "a_frame_has_one_size what_cannot_be_extracted_beside_is_one_line_before_anything_runs",
         "cache/test_vita.py": "impossible_settings_are_refused",
         "cache/test_dvis.py": "impossible_dvis_settings_are_refused",
+        "select/test_dervos_refiner_run.py": "settings_that_do_not_fit_are_one_line what_cannot_be_trained_on_is_one_line "
+        "another_run_is_refused a_loss_that_is_not_finite_names_its_images too_little_memory_names_what_to_lower",
         "select/test_dmvs.py": "settings_that_do_not_fit_are_one_line",
         "select/test_policy.py": "choices_that_cannot_be every_command_refuses_the_same",
         "test_end_to_end.py": "wrong_arguments_are_one_line",
@@ -86,6 +88,7 @@ KINDS: dict[str, dict[str, str]] = {
         "code_in_a_dvis_checkpoint_is_not_run an_online_checkpoint_is_refused "
         "an_unknown_or_missing_tensor_is_named_and_no_folder_is_left",
         "cache/test_dvis.py": "two_parts_of_different_dvis_checkpoints_are_refused",
+        "select/test_dervos_refiner_run.py": "replace_refiner_refuses",
         "cache/test_referdino_convert.py": "anything_else_beside_the_tensors_is_refused a_copy_that_differs_is_named "
         "weights_that_contain_the_product_of_lora_are_refused a_missing_tensor_is_named "
         "a_tensor_that_does_not_belong_or_fit_is_named what_is_not_there_or_there_already_is_one_line "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_refcoco
 import tiny_beit3
 import tiny_dvis
 import tiny_sam2
@@ -18,7 +19,7 @@ from odd_videos import call
 
 from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.shapes import write_shapes
-from rvos_cache.store import SelectionCache, TrackCache, read_card, verify
+from rvos_cache.store import SelectionCache, TextCache, TrackCache, read_card, verify
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.runs.checkpoint import load_selector
@@ -209,6 +210,36 @@ def test_words_alone_on_a_cache_of_flow(work: Path, tmp_path: Path) -> None:
     run("train", "--cache", cache, "--selector", "dervos", *sets(MODULE, "config."), *sets(values), "--out", tmp_path / "run")
     run("predict", "--run", tmp_path / "run", "--cache", cache, "--out", tmp_path / "s.zarr")
     assert scores_of(tmp_path / "s.zarr") and not load_selector(tmp_path / "run").config.map_channels
+
+
+def test_images_and_odd_sentences(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T = 1, one word, no verb, no word at all, more pieces than BEiT-3 reads; trained on and predicted."""
+    sentences = ("box", "the left one", "?!", "the box that is running " * 30, "running")
+    monkeypatch.setattr(test_refcoco, "SAID", [(n, k, text) for (n, k, _), text in zip(test_refcoco.SAID, sentences)])
+    test_refcoco.write_refcoco(tmp_path / "data")
+    words = ["--tracker", "dvis", "--set", f"checkpoint={work / 'dvis'}", *sets(TRACKER)]
+    words += ["--encoder", "beit3", "--text-set", f"checkpoint={work / 'beit3'}"]
+    run(
+        "extract-all",
+        "--dataset",
+        "refcoco",
+        "--root",
+        tmp_path / "data",
+        "--split",
+        "train",
+        *words,
+        "--out",
+        tmp_path / "cache",
+    )
+    own = caches(tmp_path, "train", frames=False)
+    values = {**TRAINING, "clip.frames": 2, "hold_out": 0, "config.side": SIDE}
+    run("train", *own, "--selector", "dervos", *sets(values), *sets(MODULE, "config."), "--out", tmp_path / "run")
+    run("predict", "--run", tmp_path / "run", *own, "--out", tmp_path / "s.zarr")
+    scores = scores_of(tmp_path / "s.zarr")
+    assert len(scores) == len(sentences) and all(len(own) and np.isfinite(own).all() for own in scores.values())
+    cache = TextCache(tmp_path / "cache/train/text-beit3.zarr")
+    lengths = [len(own.ids) for v in cache.video_ids() for own in cache.words(v) if own.ids is not None]
+    assert max(lengths) == 40 and min(lengths) <= 4
 
 
 @pytest.mark.parametrize("understanding", ["beit3", "words"])

@@ -1,4 +1,4 @@
-"""Commands that write the files that the tracker `dvis` reads: convert-dvis."""
+"""Commands that write the files that the tracker `dvis` reads: convert-dvis, replace-refiner."""
 
 from __future__ import annotations
 
@@ -26,4 +26,22 @@ def convert_dvis(checkpoint: Path, out: Path) -> None:
         click.echo(f"not read by the offline model: {name}")
 
 
-COMMANDS: tuple[click.Command, ...] = (convert_dvis,)
+@click.command("replace-refiner")
+@click.argument("dvis")
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder to write; it must not exist.")
+def replace_refiner(dvis: str, run: Path, out: Path) -> None:
+    """Copy a DVIS++ folder, with the temporal refiner of a run of pipelines.dervos_refiner. Its digest is another, so caches are
+    extracted again."""
+    from rvos_cache.tuning.replace_refiner import replace_refiner as step
+
+    result = step(dvis, run, out)
+    for name in result.replaced:
+        click.echo(f"replaced: {name}")
+    click.echo(
+        f"{out}: {len(result.replaced)} tensors of the refiner replaced, {result.same} as before, after {result.step} steps; digest of "
+        f"the head {result.before} before, {result.after} now; extract with --tracker dvis --set checkpoint={out}"
+    )
+
+
+COMMANDS: tuple[click.Command, ...] = (convert_dvis, replace_refiner)

@@ -56,13 +56,19 @@ class LiveBatch:
         return LiveBatch(images, real, ids, words, Truth(*(x.to(device) for x in self.truth)), self.names)
 
 
+def check_ground_truth(dataset: Dataset) -> str:
+    """Root and split of a dataset, as errors name it. Raises InputError for a split without ground truth."""
+    where = f"{dataset.root}, split {dataset.split}"
+    if not dataset.has_ground_truth:
+        raise InputError(f"{where}: has no ground truth to train on; give another --split")
+    return where
+
+
 class ClipSource:
     """The items of a split, and clips of them. Raises InputError for a split without ground truth or without a target."""
 
     def __init__(self, dataset: Dataset, settings: TuneSettings) -> None:
-        where = f"{dataset.root}, split {dataset.split}"
-        if not dataset.has_ground_truth:
-            raise InputError(f"{where}: has no ground truth to train on; give another --split")
+        where = check_ground_truth(dataset)
         self.dataset, self.settings = dataset, settings
         self.items: list[Item] = []
         for video_id in tracked(dataset.video_ids(), "list"):

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +14,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.pretrained import device
 from rvos_cache.settings import build
 from rvos_cache.system.files import replace_folder
-from rvos_cache.system.interrupts import interrupt_between
 from rvos_cache.system.locks import folder_lock
-from rvos_cache.system.progress import Progress
 from rvos_cache.trackers.referdino.convert import write_upstream
 from rvos_cache.trackers.referdino.live import LiveOutput, LiveReferDino
 from rvos_cache.trackers.referdino.lora import merge_lora
@@ -32,10 +25,8 @@ from rvos_cache.trackers.referdino_losses import TERMS, Truth, losses
 from rvos_cache.tuning import state
 from rvos_cache.tuning.augment import TuneClip
 from rvos_cache.tuning.clips import ClipSource, LiveBatch, collate
+from rvos_cache.tuning.loop import TuningRun, generator, is_out_of_memory
 from rvos_cache.tuning.state import UPSTREAM, storing
-
-AHEAD = 2
-"""Steps whose clips are read before they are needed, at least."""
 
 
 def tune(dataset: Dataset, settings: TuneSettings, out: Path) -> Path:
@@ -94,50 +85,29 @@ def saved_tensors(start: Start) -> dict[str, Tensor]:
     return {**new, **{name: parameter.data for name, parameter in start.trained.items()}}
 
 
-class Run:
-    """The training loop. All random numbers of a step follow from seed and step, so a resumed step is the same step."""
+class Run(TuningRun[TuneClip]):
+    """The training loop of ReferDINO."""
 
     def __init__(self, settings: TuneSettings, source: ClipSource, start: Start, out: Path) -> None:
-        self.settings, self.source, self.start, self.out = settings, source, start, out
+        super().__init__(settings, len(source), out, "tune")
+        self.settings, self.source, self.start = settings, source, start
         self.live: LiveReferDino = start.live
         self.device = device()
-        self.parameters = list(start.trained.values())
+        self.trained, self.parameters = start.trained, list(start.trained.values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        self.steps_per_epoch = math.ceil(len(source) / settings.clips)
-        self.steps = settings.steps or settings.epochs * self.steps_per_epoch
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
 
-    def train(self) -> None:
-        """Take the steps that are left."""
-        done = state.saved_step(self.out)
-        if done:
-            state.load_tensors(self.out, saved_tensors(self.start))
-            state.load_optimizer(self.out, self.start.trained, self.optimizer)
-        state.cut_metrics(self.out, done)
+    def clip(self, number: int, generator: torch.Generator) -> TuneClip:
+        """A clip of item `number`."""
+        return self.source.clip(number, generator)
+
+    def saved_tensors(self) -> Mapping[str, Tensor]:
+        """The tensors of a state."""
+        return saved_tensors(self.start)
+
+    def before_training(self) -> None:
+        """Put the model in training mode."""
         set_mode(self.live, self.settings.train_noise == "code")
-        with Progress("tune", self.steps, done, unit="steps", announce=True) as bar, interrupt_between() as was_interrupted:
-            for step, clips in self._read_ahead(range(done, self.steps)):
-                row = self.step(step, clips)
-                done = step + 1
-                state.add_metrics(self.out, {"step": done, **{name: round(value, 6) for name, value in row.items()}})
-                if done % self.settings.save_every == 0 or done == self.steps or was_interrupted():
-                    self.save(done)
-                if was_interrupted():
-                    raise KeyboardInterrupt
-                bar.advance(
-                    title=f"tune, epoch {step // self.steps_per_epoch + 1}/{self.settings.epochs}, loss {row['loss']:.4f}"
-                )
-
-    def save(self, step: int) -> None:
-        """Write the state after `step` steps."""
-        state.save_state(self.out, saved_tensors(self.start), self.start.trained, self.optimizer, step)
-
-    def clips(self, step: int) -> list[tuple[int, torch.Generator]]:
-        """The clips of a step: number of the item, and what the clip's random numbers come from."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.source), generator=generator(self.settings.seed, "epoch", epoch))
-        numbers = order[place * self.settings.clips : (place + 1) * self.settings.clips].tolist()
-        return [(n, generator(self.settings.seed, "clip", epoch, n)) for n in numbers]
 
     def step(self, step: int, clips: Sequence[TuneClip]) -> dict[str, float]:
         """One step of the optimiser: the losses of the last layer, the sum of all, and the norm of the gradient before it is cut."""
@@ -146,7 +116,7 @@ class Run:
         rate = settings.rate(step // self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator(settings.seed, "noise", step))))
+        self.seed_noise(step)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         with explain_out_of_memory(settings, clips):
@@ -173,21 +143,6 @@ class Run:
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         return {name: value.item() for name, value in terms.items()}
 
-    def _read_ahead(self, steps: range) -> Iterator[tuple[int, list[TuneClip]]]:
-        """Steps with their clips, which other threads read: as many ahead as keep all of them busy."""
-        readers = self.settings.readers
-        ahead = max(AHEAD, math.ceil(2 * readers / self.settings.clips))
-        with ThreadPoolExecutor(readers) as pool:
-            waiting: deque[list[Future[TuneClip]]] = deque()
-            try:
-                for step in steps:
-                    while len(waiting) <= ahead and step + len(waiting) < steps.stop:
-                        waiting.append([pool.submit(self.source.clip, *clip) for clip in self.clips(step + len(waiting))])
-                    yield step, [clip.result() for clip in waiting.popleft()]
-            finally:
-                for each in (clip for clips in waiting for clip in clips):
-                    each.cancel()
-
 
 def all_losses(output: LiveOutput, truth: Truth, settings: TuneSettings, num_boxes: float) -> dict[str, Tensor]:
     """`loss`: the sum over the decoder's layers and the encoder, each with its own matching; the terms are those of the last layer.
@@ -201,19 +156,13 @@ def all_losses(output: LiveOutput, truth: Truth, settings: TuneSettings, num_box
     return {**{name: layers[-1][name].detach() for name in TERMS}, "encoder": encoder["loss"].detach(), "loss": total}
 
 
-def generator(*parts: Any) -> torch.Generator:
-    """A generator whose numbers follow from `parts`."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
-
-
 @contextmanager
 def explain_out_of_memory(settings: TuneSettings, clips: Sequence[TuneClip]) -> Iterator[None]:
     """Raises InputError where the memory does not suffice for the block: the settings that lower what it takes."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in REFUSALS):
+        if not is_out_of_memory(error):
             raise
         fixes = []
         if settings.batch_size > 1:
@@ -226,7 +175,3 @@ def explain_out_of_memory(settings: TuneSettings, clips: Sequence[TuneClip]) -> 
             f"{clips[0].name}: out of memory in a step of {settings.batch_size} clips at once of {settings.frames} frames ({sizes} "
             f"pixels); {', or '.join(fixes)}"
         ) from error
-
-
-REFUSALS = ("out of memory", "can't allocate memory", "not enough memory")
-"""Parts of the text of a RuntimeError that says so: of CUDA's libraries, and of PyTorch's allocator of a CPU."""

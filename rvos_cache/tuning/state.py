@@ -1,4 +1,5 @@
-"""The folder of a tuning run: tune.json (settings and versions), metrics.jsonl, last/ (to resume), upstream/ (for `gdino-queries`).
+"""The folder of a tuning run: tune.json (settings and versions), metrics.jsonl, last/ (to resume), and of ReferDINO's upstream/ (for
+`gdino-queries`).
 
 Tensors are safetensors, the rest is JSON, so that nothing that is read can run code.
 """
@@ -28,8 +29,10 @@ RECORD, METRICS, LAST, UPSTREAM = "tune.json", "metrics.jsonl", "last", "upstrea
 TRAINED, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's tensors of a parameter."""
-FREE = ("root", "settings.checkpointing", "settings.save_every", "settings.steps", "settings.epochs")
+FREE = ("root", "roots", "settings.checkpointing", "settings.save_every", "settings.steps", "settings.epochs")
 """Values that a run may be resumed with others of: they do not change its steps."""
+REFINER = "refiner of DVIS++"
+"""`trains` in the record of a run that `rvos-cache replace-refiner` reads."""
 HOW_TO_FIX = "tune again into another --out"
 
 
@@ -51,7 +54,7 @@ def write_record(out: Path, record: Mapping[str, Any]) -> None:
 
 def read_record(out: Path) -> dict[str, Any]:
     """What tune.json holds. Raises InputError if there is none, or it is damaged."""
-    record: dict[str, Any] = _read_json(out / RECORD, "give the --out of a run of rvos-cache tune-referdino")
+    record: dict[str, Any] = _read_json(out / RECORD, "give the --out of a tuning run")
     return record
 
 

@@ -13,6 +13,7 @@ import tiny_dvis
 import tiny_vita
 from test_dmvs_pages import hide
 from test_sola_pages import write_davis, write_youtube
+from text_fixtures import tiny_roberta
 from tiny_beit3 import write_tiny_beit3
 
 from pipelines.dervos_mevis import MAIN, dervos_mevis
@@ -182,6 +183,7 @@ def test_from_frames_to_scores_and_zip(
     run_page(monkeypatch, dervos_mevis, *given, "--row", "table_5.cfma")
     printed = capsys.readouterr().out
     assert "the paper: mevis/valid_u J&F 56.5, with DVIS++ offline, R50" in printed and "threshold 0.8" in printed
+    assert "tracks' oracle, valid_u" in printed
     row = tmp_path / "out/table_5.cfma"
     settings = json.loads((row / "run/settings.json").read_text())
     config = settings["resolved"]["config"]
@@ -212,6 +214,35 @@ def test_the_row_of_vita(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     config = settings["resolved"]["config"]
     assert (config["queries"], config["query_channels"], config["match_cost"]) == ("q_v", tiny_vita.CHANNELS, "soft")
     assert config["map_channels"] == tiny_vita.CHANNELS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("row", "score"), [("table_3.mask2former", 55.5), ("table_4.bert", 55.9), ("table_1.pretrained_val_u", 61.5)]
+)
+def test_rows_of_other_models(
+    row: str, score: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    for split in ("train", "valid_u"):
+        write_split(root / split, {f"{split}0": (4, True, SAID)})
+    (tmp_path / "words").mkdir()
+    checkpoints = {
+        "dvis": tiny_dvis.write_checkpoint(tmp_path / "dvis"), "beit3": write_tiny_beit3(tmp_path / "beit3"),
+        "bert": tiny_roberta(tmp_path / "words", list(SAID)),
+    }  # fmt: skip
+    if row.endswith("mask2former"):
+        checkpoints["mask2former"] = checkpoints.pop("dvis")
+        (checkpoints["mask2former"] / tiny_dvis.HEAD_FILE).unlink()
+    if row.endswith("bert"):
+        checkpoints.pop("beit3")
+    given = [word for name, folder in checkpoints.items() for word in (f"--{name}", folder)]
+    run_page(monkeypatch, dervos_mevis, "--root", root, "--out", tmp_path / "out", *given, "--row", row)
+    assert f"the paper: mevis/valid_u J&F {score}, with" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / row / "run/settings.json").read_text())
+    config = record["resolved"]["config"]
+    assert (config["understanding"] == "words") == row.endswith("bert") == ("beit3" not in record["frozen"])
+    assert config["token_channels"] == (tiny_dvis.CHANNELS if row.endswith("mask2former") else tiny_dvis.WIDTH)
 
 
 @pytest.mark.slow

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import device, weights_digest
 from rvos_cache.settings import Settings
 from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.beit3.checkpoint import check_tokenizer, load, load_tokenizer
-from rvos_cache.text.beit3.tokenizer import PAD
+from rvos_cache.text.beit3.tokenizer import PAD, Beit3Tokenizer
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
 from rvos_cache.text.normalise import Normalise, normalise_text, original_spans
 from rvos_cache.types import Words
@@ -62,21 +64,34 @@ class Beit3Encoder(TextEncoder):
         return [words for start in range(0, len(texts), size) for words in self._encode_batch(texts[start : start + size])]
 
     def _encode_batch(self, texts: Sequence[str]) -> list[Words]:
-        batch = [normalise_text(text, self.settings.normalise) for text in texts]
-        tokens = self.tokenizer([text for text, _ in batch], self.settings.longest)
-        length = max(len(ids) for ids, _ in tokens)
-        padded = torch.full((len(tokens), length), PAD)
-        real = torch.zeros(len(tokens), length, dtype=torch.bool)
-        for row, (ids, _) in enumerate(tokens):
-            padded[row, : len(ids)] = torch.from_numpy(ids)
-            real[row, : len(ids)] = True
+        tokens = tokenise(self.tokenizer, texts, self.settings)
+        padded, real = pad_ids([ids for ids, _, _ in tokens])
         with torch.inference_mode():
             hidden = self.model(None, padded.to(device()), real.to(device())).words.cpu().numpy()
-        words = []
-        for original, (text, origins), vectors, (ids, spans) in zip(texts, batch, hidden, tokens):
-            if len(ids) == self.settings.longest and spans[:, 1].max() < len(text.rstrip()):
-                warnings.warn(f"cut to {self.settings.longest} tokens: {original[:60]!r}...", stacklevel=3)
-            spans = original_spans(spans, origins)
-            tags = align_tags(original, spans, self.settings.tagger)
-            words.append(Words(vectors[: len(ids)].astype(np.float16), spans, tags, ids))
-        return words
+        return [
+            Words(vectors[: len(ids)].astype(np.float16), spans, tags, ids) for vectors, (ids, spans, tags) in zip(hidden, tokens)
+        ]
+
+
+def tokenise(
+    tokenizer: Beit3Tokenizer, texts: Sequence[str], settings: Beit3Settings
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32], tuple[str, ...]]]:
+    """Ids (L,), spans (L, 2) in the sentence as written, and tags (L,) of each sentence. Cuts one at `longest`, with a warning."""
+    batch = [normalise_text(text, settings.normalise) for text in texts]
+    out = []
+    for original, (text, origins), (ids, spans) in zip(texts, batch, tokenizer([text for text, _ in batch], settings.longest)):
+        if len(ids) == settings.longest and spans[:, 1].max() < len(text.rstrip()):
+            warnings.warn(f"cut to {settings.longest} tokens: {original[:60]!r}...", stacklevel=4)
+        spans = original_spans(spans, origins)
+        out.append((ids, spans, align_tags(original, spans, settings.tagger)))
+    return out
+
+
+def pad_ids(ids: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """Ids int64 (B, L) with PAD behind the shorter sentences, and which are real, bool (B, L)."""
+    padded = torch.full((len(ids), max(map(len, ids))), PAD)
+    real = torch.zeros(padded.shape, dtype=torch.bool)
+    for row, own in enumerate(ids):
+        padded[row, : len(own)] = torch.from_numpy(own)
+        real[row, : len(own)] = True
+    return padded, real

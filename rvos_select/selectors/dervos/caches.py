@@ -67,9 +67,10 @@ def _check_maps(dims: Sequence[str | int], config: DervosConfig, where: str) -> 
         raise InputError(f"{where}: {MAPS} of {channels} channels, the selector has {config.map_channels}; extract them alike")
     if config.reads_patches and height != config.side // PATCH:
         patches = config.side // PATCH
+        fix = f"extract with --set pool={patches}, or frames with --set square={PATCH * height}"
         raise InputError(
             f"{where}: {MAPS} of {height} x {height} cells, BEiT-3 has {patches} x {patches} patches of a frame of side "
-            f"{config.side}; extract with --set pool={patches}, or frames with --set square={PATCH * height}"
+            f"{config.side}; {fix}, or without a cache of frames --set config.side={PATCH * height}"
         )
 
 

@@ -43,18 +43,11 @@ def track_losses(scores: Tensor, batch: Batch, config: DervosConfig) -> dict[str
     counted = batch.word_mask.any(1)
     matches = matched(scores, batch, config)
     labels = torch.stack([_padded(own.labels, scores.shape[1]) for own in matches]).to(scores.device)
-    each = F.cross_entropy(
-        scores.movedim(-1, 1), labels[..., None].expand(scores.shape[:3]), reduction="none", ignore_index=IGNORED
-    )
-    weight = torch.where(labels == NO_OBJECT, config.no_object_weight, 1.0).masked_fill(labels == IGNORED, 0.0)
-    weight = weight[..., None].expand(each.shape)
+    hidden = None
     if config.visible_only:
         of_video = "overlap.video" in matched_parts(config)
         hidden = (labels == REFERRED)[..., None] & ~shown(batch, of_video)[:, None].to(labels.device)
-        weight = weight.masked_fill(hidden, 0.0)
-    in_frames = (each * weight).sum(1) / weight.sum(1).clamp(min=config.no_object_weight)
-    frames = batch.frame_mask.expand(in_frames.shape)
-    in_clips = in_frames.masked_fill(~frames, 0.0).sum(1) / frames.sum(1).clamp(min=1)
+    in_clips = class_losses(scores, labels, batch.frame_mask, config.no_object_weight, hidden)
     value = in_clips[counted].sum() / counted.sum().clamp(min=1)
     rows = counted.cpu().nonzero()[:, 0].tolist()
     iou = torch.stack([matches[b].iou.mean() if len(matches[b].iou) else torch.zeros(()) for b in rows] or [torch.zeros(())])
@@ -65,6 +58,25 @@ def track_losses(scores: Tensor, batch: Batch, config: DervosConfig) -> dict[str
         "matched_iou": iou.mean().to(scores.device),
         "uncovered": scores.new_tensor(uncovered),
     }
+
+
+def class_losses(
+    scores: Tensor, labels: Tensor, frame_mask: Tensor, no_object_weight: float, hidden: Tensor | None = None
+) -> Tensor:
+    """(B,): cross-entropy in each frame, its weighted mean over the tracks, the mean over the real frames.
+
+    scores: S_f (B, N, T, 2); labels: int64 (B, N); frame_mask: bool (B, T) or (1, T); hidden: bool (B, N, T), what has no loss.
+    """
+    each = F.cross_entropy(
+        scores.movedim(-1, 1), labels[..., None].expand(scores.shape[:3]), reduction="none", ignore_index=IGNORED
+    )
+    weight = torch.where(labels == NO_OBJECT, no_object_weight, 1.0).masked_fill(labels == IGNORED, 0.0)
+    weight = weight[..., None].expand(each.shape)
+    if hidden is not None:
+        weight = weight.masked_fill(hidden, 0.0)
+    in_frames = (each * weight).sum(1) / weight.sum(1).clamp(min=no_object_weight)
+    frames = frame_mask.expand(in_frames.shape)
+    return in_frames.masked_fill(~frames, 0.0).sum(1) / frames.sum(1).clamp(min=1)
 
 
 @torch.no_grad()

@@ -92,7 +92,8 @@ class Dervos(Selector):
         """Outputs that are kept are of the frozen part that was bound before."""
         self.store.clear()
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What BEiT-3 and TAIS are computed under: `config.precision`."""
         bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and device.type == "cuda")
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
@@ -118,7 +119,7 @@ class Dervos(Selector):
         track_mask: bool (B, N); frame_mask: bool (B, T); times: (B, T), numbers of the frames in their video; is_word: bool (B, L),
         the words that are none of the encoder's special ones, by default all.
         """
-        with self._autocast(q.device):
+        with self.autocast(q.device):
             scores: Tensor = self.tais(q, maps, vision, words, word_mask, motion_words, track_mask, frame_mask, times, is_word)
             return scores.float()
 
@@ -171,7 +172,7 @@ class Dervos(Selector):
         if beit3.NAME not in self.frozen:
             raise ValueError("DeRVOS needs bind(cards) of its caches before it reads a batch")
         c, ids, mask = self.config, batch.word_ids[rows], batch.word_mask[rows]
-        with torch.no_grad(), self._autocast(images.device):
+        with torch.no_grad(), self.autocast(images.device):
             return self.store.read(self.frozen[beit3.NAME], images, ids, mask, c.pairs_per_pass, c.reads_patches)
 
     def forward(self, batch: Batch) -> Tensor:

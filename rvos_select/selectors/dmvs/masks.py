@@ -61,12 +61,18 @@ def point_costs(embed: Tensor, features: Tensor, truth: Tensor, count: int) -> t
 
     They are taken at `count` random points that all masks, objects and frames share.
     """
+    logits, targets = point_values(embed, features, truth, count)
+    return bce_costs(logits, targets), dice_costs(logits, targets)
+
+
+@torch.no_grad()
+def point_values(embed: Tensor, features: Tensor, truth: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Logits (K, T · count) of the masks and the objects' values (A, T · count) at the points of `point_costs`."""
     points = torch.rand(1, count, 2, device=embed.device)
     # One frame's logits at a time: at all points of all frames they are less than at all cells.
     values = [sample(torch.einsum("kc,hwc->khw", embed, f.to(embed.dtype))[None], points)[0] for f in features]
     targets = sample(truth.flatten(0, 1)[None], points)[0].reshape(len(truth), -1)
-    logits = torch.cat(values, 1)
-    return bce_costs(logits, targets), dice_costs(logits, targets)
+    return torch.cat(values, 1), targets
 
 
 def pair_losses(logits: Tensor, truth: Tensor, objects: Tensor, count: int) -> tuple[Tensor, Tensor]:
