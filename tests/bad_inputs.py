@@ -13,12 +13,12 @@ KINDS: dict[str, dict[str, str]] = {
     "damaged or missing files of a dataset": {
         "test_bad_input.py": "a_bad_video_is_one_line_and_stops_no_other malformed_json_writes_nothing",
         "cache/test_mevis.py": "check_names_the_fault a_key_that_occurs_twice_is_a_fault malformed_json_names_its_line",
-        "cache/test_ref_youtube_vos.py": "check_names_the_fault a_malformed_list_names_its_file a_damaged_annotation_raises",
+        "cache/test_ref_youtube_vos_faults.py": "check_names_the_fault a_malformed_list_names_its_file a_damaged_annotation_raises",
         "cache/test_ref_davis17.py": "check_names_the_fault a_missing_annotator_raises a_damaged_annotation_raises",
         "cache/test_a2d_sentences.py": "check_names_the_fault a_malformed_list_names_its_file faults_of_the_original_files",
         "cache/test_jhmdb_sentences.py": "the_fault_is_named a_malformed_list_names_its_file damaged_files_raise_one_line",
         "cache/test_refcoco.py": "check_names_the_fault a_malformed_list_names_its_file an_entry_that_names_no_image",
-        "cache/test_plain.py": "check_names_the_fault a_malformed_list_names_its_file a_damaged_mask_raises",
+        "cache/test_plain_faults.py": "check_names_the_fault a_malformed_list_names_its_file a_damaged_mask_raises",
         "cache/test_convert_ref_davis.py": "a_fault_is_named_and_nothing_is_left a_damaged_zip",
         "cache/test_frames.py": "a_damaged_video_file_is_one_line an_empty_folder_is_one_line two_files_of_one_frame_are_an_error",
     },
@@ -65,7 +65,7 @@ KINDS: dict[str, dict[str, str]] = {
         "test_odd_names.py": "what_is_no_class_of_ours_is_one_line functions_of_the_user_are_held_to_their_arguments",
         "cache/test_plugins.py": "a_tracker_without_a_part_is_refused_before_anything_runs what_is_not_as_declared_fails_its_video "
         "a_module_that_cannot_be_imported a_module_that_is_nowhere",
-        "cache/test_dataset_contract.py": "a_class_that_is_no_dataset_is_one_line the_default_check_names_what_breaks_the_contract",
+        "cache/test_own_dataset.py": "a_class_that_is_no_dataset_is_one_line the_default_check_names_what_breaks_the_contract",
         "cache/test_encoder_contract.py": "a_class_that_is_no_encoder_is_one_line words_that_break_the_contract_are_one_line",
         "select/test_selector_checks.py": "a_broken_selector_fails_the_check_of_that_name a_class_without_a_part_is_one_line_at_load",
     },
@@ -103,7 +103,8 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "damaged caches and selections": {
         "test_bad_input.py": "a_damaged_cache_stops_no_other_video_in_predict tokens_that_are_not_numbers",
-        "cache/test_store.py": "a_flipped_or_missing_chunk_is_never_read foreign_files_are_found",
+        "cache/test_store.py": "a_flipped_or_missing_chunk_is_never_read",
+        "cache/test_store_leftovers.py": "foreign_files_are_found",
         "cache/test_faults.py": "200_byte_flips_are_found every_bit_of_a_failure_record_counts",
         "test_mutants_store.py": "a_layout_of_another_format_is_refused a_record_whose_parts_do_not_fit_is_refused",
         "select/test_merge.py": "a_damaged_video_stops_no_other damaged_selections_stop_no_other",
@@ -139,7 +140,8 @@ KINDS: dict[str, dict[str, str]] = {
         "the_only_video_is_trained_on_whatever_its_name",
     },
     "predictions and scores": {
-        "select/test_evaluate.py": "spoilt_masks_are_named a_missing_frame_is_named_or_scored_zero",
+        "select/test_evaluate.py": "a_missing_frame_is_named_or_scored_zero",
+        "select/test_evaluate_masks.py": "spoilt_masks_are_named",
         "select/test_evaluate_benchmarks.py": "a_missing_png_is_named_or_scored_zero",
         "select/test_ref_davis.py": "a_damaged_prediction_is_no_hole",
         "select/test_submit.py": "a_wrong_mask_is_named_and_nothing_written a_wrong_mask_of_davis_is_named_and_nothing_written",
@@ -147,7 +149,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "other programs' tracks": {
         "cache/test_import_masks.py": "a_bad_file_is_named a_bad_folder_is_one_line_and_stops_no_other",
-        "cache/test_import_sola.py": "a_bad_video_is_one_line_and_stops_no_other a_folder_that_is_no_sam2_tracks",
+        "cache/test_import_sola_faults.py": "a_bad_video_is_one_line_and_stops_no_other a_folder_that_is_no_sam2_tracks",
     },
     "disks that are full or read-only": {
         "test_bad_input.py": "a_path_that_cannot_be_written a_full_disk_keeps_what_was_finished scores_on_a_full_device "

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import pytest
+from bad_inputs import KINDS
 from readme_commands import READMES, ROOT, RUN_BY, Printed, printed_commands
 
 from pipelines.__main__ import pipelines as rows_cli
@@ -205,3 +206,11 @@ def test_what_does_not_exist_is_found(words: str, message: str) -> None:
         check(Printed(ROOT / "README.md", 1, tuple(words.split()), False))
     error = caught.value
     assert message in (error.format_message() if isinstance(error, click.ClickException) else str(error))
+
+
+def test_the_table_of_bad_inputs_names_tests_that_are_there() -> None:
+    """`python -m tests.bad_inputs` counts them."""
+    for files in KINDS.values():
+        for file, names in files.items():
+            source = (ROOT / "tests" / file).read_text("utf-8")
+            assert not [name for name in names.split() if f"def test_{name}(" not in source], file
