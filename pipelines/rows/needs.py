@@ -155,19 +155,13 @@ def _datasets(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
         splits.setdefault(name, []).append(split)
     for name, read in splits.items():
         root, fetch = places.root(name), all_needs().datasets[name].fetch
-        there = splits_of(name, root) if root.is_dir() else []
+        there = dataset_class(name).splits(root) if root.is_dir() else []
         absent = [split for split in read if not _derived_from(split) & {*there}]
         option = f"--root {name}=FOLDER"
         if not there or not absent:
             yield Need(name, str(root), fetch, bool(there), option)
         else:
             yield from (Need(f"{name}/{split}", str(root), fetch, False, option) for split in absent)
-
-
-@cache
-def splits_of(name: str, root: Path) -> list[str]:
-    """The splits of a dataset that are in `root`."""
-    return dataset_class(name).splits(root)
 
 
 def _derived_from(split: str) -> set[str]:
