@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipelines.rows import board as board_of
+from pipelines.rows.check import check_options, check_trackers
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import all_papers, find_row
 from pipelines.rows.published import keys_of, named, titles_of
 from pipelines.rows.readme import README, write_readme
-from pipelines.rows.results import Record, add_scores, mean_and_deviation, read_record, read_server
-from pipelines.rows.runner import check_needs, run_row
+from pipelines.rows.results import Record, Score, add_scores, mean_and_deviation, read_record, read_server
+from pipelines.rows.runner import run_row
 from pipelines.rows.steps import is_scored_by_server, steps_of
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.errors import InputError
 
 PATH = click.Path(path_type=Path)
+OUT = Places().out
 
 
 def places_options(command: Callable[..., None]) -> Callable[..., None]:
     """--out, --root, --weights, --set and --tracker-set, which the command takes as one argument, `places`."""
 
-    @click.option("--out", type=PATH, default=Path("out/rows"), show_default=True, help="Folder of caches, runs and scores.")
+    @click.option("--out", type=PATH, default=OUT, show_default=True, help="Folder of caches, runs and scores.")
     @click.option(
         "--root", "roots", multiple=True, metavar="DATASET=PATH", help="Folder of a dataset.  [default: data/<dataset>]"
     )
@@ -57,6 +60,8 @@ def places_options(command: Callable[..., None]) -> Callable[..., None]:
                 raise InputError(f"--tracker-set {text}: expected TRACKER.NAME=VALUE, as in --tracker-set grid.batch=8")
             trackers[name] = (*trackers.get(name, ()), pair)
         places = Places(out, folders, _pairs("--weights", weights), overrides, trackers)
+        places.check()
+        check_trackers(places)
         command(*args, places=places, **others)
 
     return with_places
@@ -69,7 +74,11 @@ def places_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--todo", is_flag=True, help="Only the rows that can be run here and have no scores yet.")
 @places_options
 def pipelines(context: click.Context, as_json: bool, system: str | None, todo: bool, places: Places) -> None:
-    """Every row of every table of the papers: published numbers, what it needs and costs, and ours."""
+    """Every row of every table of the papers: published numbers, what it needs and costs, and ours.
+
+    The state of a row: "ready"; "missing: …", what it needs and where to get it is listed below the tables; "scored"; "to be sent: …",
+    the zip for a benchmark's server; "old", scored before the row was changed; "not here: …", and why.
+    """
     if context.invoked_subcommand is not None:
         return
     papers = all_papers()
@@ -77,7 +86,7 @@ def pipelines(context: click.Context, as_json: bool, system: str | None, todo: b
         raise InputError(f"--system {system}: no such system; there are: {', '.join(papers)}")
     rows = list(board_of.entries({name: paper for name, paper in papers.items() if system in (None, name)}, places))
     if todo:
-        rows = [entry for entry in rows if not entry["state"].startswith(("scored", "not here"))]
+        rows = [entry for entry in rows if entry["state"] != "scored" and not entry["state"].startswith("not here")]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     else:
@@ -95,12 +104,10 @@ def run(row: str, dry_run: bool, seeds: int, places: Places) -> None:
     """Do everything that is left of ROW, such as sola.table_1.val_u, and show its scores beside the paper's."""
     paper, name, content = find_row(row, all_papers())
     if dry_run:
-        if content.reason:
-            raise InputError(f"{paper.path}: row {name} cannot be run here: {content.reason}")
+        check_options(paper, name, content, places, seeds)
         for seed in range(seeds):
             click.echo("\n".join(step.line() for step in steps_of(paper, name, content, places, seed)))
         return
-    check_needs(paper, name, content, places)
     show_record(run_row(paper, name, content, places, range(seeds)), content.paper, places)
 
 
@@ -108,11 +115,13 @@ def run(row: str, dry_run: bool, seeds: int, places: Places) -> None:
 @click.argument("row")
 @click.argument("result", type=click.Path(path_type=Path))
 @click.option("--split", metavar="DATASET/SPLIT", help="Where the row is tested on several.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of a row that was run with several.")
 @places_options
-def score(row: str, result: Path, split: str | None, places: Places) -> None:
+def score(row: str, result: Path, split: str | None, seed: int, places: Places) -> None:
     """Record what a benchmark's server said of ROW, from the text file RESULT."""
     _, name, content = find_row(row, all_papers())
-    show_record(add_scores(name, places, [read_server(name, content, result, split)]), content.paper, places)
+    returned = read_server(name, content, result, split, read_record(name, places), seed)
+    show_record(add_scores(name, places, [returned]), content.paper, places)
 
 
 @pipelines.command()
@@ -126,16 +135,22 @@ def compare(a: str, b: str, split: str | None, places: Places) -> None:
     from rvos_select.evaluation.compare import compare as step
 
     names = [find_row(row, all_papers())[1] for row in (a, b)]
-    scored = [{score.split: score.source for score in read_record(name, places).scores if score.seed == 0} for name in names]
+    records = [read_record(name, places) for name in names]
+    scored = [{score.split: score for score in record.scores if score.seed == 0} for record in records]
     common = [key for key in scored[0] if key in scored[1] and not is_scored_by_server(key)]
     if split is None and len(common) == 1:
         split = common[0]
     if split not in common:
         raise InputError(
             f"rows {names[0]} and {names[1]}: scored here on {', '.join(common) or 'no common split'}; run both rows on one split, and "
-            "give it as --split where there are several"
+            "give it as --split where there are several (of a split that a server scores no expression's score is known)"
         )
-    show_comparison(step(scored[0][split], scored[1][split]))
+    first, second = (own[split] for own in scored)
+    for name, own in zip("AB", (first, second)):
+        click.echo(f"{name}: {names['AB'.index(name)]}, seed 0, {own.date}{_with(own)}")
+    show_comparison(step(first.source, second.source))
+    for name, record in zip("AB", records):
+        show_deviation(name, record.of(split), split)
 
 
 @pipelines.command()
@@ -154,21 +169,42 @@ def show_record(record: Record, published: dict[str, list[float]], places: Place
         dataset, _, name = split.partition("/")
         click.echo(f"{record.row}, {split}: the paper has {named(split, paper)}")
         if scores:
-            values = {
-                key: mean_and_deviation(scores, key) for key in keys_of(split) if all(key in score.values for score in scores)
-            }
-            click.echo(f"  ours: {named(split, [mean for mean, _ in values.values()])}")
-            for title, (_, deviation) in zip(titles_of(split), values.values()):
-                if deviation is not None:
-                    click.echo(f"  deviation of {title} over {len(scores)} seeds: {deviation:.2f}")
+            click.echo(f"  ours: {_means(scores, split)}{_with(scores[0])}")
+            show_deviation("  deviation", scores, split)
+            first = titles_of(split)[0]
             if scores[0].interval is not None:
-                click.echo("  95 % of resampled videos: {:.1f} to {:.1f}".format(*scores[0].interval))
+                low, high = scores[0].interval
+                click.echo(f"  95 % of resampled videos{_of_seed(scores)}: {first} {low:.1f} to {high:.1f}")
             if scores[0].oracle is not None:
-                click.echo(f"  oracle of its candidates: {scores[0].oracle:.1f}")
-        elif is_scored_by_server(split):
-            packed = places.out / record.row / split.replace("/", "-") / "submission.zip"
+                click.echo(f"  oracle of its candidates: {first} {scores[0].oracle:.1f}")
+        for zipped in record.zips(split):
+            words = ["score", record.row, "RESULT.txt"]
+            words += ["--split", split] if sum(map(is_scored_by_server, published)) > 1 else []
+            words += ["--seed", str(zipped.seed)] if zipped.seed else []
+            words += ["--out", str(places.out)] if places.out != OUT else []
             server = all_needs().datasets[dataset].servers[name]
-            click.echo(f"  send {packed} to {server}; then: python -m pipelines score {record.row} RESULT.txt")
+            click.echo(f"  send {zipped.source} to {server}; then: python -m pipelines {shlex.join(words)}")
+
+
+def show_deviation(name: str, scores: Sequence[Score], split: str) -> None:
+    """Print mean and deviation of each measure over seeds; of one seed nothing."""
+    for key, title in zip(keys_of(split), titles_of(split)):
+        mean, deviation = mean_and_deviation(scores, key)
+        if mean is not None and deviation is not None:
+            click.echo(f"{name} of {title} over {len(scores)} seeds: {deviation:.2f}, mean {mean:.2f}")
+
+
+def _means(scores: Sequence[Score], split: str) -> str:
+    means = {title: mean_and_deviation(scores, key)[0] for key, title in zip(keys_of(split), titles_of(split))}
+    return ", ".join(f"{title} {mean:.1f}" for title, mean in means.items() if mean is not None)
+
+
+def _with(score: Score) -> str:
+    return f", with {' '.join(score.changes)}" if score.changes else ""
+
+
+def _of_seed(scores: Sequence[Score]) -> str:
+    return f", seed {scores[0].seed}" if len(scores) > 1 else ""
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipelines.rows.costs import MEASURED_ON, Cost, cost_of
 from pipelines.rows.needs import Need, Places, needs_of
 from pipelines.rows.papers import Paper, Row
 from pipelines.rows.published import keys_of, titles_of
-from pipelines.rows.results import Score, mean_and_deviation, read_record
+from pipelines.rows.results import Record, Score, definition_of, mean_and_deviation, read_record
 from pipelines.rows.steps import is_scored_by_server
 
 Entry = dict[str, Any]
@@ -24,7 +25,7 @@ def entries(papers: Mapping[str, Paper], places: Places) -> Iterator[Entry]:
 
 def _entries_of(paper: Paper, name: str, row: Row, places: Places) -> Iterator[Entry]:
     needs, cost = ([], Cost(None, None)) if row.reason else (needs_of(paper, row, places), cost_of(paper, name, row, places))
-    record = read_record(name, places)
+    record, definition = read_record(name, places), "" if row.reason else definition_of(paper, row)
     table = paper.tables[name.split(".")[1]]
     for split, published in row.paper.items():
         scores = record.of(split)
@@ -47,26 +48,26 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places) -> Iterator[E
             "hours": cost.hours,
             "gigabytes": cost.gigabytes,
             "server": is_scored_by_server(split),
-            "state": _state(row, scores, needs, split, name, places),
+            "state": _state(row, record, needs, split, definition),
         }
 
 
 def _ours(scores: Sequence[Score], key: str) -> dict[str, float | None] | None:
-    if any(key not in score.values for score in scores):
-        return None
     mean, deviation = mean_and_deviation(scores, key)
-    return {"mean": mean, "deviation": deviation}
+    return None if mean is None else {"mean": mean, "deviation": deviation}
 
 
-def _state(row: Row, scores: Sequence[Score], needs: Sequence[Need], split: str, name: str, places: Places) -> str:
-    """One of: not here, scored, to be sent, missing, ready."""
+def _state(row: Row, record: Record, needs: Sequence[Need], split: str, definition: str) -> str:
+    """One of: not here, scored, old, to be sent, missing, ready. definition: of the row as it is now."""
     if row.reason:
         return f"not here: {row.reason}"
+    scores = record.of(split)
     if scores:
-        return "scored"
-    packed = places.out / name / split.replace("/", "-") / "submission.zip"
-    if packed.exists():
-        return f"to be sent: {packed}"
+        old = any(score.definition not in ("", definition) for score in scores)
+        return "old: the row was changed since it was scored; run it again" if old else "scored"
+    zips = [zipped for zipped in record.zips(split) if zipped.definition == definition and Path(zipped.source).exists()]
+    if zips:
+        return f"to be sent: {', '.join(zipped.source for zipped in zips)}"
     absent = [need for need in needs if need.found is False]
     return f"missing: {', '.join(need.name for need in absent)}" if absent else "ready"
 
@@ -78,24 +79,31 @@ def show(rows: Sequence[Entry]) -> None:
     for title, own in _by_table(rows).items():
         click.secho(f"\n{title}", bold=True)
         lines = [_cells(entry) for entry in own]
-        lines.insert(0, ("row", "split", " / ".join(own[0]["metrics"]), "ours", "oracle", "hours", "GB", "state"))
+        lines.insert(0, ("row", "split", "paper", "ours", "oracle", "hours", "GB", "state"))
         widths = [max(map(len, column)) for column in zip(*lines)]
         for cells in lines:
             click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
-    click.echo()
+        for entry in own:
+            if entry["changes"]:
+                click.echo(f"* {entry['row']} {entry['split']} was run with {' '.join(entry['changes'])}")
+    click.echo("\nJ&F / J / F in percent where no other measure is named; *: with settings that are not the row's.")
     absent = {need["name"]: need for entry in rows for need in entry["needs"] if not need["found"]}
     for need in absent.values():
         status = "missing" if need["found"] is False else "not fetched yet"
         click.echo(f"{status}: {need['name']}, at {need['where']}; {need['fetch']}")
+    if absent:
+        click.echo("--root DATASET=FOLDER and --weights NAME=PLACE name other places.")
     click.echo(
-        f"hours: of one {MEASURED_ON}, for the caches and runs that are not there; –: not known. This machine: {gpu_name()}"
+        f"hours: of one {MEASURED_ON}, for the caches and runs that are not there, which rows share; GB: of those caches; –: not "
+        f"known. This machine has {gpu_name()}."
     )
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     costs = ("", "") if entry["state"].startswith("not here") else (_number(entry["hours"]), _number(entry["gigabytes"]))
     oracle = "" if entry["oracle"] is None else _number(entry["oracle"])
-    return entry["row"], entry["split"], numbers(entry["paper"]), ours_text(entry), oracle, *costs, entry["state"]
+    measure = "" if entry["metrics"][0] == "J&F" or not entry["paper"] else f"{entry['metrics'][0]} "
+    return entry["row"], entry["split"], measure + numbers(entry["paper"]), ours_text(entry), oracle, *costs, entry["state"]
 
 
 def _by_table(rows: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -106,30 +114,29 @@ def _by_table(rows: Sequence[Entry]) -> dict[str, list[Entry]]:
     return tables
 
 
-def numbers(values: Sequence[float]) -> str:
+def numbers(values: Sequence[float | None]) -> str:
     """As in "48.6 / 45.2 / 52.1"."""
-    return " / ".join(f"{value:.1f}" for value in values) or "–"
+    return " / ".join(map(_number, values)) or "–"
 
 
 def ours_text(entry: Entry) -> str:
     """Our numbers, with the deviation over seeds, or the interval of one seed, and the date."""
     if not entry["ours"]:
         return ""
-    text = numbers([value["mean"] for value in entry["ours"] if value is not None])
+    text = numbers([value and value["mean"] for value in entry["ours"]])
     first = entry["ours"][0]
     if first is not None and first["deviation"] is not None:
         text += f" ± {first['deviation']:.1f} ({len(entry['seeds'])} seeds)"
     elif entry["interval"] is not None:
         text += f" [{entry['interval'][0]:.1f} to {entry['interval'][1]:.1f}]"
-    changed = f", changed: {' '.join(entry['changes'])}" if entry["changes"] else ""
-    return f"{text}, {entry['date']}, {entry['commit'] or 'no commit'}{changed}"
+    return f"{text}{'*' if entry['changes'] else ''}, {entry['date']}, {entry['commit'] or 'no commit'}"
 
 
 def gpu_name() -> str:
     """The GPU of this machine, or that there is none."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU"
 
 
 def _number(value: float | None) -> str:

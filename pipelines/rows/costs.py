@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.rows.needs import Places, all_needs, row_tracker, trained_splits
+from pipelines.rows.needs import Places, all_needs
 from pipelines.rows.papers import Paper, Row
 from pipelines.rows.steps import steps_of
 
@@ -21,27 +21,20 @@ class Cost:
 
 
 def cost_of(paper: Paper, name: str, row: Row, places: Places) -> Cost:
-    """The cost of the caches and the run that are not there."""
+    """The cost of the caches and the runs that are not there; what was begun counts as there. Text caches count nothing."""
     hours: float | None = 0.0
     gigabytes: float | None = 0.0
-    for split, tracker in dict.fromkeys(tracked_splits(paper, row)):
-        choice = row_tracker(paper, row, tracker, places)
-        if (places.out / "cache" / split / f"{choice.key}.zarr").exists():
-            continue
-        frames = _frames(split)
-        hours = _added(hours, frames, choice.seconds_per_frame, 3600)
-        gigabytes = _added(gigabytes, frames, choice.bytes_per_frame, 1e9)
-    if row.way == "train":
-        *_, run = [step.output for step in steps_of(paper, name, row, places) if step.makes == "run"]
-        if not (run / "best").exists():
-            hours = _added(hours, 1, row.train_hours, 1)
+    steps = steps_of(paper, name, row, places)
+    runs = [step for step in steps if step.makes == "run"]
+    for step in runs if runs and not (runs[-1].output / "best").exists() else ():
+        if not (step.output / "best").exists():
+            hours = _added(hours, 1, step.hours, 1)
+    for step in steps:
+        if step.tracker is not None and not step.output.exists():
+            frames = _frames(step.split)
+            hours = _added(hours, frames, step.tracker.seconds_per_frame, 3600)
+            gigabytes = _added(gigabytes, frames, step.tracker.bytes_per_frame, 1e9)
     return Cost(hours, gigabytes)
-
-
-def tracked_splits(paper: Paper, row: Row) -> list[tuple[str, str]]:
-    """Every (dataset/split, tracker) whose cache a row reads."""
-    tested = [(split, row.test) for split in row.paper]
-    return [(split, name) for split, names in [*trained_splits(paper, row), *tested] for name in names]
 
 
 def _frames(split: str) -> int | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from pipelines.rows.papers import PAGES, PLACEHOLDER, EncoderChoice, Paper, Row, TrackerChoice, placeholders
+from rvos_cache.datasets import dataset_class
+from rvos_cache.datasets.ref_youtube_vos import PARTS
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import resolve_checkpoint
 from rvos_cache.settings import Settings, build, read_toml
 
 NEEDS = PAGES / "needs.toml"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Dataset(Settings):
@@ -20,6 +24,8 @@ class Dataset(Settings):
 
     fetch: str
     """Where it is published."""
+    folder: str = ""
+    """Folder below data/, where it is not the dataset's name."""
     splits: dict[str, tuple[int, int, int]] = {}
     """Split -> its videos, frames and sentences, where they are known."""
     servers: dict[str, str] = {}
@@ -36,6 +42,11 @@ class Weights(Settings):
     """Where it is published and the command that converts it; empty for a name on the hub, which is fetched by itself."""
     licence: str = ""
     gigabytes: float = 0.0
+    """Of the files; 0: not known."""
+
+    def source(self, where: str = "") -> str:
+        """Where to get it. where: the name on the hub, if it is not `checkpoint`."""
+        return self.fetch or f"https://huggingface.co/{where or self.checkpoint}, fetched when it is first used"
 
 
 class Needs(Settings):
@@ -68,9 +79,18 @@ class Places:
         """The settings of training and of trackers that replace those of rows."""
         return (*self.overrides, *(f"{name}.{pair}" for name, pairs in self.tracker_set.items() for pair in pairs))
 
+    def check(self) -> None:
+        """Raises InputError for a dataset or weights that needs.toml lacks."""
+        known = all_needs()
+        for option, given, names in (("--root", self.roots, known.datasets), ("--weights", self.weights, known.weights)):
+            for name in given:
+                if name not in names:
+                    kind = "dataset" if option == "--root" else "weights"
+                    raise InputError(f"{option} {name}: no {kind} of that name in {NEEDS}; there are: {', '.join(names)}")
+
     def root(self, dataset: str) -> Path:
         """Folder of a dataset."""
-        return self.roots.get(dataset, Path("data") / dataset)
+        return self.roots.get(dataset, Path("data") / (all_needs().datasets[dataset].folder or dataset))
 
     def checkpoint(self, name: str) -> str:
         """Place of the weights `name`. Raises InputError for a name that needs.toml lacks."""
@@ -86,13 +106,15 @@ class Places:
 
 @dataclass(frozen=True)
 class Need:
-    """A dataset or weights that a row needs. name: as in needs.toml; where: its place; fetch: how to get it; found: whether it is
-    there, None for weights of the hub that are fetched when they are first used."""
+    """A dataset, a split of it or weights that a row needs. name: as in needs.toml, `<dataset>/<split>` for a split that its folder
+    lacks; where: its place; fetch: how to get it; found: whether it is there, None for weights of the hub that are fetched when
+    they are first used; option: what says that it is elsewhere."""
 
     name: str
     where: str
     fetch: str
     found: bool | None
+    option: str
 
 
 def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
@@ -127,28 +149,57 @@ def trained_splits(paper: Paper, row: Row) -> list[tuple[str, list[str]]]:
 
 def _datasets(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
     tuned = row.train if row.way == "tune" else {}
-    for name in dict.fromkeys(key.split("/")[0] for key in (*dict(trained_splits(paper, row)), *tuned, *row.paper)):
-        root = places.root(name)
-        yield Need(name, str(root), all_needs().datasets[name].fetch, root.is_dir())
+    splits: dict[str, list[str]] = {}
+    for key in dict.fromkeys((*dict(trained_splits(paper, row)), *tuned, *row.paper)):
+        name, _, split = key.partition("/")
+        splits.setdefault(name, []).append(split)
+    for name, read in splits.items():
+        root, fetch = places.root(name), all_needs().datasets[name].fetch
+        there = dataset_class(name).splits(root) if root.is_dir() else []
+        absent = [split for split in read if not _derived_from(split) & {*there}]
+        option = f"--root {name}=FOLDER"
+        if not there or not absent:
+            yield Need(name, str(root), fetch, bool(there), option)
+        else:
+            yield from (Need(f"{name}/{split}", str(root), fetch, False, option) for split in absent)
+
+
+def _derived_from(split: str) -> set[str]:
+    """The splits of which one must be there for `split`: "train-pseudo8" is made from "train", "fit" is a part of it."""
+    return {split, split.partition("-")[0], *(("train",) if split in PARTS else ())}
+
+
+def weights_texts(paper: Paper, row: Row, places: Places) -> list[str]:
+    """Every text of a row that may name weights in braces, but settings that the user replaces."""
+    texts = [text for choice in choices_of(paper, row, places) for text in _last(choice.set)]
+    if row.way == "train":
+        texts += _last((*row.set, *places.overrides))
+        texts += _last((*paper.trainings[row.first].set, *places.overrides)) if row.first else []
+    if row.way == "tune":
+        texts += _last((*(named_upstream(text, row) for text in row.tune), *places.overrides))
+    if row.way == "import":
+        texts += [named_upstream(text, row) for text in (*row.importer, row.release)]
+    return [*texts, *(named_upstream(text, row) for text in row.selector_set)]
+
+
+def _last(pairs: Sequence[str]) -> list[str]:
+    """The last `name=value` of each name."""
+    return list({pair.partition("=")[0]: pair for pair in pairs}.values())
 
 
 def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
-    texts = [text for choice in choices_of(paper, row, places) for text in choice.set]
-    if row.way == "train":
-        texts += [*row.set, *(paper.trainings[row.first].set if row.first else ())]
-    texts += [named_upstream(text, row) for text in (*row.selector_set, *row.tune * (row.way == "tune"))]
-    texts += [named_upstream(text, row) for text in (*row.importer, row.release) if row.way == "import"]
-    for name in placeholders(texts):
+    for name in placeholders(weights_texts(paper, row, places)):
         if name == "run":
             continue
         weights, where = all_needs().weights[name], places.checkpoint(name)
-        found = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
-        fetch = weights.fetch or f"https://huggingface.co/{weights.checkpoint}, fetched when it is first used"
-        yield Need(name, where, fetch, found or (None if not weights.fetch else False))
+        found: bool | None = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
+        if not found and not weights.fetch and HUB_NAME.fullmatch(where):
+            found = None
+        yield Need(name, where, weights.source(where), found, f"--weights {name}=PLACE")
 
 
 def _on_disk(checkpoint: str) -> bool:
     """Whether the hub's files of `checkpoint` were downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(checkpoint, "config.json"), str)
+    return bool(HUB_NAME.fullmatch(checkpoint)) and isinstance(try_to_load_from_cache(checkpoint, "config.json"), str)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +31,20 @@ from rvos_cache.settings import Settings, build, read_toml
 PAGES = Path(__file__).parents[1]
 TABLE = re.compile(r"(table|figure)_\w+")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
+LONGEST = 120
+"""Characters of a cache's name, which a file system may limit to 255 with what is added to it."""
+PLAIN = re.compile(r"[\w.]+(-\w+)*(=([\w.]+|\{\w+\}[\w./]*))?|\w+:\d+")
+"""Words whose names differ where they do: `tracker`, `name=value`, `checkpoint={weights}`, `corruption:severity`."""
 CONCATENATED = ("set",)
 """Fields of a row that are added to those of its table and of the defaults; other fields replace them."""
 
-VideoMetrics = ("jf", "j", "f")
+
+def _cache_name(words: Sequence[str]) -> str:
+    """File name of a cache with the settings `words`; other words have another name."""
+    name = "-".join(re.sub(r"[^\w.]+", "_", word.replace("checkpoint=", "")).strip("_") for word in words)
+    if len(name) <= LONGEST and all(PLAIN.fullmatch(word) for word in words):
+        return name
+    return f"{name[:LONGEST]}-{sha256(repr(tuple(words)).encode()).hexdigest()[:8]}"
 
 
 class TrackerChoice(Settings):
@@ -53,8 +64,7 @@ class TrackerChoice(Settings):
     @property
     def key(self) -> str:
         """Name of its caches, the same for the same tracker and settings in every paper."""
-        words = [self.tracker, *self.set, *([self.corrupt] if self.corrupt else [])]
-        return "-".join(re.sub(r"[^\w.]+", "_", word.replace("checkpoint=", "")).strip("_") for word in words)
+        return _cache_name([self.tracker, *self.set, *([self.corrupt] if self.corrupt else [])])
 
 
 class EncoderChoice(Settings):
@@ -66,7 +76,7 @@ class EncoderChoice(Settings):
     @property
     def key(self) -> str:
         """Name of its caches."""
-        return "-".join(re.sub(r"[^\w.]+", "_", word.replace("checkpoint=", "")).strip("_") for word in (self.encoder, *self.set))
+        return _cache_name((self.encoder, *self.set))
 
 
 class Training(Settings):

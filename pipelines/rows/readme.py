@@ -37,11 +37,12 @@ def _lines(papers: Mapping[str, Paper]) -> Iterator[str]:
         yield from _paper(paper)
     yield "### Weights"
     yield ""
-    yield "| name for `--weights` | what | looked for at | where to get it |"
-    yield "|---|---|---|---|"
+    yield "| name for `--weights` | what | licence, GB | looked for at | where to get it |"
+    yield "|---|---|---|---|---|"
     for name, weights in all_needs().weights.items():
-        fetch = weights.fetch or f"https://huggingface.co/{weights.checkpoint}, fetched when it is first used"
-        yield f"| `{name}` | {weights.what} | `{weights.checkpoint}` | {fetch} |"
+        size = f"{weights.gigabytes}" if weights.gigabytes else "not known"
+        facts = f"{weights.licence or 'not known'}, {size}"
+        yield f"| `{name}` | {weights.what} | {facts} | `{weights.checkpoint}` | {weights.source()} |"
 
 
 def _paper(paper: Paper) -> Iterator[str]:

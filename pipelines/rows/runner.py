@@ -6,37 +6,34 @@ from collections.abc import Sequence
 
 import click
 
-from pipelines.rows.needs import Places, needs_of
+from pipelines.rows.check import check_row
+from pipelines.rows.needs import Places
 from pipelines.rows.papers import Paper, Row
-from pipelines.rows.results import Record, add_scores, scores_of
+from pipelines.rows.results import Record, add_scores, definition_of, read_record, record_path, scores_of, zips_of
 from pipelines.rows.steps import Step, steps_of
-from rvos_cache.errors import InputError
 
 
 def run_row(paper: Paper, name: str, row: Row, places: Places, seeds: Sequence[int] = (0,)) -> Record:
     """Do everything that is left of a row, and add its scores to its record.
 
     Every command goes on where it was stopped. Raises InputError for a row that cannot be run here, and for a dataset or weights
-    that are missing, before anything runs.
+    that are missing, or a setting that is none, before anything runs.
     """
-    check_needs(paper, name, row, places)
-    record = Record(row=name)
+    check_row(paper, name, row, places, len(seeds))
+    before, definition = len(read_record(name, places).scores), definition_of(paper, row)
     for seed in seeds:
         steps = steps_of(paper, name, row, places, seed)
         for number, step in enumerate(steps, 1):
             click.echo(f"[{number}/{len(steps)}] {step.line()}")
             call(step)
-        record = add_scores(name, places, list(scores_of(steps, seed, places.changes)))
+        made = (seed, places.changes, definition)
+        record = add_scores(name, places, list(scores_of(steps, *made)), list(zips_of(steps, *made)))
+        if len(record.scores) < before:
+            click.echo(
+                f"{record_path(name, places)}: scores with other settings were removed, {before - len(record.scores)} of them"
+            )
+        before = len(record.scores)
     return record
-
-
-def check_needs(paper: Paper, name: str, row: Row, places: Places) -> None:
-    """Raises InputError for a row that cannot be run here, or whose datasets or weights are missing."""
-    if row.reason:
-        raise InputError(f"{paper.path}: row {name} cannot be run here: {row.reason}")
-    for need in needs_of(paper, row, places):
-        if need.found is False:
-            raise InputError(f"row {name} needs {need.name}, expected at {need.where}; fetch it from {need.fetch}")
 
 
 def call(step: Step) -> None:

@@ -9,9 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.rows.needs import Places, all_needs, named_upstream, row_tracker
-from pipelines.rows.papers import PAGES, Paper, Row, TrackerChoice
+from pipelines.rows.needs import Places, all_needs, named_upstream, row_tracker, weights_texts
+from pipelines.rows.papers import PAGES, Paper, Row, TrackerChoice, placeholders
+from rvos_cache.settings import read_toml
 from rvos_cache.trackers import tracker_class
+from rvos_select.training.record import MEMORY_SETTINGS
 
 DAVIS = "ref-davis17"
 RUN = "{run}"
@@ -29,7 +31,11 @@ class Step:
     output: Path
     makes: Literal["cache", "run", "selections", "scores", "oracle", "masks", "zip"]
     split: str = ""
-    """Dataset/split of the scores, masks or zip."""
+    """Dataset/split of the cache, scores, masks or zip."""
+    tracker: TrackerChoice | None = None
+    """Of a tracks cache: what makes it."""
+    hours: float | None = 0.0
+    """Of a run: its hours on one H200; None: not known."""
 
     def line(self) -> str:
         """The command as it is typed."""
@@ -66,10 +72,11 @@ class _Steps:
             for name in names:
                 yield self._tracks(split, self._choice(name))
         if self.first is not None:
-            yield self._train(self.first.settings, self.first.set, self.first.train, self.first_run)
+            yield self._train(self.first.settings, self.first.set, self.first.train, self.first_run, None)
         if row.way == "train":
+            # After the user's settings: an `init` of theirs is that of the first training.
             start = [f"init={self.first_run}"] if self.first is not None else []
-            yield self._train(row.settings, [*row.set, *start], row.train, self.run)
+            yield self._train(row.settings, row.set, row.train, self.run, row.train_hours, start)
         for split in row.paper:
             yield from self._test(split)
 
@@ -84,26 +91,37 @@ class _Steps:
             "extract", *self._of(split), "--tracker", choice.tracker, *self._set(choice.set),
             *(["--corrupt", choice.corrupt] if choice.corrupt else []), "--out", str(out),
         ]  # fmt: skip
-        return Step("rvos-cache", tuple(words), out, "cache")
+        return Step("rvos-cache", tuple(words), out, "cache", split, choice)
 
     def _text(self, split: str) -> Step:
         out = self._text_path(split)
         encoder = ["--encoder", self.encoder.encoder, *self._set(self.encoder.set)]
-        return Step("rvos-cache", ("extract-text", *self._of(split), *encoder, "--out", str(out)), out, "cache")
+        return Step("rvos-cache", ("extract-text", *self._of(split), *encoder, "--out", str(out)), out, "cache", split)
 
-    def _train(self, settings: str, pairs: Sequence[str], sources: dict[str, list[str]], run: Path) -> Step:
-        sets = [*map(self.places.filled, pairs), *self.places.overrides, *([f"seed={self.seed}"] if self.seed else [])]
+    def _train(
+        self,
+        settings: str,
+        pairs: Sequence[str],
+        sources: dict[str, list[str]],
+        run: Path,
+        hours: float | None,
+        start: Sequence[str] = (),
+    ) -> Step:
+        sets = [*map(self.places.filled, pairs), *self.places.overrides, *start, *self._seed()]
         words = [
             "train", *self._caches(sources), *self._caches(self.row.valid, "--valid-cache", "--valid-text"),
-            "--config", str(PAGES / settings), *self._pairs(sets), "--out", str(run), *(["--resume"] if run.exists() else []),
+            "--config", _typed(PAGES / settings), *self._pairs(sets), "--out", str(run), *(["--resume"] if run.exists() else []),
         ]  # fmt: skip
-        return Step("rvos-select", tuple(words), run, "run")
+        return Step("rvos-select", tuple(words), run, "run", hours=hours)
+
+    def _seed(self) -> list[str]:
+        return [f"seed={self.seed}"] if self.seed else []
 
     def _tune(self) -> Step:
         (split,) = self.row.train
-        pairs = [named_upstream(text, self.row) for text in self.row.tune]
+        pairs = [*(named_upstream(text, self.row) for text in self.row.tune), *self.places.overrides, *self._seed()]
         words = ["tune-referdino", *self._of(split), *self._set(pairs), "--out", str(self.tuned)]
-        return Step("rvos-cache", tuple(words), self.tuned, "run")
+        return Step("rvos-cache", tuple(words), self.tuned, "run", hours=None)
 
     def _import(self) -> Step:
         command, *options = self.row.importer
@@ -152,25 +170,19 @@ class _Steps:
     def run(self) -> Path:
         """The run, named by what determines it, so that rows that are trained alike share it."""
         row = self.row
+        if row.way == "import":
+            return self._run_of((row.way, row.release, row.importer, row.upstream))
+        if row.way == "tune":
+            return self._run_of((row.way, list(row.train), row.tune, row.importer, row.upstream))
         first = () if self.first is None else (self.first_run.name,)
-        own = (
-            row.way,
-            row.settings,
-            row.set,
-            self._sources(row.train),
-            row.release,
-            row.importer,
-            row.tune,
-            row.upstream,
-            *first,
-        )
-        return self._run_of(own)
+        return self._run_of((*_content(row.settings), row.set, self._sources(row.train), self._sources(row.valid), *first))
 
     @property
     def first_run(self) -> Path:
         """The run of the training that comes before."""
         assert self.first is not None
-        return self._run_of((self.first.settings, self.first.set, self._sources(self.first.train)))
+        own = (*_content(self.first.settings), self.first.set, self._sources(self.first.train), self._sources(self.row.valid))
+        return self._run_of(own)
 
     @property
     def tuned(self) -> Path:
@@ -178,13 +190,11 @@ class _Steps:
         return self.run.with_name(f"{self.run.name}-tuned")
 
     def _run_of(self, own: tuple[Any, ...]) -> Path:
-        shared = (
-            self._sources(self.row.valid),
-            self.encoder.key,
-            self.places.overrides,
-            sorted(self.places.weights.items()),
-            self.seed,
-        )
+        used = placeholders(weights_texts(self.paper, self.row, self.places))
+        weights = sorted((name, place) for name, place in self.places.weights.items() if name in used)
+        # A run that is continued may have other values of these.
+        overrides = [pair for pair in self.places.overrides if pair.partition("=")[0] not in MEMORY_SETTINGS]
+        shared = (self.encoder.key, overrides, weights, self.seed)
         return self.places.out / "runs" / f"{self.paper.name}-{sha256(repr((own, shared)).encode()).hexdigest()[:10]}"
 
     def _sources(self, splits: dict[str, list[str]]) -> list[tuple[str, ...]]:
@@ -217,6 +227,16 @@ class _Steps:
 
     def _text_path(self, split: str) -> Path:
         return self.places.out / "cache" / split / f"text-{self.encoder.key}.zarr"
+
+
+def _content(settings: str) -> tuple[str, dict[str, Any]]:
+    """A file of training settings: its name and what it has, so that an edited file trains anew."""
+    return settings, read_toml(PAGES / settings)
+
+
+def _typed(path: Path) -> str:
+    """`path` as it is typed in the working folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def is_scored_by_server(split: str) -> bool:

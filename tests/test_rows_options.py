@@ -1,0 +1,244 @@
+"""What rows are given and what they keep: options that name nothing, names of caches and runs, records, costs, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from odd_videos import SAID, write_split
+
+from pipelines.__main__ import pipelines
+from pipelines.rows import results
+from pipelines.rows.board import entries, show
+from pipelines.rows.costs import cost_of
+from pipelines.rows.needs import Places, needs_of
+from pipelines.rows.papers import TrackerChoice, all_papers, find_row
+from pipelines.rows.results import Made, Score, add_scores, definition_of, read_record, read_server
+from pipelines.rows.steps import steps_of
+from rvos_cache.errors import InputError
+
+ROW, HIDDEN = "sola.table_1.val_u", "sola.table_1.val"
+
+
+def call(*words: object) -> str:
+    result = CliRunner().invoke(pipelines, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((ROW, "--weights", "sam3=x"), "--weights sam3: no weights of that name in "),
+        ((ROW, "--root", "mevs=x"), "--root mevs: no dataset of that name in "),
+        ((ROW, "--tracker-set", "nobody.batch=8"), "--tracker-set nobody: no tracker of that name in papers/; there are: "),
+        (
+            (ROW, "--tracker-set", "vita.batch=8"),
+            f"--tracker-set vita: row {ROW} has no tracker of that name; it has: gt, grid, ",
+        ),
+        ((ROW, "--tracker-set", "grid.nothing=1"), "no setting 'nothing'; there are: checkpoint, "),
+        ((ROW, "--set", "nothing=1"), f"row {ROW}: no setting 'nothing'; there are: "),
+        ((ROW, "--set", "config.nothing=1"), "config: no setting 'nothing'; there are: "),
+        (
+            ("referdino.table_2.referdino_b", "--set", "epochs=1"),
+            "row referdino.table_2.referdino_b trains nothing; leave it out",
+        ),
+        (("referdino.table_2.referdino_b", "--seeds", 2), "--seeds 2: row referdino.table_2.referdino_b trains nothing"),
+        (("sola.table_4.without_module", "--seeds", 2), "--seeds 2: row sola.table_4.without_module trains nothing"),
+        (("referdino.table_4.full", "--set", "nothing=1"), "no setting 'nothing'"),
+        (("sola.table_1.lmpm",), "row sola.table_1.lmpm cannot be run here: another system"),
+    ],
+)
+def test_options_that_name_nothing_end_before_anything_runs(words: tuple[object, ...], message: str, tmp_path: Path) -> None:
+    for more in ((), ("--dry-run",)):
+        with pytest.raises(InputError, match=re.escape(message)) as error:
+            call("run", *words, *more, "--out", tmp_path / "out")
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_named_with_its_place_and_option(tmp_path: Path) -> None:
+    write_split(tmp_path / "train", {"t0": (2, True, SAID)})
+    with pytest.raises(
+        InputError, match=r"needs mevis/valid_u, expected at .*; fetch it from https.*, or give --root mevis=FOLDER"
+    ):
+        call("run", ROW, "--root", f"mevis={tmp_path}")
+    write_split(tmp_path / "valid_u", {"u0": (2, True, SAID)})
+    with pytest.raises(InputError, match=r"needs sam2, expected at /nowhere/x; fetch it .* or give --weights sam2=PLACE"):
+        call("run", ROW, "--root", f"mevis={tmp_path}", "--weights", "sam2=/nowhere/x")
+    with pytest.raises(InputError, match=r"missing too: refcoco, refcoco\+, refcocog, "):
+        call("run", "dmvs.table_2.dmvs")
+
+
+def test_parts_and_pseudo_videos_need_the_split_that_they_are_made_of(tmp_path: Path) -> None:
+    (tmp_path / "refcoco").mkdir()
+    (tmp_path / "refcoco/instances_refcoco_train.json").write_text("{}")
+    paper, _, row = find_row("dmvs.table_2.dmvs", all_papers())
+    needs = {need.name: need.found for need in needs_of(paper, row, Places(roots={"refcoco": tmp_path}))}
+    assert needs["refcoco"] is True and needs["refcoco+"] is False
+    assert {str(Places().root(name)) for name in ("refcoco", "refcoco+", "refcocog")} == {str(Path("data/refcoco"))}
+
+
+def test_a_setting_of_the_user_s_replaces_what_a_row_needs() -> None:
+    paper, _, row = find_row("ssa.table_1.val_u", all_papers())
+    assert "ssa_coco" in {need.name for need in needs_of(paper, row, Places())}
+    assert "ssa_coco" not in {need.name for need in needs_of(paper, row, Places(overrides=("init=",)))}
+
+
+def test_caches_of_other_settings_have_other_names() -> None:
+    pairs = ["x=1", "x=-1", "x=1e-3", "x=a/b", "x=a_b", f"x={'long' * 60}", f"x={'long' * 61}", "x={sam2}", "x={sam2}/upstream"]
+    keys = [TrackerChoice(tracker="flow", set=(pair,)).key for pair in pairs]
+    assert len(set(keys)) == len(keys) and max(map(len, keys)) < 200
+    assert TrackerChoice(tracker="flow", set=("a=1", "b=2")).key != TrackerChoice(tracker="flow", set=("a=1_b=2",)).key
+
+
+def run_of(name: str, places: Places, seed: int = 0) -> Path:
+    paper, _, row = find_row(name, all_papers())
+    return [step.output for step in steps_of(paper, name, row, places, seed) if step.makes == "run"][-1]
+
+
+def test_runs_are_shared_by_what_determines_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run_of(HIDDEN, Places())
+    assert (
+        plain == run_of(ROW, Places()) == run_of("sola.table_2.sola", Places()) == run_of("sola.table_a1.motion_blur", Places())
+    )
+    # Weights that it does not read, and settings of memory alone.
+    assert plain == run_of(ROW, Places(weights={"vita": "x"})) == run_of(ROW, Places(overrides=("micro_batch=2",)))
+    others = [
+        run_of(ROW, Places(weights={"sam2": "x"})), run_of(ROW, Places(overrides=("epochs=13",))), run_of(ROW, Places(), 1),
+        run_of(ROW, Places(tracker_set={"grid": ("batch=2",)})), run_of("sola.table_5b.objects", Places()),
+    ]  # fmt: skip
+    assert len({plain, *others}) == 1 + len(others)
+    # A settings file that was edited.
+    from pipelines.rows import steps
+
+    read = steps.read_toml
+    monkeypatch.setattr(steps, "read_toml", lambda path: {**read(path), "epochs": 99})
+    assert run_of(ROW, Places()) != plain
+
+
+def test_live_tuning_has_the_user_s_settings_and_seed() -> None:
+    paper, name, row = find_row("referdino.table_4.full", all_papers())
+    tune = steps_of(paper, name, row, Places(overrides=("accumulate=16",)), 2)[0]
+    assert tune.words[0] == "tune-referdino" and {"accumulate=16", "seed=2"} <= set(tune.words)
+    assert run_of(name, Places(), 2) != run_of(name, Places(), 1)
+
+
+def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None:
+    papers = all_papers()
+    for name, hours in (("ssa.table_3.ssa", None), ("referdino.table_4.full", None), (ROW, 23.9)):
+        paper, _, row = find_row(name, papers)
+        assert cost_of(paper, name, row, Places()).hours == (None if hours is None else pytest.approx(hours, abs=0.1))
+    # The caches of a row that names its own run.
+    name, places = "referdino.table_2.referdino_b", Places(out=tmp_path)
+    paper, _, row = find_row(name, papers)
+    assert cost_of(paper, name, row, places).gigabytes is None
+    for step in steps_of(paper, name, row, places):
+        if step.makes == "cache":
+            step.output.mkdir(parents=True)
+    assert cost_of(paper, name, row, places).gigabytes == 0
+
+
+def score(seed: int, value: float, **more: Any) -> Score:
+    given: dict[str, Any] = {
+        "split": "mevis/valid_u",
+        "source": "s.json",
+        "date": "2026-01-01",
+        "commit": "",
+        "definition": "d",
+        **more,
+    }
+    return Score(seed=seed, values={"jf": value, "j": value, "f": value}, **given)
+
+
+def test_scores_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
+    places = Places(out=tmp_path)
+    add_scores(ROW, places, [score(0, 40), score(1, 50)])
+    assert results.mean_and_deviation(read_record(ROW, places).scores, "jf") == (45, pytest.approx(50**0.5))
+    record = add_scores(ROW, places, [score(2, 60, changes=("epochs=1",))])
+    assert [(s.seed, s.changes) for s in record.of("mevis/valid_u")] == [(2, ("epochs=1",))]
+    record = add_scores(ROW, places, [score(2, 61, changes=("epochs=1",), split="mevis/valid")])
+    assert len(record.scores) == 2
+
+
+def board(places: Places, row: str) -> dict[str, Any]:
+    return next(entry for entry in entries({"sola": all_papers()["sola"]}, places) if entry["row"] == row)
+
+
+def test_a_row_that_was_changed_since_it_was_scored_is_old(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = Places(out=tmp_path)
+    paper, _, row = find_row(ROW, all_papers())
+    add_scores(ROW, places, [score(0, 40, definition=definition_of(paper, row), changes=("epochs=1",))])
+    entry = board(places, ROW)
+    assert entry["state"] == "scored"
+    show([entry])
+    printed = capsys.readouterr().out
+    assert "40.0 / 40.0 / 40.0*, 2026-01-01, no commit" in printed and f"* {ROW} mevis/valid_u was run with epochs=1" in printed
+    changed = row.model_copy(update={"set": ("config.layers=3",)})
+    assert definition_of(paper, changed) != definition_of(paper, row)
+    assert definition_of(paper, row.model_copy(update={"note": "another"})) == definition_of(paper, row)
+    add_scores(ROW, places, [score(0, 40, definition=definition_of(paper, changed))])
+    assert board(places, ROW)["state"].startswith("old: ")
+    assert ROW in {entry["row"] for entry in json.loads(call("--todo", "--json", "--out", tmp_path))}
+
+
+def test_a_server_s_score_is_of_the_zip_that_was_made(tmp_path: Path) -> None:
+    places, (paper, _, row) = Places(out=tmp_path / "o"), find_row(HIDDEN, all_papers())
+    (tmp_path / "said.txt").write_text("J&F: 48.1\nJ: 44.9\nF: 51.3\n")
+    zips = []
+    for seed in (0, 1):
+        (tmp_path / f"{seed}.zip").write_bytes(b"")
+        own = {"definition": definition_of(paper, row), "changes": ("epochs=13",), "date": "2026-01-01", "commit": "abc"}
+        zips.append(Made(split="mevis/valid", seed=seed, source=str(tmp_path / f"{seed}.zip"), **own))
+    add_scores(HIDDEN, places, [], zips)
+    state = board(places, HIDDEN)["state"]
+    assert state.startswith("to be sent: ") and "0.zip" in state and "1.zip" in state
+    printed = call("score", HIDDEN, tmp_path / "said.txt", "--out", places.out)
+    assert "ours: J&F 48.1, J 44.9, F 51.3, with epochs=13" in printed
+    # The other seed's zip is still to be sent, and the command says which it is and where the record lies.
+    assert f"RESULT.txt --seed 1 --out {places.out}" in printed
+    (kept,) = read_record(HIDDEN, places).scores
+    assert (kept.commit, kept.changes, kept.date) == ("abc", ("epochs=13",), "2026-01-01")
+    call("score", HIDDEN, tmp_path / "said.txt", "--seed", 1, "--out", places.out)
+    assert board(places, HIDDEN)["ours"][0] == {"mean": pytest.approx(48.1), "deviation": 0}
+    # A zip made anew with other settings: the server's scores were of another one.
+    add_scores(HIDDEN, places, [], [zips[0].model_copy(update={"changes": ()})])
+    assert board(places, HIDDEN)["state"].startswith("to be sent: ") and read_record(HIDDEN, places).scores == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("J&F: 48.1\nJ: 44.9\nF: 61.3\n", "J&F 48.10 is not the mean of J and F, 53.10"),
+        ("J&F: 480\nJ: 44.9\nF: 51.3\n", "a score of 480"),
+        ("J&F: 48.1\n", "no number named 'J'"),
+    ],
+)
+def test_a_result_that_no_server_returns_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    _, _, row = find_row(HIDDEN, all_papers())
+    (tmp_path / "said.txt").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_server(HIDDEN, row, tmp_path / "said.txt", None, results.Record(row=HIDDEN))
+    with pytest.raises(InputError, match="row x cannot be run here, so there is nothing that a server could have scored"):
+        read_server(
+            "x", row.model_copy(update={"reason": "another system"}), tmp_path / "said.txt", None, results.Record(row="x")
+        )
+
+
+def test_a_measure_that_is_missing_leaves_the_others_in_their_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "referdino.table_1.grounded_sam2_t_images"
+    given = {"split": "a2d-sentences/test-frames", "seed": 0, "source": "s", "date": "2026-01-01", "commit": "c"}
+    add_scores(name, Places(out=tmp_path), [Score(values={"overall_iou": 10.0, "mean_iou": 20.0}, **given)])
+    from pipelines.__main__ import show_record
+
+    places, (paper, _, row) = Places(out=tmp_path), find_row(name, all_papers())
+    show_record(read_record(name, places), row.paper, places)
+    assert "ours: overall IoU 10.0, mean IoU 20.0" in capsys.readouterr().out
+    own = [entry for entry in entries({"referdino": paper}, places) if entry["row"] == name and entry["ours"]]
+    show(own)
+    printed = capsys.readouterr().out
+    assert "mAP 47.5 / 59.0 / 62.5" in printed and "– / 10.0 / 20.0, 2026-01-01, c" in printed
