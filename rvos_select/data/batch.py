@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.types import Overlap
 from rvos_select.data.features import FrameReader
+from rvos_select.data.mask_facts import MaskFacts
 
 PARTS: dict[str, str] = {
     "presence": "presence of each track in each frame",
@@ -108,6 +110,7 @@ class Batch:
         `overlap.video`); truth: for each expression bool (A, T, H, W), the masks of its own objects; boxes: for each float64
         (A, T, 4), their x, y, width and height in pixels of the video, zeros where an object is not visible.
         lengths: letter -> int64 (V or B,), the size before padding of every other axis of `features` and `measured`.
+    Of the host: `mask_facts`, which of the masks are all real; a selector that asks them instead of a mask waits for no GPU.
     In a step of several micro-batches:
         normalisers: the sums of `Selector.normalisers` over the whole step; empty where the batch is the whole step, or where the
         selector has none.
@@ -181,6 +184,11 @@ class Batch:
         """B."""
         return len(self.word_mask)
 
+    @cached_property
+    def mask_facts(self) -> MaskFacts:
+        """Facts of the three masks. A batch of the CPU that is moved to a device keeps them, so that nothing waits for it."""
+        return MaskFacts.of(self.frame_mask, self.track_mask, self.word_mask)
+
     def to(self, device: torch.device | str) -> Batch:
         """This batch on `device`, except overlap counts and boxes. What is read from disk when it is indexed is put there then."""
 
@@ -193,4 +201,8 @@ class Batch:
                 return {name: move(item) for name, item in value.items()}
             return tuple(move(item) for item in value) if isinstance(value, tuple) else value
 
-        return replace(self, **{name: move(value) for name, value in vars(self).items()})
+        moved = replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        if "mask_facts" in vars(self) or self.word_mask.device.type == "cpu":
+            # Not a field: `replace` with another mask must not keep the facts of this one.
+            vars(moved)["mask_facts"] = self.mask_facts.moved(move)
+        return moved

@@ -38,6 +38,7 @@ from rvos_select.training.optim import learning_rate, make_optimizer, parameter_
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.start import start_from, write_start
+from rvos_select.training.step_losses import StepLosses
 from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line, reads_labels
 from rvos_select.training.validate import Validator
 
@@ -207,6 +208,7 @@ class Run:
         self.validator = Validator(
             sources.valid, sources.valid_sets, settings.valid_expressions, clip, settings.batch_size, settings.micro_batch
         )
+        self.losses = StepLosses()
         self.state: dict[str, Any] = {"epoch": 0, "best_jf": -1.0, "rate": 1.0, "lowest_loss": None, "waited": 0}
 
     def train(self, resume: bool) -> Path:
@@ -251,14 +253,14 @@ class Run:
         """train/<loss name> as means over the steps, and the learning rate of the last one."""
         seed = int.from_bytes(hashlib.sha256(f"{self.settings.seed}/{epoch}".encode()).digest()[:6], "big")
         torch.manual_seed(seed)
-        sums: dict[str, float] = {}
+        self.losses = losses = StepLosses()
         self.model.train()
-        for step, (name, parts) in enumerate(by_step(self._parts(torch.Generator().manual_seed(seed)))):
-            losses = self._step(parts, name, epoch * self.steps_per_epoch + step)
-            for key, value in losses.items():
-                sums[key] = sums.get(key, 0.0) + value
-            bar.advance(title=f"epoch {epoch + 1}/{self.settings.epochs}, loss {sums['loss'] / (step + 1):.4f}")
-        means = {f"train/{key}": value / self.steps_per_epoch for key, value in sums.items()}
+        with losses.explaining():
+            for step, (name, parts) in enumerate(by_step(self._parts(torch.Generator().manual_seed(seed)))):
+                self._step(parts, name, epoch * self.steps_per_epoch + step)
+                mean = f", loss {losses.sums['loss'] / losses.steps:.4f}" if losses.steps else ""
+                bar.advance(title=f"epoch {epoch + 1}/{self.settings.epochs}{mean}")
+        means = {f"train/{key}": value / self.steps_per_epoch for key, value in losses.sums.items()}
         return {**means, "lr": self.rate}
 
     def _parts(self, generator: torch.Generator) -> Iterator[MicroBatch]:
@@ -270,34 +272,25 @@ class Run:
         parts = micro_batches(order, settings.micro_batch, self.requires, sampler, self.normalisers)
         return prefetch(parts) if clips and self.device.type == "cuda" else parts
 
-    def _step(self, parts: Iterator[MicroBatch], name: str, step: int) -> dict[str, float]:
-        """One step of the optimiser; the losses of the whole step."""
+    def _step(self, parts: Iterator[MicroBatch], name: str, step: int) -> None:
+        """One step of the optimiser. It reads nothing of the device: `self.losses` tells later whether all numbers were finite."""
         settings = self.settings
         self.rate = learning_rate(settings.optim, step, settings.epochs * self.steps_per_epoch, float(self.state["rate"]))
         set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
         with explain_out_of_memory(name, settings, self.model.config):
             for part in parts:
-                for key, value in self._add_gradients(part).items():
-                    sums[key] = sums.get(key, 0.0) + value
+                self._add_gradients(part)
             norm = nn.utils.clip_grad_norm_(self.parameters, settings.optim.clip)
-            if not torch.isfinite(norm):
-                raise InputError(
-                    f"{name}: the gradient is {norm.item()}; train anew into another --out with a lower --set optim.lr"
-                )
             self.optimizer.step()
-        return sums
+        self.losses.end_step(name, norm)
 
-    def _add_gradients(self, part: MicroBatch) -> dict[str, float]:
-        """Add the gradients of a part of a step; its share of the step's losses."""
+    def _add_gradients(self, part: MicroBatch) -> None:
+        """Add the gradients of a part of a step, and its share of the step's losses."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            losses = {key: value * part.share for key, value in self.model.loss(part.batch.to(self.device)).items()}
-        loss = losses["loss"]
-        if not torch.isfinite(loss):
-            raise InputError(f"{part.name}: the loss is {loss.item()}; train anew into another --out with a lower --set optim.lr")
-        loss.backward()  # type: ignore[no-untyped-call]
-        return {key: value.item() for key, value in losses.items()}
+            shares = {key: value * part.share for key, value in self.model.loss(part.batch.to(self.device)).items()}
+        self.losses.add(part.name, shares)
+        shares["loss"].backward()  # type: ignore[no-untyped-call]
 
     def _validate(self) -> dict[str, float]:
         return self.validator.scores(self.model, self.device, self.requires) if self.sources.valid else {}
