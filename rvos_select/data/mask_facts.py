@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,7 +46,11 @@ class MaskFacts:
             set_of=set_of,
         )
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> MaskFacts:
-        """The same facts with `move` applied to their tensors."""
-        used, sets, set_of = (None if t is None else move(t) for t in (self.used, self.candidate_sets, self.set_of))
-        return replace(self, used=used, candidate_sets=sets, set_of=set_of)
+    @property
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """used, candidate_sets and set_of."""
+        return self.used, self.candidate_sets, self.set_of
+
+    def with_tensors(self, used: Tensor | None, candidate_sets: Tensor | None, set_of: Tensor | None) -> MaskFacts:
+        """The same facts with these tensors, on another device."""
+        return replace(self, used=used, candidate_sets=candidate_sets, set_of=set_of)

@@ -60,4 +60,6 @@ def _fixes(settings: TrainSettings, config: Any) -> list[str]:
         fixes.append("config.checkpointing=true (now false)")
     if settings.batch == "clip" and settings.clip.frames > 1:
         fixes.append(f"clip.frames={max(1, settings.clip.frames // 2)} (now {settings.clip.frames})")
+    if settings.resident != "false" and torch.cuda.is_available():
+        fixes.append(f"resident=false (now {settings.resident})")
     return fixes or ["precision=bf16, or choose a smaller module with config.NAME=VALUE"]

@@ -25,6 +25,7 @@ from rvos_select.data.caches import CacheCards, check_declared, token_channels
 from rvos_select.data.clips import ClipSampler, with_visible_rows
 from rvos_select.data.epochs import count_steps, prefetch, steps
 from rvos_select.data.micro_batches import MicroBatch, by_step, micro_batches
+from rvos_select.data.resident import resident
 from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.data.sources import LabelSettings, Sources, read_sources
 from rvos_select.data.texts import texts_of
@@ -201,6 +202,7 @@ class Run:
         self.steps_per_epoch = count_steps(sources.train, self.grouping, settings.batch_size, sources.weights)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)
+        self.samples = resident(sources.train, device, settings.resident)
         self.augment = load_augmentation(settings.augment)
         clip = settings.clip if settings.batch == "clip" else None
         # A selector without normalisers of its own needs no count of a whole step.
@@ -265,8 +267,8 @@ class Run:
 
     def _parts(self, generator: torch.Generator) -> Iterator[MicroBatch]:
         """The micro-batches of an epoch."""
-        settings, sources = self.settings, self.sources
-        order = steps(sources.train, self.grouping, settings.batch_size, generator, sources.weights)
+        settings = self.settings
+        order = steps(self.samples, self.grouping, settings.batch_size, generator, self.sources.weights)
         clips = settings.batch == "clip"
         sampler = ClipSampler(settings.clip, generator, self.requires, self.augment) if clips else None
         parts = micro_batches(order, settings.micro_batch, self.requires, sampler, self.normalisers)
