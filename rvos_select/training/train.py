@@ -16,6 +16,7 @@ from torch import nn
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
+from rvos_cache.system.device import device
 from rvos_cache.system.files import restore
 from rvos_cache.system.locks import folder_lock
 from rvos_cache.system.progress import Progress, print_line
@@ -122,9 +123,9 @@ def _train(
             print_line(line)
     # A run that is resumed has the same statistics in its checkpoint.
     selector.fit(sources.train)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = device()
     with torch_threads(settings.threads):
-        return Run(settings, sources, selector.to(device), device, out).train(resume)
+        return Run(settings, sources, selector.to(where), where, out).train(resume)
 
 
 def train_settings(
