@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from rvos_cache.errors import InputError
 
 NAMES = "cpu, cuda or cuda:N"
 _chosen: str | None = None
+_share = 1.0
 
 
 def check_name(name: str) -> str:
@@ -49,6 +51,27 @@ def choose_device(name: str) -> None:
     if check_name(name) != "cpu":
         _check_there(name)
     _chosen = name
+
+
+def limit_memory(share: float) -> None:
+    """This process may take `share` of the memory of its GPU, for the rest of its life; on a CPU this has no effect."""
+    global _share
+    import torch
+
+    _share = share
+    if share < 1 and device().type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(share, device())
+
+
+def memory_share() -> float:
+    """The share of the GPU's memory that is this process's."""
+    return _share
+
+
+def uses_gpu() -> bool:
+    """Whether this process has a model on a GPU."""
+    torch = sys.modules.get("torch")
+    return torch is not None and device().type == "cuda" and torch.cuda.is_initialized()
 
 
 def _check_there(name: str) -> None:

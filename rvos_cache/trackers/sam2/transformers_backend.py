@@ -16,6 +16,7 @@ from transformers import Sam2VideoModel
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.pretrained import load_frozen, weights_digest
+from rvos_cache.system.device import memory_share
 from rvos_cache.trackers.sam2 import generate
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated
 from rvos_cache.trackers.sam2.features import Features, FeatureStore
@@ -61,7 +62,7 @@ class TransformersBackend:
         model, settings = self.network.model, self.settings
         widths = (self.channels // 8, self.channels // 4, self.channels)
         shapes = [(width, int(h), int(w)) for width, (h, w) in zip(widths, model.backbone_feature_sizes)]
-        on_gpu = int(settings.gpu_memory) if self.device.type == "cuda" else 0
+        on_gpu = int(settings.gpu_memory * memory_share()) if self.device.type == "cuda" else 0
         with FeatureStore(len(video), shapes, self.dtype, self.device, on_gpu, int(settings.host_memory)) as store:
             yield TransformersSession(self, video, store)
 
