@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rvos_cache.errors import InputError
+from rvos_cache.system.device import device
 
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the first answer of the hub."""
@@ -135,13 +136,6 @@ def _hub_fault() -> str:
     except Exception as error:
         return f"{constants.ENDPOINT}: {type(error).__name__}: {error}"
     return ""
-
-
-def device() -> Any:
-    """The torch device that frozen models run on."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def weights_digest(model: Any, checkpoint: str) -> dict[str, str]:

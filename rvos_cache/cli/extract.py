@@ -11,6 +11,7 @@ from rvos_cache.cli.options import (
     BUDGET,
     CORRUPT,
     DATASET,
+    DEVICE,
     ENCODER,
     ENGINE,
     JOBS,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @CORRUPT
 @BUDGET
 @JOBS
+@DEVICE
 @ENGINE
 def extract(
     dataset: str,
@@ -82,6 +84,7 @@ def extract(
 @ENCODER
 @SET
 @OUT
+@DEVICE
 def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: tuple[str, ...], out: Path) -> None:
     """Write the words of a split to a cache. Run it again to resume."""
     from rvos_cache.extraction import extract_text as step
@@ -106,6 +109,7 @@ def extract_text(dataset: str, root: Path, split: str, encoder: str, overrides: 
 @CORRUPT
 @BUDGET
 @JOBS
+@DEVICE
 @ENGINE
 def extract_all(
     dataset: str,
@@ -167,6 +171,7 @@ def _also_settings(trackers: tuple[str, ...], pairs: tuple[str, ...]) -> dict[st
 @BUDGET
 @click.option("--sample", type=click.IntRange(1), default=3, show_default=True, help="Videos to time, from short to long.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, workers or machines to plan for.")
+@DEVICE
 def plan(
     dataset: str,
     root: Path,

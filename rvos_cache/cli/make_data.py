@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rvos_cache.cli.options import BUDGET, JOBS, OUT, PATH, SHARD
+from rvos_cache.cli.options import BUDGET, DEVICE, JOBS, OUT, PATH, SHARD
 from rvos_cache.cli.run import Resumable, print_reports
 from rvos_cache.system.progress import Progress
 
@@ -92,6 +92,7 @@ def relabel(cache: Path, root: Path | None, out: Path, jobs: int) -> None:
 @JOBS
 @BUDGET
 @click.option("--plan", is_flag=True, help="Print the bytes of the pooled cache and stop.")
+@DEVICE
 def pool_clip(
     cache: Path,
     out: Path | None,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from rvos_cache.datasets import DATASETS
+from rvos_cache.errors import InputError
+from rvos_cache.system.device import check_name, on_device
 from rvos_cache.text import TEXT_ENCODERS
 from rvos_cache.trackers import TRACKERS
 
@@ -52,6 +55,32 @@ JOBS = click.option("--jobs", type=click.IntRange(1), default=1, show_default=Tr
 VIDEOS = click.option("--video", "videos", multiple=True, help="Only this video; may repeat.")
 LIMIT = click.option("--limit", type=click.IntRange(1), help="Only the first N videos.")
 SHARD = click.option("--shard", default="1/1", show_default=True, metavar="I/N", help="Every N-th video from the I-th.")
+
+
+def _device_name(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    try:
+        return value if value is None else check_name(value)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def DEVICE(command: F) -> F:
+    """--device: the command runs its models there. It takes no argument of it."""
+
+    @click.option(
+        "--device",
+        callback=_device_name,
+        metavar="cpu|cuda|cuda:N",
+        help="Where models run.  [default: a GPU if there is one, else the CPU]",
+    )
+    @functools.wraps(command)
+    def with_device(*arguments: Any, device: str | None, **named: Any) -> Any:
+        if device is not None and named.get("engine") == "ray":
+            raise click.UsageError("--device is for --engine local; Ray gives each worker a GPU, or none with --ray-cores")
+        with on_device(device):
+            return command(*arguments, **named)
+
+    return cast(F, with_device)
 
 
 def ENGINE(command: F) -> F:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rvos_cache.cli.options import DATASET, PATH, ROOT, SPLIT
+from rvos_cache.cli.options import DATASET, DEVICE, PATH, ROOT, SPLIT
 from rvos_cache.cli.run import Resumable
 
 
@@ -23,6 +23,7 @@ from rvos_cache.cli.run import Resumable
     help="One setting; may repeat. `rvos-cache settings tune-referdino` lists them.",
 )
 @click.option("--export", is_flag=True, help="Write upstream from the state that was saved last, and train no further.")
+@DEVICE
 def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: tuple[str, ...], export: bool) -> None:
     """Train ReferDINO's upstream on the videos of a split. Writes a checkpoint for the tracker gdino-queries; run it again to
     resume."""

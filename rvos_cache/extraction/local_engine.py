@@ -1,4 +1,5 @@
-"""Videos on this machine: one process that writes a video while it computes the next, or several forked processes."""
+"""Videos on this machine: one process that writes a video while it computes the next, or several processes: forked ones, or new ones
+where they use a GPU."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.engine import Outcome, failure_message
+from rvos_cache.extraction.spawned import run_spawned
 from rvos_cache.extraction.work import Pending, Work
 from rvos_cache.store import CacheWriter
+from rvos_cache.system.device import uses_gpu
 from rvos_cache.system.interrupts import forking
 
 
@@ -26,7 +29,7 @@ class LocalEngine:
         """Outcomes in the order of `videos` for one process, in the order they finish for several. Raises like Engine.run."""
         if self.jobs <= 1 or len(videos) <= 1:
             return _run_overlapped(work, writer, videos)
-        return _run_forked(work, writer, videos, self.jobs)
+        return (run_spawned if uses_gpu() else _run_forked)(work, writer, videos, self.jobs)
 
 
 def write_pending(video_id: str, pending: Pending, writer: CacheWriter) -> Outcome:
@@ -69,9 +72,6 @@ def _run_forked(work: Work, writer: CacheWriter, videos: Sequence[str], jobs: in
     # fork: a child process inherits the opened dataset and tracker instead of reading them again.
     # An executor, not a Pool: a Pool waits for ever for a process that the system killed for its memory.
     global _INHERITED
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        raise InputError(f"--jobs {jobs}: forked processes cannot use a GPU; leave it out, or use --engine ray or --shard i/n")
     _INHERITED = work, writer
     pool = ProcessPoolExecutor(min(jobs, len(videos)), multiprocessing.get_context("fork"), _start_child)
     try:

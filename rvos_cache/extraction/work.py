@@ -20,6 +20,7 @@ from rvos_cache.overlap import count_overlap
 from rvos_cache.plugins import checked_weights, type_text
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackRecord, write_tracks
+from rvos_cache.system.gpu_memory import explaining_memory
 from rvos_cache.trackers import TRACKERS, Tracker, open_tracker, tracker_class
 from rvos_cache.types import Expression, GroundTruth, TrackSet, Video
 
@@ -139,7 +140,8 @@ class TrackWork:
         clean = source.video(video_id)
         video = clean if self.corrupt is None else corrupt_video(clean, self.corrupt)
         truth = source.ground_truth(video_id) if source.has_ground_truth else None
-        record = extract_video(self.model, video, source.expressions(video_id), truth, self.tracker)
+        with explaining_memory(f"video {video_id}, {len(video)} frames of {video.size}, tracker {self.tracker}", self.settings):
+            record = extract_video(self.model, video, source.expressions(video_id), truth, self.tracker)
         origin = {"host": socket.gethostname(), "seconds": round(time.perf_counter() - start, 3)}
 
         def write(writer: CacheWriter) -> int:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import device, load_frozen, load_processor, weights_digest
+from rvos_cache.pretrained import load_frozen, load_processor, weights_digest
 from rvos_cache.settings import Settings
+from rvos_cache.system.device import device
 from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
 from rvos_cache.text.normalise import Normalise, normalise_text, original_spans

@@ -19,7 +19,8 @@ from transformers import (
 from transformers.models.grounding_dino.modeling_grounding_dino import SPECIAL_TOKENS
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import device, load_frozen, load_processor, weights_digest
+from rvos_cache.pretrained import load_frozen, load_processor, weights_digest
+from rvos_cache.system.device import device
 
 WHAT, SETTING = "grounding checkpoint", "grounding_checkpoint"
 Boxes = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import device
 from rvos_cache.settings import build
+from rvos_cache.system.device import device
 from rvos_cache.system.files import replace_folder
 from rvos_cache.system.locks import folder_lock
 from rvos_cache.trackers.referdino.convert import write_upstream

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rvos_cache.cli import Resumable
+from rvos_cache.cli.options import DEVICE
 from rvos_select.cli.options import CACHES, PATH, SELECTOR, SELECTOR_SET, TEXTS, check_run_or_selector, policy_options
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @CACHES
 @TEXTS
 @click.option("--out", type=PATH, required=True, help="Selections to write (.zarr).")
+@DEVICE
 def predict(
     run: Path | None,
     selector: str | None,

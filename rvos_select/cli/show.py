@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rvos_cache.cli import Resumable
+from rvos_cache.cli.options import DEVICE
 from rvos_select.cli.options import PATH, ROOT, SELECTOR, SELECTOR_SET, check_run_or_selector, policy_options
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def report(
 @click.option("--clip-set", multiple=True, metavar="K=V", help="With --selector: one setting of pool-clip; may repeat.")
 @click.option("--out", type=PATH, required=True, help="Folder for masks/ and overlay.mp4; see answers.json there.")
 @policy_options()
+@DEVICE
 def ask(
     video: Path,
     sentence: str,

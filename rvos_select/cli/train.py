@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from rvos_cache.cli import Resumable
+from rvos_cache.cli.options import DEVICE
 from rvos_cache.errors import InputError
 from rvos_select.cli.options import CACHES, PATH, TEXTS
 
@@ -22,6 +23,7 @@ from rvos_select.cli.options import CACHES, PATH, TEXTS
 @click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting, e.g. optim.lr=1e-4; may repeat.")
 @click.option("--out", type=PATH, help="The run's folder.  [default: out/runs/<selector>]")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@DEVICE
 def train(
     caches: tuple[Path, ...],
     texts: tuple[Path, ...],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from rvos_cache.errors import InputError
 from rvos_cache.types import Overlap
-from rvos_select.data.features import FrameReader
+from rvos_select.data.mask_facts import MaskFacts
+from rvos_select.data.resident import BatchRows
+from rvos_select.data.transfer import to_device
 
 PARTS: dict[str, str] = {
     "presence": "presence of each track in each frame",
@@ -108,6 +111,9 @@ class Batch:
         `overlap.video`); truth: for each expression bool (A, T, H, W), the masks of its own objects; boxes: for each float64
         (A, T, 4), their x, y, width and height in pixels of the video, zeros where an object is not visible.
         lengths: letter -> int64 (V or B,), the size before padding of every other axis of `features` and `measured`.
+    Of the host: `mask_facts`, which of the masks are all real; a selector that asks them instead of a mask waits for no GPU.
+    Where the training set is on the device (`rvos_select.data.resident`):
+        rows: which rows of its tables `to` gathers as `tokens` and `words`; until then these are NaN.
     In a step of several micro-batches:
         normalisers: the sums of `Selector.normalisers` over the whole step; empty where the batch is the whole step, or where the
         selector has none.
@@ -140,6 +146,7 @@ class Batch:
     normalisers: Mapping[str, float] = field(default_factory=dict)
     boxes: tuple[NDArray[np.float64], ...] | None = None
     word_ids: Tensor | None = None
+    rows: BatchRows | None = None
 
     def __post_init__(self) -> None:
         for prefix in NAMED_PARTS:
@@ -181,16 +188,28 @@ class Batch:
         """B."""
         return len(self.word_mask)
 
+    @cached_property
+    def mask_facts(self) -> MaskFacts:
+        """Facts of the three masks. A batch of the CPU that is moved to a device keeps them, so that nothing waits for it."""
+        return MaskFacts.of(self.frame_mask, self.track_mask, self.word_mask)
+
     def to(self, device: torch.device | str) -> Batch:
         """This batch on `device`, except overlap counts and boxes. What is read from disk when it is indexed is put there then."""
 
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            if isinstance(value, FrameReader):
-                return value.to(device)
-            if isinstance(value, Mapping):
-                return {name: move(item) for name, item in value.items()}
-            return tuple(move(item) for item in value) if isinstance(value, tuple) else value
-
-        return replace(self, **{name: move(value) for name, value in vars(self).items()})
+        device = torch.device(device)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        if self.rows is not None:
+            self.rows.check_device(device)
+            # These are placeholders: the rows are gathered from tables that are on the device already.
+            values.update(tokens=(), words=(), _rows=(self.rows.tokens, self.rows.words))
+        # Facts are no field: `replace` with another mask must not keep those of this one.
+        facts = self.mask_facts if "mask_facts" in vars(self) or self.word_mask.device.type == "cpu" else None
+        values["_facts"] = () if facts is None else facts.tensors
+        values = to_device(values, device)
+        fact_tensors, rows = values.pop("_facts"), values.pop("_rows", None)
+        if self.rows is not None:
+            values["tokens"], values["words"] = self.rows.tables.gather(*rows)
+        moved = replace(self, rows=None, **values)
+        if facts is not None:
+            vars(moved)["mask_facts"] = facts.with_tensors(*fact_tensors)
+        return moved

@@ -16,6 +16,7 @@ from rvos_cache.types import Overlap
 from rvos_select.data.augment import Augmentation, Clip
 from rvos_select.data.batch import Batch, FrameArray
 from rvos_select.data.features import FrameReader, FrameSource, MemoryArray, NamedArray, kept_dims
+from rvos_select.data.resident import BatchRows, word_rows
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.text_cues import pad_words, word_parts
 
@@ -51,11 +52,11 @@ def collate(
         tracks = [torch.nonzero(sample.candidates[row])[:, 0] for sample, row in rows]
     clips = [list(range(s.tokens.shape[1])) for s in owners] if frames is None else [list(f) for f in frames]
     maker = _Maker(rows, owners, tracks, clips, shared, frames is None, requires)
-    words, word_mask = pad_words([sample.words[row] for sample, row in rows])
+    tokens, words, word_mask, resident = maker.tokens_and_words()
     sentences, pixels, truth, sizes = _visual(maker, augment, generator, masks_only)
     features, measured, lengths = maker.stack_arrays()
     return Batch(
-        tokens=maker.stack([s.tokens for s in owners], ("N", "T", "C")).float(),
+        tokens=tokens,
         frame_mask=maker.frame_mask(),
         track_mask=maker.track_mask(),
         words=words,
@@ -77,6 +78,7 @@ def collate(
         sentences=sentences,
         track_index=_pad(tracks, -1),
         frame_index=_pad([torch.tensor(c, dtype=torch.long) for c in clips], -1),
+        rows=resident,
     )
 
 
@@ -139,6 +141,23 @@ class _Maker:
     def stack(self, arrays: Sequence[Tensor], dims: tuple[str, ...]) -> Tensor:
         """(A, ...): the kept tracks and frames of one array of each owner."""
         return _pad([MemoryArray(array, dims).select(self.index(i)) for i, array in enumerate(arrays)], 0)
+
+    def tokens_and_words(self) -> tuple[Tensor, Tensor, Tensor, BatchRows | None]:
+        """tokens, words and word_mask of a Batch, and its rows where the tables of the device hold all its videos."""
+        spoken = [s.words[row] for s, row in self.rows]
+        videos = [s.resident for s in self.owners if s.resident is not None]
+        if len(videos) < len(self.owners):
+            words, mask = pad_words(spoken)
+            return self.stack([s.tokens for s in self.owners], ("N", "T", "C")).float(), words, mask, None
+        starts = [videos[self.owner(i)].words[row] for i, (_, row) in enumerate(self.rows)]
+        rows = BatchRows(
+            videos[0].tables,
+            self.stack([v.tokens for v in videos], ("N", "T")),
+            word_rows([len(w.vectors) for w in spoken], starts),
+        )
+        tables, none = rows.tables, torch.full((), torch.nan)  # expanded: what is not gathered must not pass for tokens
+        tokens = none.expand(*rows.tokens.shape, tables.tokens.shape[1])
+        return tokens, none.expand(*rows.words.shape, tables.words.shape[1]), rows.words > 0, rows
 
     def stack_arrays(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """features, measured and lengths of a Batch."""

@@ -20,6 +20,7 @@ from rvos_select.data.caches import TrackSource, candidates, part_array
 from rvos_select.data.features import MemoryArray, StoredFeature, load_feature, load_measurement
 from rvos_select.data.labels import LabelRule, max_iou, target_indices
 from rvos_select.data.pixels import PixelArray, open_pixels
+from rvos_select.data.resident import VideoRows
 from rvos_select.data.text_cues import CUE_PARTS
 from rvos_select.data.texts import TextSource
 
@@ -34,6 +35,7 @@ class VideoSample:
     None where that does not know it; tagger: of the tags of the words.
     Where a selector requires them: features and measured, arrays in memory; frames, arrays read by frames; pixels; overlap, the
     counts of all tracks and objects; truth, the annotated objects; boxes, theirs: float64 (A, T, 4), see `Batch.boxes`.
+    resident: where its tokens and words are on the device, None: they are copied there.
     """
 
     video_id: str
@@ -55,6 +57,7 @@ class VideoSample:
     overlap: Overlap | None = None
     truth: GroundTruth | None = None
     boxes: NDArray[np.float64] | None = None
+    resident: VideoRows | None = None
 
     def with_rows(self, rows: Sequence[int]) -> VideoSample:
         """The sample with the expressions `rows` alone."""
@@ -67,6 +70,7 @@ class VideoSample:
             target=None if self.target is None else self.target[index],
             objects=None if self.objects is None else tuple(self.objects[row] for row in rows),
             expression_index=tuple(self.expression_index[row] for row in rows) if self.expression_index else (),
+            resident=None,
         )
 
     @cached_property

@@ -25,6 +25,7 @@ from rvos_cache.store import (
     read_card,
     write_selections,
 )
+from rvos_cache.system.device import device
 from rvos_cache.types import Selection
 from rvos_select.data.bound import check_same_tracks
 from rvos_select.data.caches import TrackSource
@@ -72,12 +73,12 @@ def score_tracks(open_scorer: OpenScorer, tracks: Paths, texts: Paths, out: Path
     card = selections_card(scorer.name, scorer.settings, selector.threshold, source, words, scorer.weights)
     extra = {**card.extra, **_policy_entries(selector, source)}
     card = card.model_copy(update={"extra": extra, "run": scorer.run})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    selector.to(device)
+    where = device()
+    selector.to(where)
 
     def write_one(writer: CacheWriter, video_id: str) -> int:
         sample = load_video(source, words, video_id, requires=tuple(selector.requires))
-        return _write(writer, source, words, video_id, select(selector, sample, device))
+        return _write(writer, source, words, video_id, select(selector, sample, where))
 
     _check_published(out, card, source, words)
     with torch.inference_mode():

@@ -24,7 +24,8 @@ def expression_mean(values: Tensor, track_mask: Tensor, counted: Tensor) -> Tens
 
 def bce(logits: Tensor, target: Tensor, track_mask: Tensor, counted: Tensor, positive_weight: float) -> Tensor:
     """Binary cross-entropy of logits (B, N); positives weigh `positive_weight` (SOLA, Eq. 6: 1; its code: 1.5)."""
-    weight = torch.tensor(positive_weight, device=logits.device, dtype=logits.dtype)
+    # A fill, not a copy of a number of the host, which a GPU waits for.
+    weight = torch.full((), positive_weight, device=logits.device, dtype=logits.dtype)
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none", pos_weight=weight)
     return expression_mean(each, track_mask, counted)
 
@@ -46,7 +47,7 @@ def alignment_code(
     """
     p = (objects * anchor[:, None]).sum(-1) * TEMPERATURE
     n = (objects @ negatives.T) * TEMPERATURE
-    nearest = F.one_hot(n.argmax(-1), n.shape[-1]).to(n.dtype)
+    nearest = torch.zeros_like(n).scatter_(-1, n.argmax(-1, keepdim=True), 1.0)
     z = nearest * (1 - target)[..., None]
     positive = F.binary_cross_entropy_with_logits(p, target, reduction="none")
     negative = F.binary_cross_entropy_with_logits(n, z, reduction="none").mean(-1)

@@ -7,6 +7,7 @@ published numbers come from the code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rvos_select.data.batch import Batch
+from rvos_select.data.mask_facts import MaskFacts
 from rvos_select.data.samples import VideoSample
 from rvos_select.losses.tracks import alignment_code, alignment_paper, bce
 from rvos_select.selectors.base import Selector, SelectorConfig, load_strictly
@@ -141,40 +143,46 @@ class Sola(Selector):
 
     def align(self, batch: Batch) -> Aligned:
         """Run the module; tracks that no expression may select are left out of the computation."""
-        used = batch.track_mask.any(0)
-        if not len(used):
+        facts = batch.mask_facts
+        if not batch.track_mask.shape[1]:
             # A reshape cannot infer the sizes of an empty tensor: one padded track stands for none.
             tokens, tracks = F.pad(batch.tokens, (0, 0, 0, 0, 0, 1)), F.pad(batch.track_mask, (0, 1))
-            none = self._align(tokens, batch.frame_mask, tracks, batch.words, batch.word_mask)
+            padded = replace(facts, tracks_real=False, candidate_sets=None, set_of=None)
+            none = self._align(tokens, batch.frame_mask, tracks, batch.words, batch.word_mask, padded)
             return Aligned(none.logits[:, :0], none.objects[:, :0], none.anchor)
-        if bool(used.all()) or not bool(used.any()):
-            return self._align(batch.tokens, batch.frame_mask, batch.track_mask, batch.words, batch.word_mask)
-        at = used.nonzero()[:, 0]
-        part = self._align(batch.tokens[:, at], batch.frame_mask, batch.track_mask[:, at], batch.words, batch.word_mask)
+        at = facts.used
+        if at is None:
+            return self._align(batch.tokens, batch.frame_mask, batch.track_mask, batch.words, batch.word_mask, facts)
+        if facts.candidate_sets is not None:
+            facts = replace(facts, candidate_sets=facts.candidate_sets[:, at])
+        tokens, tracks = batch.tokens[:, at], batch.track_mask[:, at]
+        part = self._align(tokens, batch.frame_mask, tracks, batch.words, batch.word_mask, facts)
         b, n = batch.track_mask.shape
         logits = part.logits.new_zeros(b, n).index_copy(1, at, part.logits)
         objects = part.objects.new_zeros(b, n, part.objects.shape[-1]).index_copy(1, at, part.objects)
         return Aligned(logits, objects, part.anchor)
 
-    def _align(self, tokens: Tensor, frames: Tensor, tracks: Tensor, words: Tensor, word_mask: Tensor) -> Aligned:
-        """tokens (B or 1, N, T, C), frames (B or 1, T), tracks (B, N), words (B, L, D), word_mask (B, L)."""
+    def _align(
+        self, tokens: Tensor, frames: Tensor, tracks: Tensor, words: Tensor, word_mask: Tensor, facts: MaskFacts
+    ) -> Aligned:
+        """tokens (B or 1, N, T, C), frames (B or 1, T), tracks (B, N), words (B, L, D), word_mask (B, L); facts of these masks."""
         words = words.to(self.negative_token.weight.dtype)
         if self.word_projection is not None:
             words = self.word_projection(words)
-        x, reduced = self._encode(tokens, frames)
+        x, reduced = self._encode(tokens, frames, facts)
         t = x.shape[2]
         code = temporal_code(self.positional_encoding_gaussian_matrix, t).to(x.dtype)
-        all_tracks = None if bool(tracks.all()) else tracks
-        all_words = None if bool(word_mask.all()) else word_mask
+        all_tracks = None if facts.tracks_real else tracks
+        all_words = None if facts.words_real else word_mask
         negatives = self.negative_token.weight if self.config.variant == "code" else None
         rows: Tensor | None = None
         layers = [layer for layer in self.object_lang_align_layers if isinstance(layer, AlignmentLayer)]
         first_tracks = all_tracks
         if len(x) < len(tracks):
             # One video, several expressions: what reads no text is computed once for each set of candidates.
-            sets = tracks[:1]
-            if not bool((tracks == sets).all()):
-                sets, rows = torch.unique(tracks, dim=0, return_inverse=True)
+            sets, rows = tracks[:1], facts.set_of
+            if facts.candidate_sets is not None:
+                sets = facts.candidate_sets
             x = x.expand(len(sets), -1, -1, -1)
             first_tracks = None if all_tracks is None else sets
         x = layers[0].attend_tracks_and_time(x, code, first_tracks, reduced)
@@ -185,16 +193,16 @@ class Sola(Selector):
         with torch.autocast(x.device.type, enabled=False):
             return self._aggregate(x.float(), reduced, tracks, words.float(), all_words)
 
-    def _encode(self, tokens: Tensor, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, tokens: Tensor, frames: Tensor, facts: MaskFacts) -> tuple[Tensor, Tensor | None]:
         """tokens (V, N, T, C), frames (V, T) -> (V, N, T′, D) and the mask (V, T′), None where all is real."""
         a, n, t, c = tokens.shape
         lengths = None
-        if not bool(frames.all()):
-            if bool((frames[:, 1:] & ~frames[:, :-1]).any()):
+        if not facts.frames_real:
+            if not facts.frames_first:
                 raise ValueError("Batch.frame_mask: real frames must come first; padding goes behind them")
             lengths = frames.sum(1)
         flat = tokens.to(self.negative_token.weight.dtype).reshape(a * n, t, c)
-        x = self.short_motion_encoder(flat, None if lengths is None else lengths.repeat_interleave(n))
+        x = self.short_motion_encoder(flat, None if lengths is None else lengths[:, None].expand(-1, n).reshape(-1))
         x = x.reshape(a, n, x.shape[1], -1)
         if lengths is None:
             return x, None
@@ -210,7 +218,8 @@ class Sola(Selector):
         memory = masked_mean(words, word_mask, [self.negative_token.weight.float()]) if coded else anchor
         per_frame = torch.einsum("bntd,bd->bnt", x, memory)
         if frames is None:
-            weights, count = per_frame.softmax(-1), torch.tensor(float(x.shape[2]), device=x.device)
+            # A fill, not a copy of a number of the host, which a GPU waits for.
+            weights, count = per_frame.softmax(-1), torch.full((), float(x.shape[2]), device=x.device)
         else:
             real = frames[:, None].expand_as(per_frame)
             # an expression of padding may have no frame at all: a finite filler keeps its softmax a number

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rvos_cache.errors import InputError
+from rvos_cache.system.device import device
 from rvos_select.training.settings import TrainSettings
 
 REFUSALS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -40,7 +41,7 @@ def _step_text(settings: TrainSettings) -> str:
 
 def _peak() -> str:
     """Where there is a GPU: the largest memory of this process so far, and that of the GPU."""
-    if not torch.cuda.is_available():
+    if device().type != "cuda":
         return ""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return f" (peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of {total / 2**30:.1f})"
@@ -60,4 +61,6 @@ def _fixes(settings: TrainSettings, config: Any) -> list[str]:
         fixes.append("config.checkpointing=true (now false)")
     if settings.batch == "clip" and settings.clip.frames > 1:
         fixes.append(f"clip.frames={max(1, settings.clip.frames // 2)} (now {settings.clip.frames})")
+    if settings.resident != "false" and device().type == "cuda":
+        fixes.append(f"resident=false (now {settings.resident})")
     return fixes or ["precision=bf16, or choose a smaller module with config.NAME=VALUE"]

@@ -23,7 +23,7 @@ from rvos_select.runs.seen import check_data, write_data
 from rvos_select.training.settings import TrainSettings
 
 SETTINGS = "settings.json"
-MEMORY_SETTINGS = ("micro_batch", "config.checkpointing")
+MEMORY_SETTINGS = ("micro_batch", "config.checkpointing", "resident")
 """Settings that a run may be resumed with other values of: they change the memory of a step."""
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rvos_cache.settings import Settings
 from rvos_select.data.clips import ClipSettings
+from rvos_select.data.resident import Residence
 
 
 class OptimSettings(Settings):
@@ -69,6 +70,9 @@ class TrainSettings(Settings):
     """single, clip: expressions in memory at once; 0: batch_size. The gradients of the parts of a step are added before the
     optimiser's step, so it changes the memory that a step takes, and neither its samples nor (but for rounding, and for random
     numbers that the module draws itself) its gradient."""
+    resident: Residence = "auto"
+    """Tokens and words of the whole training set on the device, where each step gathers its own: changes no number. auto: on a GPU
+    whose free memory is twice their size; false: each step copies its own from the host."""
     clip: ClipSettings = ClipSettings()
     """clip: which frames."""
     augment: tuple[str, ...] = ()

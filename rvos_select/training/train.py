@@ -16,6 +16,7 @@ from torch import nn
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import read_card
+from rvos_cache.system.device import device
 from rvos_cache.system.files import restore
 from rvos_cache.system.locks import folder_lock
 from rvos_cache.system.progress import Progress, print_line
@@ -25,6 +26,7 @@ from rvos_select.data.caches import CacheCards, check_declared, token_channels
 from rvos_select.data.clips import ClipSampler, with_visible_rows
 from rvos_select.data.epochs import count_steps, prefetch, steps
 from rvos_select.data.micro_batches import MicroBatch, by_step, micro_batches
+from rvos_select.data.resident import resident
 from rvos_select.data.same_tracker import check_same_tracker
 from rvos_select.data.sources import LabelSettings, Sources, read_sources
 from rvos_select.data.texts import texts_of
@@ -38,6 +40,7 @@ from rvos_select.training.optim import learning_rate, make_optimizer, parameter_
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.start import start_from, write_start
+from rvos_select.training.step_losses import StepLosses
 from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line, reads_labels
 from rvos_select.training.validate import Validator
 
@@ -120,9 +123,9 @@ def _train(
             print_line(line)
     # A run that is resumed has the same statistics in its checkpoint.
     selector.fit(sources.train)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = device()
     with torch_threads(settings.threads):
-        return Run(settings, sources, selector.to(device), device, out).train(resume)
+        return Run(settings, sources, selector.to(where), where, out).train(resume)
 
 
 def train_settings(
@@ -200,6 +203,7 @@ class Run:
         self.steps_per_epoch = count_steps(sources.train, self.grouping, settings.batch_size, sources.weights)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
         self.requires = tuple(model.requires)
+        self.samples = resident(sources.train, device, settings.resident)
         self.augment = load_augmentation(settings.augment)
         clip = settings.clip if settings.batch == "clip" else None
         # A selector without normalisers of its own needs no count of a whole step.
@@ -207,6 +211,7 @@ class Run:
         self.validator = Validator(
             sources.valid, sources.valid_sets, settings.valid_expressions, clip, settings.batch_size, settings.micro_batch
         )
+        self.losses = StepLosses()
         self.state: dict[str, Any] = {"epoch": 0, "best_jf": -1.0, "rate": 1.0, "lowest_loss": None, "waited": 0}
 
     def train(self, resume: bool) -> Path:
@@ -251,53 +256,44 @@ class Run:
         """train/<loss name> as means over the steps, and the learning rate of the last one."""
         seed = int.from_bytes(hashlib.sha256(f"{self.settings.seed}/{epoch}".encode()).digest()[:6], "big")
         torch.manual_seed(seed)
-        sums: dict[str, float] = {}
+        self.losses = losses = StepLosses()
         self.model.train()
-        for step, (name, parts) in enumerate(by_step(self._parts(torch.Generator().manual_seed(seed)))):
-            losses = self._step(parts, name, epoch * self.steps_per_epoch + step)
-            for key, value in losses.items():
-                sums[key] = sums.get(key, 0.0) + value
-            bar.advance(title=f"epoch {epoch + 1}/{self.settings.epochs}, loss {sums['loss'] / (step + 1):.4f}")
-        means = {f"train/{key}": value / self.steps_per_epoch for key, value in sums.items()}
+        with losses.explaining():
+            for step, (name, parts) in enumerate(by_step(self._parts(torch.Generator().manual_seed(seed)))):
+                self._step(parts, name, epoch * self.steps_per_epoch + step)
+                mean = f", loss {losses.sums['loss'] / losses.steps:.4f}" if losses.steps else ""
+                bar.advance(title=f"epoch {epoch + 1}/{self.settings.epochs}{mean}")
+        means = {f"train/{key}": value / self.steps_per_epoch for key, value in losses.sums.items()}
         return {**means, "lr": self.rate}
 
     def _parts(self, generator: torch.Generator) -> Iterator[MicroBatch]:
         """The micro-batches of an epoch."""
-        settings, sources = self.settings, self.sources
-        order = steps(sources.train, self.grouping, settings.batch_size, generator, sources.weights)
+        settings = self.settings
+        order = steps(self.samples, self.grouping, settings.batch_size, generator, self.sources.weights)
         clips = settings.batch == "clip"
         sampler = ClipSampler(settings.clip, generator, self.requires, self.augment) if clips else None
         parts = micro_batches(order, settings.micro_batch, self.requires, sampler, self.normalisers)
         return prefetch(parts) if clips and self.device.type == "cuda" else parts
 
-    def _step(self, parts: Iterator[MicroBatch], name: str, step: int) -> dict[str, float]:
-        """One step of the optimiser; the losses of the whole step."""
+    def _step(self, parts: Iterator[MicroBatch], name: str, step: int) -> None:
+        """One step of the optimiser. It reads nothing of the device: `self.losses` tells later whether all numbers were finite."""
         settings = self.settings
         self.rate = learning_rate(settings.optim, step, settings.epochs * self.steps_per_epoch, float(self.state["rate"]))
         set_learning_rate(self.optimizer, self.rate)
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
         with explain_out_of_memory(name, settings, self.model.config):
             for part in parts:
-                for key, value in self._add_gradients(part).items():
-                    sums[key] = sums.get(key, 0.0) + value
+                self._add_gradients(part)
             norm = nn.utils.clip_grad_norm_(self.parameters, settings.optim.clip)
-            if not torch.isfinite(norm):
-                raise InputError(
-                    f"{name}: the gradient is {norm.item()}; train anew into another --out with a lower --set optim.lr"
-                )
             self.optimizer.step()
-        return sums
+        self.losses.end_step(name, norm)
 
-    def _add_gradients(self, part: MicroBatch) -> dict[str, float]:
-        """Add the gradients of a part of a step; its share of the step's losses."""
+    def _add_gradients(self, part: MicroBatch) -> None:
+        """Add the gradients of a part of a step, and its share of the step's losses."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            losses = {key: value * part.share for key, value in self.model.loss(part.batch.to(self.device)).items()}
-        loss = losses["loss"]
-        if not torch.isfinite(loss):
-            raise InputError(f"{part.name}: the loss is {loss.item()}; train anew into another --out with a lower --set optim.lr")
-        loss.backward()  # type: ignore[no-untyped-call]
-        return {key: value.item() for key, value in losses.items()}
+            shares = {key: value * part.share for key, value in self.model.loss(part.batch.to(self.device)).items()}
+        self.losses.add(part.name, shares)
+        shares["loss"].backward()  # type: ignore[no-untyped-call]
 
     def _validate(self) -> dict[str, float]:
         return self.validator.scores(self.model, self.device, self.requires) if self.sources.valid else {}

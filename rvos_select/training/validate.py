@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.system.progress import tracked
@@ -25,6 +26,7 @@ from rvos_select.merging.policy import SelectionPolicy, selector_policy
 from rvos_select.merging.tracks_by_frame import ByFrame, by_frame
 from rvos_select.metrics.scores import score
 from rvos_select.selectors import Selector
+from rvos_select.training.step_losses import read_scalars
 
 Pair = tuple[float, float]
 """J and F of an expression."""
@@ -63,18 +65,20 @@ class Validator:
         Of several sets also the J, F and J&F of each, valid/<dataset>/<split>/jf, which the mean over all hides.
         """
         selector.eval()
-        sums: dict[str, float] = {}
+        losses: list[tuple[str, float, Tensor]] = []
         count, pairs_of_set = 0, dict[str, list[Pair]]()
         with torch.inference_mode():
             for batch, weight in self._batches(selector, requires):
-                for name, value in selector.loss(batch.to(device)).items():
-                    sums[name] = sums.get(name, 0.0) + value.item() * weight
+                losses += [(name, weight, value) for name, value in selector.loss(batch.to(device)).items()]
                 count += len(batch)
             for sample, rows in self.samples:
                 policy = selector_policy(selector, all_name_one_object([sample.set_name.partition("/")[0]]))
                 pairs = pairs_of_set.setdefault(sample.set_name, [])
                 for part in infer_video(selector, sample, device, rows):
                     pairs += self._score(sample, part, policy)
+        sums: dict[str, float] = {}
+        for (name, weight, _), number in zip(losses, read_scalars([value for _, _, value in losses])):
+            sums[name] = sums.get(name, 0.0) + number * weight
         out = {f"valid/{name}": value / max(count, 1) for name, value in sums.items()}
         if pairs_of_set:
             out |= _means("valid", [pair for pairs in pairs_of_set.values() for pair in pairs])

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import device, resolve_checkpoint, weights_digest
+from rvos_cache.pretrained import resolve_checkpoint, weights_digest
+from rvos_cache.system.device import device
 from rvos_cache.system.text_files import read_text
 from rvos_cache.tensors import read_tensors
 from rvos_cache.text.beit3.names import PREFIX

@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import device, weights_digest
+from rvos_cache.pretrained import weights_digest
 from rvos_cache.settings import Settings
+from rvos_cache.system.device import device
 from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.beit3.checkpoint import check_tokenizer, load, load_tokenizer
 from rvos_cache.text.beit3.tokenizer import PAD, Beit3Tokenizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import device, weights_digest
+from rvos_cache.pretrained import weights_digest
+from rvos_cache.system.device import device
 from rvos_cache.trackers.dvis.head import DvisHead
 from rvos_cache.trackers.dvis.queries import KIND
 from rvos_cache.trackers.mask2former.segmenter import Segmenter, read_head

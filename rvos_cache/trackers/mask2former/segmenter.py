@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import CHECKPOINT_FOLDERS, checkpoint_source, device, load_failure, load_frozen, weights_digest
+from rvos_cache.pretrained import CHECKPOINT_FOLDERS, checkpoint_source, load_failure, load_frozen, weights_digest
+from rvos_cache.system.device import device
 from rvos_cache.tensors import read_tensors
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import device, load_frozen, weights_digest
+from rvos_cache.pretrained import load_frozen, weights_digest
+from rvos_cache.system.device import device
 from rvos_cache.trackers.grounding_dino import load_tokenizer
 from rvos_cache.trackers.referdino.head import HeadSizes, ReferDinoHead
 from rvos_cache.trackers.referdino.live import LiveReferDino

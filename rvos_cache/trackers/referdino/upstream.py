@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from rvos_cache.errors import InputError, warn_once
-from rvos_cache.pretrained import device, load_frozen, resolve_checkpoint, weights_digest
+from rvos_cache.pretrained import load_frozen, resolve_checkpoint, weights_digest
 from rvos_cache.settings import Settings
+from rvos_cache.system.device import device
 from rvos_cache.system.text_files import read_text
 from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.grounding_dino import SharedBackbone, load_tokenizer, make_caption

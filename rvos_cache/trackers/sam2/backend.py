@@ -67,6 +67,14 @@ class Propagated:
     masks: RleMasks
 
 
+def concatenate(parts: Sequence[Propagated]) -> Propagated:
+    """The tracks of several, at least one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    masks = RleMasks.concatenate([part.masks for part in parts])
+    return Propagated(np.concatenate([p.tokens for p in parts]), np.concatenate([p.scores for p in parts]), masks)
+
+
 class Session(Protocol):
     """SAM 2 on one video."""
 

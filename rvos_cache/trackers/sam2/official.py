@@ -24,7 +24,8 @@ from PIL import Image
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_cache.pretrained import device, resolve_checkpoint, weights_digest
+from rvos_cache.pretrained import resolve_checkpoint, weights_digest
+from rvos_cache.system.device import device
 from rvos_cache.trackers.sam2.backend import Prompt, Propagated
 from rvos_cache.trackers.sam2.convert import read_tensors
 from rvos_cache.trackers.sam2.generate import stability

@@ -16,8 +16,10 @@ from transformers import Sam2VideoModel
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
 from rvos_cache.pretrained import load_frozen, weights_digest
+from rvos_cache.system.device import memory_share
+from rvos_cache.system.gpu_memory import Parts
 from rvos_cache.trackers.sam2 import generate
-from rvos_cache.trackers.sam2.backend import Prompt, Propagated
+from rvos_cache.trackers.sam2.backend import Prompt, Propagated, concatenate
 from rvos_cache.trackers.sam2.features import Features, FeatureStore
 from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.precision import inference_precision, native_dtype
@@ -61,7 +63,7 @@ class TransformersBackend:
         model, settings = self.network.model, self.settings
         widths = (self.channels // 8, self.channels // 4, self.channels)
         shapes = [(width, int(h), int(w)) for width, (h, w) in zip(widths, model.backbone_feature_sizes)]
-        on_gpu = int(settings.gpu_memory) if self.device.type == "cuda" else 0
+        on_gpu = int(settings.gpu_memory * memory_share()) if self.device.type == "cuda" else 0
         with FeatureStore(len(video), shapes, self.dtype, self.device, on_gpu, int(settings.host_memory)) as store:
             yield TransformersSession(self, video, store)
 
@@ -76,6 +78,8 @@ class TransformersSession:
     def __init__(self, backend: TransformersBackend, video: Video, store: FeatureStore) -> None:
         self.backend, self.network, self.video, self._store = backend, backend.network, video, store
         self._encoded = False
+        self._prompts_at_once = Parts("prompts")
+        self._frames_at_once = Parts("frames")
 
     def grid_masks(self, t: int, settings: GridSettings) -> RleMasks:
         """Masks (K, 1) of a grid of points in frame t, highest predicted IoU first."""
@@ -93,7 +97,10 @@ class TransformersSession:
             return generate.box_masks(self.network, features, self.video.size, boxes, settings.stability_offset)
 
     def propagate(self, t: int, prompts: Sequence[Prompt]) -> Propagated:
-        """Track prompts of frame t through the whole video."""
+        """Track prompts of frame t through the whole video: together, or as many at once as fit into GPU memory."""
+        return concatenate(list(self._prompts_at_once(lambda part: self._propagate(t, part), prompts)))
+
+    def _propagate(self, t: int, prompts: Sequence[Prompt]) -> Propagated:
         rows = RleMasks.from_bytes([[prompt.mask] for prompt in prompts], 1, self.video.size)
         features = self.features
         with self.backend.precision():
@@ -127,6 +134,10 @@ class TransformersSession:
         # Pillow resizes a frame of 720x1280 in 15 ms on one core, as long as a GPU encodes it; it releases the GIL.
         with ThreadPoolExecutor(RESIZE_THREADS) as pool, self.backend.precision():
             for start, pixels in zip(starts, prefetch(load, starts, 2)):
-                levels = self.network.encode(normalise(pixels.to(self.backend.device)))
-                for i in range(len(pixels)):
-                    self._store.put(start + i, [level[i] for level in levels])
+                for levels in self._frames_at_once(self._encode_frames, pixels):
+                    for i in range(len(levels[0])):
+                        self._store.put(start + i, [level[i] for level in levels])
+                    start += len(levels[0])
+
+    def _encode_frames(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
+        return self.network.encode(normalise(pixels.to(self.backend.device)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import device, weights_digest
+from rvos_cache.pretrained import weights_digest
+from rvos_cache.system.device import device
 from rvos_cache.trackers.mask2former.segmenter import Segmenter, read_head
 from rvos_cache.trackers.vita.head import KIND, VitaHead
 
