@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rvos_cache.pretrained import device
 from rvos_cache.settings import build
+from rvos_cache.system.device import device
 from rvos_cache.text.beit3 import digest, load, normalise_pixels
 from rvos_cache.trackers.dvis.checkpoint import head_hash, load_dvis
 from rvos_cache.trackers.dvis.refiner import PREFIX
