@@ -15,6 +15,7 @@ def main() -> int:
     real = Path(os.environ.get("RVOS_REAL_DATA", HERE.parents[2] / "shared" / "data"))
     status = 0
     for script, needs in (
+        ("gpu.py", None),
         ("sola_grouped.py", None),
         ("dmvs_memory.py", None),
         ("ssa_step.py", None),

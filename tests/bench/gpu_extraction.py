@@ -1,0 +1,121 @@
+"""Rates of SAM 2: ours, a plain session of transformers, and Meta's package where it is installed; and the limit of attention."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sam2_bench
+import torch
+from gpu_training import wait
+from plain_sam2 import plain_tracks
+
+from rvos_cache.masks import RleMasks
+from rvos_cache.system.device import device
+from rvos_cache.trackers.sam2.backend import Backend, make_prompts
+from rvos_cache.trackers.sam2.official import OfficialBackend
+from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings
+from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """model: name in sam2_bench.SHAPES; runs: (frames, tracks, batch) of ours; peers: (frames, tracks); heads: of SDPA."""
+
+    model: str
+    size: tuple[int, int]
+    runs: tuple[tuple[int, int, int], ...]
+    peers: tuple[int, int]
+    points: int
+    keys: tuple[int, int]
+    head: int
+
+
+LARGE = Sizes(
+    "large", (720, 1280), ((24, 8, 4), (32, 16, 4), (32, 16, 8), (32, 16, 16), (60, 16, 4), (60, 16, 8), (300, 16, 16)), (24, 8),
+    32, (4096, 28736), 256,
+)  # fmt: skip
+TINY = Sizes("tiny", (60, 80), ((4, 2, 2),), (4, 2), 2, (16, 112), 32)
+MEVIS = {"videos": 1662, "frames": 79, "tracks": 40, "every": 4}
+"""MeViS train by sam2-grid; a grid in every fourth frame, which is encoded once more."""
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall clock, until the GPU has finished."""
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - start
+
+
+def prompts_of(sizes: Sizes, frames: int, tracks: int) -> list[Any]:
+    """Mask prompts of the middle frame."""
+    return make_prompts(RleMasks.from_dense(sam2_bench.prompt_masks(tracks, sizes.size)[:, None]), frames // 2)
+
+
+def measure_ours(backend: TransformersBackend, sizes: Sizes, frames: int, tracks: int, batch: int) -> dict[str, float]:
+    """Seconds and rates of encoding and of following in both directions, and the peak memory."""
+    if device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    video, prompts, t = sam2_bench.moving(frames, sizes.size), prompts_of(sizes, frames, tracks), frames // 2
+    with backend.open(video) as session:
+        encode = seconds(lambda: session.features)
+        follow = seconds(lambda: [session.propagate(t, prompts[i : i + batch]) for i in range(0, tracks, batch)])
+    out = {"seconds": encode + follow, "encoded_frames_per_s": frames / encode, "track_frames_per_s": frames * tracks / follow}
+    return out | ({"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if device().type == "cuda" else {})
+
+
+def measure_grid(backend: TransformersBackend, sizes: Sizes) -> dict[str, float]:
+    """Seconds of the grid of one prompt frame, with an encoding of its own."""
+    settings = GridSettings(points_per_side=sizes.points)
+    with backend.open(sam2_bench.moving(2, sizes.size)) as session:
+        session.grid_masks(0, settings)
+        return {"seconds": seconds(lambda: session.grid_masks(1, settings))}
+
+
+def measure_plain(backend: TransformersBackend, sizes: Sizes) -> dict[str, float]:
+    """Seconds of a session of transformers for each batch of 4 prompts, in the same precision."""
+    frames, tracks = sizes.peers
+    pictures, masks = list(sam2_bench.scene(frames, sizes.size)), sam2_bench.prompt_masks(tracks, sizes.size)
+    with backend.precision():
+        taken = seconds(
+            lambda: [plain_tracks(backend.network.model, pictures, frames // 2, masks[i : i + 4]) for i in range(0, tracks, 4)]
+        )
+    return {"seconds": taken}
+
+
+def measure_meta(folder: Path, sizes: Sizes) -> dict[str, float]:
+    """Seconds of Meta's predictor on the same prompts. Raises InputError where it is not installed."""
+    frames, tracks = sizes.peers
+    backend: Backend = OfficialBackend(Sam2Settings(checkpoint=str(folder), backend="official"))
+    prompts = prompts_of(sizes, frames, tracks)
+    with backend.open(sam2_bench.moving(frames, sizes.size)) as session:
+        return {"seconds": seconds(lambda: [session.propagate(frames // 2, prompts[i : i + 4]) for i in range(0, tracks, 4)])}
+
+
+def attention_limit(sizes: Sizes, repeats: int = 20) -> dict[str, float]:
+    """Track-frames per second that scaled_dot_product_attention alone would allow: four layers, each over a frame and the memory."""
+    where = device()
+    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    query, total = torch.randn(1, 1, sizes.keys[0], sizes.head, device=where, dtype=dtype), 0.0
+    for count in sizes.keys:
+        keys = torch.randn(1, 1, count, sizes.head, device=where, dtype=dtype)
+
+        def attend(keys: torch.Tensor = keys) -> None:
+            for _ in range(repeats):
+                torch.nn.functional.scaled_dot_product_attention(query, keys, keys)
+
+        attend()
+        total += seconds(attend) / repeats
+    return {"track_frames_per_s": 1 / (4 * total)}
+
+
+def mevis_hours(ours: dict[str, float], grid: float) -> dict[str, float]:
+    """Hours of MeViS train by these rates: each frame encoded and followed, and a grid in every fourth."""
+    frames = MEVIS["videos"] * MEVIS["frames"]
+    each = 1 / ours["encoded_frames_per_s"] + MEVIS["tracks"] / ours["track_frames_per_s"] + grid / MEVIS["every"]
+    return {"hours": frames * each / 3600}
