@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from odd_videos import SAID, write_split
 
-from pipelines.__main__ import pipelines
+from pipelines.__main__ import pipelines, show_record, verdict
 from pipelines.rows import results
 from pipelines.rows.board import entries, show
 from pipelines.rows.costs import cost_of
@@ -143,6 +143,21 @@ def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None
     assert cost_of(paper, name, row, places).gigabytes == 0
 
 
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        (None, "nothing can be said"),
+        ((-0.01, 0.02), "no more than chance"),
+        ((0.01, 0.02), "B is better"),
+        ((-0.02, -0.01), "A is better"),
+    ],
+)
+def test_a_difference_is_more_than_chance_where_its_interval_leaves_zero_out(
+    interval: tuple[float, float] | None, words: str
+) -> None:
+    assert words in verdict(interval, "J&F")
+
+
 def score(seed: int, value: float, **more: Any) -> Score:
     given: dict[str, Any] = {
         "split": "mevis/valid_u",
@@ -233,8 +248,6 @@ def test_a_measure_that_is_missing_leaves_the_others_in_their_columns(tmp_path: 
     name = "referdino.table_1.grounded_sam2_t_images"
     given = {"split": "a2d-sentences/test-frames", "seed": 0, "source": "s", "date": "2026-01-01", "commit": "c"}
     add_scores(name, Places(out=tmp_path), [Score(values={"overall_iou": 10.0, "mean_iou": 20.0}, **given)])
-    from pipelines.__main__ import show_record
-
     places, (paper, _, row) = Places(out=tmp_path), find_row(name, all_papers())
     show_record(read_record(name, places), row.paper, places)
     assert "ours: overall IoU 10.0, mean IoU 20.0" in capsys.readouterr().out
