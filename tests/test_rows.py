@@ -174,7 +174,7 @@ def test_what_a_server_said_is_recorded(work: Work, tmp_path: Path) -> None:
     [
         (("run", "sola.table_9"), "no row 'sola.table_9'; there are: sola.table_"),
         (("run", "sola.table_1.dshmp"), "row sola.table_1.dshmp cannot be run here: another system"),
-        (("run", "sola.table_2.sola"), "needs ref-youtube-vos, expected at data/ref-youtube-vos; fetch it from https"),
+        (("run", "sola.table_2.sola"), "needs ref-youtube-vos, expected at data/ref-youtube-vos; get it: https"),
         (("--system", "solar"), "--system solar: no such system; there are: "),
         (("--root", "mevis"), "--root mevis: expected NAME=VALUE"),
         (("--tracker-set", "batch=8"), "--tracker-set batch=8: expected TRACKER.NAME=VALUE"),

@@ -63,12 +63,13 @@ def test_options_that_name_nothing_end_before_anything_runs(words: tuple[object,
 
 def test_what_is_missing_is_named_with_its_place_and_option(tmp_path: Path) -> None:
     write_split(tmp_path / "train", {"t0": (2, True, SAID)})
-    with pytest.raises(
-        InputError, match=r"needs mevis/valid_u, expected at .*; fetch it from https.*, or give --root mevis=FOLDER"
-    ):
+    with pytest.raises(InputError, match=r"needs mevis/valid_u, expected at .*; get it: https.*; or give --root mevis=FOLDER"):
         call("run", ROW, "--root", f"mevis={tmp_path}")
     write_split(tmp_path / "valid_u", {"u0": (2, True, SAID)})
-    with pytest.raises(InputError, match=r"needs sam2, expected at /nowhere/x; fetch it .* or give --weights sam2=PLACE"):
+    with pytest.raises(
+        InputError,
+        match=r"needs sam2, expected at /nowhere/x; get it: https://huggingface.co/facebook.* or give --weights sam2=PLACE",
+    ):
         call("run", ROW, "--root", f"mevis={tmp_path}", "--weights", "sam2=/nowhere/x")
     with pytest.raises(InputError, match=r"missing too: refcoco, refcoco\+, refcocog, "):
         call("run", "dmvs.table_2.dmvs")

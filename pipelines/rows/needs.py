@@ -200,7 +200,7 @@ def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
         found: bool | None = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
         if not found and not weights.fetch and HUB_NAME.fullmatch(where):
             found = None
-        yield Need(name, where, weights.source(where), found, f"--weights {name}=PLACE")
+        yield Need(name, where, weights.source(where if HUB_NAME.fullmatch(where) else ""), found, f"--weights {name}=PLACE")
 
 
 def _on_disk(checkpoint: str) -> bool:
