@@ -148,9 +148,11 @@ def compare(a: str, b: str, split: str | None, places: Places) -> None:
     first, second = (own[split] for own in scored)
     for name, own in zip("AB", (first, second)):
         click.echo(f"{name}: {names['AB'.index(name)]}, seed 0, {own.date}{_with(own)}")
-    show_comparison(step(first.source, second.source))
+    comparison = step(first.source, second.source)
+    show_comparison(comparison)
+    click.echo(verdict(comparison[keys_of(split)[0]]["interval"], titles_of(split)[0]))
     for name, record in zip("AB", records):
-        show_deviation(name, record.of(split), split)
+        show_deviation(f"{name}: deviation", record.of(split), split)
 
 
 @pipelines.command()
@@ -158,6 +160,16 @@ def compare(a: str, b: str, split: str | None, places: Places) -> None:
 def readme(out: Path) -> None:
     """Write pipelines/README.md with its rows made anew."""
     click.echo(write_readme(all_papers(), out))
+
+
+def verdict(interval: Sequence[float] | None, title: str) -> str:
+    """Whether the 95 % interval of a difference, B - A, leaves zero out."""
+    if interval is None:
+        return f"{title}: one video has no interval; nothing can be said about chance"
+    low, high = interval
+    if low <= 0 <= high:
+        return f"{title}: the interval contains 0; the difference is no more than chance"
+    return f"{title}: {'B' if low > 0 else 'A'} is better by more than chance"
 
 
 def show_record(record: Record, published: dict[str, list[float]], places: Places) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from odd_videos import SAID, write_split
 
-from pipelines.__main__ import pipelines
+from pipelines.__main__ import pipelines, show_record, verdict
 from pipelines.rows import results
 from pipelines.rows.board import entries, show
 from pipelines.rows.costs import cost_of
@@ -63,12 +63,13 @@ def test_options_that_name_nothing_end_before_anything_runs(words: tuple[object,
 
 def test_what_is_missing_is_named_with_its_place_and_option(tmp_path: Path) -> None:
     write_split(tmp_path / "train", {"t0": (2, True, SAID)})
-    with pytest.raises(
-        InputError, match=r"needs mevis/valid_u, expected at .*; fetch it from https.*, or give --root mevis=FOLDER"
-    ):
+    with pytest.raises(InputError, match=r"needs mevis/valid_u, expected at .*; get it: https.*; or give --root mevis=FOLDER"):
         call("run", ROW, "--root", f"mevis={tmp_path}")
     write_split(tmp_path / "valid_u", {"u0": (2, True, SAID)})
-    with pytest.raises(InputError, match=r"needs sam2, expected at /nowhere/x; fetch it .* or give --weights sam2=PLACE"):
+    with pytest.raises(
+        InputError,
+        match=r"needs sam2, expected at /nowhere/x; get it: https://huggingface.co/facebook.* or give --weights sam2=PLACE",
+    ):
         call("run", ROW, "--root", f"mevis={tmp_path}", "--weights", "sam2=/nowhere/x")
     with pytest.raises(InputError, match=r"missing too: refcoco, refcoco\+, refcocog, "):
         call("run", "dmvs.table_2.dmvs")
@@ -141,6 +142,21 @@ def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None
         if step.makes == "cache":
             step.output.mkdir(parents=True)
     assert cost_of(paper, name, row, places).gigabytes == 0
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        (None, "nothing can be said"),
+        ((-0.01, 0.02), "no more than chance"),
+        ((0.01, 0.02), "B is better"),
+        ((-0.02, -0.01), "A is better"),
+    ],
+)
+def test_a_difference_is_more_than_chance_where_its_interval_leaves_zero_out(
+    interval: tuple[float, float] | None, words: str
+) -> None:
+    assert words in verdict(interval, "J&F")
 
 
 def score(seed: int, value: float, **more: Any) -> Score:
@@ -233,8 +249,6 @@ def test_a_measure_that_is_missing_leaves_the_others_in_their_columns(tmp_path: 
     name = "referdino.table_1.grounded_sam2_t_images"
     given = {"split": "a2d-sentences/test-frames", "seed": 0, "source": "s", "date": "2026-01-01", "commit": "c"}
     add_scores(name, Places(out=tmp_path), [Score(values={"overall_iou": 10.0, "mean_iou": 20.0}, **given)])
-    from pipelines.__main__ import show_record
-
     places, (paper, _, row) = Places(out=tmp_path), find_row(name, all_papers())
     show_record(read_record(name, places), row.paper, places)
     assert "ours: overall IoU 10.0, mean IoU 20.0" in capsys.readouterr().out

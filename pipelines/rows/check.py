@@ -23,7 +23,7 @@ def check_row(paper: Paper, name: str, row: Row, places: Places, seeds: int = 1)
     if absent:
         need, others = absent[0], ", ".join(need.name for need in absent[1:])
         raise InputError(
-            f"row {name} needs {need.name}, expected at {need.where}; fetch it from {need.fetch}, or give {need.option}"
+            f"row {name} needs {need.name}, expected at {need.where}; get it: {need.fetch}; or give {need.option}"
             + (f" (missing too: {others}; python -m pipelines lists where they are published)" if others else "")
         )
 

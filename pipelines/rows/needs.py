@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pipelines.rows.papers import PAGES, PLACEHOLDER, EncoderChoice, Paper, Row, TrackerChoice, placeholders
 from rvos_cache.datasets import dataset_class
@@ -125,9 +126,13 @@ def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
 def row_tracker(paper: Paper, row: Row, name: str, places: Places) -> TrackerChoice:
     """A tracker as a row uses it: with its settings, those of the row, and those of the user."""
     choice = paper.trackers[name]
-    own = (text.removeprefix(f"{name}.") for text in row.tracker_set if text.startswith(f"{name}."))
+    own = [text.removeprefix(f"{name}.") for text in row.tracker_set if text.startswith(f"{name}.")]
     pairs = (*choice.set, *own, *places.tracker_set.get(name, ()))
-    return choice.model_copy(update={"set": tuple(named_upstream(text, row) for text in pairs)})
+    changes: dict[str, Any] = {"set": tuple(named_upstream(text, row) for text in pairs)}
+    if len(pairs) > len(choice.set):
+        # Measured with the tracker's own settings.
+        changes |= {"seconds_per_frame": None, "bytes_per_frame": None}
+    return choice.model_copy(update=changes)
 
 
 def named_upstream(text: str, row: Row) -> str:
@@ -195,7 +200,7 @@ def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
         found: bool | None = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
         if not found and not weights.fetch and HUB_NAME.fullmatch(where):
             found = None
-        yield Need(name, where, weights.source(where), found, f"--weights {name}=PLACE")
+        yield Need(name, where, weights.source(where if HUB_NAME.fullmatch(where) else ""), found, f"--weights {name}=PLACE")
 
 
 def _on_disk(checkpoint: str) -> bool:

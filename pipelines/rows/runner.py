@@ -29,9 +29,7 @@ def run_row(paper: Paper, name: str, row: Row, places: Places, seeds: Sequence[i
         made = (seed, places.changes, definition)
         record = add_scores(name, places, list(scores_of(steps, *made)), list(zips_of(steps, *made)))
         if len(record.scores) < before:
-            click.echo(
-                f"{record_path(name, places)}: scores with other settings were removed, {before - len(record.scores)} of them"
-            )
+            click.echo(f"{record_path(name, places)}: scores with other settings are not kept")
         before = len(record.scores)
     return record
 

@@ -163,8 +163,12 @@ class _Steps:
 
     @property
     def folder(self) -> Path:
-        """What belongs to this row alone."""
-        return self.places.out / self.name / (f"seed_{self.seed}" if self.seed else "")
+        """What belongs to this row alone, named by its run and by what is tested, so that other settings replace nothing."""
+        row = self.row
+        module = (row.selector, row.selector_set) if row.way == "select" else self.run.name
+        tested = [self._choice(name).key for name in row.test]
+        digest = sha256(repr((module, tested, self.encoder.key, row.policy)).encode()).hexdigest()[:10]
+        return self.places.out / self.name / digest
 
     @property
     def run(self) -> Path:
