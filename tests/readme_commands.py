@@ -56,6 +56,8 @@ RUN_BY: dict[str, str] = {
     "rvos-select settings": "test_commands.py::test_settings_lists_every_setting",
     "rvos-select submit": "test_end_to_end.py::test_submission_has_a_folder_of_each_video_at_its_root",
     "rvos-select train": "test_end_to_end.py::work",
+    "python -m pipelines.dervos_mevis": "select/test_dervos_pages.py",
+    "python -m pipelines.dervos_single_object": "select/test_dervos_pages.py",
     "python -m pipelines.dmvs_mevis": "select/test_dmvs_pages.py",
     "python -m pipelines.dmvs_shapes": "select/test_dmvs_pages.py",
     "python -m pipelines.dmvs_single_object": "select/test_dmvs_pages.py",

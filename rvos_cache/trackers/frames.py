@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, model_validator
 
 from rvos_cache.masks import RleMasks
@@ -41,6 +42,8 @@ class FramesSettings(Settings):
     """Largest number of pixels of a resized frame's longer side. Source: SSA's configurations, detectron2's default."""
     square: int = Field(0, ge=0)
     """Pixels of both sides of a stored frame, at any aspect ratio; 0: off. Give it or short_side."""
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
+    """Pillow's filter. BEiT-3 reads frames by bicubic, SSA by bilinear. Source: their released code."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,21 +82,22 @@ class FramesTracker(Tracker):
 
     def track(self, video: Video, expressions: Sequence[Expression]) -> TrackSet:
         """No tracks, and the frames, which are read while they are written: one is in memory at a time."""
-        frames = StoredFrames(video, self.settings.stored_size(video.size))
+        frames = StoredFrames(video, self.settings.stored_size(video.size), self.settings.resample)
         no_masks = RleMasks.empty(0, len(video), video.size)
         return TrackSet.from_masks(np.zeros((0, len(video), 0), np.float16), no_masks, features={RGB.name: frames})
 
 
 class StoredFrames:
-    """The frames of a video, resized to `size` (h, w). It can be iterated more than once. shape, dtype: of the array they form."""
+    """The frames of a video, resized to `size` (h, w) by a filter of Pillow's. It can be iterated more than once. shape, dtype: of the
+    array they form."""
 
-    def __init__(self, video: Video, size: tuple[int, int]) -> None:
+    def __init__(self, video: Video, size: tuple[int, int], resample: str = "bilinear") -> None:
         self.shape, self.dtype = (len(video), *size, 3), np.dtype(np.uint8)
-        self._video, self._size = video, size
+        self._video, self._size, self._resample = video, size, Image.Resampling[resample.upper()]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         for t in range(len(self)):
-            yield resize_frame(self._video.read(t), self._size)
+            yield resize_frame(self._video.read(t), self._size, self._resample)

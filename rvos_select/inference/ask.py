@@ -109,27 +109,32 @@ def _ask(source: Path, sentence: str, open_recipe: Callable[[], Recipe], out: Pa
         caches = out / "cache"
         of_video = {"dataset": "ask", "split": frames.video_id, "root": str(source.resolve())}
         words_digest = digest(f"{content} {sentence}".encode())
-        card = recipe.tracks.model_copy(
-            update={
-                **of_video,
-                "expressions_digest": words_digest if recipe.tracks.expressions_digest is not None else None,
-                "extra": {**recipe.tracks.extra, "frames": content},
-            }
-        )
-        tracks = _extract_tracks(caches / f"tracks-{_name(card)}.zarr", frames, expression, card, recipe, own_digest)
+        paths = []
+        for name, own in (("tracks", recipe), ("frames", recipe.of_frames())):
+            if own is None:
+                continue
+            card = own.tracks.model_copy(
+                update={
+                    **of_video,
+                    "expressions_digest": words_digest if own.tracks.expressions_digest is not None else None,
+                    "extra": {**own.tracks.extra, "frames": content},
+                }
+            )
+            paths.append(_extract_tracks(caches / f"{name}-{_name(card)}.zarr", frames, expression, card, own, own_digest))
         card = recipe.text.model_copy(update={**of_video, "expressions_digest": words_digest})
         texts = caches / f"text-{_name(card)}.zarr"
         text_writer = CacheWriter(texts, card)
         if frames.video_id not in text_writer.published_ids():
             words = tuple(recipe.encoder.encode_checked([sentence]))
             write_text(text_writer, TextRecord(frames.video_id, (expression,), words))
-        name = digest(f"{recipe.weights} {tracks.name} {texts.name}".encode())
-        selections = SelectionCache(score_tracks(recipe.open_scorer, tracks, texts, caches / f"selections-{name}.zarr"))
+        tracks = " ".join(path.name for path in paths)
+        name = digest(f"{recipe.weights} {tracks} {texts.name}".encode())
+        selections = SelectionCache(score_tracks(recipe.open_scorer, paths, texts, caches / f"selections-{name}.zarr"))
 
         chosen = resolve_policy(selections, policy)
-        n = answers.number(Question(sentence, recipe.name, recipe.weights, tracks.name, chosen.record()))
+        n = answers.number(Question(sentence, recipe.name, recipe.weights, tracks, chosen.record()))
         masks = answers.masks(n, frames.video_id)
-        write_masks(selections, TrackSource([tracks]), frames.video_id, "0", chosen, masks)
+        write_masks(selections, TrackSource(paths), frames.video_id, "0", chosen, masks)
         overlay = answers.overlay(n)
         if not overlay.exists():
             with step_progress("overlay") as progress:

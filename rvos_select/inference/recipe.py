@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,13 @@ from rvos_cache.store import Card, canonical, digest
 from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
 from rvos_cache.trackers import Tracker, open_tracker, tracker_class
 from rvos_select.data.caches import CacheCards
+from rvos_select.data.pixels import card_has_pixels
 from rvos_select.inference.scorer import OpenScorer, make_untrained, scorer_of_run, scorer_without_run
-from rvos_select.runs.checkpoint import best_folder, run_cards
+from rvos_select.runs.checkpoint import best_folder, load_selector, run_cards, trained_cards
 from rvos_select.selectors.base import WEIGHTS
+
+FRAMES = "frames"
+"""The tracker that stores the frames themselves."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Recipe:
 
     name: the run's folder or the selector's name, for people; weights: digest of the module; tracks, text: cards of the caches,
     whose dataset is not read; encoder: of the words; open_tracker, open_pooling: what finds the tracks, and the CLIP that pools them
-    (None: they are not pooled), opened when they are needed; open_scorer: what scores them.
+    (None: they are not pooled), opened when they are needed; open_scorer: what scores them; frames: of a selector that reads frames
+    beside the tracks, the card of their cache.
     """
 
     name: str
@@ -42,6 +47,15 @@ class Recipe:
     open_tracker: Callable[[], Tracker]
     open_pooling: Callable[[], ClipPooling] | None
     open_scorer: OpenScorer
+    frames: Card | None = None
+
+    def of_frames(self) -> Recipe | None:
+        """That of the cache of frames, None where the selector reads none."""
+        if self.frames is None:
+            return None
+        return replace(
+            self, tracks=self.frames, open_tracker=partial(_tracker_of_run, Path(self.name), self.frames), open_pooling=None
+        )
 
 
 def recipe_of_run(run: Path) -> Recipe:
@@ -49,8 +63,9 @@ def recipe_of_run(run: Path) -> Recipe:
 
     Raises InputError if no tracker finds such tracks in a new video, or the encoder's weights are others now.
     """
-    cards = run_cards(run)
-    tracks, text = cards["tracks"], cards["text"]
+    cards, trained = run_cards(run), trained_cards(run)
+    # The first cache may be one of frames.
+    tracks, text = next((card for card in trained if card.channels), cards["tracks"]), cards["text"]
     if tracks.training_only:
         raise InputError(f"{run}: trained on ground-truth tracks only; train with tracks that a tracker finds")
     if tracks.producer == SOLA_FILES or IMPORTED.items() <= tracks.settings.items():
@@ -72,7 +87,29 @@ def recipe_of_run(run: Path) -> Recipe:
         partial(_tracker_of_run, run, alone),
         open_pooling,
         partial(scorer_of_run, run),
+        _frames_of_run(run, tracks, trained),
     )
+
+
+def _frames_of_run(run: Path, tracks: Card, trained: Sequence[Card]) -> Card | None:
+    """The card of the frames that the run's selector reads beside `tracks`: that of training, or of unchanged frames; None where it
+    reads none."""
+    if card_has_pixels(tracks) or "pixels" not in _requires(run):
+        return None
+    own = next((card for card in trained if card_has_pixels(card)), None)
+    if own is not None:
+        return own
+    settings = build(tracker_class(FRAMES).Settings, {"short_side": 0}, f"tracker {FRAMES}")
+    return tracker_card(FRAMES, open_tracker(FRAMES, settings), settings)
+
+
+def _requires(run: Path) -> Sequence[str]:
+    """The parts of a batch that the run's selector reads, as far as it knows them before it is bound."""
+    try:
+        return tuple(load_selector(run).requires)
+    # A selector of one's own may compute them from its frozen parts; it reads no frames beside its tracks then.
+    except (AttributeError, KeyError, ValueError):
+        return ()
 
 
 def recipe_without_run(

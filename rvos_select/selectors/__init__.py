@@ -18,6 +18,7 @@ SELECTORS = {
     "dmvs": "rvos_select.selectors.dmvs:Dmvs",
     "ssa": "rvos_select.selectors.ssa:Ssa",
     "referdino": "rvos_select.selectors.referdino:ReferDino",
+    "dervos": "rvos_select.selectors.dervos:Dervos",
     "clip-zero-shot": "rvos_select.selectors.clip_zero_shot:ClipZeroShot",
     "mean-cosine": "rvos_select.selectors.mean_cosine:MeanCosine",
 }

@@ -19,6 +19,7 @@ def main() -> int:
         ("dmvs_memory.py", None),
         ("ssa_step.py", None),
         ("referdino_step.py", None),
+        ("dervos_step.py", None),
         ("sam2_bench.py", None),
         ("store_bench.py", real),
         ("flow_davis.py", real),

@@ -94,6 +94,14 @@ def test_a_frame_has_one_size() -> None:
             settings(**wrong)
 
 
+def test_bicubic_pixels() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    video = Video("v", ("00000",), (20, 30), lambda t: frame)
+    for resample in ("bilinear", "bicubic"):
+        (pixels,) = FramesTracker(settings(square=8, resample=resample)).track(video, []).features["rgb"]
+        assert np.array_equal(pixels, np.asarray(Image.fromarray(frame).resize((8, 8), Image.Resampling[resample.upper()])))
+
+
 def test_pixels_are_pillows_bilinear(cache: Path, root: Path) -> None:
     stored = TrackCache(cache)
     dataset = open_dataset("mevis", root, "train")
@@ -250,7 +258,7 @@ def test_the_command_takes_other_trackers_and_their_settings(root: Path, tmp_pat
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0 and "train/Larger: 2 done, 0 were there, 0 failed" in result.output, result.output
     card = read_card(tmp_path / "train" / "Larger.zarr")
-    assert card.settings == {"short_side": 0, "long_side": 99, "square": 24}
+    assert card.settings == {"short_side": 0, "long_side": 99, "square": 24, "resample": "bilinear"}
     assert read_card(tmp_path / "train" / "frames.zarr").settings["square"] == 8
 
 

@@ -23,10 +23,15 @@ from rvos_select.selectors import SELECTORS, Selector, SelectorConfig, selector_
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {"width": 16, "heads": 4, "negatives": 3, "layers": 1, "motion_dropout": 0.0, "attention_dropout": 0.0}
+DERVOS = {
+    "understanding": "words", "match_cost": "counts", "width": 16, "hidden": 24, "sem_layers": 1, "cfma_layers": 1,
+    "mgis_layers": 1, "motion_queries": 3, "dropout": 0.0, "clip_frames": 4,
+}  # fmt: skip
 BUILT_IN: list[tuple[str, dict[str, Any]]] = [
     ("sola", SMALL),
     ("sola", {**SMALL, "variant": "paper"}),
     ("mean-cosine", {"width": 16}),
+    ("dervos", DERVOS),
 ]
 # Of caches of VITA, of pooled ones and of ReferDINO's queries: tests of their own run the same checks.
 TESTED_ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa", "referdino"}

@@ -15,7 +15,7 @@ from rvos_select.selectors import SELECTORS, selector_class
 
 SMALL = {"token_channels": 12, "word_channels": 16}
 # These read more than tokens and words, so tests of their own hold them to the same.
-ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa", "referdino"}
+ELSEWHERE = {"dmvs", "clip-zero-shot", "ssa", "referdino", "dervos"}
 CASES = [(name, {}) for name in SELECTORS if name not in ELSEWHERE] + [("sola", {"variant": "paper"})]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

@@ -1,0 +1,124 @@
+"""DeRVOS's stage one on its pages: the rows of the paper, the frozen models, and the options that say where they are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rvos_cache.errors import InputError
+from rvos_cache.settings import merge, parse_overrides, read_toml
+from rvos_cache.store import text_path, tracks_path
+
+PAPER = Path(__file__).parent / "papers/dervos.toml"
+FRAMES = {"square": 320, "resample": "bicubic"}
+"""What BEiT-3 reads. Source: the summary, BEiT-3's code."""
+WORDS = {"beit3": {"normalise": "lower"}, "roberta": {"normalise": "lower"}}
+"""Settings of the text encoders beside their checkpoints. Source: the code of MeViS's LMPM, of whose sentences the rows are."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The checkpoints that the options name, None where one was not given. tracker, frames: settings that replace the row's."""
+
+    dvis: str | None
+    beit3: str | None
+    vita: str | None
+    mask2former: str | None
+    bert: str
+    tracker: dict[str, Any]
+    frames: dict[str, Any]
+    jobs: int
+
+    def extraction(self, published: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `extract_all` for a row. Raises InputError when the option of a checkpoint is missing."""
+        tracker, encoder = published.get("tracker", "dvis"), published.get("encoder", "beit3")
+        # The tracker dvis links the frames of a plain Mask2Former too.
+        option = published.get("option", tracker)
+        checkpoints = {"dvis": self.dvis, "vita": self.vita, "mask2former": self.mask2former, "beit3": self.beit3}
+        for name in (option, encoder):
+            if checkpoints.get(name, self.bert) is None:
+                raise InputError(f"this row is of {published['upstream']}: it needs the option --{name} FOLDER")
+        own = {"checkpoint": checkpoints[option]}
+        overrides = merge(merge(own, parse_overrides(published.get("tracker_set", ()))), self.tracker)
+        return {
+            "tracker": tracker,
+            "encoder": encoder,
+            "overrides": overrides,
+            "text_overrides": {**WORDS[encoder], "checkpoint": checkpoints.get(encoder, self.bert)},
+            "also": {"frames": merge(FRAMES, self.frames)} if encoder == "beit3" else {},
+            "jobs": self.jobs,
+        }
+
+    def name(self, published: dict[str, Any]) -> str:
+        """Of the folder of the caches: rows of one upstream and the same settings of the tracker share it."""
+        arguments = self.extraction(published)
+        checkpoint = Path(arguments["overrides"]["checkpoint"]).name
+        return "-".join([checkpoint, *(text.replace("=", "_") for text in published.get("tracker_set", ()))])
+
+
+@dataclass(frozen=True)
+class Caches:
+    """The caches of a split under the folder `base`, as `extraction` writes them."""
+
+    base: Path
+    extraction: dict[str, Any]
+
+    def tracks(self, split: str) -> list[Path]:
+        """The tracks, and the frames where the row reads them."""
+        return [tracks_path(self.base, split, name) for name in (self.extraction["tracker"], *self.extraction["also"])]
+
+    def texts(self, split: str) -> list[Path]:
+        """The words."""
+        return [text_path(self.base, split, self.extraction["encoder"])]
+
+
+def dervos_models(page: Callable[..., None]) -> Callable[..., None]:
+    """--dvis, --beit3, --vita, --mask2former, --bert, --jobs, --tracker-set and --frames-set, which the page takes as one argument,
+    `models`."""
+
+    @click.option("--dvis", help="A folder that rvos-cache convert-dvis wrote; of another row than VITA's and Mask2Former's.")
+    @click.option("--beit3", help="A folder that rvos-cache convert-beit3 wrote; of another row than BERT's.")
+    @click.option("--vita", help="A folder that rvos-cache convert-vita wrote, for VITA's row.")
+    @click.option("--mask2former", help="A hub name or a folder of transformers, for Mask2Former's row.")
+    @click.option(
+        "--bert", default="google-bert/bert-base-uncased", show_default=True, help="A hub name or a folder, for BERT's row."
+    )
+    @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+    @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. max_tracks=100.")
+    @click.option("--frames-set", multiple=True, metavar="K=V", help="A setting of the tracker `frames`, e.g. square=224.")
+    @functools.wraps(page)
+    def with_models(
+        *args: Any,
+        dvis: str | None,
+        beit3: str | None,
+        vita: str | None,
+        mask2former: str | None,
+        bert: str,
+        jobs: int,
+        tracker_set: tuple[str, ...],
+        frames_set: tuple[str, ...],
+        **others: Any,
+    ) -> None:
+        own = (parse_overrides(tracker_set), parse_overrides(frames_set))
+        page(*args, models=Models(dvis, beit3, vita, mask2former, bert, *own, jobs), **others)
+
+    return with_models
+
+
+def published_row(row: str, benchmark: str) -> dict[str, Any]:
+    """The row `table.name` of the paper, with its score on `benchmark`, "paper" or "ref_youtube_vos", as "scores": [J&F].
+
+    Raises InputError when there is none of that benchmark, or it is another system's.
+    """
+    rows = {f"{table}.{name}": values for table, names in read_toml(PAPER).items() for name, values in names.items()}
+    if row in rows and "reason" in rows[row]:
+        raise InputError(f"{PAPER}: the row {row!r} cannot be trained here: {rows[row]['reason']}")
+    possible = [name for name, values in rows.items() if "set" in values and benchmark in values]
+    if row not in possible:
+        raise InputError(f"{PAPER}: no row {row!r} of this benchmark; there are: {', '.join(possible)}")
+    return {**rows[row], "scores": rows[row][benchmark]}

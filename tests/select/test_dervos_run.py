@@ -1,0 +1,572 @@
+"""DeRVOS on caches: its frozen BEiT-3, the frames that it reads, the inference over clips, the outputs that are kept, the loss."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_sam2
+import torch
+from dervos_caches import PIXELS, write_dervos_caches
+from PIL import Image
+from tiny_beit3 import SPM, official_tensors
+from tiny_dervos import SMALL
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rvos_cache.errors import InputError
+from rvos_cache.store import read_card
+from rvos_cache.text.beit3 import Beit3, normalise_pixels
+from rvos_cache.text.beit3.convert import convert_beit3
+from rvos_cache.types import FeatureSpec, Overlap
+from rvos_select.contracts.selector_case import SelectorCase
+from rvos_select.contracts.selector_checks import run_selector_checks
+from rvos_select.data.batch import Batch
+from rvos_select.data.caches import CacheCards
+from rvos_select.data.collate import collate
+from rvos_select.data.samples import VideoSample
+from rvos_select.data.video import InferenceVideo
+from rvos_select.selectors import Selector
+from rvos_select.selectors.dervos import Dervos, DervosConfig
+from rvos_select.selectors.dervos_beit3 import NAME, OutputStore, images
+from rvos_select.selectors.dervos_caches import settings_of, video_queries
+from rvos_select.selectors.dervos_losses import matched, matched_parts, track_losses
+
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = {
+    "width": 16, "hidden": 24, "sem_layers": 1, "cfma_layers": 1, "mgis_layers": 1, "motion_queries": 3, "dropout": 0.0,
+    "clip_frames": 4, "pairs_per_pass": 3,
+}  # fmt: skip
+WORDS_ONLY = {"understanding": "words", "match_cost": "counts"}
+Caches = tuple[Path, Path]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_gpu() -> Iterator[None]:
+    """Values of two ways are compared; on a GPU they round differently."""
+    with tiny_sam2.without_gpu():
+        yield
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Caches:
+    return write_dervos_caches(tmp_path_factory.mktemp("dervos"))
+
+
+@pytest.fixture(scope="module")
+def case(caches: Caches) -> SelectorCase:
+    return SelectorCase("dervos", TINY, tracks=caches[0], texts=caches[1])
+
+
+def other(case: SelectorCase, **values: Any) -> Dervos:
+    """The selector of the case with its weights and other settings."""
+    selector = case.selector
+    model = Dervos(DervosConfig(**{**selector.config.model_dump(), **values})).eval()
+    model.bind(case.cards)
+    model.load_state_dict(selector.state_dict())
+    return model
+
+
+def cards(caches: Caches) -> CacheCards:
+    return CacheCards([read_card(caches[0])], [read_card(caches[1])])
+
+
+def whole(selector: Selector, sample: VideoSample, rows: list[int] | None = None) -> Batch:
+    return collate([(sample, row) for row in rows or range(len(sample.expressions))], selector.requires)
+
+
+@torch.no_grad()
+def inferred(selector: Dervos, sample: VideoSample, rows: tuple[int, ...] = (0, 1, 2, 3)) -> Tensor:
+    """Logits (E, N)."""
+    (scored,) = selector.infer(InferenceVideo(sample, rows, tuple(selector.requires), CPU))
+    return scored.logits
+
+
+# The contract of a selector.
+
+CONTRACT = [{}, {"tais": "direct"}, {"visible_only": True, "match_scope": "video", "cfma_scope": "clip", "store_bytes": 10**7}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", CONTRACT, ids=["full", "direct", "others"])
+def test_contract_with_beit3(caches: Caches, values: dict[str, Any]) -> None:
+    results = list(run_selector_checks(SelectorCase("dervos", {**TINY, **values}, tracks=caches[0], texts=caches[1])))
+    assert all(result.status == "ok" for result in results), results
+
+
+@pytest.mark.slow
+def test_contract_on_any_cache_with_maps() -> None:
+    """Without maps: `test_selector_checks`."""
+    features = (FeatureSpec("f_mask_pooled", ("T", 2, 2, 5), "float16", by_frame=True),)
+    case = SelectorCase("dervos", {**TINY, **WORDS_ONLY}, features=features)
+    results = list(run_selector_checks(case))
+    assert all(result.status == "ok" for result in results), results
+    assert case.selector.config.map_channels == 5 and not len(case.selector.frozen)
+
+
+def test_settings_follow_from_the_caches(case: SelectorCase) -> None:
+    c = case.selector.config
+    assert (c.side, c.resample, c.map_channels, c.word_channels, c.token_channels) == (PIXELS, "bicubic", 6, 64, 16)
+    assert set(case.selector.requires) >= {"pixels", "word_ids", "frames.f_mask_pooled", "measured.soft", "motion_words"}
+
+
+# The frozen part.
+
+
+def test_beit3_is_neither_counted_nor_saved(case: SelectorCase) -> None:
+    selector = case.selector
+    frozen = dict(selector.frozen[NAME].named_parameters())
+    assert isinstance(selector.frozen[NAME], Beit3) and frozen and not any(p.requires_grad for p in frozen.values())
+    own = sum(p.numel() for p in selector.parameters())
+    assert own == sum(p.numel() for p in Dervos(selector.config).parameters())
+    assert not any(name.startswith("frozen.") for name in selector.state_dict())
+    assert selector.frozen_digests[NAME] == read_card(case.caches[1]).weights["beit3"]
+
+
+def test_beit3_moves_with_the_module(case: SelectorCase) -> None:
+    model = other(case).to("meta")
+    assert all(p.device.type == "meta" for p in model.frozen[NAME].parameters())
+
+
+def test_a_moved_checkpoint_is_read_from_rvos_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = write_dervos_caches(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "beit3").rename(tmp_path / "elsewhere/beit3")
+    config = {**SMALL, "token_channels": 16, "word_channels": 64, "side": PIXELS}
+    with pytest.raises(InputError, match="BEiT-3 checkpoint .*: there is no such folder, nor one in RVOS_CHECKPOINTS"):
+        Dervos(DervosConfig(**config)).bind(cards(caches))
+    monkeypatch.setenv("RVOS_CHECKPOINTS", str(tmp_path / "elsewhere"))
+    model = Dervos(DervosConfig(**config))
+    model.bind(cards(caches))
+    assert NAME in model.frozen
+    # Other weights under the same name.
+    shutil.rmtree(tmp_path / "elsewhere/beit3")
+    write_other_beit3(tmp_path / "elsewhere/beit3")
+    with pytest.raises(InputError, match="beit3 has digest .*, the text cache was made with"):
+        Dervos(DervosConfig(**config)).bind(cards(caches))
+
+
+def write_other_beit3(folder: Path) -> None:
+    tensors = official_tensors()
+    tensors["beit3.vision_embed.proj.bias"] += 1
+    torch.save({"model": tensors}, folder.with_suffix(".pth"))
+    convert_beit3(folder.with_suffix(".pth"), SPM, folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"producer": "roberta"}, "words of contract/train are of the encoder 'roberta'; give a text cache"),
+        ({"weights": {}}, "are of the encoder 'beit3'"),
+    ],
+)
+def test_words_of_another_encoder(case: SelectorCase, values: dict[str, Any], message: str) -> None:
+    text = case.cards.text[0].model_copy(update=values)
+    with pytest.raises(InputError, match=message):
+        Dervos(case.selector.config).bind(CacheCards(case.cards.tracks, [text]))
+
+
+def test_words_of_two_checkpoints(case: SelectorCase) -> None:
+    text = case.cards.text[0]
+    second = text.model_copy(update={"weights": {"beit3": "0" * 32}})
+    with pytest.raises(InputError, match="the text caches are of 2 checkpoints of BEiT-3, expected one"):
+        Dervos(case.selector.config).bind(CacheCards(case.cards.tracks, [text, second]))
+
+
+def test_another_width(case: SelectorCase) -> None:
+    config = case.selector.config.model_copy(update={"word_channels": 128})
+    with pytest.raises(InputError, match="this BEiT-3 has 64 channels, the selector 128; --set config.word_channels=64"):
+        Dervos(config).bind(case.cards)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dims", "message"),
+    [
+        ({"square": 64, "resample": "bicubic"}, None, "frames of 64 x 64 by bicubic, the selector reads 48 x 48 by bicubic"),
+        (
+            {"square": 48},
+            None,
+            "48 x 48 by bilinear, the selector reads 48 x 48 by bicubic, .* --set square=48 --set resample=bicubic",
+        ),
+        ({"short_side": 48}, None, "its frames are not resized to a square"),
+        ({}, ["T", 2, 3, 6], "f_mask_pooled of 2 x 3 cells, expected a square"),
+        ({}, ["T", 2, 2, 6], "of 2 x 2 cells, BEiT-3 has 3 x 3 patches .* --set pool=3, or frames with --set square=32"),
+        ({}, ["T", 3, 3, 7], "of 7 channels, the selector has 6"),
+        ({}, ["T", "h", "w", 6], "expected a number at position 1"),
+    ],
+)
+def test_caches_that_do_not_fit(case: SelectorCase, settings: dict[str, Any], dims: list[Any] | None, message: str) -> None:
+    card = case.cards.tracks[0]
+    specs = [{**s, "dims": dims} if dims and s["name"] == "f_mask_pooled" else s for s in card.feature_specs]
+    card = card.model_copy(update={"settings": settings or card.settings, "feature_specs": specs})
+    with pytest.raises(InputError, match=message):
+        Dervos(case.selector.config).bind(CacheCards([card], case.cards.text))
+
+
+def test_no_bind(case: SelectorCase) -> None:
+    with pytest.raises(ValueError, match="needs bind"):
+        Dervos(case.selector.config)(whole(case.selector, case.samples[0]))
+
+
+# What it reads.
+
+
+def test_scores_are_those_of_beit3_s_outputs(case: SelectorCase) -> None:
+    """One pair after another through the frozen part, and `score` with the expression's own arrays."""
+    selector, sample = case.selector, case.samples[0]
+    batch = whole(selector, sample)
+    t = batch.tokens.shape[2]
+    with torch.no_grad():
+        scores = selector.frame_scores(batch)
+        for b in range(len(batch)):
+            real = batch.word_mask[b]
+            outputs = [
+                selector.frozen[NAME](
+                    normalise_pixels(batch.pixels[0][i][None]), batch.word_ids[b : b + 1, real], real[None, real]
+                )
+                for i in range(t)
+            ]
+            expected = selector.score(
+                q=batch.tokens[:, batch.track_mask[b]],
+                maps=batch.frames["f_mask_pooled"][0][:].float().flatten(1, 2)[None],
+                vision=torch.stack([out.vision[0] for out in outputs])[None],
+                words=torch.stack([out.words[0] for out in outputs])[None],
+                word_mask=real[None, real],
+                motion_words=batch.motion_words[b, real][None],
+                track_mask=torch.ones(1, int(batch.track_mask[b].sum()), dtype=torch.bool),
+                frame_mask=torch.ones(1, t, dtype=torch.bool),
+                times=torch.arange(t)[None],
+            )
+            torch.testing.assert_close(scores[b, batch.track_mask[b]], expected[0], atol=1e-5, rtol=1e-4)
+            difference = (scores[b, :, :, 0] - scores[b, :, :, 1]).mean(1)
+            torch.testing.assert_close(selector(batch)[b], difference, atol=1e-5, rtol=1e-4)
+
+
+def test_another_text_alone_changes_patches_and_scores(case: SelectorCase) -> None:
+    selector, batch = case.selector, whole(case.selector, case.samples[0], [0])
+    changed = replace(batch, word_ids=torch.where(batch.word_ids == batch.word_ids[0, 1], 9, batch.word_ids))
+    with torch.no_grad():
+        pixels = batch.pixels[0][:][None]
+        before, after = (
+            selector.store.read(selector.frozen[NAME], pixels, b.word_ids, b.word_mask, 64).vision for b in (batch, changed)
+        )
+        assert (before - after).abs().mean() > 1e-3
+        assert (selector(batch) - selector(changed)).abs().max() > 1e-4
+
+
+def test_frames_are_resized_as_a_cache_of_frames_has_them() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8)
+    for resample in ("bicubic", "bilinear"):
+        own = images(torch.from_numpy(frames), 16, resample)
+        expected = [np.asarray(Image.fromarray(f).resize((16, 16), Image.Resampling[resample.upper()])) for f in frames]
+        assert np.array_equal(own.numpy(), np.stack(expected))
+    square = torch.from_numpy(frames[:, :16, :16])
+    assert torch.equal(images(square, 16, "bicubic"), square)
+
+
+def test_video_queries_stand_for_their_tracks(case: SelectorCase) -> None:
+    batch = whole(case.selector, case.samples[0], [0])
+    n, t = batch.tokens.shape[1:3]
+    q_v = torch.arange(12.0).reshape(1, 6, 2)
+    query = torch.tensor([[(5 * i) % 6 for i in range(n)]])
+    out = video_queries(replace(batch, features={"q_v": q_v, "query": query}))
+    assert out.shape == (1, n, t, 2)
+    for i in range(n):
+        assert (out[0, i] == q_v[0, query[0, i]]).all()
+
+
+def test_video_queries_of_a_cache_of_vita(case: SelectorCase) -> None:
+    values = {"queries": "q_v", **WORDS_ONLY}
+    with pytest.raises(InputError, match="queries=q_v: no tracks cache declares the feature 'q_v'"):
+        settings_of(values, case.cards.tracks)
+    features = (FeatureSpec("q_v", (6, 24), "float32"), FeatureSpec("query", ("N",), "int32"))
+    own = SelectorCase("dervos", {**TINY, **values}, features=features)
+    assert own.selector.config.query_channels == 24
+    sample = own.samples[0]
+    assert (inferred(own.selector, sample) - inferred(own.selector, replace(sample, tokens=sample.tokens + 1))).abs().max() == 0
+
+
+# Inference.
+
+
+def test_clips_of_a_short_video_are_one(case: SelectorCase) -> None:
+    sample = case.samples[0]
+    frames = sample.tokens.shape[1]
+    model = other(case, clip_frames=frames)
+    with torch.no_grad():
+        expected = model(whole(model, sample))
+    torch.testing.assert_close(inferred(model, sample), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(inferred(other(case, inference="whole"), sample), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_scores_are_the_mean_of_the_frames_of_dilated_clips(case: SelectorCase) -> None:
+    sample = max(case.samples, key=lambda s: s.tokens.shape[1])
+    t = sample.tokens.shape[1]
+    assert t == 12 and case.selector.config.clip_frames == 4
+    rows = [(sample, row) for row in range(4)]
+    total = torch.zeros(4, len(sample.tokens))
+    with torch.no_grad():
+        for first in (2, 0, 1):  # in any order
+            scores = case.selector.frame_scores(collate(rows, case.selector.requires, frames=[range(first, t, 3)]))
+            total += (scores[..., 0] - scores[..., 1]).sum(2)
+    torch.testing.assert_close(inferred(case.selector, sample), total / t, atol=1e-5, rtol=1e-4)
+    # A single clip of all frames has other scores: attention over time and the time code differ.
+    assert (inferred(other(case, inference="whole"), sample) - total / t).abs().max() > 1e-4
+
+
+def test_chunks_of_expressions_change_nothing(case: SelectorCase) -> None:
+    sample = case.samples[1]
+    expected = inferred(other(case, pairs_per_pass=1000), sample)
+    for pairs in (1, 5, 8):
+        torch.testing.assert_close(inferred(other(case, pairs_per_pass=pairs), sample), expected, atol=1e-5, rtol=1e-4)
+    alone = torch.cat([inferred(case.selector, sample, (row,)) for row in (1,)])
+    torch.testing.assert_close(alone[0, : expected.shape[1]], expected[1], atol=1e-5, rtol=1e-4)
+
+
+class Counting(nn.Module):
+    """Counts the pairs of each call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.pairs = model, list[int]()
+
+    def forward(self, pixels: Tensor, ids: Tensor, real: Tensor) -> Any:
+        self.pairs.append(len(pixels))
+        return self.model(pixels, ids, real)
+
+
+def test_no_pass_reads_more_pairs_than_the_setting(case: SelectorCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = max(case.samples, key=lambda s: s.tokens.shape[1])
+    for pairs, inference in ((8, "dilated"), (3, "dilated"), (5, "whole")):
+        model = other(case, pairs_per_pass=pairs, inference=inference)
+        counting = Counting(model.frozen[NAME])
+        model.attach_frozen(NAME, counting)
+        read = list[int]()
+
+        def clip(batch: Batch, own: Any = model._clip, lengths: list[int] = read) -> Any:
+            lengths.append(batch.tokens.shape[2])
+            return own(batch)
+
+        monkeypatch.setattr(model, "_clip", clip)
+        scored = list[int]()
+        model.tais.register_forward_pre_hook(lambda _, given, own=scored: own.append(given[0].shape[0] * given[0].shape[2]))
+        inferred(model, sample)
+        # One expression at least, whatever its frames.
+        assert max(scored) <= max(pairs, 4 if inference == "dilated" else 12) and sum(scored) == 12 * 4
+        assert sum(counting.pairs) == 12 * 4 and max(counting.pairs) <= pairs
+        # Frames are read once, for all expressions.
+        assert read == ([12] if inference == "whole" else [4, 4, 4])
+
+
+def test_precision(case: SelectorCase) -> None:
+    sample = case.samples[0]
+    plain, auto, bf16 = (inferred(other(case, precision=p), sample) for p in ("float32", "auto", "bf16"))
+    assert torch.equal(plain, auto) and plain.dtype == bf16.dtype == torch.float32
+    difference = (bf16 - plain).abs().max()
+    assert 1e-5 < difference < 0.1 * plain.abs().max() + 0.05
+
+
+def test_training_and_prediction_have_the_module_s_precision(case: SelectorCase) -> None:
+    """Whatever the autocast of the training loop."""
+    model, batch = other(case, precision="float32"), whole(case.selector, case.samples[0])
+    with torch.no_grad():
+        expected = model(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(model(batch), expected, atol=1e-5, rtol=1e-4)
+
+
+# Outputs that are kept.
+
+
+def test_kept_outputs_are_those_computed(case: SelectorCase) -> None:
+    sample = case.samples[0]
+    for precision in ("float32", "bf16"):
+        expected = inferred(other(case, precision=precision), sample)
+        model = other(case, store_bytes=10**8, precision=precision)
+        counting = Counting(model.frozen[NAME])
+        model.attach_frozen(NAME, counting)
+        torch.testing.assert_close(inferred(model, sample), expected, atol=1e-5, rtol=1e-4)
+        first = sum(counting.pairs)
+        assert first == len(model.store) == sample.tokens.shape[1] * 4
+        torch.testing.assert_close(inferred(model, sample), expected, atol=1e-5, rtol=1e-4)
+        assert sum(counting.pairs) == first
+        model.bind(case.cards)
+        assert len(model.store) == model.store.bytes == 0
+
+
+def test_the_store_keeps_no_more_than_its_bytes(case: SelectorCase) -> None:
+    counting = Counting(case.selector.frozen[NAME])
+    pixels = torch.randint(0, 256, (1, 5, PIXELS, PIXELS, 3), dtype=torch.uint8)
+    ids, mask = torch.tensor([[0, 7, 2, 0]]), torch.tensor([[True, True, True, False]])
+    one = 4 * 64 * (9 + 3)
+    store = OutputStore(3 * one)
+    assert store.read(counting, pixels, ids, mask, 64).vision.shape == (1, 5, 9, 64)
+    assert (len(store), store.bytes, sum(counting.pairs)) == (3, 3 * one, 5)
+    store.read(counting, pixels[:, 2:], ids, mask, 64)
+    assert sum(counting.pairs) == 5
+    store.read(counting, pixels[:, :1], ids, mask, 64)
+    assert (len(store), store.bytes, sum(counting.pairs)) == (3, 3 * one, 6)
+    # Another frame, another text, and patches where words alone are kept.
+    store.read(counting, pixels[:, :1], ids + 1, mask, 64)
+    store.read(counting, pixels[:, :1] + 1, ids, mask, 64, vision=False)
+    store.read(counting, pixels[:, :1] + 1, ids, mask, 64)
+    assert sum(counting.pairs) == 9 and store.bytes <= 3 * one
+    small = OutputStore(one - 1)
+    small.read(counting, pixels, ids, mask, 64)
+    assert len(small) == small.bytes == 0
+    # Padding is no part of what is kept.
+    before = sum(counting.pairs)
+    padded = store.read(counting, pixels[:, :1] + 1, F.pad(ids, (0, 3)), F.pad(mask, (0, 3)), 64)
+    assert padded.words.shape == (1, 1, 7, 64) and sum(counting.pairs) == before
+
+
+# The loss.
+
+
+def plain_loss(scores: Tensor, labels: list[list[int]], frames: list[int], weight: float) -> float:
+    """Means over expressions, and frames, of the weighted mean over tracks; labels 0 referred, 1 not, -1 without a loss."""
+    values = []
+    for b, own in enumerate(labels):
+        per_frame = []
+        for t in range(frames[b]):
+            total = norm = 0.0
+            for n, label in enumerate(own):
+                if label >= 0:
+                    w = weight if label else 1.0
+                    total += w * -scores[b, n, t].log_softmax(-1)[label].item()
+                    norm += w
+            per_frame.append(total / max(norm, weight))
+        values.append(sum(per_frame) / len(per_frame))
+    return sum(values) / len(values)
+
+
+def counts(inter: list[list[int]], area: list[int], truth: list[int], frames: int = 2) -> Overlap:
+    """The same counts in each frame."""
+
+    def each(values: Any) -> np.ndarray:
+        return np.repeat(np.array(values, np.int64)[..., None], frames, -1)
+
+    return Overlap(each(inter), each(area), each(truth), np.ones(frames, bool))
+
+
+def two_expressions(**values: Any) -> tuple[Tensor, Batch]:
+    """Random scores of 3 tracks. Objects of 100 pixels: track 0 covers the first by 90, track 2 by 60; track 1 the second by 80."""
+    torch.manual_seed(0)
+    batch = Batch(
+        tokens=torch.zeros(2, 3, 3, 4),
+        frame_mask=torch.tensor([[True, True, False], [True, True, False]]),
+        track_mask=torch.tensor([[True, True, True], [True, True, False]]),
+        words=torch.zeros(2, 2, 4),
+        word_mask=torch.ones(2, 2, dtype=torch.bool),
+        frame_index=torch.tensor([[3, 5, -1], [0, 1, -1]]),
+        overlap=(
+            counts([[90, 0], [0, 80], [60, 0]], [100, 100, 100], [100, 100]),
+            counts([[90], [0]], [100, 100], [100]),
+        ),
+    )
+    return torch.randn(2, 3, 3, 2), replace(batch, **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ({}, [[0, 0, 1], [0, 1, -1]]),
+        ({"least_iou": 0.7}, [[0, 1, 1], [0, 1, -1]]),
+        ({"match": "iou_multi", "positive_iou": 0.4}, [[0, 0, 0], [0, 1, -1]]),
+        ({"duplicate_iou": 0.4}, [[0, 0, -1], [0, 1, -1]]),
+    ],
+)
+def test_the_loss_of_counted_masks(values: dict[str, Any], labels: list[list[int]]) -> None:
+    config = DervosConfig(**{"match_cost": "counts", "cost_class": 0.0, **values})
+    scores, batch = two_expressions()
+    losses = track_losses(scores, batch, config)
+    expected = plain_loss(scores, labels, [2, 2], 0.1)
+    assert losses["class"].item() == pytest.approx(expected, rel=1e-5) and losses["loss"] == 2 * losses["class"]
+    ious = [90 / 110, 80 / 120][: 1 if values.get("least_iou") else 2]
+    assert losses["matched_iou"].item() == pytest.approx((sum(ious) / len(ious) + 90 / 110) / 2, rel=1e-5)
+    assert losses["uncovered"].item() == 0
+
+
+def test_a_class_term_chooses_between_similar_tracks() -> None:
+    scores, batch = two_expressions()
+    scores[0, :, :, 0], scores[0, :, :, 1] = 0.0, 0.0
+    scores[0, 2, :2, 0] = 50.0  # of padding nothing counts
+    scores[0, 0, 2, 0] = 500.0
+    config = {"match_cost": "counts"}
+    assert matched(scores, batch, DervosConfig(**{**config, "cost_class": 0.0}))[0].labels.tolist() == [0, 0, 1]
+    assert matched(scores, batch, DervosConfig(**{**config, "cost_class": 20.0}))[0].labels.tolist() == [1, 0, 0]
+
+
+def test_a_positive_counts_only_where_it_is_visible() -> None:
+    scores, batch = two_expressions()
+    assert batch.overlap is not None
+    for overlap in batch.overlap:
+        overlap.gt_area[:, 1] = 0
+    config = DervosConfig(**{"match_cost": "counts", "cost_class": 0.0, "visible_only": True})
+    value = track_losses(scores, batch, config)["class"].item()
+    first = plain_loss(scores, [[0, 0, 1], [0, 1, -1]], [1, 1], 0.1)
+    second = plain_loss(scores[:, :, 1:], [[-1, -1, 1], [-1, 1, -1]], [1, 1], 0.1)
+    assert value == pytest.approx((first + second) / 2, rel=1e-5)
+    # Counts of all frames of the video, of which the clip has some.
+    long = tuple(
+        Overlap(*(np.zeros((*a.shape[:-1], 6), a.dtype) for a in (o.inter, o.area, o.gt_area)), np.ones(6, bool))
+        for o in batch.overlap
+    )
+    for whole, o, at in zip(long, batch.overlap, ([3, 5], [0, 1])):
+        for name in ("inter", "area", "gt_area"):
+            getattr(whole, name)[..., at] = getattr(o, name)
+    video = config.model_copy(update={"match_scope": "video"})
+    assert track_losses(scores, replace(batch, overlap=long), video)["class"].item() == pytest.approx(value, rel=1e-5)
+
+
+def test_uncovered_objects_are_counted() -> None:
+    scores, batch = two_expressions(overlap=(counts([[20], [0], [0]], [100] * 3, [100]), counts([[90], [0]], [100] * 2, [100])))
+    losses = track_losses(scores, batch, DervosConfig(**{"match_cost": "counts", "cost_class": 0.0}))
+    assert losses["uncovered"].item() == 0.5
+    assert losses["matched_iou"].item() == pytest.approx((20 / 180 + 90 / 110) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["clip", "video"])
+def test_parts_of_the_matching(scope: str) -> None:
+    end = ".video" if scope == "video" else ""
+    soft, counted = (matched_parts(DervosConfig(**{"match_cost": cost, "match_scope": scope})) for cost in ("soft", "counts"))
+    assert soft == tuple(f"measured.{name}{end}" for name in ("soft", "soft_track", "soft_truth", "soft_cells"))
+    assert counted == (f"overlap{end}",)
+
+
+def test_labels_of_soft_masks_are_those_of_dense_ones(case: SelectorCase) -> None:
+    """Costs from the sums, and the assignment by hand over all permutations."""
+    from itertools import permutations
+
+    sample = case.samples[0]
+    batch = case.batch([(sample, 0), (sample, 1)])
+    config = case.selector.config.model_copy(update={"cost_class": 0.0})
+    scores = torch.zeros(*batch.track_mask.shape, batch.tokens.shape[2], 2)
+    for b, match in enumerate(matched(scores, batch, config)):
+        soft, track, truth = (batch.measured[name].double() for name in ("soft", "soft_track", "soft_truth"))
+        cells = batch.measured["soft_cells"].double()
+        b_track, b_cells = min(b, len(track) - 1), min(b, len(cells) - 1)
+        at = cells[b_cells] > 0
+        sums, own, area = soft[b][:, :, at].sum(2), track[b_track][:, at].sum(1), truth[b][:, at].sum(1)
+        dice = 1 - (2 * sums[..., 0] + 1) / (own[:, None, 0] + area[None] + 1)
+        bce = (own[:, None, 1] - sums[..., 1]) / cells[b_cells].sum()
+        cost = 5 * dice + 5 * bce
+        objects = [a for a in range(len(area)) if (truth[b][a, at] > 0).any()]
+        tracks = batch.track_mask[b].nonzero()[:, 0].tolist()
+        best = min(permutations(tracks, len(objects)), key=lambda chosen: sum(cost[n, a] for n, a in zip(chosen, objects)))
+        assert sorted(match.tracks.tolist()) == sorted(best)
+
+
+def test_hidden_ground_truth(case: SelectorCase) -> None:
+    sample = case.load(labelled=False)[0]
+    for cost, message in (("soft", r"Batch.measured\['soft'\]"), ("counts", "Batch.overlap")):
+        model = other(case, match_cost=cost)
+        batch = collate([(sample, 0)], model.requires)
+        assert model(batch).isfinite().all()
+        with pytest.raises(ValueError, match=message):
+            model.loss(batch)
