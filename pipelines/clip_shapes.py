@@ -264,7 +264,7 @@ def objects_of(model: ShapesClip, frames: Sequence[Frame]) -> tuple[list[Tensor]
 
 def _loss(model: ShapesClip, tokenizer: Any, frames: Sequence[Frame], rng: np.random.Generator) -> Tensor:
     """The loss of one step on random frames, half of them mirrored."""
-    batch = [_mirrored(frames[i]) if rng.random() < 0.5 else frames[i] for i in rng.integers(len(frames), size=FRAMES)]
+    batch = [mirrored(frames[i]) if rng.random() < 0.5 else frames[i] for i in rng.integers(len(frames), size=FRAMES)]
     things = [thing for frame in batch for thing in frame.objects]
     claims = list({claim.text: claim for claim in (describe(rng, thing) for thing in things)}.values())
     captions = [caption(rng, frame.objects) for frame in batch]
@@ -293,7 +293,8 @@ def contrastive(logits: Tensor, truth: Tensor) -> Tensor:
     return total
 
 
-def _mirrored(frame: Frame) -> Frame:
+def mirrored(frame: Frame) -> Frame:
+    """The frame with left and right exchanged."""
     return Frame(np.ascontiguousarray(frame.image[:, ::-1]), np.ascontiguousarray(frame.masks[..., ::-1]), frame.objects)
 
 

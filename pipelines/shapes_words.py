@@ -1,4 +1,4 @@
-"""The language of moving shapes for a small CLIP: its tokenizer, and static sentences that are true of an object."""
+"""The language of moving shapes for a small CLIP and a small BEiT-3: words, and static sentences that are true of an object."""
 
 from __future__ import annotations
 
@@ -90,6 +90,13 @@ def phrases() -> Iterator[str]:
             yield from wording
 
 
+def all_words() -> set[str]:
+    """Return every word of the language, and its marks."""
+    words = {word for text in (*phrases(), *NUMBERS, *COLOURS) for word in re.findall(r"[a-z]+|[^a-z\s]", text)}
+    words |= {form for noun in NOUNS for form in (noun, plural(noun))}
+    return words | {"the", "a", "all", "and", "everything", "small", "big"}
+
+
 def make_tokenizer() -> Any:
     """Return a CLIPTokenizer whose merges are learned from the words of the language, so that each of them is one token.
 
@@ -97,9 +104,7 @@ def make_tokenizer() -> Any:
     """
     from transformers import CLIPTokenizer
 
-    words = {word for text in (*phrases(), *NUMBERS, *COLOURS) for word in re.findall(r"[a-z]+|[^a-z\s]", text)}
-    words |= {form for noun in NOUNS for form in (noun, plural(noun))}
-    words |= {"the", "a", "all", "and", "everything", "small", "big"}
+    words = all_words()
     letters, merges = byte_characters(), _merges(words)
     tokens = [
         *letters,

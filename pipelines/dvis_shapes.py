@@ -1,0 +1,275 @@
+"""A small DVIS++ for moving shapes, trained on a CPU from nothing, so that its frozen tracks mean something.
+
+`python -m pipelines.dvis_shapes --out out/dvis_shapes`. As in the paper (Zhang et al., "DVIS++", 2023, section 3) the parts are
+trained one after the other: first Mask2Former on single frames; then, on its frozen output, the embedding for re-identification by a
+contrastive loss between the frames of a clip, the referring tracker, and the temporal refiner. Instance masks, tracks and classes of
+moving shapes are exact. Unlike in the paper the last three are trained in one run, the tracker without noise, and matched with the
+objects over the clip. Letters: B clips, T frames, N queries, A objects, h w cells, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.shapes_segmenter import (
+    CHANNELS,
+    CLASS_WEIGHT,
+    CLASSES,
+    MASK_WEIGHT,
+    ShapesVideo,
+    class_loss,
+    draw_video,
+    make_segmenter,
+    matched,
+    mirrored,
+)  # fmt: skip
+from rvos_cache.cli import run_command
+from rvos_cache.shapes.scene import SIZE
+from rvos_cache.system.files import new_folder
+from rvos_cache.system.progress import Progress
+from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
+from rvos_cache.trackers.dvis.checkpoint import HEAD_FILE
+from rvos_cache.trackers.mask2former.geometry import square_geometry
+from rvos_cache.trackers.mask2former.layers import Mlp
+from rvos_cache.trackers.mask2former.segmenter import Segmenter
+from rvos_select.losses.matching import bce_costs, dice_costs
+
+SIDE = 128
+"""Pixels of both sides of the frames, which have about as many as those of 96x160."""
+GEOMETRY = square_geometry(SIZE, SIDE)
+FRAMES, STRIDE = 8, 4
+"""Frames of a step of the segmenter; every so many frames of a video are used for it."""
+DECODER_LAYERS, POINTS = 3, 512
+"""Of the segmenter: one layer and half of the points of VITA's, which saves a third of the time."""
+LAYERS, HIDDEN = 2, 256
+"""Of the tracker and the refiner."""
+CLIPS, CLIP = 4, 16
+"""Clips of a step of the tracker, and their successive frames."""
+SCALE = 0.1
+"""Temperature of the contrastive loss."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What the frozen segmenter says of a video, and the truth in its terms.
+
+    q: (T, N, C), before the last LayerNorm; features: float16 (T, h, w, C); shares: float16 (A, T, h, w), of each cell that an
+    object covers; owners: int64 (T, N), the object that a query has, -1 for none; labels: (A,).
+    """
+
+    q: Tensor
+    features: Tensor
+    shares: Tensor
+    owners: Tensor
+    labels: Tensor
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/dvis_shapes"), show_default=True)
+@click.option("--videos", default=600, show_default=True)
+@click.option("--steps", default=4000, show_default=True, help="Of the segmenter.")
+@click.option("--track-videos", default=240, show_default=True, help="Those of --videos that the tracker is trained on.")
+@click.option("--track-steps", default=1500, show_default=True, help="Of re-identification, tracker and refiner.")
+@click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
+def dvis_shapes(out: Path, videos: int, steps: int, track_videos: int, track_steps: int, seed: int) -> None:
+    """Train and write the checkpoint that `--tracker dvis --set checkpoint=OUT` takes."""
+    train_dvis(out, videos, steps, track_videos, track_steps, seed)
+    click.echo(f"checkpoint: {out}")
+
+
+def train_dvis(out: Path, videos: int, steps: int, track_videos: int, track_steps: int, seed: int) -> Path:
+    """The folder of the trained checkpoint; one that is there is left as it is, and so is its trained segmenter beside it."""
+    from safetensors.torch import save_file
+
+    if (out / HEAD_FILE).exists():
+        return out
+    first = train_segmenter(out.with_name(f"{out.name}.segmenter"), videos, steps, seed)
+    segmenter = Segmenter(str(first), "Mask2Former checkpoint")
+    head = train_head(segmenter, [track_segments(segmenter, draw_video(seed, i)) for i in range(track_videos)], track_steps, seed)
+    with new_folder(out) as folder:
+        segmenter.model.save_pretrained(folder)
+        save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, folder / HEAD_FILE, {"format": "pt"})
+    return out
+
+
+# Mask2Former on single frames.
+
+
+def train_segmenter(out: Path, videos: int, steps: int, seed: int, rate: float = 8e-4) -> Path:
+    """The folder of a Mask2Former trained on single frames by its own loss; one that is there is left as it is."""
+    if out.exists():
+        return out
+    torch.manual_seed(seed)
+    model = make_segmenter(DECODER_LAYERS, POINTS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    frames = _frames(_every(videos, seed), seed)
+
+    def loss() -> Tensor:
+        images, masks, labels = next(frames)
+        value: Tensor = model(images, mask_labels=masks, class_labels=labels).loss
+        return value
+
+    _optimize(loss, optimizer, steps, rate, "segmenter")
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+    return out
+
+
+def _every(videos: int, seed: int) -> list[tuple[Any, Any, Tensor]]:
+    """(frame, masks (A, H, W), labels) of every STRIDE-th frame."""
+    out = []
+    for index in range(videos):
+        video = draw_video(seed, index)
+        out += [(video.frames[t], video.masks[:, t].copy(), video.labels) for t in range(0, len(video.frames), STRIDE)]
+    return out
+
+
+def _frames(pool: Sequence[tuple[Any, Any, Tensor]], seed: int) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+    """Images (FRAMES, 3, SIDE, SIDE) of random frames, half of them mirrored, and what each shows."""
+    rng = np.random.default_rng(seed)
+    while True:
+        images, masks, labels = [], [], []
+        for i in rng.integers(len(pool), size=FRAMES):
+            frame, truth, own = pool[i]
+            flip = rng.random() < 0.5
+            shown = truth.any((1, 2))
+            images.append(GEOMETRY.image(mirrored(frame, flip)))
+            masks.append(torch.from_numpy(mirrored(truth[shown][..., None], flip)[..., 0]).float())
+            labels.append(own[torch.from_numpy(shown)])
+        yield torch.stack(images), masks, labels
+
+
+def _optimize(loss: Any, optimizer: torch.optim.Optimizer, steps: int, rate: float, name: str) -> None:
+    """`steps` steps of the loss that `loss()` gives; the rate rises for a twentieth of them, then falls to nothing."""
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+    parameters, mean = [p for group in optimizer.param_groups for p in group["params"]], 0.0
+    with Progress(name, steps, unit="steps") as bar:
+        for step in range(steps):
+            value = loss()
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            mean += (value.item() - mean) / min(step + 1, 100)
+            bar.advance(title=f"loss {mean:.2f}")
+
+
+# Re-identification, tracker and refiner on what the frozen segmenter says.
+
+
+class Trained(nn.Module):
+    """The head, and the mask head of its tracker, which only training reads."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        width = 2 * CHANNELS
+        tracker = ReferringTracker(width, HIDDEN, LAYERS, len(CLASSES))
+        self.head = DvisHead(ReidQueries(CHANNELS), tracker, TemporalRefiner(width, HIDDEN, LAYERS, len(CLASSES), CHANNELS))
+        self.mask_embed = Mlp(width, CHANNELS)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith("in_proj_bias"):
+                nn.init.zeros_(parameter)
+        norm = segmenter.model.model.transformer_module.decoder.layernorm
+        self.head.reid.decoder_norm.load_state_dict(norm.state_dict())
+        self.head.reid.decoder_norm.requires_grad_(False)
+
+    def loss(self, clips: Sequence[Tracked]) -> Tensor:
+        """The three losses of clips of equal length."""
+        queries, raw = self.head.reid(torch.stack([clip.q for clip in clips]))
+        contrastive = contrastive_loss(queries, torch.stack([clip.owners for clip in clips]))
+        # Embeddings are learned by the contrastive loss alone, as in DVIS++, whose tracker is trained on a frozen segmenter.
+        queries, raw = queries.detach(), raw.detach()
+        tracked = self.head.tracker(queries, raw)
+        refined = self.head.refiner(tracked.embeds.detach(), raw)
+        embeds = self.mask_embed(self.head.tracker.decoder_norm(tracked.embeds))
+        total = contrastive
+        for b, clip in enumerate(clips):
+            total = total + clip_loss(tracked.logits[b].mean(0), embeds[b], clip) / len(clips)
+            total = total + clip_loss(refined.logits[b], refined.mask_embed[b], clip) / len(clips)
+        return total
+
+
+@torch.inference_mode()
+def track_segments(segmenter: Segmenter, video: ShapesVideo) -> Tracked:
+    """What the segmenter says of a video; its queries are matched with the objects of their frame by the costs of its training."""
+    images = torch.stack([GEOMETRY.image(frame) for frame in video.frames])
+    parts = [segmenter.segment(part) for part in images.split(FRAMES)]
+    q = torch.cat([part.q for part in parts])
+    features = torch.cat([part.mask_features for part in parts]).permute(0, 2, 3, 1)
+    normed = segmenter.norm(q)
+    logits = torch.einsum("tnc,thwc->tnhw", segmenter.mask_embed(normed), features).flatten(2)
+    classes = segmenter.class_logits(normed)
+    shares = torch.stack([GEOMETRY.shares(torch.from_numpy(masks)) for masks in video.masks])
+    owners = torch.full(q.shape[:2], -1)
+    for t in range(len(q)):
+        truth = shares[:, t].flatten(1)
+        shown = (truth.sum(1) > 1).nonzero()[:, 0]
+        bce, dice = bce_costs(logits[t], truth[shown]), dice_costs(logits[t], truth[shown])
+        rows, columns = matched(classes[t], video.labels[shown], bce, dice)
+        owners[t, rows] = shown[columns]
+    return Tracked(q.clone(), features.half().clone(), shares.half(), owners, video.labels)
+
+
+def train_head(segmenter: Segmenter, videos: Sequence[Tracked], steps: int, seed: int, rate: float = 5e-4) -> DvisHead:
+    """The head, trained on random clips."""
+    torch.manual_seed(seed)
+    model = Trained(segmenter)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.01)
+    rng = np.random.default_rng(seed)
+
+    def loss() -> Tensor:
+        return model.loss([_clip(videos[i], rng) for i in rng.integers(len(videos), size=CLIPS)])
+
+    _optimize(loss, optimizer, steps, rate, "tracker")
+    return model.head.eval()
+
+
+def _clip(video: Tracked, rng: np.random.Generator) -> Tracked:
+    """CLIP successive frames, forwards or backwards."""
+    start = int(rng.integers(len(video.q) - CLIP + 1))
+    times = torch.arange(start, start + CLIP)
+    times = times.flip(0) if rng.random() < 0.5 else times
+    return Tracked(video.q[times], video.features[times], video.shares[:, times], video.owners[times], video.labels)
+
+
+def clip_loss(logits: Tensor, embeds: Tensor, clip: Tracked) -> Tensor:
+    """Class, BCE and Dice losses of tracks, with class logits (N, K + 1) and mask embeddings (T, N, C), after one-to-one matching with
+    the objects over all frames by the same costs. Masks are compared in all cells."""
+    features, truth = clip.features.float(), clip.shares.float().flatten(1)
+    shown = truth.sum(1) > 1
+    truth, labels = truth[shown], clip.labels[shown]
+    masks = torch.einsum("tnc,thwc->nthw", embeds, features).flatten(1)
+    with torch.no_grad():
+        rows, columns = matched(logits, labels, bce_costs(masks, truth), dice_costs(masks, truth))
+    pairs, own = masks[rows], truth[columns]
+    p = pairs.sigmoid()
+    dice = 1 - (2 * (p * own).sum(1) + 1) / (p.sum(1) + own.sum(1) + 1)
+    # Objects cover few cells, so their mean over all cells would hardly count.
+    bce = F.binary_cross_entropy_with_logits(pairs, own, reduction="none").mean(1) / (4 * own.mean(1))
+    return CLASS_WEIGHT * class_loss(logits, rows, labels[columns]) + MASK_WEIGHT * (bce.mean() + dice.mean())
+
+
+def contrastive_loss(queries: Tensor, owners: Tensor) -> Tensor:
+    """Cross-entropy of which query of the next frame has the same object: queries (B, T, N, 2C), owners (B, T, N)."""
+    embeds = F.normalize(queries, dim=-1)
+    cosines = embeds[:, :-1] @ embeds[:, 1:].transpose(2, 3) / SCALE
+    same = (owners[:, :-1, :, None] == owners[:, 1:, None]) & (owners[:, :-1, :, None] >= 0)
+    rows = same.any(-1)
+    losses = F.cross_entropy(cosines[rows], same[rows].int().argmax(-1), reduction="sum")
+    return losses / rows.sum().clamp(min=1)
+
+
+if __name__ == "__main__":
+    run_command(dvis_shapes)
