@@ -2,9 +2,16 @@
 
 `python -m pipelines.dvis_shapes --out out/dvis_shapes`. As in the paper (Zhang et al., "DVIS++", 2023, section 3) the parts are
 trained one after the other: first Mask2Former on single frames; then, on its frozen output, the embedding for re-identification by a
-contrastive loss between the frames of a clip, the referring tracker, and the temporal refiner. Instance masks, tracks and classes of
-moving shapes are exact. Unlike in the paper the last three are trained in one run, the tracker without noise, and matched with the
-objects over the clip. Letters: B clips, T frames, N queries, A objects, h w cells, C channels.
+contrastive loss between the frames of a clip, the referring tracker, and the temporal refiner. The last three are trained in one run,
+the tracker without noise, and matched with the objects over the clip. Instance masks, tracks and classes of moving shapes are exact.
+
+Two losses are added that large models do without. In the place of the weights of COCO that Mask2Former starts from, its backbone and
+pixel decoder first learn to tell colour and shape of the object in each cell: else its queries find objects but do not learn in some
+thousand steps what these look like. And heads that training alone reads tell the place and the size of the object from each query
+and each track, as the box losses of DETR do: else two equal objects are told apart in ways from which no linear layer reads where
+they are, and no selector reads motion.
+
+Letters: B clips, T frames, N queries, A objects, h w cells, C channels.
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ from pipelines.shapes_segmenter import (
     mirrored,
 )  # fmt: skip
 from rvos_cache.cli import run_command
-from rvos_cache.shapes.scene import SIZE
+from rvos_cache.shapes.scene import COLOURS, SHAPES, SIZE
 from rvos_cache.system.files import new_folder
 from rvos_cache.system.progress import Progress
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
@@ -50,6 +57,8 @@ FRAMES, STRIDE = 8, 4
 """Frames of a step of the segmenter; every so many frames of a video are used for it."""
 DECODER_LAYERS, POINTS = 3, 512
 """Of the segmenter: one layer and half of the points of VITA's, which saves a third of the time."""
+COVERED, PRETRAINING_RATE = 0.35, 2e-3
+COUNTS = (len(COLOURS), len(SHAPES))
 LAYERS, HIDDEN = 2, 256
 """Of the tracker and the refiner."""
 CLIPS, CLIP = 4, 16
@@ -104,24 +113,68 @@ def train_dvis(out: Path, videos: int, steps: int, track_videos: int, track_step
 # Mask2Former on single frames.
 
 
-def train_segmenter(out: Path, videos: int, steps: int, seed: int, rate: float = 8e-4) -> Path:
-    """The folder of a Mask2Former trained on single frames by its own loss; one that is there is left as it is."""
+def train_segmenter(out: Path, videos: int, steps: int, seed: int, rate: float = 8e-4, pretraining: int | None = None) -> Path:
+    """The folder of a Mask2Former trained on single frames by its own loss; one that is there is left as it is.
+
+    pretraining: steps before, by default an eighth of `steps`.
+    """
     if out.exists():
         return out
     torch.manual_seed(seed)
-    model = make_segmenter(DECODER_LAYERS, POINTS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    model, place = make_segmenter(DECODER_LAYERS, POINTS), nn.Linear(CHANNELS, 3)
+    optimizer = torch.optim.AdamW([*model.parameters(), *place.parameters()], lr=rate, weight_decay=0.01)
     frames = _frames(_every(videos, seed), seed)
 
     def loss() -> Tensor:
         images, masks, labels = next(frames)
-        value: Tensor = model(images, mask_labels=masks, class_labels=labels).loss
-        return value
+        output = model(images, mask_labels=masks, class_labels=labels)
+        normed = model.model.transformer_module.decoder.layernorm(output.transformer_decoder_last_hidden_state)
+        logits = zip(output.masks_queries_logits.detach().flatten(2), output.class_queries_logits.detach(), place(normed))
+        placed = [_frame_place_loss(*own, masks[b], labels[b]) for b, own in enumerate(logits)]
+        total: Tensor = output.loss + MASK_WEIGHT * torch.stack(placed).mean()
+        return total
 
+    pretrain(model.model.pixel_level_module, frames, max(1, steps // 8) if pretraining is None else pretraining)
     _optimize(loss, optimizer, steps, rate, "segmenter")
     with new_folder(out) as folder:
         model.save_pretrained(folder)
     return out
+
+
+def pretrain(pixels: nn.Module, frames: Iterator[tuple[Tensor, list[Tensor], list[Tensor]]], steps: int) -> None:
+    """Train backbone and pixel decoder to tell colour and shape of the object in each cell of all four maps."""
+    heads = nn.ModuleList(nn.Linear(CHANNELS, sum(COUNTS)) for _ in range(4))
+    optimizer = torch.optim.AdamW([*pixels.parameters(), *heads.parameters()], lr=PRETRAINING_RATE, weight_decay=0.01)
+
+    def loss() -> Tensor:
+        images, masks, labels = next(frames)
+        output = pixels(images)
+        total = images.new_zeros(())
+        for head, maps in zip(heads, (output.decoder_last_hidden_state, *output.decoder_hidden_states)):
+            classes = cell_labels(masks, labels, SIDE // maps.shape[-1])
+            logits = head(maps.permute(0, 2, 3, 1)[classes >= 0]).split(COUNTS, -1)
+            for own, truth in zip(logits, (classes[classes >= 0] // len(SHAPES), classes[classes >= 0] % len(SHAPES))):
+                total = total + F.cross_entropy(own, truth, reduction="sum") / max(len(truth), 1)
+        return total
+
+    _optimize(loss, optimizer, steps, PRETRAINING_RATE, "pixel decoder")
+
+
+def _frame_place_loss(mask_logits: Tensor, logits: Tensor, places: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
+    """The place loss of a frame's queries. mask_logits: (N, cells); logits: (N, K + 1); places: (N, 3); masks: (A, H, W)."""
+    shares = GEOMETRY.shares(masks)
+    truth = shares.flatten(1)
+    rows, columns = matched(logits, labels, bce_costs(mask_logits, truth), dice_costs(mask_logits, truth))
+    return place_loss(places[rows][:, None], shares[columns][:, None])
+
+
+def cell_labels(masks: Sequence[Tensor], labels: Sequence[Tensor], stride: int) -> Tensor:
+    """The class of the object that covers most of each cell, and COVERED of it at least, int64 (frames, h, w); -1 where none does."""
+    out = []
+    for own, classes in zip(masks, labels):
+        shares, which = F.pad(GEOMETRY.shares(own, stride), (0, 0, 0, 0, 0, 1)).max(0)
+        out.append(torch.where(shares >= COVERED, F.pad(classes, (0, 1))[which], -1))
+    return torch.stack(out)
 
 
 def _every(videos: int, seed: int) -> list[tuple[Any, Any, Tensor]]:
@@ -168,7 +221,7 @@ def _optimize(loss: Any, optimizer: torch.optim.Optimizer, steps: int, rate: flo
 
 
 class Trained(nn.Module):
-    """The head, and the mask head of its tracker, which only training reads."""
+    """The head; and the mask head of its tracker and the heads that tell where a track is, which only training reads."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
@@ -176,6 +229,7 @@ class Trained(nn.Module):
         tracker = ReferringTracker(width, HIDDEN, LAYERS, len(CLASSES))
         self.head = DvisHead(ReidQueries(CHANNELS), tracker, TemporalRefiner(width, HIDDEN, LAYERS, len(CLASSES), CHANNELS))
         self.mask_embed = Mlp(width, CHANNELS)
+        self.tracked_place, self.refined_place = nn.Linear(width, 3), nn.Linear(width, 3)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -193,11 +247,13 @@ class Trained(nn.Module):
         queries, raw = queries.detach(), raw.detach()
         tracked = self.head.tracker(queries, raw)
         refined = self.head.refiner(tracked.embeds.detach(), raw)
-        embeds = self.mask_embed(self.head.tracker.decoder_norm(tracked.embeds))
+        normed = self.head.tracker.decoder_norm(tracked.embeds)
+        embeds, places = self.mask_embed(normed), self.tracked_place(normed)
+        refined_places = self.refined_place(refined.embeds)
         total = contrastive
         for b, clip in enumerate(clips):
-            total = total + clip_loss(tracked.logits[b].mean(0), embeds[b], clip) / len(clips)
-            total = total + clip_loss(refined.logits[b], refined.mask_embed[b], clip) / len(clips)
+            total = total + clip_loss(tracked.logits[b].mean(0), embeds[b], places[b], clip) / len(clips)
+            total = total + clip_loss(refined.logits[b], refined.mask_embed[b], refined_places[b], clip) / len(clips)
         return total
 
 
@@ -244,10 +300,11 @@ def _clip(video: Tracked, rng: np.random.Generator) -> Tracked:
     return Tracked(video.q[times], video.features[times], video.shares[:, times], video.owners[times], video.labels)
 
 
-def clip_loss(logits: Tensor, embeds: Tensor, clip: Tracked) -> Tensor:
-    """Class, BCE and Dice losses of tracks, with class logits (N, K + 1) and mask embeddings (T, N, C), after one-to-one matching with
-    the objects over all frames by the same costs. Masks are compared in all cells."""
-    features, truth = clip.features.float(), clip.shares.float().flatten(1)
+def clip_loss(logits: Tensor, embeds: Tensor, places: Tensor, clip: Tracked) -> Tensor:
+    """Class, BCE, Dice and place losses of tracks, after one-to-one matching with the objects over all frames by the costs of the first
+    three. logits: (N, K + 1); embeds: (T, N, C), mask embeddings, whose masks are compared in all cells; places: (T, N, 3)."""
+    features, shares = clip.features.float(), clip.shares.float()
+    truth = shares.flatten(1)
     shown = truth.sum(1) > 1
     truth, labels = truth[shown], clip.labels[shown]
     masks = torch.einsum("tnc,thwc->nthw", embeds, features).flatten(1)
@@ -258,7 +315,26 @@ def clip_loss(logits: Tensor, embeds: Tensor, clip: Tracked) -> Tensor:
     dice = 1 - (2 * (p * own).sum(1) + 1) / (p.sum(1) + own.sum(1) + 1)
     # Objects cover few cells, so their mean over all cells would hardly count.
     bce = F.binary_cross_entropy_with_logits(pairs, own, reduction="none").mean(1) / (4 * own.mean(1))
-    return CLASS_WEIGHT * class_loss(logits, rows, labels[columns]) + MASK_WEIGHT * (bce.mean() + dice.mean())
+    distance = place_loss(places[:, rows].transpose(0, 1), shares[shown][columns])
+    return CLASS_WEIGHT * class_loss(logits, rows, labels[columns]) + MASK_WEIGHT * (bce.mean() + dice.mean() + distance)
+
+
+def place_loss(places: Tensor, shares: Tensor) -> Tensor:
+    """Mean distance of places (A, T, 3) from those of shares (A, T, h, w), in the frames that show the object; 0 if none does."""
+    where, visible = places_of(shares)
+    total: Tensor = (places - where).abs().mean(-1)[visible].sum() / visible.sum().clamp(min=1)
+    return total
+
+
+def places_of(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre x and y and size of objects, float (A, T, 3), in which the frame is 2 long, high and wide, and its middle 0; and in which
+    frames an object is visible, bool (A, T). shares: (A, T, h, w)."""
+    h, w = shares.shape[2:]
+    area = shares.sum((2, 3))
+    x, y = (torch.linspace(-1 + 1 / n, 1 - 1 / n, n) for n in (w, h))
+    inside = area.clamp(min=1e-6)
+    centre_x, centre_y = (shares.sum(2) @ x) / inside, (shares.sum(3) @ y) / inside
+    return torch.stack([centre_x, centre_y, 2 * (area / (h * w)).sqrt()], -1), area > 1
 
 
 def contrastive_loss(queries: Tensor, owners: Tensor) -> Tensor:

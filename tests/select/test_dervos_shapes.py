@@ -34,14 +34,34 @@ def test_a_perfect_track_has_the_least_loss() -> None:
     logits = torch.zeros(4, len(CLASSES) + 1)
     logits[:, -1] = 20.0
     logits[2, [4, -1]], logits[1, [9, -1]] = torch.tensor([20.0, 0]), torch.tensor([20.0, 0])
-    assert dvis_shapes.clip_loss(logits, right, clip) < 0.01
+    places = torch.zeros(3, 4, 3)
+    places[:, 2], places[:, 1] = torch.tensor([-0.625, -0.625, 0.75]), torch.tensor([0.625, 0.625, 0.75])
+    assert dvis_shapes.clip_loss(logits, right, places, clip) < 0.01
+    assert dvis_shapes.clip_loss(logits, right, places.roll(1, 1), clip) > 2
     # One object in half of the frames, the other in the rest: no track.
     broken = right.clone()
     broken[2:, [1, 2]] = right[2:, [2, 1]]
-    assert dvis_shapes.clip_loss(logits, broken, clip) > 5
+    assert dvis_shapes.clip_loss(logits, broken, places, clip) > 5
     other = logits.clone()
     other[[1, 2]] = logits[[2, 1]]
-    assert dvis_shapes.clip_loss(other, right, clip) > 5
+    assert dvis_shapes.clip_loss(other, right, places, clip) > 5
+
+
+def test_places_by_hand() -> None:
+    shares = torch.zeros(1, 2, 4, 8)
+    shares[0, 0, 2:, :4] = 1  # the lower left quarter
+    where, visible = dvis_shapes.places_of(shares)
+    assert torch.allclose(where[0, 0], torch.tensor([-0.5, 0.5, 1.0])) and visible.tolist() == [[True, False]]
+    assert dvis_shapes.place_loss(where + 0.5, shares) == pytest.approx(0.5)
+    assert dvis_shapes.place_loss(where, 0 * shares) == 0
+
+
+def test_the_class_of_a_cell_is_that_of_its_largest_object() -> None:
+    masks = torch.zeros(2, 96, 160)
+    masks[0, :12, :20], masks[1, :24, 40:60], masks[1, 12:24, 20:24] = 1, 1, 1
+    labels = dvis_shapes.cell_labels([masks, masks[:0]], [torch.tensor([7, 3]), torch.tensor([], dtype=torch.long)], 16)
+    assert labels.shape == (2, 8, 8) and (labels[1] == -1).all()
+    assert labels[0, 0, 0] == 7 and (labels[0, :2, 2] == 3).all() and (labels[0] >= 0).sum() == 3
 
 
 def test_the_class_loss_by_hand() -> None:
