@@ -58,6 +58,7 @@ RUN_BY: dict[str, str] = {
     "rvos-select train": "test_end_to_end.py::work",
     "python -m pipelines.dervos_mevis": "select/test_dervos_pages.py",
     "python -m pipelines.dervos_single_object": "select/test_dervos_pages.py",
+    "python -m pipelines.dervos_shapes": "select/test_dervos_shapes.py",
     "python -m pipelines.dmvs_mevis": "select/test_dmvs_pages.py",
     "python -m pipelines.dmvs_shapes": "select/test_dmvs_pages.py",
     "python -m pipelines.dmvs_single_object": "select/test_dmvs_pages.py",

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from pipelines import beit3_shapes, dvis_shapes
+from pipelines.clip_shapes import Frame
 from pipelines.dervos_shapes import ROWS, dervos_shapes
-from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, class_loss, draw_video
+from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video
 from pipelines.shapes_words import Claim, Description, phrases
 from rvos_cache.shapes.language import NUMBERS
 from rvos_cache.shapes.scene import COLOURS, SHAPES
@@ -102,7 +103,7 @@ def test_shares_and_classes_of_patches() -> None:
     masks = np.zeros((3, 96, 160), bool)
     masks[0, :12, :20], masks[1, :24, 40:60], masks[2, 84:, 140:] = True, True, True
     things = (Description("red", "circle", "small"), Description("blue", "star", "big"), Description("red", "circle", ""))
-    frame = beit3_shapes.Frame(np.zeros((96, 160, 3), np.uint8), masks, things)
+    frame = Frame(np.zeros((96, 160, 3), np.uint8), masks, things)
     truth, counted, classes = beit3_shapes._targets(frame, Claim("", "red", "", "small"))
     grid = truth.reshape(8, 8)
     assert grid[0, 0] == pytest.approx(1) and grid.sum() == pytest.approx(1)
@@ -118,7 +119,7 @@ def test_segments_belong_to_their_objects() -> None:
     class Exact:
         """A segmenter whose query n has the mask of object n + 1, from mask features that are the objects' masks."""
 
-        def __init__(self, video: dvis_shapes.ShapesVideo) -> None:
+        def __init__(self, video: ShapesVideo) -> None:
             self.maps = torch.stack([dvis_shapes.GEOMETRY.shares(torch.from_numpy(m)) for m in video.masks], 1)
             self.labels, self.done = video.labels, 0
 
