@@ -1,4 +1,4 @@
-"""The language of moving shapes for a small CLIP: its tokenizer, and static sentences that are true of an object."""
+"""The language of moving shapes for a small CLIP and a small BEiT-3: words, and static sentences that are true of an object."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def phrases() -> Iterator[str]:
             yield from wording
 
 
-def _words() -> set[str]:
-    """Return the words and the punctuation marks of the language."""
+def all_words() -> set[str]:
+    """Return every word of the language, and its marks."""
     words = {word for text in (*phrases(), *NUMBERS, *COLOURS) for word in re.findall(r"[a-z]+|[^a-z\s]", text)}
     words |= {form for noun in NOUNS for form in (noun, plural(noun))}
     return words | {"the", "a", "all", "and", "everything", "small", "big"}
@@ -104,7 +104,8 @@ def make_tokenizer() -> Any:
     """
     from transformers import CLIPTokenizer
 
-    letters, merges = byte_characters(), _merges(_words())
+    words = all_words()
+    letters, merges = byte_characters(), _merges(words)
     tokens = [
         *letters,
         *(letter + END_OF_WORD for letter in letters),
@@ -143,7 +144,7 @@ def make_wordpiece() -> Any:
 
     vocabulary = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    pieces = dict.fromkeys([*sorted(_words()), *letters, *(f"##{letter}" for letter in letters)])
+    pieces = dict.fromkeys([*sorted(all_words()), *letters, *(f"##{letter}" for letter in letters)])
     taken = set(vocabulary.values())
     free = (number for number in range(max(taken)) if number not in taken)
     vocabulary.update(zip(pieces, free))

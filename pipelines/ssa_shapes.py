@@ -6,13 +6,12 @@ training, the mean-cosine baseline, all tracks and the tracks' oracle, by what a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pipelines.clip_shapes import SHORT, train_clip
+from pipelines.shapes_scores import show_kinds
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.exchange.pool_clip import pool_clip
 from rvos_cache.extraction import extract_all
@@ -29,8 +28,6 @@ from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 TRAIN, VALID = "train", "valid_u"
-KINDS = {"static": "appearance", "mixed": "appearance and motion", "motion": "motion alone", "none": "no target"}
-"""Kind of a sentence -> what it needs; the kinds of `rvos_cache.shapes.language.Sentence`."""
 BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
 """Settings of mean cosine that replace those of SSA; it reads the tracker's tokens, not CLIP's."""
 ZERO_SHOT = {"clip-zero-shot": "softmax", "clip-zero-shot-several": "sigmoid"}
@@ -94,23 +91,6 @@ def ssa_shapes(
         {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()} | {"kinds": kinds},
     )
     click.echo(f"page: {index}")
-
-
-def show_kinds(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Print J&F in percent by what a sentence needs; return title -> kind -> J&F, in fractions of 1."""
-    from rich.console import Console
-    from rich.table import Table
-
-    first = next(iter(scores.values()))["kinds"]
-    kinds = [kind for kind in KINDS if kind in first]
-    table = Table("J&F of", *(f"{KINDS[kind]} ({first[kind]['count']})" for kind in kinds))
-    table.columns[0].no_wrap = True
-    out = {}
-    for name, row in scores.items():
-        out[name] = {kind: float(row["kinds"][kind]["jf"]) for kind in kinds}
-        table.add_row(name, *(f"{100 * value:.1f}" for value in out[name].values()))
-    Console().print(table)
-    return out
 
 
 if __name__ == "__main__":

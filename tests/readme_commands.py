@@ -65,6 +65,7 @@ RUN_BY: dict[str, str] = {
     "python -m pipelines.dervos_mevis": "select/test_dervos_pages.py",
     "python -m pipelines.dervos_refiner": "select/test_dervos_refiner_run.py::test_the_page",
     "python -m pipelines.dervos_single_object": "select/test_dervos_pages.py",
+    "python -m pipelines.dervos_shapes": "select/test_dervos_shapes.py",
     "python -m pipelines.dmvs_mevis": "select/test_dmvs_pages.py",
     "python -m pipelines.dmvs_shapes": "select/test_dmvs_pages.py",
     "python -m pipelines.dmvs_single_object": "select/test_dmvs_pages.py",

@@ -12,8 +12,6 @@ import dmvs_memory
 import numpy as np
 import torch
 from host_reads import HostReads
-from rvos_select.selectors.dmvs_config import DmvsConfig
-from rvos_select.selectors.dmvs_vita import HEAD_NAME, VitaInput
 from torch import nn
 
 from rvos_cache.plugins import describe_error
@@ -23,6 +21,8 @@ from rvos_cache.types import Expression, Words
 from rvos_select.data.micro_batches import by_step
 from rvos_select.data.samples import VideoSample
 from rvos_select.selectors.dmvs import Dmvs
+from rvos_select.selectors.dmvs.config import DmvsConfig
+from rvos_select.selectors.dmvs.vita import HEAD_NAME, VitaInput
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import Run

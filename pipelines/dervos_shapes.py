@@ -1,0 +1,130 @@
+"""DeRVOS on moving shapes with a DVIS++ and a BEiT-3 trained on them: every step of the two stages on one page, on a CPU.
+
+`python -m pipelines.dervos_shapes --out out/dervos_shapes`. It compares the full DeRVOS, two of its ablations, the mean-cosine
+baseline on the same tokens, all of DVIS++'s tracks, and their oracle, by what a sentence needs. Completed steps are skipped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.beit3_shapes import train_beit3
+from pipelines.dvis_shapes import SIDE, train_dvis
+from pipelines.shapes_scores import show_kinds
+from rvos_cache.cli import Resumable, run_command
+from rvos_cache.extraction import extract_all
+from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.shapes import write_shapes
+from rvos_cache.store import text_path, tracks_path
+from rvos_cache.system.files import write_json
+from rvos_select.cli.tables import show_scores
+from rvos_select.evaluation import evaluate_selections
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.inference.predict import predict, select_all
+from rvos_select.reporting import report
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
+
+TRAIN, VALID = "train", "valid_u"
+TRACKER = {"side": SIDE, "pool": SIDE // 16, "max_tracks": 12}
+"""The pooled mask features have as many cells as BEiT-3 has patches."""
+FRAMES = {"square": SIDE, "resample": "bicubic"}
+ROWS: dict[str, dict[str, Any]] = {
+    "dervos": {},
+    "words": {"config": {"understanding": "words"}},
+    "cfma": {"config": {"mgis": False}},
+}
+"""Row -> its settings: the full model, the words of BEiT-3 without frames (as the row MU=BERT), and without motion guidance."""
+BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
+"""Settings of mean cosine that replace those of DeRVOS."""
+
+
+@click.command(cls=Resumable)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_shapes"), show_default=True)
+@click.option("--dvis", type=click.Path(path_type=Path), help="A folder of pipelines.dvis_shapes.  [default: train one]")
+@click.option("--dvis-videos", default=600, show_default=True)
+@click.option("--dvis-steps", default=4000, show_default=True, help="Of its segmenter.")
+@click.option("--track-videos", default=240, show_default=True, help="Those of --dvis-videos that its tracker is trained on.")
+@click.option("--track-steps", default=1500, show_default=True)
+@click.option("--beit3", type=click.Path(path_type=Path), help="A folder of pipelines.beit3_shapes.  [default: train one]")
+@click.option("--beit3-videos", default=600, show_default=True)
+@click.option("--beit3-steps", default=1500, show_default=True)
+@click.option("--videos", default=400, show_default=True, help="One fifth of them is held out.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="K=V",
+    help="A setting of DeRVOS that replaces that of dervos_shapes.toml; may repeat.",
+)
+def dervos_shapes(
+    out: Path,
+    dvis: Path | None,
+    dvis_videos: int,
+    dvis_steps: int,
+    track_videos: int,
+    track_steps: int,
+    beit3: Path | None,
+    beit3_videos: int,
+    beit3_steps: int,
+    videos: int,
+    jobs: int,
+    settings: tuple[str, ...],
+) -> None:
+    """From frames to J&F on held-out videos."""
+    root, caches = out / "data", out / "cache"
+    if not (root / "valid_p/meta_expressions.json").exists():  # written last
+        write_shapes(root, videos, 7, jobs=jobs)
+    dvis = dvis or train_dvis(out / "dvis", dvis_videos, dvis_steps, track_videos, track_steps, 11)
+    beit3 = beit3 or train_beit3(out / "beit3", beit3_videos, beit3_steps, 1e-3, 11)
+    extract_all(
+        "mevis",
+        root,
+        splits=(TRAIN, VALID),
+        tracker="dvis",
+        encoder="beit3",
+        out=caches,
+        overrides={"checkpoint": str(dvis), **TRACKER},
+        text_overrides={"checkpoint": str(beit3)},
+        also={"frames": FRAMES},
+        jobs=jobs,
+    )
+    tracks = {split: [tracks_path(caches, split, name) for name in ("dvis", "frames")] for split in (TRAIN, VALID)}
+    texts = {split: [text_path(caches, split, "beit3")] for split in (TRAIN, VALID)}
+
+    page = Path(__file__).with_suffix(".toml")
+    values = merge(read_toml(page), parse_overrides(settings))
+    runs = {**{name: merge(values, own) for name, own in ROWS.items()}, "mean_cosine": {**values, **BASELINE}}
+    selections = {name: out / f"selections/{name}.zarr" for name in (*runs, "all_tracks")}
+    for name, own in runs.items():
+        run = out / "runs" / name
+        train(
+            tracks[TRAIN],
+            texts[TRAIN],
+            valid_tracks=tracks[VALID],
+            valid_texts=texts[VALID],
+            settings=build(TrainSettings, own, str(page)),
+            out=run,
+            resume=run.exists(),
+        )
+        predict(run, tracks[VALID], texts[VALID], selections[name])
+    select_all(tracks[VALID], texts[VALID], selections["all_tracks"])
+
+    scores = {name: evaluate_selections(path, tracks[VALID], root=root) for name, path in selections.items()}
+    scores["oracle"] = oracle(tracks[VALID])
+    index = report(out / "runs/dervos", selections["dervos"], tracks[VALID], out / "report", root=root, rows=scores)
+    show_scores(scores, None, scores["dervos"])
+    kinds = show_kinds(scores)
+    write_json(
+        out / "metrics.json",
+        {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()} | {"kinds": kinds},
+    )
+    click.echo(f"page: {index}")
+
+
+if __name__ == "__main__":
+    run_command(dervos_shapes)

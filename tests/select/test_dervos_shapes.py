@@ -1,0 +1,169 @@
+"""The small DVIS++ and BEiT-3 of moving shapes: their losses, and that their folders are those of the converters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import beit3_shapes, dvis_shapes
+from pipelines.clip_shapes import Frame
+from pipelines.dervos_shapes import ROWS, dervos_shapes
+from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video
+from pipelines.shapes_words import Claim, Description, phrases
+from rvos_cache.shapes.language import NUMBERS
+from rvos_cache.shapes.scene import COLOURS, SHAPES
+from rvos_cache.store import read_card
+from rvos_cache.text.beit3 import Beit3Tokenizer
+from rvos_cache.text.beit3.tokenizer import UNKNOWN
+from rvos_cache.trackers.dvis.checkpoint import load_dvis
+from rvos_cache.trackers.mask2former.segmenter import SegmentedFrames
+
+
+def test_a_perfect_track_has_the_least_loss() -> None:
+    """Mask features that are the objects' shares themselves: embeddings of the right objects, and of exchanged ones."""
+    shares = torch.zeros(2, 3, 8, 8)
+    shares[0, :, :3, :3], shares[1, :, 5:, 5:] = 1, 1
+    features = torch.cat([shares.permute(1, 2, 3, 0), torch.ones(3, 8, 8, 1)], -1).half()
+    clip = dvis_shapes.Tracked(torch.zeros(3, 4, 1), features, shares.half(), torch.zeros(3, 4), torch.tensor([4, 9]))
+    right = torch.zeros(3, 4, 3)
+    right[:, 2], right[:, 1], right[..., 2] = torch.tensor([20.0, 0, 0]), torch.tensor([0, 20.0, 0]), -10.0
+    logits = torch.zeros(4, len(CLASSES) + 1)
+    logits[:, -1] = 20.0
+    logits[2, [4, -1]], logits[1, [9, -1]] = torch.tensor([20.0, 0]), torch.tensor([20.0, 0])
+    places = torch.zeros(3, 4, 3)
+    places[:, 2], places[:, 1] = torch.tensor([-0.625, -0.625, 0.75]), torch.tensor([0.625, 0.625, 0.75])
+    assert dvis_shapes.clip_loss(logits, right, places, clip) < 0.01
+    assert dvis_shapes.clip_loss(logits, right, places.roll(1, 1), clip) > 2
+    # One object in half of the frames, the other in the rest: no track.
+    broken = right.clone()
+    broken[2:, [1, 2]] = right[2:, [2, 1]]
+    assert dvis_shapes.clip_loss(logits, broken, places, clip) > 5
+    other = logits.clone()
+    other[[1, 2]] = logits[[2, 1]]
+    assert dvis_shapes.clip_loss(other, right, places, clip) > 5
+
+
+def test_places_by_hand() -> None:
+    shares = torch.zeros(1, 2, 4, 8)
+    shares[0, 0, 2:, :4] = 1  # the lower left quarter
+    where, visible = dvis_shapes.places_of(shares)
+    assert torch.allclose(where[0, 0], torch.tensor([-0.5, 0.5, 1.0])) and visible.tolist() == [[True, False]]
+    assert dvis_shapes.place_loss(where + 0.5, shares) == pytest.approx(0.5)
+    assert dvis_shapes.place_loss(where, 0 * shares) == 0
+
+
+def test_the_class_of_a_cell_is_that_of_its_largest_object() -> None:
+    masks = torch.zeros(2, 96, 160)
+    masks[0, :12, :20], masks[1, :24, 40:60], masks[1, 12:24, 20:24] = 1, 1, 1
+    labels = dvis_shapes.cell_labels([masks, masks[:0]], [torch.tensor([7, 3]), torch.tensor([], dtype=torch.long)], 16)
+    assert labels.shape == (2, 8, 8) and (labels[1] == -1).all()
+    assert labels[0, 0, 0] == 7 and (labels[0, :2, 2] == 3).all() and (labels[0] >= 0).sum() == 3
+
+
+def test_the_class_loss_by_hand() -> None:
+    logits = torch.zeros(3, len(CLASSES) + 1)
+    logits[0, 5] = 2.0
+    k = len(CLASSES)
+    own = torch.tensor(float(np.exp(2) + k)).log() - 2
+    nothing = torch.tensor(float(k + 1)).log()
+    expected = (own + 2 * 0.1 * nothing) / 1.2
+    assert torch.allclose(class_loss(logits, torch.tensor([0]), torch.tensor([5])), expected)
+
+
+def test_the_contrastive_loss_is_of_the_queries_with_an_object() -> None:
+    owners = torch.tensor([[[0, 1, -1], [1, -1, 0]]])
+    axes = torch.eye(4)
+    good = torch.stack([axes[[0, 1, 2]], axes[[1, 3, 0]]])[None]
+    bad = torch.stack([axes[[0, 1, 2]], axes[[0, 3, 1]]])[None]
+    first = -torch.log_softmax(torch.tensor([1.0, 0, 0]) / dvis_shapes.SCALE, 0)[0]
+    assert torch.allclose(dvis_shapes.contrastive_loss(good, owners), first)
+    assert dvis_shapes.contrastive_loss(bad, owners) > 5
+    assert dvis_shapes.contrastive_loss(good, torch.full((1, 2, 3), -1)) == 0
+
+
+def test_every_word_of_the_language_is_one_token_of_the_small_beit3(tmp_path: Path) -> None:
+    beit3_shapes.write_spm(tmp_path / "words.spm")
+    tokenizer = Beit3Tokenizer.from_spm(tmp_path / "words.spm")
+    texts = [*phrases(), *NUMBERS, *(f"the {c} {s}" for c in COLOURS for s in SHAPES), "all red crosses", "everything"]
+    for text, (ids, spans) in zip(texts, tokenizer(texts)):
+        assert UNKNOWN not in ids
+        words = text.replace(",", " ,").replace("-", " - ").split()
+        assert [text[a:b] for a, b in spans[1:-1]] == words
+    ((ids, _),) = tokenizer(["zebra"])
+    assert UNKNOWN not in ids and len(ids) > 5
+
+
+def test_shares_and_classes_of_patches() -> None:
+    """Two objects, of which the sentence is true of one; the third is undecided."""
+    masks = np.zeros((3, 96, 160), bool)
+    masks[0, :12, :20], masks[1, :24, 40:60], masks[2, 84:, 140:] = True, True, True
+    things = (Description("red", "circle", "small"), Description("blue", "star", "big"), Description("red", "circle", ""))
+    frame = Frame(np.zeros((96, 160, 3), np.uint8), masks, things)
+    truth, counted, classes = beit3_shapes._targets(frame, Claim("", "red", "", "small"))
+    grid = truth.reshape(8, 8)
+    assert grid[0, 0] == pytest.approx(1) and grid.sum() == pytest.approx(1)
+    assert not counted[-1] and counted.sum() == 63
+    colours, shapes = classes.reshape(2, 8, 8)
+    assert (colours[0, 0], shapes[0, 0]) == (list(COLOURS).index("red"), SHAPES.index("circle"))
+    assert (colours[:2, 2] == list(COLOURS).index("blue")).all() and (colours >= 0).sum() == 4
+
+
+def test_segments_belong_to_their_objects() -> None:
+    """Owners are objects that the frame shows, each once."""
+
+    class Exact:
+        """A segmenter whose query n has the mask of object n + 1, from mask features that are the objects' masks."""
+
+        def __init__(self, video: ShapesVideo) -> None:
+            self.maps = torch.stack([dvis_shapes.GEOMETRY.shares(torch.from_numpy(m)) for m in video.masks], 1)
+            self.labels, self.done = video.labels, 0
+
+        def segment(self, images: torch.Tensor) -> object:
+            t, a = len(images), self.maps.shape[1]
+            maps, self.done = self.maps[self.done : self.done + t], self.done + t
+            q = torch.roll(torch.eye(a), -1, 0).expand(t, a, a)
+            return SegmentedFrames(q, maps, torch.cat([maps, torch.ones(t, 1, 32, 32)], 1))
+
+        def norm(self, q: torch.Tensor) -> torch.Tensor:
+            return q
+
+        def mask_embed(self, q: torch.Tensor) -> torch.Tensor:
+            return torch.cat([20 * q, torch.full((*q.shape[:2], 1), -10.0)], -1)
+
+        def class_logits(self, q: torch.Tensor) -> torch.Tensor:
+            return 10 * q @ torch.nn.functional.one_hot(self.labels, len(CLASSES) + 1).float()
+
+    video = draw_video(0, 1)
+    tracked = dvis_shapes.track_segments(Exact(video), video)  # type: ignore[arg-type]
+    shown = torch.from_numpy(video.masks.any((2, 3)))
+    objects = len(video.labels)
+    for t, owners in enumerate(tracked.owners):
+        for n, owner in enumerate(owners.tolist()):
+            visible = tracked.shares[(n + 1) % objects, t].float().sum() > 1
+            assert owner == ((n + 1) % objects if visible else -1) and (owner < 0 or shown[owner, t])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_from_frames_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"videos": 5, "dvis-videos": 2, "dvis-steps": 2, "track-videos": 2, "track-steps": 2, "beit3-videos": 2}
+    words = [word for k, v in {**sizes, "beit3-steps": 2}.items() for word in (f"--{k}", str(v))]
+    small = {"epochs": 1, "clip.frames": 3, "config.width": 16, "config.hidden": 16, "config.cfma_layers": 1}
+    words += [word for k, v in small.items() for word in ("--set", f"{k}={v}")]
+    monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *words])
+    dervos_shapes(standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "motion alone" in printed and "the object of a static sentence" in printed
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    names = {*ROWS, "mean_cosine", "all_tracks", "oracle"}
+    assert metrics.keys() == names | {"kinds"} and metrics["kinds"].keys() == names
+    segmenter, head = load_dvis(str(tmp_path / "out/dvis"))
+    assert segmenter.model.config.num_queries == FRAME_QUERIES and all(p.isfinite().all() for p in head.parameters())
+    card = read_card(tmp_path / "out/cache/valid_u/text-beit3.zarr")
+    assert card.settings["checkpoint"] == str(tmp_path / "out/beit3")
+    assert (tmp_path / "out/report/index.html").is_file()
