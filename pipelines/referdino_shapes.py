@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from pipelines.gdino_shapes import KEEP, SHORT, train_gdino
-from pipelines.ssa_shapes import TRAIN, VALID, show_kinds
+from pipelines.shapes_scores import show_kinds
+from pipelines.ssa_shapes import TRAIN, VALID
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
