@@ -16,7 +16,7 @@ from test_end_to_end_sam2 import run as call_command
 from text_fixtures import tiny_roberta
 
 from pipelines.__main__ import pipelines
-from pipelines.rows.needs import Places, choices_of, named_upstream, needs_of
+from pipelines.rows.needs import Places, all_needs, choices_of, named_upstream, needs_of
 from pipelines.rows.papers import PAGES, TrackerChoice, all_papers, read_paper
 from pipelines.rows.readme import README
 from pipelines.rows.steps import RUN, steps_of
@@ -113,6 +113,23 @@ def test_the_row_equals_its_commands_typed_one_by_one(work: Work, ran: str) -> N
     (path,) = (work.folder / "out" / ROW).glob("*/mevis-valid_u/scores.json")
     row, typed = (json.loads(scores.read_text()) for scores in (path, out / "scores.json"))
     assert row == {**typed, "against": row["against"]} if "against" in row else row == typed
+
+
+def test_what_ran_here_tells_what_other_rows_cost(work: Work, ran: str) -> None:
+    """The row of the hidden split needs the same trackers on other videos, and has the same run."""
+    rates = json.loads((work.folder / "out/rates.json").read_text())
+    assert rates["device"] == "no GPU" and len(rates["trackers"]) == 4 and len(rates["trainings"]) == 1
+    entries = work.entries("--system", "sola")
+    rate = {key: spent / frames for key, (frames, spent) in rates["trackers"].items()}
+
+    # The tested grid has its own prompts twice among its settings: those of the row, and those of this test.
+    def key(name: str, count: int) -> str:
+        return next(key for key in rate if name in key and key.count("prompt_every_half") == count)
+
+    frames = all_needs().datasets["mevis"].splits["valid"][1]
+    assert entries["sola.table_1.val mevis/valid"]["hours"] == pytest.approx(
+        frames * (rate[key("grid", 2)] + rate[key("box", 1)]) / 3600
+    )
 
 
 def test_a_row_that_is_there_is_not_run_again(work: Work, ran: str) -> None:

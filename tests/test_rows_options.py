@@ -17,6 +17,7 @@ from pipelines.rows.board import entries, show
 from pipelines.rows.costs import cost_of
 from pipelines.rows.needs import Places, needs_of
 from pipelines.rows.papers import TrackerChoice, all_papers, find_row
+from pipelines.rows.rates import Rates
 from pipelines.rows.results import Made, Score, add_scores, definition_of, read_record, read_server
 from pipelines.rows.steps import steps_of
 from rvos_cache.errors import InputError
@@ -133,15 +134,17 @@ def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None
     papers = all_papers()
     for name, hours in (("ssa.table_3.ssa", None), ("referdino.table_4.full", None), (ROW, 23.9)):
         paper, _, row = find_row(name, papers)
-        assert cost_of(paper, name, row, Places()).hours == (None if hours is None else pytest.approx(hours, abs=0.1))
+        assert cost_of(paper, name, row, Places(), Rates(device="")).hours == (
+            None if hours is None else pytest.approx(hours, abs=0.1)
+        )
     # The caches of a row that names its own run.
     name, places = "referdino.table_2.referdino_b", Places(out=tmp_path)
     paper, _, row = find_row(name, papers)
-    assert cost_of(paper, name, row, places).gigabytes is None
+    assert cost_of(paper, name, row, places, Rates(device="")).gigabytes is None
     for step in steps_of(paper, name, row, places):
         if step.makes == "cache":
             step.output.mkdir(parents=True)
-    assert cost_of(paper, name, row, places).gigabytes == 0
+    assert cost_of(paper, name, row, places, Rates(device="")).gigabytes == 0
 
 
 @pytest.mark.parametrize(

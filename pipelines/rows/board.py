@@ -10,6 +10,7 @@ from pipelines.rows.costs import MEASURED_ON, Cost, cost_of
 from pipelines.rows.needs import Need, Places, needs_of
 from pipelines.rows.papers import Paper, Row
 from pipelines.rows.published import keys_of, titles_of
+from pipelines.rows.rates import Rates, device_name, read_rates
 from pipelines.rows.results import Record, Score, definition_of, mean_and_deviation, read_record
 from pipelines.rows.steps import is_scored_by_server
 
@@ -18,13 +19,15 @@ Entry = dict[str, Any]
 
 def entries(papers: Mapping[str, Paper], places: Places) -> Iterator[Entry]:
     """An entry for each row and tested split, as `--json` prints them."""
+    rates = read_rates(places)
     for paper in papers.values():
         for name, row in paper.rows():
-            yield from _entries_of(paper, name, row, places)
+            yield from _entries_of(paper, name, row, places, rates)
 
 
-def _entries_of(paper: Paper, name: str, row: Row, places: Places) -> Iterator[Entry]:
-    needs, cost = ([], Cost(None, None)) if row.reason else (needs_of(paper, row, places), cost_of(paper, name, row, places))
+def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates) -> Iterator[Entry]:
+    needs = [] if row.reason else needs_of(paper, row, places)
+    cost = Cost(None, None) if row.reason else cost_of(paper, name, row, places, rates)
     record, definition = read_record(name, places), "" if row.reason else definition_of(paper, row)
     table = paper.tables[name.split(".")[1]]
     for split, published in row.paper.items():
@@ -94,8 +97,8 @@ def show(rows: Sequence[Entry]) -> None:
     if absent:
         click.echo("--root DATASET=FOLDER and --weights NAME=PLACE name other places.")
     click.echo(
-        f"hours: of one {MEASURED_ON}, for the caches and runs that are not there, which rows share; GB: of those caches; –: not "
-        f"known. This machine has {gpu_name()}."
+        f"hours: for the caches and runs that are not there, which rows share; of this machine ({device_name()}) for what ran here, "
+        f"else of one {MEASURED_ON}; GB: of those caches; –: not known."
     )
 
 
@@ -130,13 +133,6 @@ def ours_text(entry: Entry) -> str:
     elif entry["interval"] is not None:
         text += f" [{entry['interval'][0]:.1f} to {entry['interval'][1]:.1f}]"
     return f"{text}{'*' if entry['changes'] else ''}, {entry['date']}, {entry['commit'] or 'no commit'}"
-
-
-def gpu_name() -> str:
-    """The GPU of this machine, or that there is none."""
-    import torch
-
-    return f"one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU"
 
 
 def _number(value: float | None) -> str:

@@ -9,6 +9,7 @@ import click
 from pipelines.rows.check import check_row
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import Paper, Row
+from pipelines.rows.rates import measured
 from pipelines.rows.results import Record, add_scores, definition_of, read_record, record_path, scores_of, zips_of
 from pipelines.rows.steps import Step, steps_of
 
@@ -25,7 +26,8 @@ def run_row(paper: Paper, name: str, row: Row, places: Places, seeds: Sequence[i
         steps = steps_of(paper, name, row, places, seed)
         for number, step in enumerate(steps, 1):
             click.echo(f"[{number}/{len(steps)}] {step.line()}")
-            call(step)
+            with measured(step, places):
+                call(step)
         made = (seed, places.changes, definition)
         record = add_scores(name, places, list(scores_of(steps, *made)), list(zips_of(steps, *made)))
         if len(record.scores) < before:

@@ -36,6 +36,8 @@ class Step:
     """Of a tracks cache: what makes it."""
     hours: float | None = 0.0
     """Of a run: its hours on one H200; None: not known."""
+    training: str = ""
+    """Of a run that is trained: its settings and sources, the same for trainings that take the same time."""
 
     def line(self) -> str:
         """The command as it is typed."""
@@ -112,7 +114,10 @@ class _Steps:
             "train", *self._caches(sources), *self._caches(self.row.valid, "--valid-cache", "--valid-text"),
             "--config", _typed(PAGES / settings), *self._pairs(sets), "--out", str(run), *(["--resume"] if run.exists() else []),
         ]  # fmt: skip
-        return Step("rvos-select", tuple(words), run, "run", hours=hours)
+        training = " ".join(
+            [settings, *self.places.overrides, *(f"{split}:{'+'.join(names)}" for split, names in sources.items())]
+        )
+        return Step("rvos-select", tuple(words), run, "run", hours=hours, training=training)
 
     def _seed(self) -> list[str]:
         return [f"seed={self.seed}"] if self.seed else []
