@@ -13,22 +13,14 @@ import click
 
 from pipelines.beit3_shapes import train_beit3
 from pipelines.dvis_shapes import SIDE, train_dvis
-from pipelines.shapes_scores import show_kinds
+from pipelines.shapes_scores import TRAIN, VALID, score, train_and_predict
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import text_path, tracks_path
-from rvos_cache.system.files import write_json
-from rvos_select.cli.tables import show_scores
-from rvos_select.evaluation import evaluate_selections
-from rvos_select.evaluation.oracle import oracle
-from rvos_select.inference.predict import predict, select_all
-from rvos_select.reporting import report
-from rvos_select.training.settings import TrainSettings
-from rvos_select.training.train import train
+from rvos_select.inference.predict import select_all
 
-TRAIN, VALID = "train", "valid_u"
 TRACKER = {"side": SIDE, "pool": SIDE // 16, "max_tracks": 12}
 """The pooled mask features have as many cells as BEiT-3 has patches."""
 FRAMES = {"square": SIDE, "resample": "bicubic"}
@@ -99,30 +91,10 @@ def dervos_shapes(
     page = Path(__file__).with_suffix(".toml")
     values = merge(read_toml(page), parse_overrides(settings))
     runs = {**{name: merge(values, own) for name, own in ROWS.items()}, "mean_cosine": {**values, **BASELINE}}
-    selections = {name: out / f"selections/{name}.zarr" for name in (*runs, "all_tracks")}
-    for name, own in runs.items():
-        run = out / "runs" / name
-        train(
-            tracks[TRAIN],
-            texts[TRAIN],
-            valid_tracks=tracks[VALID],
-            valid_texts=texts[VALID],
-            settings=build(TrainSettings, own, str(page)),
-            out=run,
-            resume=run.exists(),
-        )
-        predict(run, tracks[VALID], texts[VALID], selections[name])
-    select_all(tracks[VALID], texts[VALID], selections["all_tracks"])
+    selections = train_and_predict(runs, tracks, texts, out, page)
+    selections["all_tracks"] = select_all(tracks[VALID], texts[VALID], out / "selections/all_tracks.zarr")
 
-    scores = {name: evaluate_selections(path, tracks[VALID], root=root) for name, path in selections.items()}
-    scores["oracle"] = oracle(tracks[VALID])
-    index = report(out / "runs/dervos", selections["dervos"], tracks[VALID], out / "report", root=root, rows=scores)
-    show_scores(scores, None, scores["dervos"])
-    kinds = show_kinds(scores)
-    write_json(
-        out / "metrics.json",
-        {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()} | {"kinds": kinds},
-    )
+    _, index = score("dervos", selections, tracks[VALID], root, out)
     click.echo(f"page: {index}")
 
 

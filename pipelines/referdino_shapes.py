@@ -12,21 +12,13 @@ from pathlib import Path
 import click
 
 from pipelines.gdino_shapes import KEEP, SHORT, train_gdino
-from pipelines.shapes_scores import show_kinds
-from pipelines.ssa_shapes import TRAIN, VALID
+from pipelines.shapes_scores import TRAIN, VALID, score, train_and_predict
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import text_path, tracks_path
-from rvos_cache.system.files import write_json
-from rvos_select.cli.tables import show_scores
-from rvos_select.evaluation import evaluate_selections
-from rvos_select.evaluation.oracle import oracle
-from rvos_select.inference.predict import predict, select_all
-from rvos_select.reporting import report
-from rvos_select.training.settings import TrainSettings
-from rvos_select.training.train import train
+from rvos_select.inference.predict import select_all
 
 WITHOUT = {"config": {"temporal_layers": 0}, "epochs": 1}
 """Settings without enhancer: the box head alone is trained, and scores are GroundingDINO's own."""
@@ -65,30 +57,10 @@ def referdino_shapes(
     page = Path(__file__).with_suffix(".toml")
     own = merge(read_toml(page), parse_overrides(settings))
     runs = {"referdino": own, "no_enhancer": merge(own, WITHOUT), "mean_cosine": {**own, **BASELINE}}
-    selections = {name: out / f"selections/{name}.zarr" for name in (*runs, "all_tracks")}
-    for name, values in runs.items():
-        run = out / "runs" / name
-        train(
-            tracks[TRAIN],
-            texts[TRAIN],
-            valid_tracks=tracks[VALID],
-            valid_texts=texts[VALID],
-            settings=build(TrainSettings, values, str(page)),
-            out=run,
-            resume=run.exists(),
-        )
-        predict(run, tracks[VALID], texts[VALID], selections[name])
-    select_all(tracks[VALID], texts[VALID], selections["all_tracks"])
+    selections = train_and_predict(runs, tracks, texts, out, page)
+    selections["all_tracks"] = select_all(tracks[VALID], texts[VALID], out / "selections/all_tracks.zarr")
 
-    scores = {name: evaluate_selections(path, tracks[VALID], root=root) for name, path in selections.items()}
-    scores["oracle"] = oracle(tracks[VALID])
-    index = report(out / "runs/referdino", selections["referdino"], tracks[VALID], out / "report", root=root, rows=scores)
-    show_scores(scores, None, scores["referdino"])
-    kinds = show_kinds(scores)
-    write_json(
-        out / "metrics.json",
-        {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()} | {"kinds": kinds},
-    )
+    kinds, index = score("referdino", selections, tracks[VALID], root, out)
     share = kinds["referdino"]["static"] / max(kinds["oracle"]["static"], 1e-9)
     click.echo(f"where looks suffice: {100 * share:.1f} % of the oracle; page: {index}")
 

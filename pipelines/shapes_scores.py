@@ -1,9 +1,24 @@
-"""The table of the pages of moving shapes: J&F by what a sentence needs."""
+"""What the pages of moving shapes share: runs of several settings on the same caches, and their scores by what a sentence needs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from rvos_cache.settings import build
+from rvos_cache.system.files import write_json
+from rvos_select.cli.tables import show_scores
+from rvos_select.evaluation import evaluate_selections
+from rvos_select.evaluation.oracle import oracle
+from rvos_select.inference.predict import predict
+from rvos_select.reporting import report
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import train
+
+TRAIN, VALID = "train", "valid_u"
+Caches = Mapping[str, Sequence[Path]]
+"""Split -> its caches."""
 
 KINDS = {"static": "appearance", "mixed": "appearance and motion", "motion": "motion alone", "none": "no target"}
 """Kind of a sentence -> what it needs; the kinds of `rvos_cache.shapes.language.Sentence`."""
@@ -24,3 +39,43 @@ def show_kinds(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, f
         table.add_row(name, *(f"{100 * value:.1f}" for value in out[name].values()))
     Console().print(table)
     return out
+
+
+def train_and_predict(
+    runs: Mapping[str, Mapping[str, Any]], tracks: Caches, texts: Caches, out: Path, page: Path
+) -> dict[str, Path]:
+    """Train every run on TRAIN, to `out`/runs; returns its selections on VALID, below `out`/selections.
+
+    runs: name -> settings of training; page: the file that errors name. Runs that were interrupted continue.
+    """
+    selections = {name: out / f"selections/{name}.zarr" for name in runs}
+    for name, values in runs.items():
+        run = out / "runs" / name
+        train(
+            tracks[TRAIN],
+            texts[TRAIN],
+            valid_tracks=tracks[VALID],
+            valid_texts=texts[VALID],
+            settings=build(TrainSettings, values, str(page)),
+            out=run,
+            resume=run.exists(),
+        )
+        predict(run, tracks[VALID], texts[VALID], selections[name])
+    return selections
+
+
+def score(
+    main: str, selections: Mapping[str, Path], tracks: Sequence[Path], root: Path, out: Path
+) -> tuple[dict[str, Any], Path]:
+    """Print the scores of all selections and of the oracle, and write `out`/metrics.json and the report of the run `main`.
+
+    Returns title -> kind of a sentence -> J&F, in fractions of 1, and the page of the report.
+    """
+    scores = {name: evaluate_selections(path, tracks, root=root) for name, path in selections.items()}
+    scores["oracle"] = oracle(tracks)
+    index = report(out / "runs" / main, selections[main], tracks, out / "report", root=root, rows=scores)
+    show_scores(scores, None, scores[main])
+    kinds = show_kinds(scores)
+    totals = {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()}
+    write_json(out / "metrics.json", {**totals, "kinds": kinds})
+    return kinds, index

@@ -11,23 +11,15 @@ from pathlib import Path
 import click
 
 from pipelines.clip_shapes import SHORT, train_clip
-from pipelines.shapes_scores import show_kinds
+from pipelines.shapes_scores import TRAIN, VALID, score, train_and_predict
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.exchange.pool_clip import pool_clip
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import pooled_path, text_path, tracks_path
-from rvos_cache.system.files import write_json
-from rvos_select.cli.tables import show_scores
-from rvos_select.evaluation import evaluate_selections
-from rvos_select.evaluation.oracle import oracle
 from rvos_select.inference.predict import predict, select_all
-from rvos_select.reporting import report
-from rvos_select.training.settings import TrainSettings
-from rvos_select.training.train import train
 
-TRAIN, VALID = "train", "valid_u"
 BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
 """Settings of mean cosine that replace those of SSA; it reads the tracker's tokens, not CLIP's."""
 ZERO_SHOT = {"clip-zero-shot": "softmax", "clip-zero-shot-several": "sigmoid"}
@@ -63,33 +55,13 @@ def ssa_shapes(
     page = Path(__file__).with_suffix(".toml")
     values = read_toml(page)
     runs = {"ssa": merge(values, parse_overrides(settings)), "mean_cosine": {**values, **BASELINE}}
-    selections = {name: out / f"selections/{name}.zarr" for name in (*runs, *ZERO_SHOT, "all_tracks")}
-    for name, own in runs.items():
-        run = out / "runs" / name
-        train(
-            tracks[TRAIN],
-            texts[TRAIN],
-            valid_tracks=tracks[VALID],
-            valid_texts=texts[VALID],
-            settings=build(TrainSettings, own, str(page)),
-            out=run,
-            resume=run.exists(),
-        )
-        predict(run, tracks[VALID], texts[VALID], selections[name])
-    for name, score in ZERO_SHOT.items():
-        config = {"clip": checkpoint, "score": score}
-        predict(None, tracks[VALID], texts[VALID], selections[name], selector="clip-zero-shot", config=config)
-    select_all(tracks[VALID], texts[VALID], selections["all_tracks"])
+    selections = train_and_predict(runs, tracks, texts, out, page)
+    for name, kind in ZERO_SHOT.items():
+        config, path = {"clip": checkpoint, "score": kind}, out / f"selections/{name}.zarr"
+        selections[name] = predict(None, tracks[VALID], texts[VALID], path, selector="clip-zero-shot", config=config)
+    selections["all_tracks"] = select_all(tracks[VALID], texts[VALID], out / "selections/all_tracks.zarr")
 
-    scores = {name: evaluate_selections(path, tracks[VALID], root=root) for name, path in selections.items()}
-    scores["oracle"] = oracle(tracks[VALID])
-    index = report(out / "runs/ssa", selections["ssa"], tracks[VALID], out / "report", root=root, rows=scores)
-    show_scores(scores, None, scores["ssa"])
-    kinds = show_kinds(scores)
-    write_json(
-        out / "metrics.json",
-        {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()} | {"kinds": kinds},
-    )
+    _, index = score("ssa", selections, tracks[VALID], root, out)
     click.echo(f"page: {index}")
 
 

@@ -201,7 +201,7 @@ def test_the_shapes_page_by_what_a_sentence_needs(
     monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *sizes, *words_of(small)])
     ssa_shapes(standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "looks suffice" in printed and "motion only" in printed
+    assert "appearance" in printed and "motion" in printed and "no target" in printed
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     names = {"ssa", "mean_cosine", "clip-zero-shot", "clip-zero-shot-several", "all_tracks", "oracle"}
     assert metrics.keys() == names | {"kinds"} and metrics["kinds"].keys() == names
