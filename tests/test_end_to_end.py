@@ -76,6 +76,7 @@ def test_pngs_and_selections_score_the_same(work: Path) -> None:
     assert pngs["jf"] == pytest.approx((pngs["j"] + pngs["f"]) / 2, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_oracle_is_above_the_prediction(work: Path) -> None:
     run("rvos-select", "evaluate", "--selections", work / "s.zarr", "--cache", work / "valid.zarr", "--json", work / "p.json")
     run("rvos-select", "oracle", "--cache", work / "valid.zarr", "--json", work / "o.json")
@@ -96,6 +97,7 @@ def test_compare_prints_the_paired_difference(work: Path) -> None:
     assert "J&F" in printed
 
 
+@pytest.mark.slow
 def test_oracle_lists_every_object_of_the_ground_truth(work: Path) -> None:
     run("rvos-select", "oracle", "--cache", work / "valid.zarr", "--json", work / "objects.json")
     objects = json.loads((work / "objects.json").read_text())["objects"]
@@ -226,6 +228,7 @@ def test_wrong_arguments_are_one_line(work: Path, arguments: list[str], code: in
     assert not paths["new"].exists()
 
 
+@pytest.mark.slow
 def test_predict_refuses_words_of_another_width(work: Path) -> None:
     location = ["--dataset", "mevis", "--root", work / "data", "--split", "valid_u"]
     text, out = work / "text-narrow.zarr", work / "narrow.zarr"

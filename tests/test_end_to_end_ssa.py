@@ -287,6 +287,7 @@ TRACKERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_the_cached_form_reads_any_trackers_cache(work: Path, tmp_path: Path, tracker: str) -> None:
     """Another selector is another --selector; SOLA trains on the same cache."""

@@ -95,6 +95,7 @@ def test_a_row_ends_with_our_number_beside_the_papers(work: Work, ran: str) -> N
     assert entry["state"] == "scored" and entry["hours"] == 0 and entry["oracle"] >= entry["ours"][0]["mean"]
 
 
+@pytest.mark.slow
 def test_the_row_equals_its_commands_typed_one_by_one(work: Work, ran: str) -> None:
     """As in the README: tracks of ground truth and grid to train, of grid and box to test."""
     out, root = work.folder / "typed", work.folder / "data/mevis"
@@ -166,6 +167,7 @@ def test_two_rows_are_compared(work: Work, ran: str) -> None:
         work.call("compare", ROW, "sola.table_5a.without_alignment")
 
 
+@pytest.mark.slow
 def test_seeds_give_a_mean_and_a_deviation(work: Work, ran: str) -> None:
     # A setting that the options of `work` lack: they come last, and would replace it.
     printed = work.call("run", ROW, "--seeds", 2, "--set", "label_iou=0.4")

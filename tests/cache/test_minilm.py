@@ -50,6 +50,7 @@ def test_the_package_is_read_and_never_imported(encoder: MinilmEncoder) -> None:
     assert not any("site-packages/all_minilm" in str(getattr(module, "__file__", "")) for module in list(sys.modules.values()))
 
 
+@pytest.mark.slow
 @needs_package
 def test_words_do_not_depend_on_what_is_encoded_with_them(encoder: MinilmEncoder) -> None:
     texts = ["a dog", "the second dog from the left that runs away from the others", "A  dog."]

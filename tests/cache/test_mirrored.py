@@ -75,6 +75,7 @@ def test_optional_parts_of_a_dataset_are_mirrored_too(root: Path, tmp_path: Path
     assert (mirror.protocol, mirror.one_object, mirror.name) == ("image", True, "a2d-sentences")
 
 
+@pytest.mark.slow
 def test_a_split_and_its_mirror_are_one_training_set(root: Path, tmp_path: Path) -> None:
     extract_all("mevis", root, splits=["train", "train-mirror"], tracker="flow", encoder="hashed", out=tmp_path)
     tracks = TrackSource([tmp_path / s / "flow.zarr" for s in ("train", "train-mirror")])

@@ -121,6 +121,7 @@ def test_the_card_keeps_the_tracker_and_names_the_clip(data: Path, clip: str) ->
     assert unpooled_card(pooled_card(source, pooling)) == source
 
 
+@pytest.mark.slow
 def test_it_does_what_is_left_and_jobs_and_shards_make_the_same(data: Path, clip: str, tmp_path: Path) -> None:
     values = settings(clip)
     pool_clip(data / "flow.zarr", tmp_path / "whole.zarr", overrides=values)

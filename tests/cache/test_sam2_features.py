@@ -157,6 +157,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch: pytest.
         pass
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     add = MemoryBank.add

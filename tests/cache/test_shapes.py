@@ -25,6 +25,7 @@ def videos() -> list[Any]:
     return [make_video(7, 0, i) for i in range(40)]
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_layout(tmp_path: Path) -> None:
     for name, jobs in (("a", 1), ("b", 2)):
         write_shapes(tmp_path / name, 5, 3, jobs=jobs)

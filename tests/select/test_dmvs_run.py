@@ -134,6 +134,7 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
             merge(selections, caches, tmp_path / "low", choice)
 
 
+@pytest.mark.slow
 def test_the_best_track_answers_where_expressions_name_one_object(work: Work, tmp_path: Path) -> None:
     """The selections' card says so, and what is given at the merge overrules it."""
     run = work.train(tmp_path / "run", "selection_only", epochs=1, config={"masks": "frozen"})
@@ -303,6 +304,7 @@ def test_clips_of_kept_frames_train_and_predict_says_what_is_missing(work: Work,
         work.predict(run, tmp_path / "s.zarr", "frames")
 
 
+@pytest.mark.slow
 def test_a_low_rank_cache_whose_basis_is_whole_gives_the_same_masks(work: Work, tmp_path: Path) -> None:
     eye = np.linalg.qr(np.random.default_rng(0).normal(size=(CHANNELS, CHANNELS)))[0].astype(np.float32)
     Basis(eye, eye).save(tmp_path / "basis.safetensors")

@@ -259,6 +259,7 @@ def test_other_splits_and_videos_are_refused(split: Path) -> None:
         evaluate_pngs("mevis", split / "data", "valid_u", split / "nothing")
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(split: Path) -> None:
     one, two = (evaluate_pngs("mevis", split / "data", "valid_u", split / "png", scope=Scope(processes=n)) for n in (1, 2))
     assert one == two

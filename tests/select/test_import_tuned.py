@@ -24,6 +24,7 @@ def cpu() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["", "upstream"])
 def test_a_tuned_folder_is_a_run(inner: str, tmp_path: Path) -> None:
     imported = import_referdino(finished() / inner, None, tmp_path / "run")

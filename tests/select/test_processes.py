@@ -14,6 +14,7 @@ from rvos_select.evaluation.processes import in_order
 from rvos_select.evaluation.video import MergedMasks, Row, Task, score_video
 
 
+@pytest.mark.slow
 def test_processes_read_only_the_next_tasks() -> None:
     """The first result of two processes is there before a tenth of 1000 tasks has been made."""
     created = []

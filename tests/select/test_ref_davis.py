@@ -254,6 +254,7 @@ def test_a_split_without_objects(split: Path) -> None:
         from_pngs(split)
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(source: Path) -> None:
     assert from_pngs(source, processes=2) == from_pngs(source)
 
@@ -261,6 +262,7 @@ def test_processes_change_nothing(source: Path) -> None:
 # From selections.
 
 
+@pytest.mark.slow
 def test_selections_score_as_their_masks_do(split: Path) -> None:
     """The right halves; nothing overlaps, so that PNGs say the same."""
     cache = write_cache(split / "c.zarr", split / "data")
@@ -354,6 +356,7 @@ def test_tracks_of_other_frames_are_refused(split: Path) -> None:
 # Real videos.
 
 
+@pytest.mark.slow
 def test_real_videos_with_their_own_annotation(real_data: Path, tmp_path: Path) -> None:
     """Of four annotators, where only the first of them is right of its two objects and the others are given the other one."""
     data = RefDavis17(

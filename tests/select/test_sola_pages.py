@@ -171,6 +171,7 @@ def write_davis(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_page_of_the_zero_shot_table_scores_what_it_has_not_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

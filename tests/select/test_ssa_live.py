@@ -46,6 +46,7 @@ def answers(module: Ssa) -> list[tuple[Tensor, Tensor]]:
     return out
 
 
+@pytest.mark.slow
 def test_chunks_of_frames_change_nothing() -> None:
     reference = answers(tiny_ssa.live(chunk=18))
     assert len(reference) == 2
