@@ -332,6 +332,7 @@ def test_a_path_that_cannot_be_written(work: Path, rvos: Callable[..., Result], 
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_full_disk_keeps_what_was_finished(
     rvos: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int

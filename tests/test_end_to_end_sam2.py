@@ -160,6 +160,7 @@ def test_boxes_of_one_expression_are_no_candidates_of_another(work: Path) -> Non
         assert not selection.scores[~expected].any() and selection.scores[expected].all()
 
 
+@pytest.mark.slow
 def test_the_scores_of_an_expression_do_not_depend_on_the_others(work: Path, tmp_path: Path) -> None:
     """The same video with one sentence, through extraction and prediction: the boxes of other sentences change no score."""
     shutil.copytree(work / "data", tmp_path / "data")

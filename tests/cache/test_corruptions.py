@@ -175,6 +175,7 @@ def test_random_numbers_depend_on_names_only(name: str) -> None:
     assert (video.video_id, video.frame_names, video.size) == ("v", ("00000", "00001", "00002"), (40, 56))
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_frames() -> None:
     program = (
         "import sys; sys.path.insert(0, 'tests/cache'); from test_corruptions import *\n"

@@ -235,6 +235,7 @@ def test_drawn_masks_are_merged_without_tracks(cache: Path, tmp_path: Path) -> N
     assert mask[:4].all() and not mask[4:].any()
 
 
+@pytest.mark.slow
 def test_also_writes_a_cache_beside_the_first(root: Path, tmp_path: Path) -> None:
     options = {"splits": ["train"], "tracker": "flow", "out": tmp_path, "also": {"frames": SMALL}}
     reports = extract_all("mevis", root, **options)

@@ -73,6 +73,7 @@ def are_rows(a: TrackSet, b: TrackSet, rows: np.ndarray) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", ["sola", "ours"])
 def test_boxes_of_one_expression_never_reach_another(rounds: str) -> None:
     video, _ = scene(5, True)

@@ -231,6 +231,7 @@ def frames_of(work: Path) -> tuple[str, Path]:
     return video_id, work / f"shapes/{SPLIT}/JPEGImages/{video_id}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["clip", "hub"])
 def test_ask_answers_as_the_caches_do(work: Path, tmp_path: Path, run: Callable[..., tuple[int, str]], checkpoint: str) -> None:
     """Tracks, pooled features and masks of one video of the user's own equal those of the dataset's cache."""

@@ -249,6 +249,7 @@ def test_no_track_at_all_gives_numbers(match: str) -> None:
     assert losses["loss"].item() == 0
 
 
+@pytest.mark.slow
 def test_masks_and_choice_are_learnt() -> None:
     """Two sentences of one video, each of another moving square whose cells have a direction of their own in feature space."""
     truth = torch.zeros(2, 3, *SIZE, dtype=torch.bool)

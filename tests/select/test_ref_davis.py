@@ -130,6 +130,7 @@ def test_slices_by_hand(source: Path) -> None:
     assert scores["slices"]["words"]["none"] == {"j": LEFT, "f": LEFT, "jf": LEFT, "count": 4}
 
 
+@pytest.mark.slow
 def test_sentences_of_annotators_differ(split: Path, tmp_path: Path) -> None:
     """The second annotator's are long, and a text cache tells that they speak of motion; video b is not in it."""
     listed = split / "data/meta_expressions/valid/meta_expressions.json"

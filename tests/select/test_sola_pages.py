@@ -121,6 +121,7 @@ def write_youtube(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_page_of_the_joint_table_goes_from_both_layouts_to_scores_and_zips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -250,6 +250,7 @@ def test_every_parameter_learns_but_those_of_one_text_key() -> None:
     assert [name for name in without if not any(part in name for part in one_key)] == []
 
 
+@pytest.mark.slow
 def test_real_caches_of_moving_shapes() -> None:
     ssa = tiny_ssa.cached()
     rows = tiny_ssa.rows(tiny_ssa.pooled()["train"], ssa)
