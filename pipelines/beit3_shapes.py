@@ -160,10 +160,10 @@ def _loss(model: Reader, frames: Sequence[Frame], rng: np.random.Generator) -> T
     alone = model.read(None, [_text(rng, _claim(rng, frame)) for frame in batch], rng)[1]
     truth, counted, classes = (torch.stack(parts) for parts in zip(*map(_targets, batch, claims)))
     shares = model.shares(output.vision)[..., 0]
-    told = F.binary_cross_entropy_with_logits(shares, truth, reduction="none")[counted].mean()
+    shares_loss = F.binary_cross_entropy_with_logits(shares, truth, reduction="none")[counted].mean()
     parts = model.classes(output.vision).split(COUNTS, -1)
     named = sum(F.cross_entropy(x.flatten(0, 1), own.flatten(), ignore_index=-1) for x, own in zip(parts, classes.unbind(1)))
-    return 4 * told + CLASS_WEIGHT * named + WORD_WEIGHT * (loss + alone)
+    return 4 * shares_loss + CLASS_WEIGHT * named + WORD_WEIGHT * (loss + alone)
 
 
 def _claim(rng: np.random.Generator, frame: Frame) -> Claim:

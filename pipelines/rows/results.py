@@ -98,8 +98,8 @@ def add_scores(name: str, places: Places, scores: Sequence[Score] = (), packed: 
     They replace those of the same split that have the same seed or other settings: a mean over seeds is of one set of settings.
     """
     record = read_record(name, places)
-    made = [*scores, *packed]
-    kept = [old for old in record.scores if not any(_replaces(new, old) for new in made)]
+    added = [*scores, *packed]
+    kept = [old for old in record.scores if not any(_replaces(new, old) for new in added)]
     zips = [old for old in record.packed if not any(_replaces(new, old, True) for new in packed)]
     record = record.model_copy(update={"scores": (*kept, *scores), "packed": (*zips, *packed)})
     files.write_json(record_path(name, places), record.model_dump())
@@ -128,11 +128,11 @@ def definition_of(paper: Paper, row: Row) -> str:
 
 def zips_of(steps: Sequence[Step], seed: int, changes: tuple[str, ...], definition: str) -> Iterator[Made]:
     """The zips that the steps of a row wrote; arguments as of `scores_of`."""
-    made: dict[str, Any] = {"changes": changes, "definition": definition, "date": today(), "commit": commit()}
+    origin: dict[str, Any] = {"changes": changes, "definition": definition, "date": today(), "commit": commit()}
     commands = tuple(step.line() for step in steps)
     for step in steps:
         if step.makes == "zip":
-            yield Made(split=step.split, seed=seed, source=str(step.output), commands=commands, **made)
+            yield Made(split=step.split, seed=seed, source=str(step.output), commands=commands, **origin)
 
 
 def scores_of(steps: Sequence[Step], seed: int, changes: tuple[str, ...] = (), definition: str = "") -> Iterator[Score]:
@@ -197,13 +197,13 @@ def _numbers(path: Path) -> dict[str, float]:
     number = r"""["']?\s*[:=,|\t ]\s*([0-9]*\.?[0-9]+)"""
     patterns = {"jf": rf"J\s*(?:&|and|_)\s*F(?:[-_ ]?mean)?{number}", "j": rf"(?<![\w&])J(?:[-_ ]?mean)?{number}"}
     patterns["f"] = rf"(?<![\w&] )(?<![\w&])F(?:[-_ ]?mean)?{number}"
-    found = {key: re.search(pattern, text) for key, pattern in patterns.items()}
-    missing = [title for title, key in zip(VIDEO_TITLES, VIDEO_KEYS) if found[key] is None]
+    matches = {key: re.search(pattern, text) for key, pattern in patterns.items()}
+    missing = [title for title, key in zip(VIDEO_TITLES, VIDEO_KEYS) if matches[key] is None]
     if missing:
         raise InputError(
             f"{path}: no number named {missing[0]!r}; give a text file with lines such as 'J&F: 48.6', 'J: 45.2', 'F: 52.1'"
         )
-    values = {key: float(match[1]) for key, match in found.items() if match is not None}
+    values = {key: float(match[1]) for key, match in matches.items() if match is not None}
     if any(value > 100 for value in values.values()):
         raise InputError(f"{path}: a score of {max(values.values())}, expected percent or fractions of 1")
     scale = 100 if max(values.values()) <= 1 else 1

@@ -28,8 +28,8 @@ def run_row(paper: Paper, name: str, row: Row, places: Places, seeds: Sequence[i
             click.echo(f"[{number}/{len(steps)}] {step.line()}")
             with measured(step, places):
                 call(step)
-        made = (seed, places.changes, definition)
-        record = add_scores(name, places, list(scores_of(steps, *made)), list(zips_of(steps, *made)))
+        settings = (seed, places.changes, definition)
+        record = add_scores(name, places, list(scores_of(steps, *settings)), list(zips_of(steps, *settings)))
         if len(record.scores) < before:
             click.echo(f"{record_path(name, places)}: scores with other settings are not kept")
         before = len(record.scores)

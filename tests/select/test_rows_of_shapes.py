@@ -136,7 +136,9 @@ def test_one_object_each() -> None:
 
 @pytest.mark.slow
 def test_another_upstream() -> None:
-    run("dmvs.table_7.youtube_vis_2019")
+    commands = run("dmvs.table_7.youtube_vis_2019")
+    assert caches_of(commands, "train") == ["mevis/train vita"]
+    assert all("youtube_vis_2019" in command for command in of_verb(commands, "extract"))
 
 
 @pytest.mark.slow
@@ -177,7 +179,9 @@ def test_ways_of_referdino(row: str) -> None:
 
 @pytest.mark.slow
 def test_images_of_stage_two() -> None:
-    run("referdino.table_1.referdino_t_images_cached", hold_out=0)
+    commands = run("referdino.table_1.referdino_t_images_cached", hold_out=0)
+    assert len(of_verb(commands, "evaluate")) == 2
+    assert all("resizing=image" in command for command in of_verb(commands, "extract"))
 
 
 @pytest.mark.slow
