@@ -95,6 +95,7 @@ class Sola(Selector):
     """Scores tracks by their aligned tokens; reads tokens and words only."""
 
     Config = SolaConfig
+    static_shapes = True
 
     def __init__(self, config: SolaConfig) -> None:
         super().__init__(config)
