@@ -54,23 +54,29 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def samples(shapes: Shapes) -> list[VideoSample]:
-    """Random tokens and words in float16, as caches hold them; a tenth of the tracks are targets."""
+def samples(shapes: Shapes, varied: bool = False) -> list[VideoSample]:
+    """Random tokens and words in float16, as caches hold them; a tenth of the tracks are targets.
+
+    varied: the sizes of each video and sentence are from half to one and a half times those of `shapes`.
+    """
     g, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    n, t, e = shapes.tracks, shapes.frames, shapes.expressions
+
+    def size(mean: int) -> int:
+        return int(rng.integers(mean // 2, mean + mean // 2 + 1)) if varied else mean
 
     def words() -> Words:
-        vectors = rng.standard_normal((shapes.words, shapes.word_channels)).astype(np.float16)
-        return Words(vectors, np.zeros((shapes.words, 2), np.int32), ("",) * shapes.words)
+        vectors = rng.standard_normal((size(shapes.words), shapes.word_channels)).astype(np.float16)
+        return Words(vectors, np.zeros((len(vectors), 2), np.int32), ("",) * len(vectors))
 
-    return [
-        VideoSample(
-            f"v{v}", torch.randn(n, t, 256, generator=g).half(), torch.ones(n, t),
-            tuple(Expression(f"v{v}", str(i), "a sentence", ()) for i in range(e)), tuple(words() for _ in range(e)),
+    def video(name: str) -> VideoSample:
+        n, t, e = size(shapes.tracks), size(shapes.frames), size(shapes.expressions)
+        return VideoSample(
+            name, torch.randn(n, t, 256, generator=g).half(), torch.ones(n, t),
+            tuple(Expression(name, str(i), "a sentence", ()) for i in range(e)), tuple(words() for _ in range(e)),
             torch.ones(e, n, dtype=torch.bool), (torch.rand(e, n, generator=g) < 0.1).float(), set_name="bench/train",
-        )
-        for v in range(shapes.videos)
-    ]  # fmt: skip
+        )  # fmt: skip
+
+    return [video(f"v{v}") for v in range(shapes.videos)]
 
 
 def make_run(shapes: Shapes, videos: list[VideoSample], **values: Any) -> Run:
@@ -127,6 +133,24 @@ def measure_run(shapes: Shapes, videos: list[VideoSample], **values: Any) -> dic
         except Exception as error:  # the rates count without it
             out["profile_failed"] = describe_error(error)
     return out
+
+
+def measure_epochs(shapes: Shapes, videos: list[VideoSample], **values: Any) -> dict[str, Any]:
+    """Samples per second of the first epoch, in which steps are recorded, and of the third; and the shapes that were recorded."""
+    run = make_run(shapes, videos, **values)
+    rates = []
+    for epoch in range(3):
+        wait()
+        start, taken = time.perf_counter(), 0
+        for name, parts in by_step(run._parts(torch.Generator().manual_seed(epoch))):
+            part = next(parts)
+            run._step(iter([part]), name, 0)
+            taken += part.step_size
+        run.losses.read()
+        wait()
+        rates.append(taken / (time.perf_counter() - start))
+    graphs = 0 if run.recorded is None else len(run.recorded.graphs)
+    return {"first_epoch_samples_per_s": rates[0], "samples_per_s": rates[-1], "graphs": graphs}
 
 
 def profile(step: Callable[[], object], count: int = 8) -> dict[str, Any]:
