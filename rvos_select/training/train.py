@@ -6,7 +6,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from rvos_select.runs.checkpoint import load_state, replace_folder, save_state
 from rvos_select.runs.metrics import METRICS, read_metrics
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.untrained import check_trainable
+from rvos_select.training.half_weights import HalfWeights
 from rvos_select.training.memory import explain_out_of_memory
 from rvos_select.training.optim import learning_rate, make_optimizer, parameter_factors, set_learning_rate, update_plateau
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
@@ -202,12 +203,13 @@ class Run:
         self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
         self.parameters = list(model.parameters())
         self.rate = settings.optim.lr
-        records = settings.cuda_graphs and can_record(model, device)
-        self.recorded = RecordedSteps(self._whole_step, device) if records else None
-        self.optimizer = make_optimizer(model, settings.optim, rate_on=device if records else None)
         self.grouping = grouping_of(settings)
         self.steps_per_epoch = count_steps(sources.train, self.grouping, settings.batch_size, sources.weights)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
+        records = settings.cuda_graphs and can_record(model, device)
+        self.recorded = RecordedSteps(self._whole_step, device) if records else None
+        self.half_weights = HalfWeights(model) if records and self.bf16 else None
+        self.optimizer = make_optimizer(model, settings.optim, rate_on=device if records else None)
         self.requires = tuple(model.requires)
         self.samples = resident(sources.train, device, settings.resident)
         self.augment = load_augmentation(settings.augment)
@@ -302,7 +304,9 @@ class Run:
     def _whole_step(self, batch: Batch) -> dict[str, Tensor]:
         """A step of one batch of the device -> its losses, and under NORM the norm of its gradient."""
         self.optimizer.zero_grad(set_to_none=True)
-        return {**self._add_gradients(batch, 1.0), NORM: self._apply_gradients()}
+        with nullcontext() if self.half_weights is None else self.half_weights.used():
+            losses = self._add_gradients(batch, 1.0)
+        return {**losses, NORM: self._apply_gradients()}
 
     def _add_gradients(self, batch: Batch, share: float) -> dict[str, Tensor]:
         """Add the gradients of a part of a step -> its share of the step's losses."""
