@@ -32,6 +32,13 @@ class Features:
     fine: tuple[Tensor, ...]
     top: Tensor
 
+    @classmethod
+    def unpack(cls, flat: Tensor, shapes: Sequence[Shape]) -> Features:
+        """Views of the levels `shapes` that `flat` has one after the other."""
+        parts = torch.split(flat, [prod(shape) for shape in shapes])
+        *fine, top = (part.view(1, *shape) for part, shape in zip(parts, shapes))
+        return cls(tuple(fine), top)
+
     def to(self, dtype: Any) -> Features:
         """The same maps in `dtype`."""
         return Features(tuple(level.to(dtype) for level in self.fine), self.top.to(dtype))
@@ -82,12 +89,13 @@ class FeatureStore:
 
     def get(self, t: int) -> Features:
         """The features of frame t, on the device."""
-        row = t - self.on_device - self.in_host
-        flat = torch.from_numpy(self.map[row]).view(self.dtype) if row >= 0 else self.in_memory[t]
-        parts = torch.split(flat.to(self.device, non_blocking=True), self.sizes)
-        *fine, top = (part.view(1, *shape) for part, shape in zip(parts, self.shapes))
-        return Features(tuple(fine), top)
+        return Features.unpack(self.flat(t).to(self.device, non_blocking=True), self.shapes)
 
-    def read(self, order: Iterable[int]) -> Iterator[Features]:
-        """The features of the frames `order`, each loaded while its predecessor is used."""
-        yield from prefetch(self.get, order, 1)
+    def flat(self, t: int) -> Tensor:
+        """The levels of frame t one after the other, where they are stored."""
+        row = t - self.on_device - self.in_host
+        return torch.from_numpy(self.map[row]).view(self.dtype) if row >= 0 else self.in_memory[t]
+
+    def read(self, order: Iterable[int]) -> Iterator[Tensor]:
+        """`flat` of the frames `order`, each read while its predecessor is used."""
+        yield from prefetch(self.flat, order, 1)

@@ -1,0 +1,102 @@
+"""Operations on maps of many objects: in plain torch, which defines them, and on a GPU in bfloat16 as one Triton kernel each.
+
+Letters: B objects, n heads, L cells of a map, c channels of a head, D of a memory, S slots, K pointer tokens.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu as gelu_of
+from torch.nn.functional import layer_norm
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed, as with every PyTorch for CUDA on Linux."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def uses_kernels(x: Tensor) -> bool:
+    """Whether `x` is computed on with Triton kernels: on a GPU, in bfloat16."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and has_triton()
+
+
+def add_norm(
+    x: Tensor, branch: Tensor | None, norm: Any, dtype: Any = None, keep: bool = True, gelu: bool = False
+) -> tuple[Tensor, Tensor]:
+    """x + branch, in x's dtype, and its LayerNorm `norm` over the last axis, computed in float32, in `dtype` (default: x's).
+
+    x: contiguous, may have a batch of one where `branch` has more; branch: None adds nothing; keep: without it, the first result is
+    undefined; gelu: the second is GELU of the LayerNorm.
+    """
+    dtype = dtype or x.dtype
+    if x.is_cuda and dtype == torch.bfloat16 and has_triton():
+        from rvos_cache.trackers.sam2 import kernels
+
+        return kernels.add_norm(x, branch, norm, dtype, keep, gelu)
+    total = x if branch is None else (x + branch).to(x.dtype)
+    normed = layer_norm(total.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+    return total, (gelu_of(normed) if gelu else normed).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, L, n, c) with the rotary position embedding of its cells (Su et al. 2021), as (B, n, L, c).
+
+    Pairs of channels rotate as complex numbers; cos, sin: float32 (L, c / 2).
+    """
+    if uses_kernels(x):
+        from rvos_cache.trackers.sam2 import kernels
+
+        return kernels.rotate(x, cos, sin)
+    pairs = torch.view_as_complex(x.transpose(1, 2).float().reshape(*x.shape[:1], x.shape[2], x.shape[1], -1, 2))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).type_as(x)
+
+
+def store_map(projected: Tensor, cos: Tensor, sin: Tensor, slot: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Write the keys, rotated, and the values of a map into a slot.
+
+    projected: (B, L, layers, 2, n, c), the keys and values of each layer; slot: int64 (1,); keys, values: (layers, B, n, S, L, c).
+    """
+    if uses_kernels(projected):
+        from rvos_cache.trackers.sam2 import kernels
+
+        kernels.store_map(projected, cos, sin, slot, keys, values)
+        return
+    for i in range(len(keys)):
+        keys[i].index_copy_(2, slot, rotate(projected[:, :, i, 0], cos, sin)[:, :, None])
+        values[i].index_copy_(2, slot, projected[:, :, i, 1].transpose(1, 2)[:, :, None])
+
+
+def shift_keys(keys: Tensor, positions: Tensor, distances: Tensor, count: int) -> Tensor:
+    """The keys of the first `count` slots with the terms of their temporal positions: (B, n, count * L, c).
+
+    keys: (B, n, S, L, c), contiguous; positions: (P, n, L, c), contiguous; distances: int64 (S,), the position of each slot.
+    """
+    if uses_kernels(keys):
+        from rvos_cache.trackers.sam2 import kernels
+
+        return kernels.shift_keys(keys, positions, distances, count)
+    shifts = positions.index_select(0, distances[:count]).transpose(0, 1)
+    return (keys[:, :, :count] + shifts).flatten(2, 3)
+
+
+def attend_more(query: Tensor, attended: Tensor, sums: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Attention to more keys than it was computed with, (B, L, n * c).
+
+    query: (B, n, L, c); attended: (B, n, L, c), the attention to the other keys; sums: float32 (B, n, L), the logarithms of its sums
+    of exponentials; keys, values: (B, n, K, c), the more; bias: float32 (K,), added to their logits, -inf where there is none.
+    """
+    if uses_kernels(query):
+        from rvos_cache.trackers.sam2 import kernels
+
+        return kernels.attend_more(query, attended, sums, keys, values, bias)
+    logits = query.float() @ keys.float().transpose(2, 3) * query.shape[-1] ** -0.5 + bias
+    largest = torch.maximum(sums, logits.amax(-1))[..., None]
+    weights, before = (logits - largest).exp(), (sums[..., None] - largest).exp()
+    merged = (before * attended.float() + weights @ values.float()) / (before + weights.sum(-1, keepdim=True))
+    return merged.type_as(attended).transpose(1, 2).flatten(2)
