@@ -41,7 +41,7 @@ def test_stored_features_give_the_same_tracks_as_encoding_again(monkeypatch: pyt
         nonlocal encodings
         encodings += 1
         levels = backend.network.encode(normalise(video_pixels(pictures[t], backend.network.side)[None]))
-        return torch.cat([level.flatten() for level in levels])
+        return Features.pack([level[0] for level in levels])
 
     with backend.open(as_video(pictures)) as session:
         stored = [session.propagate(t, prompts_of(squares(t), t)) for t in (3, 8)]

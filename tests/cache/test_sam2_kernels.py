@@ -123,3 +123,13 @@ def test_runs_are_those_of_pycocotools(size: tuple[int, int]) -> None:
     few = torch.full((20,), -7, dtype=torch.int32, device=DEVICE)
     kernels.flips(logits, stops, few[:10])
     assert torch.equal(few[:10], positions[:10]) and (few[10:] == -7).all()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_mask_logits(count: int) -> None:
+    enlarged, finest, multipliers = random(2, 150, 24), random(150, 24, seed=1), random(2, count, 24, seed=2)
+    logits = kernels.mask_logits(enlarged, finest, multipliers)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(
+        logits, fused.mask_logits(enlarged, finest, multipliers), rtol=5 * CLOSE["rtol"], atol=0.1 if ON_GPU else 1e-5
+    )

@@ -36,7 +36,7 @@ class MemoryAttention:
         self.heads, self.width, self.dtype = first.num_attention_heads, first.head_dim, first.k_proj.weight.dtype
         cos, sin = self.norms.rotary_emb(self.norms.layer_norm.weight, self.norms.position_ids)
         # Channels 2i and 2i + 1 have the same angle.
-        self.cos, self.sin = (table[0, :, ::2].float().contiguous() for table in (cos, sin))
+        self.cos, self.sin = (table.flatten(0, -2)[:, ::2].float().contiguous() for table in (cos, sin))
         self.self_weights = [_stacked([a.q_proj, a.k_proj, a.v_proj]) for a in (layer.self_attn for layer in module.layers)]
         self.memory_weights = _stacked([p for a in self.cross_attention for p in (a.k_proj, a.v_proj)])
         self.uses_relu = isinstance(module.layers[0].activation, torch.nn.ReLU)
@@ -79,7 +79,7 @@ class MemoryAttention:
         x, normed = add_norm(features.contiguous(), None, norms[0].layer_norm1)
         for i, (layer, cross) in enumerate(zip(layers, self.cross_attention)):
             x, normed = add_norm(x, self._attend_self(i, normed), norms[i].layer_norm2)
-            query = rotate(self._heads(cross.q_proj(normed)), self.cos, self.sin).expand(ring.objects, -1, -1, -1)
+            query = rotate(self._heads(cross.q_proj(normed)), self.cos, self.sin).expand(ring.objects, -1, -1, -1).contiguous()
             keys, values = ring.layer(i, count)
             keys = shift_keys(keys, position_keys[i], distances, count)
             more = self._heads(cross.k_proj(keyed)).transpose(1, 2), self._heads(cross.v_proj(tokens)).transpose(1, 2)

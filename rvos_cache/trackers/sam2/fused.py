@@ -35,7 +35,7 @@ def add_norm(
     undefined; gelu: the second is GELU of the LayerNorm.
     """
     dtype = dtype or x.dtype
-    if x.is_cuda and dtype == torch.bfloat16 and has_triton():
+    if (x.is_cuda and has_triton()) and torch.bfloat16 in (dtype, None if branch is None else branch.dtype):
         from rvos_cache.trackers.sam2 import kernels
 
         return kernels.add_norm(x, branch, norm, dtype, keep, gelu)
@@ -100,3 +100,15 @@ def attend_more(query: Tensor, attended: Tensor, sums: Tensor, keys: Tensor, val
     weights, before = (logits - largest).exp(), (sums[..., None] - largest).exp()
     merged = (before * attended.float() + weights @ values.float()) / (before + weights.sum(-1, keepdim=True))
     return merged.type_as(attended).transpose(1, 2).flatten(2)
+
+
+def mask_logits(enlarged: Tensor, finest: Tensor, kernels: Tensor) -> Tensor:
+    """GELU(enlarged + finest) times the kernel of each mask, float32 (B, M, L).
+
+    enlarged: (B, L, c); finest: (L, c), of every object; kernels: (B, M, c).
+    """
+    if uses_kernels(enlarged):
+        from rvos_cache.trackers.sam2 import kernels as triton_kernels
+
+        return triton_kernels.mask_logits(enlarged, finest, kernels)
+    return (kernels @ gelu_of(enlarged + finest).transpose(1, 2)).float()

@@ -118,9 +118,8 @@ def _decode_prompts(
     device = network.model.device
     prompts = {"points": points, "boxes": boxes}
     sparse, dense = network.embed_prompts(**{k: torch.from_numpy(v).to(device) for k, v in prompts.items() if v is not None})
-    top = network.without_memory(features)
-    logits, predicted_iou, _, _ = network.decode(features, top, sparse, dense, multimask)
-    return logits[0], predicted_iou[0]
+    logits, predicted_iou, _, _ = network.decode(features, network.without_memory(features), sparse[0], dense, multimask)
+    return logits, predicted_iou
 
 
 def _resize_in_parts(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:

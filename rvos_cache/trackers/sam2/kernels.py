@@ -198,6 +198,36 @@ def attend_more(query: Tensor, attended: Tensor, sums: Tensor, keys: Tensor, val
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _mask_logits(
+    enlarged, finest, kernels, out, length, masks, width, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    one = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = (cell < length)[:, None] & (column < width)[None, :]
+    within = cell[:, None] * width + column[None, :]
+    value = tl.load(enlarged + one * length * width + within, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(finest + within, mask=inside, other=0.0).to(tl.float32)
+    value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
+    mask = 0
+    while mask < masks:
+        kernel = tl.load(kernels + (one * masks + mask) * width + column, mask=column < width, other=0.0).to(tl.float32)
+        tl.store(out + (one * masks + mask) * length + cell, tl.sum(value * kernel[None, :], 1), mask=cell < length)
+        mask += 1
+
+
+def mask_logits(enlarged: Tensor, finest: Tensor, kernels: Tensor) -> Tensor:
+    """See `fused.mask_logits`."""
+    objects, length, width = enlarged.shape
+    masks, kernels = kernels.shape[1], kernels.contiguous()
+    out = torch.empty(objects, masks, length, dtype=torch.float32, device=enlarged.device)
+    _mask_logits[(triton.cdiv(length, 128), objects)](
+        enlarged, finest, kernels, out, length, masks, width, BLOCK=128, WIDTH=triton.next_power_of_2(width)
+    )
+    return out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _flips(logits, line, column, height, width):  # type: ignore[no-untyped-def]
     """Whether pixels differ from the pixel before them, column by column; the pixel before the first is background."""
     inside = (line < height)[:, None] & (column < width)[None, :]

@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rvos_cache.trackers.sam2.attention import POSITION_SCALE, MemoryAttention
+from rvos_cache.trackers.sam2.decoder import MaskDecoder
 from rvos_cache.trackers.sam2.features import Features
+from rvos_cache.trackers.sam2.hiera import ImageEncoder
+from rvos_cache.trackers.sam2.memory_encoder import MemoryEncoder
 
 NO_OBJECT = -1024.0
 """Logit of every pixel of an object that is not visible."""
@@ -27,7 +30,7 @@ PROMPTED = 10.0
 
 @dataclass(frozen=True)
 class Segmented:
-    """Objects in one frame: mask logits low (B, 1, S/4, S/4) and high (B, 1, S, S), pointers float32 (B, C), scores (B, 1, 1),
+    """Objects in one frame, float32: mask logits low (B, 1, S/4, S/4) and high (B, 1, S, S), pointers (B, C), scores (B, 1, 1),
     logits that the object is visible."""
 
     low: Tensor
@@ -49,13 +52,16 @@ class Network:
         self.side = int(model.prompt_encoder.input_image_size)
         self.channels = int(model.hidden_dim)
         # Compile the function, not the module: a compiled module renames its weights, which changes their digest.
-        features = self.weights.get_image_features
-        self.image_encoder = torch.compile(features) if compiled else features
         with torch.inference_mode():
+            features = self._own_encoder() or self._library_encoder
+            self.image_encoder = torch.compile(features) if compiled else features
             origin = torch.zeros(1, 1, 1, 2, device=model.device)
             label = -torch.ones(1, 1, 1, dtype=torch.int32, device=model.device)
             self.no_points, self.no_mask = (e.to(dtype) for e in model.prompt_encoder(origin, label, None, None))
-            self.image_positions = model.get_image_wide_positional_embeddings().to(dtype)
+            self.decoder = MaskDecoder(
+                self.weights.mask_decoder, model.mask_decoder, model.get_image_wide_positional_embeddings()
+            )
+            self.memory_encoder = MemoryEncoder(self.weights.memory_encoder, model.memory_encoder)
             self.attention = MemoryAttention(self.weights.memory_attention, model.memory_attention)
             # In float32 and rounded at use, as in Meta's code; transformers computes the angles in the autocast dtype.
             top_positions = self._sine_positions(model.vision_encoder.neck.position_encoding)
@@ -71,11 +77,19 @@ class Network:
         positions: Tensor = encoding(shape, self.model.device, torch.float32)
         return positions.flatten(2).transpose(1, 2)
 
-    def encode(self, pixels: Tensor) -> list[Tensor]:
-        """The feature levels (B, c, h, w), finest first, of normalised frames (B, 3, S, S) float32."""
-        encoded = self.image_encoder(pixels.to(self.dtype))
+    def _own_encoder(self) -> Any:
+        """The encoder in half precision, or None: float32 stays with the library's."""
+        return ImageEncoder(self.weights, self.model) if self.dtype != torch.float32 and ImageEncoder.reads(self.model) else None
+
+    def _library_encoder(self, pixels: Tensor) -> list[Tensor]:
+        encoded = self.weights.get_image_features(pixels).fpn_hidden_states
         sizes = self.model.backbone_feature_sizes
-        return [level.permute(1, 2, 0).unflatten(2, tuple(size)) for level, size in zip(encoded.fpn_hidden_states, sizes)]
+        return [level.unflatten(0, tuple(size)).permute(2, 3, 0, 1) for level, size in zip(encoded, sizes)]
+
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        """The feature levels (B, c, h, w), finest first, in channels-last memory, of normalised frames (B, 3, S, S) float32."""
+        levels: list[Tensor] = self.image_encoder(pixels.to(self.dtype))
+        return levels
 
     def embed_prompts(self, points: Tensor | None = None, boxes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sparse and dense embeddings of P points (P, 2) or boxes (P, 4) in pixels of the square; the positions in float32."""
@@ -91,38 +105,21 @@ class Network:
         return features.top + self.weights.no_memory_embedding.view(1, -1, 1, 1)
 
     def decode(
-        self, features: Features, top: Tensor, sparse: Tensor, dense: Tensor, multimask: bool
+        self, features: Features, top: Tensor, sparse: Tensor, dense: Tensor, multimask: bool, best: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The mask decoder: logits (B, P, M, S/4, S/4), predicted IoU (B, P, M), tokens (B, P, M or 1, C), scores (B, P, 1).
-
-        top: (B, C, h, w); sparse: embeddings (B, P, n, C) of P point prompts; dense: embedding (B, C, h, w) of mask prompts;
-        multimask: M = 3 masks, else 1.
-        """
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = self.weights.mask_decoder(
-            image_embeddings=top,
-            image_positional_embeddings=self.image_positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-            high_resolution_features=list(features.fine),
-        )
-        return outputs
+        """See MaskDecoder. top: (N or 1, C, h, w); sparse: (N, n, C); dense: embedding (N or 1, C, h, w) of mask prompts."""
+        image = (top + dense).flatten(2).transpose(1, 2).contiguous()
+        fine = (features.fine[0], features.fine[1])
+        return self.decoder(fine, image, sparse, multimask, best)
 
     def segment(self, features: Features, top: Tensor, dense: Tensor | None = None, multimask: bool = True) -> Segmented:
         """The objects whose memory-conditioned maps are `top` (B, C, h, w); of several masks the one of highest predicted IoU."""
-        count = len(top)
-        low, predicted_iou, tokens, scores = self.decode(
-            features, top, self.no_points.expand(count, -1, -1, -1), self.no_mask if dense is None else dense, multimask
-        )
+        sparse = self.no_points[0].expand(len(top), -1, -1)
+        low, _, tokens, scores = self.decode(features, top, sparse, self.no_mask if dense is None else dense, multimask, True)
         visible = scores > 0
-        best = predicted_iou[:, 0].argmax(-1)[:, None]
-        # Select first: only one of the three masks is resized.
-        chosen = low[:, 0].gather(1, best[..., None, None].expand(-1, -1, *low.shape[3:]))
         # Not torch.where: a scalar would be copied from the host.
-        low = chosen.masked_fill(~visible[..., None], NO_OBJECT)
-        row = best if tokens.shape[2] > 1 else torch.zeros_like(best)
-        token = tokens[:, 0].gather(1, row[..., None].expand(-1, -1, tokens.shape[-1]))[:, 0]
-        return Segmented(low, self.enlarge(low).to(low.dtype), self._pointers(token, visible[:, 0]), scores)
+        low = low.masked_fill(~visible[..., None, None], NO_OBJECT)
+        return Segmented(low, self.enlarge(low), self._pointers(tokens[:, 0], visible), scores[..., None])
 
     def enlarge(self, low: Tensor) -> Tensor:
         """Logits (B, 1, h', w') as float32 (B, 1, S, S)."""
@@ -147,7 +144,7 @@ class Network:
         low = interpolate(logits, shape, mode="bilinear", antialias=True, align_corners=False)
         # Meta's `propagate_in_video_preflight` encodes the memory from the quarter-size logits, resized back, and not from the
         # prompt itself, as transformers does.
-        high = self.enlarge(low).to(masks.dtype)
+        high = self.enlarge(low)
         scores = torch.where(visible[..., None], PROMPTED, -PROMPTED)
         return Segmented(low, high, pointers, scores)
 
@@ -161,17 +158,14 @@ class Network:
 
         prompted: the masks are prompts, so they are binarised.
         """
-        encoder, config = self.weights.memory_encoder, self.model.config
-        masks = (segmented.high > 0).to(segmented.high.dtype) if prompted else segmented.high.sigmoid()
+        config, high = self.model.config, segmented.high
+        masks = (high > 0).to(high.dtype) if prompted else high.sigmoid()
         masks = masks * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
-        # The features of a frame do not depend on the object.
-        fused = encoder.feature_projection(features.top) + encoder.mask_downsampler(masks)
-        memory = encoder.projection(encoder.memory_fuser(fused))
+        memory = self.memory_encoder(features.top, masks.to(self.dtype))
         occluded = self.weights.occlusion_spatial_embedding_parameter
         if occluded is not None:
-            hidden = (segmented.scores <= 0).to(memory.dtype)
-            memory = memory + hidden[..., None] * occluded[..., None, None]
-        return memory.to(torch.bfloat16).flatten(2).transpose(1, 2)
+            memory = memory + (segmented.scores <= 0).to(memory.dtype) * occluded
+        return memory.to(torch.bfloat16)
 
     def pointer_positions(self, distances: Tensor, num_pointers: int) -> Tensor:
         """The position encodings (..., D) of pointers that are `distances` (...) frames away.
@@ -197,7 +191,8 @@ class Network:
         # A pointer is as many tokens as its channels are memories'.
         splits = self.channels // self.model.mem_dim
         tokens = pointers.to(self.dtype).transpose(0, 1).unflatten(2, (splits, -1)).flatten(1, 2)
-        positions, bias = positions.repeat_interleave(splits, 0), bias.repeat_interleave(splits, 0)
+        positions = positions[:, None].expand(-1, splits, -1).flatten(0, 1)
+        bias = bias[:, None].expand(-1, splits).flatten()
         top = features.top.flatten(2).transpose(1, 2) + self.top_positions
         keys = self.position_keys
         conditioned = self.attention.attend(top, tokens=tokens, token_positions=positions, bias=bias, position_keys=keys, **maps)

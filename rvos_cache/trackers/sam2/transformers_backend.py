@@ -30,7 +30,7 @@ from rvos_cache.trackers.sam2.propagate import Followers, propagate
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import Video
 
-RESIZE_THREADS = min(4, os.cpu_count() or 1)
+RESIZE_THREADS = min(16, os.cpu_count() or 1)
 """Frames of a batch that are resized at once."""
 
 
@@ -136,14 +136,15 @@ class TransformersSession:
         return self._store
 
     def _encode(self) -> None:
-        count, side = len(self.video), self.network.side
+        count, side, on_gpu = len(self.video), self.network.side, self.backend.device.type == "cuda"
         starts = range(0, count, self.backend.settings.encoder_batch)
 
         def load(start: int) -> Any:
             frames = [self.video.read(t) for t in range(start, min(start + self.backend.settings.encoder_batch, count))]
-            return torch.stack(list(pool.map(lambda frame: video_pixels(frame, side), frames)))
+            pixels = torch.stack(list(pool.map(lambda frame: video_pixels(frame, side), frames)))
+            return pixels.pin_memory() if on_gpu else pixels
 
-        # Pillow resizes a frame of 720x1280 in 15 ms on one core, as long as a GPU encodes it; it releases the GIL.
+        # Pillow resizes a frame of 720x1280 in 15 ms on one core, twice as long as a GPU encodes it; it releases the GIL.
         with ThreadPoolExecutor(RESIZE_THREADS) as pool, self.backend.precision():
             for start, pixels in zip(starts, prefetch(load, starts, 2)):
                 for levels in self._frames_at_once(self._encode_frames, pixels):
@@ -152,4 +153,4 @@ class TransformersSession:
                     start += len(levels[0])
 
     def _encode_frames(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
-        return self.network.encode(normalise(pixels.to(self.backend.device)))
+        return self.network.encode(normalise(pixels.to(self.backend.device, non_blocking=True)))
