@@ -23,6 +23,7 @@ import sam2_bench
 from gpu_extraction import LARGE, TINY, prompts_of, seconds
 
 from rvos_cache.system.device import device
+from rvos_cache.trackers.sam2 import fused, runs
 from rvos_cache.trackers.sam2.settings import Sam2Settings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 
@@ -65,7 +66,10 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=25)
     parser.add_argument("--encoder-batch", type=int, default=8)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="without Triton kernels")
     options = parser.parse_args()
+    if options.plain:
+        fused.has_triton = runs.has_triton = lambda: False  # type: ignore[assignment]
     sizes = TINY if options.tiny or device().type != "cuda" else LARGE
     frames, tracks = options.frames, options.tracks
     with tempfile.TemporaryDirectory() as folder:

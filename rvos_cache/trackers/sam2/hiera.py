@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
@@ -77,7 +76,7 @@ class ImageEncoder:
                 grid = (grid[0] // block.query_stride[0], grid[1] // block.query_stride[1])
                 size //= block.query_stride[0]
             x, normed = add_norm(x, branch, norms[i].layer_norm2, self.dtype)
-            addend: Tensor | None = block.mlp(normed)
+            addend = block.mlp(normed)
             if i in self.backbone.stage_ends:
                 x, addend = (x + addend).to(x.dtype), None
                 stages.append(_reorder(x.to(self.dtype), grid, size, 0).unflatten(1, grid))

@@ -5,6 +5,8 @@ number of passes. Import this module only where Triton is installed; `fused` has
 Letters: B objects, n heads, L cells of a map, c channels of a head, S slots, K pointer tokens, H W pixels.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
 from __future__ import annotations
 
 from typing import Any
@@ -20,11 +22,11 @@ COLUMNS, LINES = 32, 64
 """Columns of a program of the kernels on masks, and the lines that it reads at once."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _add_norm(
     x, branch, weight, bias, total, normed, rows, x_rows, width, eps,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, GELU: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, WIDTH)
     inside = (row < rows)[:, None] & (column < width)[None, :]
@@ -60,8 +62,8 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: Any, dtype: Any, keep: bool
     return total, normed
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _turned(value, cos, sin, cell, length, ROWS_: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _turned(value, cos, sin, cell, length, ROWS_: tl.constexpr, WIDTH: tl.constexpr):
     """Rows (ROWS_, WIDTH) float32 with their pairs of channels rotated by the angles of `cell`."""
     pair = tl.arange(0, WIDTH // 2)
     at = cell[:, None] * (WIDTH // 2) + pair[None, :]
@@ -72,11 +74,11 @@ def _turned(value, cos, sin, cell, length, ROWS_: tl.constexpr, WIDTH: tl.conste
     return tl.interleave(even * c - odd * s, even * s + odd * c)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _rotate(
     x, cos, sin, out, length, heads, x_batch, x_cell, x_head,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     index = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, WIDTH)
@@ -98,11 +100,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _store_map(
     projected, cos, sin, slot, keys, values, length, heads, layers, slots, objects,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     layer = tl.program_id(1)
     index = tl.program_id(2).to(tl.int64)
@@ -128,10 +130,10 @@ def store_map(projected: Tensor, cos: Tensor, sin: Tensor, slot: Tensor, keys: T
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _shift_keys(
     keys, positions, distances, out, length, heads, slots, count, BLOCK: tl.constexpr, WIDTH: tl.constexpr
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.program_id(1)
     index = tl.program_id(2).to(tl.int64)
@@ -155,12 +157,12 @@ def shift_keys(keys: Tensor, positions: Tensor, distances: Tensor, count: int) -
     return out
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _attend_more(
     query, attended, sums, keys, values, bias, out, length, heads, tokens, scale,
     q_batch, q_head, q_cell, a_batch, a_head, a_cell, k_batch, k_head, k_token, v_batch, v_head, v_token,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     index = tl.program_id(1).to(tl.int64)
     one, head = index // heads, index % heads
@@ -197,10 +199,10 @@ def attend_more(query: Tensor, attended: Tensor, sums: Tensor, keys: Tensor, val
     return out
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _mask_logits(
     enlarged, finest, kernels, out, length, masks, width, BLOCK: tl.constexpr, WIDTH: tl.constexpr
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     one = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, WIDTH)
@@ -227,8 +229,8 @@ def mask_logits(enlarged: Tensor, finest: Tensor, kernels: Tensor) -> Tensor:
     return out
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _flips(logits, line, column, height, width):  # type: ignore[no-untyped-def]
+@triton.jit
+def _flips(logits, line, column, height, width):
     """Whether pixels differ from the pixel before them, column by column; the pixel before the first is background."""
     inside = (line < height)[:, None] & (column < width)[None, :]
     value = tl.load(logits + line[:, None] * width + column[None, :], mask=inside, other=-1.0)
@@ -240,8 +242,8 @@ def _flips(logits, line, column, height, width):  # type: ignore[no-untyped-def]
     return inside & ((value > 0) != (before > 0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _count_flips(logits, counts, height, width, LINES_: tl.constexpr, COLUMNS_: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _count_flips(logits, counts, height, width, LINES_: tl.constexpr, COLUMNS_: tl.constexpr):
     mask = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS_ + tl.arange(0, COLUMNS_)
     base = logits + mask.to(tl.int64) * height * width
@@ -252,10 +254,10 @@ def _count_flips(logits, counts, height, width, LINES_: tl.constexpr, COLUMNS_: 
     tl.store(counts + mask * width + column, total, mask=column < width)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _write_flips(
     logits, stops, counts, positions, capacity, height, width, LINES_: tl.constexpr, COLUMNS_: tl.constexpr
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     mask = tl.program_id(1)
     column = tl.program_id(0) * COLUMNS_ + tl.arange(0, COLUMNS_)
     base = logits + mask.to(tl.int64) * height * width
