@@ -17,7 +17,7 @@ if not ON_GPU:
 pytest.importorskip("triton")
 
 from rvos_cache.masks import RleMasks
-from rvos_cache.trackers.sam2 import fused, kernels
+from rvos_cache.trackers.sam2 import convolutions, fused, kernels
 from rvos_cache.trackers.sam2.runs import from_changes
 
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -133,3 +133,38 @@ def test_mask_logits(count: int) -> None:
     torch.testing.assert_close(
         logits, fused.mask_logits(enlarged, finest, multipliers), rtol=5 * CLOSE["rtol"], atol=0.1 if ON_GPU else 1e-5
     )
+
+
+def layers(inputs: int, outputs: int, **shape: Any) -> tuple[Any, Any]:
+    """A convolution in the dtype of computation and a LayerNorm."""
+    generator = torch.Generator().manual_seed(3)
+    conv, norm = torch.nn.Conv2d(inputs, outputs, **shape), torch.nn.LayerNorm(outputs, eps=1e-6)
+    for parameter in (*conv.parameters(), *norm.parameters()):
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    return conv.to(DEVICE, DTYPE), norm.to(DEVICE)
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_mask_stem(prompted: bool) -> None:
+    conv, norm = layers(1, 4, kernel_size=3, stride=2, padding=1)
+    low = 3 * random(2, 1, 6, 6, dtype=torch.float32)
+    with torch.inference_mode():
+        out = convolutions.mask_stem(low, 24, prompted, (20.0, -10.0), conv, norm, DTYPE)
+        expected = fused.mask_stem(low, 24, prompted, (20.0, -10.0), conv, norm, DTYPE)
+    torch.testing.assert_close(out, expected, rtol=5 * CLOSE["rtol"], atol=0.2 if ON_GPU else 1e-4)
+
+
+def test_few_channels() -> None:
+    (conv, norm), x = layers(4, 16, kernel_size=3, stride=2, padding=1), random(2, 14, 18, 4)
+    with torch.inference_mode():
+        out, expected = convolutions.few_channels(x, conv, norm), fused.convolve(x, conv, norm, True)
+    torch.testing.assert_close(out, expected, rtol=5 * CLOSE["rtol"], atol=5 * CLOSE["atol"])
+
+
+@pytest.mark.parametrize("size", [7, 3])
+def test_own_filters(size: int) -> None:
+    conv, norm = layers(24, 24, kernel_size=size, padding=size // 2, groups=24)
+    x = random(2, 9, 19, 24)
+    with torch.inference_mode():
+        out, expected = convolutions.own_filters(x, conv, norm), fused.convolve(x, conv, norm, False)
+    torch.testing.assert_close(out, expected, rtol=5 * CLOSE["rtol"], atol=5 * CLOSE["atol"])

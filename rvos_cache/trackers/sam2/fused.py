@@ -1,6 +1,6 @@
 """Operations on maps of many objects: in plain torch, which defines them, and on a GPU in bfloat16 as one Triton kernel each.
 
-Letters: B objects, n heads, L cells of a map, c channels of a head, D of a memory, S slots, K pointer tokens.
+Letters: B objects, n heads, L cells of a map, c channels of a head, S slots, K pointer tokens, H W pixels.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d, interpolate, layer_norm
 from torch.nn.functional import gelu as gelu_of
-from torch.nn.functional import layer_norm
 
 
 @cache
@@ -112,3 +112,38 @@ def mask_logits(enlarged: Tensor, finest: Tensor, kernels: Tensor) -> Tensor:
 
         return triton_kernels.mask_logits(enlarged, finest, kernels)
     return (kernels @ gelu_of(enlarged + finest).transpose(1, 2)).float()
+
+
+def enlarge(low: Tensor, side: int) -> Tensor:
+    """Logits (B, 1, h, w) as float32 (B, 1, S, S)."""
+    return interpolate(low.float(), (side, side), mode="bilinear", align_corners=False)
+
+
+def mask_stem(low: Tensor, side: int, prompted: bool, scale: tuple[float, float], conv: Any, norm: Any, dtype: Any) -> Tensor:
+    """The first layer of the memory encoder on the masks of logits (B, 1, h, w): (B, S / 2, S / 2, c).
+
+    Enlarges them to the square of S pixels, takes their sigmoid, or with `prompted` whether they are above 0, multiplies by scale[0]
+    and adds scale[1]; then `convolve` with a 3x3 convolution of stride 2 and padding 1.
+    """
+    if low.is_cuda and dtype == torch.bfloat16 and has_triton():
+        from rvos_cache.trackers.sam2 import convolutions
+
+        return convolutions.mask_stem(low, side, prompted, scale, conv, norm, dtype)
+    high = enlarge(low, side)
+    masks = ((high > 0).float() if prompted else high.sigmoid()) * scale[0] + scale[1]
+    return convolve(masks.permute(0, 2, 3, 1).to(dtype), conv, norm, True)
+
+
+def convolve(x: Tensor, conv: Any, norm: Any, gelu: bool) -> Tensor:
+    """A convolution of (B, H, W, c), the LayerNorm `norm` of its channels and, with `gelu`, GELU: (B, H', W', c')."""
+    if uses_kernels(x):
+        from rvos_cache.trackers.sam2 import convolutions
+
+        halves = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (2, 2), (1, 1), (1, 1))
+        if halves and x.shape[-1] <= 4 and x.shape[1] % 2 == x.shape[2] % 2 == 0 and gelu:
+            return convolutions.few_channels(x, conv, norm)
+        same = conv.stride == (1, 1) and conv.padding == (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+        if conv.groups == x.shape[-1] == len(conv.weight) and same and conv.kernel_size[0] == conv.kernel_size[1] and not gelu:
+            return convolutions.own_filters(x, conv, norm)
+    out = conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return add_norm(out.permute(0, 2, 3, 1).contiguous(), None, norm, keep=False, gelu=gelu)[1]

@@ -10,48 +10,45 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import linear
 from transformers.activations import GELUActivation
 
-from rvos_cache.trackers.sam2.fused import add_norm
+from rvos_cache.errors import InputError
+from rvos_cache.trackers.sam2.fused import convolve, mask_stem
 
 
 class MemoryEncoder:
-    """A Sam2VideoMemoryEncoder. module: with weights in the dtype of computation; exact: the same with float32 weights."""
+    """A Sam2VideoMemoryEncoder. module: with weights in the dtype of computation; exact: the same with float32 weights; config: of
+    the whole model; side: S."""
 
-    def __init__(self, module: Any, exact: Any) -> None:
-        self.module, self.exact, self.dtype = module, exact, module.projection.weight.dtype
+    def __init__(self, module: Any, exact: Any, config: Any, side: int) -> None:
+        self.module, self.exact, self.side, self.dtype = module, exact, side, module.projection.weight.dtype
+        self.scale = (config.sigmoid_scale_for_mem_enc, config.sigmoid_bias_for_mem_enc)
+        if not all(isinstance(layer.activation, GELUActivation) for layer in module.mask_downsampler.layers):
+            raise InputError("SAM 2 checkpoint: mask_downsampler_hidden_act is not gelu; every released checkpoint has gelu")
         # The scale of a block's branch belongs to its last linear map.
         self.ends = []
         for block in exact.memory_fuser.layers:
             weight, bias = block.pointwise_conv2.weight * block.scale[:, None], block.pointwise_conv2.bias * block.scale
             self.ends.append((weight.to(self.dtype), bias.to(self.dtype)))
 
-    def __call__(self, top: Tensor, masks: Tensor) -> Tensor:
-        """Memory maps (B, L, D) of the features (1, C, h, w) of a frame and masks (B, 1, S, S)."""
-        down = self.module.mask_downsampler
-        for layer, exact in zip(down.layers, self.exact.mask_downsampler.layers):
-            masks = self._convolve(masks, layer.conv, exact.layer_norm, layer.activation)
-        grid, count = masks.shape[2:], len(masks)
-        x = _pointwise(down.final_conv, _cells(masks)) + _pointwise(self.module.feature_projection, _cells(top))
-        for block, exact, end in zip(self.module.memory_fuser.layers, self.exact.memory_fuser.layers, self.ends):
-            image = x.view(count, *grid, -1).permute(0, 3, 1, 2)
-            normed = _cells(self._convolve(image, block.depthwise_conv, exact.layer_norm, None))
+    def __call__(self, top: Tensor, low: Tensor, prompted: bool) -> Tensor:
+        """Memory maps (B, L, D) of the features (1, C, h, w) of a frame and the logits (B, 1, S / 4, S / 4) of masks.
+
+        prompted: the masks are prompts, so they are binarised.
+        """
+        down, exact = self.module.mask_downsampler, self.exact.mask_downsampler
+        x = mask_stem(low, self.side, prompted, self.scale, down.layers[0].conv, exact.layers[0].layer_norm, self.dtype)
+        for layer, norm in zip(down.layers[1:], exact.layers[1:]):
+            x = convolve(x, layer.conv, norm.layer_norm, True)
+        shape = (*x.shape[:3], -1)
+        x = _pointwise(down.final_conv, x.flatten(1, 2)) + _pointwise(
+            self.module.feature_projection, top.flatten(2).transpose(1, 2)
+        )
+        for block, norm, end in zip(self.module.memory_fuser.layers, self.exact.memory_fuser.layers, self.ends):
+            normed = convolve(x.view(shape), block.depthwise_conv, norm.layer_norm, False).flatten(1, 2)
             x = x + linear(block.activation(block.pointwise_conv1(normed)), *end)
         return _pointwise(self.module.projection, x)
-
-    def _convolve(self, x: Tensor, conv: Any, norm: Any, activation: Any) -> Tensor:
-        """A convolution, the LayerNorm of its channels and the activation: (B, c, h, w) in channels-last memory."""
-        out = conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-        gelu = isinstance(activation, GELUActivation)
-        _, normed = add_norm(out.permute(0, 2, 3, 1).contiguous(), None, norm, keep=False, gelu=gelu)
-        normed = normed.permute(0, 3, 1, 2)
-        return normed if gelu or activation is None else activation(normed)
-
-
-def _cells(x: Tensor) -> Tensor:
-    """(B, C, h, w) as (B, h * w, C)."""
-    return x.flatten(2).transpose(1, 2)
 
 
 def _pointwise(conv: Any, x: Tensor) -> Tensor:

@@ -30,11 +30,10 @@ PROMPTED = 10.0
 
 @dataclass(frozen=True)
 class Segmented:
-    """Objects in one frame, float32: mask logits low (B, 1, S/4, S/4) and high (B, 1, S, S), pointers (B, C), scores (B, 1, 1),
-    logits that the object is visible."""
+    """Objects in one frame, float32: mask logits low (B, 1, S/4, S/4), pointers (B, C), scores (B, 1, 1), logits that the object is
+    visible."""
 
     low: Tensor
-    high: Tensor
     pointers: Tensor
     scores: Tensor
 
@@ -61,7 +60,7 @@ class Network:
             self.decoder = MaskDecoder(
                 self.weights.mask_decoder, model.mask_decoder, model.get_image_wide_positional_embeddings()
             )
-            self.memory_encoder = MemoryEncoder(self.weights.memory_encoder, model.memory_encoder)
+            self.memory_encoder = MemoryEncoder(self.weights.memory_encoder, model.memory_encoder, model.config, self.side)
             self.attention = MemoryAttention(self.weights.memory_attention, model.memory_attention)
             # In float32 and rounded at use, as in Meta's code; transformers computes the angles in the autocast dtype.
             top_positions = self._sine_positions(model.vision_encoder.neck.position_encoding)
@@ -119,11 +118,7 @@ class Network:
         visible = scores > 0
         # Not torch.where: a scalar would be copied from the host.
         low = low.masked_fill(~visible[..., None, None], NO_OBJECT)
-        return Segmented(low, self.enlarge(low), self._pointers(tokens[:, 0], visible), scores[..., None])
-
-    def enlarge(self, low: Tensor) -> Tensor:
-        """Logits (B, 1, h', w') as float32 (B, 1, S, S)."""
-        return interpolate(low.float(), (self.side, self.side), mode="bilinear", align_corners=False)
+        return Segmented(low, self._pointers(tokens[:, 0], visible), scores[..., None])
 
     def from_mask_prompts(self, features: Features, masks: Tensor) -> Segmented:
         """Objects prompted with masks (B, 1, S, S) of 0 and 1: the prompt is the mask, the decoder only makes the pointer.
@@ -142,11 +137,10 @@ class Network:
         shape = self.model.prompt_encoder.mask_input_size
         logits = masks.float() * (2 * PROMPTED) - PROMPTED
         low = interpolate(logits, shape, mode="bilinear", antialias=True, align_corners=False)
-        # Meta's `propagate_in_video_preflight` encodes the memory from the quarter-size logits, resized back, and not from the
+        # Meta's `propagate_in_video_preflight` encodes the memory from these quarter-size logits, resized back, and not from the
         # prompt itself, as transformers does.
-        high = self.enlarge(low)
         scores = torch.where(visible[..., None], PROMPTED, -PROMPTED)
-        return Segmented(low, high, pointers, scores)
+        return Segmented(low, pointers, scores)
 
     def _pointers(self, tokens: Tensor, visible: Tensor) -> Tensor:
         weight = visible.float()
@@ -158,10 +152,7 @@ class Network:
 
         prompted: the masks are prompts, so they are binarised.
         """
-        config, high = self.model.config, segmented.high
-        masks = (high > 0).to(high.dtype) if prompted else high.sigmoid()
-        masks = masks * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
-        memory = self.memory_encoder(features.top, masks.to(self.dtype))
+        memory = self.memory_encoder(features.top, segmented.low, prompted)
         occluded = self.weights.occlusion_spatial_embedding_parameter
         if occluded is not None:
             memory = memory + (segmented.scores <= 0).to(memory.dtype) * occluded
