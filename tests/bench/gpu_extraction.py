@@ -17,6 +17,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.system.device import device
 from rvos_cache.trackers.sam2.backend import Backend, make_prompts
 from rvos_cache.trackers.sam2.official import OfficialBackend
+from rvos_cache.trackers.sam2.precision import inference_precision
 from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 
@@ -81,7 +82,7 @@ def measure_plain(backend: TransformersBackend, sizes: Sizes) -> dict[str, float
     """Seconds of a session of transformers for each batch of 4 prompts, in the same precision."""
     frames, tracks = sizes.peers
     pictures, masks = list(sam2_bench.scene(frames, sizes.size)), sam2_bench.prompt_masks(tracks, sizes.size)
-    with backend.precision():
+    with inference_precision(backend.device, backend.dtype):
         taken = seconds(
             lambda: [plain_tracks(backend.network.model, pictures, frames // 2, masks[i : i + 4]) for i in range(0, tracks, 4)]
         )

@@ -16,9 +16,8 @@ from sam2_video import FRAMES, SIZE, TOLERANCE, as_video, make_backend, moving, 
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
-from rvos_cache.trackers.sam2.attention import KeyValues
-from rvos_cache.trackers.sam2.memory import MemoryBank
 from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_mask_prompts, scale_points, video_pixels
+from rvos_cache.trackers.sam2.schedule import schedule
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_cache.types import Video
@@ -100,30 +99,29 @@ def test_a_video_of_one_frame_returns_its_prompts() -> None:
     assert (np.abs(areas - expected) < 0.25 * expected).all()
 
 
-@pytest.mark.parametrize("prompt", [0, 3, 11, 19])
-def test_a_bank_returns_what_sam_2_attends_to_and_drops_the_rest(prompt: int) -> None:
-    """Against the published rule, applied to every memory there ever was."""
-    frames, num_maps, num_pointers = 20, 4, 6
-    bank = MemoryBank(prompt, num_maps, num_pointers)
-    every: dict[int, torch.Tensor] = {}
-
-    def add(t: int, backward: bool) -> None:
-        every[t] = torch.tensor([float(t)])
-        bank.add(t, KeyValues((every[t],), ()), every[t], backward)
-
-    add(prompt, False)
-    for backward, order in ((False, range(prompt + 1, frames)), (True, range(prompt - 1, -1, -1))):
-        for t in order:
-            sign = -1 if backward else 1
-            maps = [(0, prompt)] + [(k, t - sign * k) for k in range(num_maps - 1, 0, -1)]
-            maps = [(k, s) for k, s in maps if s in every and (s != prompt or k == 0)]
-            pointers = [(sign * (t - prompt), prompt)] + [(k, t - sign * k) for k in range(1, num_pointers)]
-            pointers = [(k, s) for i, (k, s) in enumerate(pointers) if s in every and (s != prompt or i == 0)]
-            memories = bank.before(t, backward)
-            assert [(k, int(m.keys[0])) for k, m in memories.maps] == maps
-            assert [(k, int(p)) for k, p in memories.pointers] == pointers
-            add(t, backward)
-            assert len(bank.maps) <= 2 * num_maps and len(bank.pointers) <= 2 * num_pointers
+@pytest.mark.parametrize(("num_maps", "num_pointers"), [(7, 16), (4, 6), (2, 3), (1, 1), (5, 2)])
+@pytest.mark.parametrize("prompt", [0, 1, 3, 11, 17, 19])
+def test_a_schedule_is_what_sam_2_attends_to(prompt: int, num_maps: int, num_pointers: int) -> None:
+    """Against the published rule, applied to every memory there ever was, with the maps in the slots they were written to."""
+    frames = 20
+    plan = schedule(prompt, frames, num_maps, num_pointers)
+    tracked = [prompt]
+    slots = [prompt] + [-1] * (plan.slots - 1)
+    for backward, steps in ((False, plan.forward), (True, plan.backward)):
+        if backward:
+            slots[1 : 1 + len(plan.behind)] = plan.behind
+        for step in steps:
+            t, sign = step.frame, -1 if backward else 1
+            maps = {0: prompt} | {k: t - sign * k for k in range(num_maps - 1, 0, -1)}
+            maps = {k: s for k, s in maps.items() if s in tracked and (s != prompt or k == 0)}
+            pointers = [(prompt, sign * (t - prompt))] + [(t - sign * k, k) for k in range(1, num_pointers)]
+            pointers = [(s, k) for i, (s, k) in enumerate(pointers) if s in tracked and (s != prompt or i == 0)]
+            assert {distance: slots[i] for i, distance in enumerate(step.distances)} == maps
+            assert list(step.pointers) == pointers
+            assert len(step.distances) <= plan.slots and 0 < step.slot < plan.slots
+            slots[step.slot] = t
+            tracked.append(t)
+    assert sorted(tracked) == list(range(frames)) and set(plan.behind) <= set(range(prompt + 1, frames))
 
 
 def test_frames_are_prepared_as_meta_s_two_predictors_prepare_them() -> None:

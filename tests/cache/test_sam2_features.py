@@ -17,7 +17,7 @@ from sam2_video import SIZE, as_video, make_backend, moving, prompts_of, propaga
 
 from rvos_cache.settings import build
 from rvos_cache.trackers.sam2.features import Features, FeatureStore
-from rvos_cache.trackers.sam2.memory import MemoryBank
+from rvos_cache.trackers.sam2.follow import Follower
 from rvos_cache.trackers.sam2.preprocess import normalise, video_pixels
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.types import Video
@@ -37,15 +37,15 @@ def test_stored_features_give_the_same_tracks_as_encoding_again(monkeypatch: pyt
     backend = make_backend(encoder_batch=1, host_memory=0)
     pictures, encodings = moving(9), 0
 
-    def encode(self: FeatureStore, t: int) -> Features:
+    def encode(self: FeatureStore, t: int) -> torch.Tensor:
         nonlocal encodings
         encodings += 1
-        *fine, top = backend.network.encode(normalise(video_pixels(pictures[t], backend.network.side)[None]))
-        return Features(tuple(fine), top)
+        levels = backend.network.encode(normalise(video_pixels(pictures[t], backend.network.side)[None]))
+        return Features.pack([level[0] for level in levels])
 
     with backend.open(as_video(pictures)) as session:
         stored = [session.propagate(t, prompts_of(squares(t), t)) for t in (3, 8)]
-        monkeypatch.setattr(FeatureStore, "get", encode)
+        monkeypatch.setattr(FeatureStore, "flat", encode)
         again = [session.propagate(t, prompts_of(squares(t), t)) for t in (3, 8)]
     assert encodings == 18
     for a, b in zip(stored, again):
@@ -137,7 +137,8 @@ def test_a_store_fills_the_device_then_the_host_then_a_file_without_a_name(
             store.put(t, levels[t])
         assert not list(tmp_path.iterdir())
         order = [5, 0, 3, 2, 2, 1, 4]
-        for t, features in zip(order, store.read(order)):
+        for t, flat in zip(order, store.read(order)):
+            features = Features.unpack(flat, shapes)
             assert torch.equal(features.fine[0][0], levels[t][0]) and torch.equal(features.top[0], levels[t][1])
 
 
@@ -160,14 +161,14 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch: pytest.
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    add = MemoryBank.add
+    follow = Follower.follow
 
-    def measured(self: MemoryBank, *inputs: Any) -> None:
-        add(self, *inputs)
-        maps = [part for m in self.maps.values() for part in (*m.keys, *m.values)]
-        sizes.append(sum(part.untyped_storage().nbytes() for part in [*maps, *self.pointers.values()]))
+    def measured(self: Follower, *inputs: Any) -> None:
+        follow(self, *inputs)
+        tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
+        sizes.append(sum(part.untyped_storage().nbytes() for part in [*tensors, self.ring.keys, self.ring.values]))
 
-    monkeypatch.setattr(MemoryBank, "add", measured)
+    monkeypatch.setattr(Follower, "follow", measured)
     largest = []
     # Behind the prompt, both are longer than twice the pointers that are attended to.
     for frames in (45, 60):

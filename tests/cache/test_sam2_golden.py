@@ -95,7 +95,7 @@ def test_points_give_the_logits_of_meta_s_predictor(version: str) -> None:
     frame, points = golden()["input.grid_frame"].numpy(), golden()["input.points"].numpy()
     backend = TransformersBackend(GridSettings(checkpoint=golden_checkpoint(version)))
     with backend.open(still(frame)) as session, backend.precision():
-        features = session._prompt_features(0, backend.settings)
+        features = session._prompt_features(0, backend.settings, backend.network)
         placed = scale_points(points, frame.shape[:2], SIDE)
         logits, predicted_iou = generate._decode_prompts(backend.network, features, True, points=placed)
     expected = golden()[f"output.{version}.points.low_res_logits"]

@@ -15,7 +15,9 @@ from tiny_sam2 import without_gpu
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.grounding_dino import BoxFinder
 from rvos_cache.trackers.sam2.backend import Propagated, make_prompts
+from rvos_cache.trackers.sam2.graphs import Graphs
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
+from rvos_cache.trackers.sam2.track_writer import TrackWriter
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_cache.types import Video
 
@@ -47,6 +49,51 @@ def test_features_beyond_the_gpu_s_memory_give_the_same_tracks() -> None:
     whole, _, frame = propagate()
     parts, _, _ = propagate(gpu_memory=2 * frame, host_memory=2 * frame)
     np.testing.assert_allclose(parts.tokens, whole.tokens, rtol=1e-3, atol=1e-3)
+
+
+def test_graphs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch runs without them, the second captures them, the third replays them; a batch of 5 is filled up to 6."""
+    frames, prompted = np.concatenate([golden()["input.frames"].numpy()] * 4), unpack(golden()["input.prompt_masks"])
+    video = Video("v", tuple(map(str, range(len(frames)))), frames.shape[1:3], frames.__getitem__)
+    prompts = make_prompts(RleMasks.from_dense(prompted[:, None]), 9)
+    backend = TransformersBackend(GridSettings(checkpoint=golden_checkpoint(VERSION)))
+
+    def run(count: int) -> Propagated:
+        with backend.open(video) as session:
+            return session.propagate(9, (prompts * 5)[:count])
+
+    batches = [run(2) for _ in range(3)]
+    assert any(graph is not None for f in backend.followers.by_size.values() for graph in f.graphs.graphs.values())
+    filled = run(5)
+    monkeypatch.setattr(Graphs, "run", lambda self, key, compute: compute())
+    plain = run(2)
+    for tracks in batches:
+        np.testing.assert_allclose(tracks.tokens, plain.tokens, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(tracks.scores, plain.scores, rtol=1e-3, atol=1e-3)
+        assert (tracks.masks.dense() != plain.masks.dense()).mean() < 1e-4
+    assert filled.tokens.shape[0] == 5 and (filled.masks.select([0]).dense() != plain.masks.select([0]).dense()).mean() < 1e-2
+
+
+def test_a_frame_s_step_equals_the_one_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, backend, _ = propagate()
+    monkeypatch.setattr("rvos_cache.trackers.sam2.fused.has_triton", lambda: False)
+    monkeypatch.setattr("rvos_cache.trackers.sam2.runs.has_triton", lambda: False)
+    monkeypatch.setattr(Graphs, "run", lambda self, key, compute: compute())
+    plain, _, _ = propagate()
+    errors = np.linalg.norm(kernels.tokens - plain.tokens, axis=-1) / np.linalg.norm(plain.tokens, axis=-1)
+    assert errors.max() < 0.03 and (kernels.masks.dense() != plain.masks.dense()).mean() < 0.02
+
+
+def test_runs_found_on_the_gpu_are_those_of_pycocotools() -> None:
+    noise = np.random.default_rng(0).random((4, 3, 61, 47)) < np.array([0, 1, 0.5, 0.02])[:, None, None, None]
+    for size in ((61, 47), (720, 1280)):
+        masks = np.zeros((4, 3, *size), bool)
+        masks[:, :, :61, :47] = noise
+        with TrackWriter(3, size) as writer:
+            for t in range(3):
+                logits = torch.from_numpy(masks[:, t]).cuda().float() - 0.5
+                writer.put(t, torch.zeros(4, 2).cuda(), torch.zeros(4).cuda(), logits)
+            assert writer.stream is not None and writer.tracks().masks == RleMasks.from_dense(masks)
 
 
 def test_boxes_are_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

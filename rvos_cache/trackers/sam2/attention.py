@@ -1,86 +1,135 @@
 """SAM 2's memory attention on a batch of objects, without the terms that every frame or every object would compute again.
 
-A memory map is attended to by several later frames, each time with another temporal position, and a projection is linear. So the
-keys and values of a map are computed once, and the projected position is added to the keys. Before the first cross-attention the
-features of a frame do not depend on the object, so that part runs once for all objects.
-Letters: B objects, L = h * w cells of a map, C channels of the frame's features, D of a memory, n heads, K pointer tokens, P
-temporal positions.
+Before the first cross-attention the features of a frame do not depend on the object, so that part runs once for all objects. The
+maps in memory are projected once (`ring`).
+Letters: B objects, L = h * w cells of a map, C channels of the frame's features, D of a memory, n heads, c = C / n, K pointer
+tokens, P temporal positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from rvos_cache.trackers.sam2.fused import add_norm, attend_more, rotate, shift_keys, store_map, uses_kernels
+from rvos_cache.trackers.sam2.ring import MemoryRing
+
 POSITION_SCALE = 0.1
 """Factor of the position encoding that is added to a frame's features before the first layer."""
-
-
-@dataclass(frozen=True)
-class KeyValues:
-    """A memory map projected by each layer: rotated keys and values, each (B, n, L, C / n).
-
-    17 MB of bfloat16 per object for four layers at 1024 pixels; the map itself takes 0.5 MB.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+CUDNN, FLASH = 3, 1
+"""Values of torch's SDPBackend."""
 
 
 class MemoryAttention:
-    """The layers of a Sam2VideoMemoryAttention, called on batches of objects."""
+    """The layers of a Sam2VideoMemoryAttention, called on batches of objects.
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
+    module: its weights in the precision of computation; norms: the same module, whose LayerNorms have float32 weights.
+    """
+
+    def __init__(self, module: Any, norms: Any | None = None) -> None:
+        self.module, self.norms = module, norms or module
         self.cross_attention = [layer.cross_attn_image for layer in module.layers]
-        self.rotary = module.rotary_emb(module.layer_norm.weight, module.position_ids)
-        cos, sin = self.rotary
-        # Rotary position embedding (Su et al. 2021): pairs of channels rotate as complex numbers.
-        self.rotation = torch.complex(cos[..., ::2], sin[..., ::2])
+        first = self.cross_attention[0]
+        self.heads, self.width, self.dtype = first.num_attention_heads, first.head_dim, first.k_proj.weight.dtype
+        cos, sin = self.norms.rotary_emb(self.norms.layer_norm.weight, self.norms.position_ids)
+        # Channels 2i and 2i + 1 have the same angle.
+        self.cos, self.sin = (table.flatten(0, -2)[:, ::2].float().contiguous() for table in (cos, sin))
+        self.self_weights = [_stacked([a.q_proj, a.k_proj, a.v_proj]) for a in (layer.self_attn for layer in module.layers)]
+        self.memory_weights = _stacked([p for a in self.cross_attention for p in (a.k_proj, a.v_proj)])
+        self.uses_relu = isinstance(module.layers[0].activation, torch.nn.ReLU)
 
-    def project(self, memory: Tensor) -> KeyValues:
-        """Keys and values of a memory map (L, B, D)."""
-        tokens = memory.transpose(0, 1)
-        keys = tuple(self._rotate(_split_heads(c.k_proj(tokens), c)) for c in self.cross_attention)
-        return KeyValues(keys, tuple(_split_heads(c.v_proj(tokens), c) for c in self.cross_attention))
+    def make_ring(self, objects: int, slots: int) -> MemoryRing:
+        """Slots for the maps of `objects` objects."""
+        layers, device = len(self.cross_attention), self.cos.device
+        return MemoryRing(objects, slots, layers, self.heads, len(self.cos), self.width, self.dtype, device)
+
+    def store(self, memory: Tensor, ring: MemoryRing, slot: Tensor) -> None:
+        """Write the keys and values of a memory map (B, L, D) into a slot, int64 (1,), of the ring."""
+        projected = linear(memory.to(self.dtype), *self.memory_weights)
+        shape = (*memory.shape[:2], len(self.cross_attention), 2, self.heads, self.width)
+        store_map(projected.view(shape), self.cos, self.sin, slot, ring.keys, ring.values)
 
     def position_keys(self, positions: Tensor) -> list[Tensor]:
-        """The terms that position encodings (P, L, D) add to a map's keys: one (P, 1, n, L, C / n) for each layer."""
-        return [self._rotate(_split_heads(linear(positions, c.k_proj.weight), c))[:, None] for c in self.cross_attention]
+        """The terms that position encodings (P, L, D) add to a map's keys: one (P, n, L, c) for each layer."""
+        keys = (linear(positions.to(self.dtype), c.k_proj.weight) for c in self.cross_attention)
+        return [rotate(k.unflatten(-1, (self.heads, self.width)), self.cos, self.sin).contiguous() for k in keys]
 
     def attend(
-        self, features: Tensor, maps: Sequence[tuple[KeyValues, Sequence[Tensor]]], tokens: Tensor, token_positions: Tensor
+        self,
+        features: Tensor,
+        ring: MemoryRing,
+        position_keys: list[Tensor],
+        distances: Tensor,
+        count: int,
+        tokens: Tensor,
+        token_positions: Tensor,
+        bias: Tensor,
     ) -> Tensor:
         """Features (1, L, C), their positions added, conditioned on the memory of each object: (B, L, C).
 
-        maps: memory maps, each with its position keys, one tensor per layer; tokens, token_positions: pointers and their
-        position encodings (K, B, D).
+        position_keys: of `position_keys`; distances: int64 (S,), the position of each slot; count: occupied slots; tokens,
+        token_positions: pointers (B, K, D) and their position encodings (K, D); bias: float32 (K,), 0, or -inf where there is no
+        pointer.
         """
-        tokens, keyed, x = tokens.transpose(0, 1), (tokens + token_positions).transpose(0, 1), features[:, None]
-        count = len(tokens)
-        for i, (layer, cross) in enumerate(zip(self.module.layers, self.cross_attention)):
-            normed = layer.layer_norm1(x)
-            x = x + layer.self_attn(query=normed, key=normed, value=normed, position_embeddings=self.rotary)[0]
-            query = self._rotate(_split_heads(cross.q_proj(layer.layer_norm2(x[:, 0])), cross))
-            keys = torch.cat([*(m.keys[i] + position[i] for m, position in maps), _split_heads(cross.k_proj(keyed), cross)], 2)
-            values = torch.cat([*(m.values[i] for m, _ in maps), _split_heads(cross.v_proj(tokens), cross)], 2)
-            attended = scaled_dot_product_attention(query.expand(count, -1, -1, -1), keys, values)
-            x = x + cross.o_proj(attended.transpose(1, 2).flatten(2))[:, None]
-            x = x + layer.linear2(layer.activation(layer.linear1(layer.layer_norm3(x))))
-        conditioned: Tensor = self.module.layer_norm(x[:, 0])
-        return conditioned
+        layers, norms = self.module.layers, self.norms.layers
+        keyed = tokens + token_positions
+        x, normed = add_norm(features.contiguous(), None, norms[0].layer_norm1)
+        for i, (layer, cross) in enumerate(zip(layers, self.cross_attention)):
+            x, normed = add_norm(x, self._attend_self(i, normed), norms[i].layer_norm2)
+            query = rotate(self._heads(cross.q_proj(normed)), self.cos, self.sin).expand(ring.objects, -1, -1, -1).contiguous()
+            keys, values = ring.layer(i, count)
+            keys = shift_keys(keys, position_keys[i], distances, count)
+            more = self._heads(cross.k_proj(keyed)).transpose(1, 2), self._heads(cross.v_proj(tokens)).transpose(1, 2)
+            attended = _attend(query, keys, values, *more, bias)
+            x, normed = add_norm(x, cross.o_proj(attended), norms[i].layer_norm3)
+            following = norms[i + 1].layer_norm1 if i + 1 < len(norms) else self.norms.layer_norm
+            x, normed = add_norm(x, layer.linear2(self._expand(layer, normed)), following, keep=i + 1 < len(norms))
+        return normed
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        """x (..., L, C / n) with the rotary position embedding of its cells."""
-        pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
-        return torch.view_as_real(pairs * self.rotation).flatten(-2).type_as(x)
+    def _attend_self(self, i: int, normed: Tensor) -> Tensor:
+        q, k, v = linear(normed, *self.self_weights[i]).unflatten(-1, (3, self.heads, self.width)).unbind(2)
+        attended = scaled_dot_product_attention(rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin), v.transpose(1, 2))
+        projected: Tensor = self.module.layers[i].self_attn.o_proj(attended.transpose(1, 2).flatten(2))
+        return projected
+
+    def _expand(self, layer: Any, x: Tensor) -> Tensor:
+        """The first half of the feed-forward network."""
+        if self.uses_relu and uses_kernels(x):
+            # One kernel, where Linear and ReLU are two.
+            weight = layer.linear1.weight
+            out = torch._addmm_activation(layer.linear1.bias, x.flatten(0, 1), weight.t(), use_gelu=False)  # type: ignore[no-untyped-call]
+            return out.view(*x.shape[:2], -1)  # type: ignore[no-any-return]
+        expanded: Tensor = layer.activation(layer.linear1(x))
+        return expanded
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, L, C) as (B, L, n, c)."""
+        return x.unflatten(-1, (self.heads, self.width))
 
 
-def _split_heads(x: Tensor, attention: Any) -> Tensor:
-    """(B, L, C) as (B, n, L, C / n)."""
-    return x.view(*x.shape[:-1], attention.num_attention_heads, -1).transpose(1, 2)
+def merges_pointers(example: Tensor) -> bool:
+    """Whether attention to maps and to pointers is computed apart and merged, so that the number of pointers needs no other kernel."""
+    return uses_kernels(example)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, more_keys: Tensor, more_values: Tensor, bias: Tensor) -> Tensor:
+    """Attention to the keys of maps and of pointers, (B, L, n * c); bias: of the pointers, (K,)."""
+    apart = merges_pointers(query)
+    kind = torch._fused_sdp_choice(query, keys, values) if apart else None
+    if kind == CUDNN:
+        attended, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(query, keys, values, None, True)
+    elif kind == FLASH:
+        attended, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values)
+    else:
+        mask = torch.cat([bias.new_zeros(keys.shape[2]), bias])[None, None, None].to(query.dtype) if apart else None
+        keys, values = torch.cat([keys, more_keys], 2), torch.cat([values, more_values], 2)
+        return scaled_dot_product_attention(query, keys, values, mask).transpose(1, 2).flatten(2)
+    return attend_more(query, attended, sums.view(attended.shape[:3]), more_keys, more_values, bias)
+
+
+def _stacked(layers: list[Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one Linear that computes the outputs of several, one after the other."""
+    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])

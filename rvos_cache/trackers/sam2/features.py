@@ -32,6 +32,18 @@ class Features:
     fine: tuple[Tensor, ...]
     top: Tensor
 
+    @classmethod
+    def unpack(cls, flat: Tensor, shapes: Sequence[Shape]) -> Features:
+        """Views of the levels `shapes` that `flat` has one after the other."""
+        parts = torch.split(flat, [prod(shape) for shape in shapes])
+        *fine, top = (part.view(1, h, w, c).permute(0, 3, 1, 2) for part, (c, h, w) in zip(parts, shapes))
+        return cls(tuple(fine), top)
+
+    @staticmethod
+    def pack(levels: Sequence[Tensor]) -> Tensor:
+        """Levels (c, h, w) one after the other, each with its channels last."""
+        return torch.cat([level.permute(1, 2, 0).reshape(-1) for level in levels])
+
     def to(self, dtype: Any) -> Features:
         """The same maps in `dtype`."""
         return Features(tuple(level.to(dtype) for level in self.fine), self.top.to(dtype))
@@ -71,23 +83,26 @@ class FeatureStore:
 
     def put(self, t: int, levels: Sequence[Tensor]) -> None:
         """Store the levels (c, h, w) of frame t."""
-        flat = torch.cat([level.reshape(-1) for level in levels]).to(self.dtype)
+        flat = Features.pack(levels).to(self.dtype)
         row = t - self.on_device - self.in_host
         if row >= 0:
             self.map[row] = flat.cpu().view(torch.uint8).numpy()
         elif t < self.on_device:
             self.in_memory[t] = flat
         else:
-            self.in_memory[t] = torch.empty_like(flat, device="cpu", pin_memory=self.device.type == "cuda").copy_(flat)
+            self.in_memory[t] = torch.empty_like(flat, device="cpu", pin_memory=self.device.type == "cuda")
+            # The GPU reads it after it wrote it, in the order of its stream.
+            self.in_memory[t].copy_(flat, non_blocking=True)
 
     def get(self, t: int) -> Features:
         """The features of frame t, on the device."""
-        row = t - self.on_device - self.in_host
-        flat = torch.from_numpy(self.map[row]).view(self.dtype) if row >= 0 else self.in_memory[t]
-        parts = torch.split(flat.to(self.device, non_blocking=True), self.sizes)
-        *fine, top = (part.view(1, *shape) for part, shape in zip(parts, self.shapes))
-        return Features(tuple(fine), top)
+        return Features.unpack(self.flat(t).to(self.device, non_blocking=True), self.shapes)
 
-    def read(self, order: Iterable[int]) -> Iterator[Features]:
-        """The features of the frames `order`, each loaded while its predecessor is used."""
-        yield from prefetch(self.get, order, 1)
+    def flat(self, t: int) -> Tensor:
+        """The levels of frame t one after the other, where they are stored."""
+        row = t - self.on_device - self.in_host
+        return torch.from_numpy(self.map[row]).view(self.dtype) if row >= 0 else self.in_memory[t]
+
+    def read(self, order: Iterable[int]) -> Iterator[Tensor]:
+        """`flat` of the frames `order`, each read while its predecessor is used."""
+        yield from prefetch(self.flat, order, 1)

@@ -115,16 +115,11 @@ def _decode_prompts(
     boxes: NDArray[np.float32] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits (P, M, S/4, S/4) and predicted IoU (P, M) of points (P, 2) or boxes (P, 4) in pixels of the square."""
-    model = network.model
-    if points is not None:
-        coordinates = torch.from_numpy(points).to(model.device)[None, :, None]
-        labels = torch.ones_like(coordinates[..., 0], dtype=torch.int32)
-        sparse, dense = model.prompt_encoder(coordinates, labels, None, None)
-    else:
-        sparse, dense = model.prompt_encoder(None, None, torch.from_numpy(boxes).to(model.device)[None], None)
-    top = features.top + model.no_memory_embedding.view(1, -1, 1, 1)
-    logits, predicted_iou, _, _ = network.decode(features, top, sparse, dense, multimask)
-    return logits[0], predicted_iou[0]
+    device = network.model.device
+    prompts = {"points": points, "boxes": boxes}
+    sparse, dense = network.embed_prompts(**{k: torch.from_numpy(v).to(device) for k, v in prompts.items() if v is not None})
+    logits, predicted_iou, _, _ = network.decode(features, network.without_memory(features), sparse[0], dense, multimask)
+    return logits, predicted_iou
 
 
 def _resize_in_parts(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:

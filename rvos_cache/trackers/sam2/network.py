@@ -2,12 +2,13 @@
 
 Equal to Meta's `SAM2VideoPredictor` (Ravi et al. 2024), as tests with recorded values check. Where transformers' port differs,
 this follows Meta's code; comments say where.
-Letters: B objects, C channels of a pointer and of the top map, D channels of a memory, h w its cells, S the side of the square.
+Letters: B objects, C channels of a pointer and of the top map, D channels of a memory, h w its cells, S the side of the square, P
+pointers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from rvos_cache.trackers.sam2.attention import POSITION_SCALE, KeyValues, MemoryAttention
+from rvos_cache.trackers.sam2.attention import POSITION_SCALE, MemoryAttention
+from rvos_cache.trackers.sam2.decoder import MaskDecoder
 from rvos_cache.trackers.sam2.features import Features
+from rvos_cache.trackers.sam2.hiera import ImageEncoder
+from rvos_cache.trackers.sam2.memory_encoder import MemoryEncoder
 
 NO_OBJECT = -1024.0
 """Logit of every pixel of an object that is not visible."""
@@ -26,43 +30,45 @@ PROMPTED = 10.0
 
 @dataclass(frozen=True)
 class Segmented:
-    """Objects in one frame: mask logits low (B, 1, S/4, S/4) and high (B, 1, S, S), pointers (B, C), scores (B, 1, 1), logits
-    that the object is visible."""
+    """Objects in one frame, float32: mask logits low (B, 1, S/4, S/4), pointers (B, C), scores (B, 1, 1), logits that the object is
+    visible."""
 
     low: Tensor
-    high: Tensor
     pointers: Tensor
     scores: Tensor
 
 
-@dataclass(frozen=True)
-class Memories:
-    """What a frame attends to: maps, each with its temporal position; pointers, each (B, C) with its distance in frames. The
-    position of the prompt frame's map is 0."""
-
-    maps: Sequence[tuple[int, KeyValues]]
-    pointers: Sequence[tuple[int, Tensor]]
-
-
 class Network:
-    """A frozen Sam2VideoModel, called on batches of objects."""
+    """A frozen Sam2VideoModel, called on batches of objects.
 
-    def __init__(self, model: Any, compiled: bool = False) -> None:
-        self.model = model
+    model: with float32 weights, from which tables and LayerNorms are computed; dtype: of all other computations, for which the
+    weights are cast once. Call it without autocast.
+    """
+
+    def __init__(self, model: Any, compiled: bool = False, dtype: Any = torch.float32) -> None:
+        self.model, self.dtype = model, dtype
+        self.weights = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         self.side = int(model.prompt_encoder.input_image_size)
         self.channels = int(model.hidden_dim)
         # Compile the function, not the module: a compiled module renames its weights, which changes their digest.
-        self.image_encoder = torch.compile(model.get_image_features) if compiled else model.get_image_features
         with torch.inference_mode():
+            features = self._own_encoder() or self._library_encoder
+            self.image_encoder = torch.compile(features) if compiled else features
             origin = torch.zeros(1, 1, 1, 2, device=model.device)
             label = -torch.ones(1, 1, 1, dtype=torch.int32, device=model.device)
-            self.no_points, self.no_mask = model.prompt_encoder(origin, label, None, None)
-            self.image_positions = model.get_image_wide_positional_embeddings()
-            self.attention = MemoryAttention(model.memory_attention)
+            self.no_points, self.no_mask = (e.to(dtype) for e in model.prompt_encoder(origin, label, None, None))
+            self.decoder = MaskDecoder(
+                self.weights.mask_decoder, model.mask_decoder, model.get_image_wide_positional_embeddings()
+            )
+            self.memory_encoder = MemoryEncoder(self.weights.memory_encoder, model.memory_encoder, model.config, self.side)
+            self.attention = MemoryAttention(self.weights.memory_attention, model.memory_attention)
             # In float32 and rounded at use, as in Meta's code; transformers computes the angles in the autocast dtype.
-            self.top_positions = self._sine_positions(model.vision_encoder.neck.position_encoding)
-            self.memory_positions = self._sine_positions(model.memory_encoder.position_encoding)
-        self.position_keys: list[Tensor] | None = None
+            top_positions = self._sine_positions(model.vision_encoder.neck.position_encoding)
+            self.top_positions = POSITION_SCALE * top_positions.to(dtype)
+            # The prompt frame, position 0, has the last of the temporal encodings.
+            times = model.memory_temporal_positional_encoding.roll(1, 0)[:, :, 0]
+            memory_positions = self._sine_positions(model.memory_encoder.position_encoding)
+            self.position_keys = self.attention.position_keys(memory_positions + times)
 
     def _sine_positions(self, encoding: Any) -> Tensor:
         """The position encoding of a map, (1, h * w, its channels) float32."""
@@ -70,43 +76,49 @@ class Network:
         positions: Tensor = encoding(shape, self.model.device, torch.float32)
         return positions.flatten(2).transpose(1, 2)
 
-    def encode(self, pixels: Tensor) -> list[Tensor]:
-        """The feature levels (B, c, h, w), finest first, of normalised frames (B, 3, S, S) float32."""
-        encoded = self.image_encoder(pixels)
+    def _own_encoder(self) -> Any:
+        """The encoder in half precision, or None: float32 stays with the library's."""
+        return ImageEncoder(self.weights, self.model) if self.dtype != torch.float32 and ImageEncoder.reads(self.model) else None
+
+    def _library_encoder(self, pixels: Tensor) -> list[Tensor]:
+        encoded = self.weights.get_image_features(pixels).fpn_hidden_states
         sizes = self.model.backbone_feature_sizes
-        return [level.permute(1, 2, 0).unflatten(2, tuple(size)) for level, size in zip(encoded.fpn_hidden_states, sizes)]
+        return [level.unflatten(0, tuple(size)).permute(2, 3, 0, 1) for level, size in zip(encoded, sizes)]
+
+    def encode(self, pixels: Tensor) -> list[Tensor]:
+        """The feature levels (B, c, h, w), finest first, in channels-last memory, of normalised frames (B, 3, S, S) float32."""
+        levels: list[Tensor] = self.image_encoder(pixels.to(self.dtype))
+        return levels
+
+    def embed_prompts(self, points: Tensor | None = None, boxes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sparse and dense embeddings of P points (P, 2) or boxes (P, 4) in pixels of the square; the positions in float32."""
+        if points is not None:
+            labels = torch.ones_like(points[None, :, None, 0], dtype=torch.int32)
+            sparse, dense = self.model.prompt_encoder(points[None, :, None], labels, None, None)
+        else:
+            sparse, dense = self.model.prompt_encoder(None, None, boxes[None], None)  # type: ignore[index]
+        return sparse.to(self.dtype), dense.to(self.dtype)
+
+    def without_memory(self, features: Features) -> Tensor:
+        """The top map of a frame that attends to no memory, (1, C, h, w)."""
+        return features.top + self.weights.no_memory_embedding.view(1, -1, 1, 1)
 
     def decode(
-        self, features: Features, top: Tensor, sparse: Tensor, dense: Tensor, multimask: bool
+        self, features: Features, top: Tensor, sparse: Tensor, dense: Tensor, multimask: bool, best: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The mask decoder: logits (B, P, M, S/4, S/4), predicted IoU (B, P, M), tokens (B, P, M or 1, C), scores (B, P, 1).
-
-        top: (B, C, h, w); sparse: embeddings (B, P, n, C) of P point prompts; dense: embedding (B, C, h, w) of mask prompts;
-        multimask: M = 3 masks, else 1.
-        """
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = self.model.mask_decoder(
-            image_embeddings=top,
-            image_positional_embeddings=self.image_positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-            high_resolution_features=list(features.fine),
-        )
-        return outputs
+        """See MaskDecoder. top: (N or 1, C, h, w); sparse: (N, n, C); dense: embedding (N or 1, C, h, w) of mask prompts."""
+        image = (top + dense).flatten(2).transpose(1, 2).contiguous()
+        fine = (features.fine[0], features.fine[1])
+        return self.decoder(fine, image, sparse, multimask, best)
 
     def segment(self, features: Features, top: Tensor, dense: Tensor | None = None, multimask: bool = True) -> Segmented:
         """The objects whose memory-conditioned maps are `top` (B, C, h, w); of several masks the one of highest predicted IoU."""
-        count = len(top)
-        low, predicted_iou, tokens, scores = self.decode(
-            features, top, self.no_points.expand(count, -1, -1, -1), self.no_mask if dense is None else dense, multimask
-        )
+        sparse = self.no_points[0].expand(len(top), -1, -1)
+        low, _, tokens, scores = self.decode(features, top, sparse, self.no_mask if dense is None else dense, multimask, True)
         visible = scores > 0
-        best, rows = predicted_iou[:, 0].argmax(-1), torch.arange(count, device=low.device)
-        # Select first: only one of the three masks is resized.
-        low = torch.where(visible[..., None], low[rows, 0, best][:, None], NO_OBJECT)
-        high = interpolate(low.float(), (self.side, self.side), mode="bilinear", align_corners=False).to(low.dtype)
-        token = tokens[rows, 0, best if tokens.shape[2] > 1 else torch.zeros_like(best)]
-        return Segmented(low, high, self._pointers(token, visible[:, 0]), scores)
+        # Not torch.where: a scalar would be copied from the host.
+        low = low.masked_fill(~visible[..., None, None], NO_OBJECT)
+        return Segmented(low, self._pointers(tokens[:, 0], visible), scores[..., None])
 
     def from_mask_prompts(self, features: Features, masks: Tensor) -> Segmented:
         """Objects prompted with masks (B, 1, S, S) of 0 and 1: the prompt is the mask, the decoder only makes the pointer.
@@ -116,50 +128,63 @@ class Network:
         count = len(masks)
         visible = masks.flatten(1).any(1)[:, None]
         masks = masks.to(features.top.dtype)
-        dense = self.model.prompt_encoder.mask_embed(self.model.mask_downsample(masks))
+        dense = self.weights.prompt_encoder.mask_embed(self.weights.mask_downsample(masks))
         # The pointer comes from the single-mask token (Meta's `_use_mask_as_output`). transformers does not pass the flag on
         # and takes the best of three tokens.
         top = features.top.expand(count, -1, -1, -1)
         pointers = self.segment(features, top, dense, multimask=False).pointers
-        pointers = torch.where(visible, pointers, self.model.no_object_pointer.to(pointers.dtype))
+        pointers = torch.where(visible, pointers, self.model.no_object_pointer)
         shape = self.model.prompt_encoder.mask_input_size
         logits = masks.float() * (2 * PROMPTED) - PROMPTED
         low = interpolate(logits, shape, mode="bilinear", antialias=True, align_corners=False)
-        # Meta's `propagate_in_video_preflight` encodes the memory from the quarter-size logits, resized back, and not from the
+        # Meta's `propagate_in_video_preflight` encodes the memory from these quarter-size logits, resized back, and not from the
         # prompt itself, as transformers does.
-        high = interpolate(low, (self.side, self.side), mode="bilinear", align_corners=False).to(masks.dtype)
         scores = torch.where(visible[..., None], PROMPTED, -PROMPTED)
-        return Segmented(low, high, pointers, scores)
+        return Segmented(low, pointers, scores)
 
     def _pointers(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        weight = visible.to(tokens.dtype)
-        pointers = self.model.object_pointer_proj(tokens)
+        weight = visible.float()
+        pointers = self.weights.object_pointer_proj(tokens).float()
         return weight * pointers + (1 - weight) * self.model.no_object_pointer
 
-    def encode_memory(self, features: Features, segmented: Segmented, prompted: bool) -> KeyValues:
-        """The memory of the objects in a frame, as later frames attend to it; the map itself is rounded to bfloat16, as in SAM 2.
+    def encode_memory(self, features: Features, segmented: Segmented, prompted: bool) -> Tensor:
+        """The memory map of the objects in a frame, (B, h * w, D), rounded to bfloat16, as in SAM 2.
 
         prompted: the masks are prompts, so they are binarised.
         """
-        top = features.top.expand(len(segmented.high), -1, -1, -1).flatten(2).permute(2, 0, 1)
-        memory, _ = self.model._encode_new_memory(top, segmented.high, segmented.scores, prompted)
-        if self.position_keys is None:
-            # The prompt frame, position 0, has the last of the temporal encodings.
-            times = self.model.memory_temporal_positional_encoding.roll(1, 0)[:, :, 0]
-            self.position_keys = self.attention.position_keys(self.memory_positions.to(segmented.high.dtype) + times)
-        return self.attention.project(memory.float())
+        memory = self.memory_encoder(features.top, segmented.low, prompted)
+        occluded = self.weights.occlusion_spatial_embedding_parameter
+        if occluded is not None:
+            memory = memory + (segmented.scores <= 0).to(memory.dtype) * occluded
+        return memory.to(torch.bfloat16)
 
-    def condition(self, features: Features, memories: Memories, max_pointers: int) -> Tensor:
+    def pointer_positions(self, distances: Tensor, num_pointers: int) -> Tensor:
+        """The position encodings (..., D) of pointers that are `distances` (...) frames away.
+
+        num_pointers: frames whose pointers are attended to at most; distances are divided by it, less one.
+        """
+        model = self.model
+        if not model.config.enable_temporal_pos_encoding_for_object_pointers:
+            return torch.zeros(*distances.shape, model.mem_dim, dtype=self.dtype, device=distances.device)
+        half = self.channels // 2
+        channel = torch.arange(half, dtype=torch.float32, device=distances.device)
+        angles = (distances.float() / (num_pointers - 1))[..., None] / 10000 ** (2 * (channel // 2) / half)
+        encoded = torch.cat([angles.sin(), angles.cos()], -1)
+        positions: Tensor = model.temporal_positional_encoding_projection_layer(encoded)
+        return positions.to(self.dtype)
+
+    def condition(self, features: Features, pointers: Tensor, positions: Tensor, bias: Tensor, maps: dict[str, Any]) -> Tensor:
         """The top map of B objects (B, C, h, w), conditioned on their memories.
 
-        max_pointers: number of frames whose pointers are attended to at most; distances are divided by it.
+        pointers: (P, B, C); positions: their encodings (P, D); bias: float32 (P,), 0, or -inf where there is none; maps: `ring`,
+        `distances` and `count` of MemoryAttention.attend.
         """
-        assert self.position_keys is not None
-        distances, pointers = zip(*memories.pointers)
-        tokens, positions = self.model._process_object_pointers(
-            list(distances), list(pointers), max_pointers, len(pointers[0]), self.channels, features.top.device
-        )
-        maps = [(memory, [keys[position] for keys in self.position_keys]) for position, memory in memories.maps]
-        top = features.top.flatten(2).transpose(1, 2) + POSITION_SCALE * self.top_positions.to(features.top.dtype)
-        conditioned = self.attention.attend(top, maps, tokens, positions)
-        return conditioned.transpose(1, 2).reshape(len(conditioned), *features.top.shape[1:])
+        # A pointer is as many tokens as its channels are memories'.
+        splits = self.channels // self.model.mem_dim
+        tokens = pointers.to(self.dtype).transpose(0, 1).unflatten(2, (splits, -1)).flatten(1, 2)
+        positions = positions[:, None].expand(-1, splits, -1).flatten(0, 1)
+        bias = bias[:, None].expand(-1, splits).flatten()
+        top = features.top.flatten(2).transpose(1, 2) + self.top_positions
+        keys = self.position_keys
+        conditioned = self.attention.attend(top, tokens=tokens, token_positions=positions, bias=bias, position_keys=keys, **maps)
+        return conditioned.transpose(1, 2).unflatten(2, features.top.shape[2:])

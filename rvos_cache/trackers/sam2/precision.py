@@ -15,18 +15,18 @@ def native_dtype(device: Any) -> Any:
 
 
 @contextmanager
-def inference_precision(device: Any, dtype: Any) -> Iterator[None]:
+def inference_precision(device: Any, dtype: Any, autocast: bool = True) -> Iterator[None]:
     """Disable gradients and compute in `dtype`.
 
-    With a dtype other than float32: autocast, and TF32 on a GPU for what autocast leaves in float32. With float32: no autocast
-    and no TF32 matrix products.
+    With a dtype other than float32: autocast, unless the weights have that dtype already, and TF32 on a GPU for what is left in
+    float32. With float32: no autocast and no TF32 matrix products.
     """
     previous = torch.get_float32_matmul_precision()
-    autocast = dtype != torch.float32
+    half = dtype != torch.float32
     try:
         if device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if autocast else "highest")
-        with torch.inference_mode(), torch.autocast(device.type, dtype if autocast else None, enabled=autocast):
+            torch.set_float32_matmul_precision("high" if half else "highest")
+        with torch.inference_mode(), torch.autocast(device.type, dtype if half else None, enabled=half and autocast):
             yield
     finally:
         torch.set_float32_matmul_precision(previous)

@@ -7,6 +7,7 @@ pixels (`image_pixels`). Letters: H W pixels of the frame, K masks.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,16 @@ def image_pixels(frame: NDArray[np.uint8], side: int) -> Tensor:
 
 def normalise(pixels: Tensor) -> Tensor:
     """Pixels (B, 3, S, S), uint8 or float32 in [0, 1], minus ImageNet's mean, over its standard deviation, float32."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = _statistics(pixels.device)
     values = pixels if pixels.is_floating_point() else pixels.float() / 255
     return (values - mean) / std
+
+
+@cache
+def _statistics(device: Any) -> tuple[Tensor, ...]:
+    # Once: copying them to a GPU waits for it.
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
 
 
 def scale_points(points: NDArray[Any], size: tuple[int, int], side: int) -> NDArray[np.float32]:

@@ -29,7 +29,7 @@ class Sam2Settings(Settings):
     has no effect."""
     host_memory: ByteSize = Field(ByteSize(16 << 30), ge=0, exclude=True)
     """Those beyond `gpu_memory` stay in (pinned) host memory up to this size, the rest in a file of the temporary folder."""
-    encoder_batch: int = Field(4, ge=1, exclude=True)
+    encoder_batch: int = Field(8, ge=1, exclude=True)
     """Frames in one batch of the image encoder."""
     compile: bool = Field(False, exclude=True)
     """Compile the image encoder: takes minutes at the start, and is faster in a long run."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2.backend import Propagated
+from rvos_cache.trackers.sam2.runs import GpuRuns, finds_runs
 
 MAX_PENDING = 3
 """Frames whose masks may wait for encoding; each takes B x H x W bytes on the device."""
@@ -29,6 +31,7 @@ class TrackWriter:
         self.scores: list[Tensor | None] = [None] * frames
         self.pending: deque[Future[None]] = deque()
         self.pool = ThreadPoolExecutor(1)
+        self.stream: Any = None
 
     def __enter__(self) -> TrackWriter:
         return self
@@ -37,15 +40,22 @@ class TrackWriter:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def put(self, t: int, pointers: Tensor, scores: Tensor, masks: Tensor) -> None:
-        """Add frame t: pointers (B, C), scores (B,), masks (B, H, W) as logits or bool."""
-        # Runs go column by column; transpose on the device, where it is cheapest.
-        columns = (masks > 0).transpose(1, 2).contiguous()
-        self.pending.append(self.pool.submit(self._store, t, pointers, scores, columns))
+        """Add frame t: pointers (B, C), scores (B,), masks (B, H, W) as logits or bool. None of them may change afterwards."""
+        self.tokens[t], self.scores[t] = pointers, scores
+        if finds_runs(masks):
+            self.stream = self.stream or torch.cuda.Stream()
+            self.pending.append(self.pool.submit(self._store_runs, t, GpuRuns(masks)))
+        else:
+            # Runs go column by column; transpose on the device, where it is cheapest.
+            columns = (masks > 0).transpose(1, 2).contiguous()
+            self.pending.append(self.pool.submit(self._store_pixels, t, columns))
         if len(self.pending) > MAX_PENDING:
             self.pending.popleft().result()
 
-    def _store(self, t: int, pointers: Tensor, scores: Tensor, columns: Tensor) -> None:
-        self.tokens[t], self.scores[t] = pointers.float().cpu(), scores.float().cpu()
+    def _store_runs(self, t: int, runs: GpuRuns) -> None:
+        self.masks[t] = runs.result(self.stream)
+
+    def _store_pixels(self, t: int, columns: Tensor) -> None:
         self.masks[t] = RleMasks.from_dense(columns.cpu().numpy().transpose(0, 2, 1)[:, None])
 
     def tracks(self) -> Propagated:
@@ -53,6 +63,8 @@ class TrackWriter:
         while self.pending:
             self.pending.popleft().result()
         masks = [m for m in self.masks if m is not None]
-        tokens, scores = (torch.stack([v for v in frames if v is not None], 1).numpy() for frames in (self.tokens, self.scores))
+        # One copy from the device for all frames.
+        parts = (torch.stack([v for v in frames if v is not None], 1) for frames in (self.tokens, self.scores))
+        tokens, scores = (part.float().cpu().numpy() for part in parts)
         rows = [[m.bytes_at(k, 0) for m in masks] for k in range(len(tokens))]
         return Propagated(tokens, scores, RleMasks.from_bytes(rows, len(self.masks), self.size))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,11 @@ from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.precision import inference_precision, native_dtype
 from rvos_cache.trackers.sam2.prefetch import prefetch
 from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_mask_prompts, video_pixels
-from rvos_cache.trackers.sam2.propagate import propagate
+from rvos_cache.trackers.sam2.propagate import Followers, propagate
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import Video
 
-RESIZE_THREADS = min(4, os.cpu_count() or 1)
+RESIZE_THREADS = min(16, os.cpu_count() or 1)
 """Frames of a batch that are resized at once."""
 
 
@@ -45,18 +46,24 @@ class TransformersBackend:
         self.settings = settings
         model = load_frozen(Sam2VideoModel, settings.checkpoint, "SAM 2 checkpoint")
         self.digest = weights_digest(model, settings.checkpoint)
-        self.network = Network(model, settings.compile)
         self.device = model.device
-        self.channels = self.network.channels
         self.dtype = native_dtype(self.device)
+        self.network = Network(model, settings.compile, self.dtype)
+        self.followers = Followers(self.network)
+        self.channels = self.network.channels
 
     def weight_hashes(self) -> dict[str, str]:
         """Digest of the weights as loaded, so that a hub name and a folder of the same weights agree."""
         return self.digest
 
     def precision(self, dtype: Any = None) -> AbstractContextManager[None]:
-        """No gradients, and computation in `dtype` (default: that of tracking, in which features are stored too)."""
-        return inference_precision(self.device, dtype or self.dtype)
+        """No gradients, for networks in `dtype` (default: that of tracking, in which features are stored too)."""
+        return inference_precision(self.device, dtype or self.dtype, autocast=False)
+
+    @cached_property
+    def exact(self) -> Network:
+        """The network in float32, whatever the precision of tracking."""
+        return self.network if self.dtype == torch.float32 else Network(self.network.model)
 
     @contextmanager
     def _session(self, video: Video) -> Iterator[TransformersSession]:
@@ -84,7 +91,7 @@ class TransformersSession:
     def grid_masks(self, t: int, settings: GridSettings) -> RleMasks:
         """Masks (K, 1) of a grid of points in frame t, highest predicted IoU first."""
         with self.backend.precision():
-            features = self._prompt_features(t, settings).to(self.backend.dtype)
+            features = self._prompt_features(t, settings, self.network)
             return generate.grid_masks(self.network, features, self.video.size, settings)
 
     def box_masks(self, t: int, boxes: NDArray[np.float32], settings: BoxSettings) -> tuple[RleMasks, NDArray[np.float32]]:
@@ -93,8 +100,8 @@ class TransformersSession:
             return RleMasks.empty(0, 1, self.video.size), np.zeros(0, np.float32)
         # float32 on a GPU too, as in SOLA's released code.
         with self.backend.precision(torch.float32):
-            features = self._prompt_features(t, settings).to(torch.float32)
-            return generate.box_masks(self.network, features, self.video.size, boxes, settings.stability_offset)
+            features = self._prompt_features(t, settings, self.backend.exact)
+            return generate.box_masks(self.backend.exact, features, self.video.size, boxes, settings.stability_offset)
 
     def propagate(self, t: int, prompts: Sequence[Prompt]) -> Propagated:
         """Track prompts of frame t through the whole video: together, or as many at once as fit into GPU memory."""
@@ -106,13 +113,18 @@ class TransformersSession:
         with self.backend.precision():
             pixels = torch.from_numpy(rows.dense()[:, 0]).to(self.backend.device)
             masks = resize_mask_prompts(pixels, self.network.side)
-            return propagate(self.network, features, len(self.video), self.video.size, t, masks)
+            try:
+                return propagate(self.backend.followers, features, len(self.video), self.video.size, t, masks)
+            except torch.OutOfMemoryError:
+                self.backend.followers.clear()
+                raise
 
-    def _prompt_features(self, t: int, settings: PromptedSettings) -> Features:
+    def _prompt_features(self, t: int, settings: PromptedSettings, network: Network) -> Features:
         if settings.prompt_features == "video":
-            return self.features.get(t)
+            features = self.features
+            return features.get(t).to(network.dtype)
         pixels = image_pixels(self.video.read(t), self.network.side)[None].to(self.backend.device)
-        *fine, top = self.network.encode(normalise(pixels))
+        *fine, top = network.encode(normalise(pixels))
         return Features(tuple(fine), top)
 
     @property
@@ -124,14 +136,15 @@ class TransformersSession:
         return self._store
 
     def _encode(self) -> None:
-        count, side = len(self.video), self.network.side
+        count, side, on_gpu = len(self.video), self.network.side, self.backend.device.type == "cuda"
         starts = range(0, count, self.backend.settings.encoder_batch)
 
         def load(start: int) -> Any:
             frames = [self.video.read(t) for t in range(start, min(start + self.backend.settings.encoder_batch, count))]
-            return torch.stack(list(pool.map(lambda frame: video_pixels(frame, side), frames)))
+            pixels = torch.stack(list(pool.map(lambda frame: video_pixels(frame, side), frames)))
+            return pixels.pin_memory() if on_gpu else pixels
 
-        # Pillow resizes a frame of 720x1280 in 15 ms on one core, as long as a GPU encodes it; it releases the GIL.
+        # Pillow resizes a frame of 720x1280 in 15 ms on one core, twice as long as a GPU encodes it; it releases the GIL.
         with ThreadPoolExecutor(RESIZE_THREADS) as pool, self.backend.precision():
             for start, pixels in zip(starts, prefetch(load, starts, 2)):
                 for levels in self._frames_at_once(self._encode_frames, pixels):
@@ -140,4 +153,4 @@ class TransformersSession:
                     start += len(levels[0])
 
     def _encode_frames(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
-        return self.network.encode(normalise(pixels.to(self.backend.device)))
+        return self.network.encode(normalise(pixels.to(self.backend.device, non_blocking=True)))

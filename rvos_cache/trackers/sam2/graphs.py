@@ -1,0 +1,45 @@
+"""CUDA graphs of a computation on buffers that never move, one for each of its shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+
+class Graphs:
+    """Runs a computation as it is the first time that its key comes, and as a CUDA graph from the second time on.
+
+    The first run compiles kernels and plans attention, which must not happen while a graph is captured; a capture runs nothing, so
+    a computation that overwrites its inputs runs once per call. All graphs share the memory of their intermediate results.
+    """
+
+    def __init__(self) -> None:
+        self.graphs: dict[Hashable, Any] = {}
+        self.pool: Any = None
+
+    def run(self, key: Hashable, compute: Callable[[], None]) -> None:
+        """`compute`, which must read and write the same buffers at each call with this key, and must not wait for the GPU."""
+        if key not in self.graphs:
+            compute()
+            self.graphs[key] = None
+            return
+        if self.graphs[key] is None:
+            self.graphs[key] = self._capture(compute)
+        self.graphs[key].replay()
+
+    def _capture(self, compute: Callable[[], None]) -> Any:
+        graph, current, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        stream.wait_stream(current)
+        # Not torch.cuda.graph: it collects garbage and frees cached memory at each capture.
+        with torch.cuda.stream(stream):
+            # Other threads go on to copy masks.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                compute()
+            finally:
+                graph.capture_end()
+        current.wait_stream(stream)
+        return graph
