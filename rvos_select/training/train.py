@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, read_toml
@@ -49,6 +50,8 @@ from rvos_select.training.validate import Validator
 
 NORM = "norm"
 """Key of the norm of a step's gradient, beside its losses."""
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's, which compiles half a second for each new shape of a batch."""
 CEILING = 200
 """Expressions of which the ceiling of the labels is computed where there are none to validate with."""
 
@@ -310,7 +313,7 @@ class Run:
 
     def _add_gradients(self, batch: Batch, share: float) -> dict[str, Tensor]:
         """Add the gradients of a part of a step -> its share of the step's losses."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), sdpa_kernel(ATTENTION):
             losses = {key: value * share for key, value in self.model.loss(batch).items()}
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         return {key: value.detach() for key, value in losses.items()}
