@@ -43,7 +43,7 @@ class Shapes:
     seconds: float
 
 
-FULL = Shapes(40, 14, 32, 64, 14, 1024, {}, 24, 6.0)
+FULL = Shapes(40, 14, 32, 64, 14, 1024, {}, 24, 3.0)
 """SOLA's full module (32.98 M) on videos like MeViS's, words of RoBERTa-large."""
 TINY = Shapes(4, 4, 4, 16, 6, 64, {"word_channels": 64, "width": 16, "layers": 1, "heads": 2}, 1, 0.5)
 
@@ -153,7 +153,7 @@ def measure_epochs(shapes: Shapes, videos: list[VideoSample], **values: Any) -> 
     return {"first_epoch_samples_per_s": rates[0], "samples_per_s": rates[-1], "graphs": graphs}
 
 
-def profile(step: Callable[[], object], count: int = 8) -> dict[str, Any]:
+def profile(step: Callable[[], object], count: int = 4) -> dict[str, Any]:
     """Of `count` steps: share of the time that the GPU computes or copies, launches, and copies of each direction, per step."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -182,7 +182,8 @@ def released_step(shapes: Shapes, videos: list[VideoSample]) -> dict[str, Any]:
     torch.manual_seed(0)
     width, where = shapes.word_channels, device()
     sizes = {"hidden_size": width, "num_hidden_layers": shapes.layers, "num_attention_heads": max(1, width // 64)}
-    encoder = RobertaModel(RobertaConfig(**sizes, intermediate_size=4 * width), add_pooling_layer=False).eval().to(where)
+    with where:
+        encoder = RobertaModel(RobertaConfig(**sizes, intermediate_size=4 * width), add_pooling_layer=False).eval()
     run = make_run(shapes, videos, batch="single", resident="false", precision="float32")
     model, optimizer = run.model, torch.optim.AdamW(run.model.parameters(), lr=5e-6)
     batches = [part.batch.to(where) for _, part in zip(range(8), run._parts(torch.Generator().manual_seed(0)))]
