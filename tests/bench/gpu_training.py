@@ -11,13 +11,13 @@ from typing import Any
 import dmvs_memory
 import numpy as np
 import torch
-from host_reads import HostReads
 from torch import nn
 
 from rvos_cache.plugins import describe_error
 from rvos_cache.system.device import device
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_cache.types import Expression, Words
+from rvos_select.contracts.host_reads import HostReads
 from rvos_select.data.micro_batches import by_step
 from rvos_select.data.samples import VideoSample
 from rvos_select.selectors.dmvs import Dmvs

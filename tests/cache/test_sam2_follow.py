@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import golden_sam2
@@ -17,9 +15,7 @@ from torch.overrides import TorchFunctionMode
 from rvos_cache.trackers.sam2.follow import Follower
 from rvos_cache.trackers.sam2.hiera import ImageEncoder
 from rvos_cache.trackers.sam2.network import Network
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from host_reads import HostReads
+from rvos_select.contracts.host_reads import HostReads
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,8 @@ import torch
 from tiny_caches import numbers, run
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
-from host_reads import HostReads
-
 from rvos_select.contracts import write_caches
+from rvos_select.contracts.host_reads import HostReads
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.collate import collate
 from rvos_select.data.padding import PaddedBatch, padded_shape, padded_size
