@@ -24,9 +24,9 @@ class Sam2Settings(Settings):
     long_frames: int = Field(200, ge=1)
     """Frames above which a video is long."""
 
-    gpu_memory: ByteSize = Field(ByteSize(8 << 30), ge=0, exclude=True)
-    """Image features of a video up to this size stay on the GPU ("8GB"): 8 MB per frame of a 1024-pixel model. Without a GPU this
-    has no effect."""
+    gpu_memory: ByteSize = Field(ByteSize(12 << 30), ge=0, exclude=True)
+    """Image features of a video up to this size, and up to half of the GPU's memory, stay on the GPU ("8GB"): 8 MB per frame of a
+    1024-pixel model. Without a GPU this has no effect."""
     host_memory: ByteSize = Field(ByteSize(16 << 30), ge=0, exclude=True)
     """Those beyond `gpu_memory` stay in (pinned) host memory up to this size, the rest in a file of the temporary folder."""
     encoder_batch: int = Field(8, ge=1, exclude=True)

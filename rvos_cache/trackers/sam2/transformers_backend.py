@@ -30,6 +30,8 @@ from rvos_cache.trackers.sam2.propagate import Followers, propagate
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import Video
 
+FEATURES_SHARE = 0.5
+"""Share of a GPU's memory that the features of a video take at most, whatever `gpu_memory` is."""
 RESIZE_THREADS = min(16, os.cpu_count() or 1)
 """Frames of a batch that are resized at once."""
 
@@ -70,7 +72,10 @@ class TransformersBackend:
         model, settings = self.network.model, self.settings
         widths = (self.channels // 8, self.channels // 4, self.channels)
         shapes = [(width, int(h), int(w)) for width, (h, w) in zip(widths, model.backbone_feature_sizes)]
-        on_gpu = int(settings.gpu_memory * memory_share()) if self.device.type == "cuda" else 0
+        on_gpu = 0
+        if self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            on_gpu = int(min(settings.gpu_memory, FEATURES_SHARE * total) * memory_share())
         with FeatureStore(len(video), shapes, self.dtype, self.device, on_gpu, int(settings.host_memory)) as store:
             yield TransformersSession(self, video, store)
 
@@ -123,8 +128,8 @@ class TransformersSession:
         if settings.prompt_features == "video":
             features = self.features
             return features.get(t).to(network.dtype)
-        pixels = image_pixels(self.video.read(t), self.network.side)[None].to(self.backend.device)
-        *fine, top = network.encode(normalise(pixels))
+        pixels = image_pixels(self.video.read(t), self.network.side, self.backend.device)
+        *fine, top = network.encode(normalise(pixels[None]))
         return Features(tuple(fine), top)
 
     @property
@@ -137,16 +142,24 @@ class TransformersSession:
 
     def _encode(self) -> None:
         count, side, on_gpu = len(self.video), self.network.side, self.backend.device.type == "cuda"
-        starts = range(0, count, self.backend.settings.encoder_batch)
+        batch = self.backend.settings.encoder_batch
+        # A film is decoded in order, by one thread; files of pictures are read by as many as resize them.
+        of_pictures = len(self.video.files) == count
 
-        def load(start: int) -> Any:
-            frames = [self.video.read(t) for t in range(start, min(start + self.backend.settings.encoder_batch, count))]
-            pixels = torch.stack(list(pool.map(lambda frame: video_pixels(frame, side), frames)))
-            return pixels.pin_memory() if on_gpu else pixels
+        def load(start: int) -> torch.Tensor:
+            pixels = torch.empty(min(batch, count - start), side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
+            frames = [None if of_pictures else self.video.read(start + i) for i in range(len(pixels))]
+
+            def fill(i: int) -> None:
+                frame = self.video.read(start + i) if frames[i] is None else frames[i]
+                pixels[i] = video_pixels(frame, side).permute(1, 2, 0)
+
+            list(pool.map(fill, range(len(pixels))))
+            return pixels.permute(0, 3, 1, 2)
 
         # Pillow resizes a frame of 720x1280 in 15 ms on one core, twice as long as a GPU encodes it; it releases the GIL.
         with ThreadPoolExecutor(RESIZE_THREADS) as pool, self.backend.precision():
-            for start, pixels in zip(starts, prefetch(load, starts, 2)):
+            for start, pixels in zip(range(0, count, batch), prefetch(load, range(0, count, batch), 2)):
                 for levels in self._frames_at_once(self._encode_frames, pixels):
                     for i in range(len(levels[0])):
                         self._store.put(start + i, [level[i] for level in levels])
