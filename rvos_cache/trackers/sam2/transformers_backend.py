@@ -148,10 +148,10 @@ class TransformersSession:
 
         def load(start: int) -> torch.Tensor:
             pixels = torch.empty(min(batch, count - start), side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
-            frames = [None if of_pictures else self.video.read(start + i) for i in range(len(pixels))]
+            frames = {} if of_pictures else {i: self.video.read(start + i) for i in range(len(pixels))}
 
             def fill(i: int) -> None:
-                frame = self.video.read(start + i) if frames[i] is None else frames[i]
+                frame = frames[i] if i in frames else self.video.read(start + i)
                 pixels[i] = video_pixels(frame, side).permute(1, 2, 0)
 
             list(pool.map(fill, range(len(pixels))))
