@@ -41,10 +41,10 @@ class MemoryAttention:
         self.memory_weights = _stacked([p for a in self.cross_attention for p in (a.k_proj, a.v_proj)])
         self.uses_relu = isinstance(module.layers[0].activation, torch.nn.ReLU)
 
-    def make_ring(self, objects: int, slots: int) -> MemoryRing:
-        """Slots for the maps of `objects` objects."""
+    def make_ring(self, objects: int, slots: int, storage: MemoryRing | None = None) -> MemoryRing:
+        """Slots for the maps of `objects` objects. storage: see MemoryRing."""
         layers, device = len(self.cross_attention), self.cos.device
-        return MemoryRing(objects, slots, layers, self.heads, len(self.cos), self.width, self.dtype, device)
+        return MemoryRing(objects, slots, layers, self.heads, len(self.cos), self.width, self.dtype, device, storage)
 
     def store(self, memory: Tensor, ring: MemoryRing, slot: Tensor) -> None:
         """Write the keys and values of a memory map (B, L, D) into a slot, int64 (1,), of the ring."""

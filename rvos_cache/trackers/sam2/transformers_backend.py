@@ -51,7 +51,7 @@ class TransformersBackend:
         self.device = model.device
         self.dtype = native_dtype(self.device)
         self.network = Network(model, settings.compile, self.dtype)
-        self.followers = Followers(self.network)
+        self.followers = Followers(self.network, max(settings.batch, settings.long_batch))
         self.channels = self.network.channels
 
     def weight_hashes(self) -> dict[str, str]:
