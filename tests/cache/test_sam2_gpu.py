@@ -51,37 +51,47 @@ def test_features_beyond_the_gpu_s_memory_give_the_same_tracks() -> None:
     np.testing.assert_allclose(parts.tokens, whole.tokens, rtol=1e-3, atol=1e-3)
 
 
+def largest_error(tracks: Propagated, expected: np.ndarray[Any, Any]) -> float:
+    """Of the tokens, relative to their length."""
+    errors = np.linalg.norm(tracks.tokens - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    return float(errors.max())
+
+
 def test_graphs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first batch runs without them, the second captures them, the third replays them; a batch of 5 is filled up to 6."""
-    frames, prompted = np.concatenate([golden()["input.frames"].numpy()] * 4), unpack(golden()["input.prompt_masks"])
+    """The first batch runs without them, the second captures them, the third replays them; a batch of 5 is filled up to 8."""
+    frames, prompted = golden()["input.frames"].numpy(), unpack(golden()["input.prompt_masks"])
     video = Video("v", tuple(map(str, range(len(frames)))), frames.shape[1:3], frames.__getitem__)
-    prompts = make_prompts(RleMasks.from_dense(prompted[:, None]), 9)
+    prompts = make_prompts(RleMasks.from_dense(prompted[:, None]), PROMPT_FRAME)
     backend = TransformersBackend(GridSettings(checkpoint=golden_checkpoint(VERSION)))
 
     def run(count: int) -> Propagated:
         with backend.open(video) as session:
-            return session.propagate(9, (prompts * 5)[:count])
+            return session.propagate(PROMPT_FRAME, (prompts * 5)[:count])
 
     batches = [run(2) for _ in range(3)]
-    assert any(graph is not None for f in backend.followers.by_size.values() for graph in f.graphs.graphs.values())
+    assert all(graph is not None for f in backend.followers.by_size.values() for graph in f.graphs.graphs.values())
     filled = run(5)
     monkeypatch.setattr(Graphs, "run", lambda self, key, compute: compute())
     plain = run(2)
-    for tracks in batches:
-        np.testing.assert_allclose(tracks.tokens, plain.tokens, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(tracks.scores, plain.scores, rtol=1e-3, atol=1e-3)
-        assert (tracks.masks.dense() != plain.masks.dense()).mean() < 1e-4
-    assert filled.tokens.shape[0] == 5 and (filled.masks.select([0]).dense() != plain.masks.select([0]).dense()).mean() < 1e-2
+    # The same kernels on the same numbers; rounding may differ where a library chooses others while it is captured.
+    assert [largest_error(tracks, plain.tokens) < 0.01 for tracks in batches] == [True] * 3
+    assert [(tracks.masks.dense() != plain.masks.dense()).mean() < 0.005 for tracks in batches] == [True] * 3
+    # Another size of a batch has other kernels.
+    first = Propagated(filled.tokens[:2], filled.scores[:2], filled.masks.select([0, 1]))
+    assert len(filled.tokens) == 5 and largest_error(first, plain.tokens) < 0.05
+    assert largest_error(first, golden()[f"output.{VERSION}.pointers"].numpy()) < 0.03
 
 
-def test_a_frame_s_step_equals_the_one_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels, backend, _ = propagate()
+def test_tracks_without_kernels_are_as_near_to_meta_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, _, _ = propagate()
     monkeypatch.setattr("rvos_cache.trackers.sam2.fused.has_triton", lambda: False)
     monkeypatch.setattr("rvos_cache.trackers.sam2.runs.has_triton", lambda: False)
     monkeypatch.setattr(Graphs, "run", lambda self, key, compute: compute())
     plain, _, _ = propagate()
-    errors = np.linalg.norm(kernels.tokens - plain.tokens, axis=-1) / np.linalg.norm(plain.tokens, axis=-1)
-    assert errors.max() < 0.03 and (kernels.masks.dense() != plain.masks.dense()).mean() < 0.02
+    pointers = golden()[f"output.{VERSION}.pointers"].numpy()
+    errors = {"kernels": largest_error(kernels, pointers), "plain": largest_error(plain, pointers)}
+    assert max(errors.values()) < 0.03, errors
+    assert (kernels.masks.dense() != plain.masks.dense()).mean() < 0.02
 
 
 def test_runs_found_on_the_gpu_are_those_of_pycocotools() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, layer_norm
+from torch.nn.functional import conv2d, interpolate, layer_norm, scaled_dot_product_attention
 from torch.nn.functional import gelu as gelu_of
 
 
@@ -42,6 +42,22 @@ def add_norm(
     total = x if branch is None else (x + branch).to(x.dtype)
     normed = layer_norm(total.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
     return total, (gelu_of(normed) if gelu else normed).to(dtype)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """scaled_dot_product_attention of (B, n, L, c), for shapes of few keys or queries, or that come up seldom.
+
+    On a GPU without cuDNN, which is faster for large shapes, but plans each new shape for half a second.
+    """
+    if uses_kernels(query) and query.shape[-1] % 8 == 0:
+        return flash(query, key, value)[0]
+    return scaled_dot_product_attention(query, key, value)
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention (B, n, L, c) on a GPU, and the logarithms of its sums of exponentials, float32 (B, n, L)."""
+    attended, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+    return attended, sums
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

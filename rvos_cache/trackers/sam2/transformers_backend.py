@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,10 @@ from rvos_cache.types import Video
 
 FEATURES_SHARE = 0.5
 """Share of a GPU's memory that the features of a video take at most, whatever `gpu_memory` is."""
+BATCHES_AHEAD = 3
+"""Batches of frames that are read and resized while one is encoded."""
 RESIZE_THREADS = min(16, os.cpu_count() or 1)
-"""Frames of a batch that are resized at once."""
+"""Frames that are resized at once."""
 
 
 class TransformersBackend:
@@ -141,29 +143,33 @@ class TransformersSession:
         return self._store
 
     def _encode(self) -> None:
-        count, side, on_gpu = len(self.video), self.network.side, self.backend.device.type == "cuda"
-        batch = self.backend.settings.encoder_batch
-        # A film is decoded in order, by one thread; files of pictures are read by as many as resize them.
-        of_pictures = len(self.video.files) == count
-
-        def load(start: int) -> torch.Tensor:
-            pixels = torch.empty(min(batch, count - start), side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
-            frames = {} if of_pictures else {i: self.video.read(start + i) for i in range(len(pixels))}
-
-            def fill(i: int) -> None:
-                frame = frames[i] if i in frames else self.video.read(start + i)
-                pixels[i] = video_pixels(frame, side).permute(1, 2, 0)
-
-            list(pool.map(fill, range(len(pixels))))
-            return pixels.permute(0, 3, 1, 2)
-
+        count, batch = len(self.video), self.backend.settings.encoder_batch
         # Pillow resizes a frame of 720x1280 in 15 ms on one core, twice as long as a GPU encodes it; it releases the GIL.
         with ThreadPoolExecutor(RESIZE_THREADS) as pool, self.backend.precision():
-            for start, pixels in zip(range(0, count, batch), prefetch(load, range(0, count, batch), 2)):
+            load = partial(self._load, pool=pool)
+            for start, (pixels, filled) in zip(range(0, count, batch), prefetch(load, range(0, count, batch), BATCHES_AHEAD)):
+                for one in filled:
+                    one.result()
                 for levels in self._frames_at_once(self._encode_frames, pixels):
-                    for i in range(len(levels[0])):
+                    for i in range(min(len(levels[0]), count - start)):
                         self._store.put(start + i, [level[i] for level in levels])
                     start += len(levels[0])
+
+    def _load(self, start: int, pool: ThreadPoolExecutor) -> tuple[torch.Tensor, list[Future[None]]]:
+        """Pixels (B, 3, S, S) uint8 of a batch of frames, and the tasks that fill them."""
+        batch, side, on_gpu = self.backend.settings.encoder_batch, self.network.side, self.backend.device.type == "cuda"
+        count = min(batch, len(self.video) - start)
+        # On a GPU every batch has the same size, since attention is planned for each.
+        pixels = torch.zeros(batch if on_gpu else count, side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
+        # A film is decoded in order, by one thread; files of pictures are read by as many as resize them.
+        of_pictures = len(self.video.files) == len(self.video)
+
+        def fill(i: int, frame: NDArray[np.uint8] | None) -> None:
+            resized = video_pixels(self.video.read(start + i) if frame is None else frame, side)
+            pixels[i] = resized.permute(1, 2, 0)
+
+        filled = [pool.submit(fill, i, None if of_pictures else self.video.read(start + i)) for i in range(count)]
+        return pixels.permute(0, 3, 1, 2), filled
 
     def _encode_frames(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         return self.network.encode(normalise(pixels.to(self.backend.device, non_blocking=True)))
