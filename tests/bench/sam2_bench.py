@@ -218,7 +218,11 @@ def outlined_grid() -> Iterator[None]:
         y, x = torch.meshgrid(*(torch.linspace(-1, 1, n, device=low.device) for n in low.shape[2:]), indexing="ij")
         away = torch.hypot(x - centres[:, :1, None], y - centres[:, 1:, None])[:, None]
         radii = torch.tensor([0.15, 0.3, 0.6], device=low.device)
-        scores = 0.6 + 0.4 * (torch.arange(len(low), device=low.device)[:, None] * 12.9898 + radii * 78.233).sin().mul(43758.5453).frac().abs()
+        scores = (
+            0.6
+            + 0.4
+            * (torch.arange(len(low), device=low.device)[:, None] * 12.9898 + radii * 78.233).sin().mul(43758.5453).frac().abs()
+        )
         return 1000 * (radii[:, None, None] - away) + 0 * low, scores + 0 * iou.float()
 
     generate._decode_prompts = replaced

@@ -21,9 +21,11 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def uses_kernels(x: Tensor) -> bool:
-    """Whether `x` is computed on with Triton kernels: on a GPU, in bfloat16."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and has_triton()
+def uses_kernels(x: Tensor, dtype: Any = None) -> bool:
+    """Whether Triton kernels compute on `x`: on a GPU in bfloat16 (`dtype`: of another input or the result), unless torch.compile
+    reads this, which makes its own."""
+    half = torch.bfloat16 in (x.dtype, dtype)
+    return not torch.compiler.is_compiling() and x.is_cuda and half and has_triton()
 
 
 def add_norm(
@@ -35,7 +37,7 @@ def add_norm(
     undefined; gelu: the second is GELU of the LayerNorm.
     """
     dtype = dtype or x.dtype
-    if (x.is_cuda and has_triton()) and torch.bfloat16 in (dtype, None if branch is None else branch.dtype):
+    if uses_kernels(x if branch is None else branch, dtype):
         from rvos_cache.trackers.sam2 import kernels
 
         return kernels.add_norm(x, branch, norm, dtype, keep, gelu)
@@ -141,7 +143,7 @@ def mask_stem(low: Tensor, side: int, prompted: bool, scale: tuple[float, float]
     Enlarges them to the square of S pixels, takes their sigmoid, or with `prompted` whether they are above 0, multiplies by scale[0]
     and adds scale[1]; then `convolve` with a 3x3 convolution of stride 2 and padding 1.
     """
-    if low.is_cuda and dtype == torch.bfloat16 and has_triton():
+    if uses_kernels(low, dtype):
         from rvos_cache.trackers.sam2 import convolutions
 
         return convolutions.mask_stem(low, side, prompted, scale, conv, norm, dtype)
