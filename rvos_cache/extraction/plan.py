@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rvos_cache.extraction.engine import failure_message
 from rvos_cache.extraction.steps import tracks_card
 from rvos_cache.extraction.work import TrackWork
 from rvos_cache.store import CacheWriter, open_backend
+from rvos_cache.system.device import uses_gpu
 from rvos_cache.system.progress import tracked
 from rvos_cache.trackers.planned import PlannedBytes, Size
 
@@ -81,8 +83,13 @@ def plan_work(work: TrackWork, sample: int, on_planned: Callable[[PlannedBytes],
     with tempfile.TemporaryDirectory(prefix="rvos-plan-") as folder:
         out = Path(folder) / "plan.zarr"
         writer = CacheWriter(out, tracks_card(work, out))
+        chosen = spread(frames, sample)
+        if uses_gpu():
+            # The first video of a process compiles kernels; the time of one is that of loading.
+            with suppress(Exception):
+                work.make(chosen[0])
         loading, empty = time.perf_counter() - start, writer.backend.size()
-        for video_id in tracked(spread(frames, sample), f"time {work.tracker}"):
+        for video_id in tracked(chosen, f"time {work.tracker}"):
             start = time.perf_counter()
             try:
                 work.make(video_id).write(writer)

@@ -21,7 +21,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,70 @@ def large(folder: Path) -> Path:
         window_positional_embedding_background_size=[7, 7],
     )  # fmt: skip
     vision = Sam2VisionConfig(backbone_config=hiera, backbone_channel_list=[1152, 576, 288, 144])
-    Sam2VideoModel(Sam2VideoConfig(vision_config=vision)).save_pretrained(str(folder))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Sam2VideoModel(Sam2VideoConfig(vision_config=vision))
+    with torch.no_grad():
+        # Every object is visible: masks of hidden ones are empty, and cost nothing.
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5.0)
+    model.save_pretrained(str(folder))
     return folder
+
+
+@contextmanager
+def outlined() -> Iterator[None]:
+    """Replaces the logits of tracked masks by those of wavy discs before they are enlarged, cut and encoded.
+
+    Masks of random weights are noise of 200,000 runs at 720x1280, which no trained model gives; the discs have about 1,000.
+    """
+    from rvos_cache.trackers.sam2 import propagate
+
+    resize, discs = propagate.resize_logits, None
+
+    def replaced(low: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        nonlocal discs
+        if discs is None or discs.shape != low.shape:
+            y, x = torch.meshgrid(*(torch.linspace(-1, 1, n, device=low.device) for n in low.shape[1:]), indexing="ij")
+            centre = torch.linspace(-0.6, 0.6, len(low), device=low.device).view(-1, 1, 1)
+            angle = torch.atan2(y, x - centre)
+            discs = 0.3 + 0.05 * torch.cos(12 * angle) - torch.hypot(y, x - centre)
+        return resize(discs + 0 * low, size)
+
+    propagate.resize_logits = replaced
+    try:
+        yield
+    finally:
+        propagate.resize_logits = resize
+
+
+@contextmanager
+def outlined_grid() -> Iterator[None]:
+    """Replaces the masks of grid points by discs of three sizes around 49 centres; half of them pass the threshold of predicted IoU."""
+    from rvos_cache.trackers.sam2 import generate
+
+    decode = generate._decode_prompts
+
+    def replaced(network: Any, features: Any, multimask: bool, points: Any = None, boxes: Any = None) -> tuple[Any, Any]:
+        low, iou = decode(network, features, multimask, points, boxes)
+        if points is None:
+            return low, iou
+        # Seven objects in a row and a column, which many points give.
+        centres = (torch.from_numpy(points).to(low.device) * 6 / network.side).round() / 3 - 1
+        y, x = torch.meshgrid(*(torch.linspace(-1, 1, n, device=low.device) for n in low.shape[2:]), indexing="ij")
+        away = torch.hypot(x - centres[:, :1, None], y - centres[:, 1:, None])[:, None]
+        radii = torch.tensor([0.15, 0.3, 0.6], device=low.device)
+        scores = (
+            0.6
+            + 0.4
+            * (torch.arange(len(low), device=low.device)[:, None] * 12.9898 + radii * 78.233).sin().mul(43758.5453).frac().abs()
+        )
+        return 1000 * (radii[:, None, None] - away) + 0 * low, scores + 0 * iou.float()
+
+    generate._decode_prompts = replaced
+    try:
+        yield
+    finally:
+        generate._decode_prompts = decode
 
 
 SHAPES = {"large": large, "tiny": tiny_sam2}

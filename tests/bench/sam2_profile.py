@@ -76,7 +76,7 @@ def main() -> None:
         checkpoint = str(sam2_bench.SHAPES[sizes.model](Path(folder)))
         backend = TransformersBackend(Sam2Settings(checkpoint=checkpoint, encoder_batch=options.encoder_batch))
     video, prompts = sam2_bench.moving(frames, sizes.size), prompts_of(sizes, frames, tracks)
-    with backend.open(video) as session:
+    with backend.open(video) as session, sam2_bench.outlined():
         for name in ("first", "second"):
             start = time.perf_counter()
             session._encoded = False

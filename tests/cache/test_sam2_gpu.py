@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from golden_sam2 import PROMPT_FRAME, golden, golden_checkpoint, unpack
+from sam2_video import as_video, moving, prompts_of, squares
 from tiny_grounding_dino import tiny_grounding_dino
-from tiny_sam2 import without_gpu
+from tiny_sam2 import tiny_sam2, without_gpu
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.grounding_dino import BoxFinder
@@ -51,37 +52,50 @@ def test_features_beyond_the_gpu_s_memory_give_the_same_tracks() -> None:
     np.testing.assert_allclose(parts.tokens, whole.tokens, rtol=1e-3, atol=1e-3)
 
 
-def test_graphs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first batch runs without them, the second captures them, the third replays them; a batch of 5 is filled up to 6."""
-    frames, prompted = np.concatenate([golden()["input.frames"].numpy()] * 4), unpack(golden()["input.prompt_masks"])
-    video = Video("v", tuple(map(str, range(len(frames)))), frames.shape[1:3], frames.__getitem__)
-    prompts = make_prompts(RleMasks.from_dense(prompted[:, None]), 9)
-    backend = TransformersBackend(GridSettings(checkpoint=golden_checkpoint(VERSION)))
+class Squares:
+    """Tracks of a model without scores near 0, whose sign decides on a whole mask, and their errors against float32 on the CPU."""
 
-    def run(count: int) -> Propagated:
-        with backend.open(video) as session:
-            return session.propagate(9, (prompts * 5)[:count])
+    def __init__(self, folder: Path) -> None:
+        self.settings = GridSettings(checkpoint=str(tiny_sam2(folder, present=4.0)))
+        with without_gpu():
+            self.exact = self.run(TransformersBackend(self.settings), 3)
 
-    batches = [run(2) for _ in range(3)]
-    assert any(graph is not None for f in backend.followers.by_size.values() for graph in f.graphs.graphs.values())
-    filled = run(5)
+    def run(self, backend: TransformersBackend, count: int) -> Propagated:
+        prompts = prompts_of(squares(5), 5)
+        with backend.open(as_video(moving(12))) as session:
+            return session.propagate(5, (prompts * 2)[:count])
+
+    def check(self, tracks: Propagated) -> None:
+        """On a CPU in bfloat16 the errors are 0.012 and 0.005; a map in a wrong slot or at a wrong distance, or wrong pointers give at
+        least 0.033 and 0.014."""
+        count = min(3, len(tracks.tokens))
+        tokens, masks = (self.exact.tokens[:count], self.exact.masks.dense(range(count)))
+        error = np.linalg.norm(tracks.tokens[:count] - tokens, axis=-1) / np.linalg.norm(tokens, axis=-1)
+        assert error.mean() < 0.02 and (tracks.masks.dense(range(count)) != masks).mean() < 0.01
+
+
+def test_graphs_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch runs without them, the second captures them, the third replays them; a batch of 3 is filled up to 4, 5 to 8."""
+    video = Squares(tmp_path)
+    backend = TransformersBackend(video.settings)
+    batches = [video.run(backend, 3) for _ in range(3)]
+    assert all(graph is not None for f in backend.followers.by_size.values() for graph in f.graphs.graphs.values())
+    for tracks in (*batches, video.run(backend, 5), video.run(backend, 2)):
+        video.check(tracks)
     monkeypatch.setattr(Graphs, "run", lambda self, key, compute: compute())
-    plain = run(2)
+    plain = video.run(backend, 3)
+    # The same kernels on the same numbers.
     for tracks in batches:
-        np.testing.assert_allclose(tracks.tokens, plain.tokens, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(tracks.scores, plain.scores, rtol=1e-3, atol=1e-3)
-        assert (tracks.masks.dense() != plain.masks.dense()).mean() < 1e-4
-    assert filled.tokens.shape[0] == 5 and (filled.masks.select([0]).dense() != plain.masks.select([0]).dense()).mean() < 1e-2
+        np.testing.assert_allclose(tracks.tokens, plain.tokens, rtol=0, atol=0.02 * np.abs(plain.tokens).max())
 
 
-def test_a_frame_s_step_equals_the_one_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels, backend, _ = propagate()
+def test_tracks_without_kernels_are_as_near_to_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = Squares(tmp_path)
     monkeypatch.setattr("rvos_cache.trackers.sam2.fused.has_triton", lambda: False)
     monkeypatch.setattr("rvos_cache.trackers.sam2.runs.has_triton", lambda: False)
-    monkeypatch.setattr(Graphs, "run", lambda self, key, compute: compute())
-    plain, _, _ = propagate()
-    errors = np.linalg.norm(kernels.tokens - plain.tokens, axis=-1) / np.linalg.norm(plain.tokens, axis=-1)
-    assert errors.max() < 0.03 and (kernels.masks.dense() != plain.masks.dense()).mean() < 0.02
+    backend = TransformersBackend(video.settings)
+    video.check(video.run(backend, 3))
+    video.check(video.run(backend, 3))
 
 
 def test_runs_found_on_the_gpu_are_those_of_pycocotools() -> None:

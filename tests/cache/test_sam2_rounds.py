@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -294,3 +295,14 @@ def test_defaults_are_those_of_the_specification() -> None:
     assert (values.points_per_side, values.predicted_iou, values.stability, values.stability_offset) == (32, 0.8, 0.95, 1.0)
     assert (values.nms_iou, values.part, values.max_tracks) == (0.7, 0.7, 64)
     assert (values.rounds, values.prompt_features) == ("sola", "image")
+
+
+@pytest.mark.parametrize(("gigabytes", "batches"), [(80, (16, 16)), (16, (8, 8)), (8, (4, 2))])
+def test_the_memory_of_a_gpu_sets_the_batch_unless_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, batches: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("rvos_cache.system.device.device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=gigabytes * 10**9))
+    values = GridSettings()
+    assert (values.batch, values.long_batch) == batches
+    assert GridSettings(batch=3, long_batch=1).model_dump()["batch"] == 3

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from rvos_cache.trackers.sam2.fused import add_norm, attend_more, rotate, shift_keys, store_map, uses_kernels
+from rvos_cache.trackers.sam2.fused import add_norm, attend_more, flash, rotate, shift_keys, store_map, uses_kernels
 from rvos_cache.trackers.sam2.ring import MemoryRing
 
 POSITION_SCALE = 0.1
 """Factor of the position encoding that is added to a frame's features before the first layer."""
 CUDNN, FLASH = 3, 1
-"""Values of torch's SDPBackend."""
+"""Values of torch's SDPBackend. cuDNN is half as fast again, but plans each new shape for half a second."""
 
 
 class MemoryAttention:
@@ -41,10 +41,10 @@ class MemoryAttention:
         self.memory_weights = _stacked([p for a in self.cross_attention for p in (a.k_proj, a.v_proj)])
         self.uses_relu = isinstance(module.layers[0].activation, torch.nn.ReLU)
 
-    def make_ring(self, objects: int, slots: int) -> MemoryRing:
-        """Slots for the maps of `objects` objects."""
+    def make_ring(self, objects: int, slots: int, storage: MemoryRing | None = None) -> MemoryRing:
+        """Slots for the maps of `objects` objects. storage: see MemoryRing."""
         layers, device = len(self.cross_attention), self.cos.device
-        return MemoryRing(objects, slots, layers, self.heads, len(self.cos), self.width, self.dtype, device)
+        return MemoryRing(objects, slots, layers, self.heads, len(self.cos), self.width, self.dtype, device, storage)
 
     def store(self, memory: Tensor, ring: MemoryRing, slot: Tensor) -> None:
         """Write the keys and values of a memory map (B, L, D) into a slot, int64 (1,), of the ring."""
@@ -83,7 +83,7 @@ class MemoryAttention:
             keys, values = ring.layer(i, count)
             keys = shift_keys(keys, position_keys[i], distances, count)
             more = self._heads(cross.k_proj(keyed)).transpose(1, 2), self._heads(cross.v_proj(tokens)).transpose(1, 2)
-            attended = _attend(query, keys, values, *more, bias)
+            attended = _attend(query, keys, values, *more, bias, often=count == ring.slots)
             x, normed = add_norm(x, cross.o_proj(attended), norms[i].layer_norm3)
             following = norms[i + 1].layer_norm1 if i + 1 < len(norms) else self.norms.layer_norm
             x, normed = add_norm(x, layer.linear2(self._expand(layer, normed)), following, keep=i + 1 < len(norms))
@@ -115,14 +115,16 @@ def merges_pointers(example: Tensor) -> bool:
     return uses_kernels(example)
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, more_keys: Tensor, more_values: Tensor, bias: Tensor) -> Tensor:
-    """Attention to the keys of maps and of pointers, (B, L, n * c); bias: of the pointers, (K,)."""
+def _attend(
+    query: Tensor, keys: Tensor, values: Tensor, more_keys: Tensor, more_values: Tensor, bias: Tensor, often: bool
+) -> Tensor:
+    """Attention to the keys of maps and of pointers, (B, L, n * c); bias: of the pointers, (K,); often: most frames have this shape."""
     apart = merges_pointers(query)
     kind = torch._fused_sdp_choice(query, keys, values) if apart else None
-    if kind == CUDNN:
+    if kind == CUDNN and often:
         attended, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(query, keys, values, None, True)
-    elif kind == FLASH:
-        attended, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values)
+    elif kind in (CUDNN, FLASH):
+        attended, sums = flash(query, keys, values)
     else:
         mask = torch.cat([bias.new_zeros(keys.shape[2]), bias])[None, None, None].to(query.dtype) if apart else None
         keys, values = torch.cat([keys, more_keys], 2), torch.cat([values, more_values], 2)

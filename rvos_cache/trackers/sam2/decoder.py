@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 
-from rvos_cache.trackers.sam2.fused import add_norm, mask_logits
+from rvos_cache.trackers.sam2.fused import add_norm, attend, mask_logits
 
 
 class MaskDecoder:
@@ -130,7 +130,7 @@ def _dot(module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of projected tokens, each of N or of 1 prompts, (N, tokens, its channels)."""
     count, heads = max(len(query), len(key)), module.num_attention_heads
     parts = (part.unflatten(-1, (heads, -1)).transpose(1, 2).expand(count, -1, -1, -1) for part in (query, key, value))
-    return scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+    return attend(*parts).transpose(1, 2).flatten(2)
 
 
 def _as_linear(layer: Any) -> tuple[Tensor, Tensor]:

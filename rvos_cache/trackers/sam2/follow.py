@@ -17,41 +17,47 @@ from rvos_cache.trackers.sam2.attention import merges_pointers
 from rvos_cache.trackers.sam2.features import Features, Shape
 from rvos_cache.trackers.sam2.graphs import Graphs
 from rvos_cache.trackers.sam2.network import Network, Segmented
+from rvos_cache.trackers.sam2.ring import MemoryRing
 from rvos_cache.trackers.sam2.schedule import Step
 
 
 class Controls:
     """What each step attends to, as tensors on the device: uploaded once for all steps.
 
+    most: P; num_pointers: frames of this video whose pointers are attended to at most.
     slots: int64 (N, 1); distances: int64 (N, S); frames: int64 (N, P), whose pointers; positions: (N, P, D); bias: (N, P).
     """
 
-    def __init__(self, network: Network, steps: Sequence[Step], slots: int, num_pointers: int) -> None:
+    def __init__(self, network: Network, steps: Sequence[Step], slots: int, most: int, num_pointers: int) -> None:
         def padded(rows: list[list[int]], width: int) -> Tensor:
             table = torch.tensor([row + [0] * (width - len(row)) for row in rows]).view(len(rows), width)
             return table.to(network.model.device)
 
         self.slots = padded([[step.slot] for step in steps], 1)
         self.distances = padded([list(step.distances) for step in steps], slots)
-        self.frames = padded([[t for t, _ in step.pointers] for step in steps], num_pointers)
-        away = padded([[distance for _, distance in step.pointers] for step in steps], num_pointers)
+        self.frames = padded([[t for t, _ in step.pointers] for step in steps], most)
+        away = padded([[distance for _, distance in step.pointers] for step in steps], most)
         counts = padded([[len(step.pointers)] for step in steps], 1)
         self.positions = network.pointer_positions(away, num_pointers)
-        there = torch.arange(num_pointers, device=away.device) < counts
+        there = torch.arange(most, device=away.device) < counts
         self.bias = torch.zeros(there.shape, device=away.device).masked_fill(~there, float("-inf"))
 
 
 class Follower:
     """Buffers and graphs of B objects; `prompt` and then `follow` for each frame, in the order of a Schedule.
 
+    storage: a ring of at least as many objects, whose memory is used; pool: of the graphs' intermediate results.
     low, pointers, scores, memory: outputs of the last call, overwritten by the next.
     """
 
-    def __init__(self, network: Network, objects: int, shapes: Sequence[Shape], slots: int, num_pointers: int) -> None:
+    def __init__(
+        self, network: Network, objects: int, shapes: Sequence[Shape], storage: MemoryRing | None = None, pool: Any = None
+    ) -> None:
         model, device, dtype = network.model, network.model.device, network.dtype
+        slots, num_pointers = network.slots, int(model.config.max_object_pointers_in_encoder)
         self.network, self.objects, self.num_pointers = network, objects, num_pointers
         self.multimask = bool(model._use_multimask(False, None))
-        self.ring = network.attention.make_ring(objects, slots)
+        self.ring = network.attention.make_ring(objects, slots, storage)
         self.flat = torch.zeros(sum(c * h * w for c, h, w in shapes), dtype=dtype, device=device)
         self.features = Features.unpack(self.flat, shapes)
         self.slot = torch.zeros(1, dtype=torch.int64, device=device)
@@ -64,7 +70,7 @@ class Follower:
         self.pointers = torch.zeros(objects, network.channels, device=device)
         self.scores = torch.zeros(objects, device=device)
         self.memory = torch.zeros(objects, h * w, model.mem_dim, dtype=torch.bfloat16, device=device)
-        self.graphs = Graphs()
+        self.graphs = Graphs(pool)
 
     def prompt(self, flat: Tensor, masks: Tensor) -> None:
         """The frame with features `flat` in which the objects are prompted with masks (B, 1, S, S)."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, layer_norm
+from torch.nn.functional import conv2d, interpolate, layer_norm, scaled_dot_product_attention
 from torch.nn.functional import gelu as gelu_of
 
 
@@ -21,9 +21,11 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def uses_kernels(x: Tensor) -> bool:
-    """Whether `x` is computed on with Triton kernels: on a GPU, in bfloat16."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and has_triton()
+def uses_kernels(x: Tensor, dtype: Any = None) -> bool:
+    """Whether Triton kernels compute on `x`: on a GPU in bfloat16 (`dtype`: of another input or the result), unless torch.compile
+    reads this, which makes its own."""
+    half = torch.bfloat16 in (x.dtype, dtype)
+    return not torch.compiler.is_compiling() and x.is_cuda and half and has_triton()
 
 
 def add_norm(
@@ -35,13 +37,29 @@ def add_norm(
     undefined; gelu: the second is GELU of the LayerNorm.
     """
     dtype = dtype or x.dtype
-    if (x.is_cuda and has_triton()) and torch.bfloat16 in (dtype, None if branch is None else branch.dtype):
+    if uses_kernels(x if branch is None else branch, dtype):
         from rvos_cache.trackers.sam2 import kernels
 
         return kernels.add_norm(x, branch, norm, dtype, keep, gelu)
     total = x if branch is None else (x + branch).to(x.dtype)
     normed = layer_norm(total.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
     return total, (gelu_of(normed) if gelu else normed).to(dtype)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """scaled_dot_product_attention of (B, n, L, c), for shapes of few keys or queries, or that come up seldom.
+
+    On a GPU without cuDNN, which is faster for large shapes, but plans each new shape for half a second.
+    """
+    if uses_kernels(query) and query.shape[-1] % 8 == 0:
+        return flash(query, key, value)[0]
+    return scaled_dot_product_attention(query, key, value)
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention (B, n, L, c) on a GPU, and the logarithms of its sums of exponentials, float32 (B, n, L)."""
+    attended, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+    return attended, sums
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -125,7 +143,7 @@ def mask_stem(low: Tensor, side: int, prompted: bool, scale: tuple[float, float]
     Enlarges them to the square of S pixels, takes their sigmoid, or with `prompted` whether they are above 0, multiplies by scale[0]
     and adds scale[1]; then `convolve` with a 3x3 convolution of stride 2 and padding 1.
     """
-    if low.is_cuda and dtype == torch.bfloat16 and has_triton():
+    if uses_kernels(low, dtype):
         from rvos_cache.trackers.sam2 import convolutions
 
         return convolutions.mask_stem(low, side, prompted, scale, conv, norm, dtype)

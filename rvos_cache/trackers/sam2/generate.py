@@ -16,6 +16,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2.features import Features
 from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.preprocess import resize_logits, scale_points
+from rvos_cache.trackers.sam2.runs import encode_masks
 from rvos_cache.trackers.sam2.settings import GridSettings
 
 MAX_PIXELS = 1 << 26
@@ -130,6 +131,4 @@ def _resize_in_parts(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
 def _encode(logits: Tensor, size: tuple[int, int]) -> RleMasks:
     if not len(logits):
         return RleMasks.empty(0, 1, size)
-    return RleMasks.concatenate(
-        [RleMasks.from_dense((part > 0).cpu().numpy()[:, None]) for part in _resize_in_parts(logits, size)]
-    )
+    return RleMasks.concatenate([encode_masks(part) for part in _resize_in_parts(logits, size)])

@@ -12,12 +12,13 @@ class Graphs:
     """Runs a computation as it is the first time that its key comes, and as a CUDA graph from the second time on.
 
     The first run compiles kernels and plans attention, which must not happen while a graph is captured; a capture runs nothing, so
-    a computation that overwrites its inputs runs once per call. All graphs share the memory of their intermediate results.
+    a computation that overwrites its inputs runs once per call. All graphs share the memory of their intermediate results: `pool`, a
+    handle of torch.cuda.graph_pool_handle.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Any) -> None:
         self.graphs: dict[Hashable, Any] = {}
-        self.pool: Any = None
+        self.pool = pool
 
     def run(self, key: Hashable, compute: Callable[[], None]) -> None:
         """`compute`, which must read and write the same buffers at each call with this key, and must not wait for the GPU."""
@@ -31,7 +32,6 @@ class Graphs:
 
     def _capture(self, compute: Callable[[], None]) -> Any:
         graph, current, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
         stream.wait_stream(current)
         # Not torch.cuda.graph: it collects garbage and frees cached memory at each capture.
         with torch.cuda.stream(stream):

@@ -21,6 +21,7 @@ from rvos_cache.trackers.sam2.decoder import MaskDecoder
 from rvos_cache.trackers.sam2.features import Features
 from rvos_cache.trackers.sam2.hiera import ImageEncoder
 from rvos_cache.trackers.sam2.memory_encoder import MemoryEncoder
+from rvos_cache.trackers.sam2.schedule import slots_of
 
 NO_OBJECT = -1024.0
 """Logit of every pixel of an object that is not visible."""
@@ -50,6 +51,7 @@ class Network:
         self.weights = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         self.side = int(model.prompt_encoder.input_image_size)
         self.channels = int(model.hidden_dim)
+        self.num_maps, self.slots = int(model.config.num_maskmem), slots_of(int(model.config.num_maskmem))
         # Compile the function, not the module: a compiled module renames its weights, which changes their digest.
         with torch.inference_mode():
             features = self._own_encoder() or self._library_encoder

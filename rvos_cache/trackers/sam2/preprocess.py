@@ -30,12 +30,12 @@ def video_pixels(frame: NDArray[np.uint8], side: int) -> Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def image_pixels(frame: NDArray[np.uint8], side: int) -> Tensor:
-    """A frame (H, W, 3) uint8 as (3, S, S) float32 in [0, 1], resized as for masks of points and boxes.
+def image_pixels(frame: NDArray[np.uint8], side: int, device: Any = None) -> Tensor:
+    """A frame (H, W, 3) uint8 as (3, S, S) float32 in [0, 1], resized on `device` as for masks of points and boxes.
 
     Source: `SAM2Transforms` of sam2/utils/transforms.py.
     """
-    pixels = torch.from_numpy(frame.transpose(2, 0, 1).copy()).float() / 255
+    pixels = torch.from_numpy(frame.copy()).to(device).permute(2, 0, 1).float() / 255
     return interpolate(pixels[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
 
 

@@ -46,12 +46,23 @@ class GpuRuns:
         count = int(self.stops[-1])
         with torch.cuda.stream(stream):
             if count > len(self.positions):
-                columns = (self.logits > 0).transpose(1, 2).contiguous().cpu()
-                return RleMasks.from_dense(columns.numpy().transpose(0, 2, 1)[:, None])
+                return encode_pixels((self.logits > 0).transpose(1, 2).contiguous())
             positions = torch.empty(count, dtype=torch.int32, pin_memory=True)
             positions.copy_(self.positions[:count], non_blocking=True)
             stream.synchronize()
         return from_changes(positions.numpy(), self.stops.numpy(), self.size)
+
+
+def encode_masks(logits: Tensor) -> RleMasks:
+    """The masks (K, 1) of logits (K, H, W)."""
+    if finds_runs(logits):
+        return GpuRuns(logits).result(torch.cuda.current_stream())
+    return encode_pixels((logits > 0).transpose(1, 2).contiguous())
+
+
+def encode_pixels(columns: Tensor) -> RleMasks:
+    """The masks (K, 1) of pixels (K, W, H) bool, contiguous: runs go column by column."""
+    return RleMasks.from_dense(columns.cpu().numpy().transpose(0, 2, 1)[:, None])
 
 
 def from_changes(positions: NDArray[np.integer], stops: NDArray[np.integer], size: tuple[int, int]) -> RleMasks:

@@ -30,7 +30,7 @@ class Step:
 class Schedule:
     """The frames after a prompt frame, in order, and then those before it.
 
-    slots: of maps, at least 2; behind: frames whose maps are in slots 1, 2, … when the backward direction starts.
+    slots: `slots_of` its maps; behind: frames whose maps are in slots 1, 2, … when the backward direction starts.
     """
 
     slots: int
@@ -39,17 +39,21 @@ class Schedule:
     backward: tuple[Step, ...]
 
 
+def slots_of(num_maps: int) -> int:
+    """Slots for the maps of `num_maps` frames: at least one besides that of the prompt frame, for a map that nothing reads."""
+    return max(2, num_maps)
+
+
 def schedule(prompt: int, frames: int, num_maps: int, num_pointers: int) -> Schedule:
     """The schedule of a video of `frames` frames.
 
     num_maps: frames whose maps are attended to, the prompt frame included; num_pointers: the same of pointers.
     """
-    slots = max(2, num_maps)
     behind = tuple(range(prompt + 1, min(prompt + num_maps - 1, frames)))
     shared = (prompt, frames, num_maps, num_pointers)
     forward = _steps(range(prompt + 1, frames), (), *shared, backward=False)
     backward = _steps(range(prompt - 1, -1, -1), behind, *shared, backward=True)
-    return Schedule(slots, forward, behind, backward)
+    return Schedule(slots_of(num_maps), forward, behind, backward)
 
 
 def _steps(

@@ -8,6 +8,25 @@ from pydantic import ByteSize, Field
 
 from rvos_cache.settings import Settings
 
+RELEASED = (4, 2)
+"""Prompts in a batch of SOLA's released scripts, and in one of a long video."""
+BATCHES = ((20, 16), (12, 8))
+"""Gigabytes of a GPU, and the prompts that it propagates together: at 1024 pixels 16 take 6 GB, next to the features of a video."""
+
+
+def batch_for(long: bool = False) -> int:
+    """Prompts that are propagated together on this machine's GPU. It depends on the GPU's whole memory and not on what is free, so that
+    all processes of a run, which share a card, agree; a batch that does not fit is propagated in parts, with the same tracks."""
+    from rvos_cache.system.device import device
+
+    where = device()
+    if where.type != "cuda":
+        return RELEASED[long]
+    import torch
+
+    total = torch.cuda.get_device_properties(where).total_memory / 1e9
+    return next((batch for least, batch in BATCHES if total >= least), RELEASED[long])
+
 
 class Sam2Settings(Settings):
     """Settings of every SAM 2 tracker. The last four do not change the tracks, so they are not stored in a cache's card."""
@@ -17,16 +36,18 @@ class Sam2Settings(Settings):
     backend: Literal["transformers", "official"] = "transformers"
     """official: Meta's own package `sam2`, installed by the user; it encodes each frame again for every batch and direction. It
     takes a hub name, a `.pt` file, or a folder with one `.pt` file or a model of transformers."""
-    batch: int = Field(4, ge=1)
-    """Prompts of one frame that are propagated together. Source: SOLA's released scripts."""
-    long_batch: int = Field(2, ge=1)
-    """The same for videos of more than `long_frames` frames. Source: SOLA's released scripts."""
+    batch: int = Field(default_factory=batch_for, ge=1)
+    """Prompts of one frame that are propagated together; it is part of a cache's card, since prompts of one batch are not compared
+    with each other's tracks. Without it the memory of the GPU decides: 16 from 20 GB, 8 from 12 GB, else 4, and 4 without a GPU.
+    Source: 4 in SOLA's released scripts."""
+    long_batch: int = Field(default_factory=lambda: batch_for(long=True), ge=1)
+    """The same for videos of more than `long_frames` frames; 2 where `batch` would be 4. Source: 2 in SOLA's released scripts."""
     long_frames: int = Field(200, ge=1)
     """Frames above which a video is long."""
 
-    gpu_memory: ByteSize = Field(ByteSize(8 << 30), ge=0, exclude=True)
-    """Image features of a video up to this size stay on the GPU ("8GB"): 8 MB per frame of a 1024-pixel model. Without a GPU this
-    has no effect."""
+    gpu_memory: ByteSize = Field(ByteSize(12 << 30), ge=0, exclude=True)
+    """Image features of a video up to this size, and up to half of the GPU's memory, stay on the GPU ("8GB"): 8 MB per frame of a
+    1024-pixel model. Without a GPU this has no effect."""
     host_memory: ByteSize = Field(ByteSize(16 << 30), ge=0, exclude=True)
     """Those beyond `gpu_memory` stay in (pinned) host memory up to this size, the rest in a file of the temporary folder."""
     encoder_batch: int = Field(8, ge=1, exclude=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2.backend import Propagated
-from rvos_cache.trackers.sam2.runs import GpuRuns, finds_runs
+from rvos_cache.trackers.sam2.runs import GpuRuns, encode_pixels, finds_runs
 
 MAX_PENDING = 3
 """Frames whose masks may wait for encoding; each takes B x H x W bytes on the device."""
@@ -46,7 +46,7 @@ class TrackWriter:
             self.stream = self.stream or torch.cuda.Stream()
             self.pending.append(self.pool.submit(self._store_runs, t, GpuRuns(masks)))
         else:
-            # Runs go column by column; transpose on the device, where it is cheapest.
+            # Transposed on the device, where it is cheapest.
             columns = (masks > 0).transpose(1, 2).contiguous()
             self.pending.append(self.pool.submit(self._store_pixels, t, columns))
         if len(self.pending) > MAX_PENDING:
@@ -56,7 +56,7 @@ class TrackWriter:
         self.masks[t] = runs.result(self.stream)
 
     def _store_pixels(self, t: int, columns: Tensor) -> None:
-        self.masks[t] = RleMasks.from_dense(columns.cpu().numpy().transpose(0, 2, 1)[:, None])
+        self.masks[t] = encode_pixels(columns)
 
     def tracks(self) -> Propagated:
         """The tracks; `put` must have been called for every frame."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,12 @@ from rvos_cache.trackers.sam2.propagate import Followers, propagate
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import Video
 
+FEATURES_SHARE = 0.5
+"""Share of a GPU's memory that the features of a video take at most, whatever `gpu_memory` is."""
+BATCHES_AHEAD = 3
+"""Batches of frames that are read and resized while one is encoded."""
 RESIZE_THREADS = min(16, os.cpu_count() or 1)
-"""Frames of a batch that are resized at once."""
+"""Frames that are resized at once."""
 
 
 class TransformersBackend:
@@ -49,7 +53,7 @@ class TransformersBackend:
         self.device = model.device
         self.dtype = native_dtype(self.device)
         self.network = Network(model, settings.compile, self.dtype)
-        self.followers = Followers(self.network)
+        self.followers = Followers(self.network, max(settings.batch, settings.long_batch))
         self.channels = self.network.channels
 
     def weight_hashes(self) -> dict[str, str]:
@@ -70,7 +74,10 @@ class TransformersBackend:
         model, settings = self.network.model, self.settings
         widths = (self.channels // 8, self.channels // 4, self.channels)
         shapes = [(width, int(h), int(w)) for width, (h, w) in zip(widths, model.backbone_feature_sizes)]
-        on_gpu = int(settings.gpu_memory * memory_share()) if self.device.type == "cuda" else 0
+        on_gpu = 0
+        if self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            on_gpu = int(min(settings.gpu_memory, FEATURES_SHARE * total) * memory_share())
         with FeatureStore(len(video), shapes, self.dtype, self.device, on_gpu, int(settings.host_memory)) as store:
             yield TransformersSession(self, video, store)
 
@@ -123,8 +130,8 @@ class TransformersSession:
         if settings.prompt_features == "video":
             features = self.features
             return features.get(t).to(network.dtype)
-        pixels = image_pixels(self.video.read(t), self.network.side)[None].to(self.backend.device)
-        *fine, top = network.encode(normalise(pixels))
+        pixels = image_pixels(self.video.read(t), self.network.side, self.backend.device)
+        *fine, top = network.encode(normalise(pixels[None]))
         return Features(tuple(fine), top)
 
     @property
@@ -136,21 +143,33 @@ class TransformersSession:
         return self._store
 
     def _encode(self) -> None:
-        count, side, on_gpu = len(self.video), self.network.side, self.backend.device.type == "cuda"
-        starts = range(0, count, self.backend.settings.encoder_batch)
-
-        def load(start: int) -> Any:
-            frames = [self.video.read(t) for t in range(start, min(start + self.backend.settings.encoder_batch, count))]
-            pixels = torch.stack(list(pool.map(lambda frame: video_pixels(frame, side), frames)))
-            return pixels.pin_memory() if on_gpu else pixels
-
+        count, batch = len(self.video), self.backend.settings.encoder_batch
         # Pillow resizes a frame of 720x1280 in 15 ms on one core, twice as long as a GPU encodes it; it releases the GIL.
         with ThreadPoolExecutor(RESIZE_THREADS) as pool, self.backend.precision():
-            for start, pixels in zip(starts, prefetch(load, starts, 2)):
+            load = partial(self._load, pool=pool)
+            for start, (pixels, filled) in zip(range(0, count, batch), prefetch(load, range(0, count, batch), BATCHES_AHEAD)):
+                for one in filled:
+                    one.result()
                 for levels in self._frames_at_once(self._encode_frames, pixels):
-                    for i in range(len(levels[0])):
+                    for i in range(min(len(levels[0]), count - start)):
                         self._store.put(start + i, [level[i] for level in levels])
                     start += len(levels[0])
+
+    def _load(self, start: int, pool: ThreadPoolExecutor) -> tuple[torch.Tensor, list[Future[None]]]:
+        """Pixels (B, 3, S, S) uint8 of a batch of frames, and the tasks that fill them."""
+        batch, side, on_gpu = self.backend.settings.encoder_batch, self.network.side, self.backend.device.type == "cuda"
+        count = min(batch, len(self.video) - start)
+        # On a GPU every batch has the same size, since attention is planned for each.
+        pixels = torch.zeros(batch if on_gpu else count, side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
+        # A film is decoded in order, by one thread; files of pictures are read by as many as resize them.
+        of_pictures = len(self.video.files) == len(self.video)
+
+        def fill(i: int, frame: NDArray[np.uint8] | None) -> None:
+            resized = video_pixels(self.video.read(start + i) if frame is None else frame, side)
+            pixels[i] = resized.permute(1, 2, 0)
+
+        filled = [pool.submit(fill, i, None if of_pictures else self.video.read(start + i)) for i in range(count)]
+        return pixels.permute(0, 3, 1, 2), filled
 
     def _encode_frames(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         return self.network.encode(normalise(pixels.to(self.backend.device, non_blocking=True)))
