@@ -8,12 +8,12 @@ random numbers of dropout are drawn for padded tokens too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from rvos_cache.system.cuda_graphs import Graphs
 from rvos_select.data.batch import Batch
 from rvos_select.data.padding import BatchShape, PaddedBatch, padded_shape
 from rvos_select.selectors import Selector
@@ -36,44 +36,25 @@ class RecordedSteps:
     def __init__(self, compute: Compute, device: torch.device) -> None:
         self.compute, self.device = compute, device
         self.batches: dict[BatchShape, PaddedBatch] = {}
-        self.graphs: dict[BatchShape, _Graph] = {}
-        self.pool: Any = None
+        self.losses: dict[BatchShape, tuple[tuple[str, ...], Tensor]] = {}
+        self.graphs = Graphs(torch.cuda.graph_pool_handle() if device.type == "cuda" else None)
 
     def fits(self, batch: Batch) -> bool:
         """Whether there is a graph of its shape, or may be one. A batch without tracks or words has none."""
-        return (
-            all(batch.track_mask.shape)
-            and all(batch.word_mask.shape)
-            and (padded_shape(batch) in self.batches or len(self.batches) < LIMIT)
-        )
+        if not all((*batch.track_mask.shape, *batch.word_mask.shape)):
+            return False
+        return len(self.batches) < LIMIT or padded_shape(batch) in self.batches
 
-    def step(self, batch: Batch) -> Mapping[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the step of a batch of the host -> what `compute` gives, in tensors of its own."""
         shape = padded_shape(batch)
-        padded = self.batches.get(shape)
-        first = padded is None
-        if padded is None:
-            padded = self.batches[shape] = PaddedBatch(batch, self.device)
-        padded.load(batch)
-        if first:
-            return self.compute(padded.batch())
-        if shape not in self.graphs:
-            # Kernels are chosen and the optimiser's tensors made in the first step, so nothing but kernels is recorded.
-            self.graphs[shape] = _Graph(lambda: self.compute(padded.batch()), self.pool)
-            self.pool = self.graphs[shape].pool
-        return self.graphs[shape].replay()
+        if shape not in self.batches:
+            self.batches[shape] = PaddedBatch(batch, self.device)
+        self.batches[shape].load(batch)
+        self.graphs.run(shape, lambda: self._compute(shape))
+        names, values = self.losses[shape]
+        return dict(zip(names, values.clone().unbind()))
 
-
-class _Graph:
-    """The kernels of a function that returns scalars. pool: memory shared with other graphs, of which one runs at a time."""
-
-    def __init__(self, function: Callable[[], dict[str, Tensor]], pool: Any) -> None:
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            values = function()
-            self.names, self.values = tuple(values), torch.stack([value.float() for value in values.values()])
-        self.pool = self.graph.pool()
-
-    def replay(self) -> dict[str, Tensor]:
-        self.graph.replay()
-        return dict(zip(self.names, self.values.clone().unbind()))
+    def _compute(self, shape: BatchShape) -> None:
+        values = self.compute(self.batches[shape].batch())
+        self.losses[shape] = tuple(values), torch.stack([value.float() for value in values.values()])

@@ -294,7 +294,7 @@ class Run:
         with explain_out_of_memory(name, settings, self.model.config):
             first = next(parts)
             if self.recorded is not None and first.last and self.recorded.fits(first.batch):
-                losses = dict(self.recorded.step(first.batch))
+                losses = self.recorded.step(first.batch)
                 norm = losses.pop(NORM)
                 self.losses.add(first.name, losses)
             else:

@@ -149,7 +149,7 @@ def measure_epochs(shapes: Shapes, videos: list[VideoSample], **values: Any) -> 
         run.losses.read()
         wait()
         rates.append(taken / (time.perf_counter() - start))
-    graphs = 0 if run.recorded is None else len(run.recorded.graphs)
+    graphs = 0 if run.recorded is None else len(run.recorded.batches)
     return {"first_epoch_samples_per_s": rates[0], "samples_per_s": rates[-1], "graphs": graphs}
 
 
