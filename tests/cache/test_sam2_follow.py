@@ -23,7 +23,7 @@ from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.runs import from_changes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from host_reads import HostReads  # noqa: E402
+from host_reads import HostReads
 
 
 @pytest.fixture(autouse=True, scope="module")
