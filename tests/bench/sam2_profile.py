@@ -50,9 +50,8 @@ def report(what: str, run: Callable[[], object], frames: int, top: int) -> None:
     wall = seconds(run)
     times, calls = kernels(run)
     total = sum(times.values())
-    print(
-        f"== {what}: {wall:.3f} s, {1e3 * wall / frames:.2f} ms a frame; kernels {total / frames:.2f} ms a frame, {sum(calls.values()) / frames:.0f} calls"
-    )
+    spent_all, called = total / frames, sum(calls.values()) / frames
+    print(f"== {what}: {wall:.3f} s, {1e3 * wall / frames:.2f} ms a frame; kernels {spent_all:.2f} ms, {called:.0f} calls")
     for name, spent in sorted(times.items(), key=lambda item: -item[1])[:top]:
         print(f"{100 * spent / total:5.1f}% {spent / frames:8.3f} ms {calls[name] / frames:7.1f}x  {name[:110]}")
     sys.stdout.flush()

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import golden_sam2
+import numpy as np
 import pytest
 import tiny_sam2
 import torch
 from sam2_video import as_video, make_backend, moving, prompts_of, squares
 from torch.overrides import TorchFunctionMode
 
+from rvos_cache.masks import RleMasks
+from rvos_cache.trackers.sam2 import fused
 from rvos_cache.trackers.sam2.follow import Follower
 from rvos_cache.trackers.sam2.hiera import ImageEncoder
 from rvos_cache.trackers.sam2.network import Network
+from rvos_cache.trackers.sam2.runs import from_changes
 from rvos_select.contracts.host_reads import HostReads
 
 
@@ -79,6 +83,25 @@ def test_the_encoder_of_a_gpu_equals_transformers_and_rounds_no_more(name: str) 
         ours = half.encode(pixels)
         with torch.autocast("cpu", torch.bfloat16):
             library = network.encode(pixels)
+    assert_as_close(ours, library, expected)
+
+
+def test_gelu_within_a_matrix_product_rounds_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU computes it by a hyperbolic tangent."""
+    model, (pixels,) = model_of("tiny"), inputs((2, 3, 128, 128))
+    network, half, calls = Network(model), Network(model, dtype=torch.bfloat16), 0
+
+    def counted(*values: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return fused.expand_in_one(values[0], values[1], True)
+
+    monkeypatch.setattr("rvos_cache.trackers.sam2.hiera.expand", counted)
+    with torch.inference_mode():
+        ours, expected = half.encode(pixels), network.encode(pixels)
+        with torch.autocast("cpu", torch.bfloat16):
+            library = network.encode(pixels)
+    assert calls == 5
     assert_as_close(ours, library, expected)
 
 
@@ -152,3 +175,15 @@ def test_the_memory_encoder_equals_transformers_and_rounds_no_more(prompted: boo
         with torch.autocast("cpu", torch.bfloat16):
             rounded = library()
     assert_as_close([ours], [rounded], [expected], 1.4)
+
+
+def test_masks_from_changes_are_those_of_pycocotools() -> None:
+    """Empty, full, one pixel, the first pixel, the last, all but the first, and noise."""
+    masks = np.zeros((7, 13, 9), bool)
+    masks[1] = masks[5] = True
+    masks[2, 6, 3] = masks[3, 0, 0] = masks[4, -1, -1] = True
+    masks[5, 0, 0] = False
+    masks[6] = np.random.default_rng(0).random((13, 9)) < 0.5
+    columns = masks.transpose(0, 2, 1).reshape(7, -1)
+    changes = np.diff(columns, prepend=False, axis=1)
+    assert from_changes(changes.nonzero()[1], changes.sum(1).cumsum(), (13, 9)) == RleMasks.from_dense(masks[:, None])

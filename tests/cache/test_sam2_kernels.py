@@ -16,9 +16,9 @@ if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
-from rvos_cache.masks import RleMasks
-from rvos_cache.trackers.sam2 import convolutions, fused, kernels
-from rvos_cache.trackers.sam2.runs import from_changes
+from rvos_cache.masks import RleMasks  # noqa: E402
+from rvos_cache.trackers.sam2 import convolutions, fused, kernels  # noqa: E402
+from rvos_cache.trackers.sam2.runs import from_changes  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 # The interpreter's matrix products take no bfloat16.

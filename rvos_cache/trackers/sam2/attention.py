@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from rvos_cache.trackers.sam2.fused import add_norm, attend_more, flash, rotate, shift_keys, store_map, uses_kernels
+from rvos_cache.trackers.sam2.fused import add_norm, attend_more, expand, flash, rotate, shift_keys, store_map, uses_kernels
 from rvos_cache.trackers.sam2.ring import MemoryRing
 
 POSITION_SCALE = 0.1
@@ -39,7 +39,6 @@ class MemoryAttention:
         self.cos, self.sin = (table.flatten(0, -2)[:, ::2].float().contiguous() for table in (cos, sin))
         self.self_weights = [_stacked([a.q_proj, a.k_proj, a.v_proj]) for a in (layer.self_attn for layer in module.layers)]
         self.memory_weights = _stacked([p for a in self.cross_attention for p in (a.k_proj, a.v_proj)])
-        self.uses_relu = isinstance(module.layers[0].activation, torch.nn.ReLU)
 
     def make_ring(self, objects: int, slots: int, storage: MemoryRing | None = None) -> MemoryRing:
         """Slots for the maps of `objects` objects. storage: see MemoryRing."""
@@ -86,7 +85,9 @@ class MemoryAttention:
             attended = _attend(query, keys, values, *more, bias, often=count == ring.slots)
             x, normed = add_norm(x, cross.o_proj(attended), norms[i].layer_norm3)
             following = norms[i + 1].layer_norm1 if i + 1 < len(norms) else self.norms.layer_norm
-            x, normed = add_norm(x, layer.linear2(self._expand(layer, normed)), following, keep=i + 1 < len(norms))
+            x, normed = add_norm(
+                x, layer.linear2(expand(normed, layer.linear1, layer.activation)), following, keep=i + 1 < len(norms)
+            )
         return normed
 
     def _attend_self(self, i: int, normed: Tensor) -> Tensor:
@@ -94,16 +95,6 @@ class MemoryAttention:
         attended = scaled_dot_product_attention(rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin), v.transpose(1, 2))
         projected: Tensor = self.module.layers[i].self_attn.o_proj(attended.transpose(1, 2).flatten(2))
         return projected
-
-    def _expand(self, layer: Any, x: Tensor) -> Tensor:
-        """The first half of the feed-forward network."""
-        if self.uses_relu and uses_kernels(x):
-            # One kernel, where Linear and ReLU are two.
-            weight = layer.linear1.weight
-            out = torch._addmm_activation(layer.linear1.bias, x.flatten(0, 1), weight.t(), use_gelu=False)  # type: ignore[no-untyped-call]
-            return out.view(*x.shape[:2], -1)  # type: ignore[no-any-return]
-        expanded: Tensor = layer.activation(layer.linear1(x))
-        return expanded
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, L, C) as (B, L, n, c)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, layer_norm, scaled_dot_product_attention
 from torch.nn.functional import gelu as gelu_of
+from transformers.activations import GELUActivation
 
 
 @cache
@@ -44,6 +45,26 @@ def add_norm(
     total = x if branch is None else (x + branch).to(x.dtype)
     normed = layer_norm(total.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
     return total, (gelu_of(normed) if gelu else normed).to(dtype)
+
+
+def expand(x: Tensor, layer: Any, activation: Any) -> Tensor:
+    """activation(layer(x)) of a Linear and a ReLU or GELU.
+
+    On a GPU the activation is part of the matrix product, where GELU is computed with a hyperbolic tangent (Hendrycks and Gimpel 2016,
+    section 2): it is 0.0005 off at most, less than the rounding of a value near 1 to bfloat16.
+    """
+    gelu, relu = isinstance(activation, (torch.nn.GELU, GELUActivation)), isinstance(activation, torch.nn.ReLU)
+    if uses_kernels(x) and (gelu or relu):
+        return expand_in_one(x, layer, gelu)
+    expanded: Tensor = activation(layer(x))
+    return expanded
+
+
+def expand_in_one(x: Tensor, layer: Any, gelu: bool) -> Tensor:
+    """The same as one operation; gelu: else ReLU."""
+    rows = x.reshape(-1, x.shape[-1])
+    out: Tensor = torch._addmm_activation(layer.bias, rows, layer.weight.t(), use_gelu=gelu)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], -1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

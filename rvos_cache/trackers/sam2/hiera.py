@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
-from rvos_cache.trackers.sam2.fused import add_norm
+from rvos_cache.trackers.sam2.fused import add_norm, expand
 
 Grid = tuple[int, int]
 
@@ -76,7 +76,7 @@ class ImageEncoder:
                 grid = (grid[0] // block.query_stride[0], grid[1] // block.query_stride[1])
                 size //= block.query_stride[0]
             x, normed = add_norm(x, branch, norms[i].layer_norm2, self.dtype)
-            addend = block.mlp(normed)
+            addend = block.mlp.proj_out(expand(normed, block.mlp.proj_in, block.mlp.activation))
             if i in self.backbone.stage_ends:
                 x, addend = (x + addend).to(x.dtype), None
                 stages.append(_reorder(x.to(self.dtype), grid, size, 0).unflatten(1, grid))

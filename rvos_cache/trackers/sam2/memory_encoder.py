@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from transformers.activations import GELUActivation
 
 from rvos_cache.errors import InputError
-from rvos_cache.trackers.sam2.fused import convolve, mask_stem
+from rvos_cache.trackers.sam2.fused import convolve, expand, mask_stem
 
 
 class MemoryEncoder:
@@ -47,7 +47,7 @@ class MemoryEncoder:
         )
         for block, norm, end in zip(self.module.memory_fuser.layers, self.exact.memory_fuser.layers, self.ends):
             normed = convolve(x.view(shape), block.depthwise_conv, norm.layer_norm, False).flatten(1, 2)
-            x = x + linear(block.activation(block.pointwise_conv1(normed)), *end)
+            x = x + linear(expand(normed, block.pointwise_conv1, block.activation), *end)
         return _pointwise(self.module.projection, x)
 
 

@@ -36,7 +36,7 @@ class Followers:
 
     def get(self, objects: int, store: FeatureStore) -> Follower:
         """A follower of at least `objects` objects. On a CPU its buffers are not kept."""
-        if not self.network.model.device.type == "cuda":
+        if self.network.model.device.type != "cuda":
             return Follower(self.network, objects, store.shapes)
         size = _size(objects)
         if size not in self.by_size:
