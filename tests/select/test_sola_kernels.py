@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_select.selectors.sola_layers import EPSILON, GROUPS, MaskedGroupNorm, standardised
+from rvos_select.selectors.sola.layers import EPSILON, GROUPS, MaskedGroupNorm, standardised
 
 pytest.importorskip("triton", reason="Triton is not installed")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -28,7 +28,7 @@ def close(value: Tensor, expected: Tensor, dtype: Any) -> bool:
 @pytest.mark.parametrize("shape", [(3, 11, 64), (2, 70, 512), (2, 5, 24), (4, 9, 1024), (1, 100, 24)])
 def test_group_norm(shape: tuple[int, int, int], masked: bool, dtype: torch.dtype) -> None:
     """And its gradients; a sample may be all padding, and columns need not be a power of two."""
-    from rvos_select.selectors.sola_kernels import FusedGroupNorm
+    from rvos_select.selectors.sola.kernels import FusedGroupNorm
 
     torch.manual_seed(0)
     s, k, d = shape
@@ -52,7 +52,7 @@ def test_group_norm(shape: tuple[int, int, int], masked: bool, dtype: torch.dtyp
 
 @pytest.mark.parametrize("shape", [(5, 24), (3, 768), (2, 1)])
 def test_standardised_weights(shape: tuple[int, int]) -> None:
-    from rvos_select.selectors.sola_kernels import FusedStandardisation
+    from rvos_select.selectors.sola.kernels import FusedStandardisation
 
     torch.manual_seed(0)
     weight, gradient = (torch.randn(shape) + 0.3).requires_grad_(), torch.randn(shape)

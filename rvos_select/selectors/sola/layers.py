@@ -95,15 +95,15 @@ class MaskedGroupNorm(nn.Module):
 def fused_kernels() -> Any:
     """The module of kernels for a GPU; None where Triton is not installed, or cannot compile (with a warning)."""
     try:
-        from rvos_select.selectors import sola_kernels
+        from rvos_select.selectors.sola import kernels
 
-        sola_kernels.FusedStandardisation.apply(torch.ones(1, 1, device="cuda"), EPSILON)  # type: ignore[no-untyped-call]
+        kernels.FusedStandardisation.apply(torch.ones(1, 1, device="cuda"), EPSILON)  # type: ignore[no-untyped-call]
     except ImportError:
         return None
     except Exception as error:  # of Triton, which needs a C compiler, in classes of many kinds
         warnings.warn(f"SOLA's norms are computed by slower operators: Triton cannot compile a kernel ({error})", stacklevel=2)
         return None
-    return sola_kernels
+    return kernels
 
 
 def standardised(weight: Tensor) -> Tensor:
