@@ -23,5 +23,5 @@ def test_every_measurement_has_a_line() -> None:
     assert "no GPU on this machine" in run.stdout and lines[0]["shapes"] == "tiny"
     assert {line["what"] for line in lines if "failed" in line} <= {ABSENT}
     sola = [line for line in lines if "host_reads_per_step" in line and line["what"].startswith("SOLA")]
-    assert len(sola) == 5 and {line["host_reads_per_step"] for line in sola} == {0}
+    assert len(sola) == 6 and {line["host_reads_per_step"] for line in sola} == {0}
     assert [line["what"] for line in lines if line["what"].startswith("MeViS")] and lines[-1]["what"] == "all"

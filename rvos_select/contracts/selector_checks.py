@@ -16,10 +16,12 @@ from rvos_cache.contracts.checks import CheckFailed, CheckResult, CheckSkipped, 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_cache.store import SelectionCache, verify
+from rvos_select.contracts.host_reads import HostReads
 from rvos_select.contracts.reordered import reordered
 from rvos_select.contracts.selector_case import CLIP_FRAMES, SelectorCase
 from rvos_select.data.caches import check_declared, part_array
 from rvos_select.data.collate import collate
+from rvos_select.data.padding import PaddedBatch
 from rvos_select.inference.predict import predict
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.untrained import UntrainedSelector
@@ -127,6 +129,29 @@ def check_loss_is_mean(case: SelectorCase) -> None:
         (losses.sum(), "the sum of its expressions' shares") if totals else (losses.mean(), "the mean of its expressions")
     )
     case.close(together, expected, f"the loss of a batch, against {what}")
+
+
+def check_static_shapes(case: SelectorCase) -> None:
+    """The loss of a batch in padded tensors that hold others later is that of the batch, as recorded steps need it."""
+    if not case.selector.static_shapes:
+        raise CheckSkipped("static_shapes is not declared")
+    if case.selector.requires:
+        raise CheckFailed(f"static_shapes with requires {case.selector.requires}: only tokens and words can be recorded")
+    rows = case.rows()
+    with torch.no_grad():
+        for part in (rows, rows[:2], rows[:1]):
+            batch = case.batch(part)
+            padded = PaddedBatch(batch, torch.device("cpu"))
+            padded.load(batch)
+            expected = case.loss(batch)
+            with HostReads() as reads:
+                losses = case.loss(padded.batch())
+            if reads.total:
+                raise CheckFailed(
+                    f"static_shapes, but the loss reads values of tensors in Python: {', '.join(sorted(reads.counts))}"
+                )
+            for name, value in expected.items():
+                case.close(losses[name], value, f"the loss {name!r} of a padded batch, against that of the batch")
 
 
 def check_hidden(case: SelectorCase) -> None:
@@ -237,6 +262,7 @@ SELECTOR_CHECKS: dict[str, Callable[[SelectorCase], None]] = {
     "scores follow their tracks": check_track_order,
     "the loss is finite and trains every parameter": check_loss,
     "the loss is a mean over expressions": check_loss_is_mean,
+    "padded batches have the same loss (static_shapes)": check_static_shapes,
     "hidden ground truth has scores but no loss": check_hidden,
     "no candidate (N = 0)": check_no_tracks,
     "an expression without objects (A = 0)": check_no_objects,

@@ -48,6 +48,10 @@ class BatchRows:
     tokens: Tensor
     words: Tensor
 
+    def gather(self) -> tuple[Tensor, Tensor]:
+        """See `Tables.gather`; the rows are on the device of the tables."""
+        return self.tables.gather(self.tokens, self.words)
+
     def check_device(self, device: torch.device) -> None:
         """Raises ValueError where the tables are on another kind of device."""
         if self.tables.tokens.device.type != device.type:

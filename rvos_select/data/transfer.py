@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from rvos_select.data.features import FrameReader
 
 ALIGNMENT = 64
 """Bytes. Every tensor begins at a multiple, as a tensor of its own would."""
+
+Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name -> shape and dtype of each tensor in a buffer."""
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -36,19 +40,39 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """CPU tensors on `device`, as parts of one buffer."""
-    starts, size = [], 0
-    for tensor in tensors:
-        starts.append(size)
-        size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for tensor, start in zip(tensors, starts):
-        _part(buffer, start, tensor).copy_(tensor)
-    moved = buffer.to(device, non_blocking=True)
-    return [_part(moved, start, tensor) for tensor, start in zip(tensors, starts)]
+    layout = {str(i): (tuple(tensor.shape), tensor.dtype) for i, tensor in enumerate(tensors)}
+    buffer, parts = one_buffer(layout, torch.device("cpu"), pinned=device.type == "cuda")
+    for part, tensor in zip(parts.values(), tensors):
+        part.copy_(tensor)
+    return list(_parts(buffer.to(device, non_blocking=True), layout).values())
 
 
-def _part(buffer: Tensor, start: int, like: Tensor) -> Tensor:
-    return buffer[start : start + like.nbytes].view(like.dtype).view(like.shape)
+def one_buffer(layout: Layout, device: torch.device, pinned: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """A buffer of bytes on `device`, and the tensors of `layout` in it, whose values are not set."""
+    size = sum(_aligned_bytes(*entry) for entry in layout.values())
+    buffer = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+    return buffer, _parts(buffer, layout)
+
+
+def copy_into(buffer: Tensor, layout: Layout, values: Mapping[str, Tensor]) -> None:
+    """Fill a buffer of `one_buffer` with CPU tensors that are at most as large, in one copy; what is beyond them becomes zeros."""
+    host, parts = one_buffer(layout, torch.device("cpu"), pinned=buffer.device.type == "cuda")
+    host.zero_()
+    for name, part in parts.items():
+        part[tuple(slice(size) for size in values[name].shape)] = values[name]
+    buffer.copy_(host, non_blocking=True)
+
+
+def _parts(buffer: Tensor, layout: Layout) -> dict[str, Tensor]:
+    parts, start = {}, 0
+    for name, (shape, dtype) in layout.items():
+        parts[name] = buffer[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        start += _aligned_bytes(shape, dtype)
+    return parts
+
+
+def _aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return -(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

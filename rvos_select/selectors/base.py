@@ -72,6 +72,8 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         top1_of_one: on datasets whose expressions name one object each, select the best track instead.
         draws: its logits are of Q queries with masks of their own, which `draw` predicts.
         draw_threshold: score below which a query's mask is predicted only where the query is an expression's best.
+        static_shapes: which kernels its loss starts follows from the sizes and `Batch.mask_facts` alone, and it reads tensors of the
+            batch alone, so that a training step may be recorded with one batch and replayed with another.
         encodes_text: it reads no cached words: it encodes `Batch.sentences` itself, or reads its text from the tracks cache.
     """
 
@@ -82,6 +84,7 @@ class Selector(nn.Module, PyTorchModelHubMixin):
     top1_of_one: bool = False
     draws: bool = False
     draw_threshold: float = 0.0
+    static_shapes: bool = False
     encodes_text: bool = False
 
     def __init__(self, config: Any = None) -> None:

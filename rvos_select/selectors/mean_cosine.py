@@ -27,6 +27,7 @@ class MeanCosine(Selector):
     """logit = scale · cos(A·mean token, B·mean word) + bias; A and B linear maps without bias."""
 
     Config = MeanCosineConfig
+    static_shapes = True
 
     def __init__(self, config: MeanCosineConfig) -> None:
         super().__init__(config)

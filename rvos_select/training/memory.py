@@ -63,4 +63,6 @@ def _fixes(settings: TrainSettings, config: Any) -> list[str]:
         fixes.append(f"clip.frames={max(1, settings.clip.frames // 2)} (now {settings.clip.frames})")
     if settings.resident != "false" and device().type == "cuda":
         fixes.append(f"resident=false (now {settings.resident})")
+        if settings.cuda_graphs:
+            fixes.append("cuda_graphs=false (now true)")
     return fixes or ["precision=bf16, or choose a smaller module with config.NAME=VALUE"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
 from rvos_select.training.settings import OptimSettings
@@ -20,19 +20,29 @@ NORM = re.compile(r"Norm(\dd)?$")
 called otherwise (NormedConv)."""
 
 
-def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
-    """AdamW over the parameters of `model` that are trained. Raises InputError for `settings.rates` that do not fit the module."""
-    groups: Any = model.parameters() if settings.decay_all else decay_groups(model, settings.weight_decay)
+def make_optimizer(model: nn.Module, settings: OptimSettings, rate_on: torch.device | None = None) -> torch.optim.AdamW:
+    """AdamW over the parameters of `model` that are trained. Raises InputError for `settings.rates` that do not fit the module.
+
+    rate_on: a GPU where the learning rates are tensors, so that recorded steps read those of the step that replays them.
+    """
+    decay = settings.weight_decay
+    all_decay: list[dict[str, Any]] = [{"params": list(model.parameters()), "weight_decay": decay}]
+    groups = all_decay if settings.decay_all else decay_groups(model, decay)
     if settings.rates:
-        decayed = [{"params": list(groups), "weight_decay": settings.weight_decay}] if settings.decay_all else groups
-        groups = rate_groups(decayed, parameter_factors(model, settings.rates))
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay, fused=True)
+        groups = rate_groups(groups, parameter_factors(model, settings.rates))
+    for group in groups:
+        group["lr"] = settings.lr if rate_on is None else torch.tensor(settings.lr, device=rate_on)
+    return torch.optim.AdamW(groups, betas=(0.9, settings.beta2), weight_decay=decay, fused=True, capturable=rate_on is not None)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The rate of the next step: `rate` times the factor of each parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get(FACTOR, 1.0)
+        value = rate * group.get(FACTOR, 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
 
 
 def parameter_factors(model: nn.Module, rates: Mapping[str, float]) -> dict[int, float]:

@@ -23,8 +23,8 @@ from rvos_select.runs.seen import check_data, write_data
 from rvos_select.training.settings import TrainSettings
 
 SETTINGS = "settings.json"
-MEMORY_SETTINGS = ("micro_batch", "config.checkpointing", "resident")
-"""Settings that a run may be resumed with other values of: they change the memory of a step."""
+MEMORY_SETTINGS = ("micro_batch", "config.checkpointing", "resident", "cuda_graphs")
+"""Settings that a run may be resumed with other values of: they change how a step is computed, and not what."""
 
 
 def grouping_of(settings: TrainSettings) -> Grouping:

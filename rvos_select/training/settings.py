@@ -83,6 +83,9 @@ class TrainSettings(Settings):
     """Seed of all random numbers."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 on a CPU."""
+    cuda_graphs: bool = True
+    """On a GPU, for selectors with `static_shapes`: steps are padded to a few shapes, recorded and replayed, which takes the host out
+    of the way. Padding changes no loss, but for rounding."""
     hold_out: float = Field(default=0.05, ge=0, lt=1)
     """Share of videos, by hash of their id, held out when no validation cache is given."""
     valid_expressions: int = Field(default=200, ge=0)

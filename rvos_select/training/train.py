@@ -6,12 +6,14 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, read_toml
@@ -21,7 +23,7 @@ from rvos_cache.system.files import restore
 from rvos_cache.system.locks import folder_lock
 from rvos_cache.system.progress import Progress, print_line
 from rvos_select.data.augment import check_augmentation, load_augmentation
-from rvos_select.data.batch import check_requires
+from rvos_select.data.batch import Batch, check_requires
 from rvos_select.data.caches import CacheCards, check_declared, token_channels
 from rvos_select.data.clips import ClipSampler, with_visible_rows
 from rvos_select.data.epochs import count_steps, prefetch, steps
@@ -35,15 +37,21 @@ from rvos_select.runs.checkpoint import load_state, replace_folder, save_state
 from rvos_select.runs.metrics import METRICS, read_metrics
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.untrained import check_trainable
+from rvos_select.training.half_weights import HalfWeights
 from rvos_select.training.memory import explain_out_of_memory
 from rvos_select.training.optim import learning_rate, make_optimizer, parameter_factors, set_learning_rate, update_plateau
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
+from rvos_select.training.recorded import RecordedSteps, can_record
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.start import start_from, write_start
 from rvos_select.training.step_losses import StepLosses
 from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line, reads_labels
 from rvos_select.training.validate import Validator
 
+NORM = "norm"
+"""Key of the norm of a step's gradient, beside its losses."""
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's, which compiles half a second for each new shape of a batch."""
 CEILING = 200
 """Expressions of which the ceiling of the labels is computed where there are none to validate with."""
 
@@ -198,10 +206,13 @@ class Run:
         self.settings, self.sources, self.model, self.device, self.out = settings, sources, model, device, out
         self.parameters = list(model.parameters())
         self.rate = settings.optim.lr
-        self.optimizer = make_optimizer(model, settings.optim)
         self.grouping = grouping_of(settings)
         self.steps_per_epoch = count_steps(sources.train, self.grouping, settings.batch_size, sources.weights)
         self.bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
+        records = settings.cuda_graphs and can_record(model, device)
+        self.recorded = RecordedSteps(self._whole_step, device) if records else None
+        self.half_weights = HalfWeights(model) if records and self.bf16 else None
+        self.optimizer = make_optimizer(model, settings.optim, rate_on=device if records else None)
         self.requires = tuple(model.requires)
         self.samples = resident(sources.train, device, settings.resident)
         self.augment = load_augmentation(settings.augment)
@@ -280,20 +291,38 @@ class Run:
         settings = self.settings
         self.rate = learning_rate(settings.optim, step, settings.epochs * self.steps_per_epoch, float(self.state["rate"]))
         set_learning_rate(self.optimizer, self.rate)
-        self.optimizer.zero_grad(set_to_none=True)
         with explain_out_of_memory(name, settings, self.model.config):
-            for part in parts:
-                self._add_gradients(part)
-            norm = nn.utils.clip_grad_norm_(self.parameters, settings.optim.clip)
-            self.optimizer.step()
+            first = next(parts)
+            if self.recorded is not None and first.last and self.recorded.fits(first.batch):
+                losses = self.recorded.step(first.batch)
+                norm = losses.pop(NORM)
+                self.losses.add(first.name, losses)
+            else:
+                self.optimizer.zero_grad(set_to_none=True)
+                for part in chain([first], parts):
+                    self.losses.add(part.name, self._add_gradients(part.batch.to(self.device), part.share))
+                norm = self._apply_gradients()
         self.losses.end_step(name, norm)
 
-    def _add_gradients(self, part: MicroBatch) -> None:
-        """Add the gradients of a part of a step, and its share of the step's losses."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            shares = {key: value * part.share for key, value in self.model.loss(part.batch.to(self.device)).items()}
-        self.losses.add(part.name, shares)
-        shares["loss"].backward()  # type: ignore[no-untyped-call]
+    def _whole_step(self, batch: Batch) -> dict[str, Tensor]:
+        """A step of one batch of the device -> its losses, and under NORM the norm of its gradient."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with nullcontext() if self.half_weights is None else self.half_weights.used():
+            losses = self._add_gradients(batch, 1.0)
+        return {**losses, NORM: self._apply_gradients()}
+
+    def _add_gradients(self, batch: Batch, share: float) -> dict[str, Tensor]:
+        """Add the gradients of a part of a step -> its share of the step's losses."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), sdpa_kernel(ATTENTION):
+            losses = {key: value * share for key, value in self.model.loss(batch).items()}
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        return {key: value.detach() for key, value in losses.items()}
+
+    def _apply_gradients(self) -> Tensor:
+        """Clip the gradient and change the weights -> its norm before."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.optim.clip)
+        self.optimizer.step()
+        return norm
 
     def _validate(self) -> dict[str, float]:
         return self.validator.scores(self.model, self.device, self.requires) if self.sources.valid else {}

@@ -71,6 +71,10 @@ def training(tiny: bool) -> None:
     runs: tuple[tuple[str, dict[str, Any]], ...] = (
         ("SOLA, batch=single, batch_size 1", {"batch": "single", "precision": precision}),
         ("SOLA, batch=single, batch_size 1, resident=false", {"batch": "single", "precision": precision, "resident": "false"}),
+        (
+            "SOLA, batch=single, batch_size 1, cuda_graphs=false",
+            {"batch": "single", "precision": precision, "cuda_graphs": False},
+        ),
         ("SOLA, batch=single, batch_size 16", {"batch": "single", "batch_size": 16, "precision": precision}),
         ("SOLA, batch=video", {"batch": "video", "precision": precision}),
         ("SOLA, batch=video, float32", {"batch": "video", "precision": "float32"}),
@@ -79,6 +83,12 @@ def training(tiny: bool) -> None:
         rates = measured(what, tiny, lambda values=values: gpu_training.measure_run(shapes, videos, **values))  # type: ignore[misc]
         if rates and released:
             report(f"{what}, times the released step", ratio=rates["samples_per_s"] / released["samples_per_s"])
+    varied = gpu_training.samples(shapes, varied=True)
+    for batch in ("single", "video"):
+        values = {"batch": batch, "precision": precision}
+        measured(
+            f"SOLA, batch={batch}, videos of many sizes", tiny, partial(gpu_training.measure_epochs, shapes, varied, **values)
+        )
     measured("DMVS", tiny, lambda: gpu_training.dmvs_step(1, 2, 1) if tiny else gpu_training.dmvs_step(8, 10, 10))
 
 

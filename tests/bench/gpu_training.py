@@ -11,13 +11,13 @@ from typing import Any
 import dmvs_memory
 import numpy as np
 import torch
-from host_reads import HostReads
 from torch import nn
 
 from rvos_cache.plugins import describe_error
 from rvos_cache.system.device import device
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_cache.types import Expression, Words
+from rvos_select.contracts.host_reads import HostReads
 from rvos_select.data.micro_batches import by_step
 from rvos_select.data.samples import VideoSample
 from rvos_select.selectors.dmvs import Dmvs
@@ -43,7 +43,7 @@ class Shapes:
     seconds: float
 
 
-FULL = Shapes(40, 14, 32, 64, 14, 1024, {}, 24, 6.0)
+FULL = Shapes(40, 14, 32, 64, 14, 1024, {}, 24, 3.0)
 """SOLA's full module (32.98 M) on videos like MeViS's, words of RoBERTa-large."""
 TINY = Shapes(4, 4, 4, 16, 6, 64, {"word_channels": 64, "width": 16, "layers": 1, "heads": 2}, 1, 0.5)
 
@@ -54,23 +54,29 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def samples(shapes: Shapes) -> list[VideoSample]:
-    """Random tokens and words in float16, as caches hold them; a tenth of the tracks are targets."""
+def samples(shapes: Shapes, varied: bool = False) -> list[VideoSample]:
+    """Random tokens and words in float16, as caches hold them; a tenth of the tracks are targets.
+
+    varied: the sizes of each video and sentence are from half to one and a half times those of `shapes`.
+    """
     g, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    n, t, e = shapes.tracks, shapes.frames, shapes.expressions
+
+    def size(mean: int) -> int:
+        return int(rng.integers(mean // 2, mean + mean // 2 + 1)) if varied else mean
 
     def words() -> Words:
-        vectors = rng.standard_normal((shapes.words, shapes.word_channels)).astype(np.float16)
-        return Words(vectors, np.zeros((shapes.words, 2), np.int32), ("",) * shapes.words)
+        vectors = rng.standard_normal((size(shapes.words), shapes.word_channels)).astype(np.float16)
+        return Words(vectors, np.zeros((len(vectors), 2), np.int32), ("",) * len(vectors))
 
-    return [
-        VideoSample(
-            f"v{v}", torch.randn(n, t, 256, generator=g).half(), torch.ones(n, t),
-            tuple(Expression(f"v{v}", str(i), "a sentence", ()) for i in range(e)), tuple(words() for _ in range(e)),
+    def video(name: str) -> VideoSample:
+        n, t, e = size(shapes.tracks), size(shapes.frames), size(shapes.expressions)
+        return VideoSample(
+            name, torch.randn(n, t, 256, generator=g).half(), torch.ones(n, t),
+            tuple(Expression(name, str(i), "a sentence", ()) for i in range(e)), tuple(words() for _ in range(e)),
             torch.ones(e, n, dtype=torch.bool), (torch.rand(e, n, generator=g) < 0.1).float(), set_name="bench/train",
-        )
-        for v in range(shapes.videos)
-    ]  # fmt: skip
+        )  # fmt: skip
+
+    return [video(f"v{v}") for v in range(shapes.videos)]
 
 
 def make_run(shapes: Shapes, videos: list[VideoSample], **values: Any) -> Run:
@@ -129,7 +135,25 @@ def measure_run(shapes: Shapes, videos: list[VideoSample], **values: Any) -> dic
     return out
 
 
-def profile(step: Callable[[], object], count: int = 8) -> dict[str, Any]:
+def measure_epochs(shapes: Shapes, videos: list[VideoSample], **values: Any) -> dict[str, Any]:
+    """Samples per second of the first epoch, in which steps are recorded, and of the third; and the shapes that were recorded."""
+    run = make_run(shapes, videos, **values)
+    rates = []
+    for epoch in range(3):
+        wait()
+        start, taken = time.perf_counter(), 0
+        for name, parts in by_step(run._parts(torch.Generator().manual_seed(epoch))):
+            part = next(parts)
+            run._step(iter([part]), name, 0)
+            taken += part.step_size
+        run.losses.read()
+        wait()
+        rates.append(taken / (time.perf_counter() - start))
+    graphs = 0 if run.recorded is None else len(run.recorded.batches)
+    return {"first_epoch_samples_per_s": rates[0], "samples_per_s": rates[-1], "graphs": graphs}
+
+
+def profile(step: Callable[[], object], count: int = 4) -> dict[str, Any]:
     """Of `count` steps: share of the time that the GPU computes or copies, launches, and copies of each direction, per step."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -158,7 +182,8 @@ def released_step(shapes: Shapes, videos: list[VideoSample]) -> dict[str, Any]:
     torch.manual_seed(0)
     width, where = shapes.word_channels, device()
     sizes = {"hidden_size": width, "num_hidden_layers": shapes.layers, "num_attention_heads": max(1, width // 64)}
-    encoder = RobertaModel(RobertaConfig(**sizes, intermediate_size=4 * width), add_pooling_layer=False).eval().to(where)
+    with where:
+        encoder = RobertaModel(RobertaConfig(**sizes, intermediate_size=4 * width), add_pooling_layer=False).eval()
     run = make_run(shapes, videos, batch="single", resident="false", precision="float32")
     model, optimizer = run.model, torch.optim.AdamW(run.model.parameters(), lr=5e-6)
     batches = [part.batch.to(where) for _, part in zip(range(8), run._parts(torch.Generator().manual_seed(0)))]

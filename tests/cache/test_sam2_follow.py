@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import golden_sam2
@@ -21,9 +19,7 @@ from rvos_cache.trackers.sam2.follow import Follower
 from rvos_cache.trackers.sam2.hiera import ImageEncoder
 from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.runs import from_changes
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from host_reads import HostReads
+from rvos_select.contracts.host_reads import HostReads
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,9 +14,9 @@ from tiny_grounding_dino import tiny_grounding_dino
 from tiny_sam2 import tiny_sam2, without_gpu
 
 from rvos_cache.masks import RleMasks
+from rvos_cache.system.cuda_graphs import Graphs
 from rvos_cache.trackers.grounding_dino import BoxFinder
 from rvos_cache.trackers.sam2.backend import Propagated, make_prompts
-from rvos_cache.trackers.sam2.graphs import Graphs
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.track_writer import TrackWriter
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,8 @@ from tiny_caches import numbers, run
 from tiny_dmvs import batch as dmvs_batch
 from tiny_dmvs import dmvs
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
-from host_reads import HostReads
-
 from rvos_cache.errors import InputError
+from rvos_select.contracts.host_reads import HostReads
 from rvos_select.data.batch import Batch
 from rvos_select.data.mask_facts import MaskFacts
 from rvos_select.data.micro_batches import MicroBatch

@@ -13,7 +13,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_select.data.batch import Batch
 from rvos_select.selectors.sola import Sola, SolaConfig
-from rvos_select.selectors.sola_layers import StandardConv1d, WhitenedProjection
+from rvos_select.selectors.sola.layers import StandardConv1d, WhitenedProjection
 
 SMALL = SolaConfig(token_channels=12, word_channels=32, width=16, heads=4, negatives=5)
 CONVOLUTIONS = {0: (2, 1), 4: (2, 1), 8: (2, 1), 12: (1, 1), 16: (1, 1), 20: (1, 0)}  # place: stride, padding
@@ -197,7 +197,7 @@ def test_windows_times_filters_are_the_convolution(taps: int, stride: int, frame
     standard = ((flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5)).view_as(weight)
     wanted = torch.nn.functional.conv1d(x.transpose(1, 2), standard, layer.bias, stride, taps // 2).transpose(1, 2)
     for small in (0, 1 << 20):
-        monkeypatch.setattr("rvos_select.selectors.sola_layers.SMALL", small)
+        monkeypatch.setattr("rvos_select.selectors.sola.layers.SMALL", small)
         torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
 
 

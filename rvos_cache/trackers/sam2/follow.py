@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rvos_cache.system.cuda_graphs import Graphs
 from rvos_cache.trackers.sam2.attention import merges_pointers
 from rvos_cache.trackers.sam2.features import Features, Shape
-from rvos_cache.trackers.sam2.graphs import Graphs
 from rvos_cache.trackers.sam2.network import Network, Segmented
 from rvos_cache.trackers.sam2.ring import MemoryRing
 from rvos_cache.trackers.sam2.schedule import Step
