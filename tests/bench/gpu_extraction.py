@@ -24,11 +24,14 @@ from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 
 @dataclass(frozen=True)
 class Sizes:
-    """model: name in sam2_bench.SHAPES; runs: (frames, tracks, batch) of ours; peers: (frames, tracks); heads: of SDPA."""
+    """model: name in sam2_bench.SHAPES; runs, mevis, long: (frames, tracks, batch) of ours, of a video like MeViS's, and of a long one;
+    peers: (frames, tracks); points: per side of a grid; keys, head: of SDPA."""
 
     model: str
     size: tuple[int, int]
     runs: tuple[tuple[int, int, int], ...]
+    mevis: tuple[int, int, int]
+    long: tuple[int, int, int]
     peers: tuple[int, int]
     points: int
     keys: tuple[int, int]
@@ -36,10 +39,10 @@ class Sizes:
 
 
 LARGE = Sizes(
-    "large", (720, 1280), ((24, 8, 4), (32, 16, 4), (32, 16, 8), (32, 16, 16), (60, 16, 16), (300, 16, 16), (2000, 16, 16)), (24, 8),
+    "large", (720, 1280), ((24, 8, 4), (32, 16, 4), (32, 16, 16), (60, 16, 16), (300, 16, 16)), (79, 40, 16), (2000, 16, 16), (24, 8),
     32, (4096, 28736), 256,
 )  # fmt: skip
-TINY = Sizes("tiny", (60, 80), ((4, 2, 2),), (4, 2), 2, (16, 112), 32)
+TINY = Sizes("tiny", (60, 80), ((4, 2, 2),), (5, 3, 2), (8, 2, 2), (4, 2), 2, (16, 112), 32)
 WARM = 20
 """Frames of the video before: enough for every number of maps that a frame attends to."""
 MEVIS = {"videos": 1662, "frames": 79, "tracks": 40, "every": 4}
