@@ -100,17 +100,15 @@ def extraction(tiny: bool) -> None:
         backend = TransformersBackend(Sam2Settings(checkpoint=str(folder)))
         gpu_extraction.measure_ours(backend, sizes, 2, 2, 2)
 
-        def run(frames: int, tracks: int, batch: int) -> dict[str, Any]:
+        def ours(frames: int, tracks: int, batch: int) -> None:
             size = {"frames": frames, "tracks": tracks, "batch": batch}
-            return measured("SAM 2, ours", tiny, partial(gpu_extraction.measure_ours, backend, sizes, **size), **size)
+            measured("SAM 2, ours", tiny, partial(gpu_extraction.measure_ours, backend, sizes, **size), **size)
 
-        for size in sizes.runs:
-            run(*size)
-        ours = run(*sizes.mevis)
-        grid = measured("SAM 2, grid of a prompt frame, encoded again", tiny, lambda: gpu_extraction.measure_grid(backend, sizes))
-        if ours and grid:
-            measured("MeViS train by sam2-grid", tiny, lambda: gpu_extraction.mevis_hours(ours, grid["seconds"]))
-        run(*sizes.long)
+        for run in sizes.runs:
+            ours(*run)
+        measured("SAM 2, grid of a prompt frame, encoded again", tiny, lambda: gpu_extraction.measure_grid(backend, sizes))
+        measured("MeViS train by sam2-grid", tiny, lambda: gpu_extraction.measure_tracker(backend, sizes))
+        ours(*sizes.long)
         measured("SAM 2, limit of attention alone", tiny, lambda: gpu_extraction.attention_limit(sizes))
         peers = dict(zip(("frames", "tracks"), sizes.peers))
         measured("SAM 2, plain session of transformers", tiny, lambda: gpu_extraction.measure_plain(backend, sizes), **peers)
