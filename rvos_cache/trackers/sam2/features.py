@@ -105,4 +105,4 @@ class FeatureStore:
 
     def read(self, order: Iterable[int]) -> Iterator[Tensor]:
         """`flat` of the frames `order`; with a file each is read while its predecessor is used."""
-        yield from prefetch(self.flat, order, 1) if self.on_disk else map(self.flat, order)
+        yield from prefetch(lambda t: self.flat(t).clone(), order, 1) if self.on_disk else map(self.flat, order)
