@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ class Graphs:
         self.graphs[key].replay()
 
     def _capture(self, compute: Callable[[], None]) -> Any:
-        graph, current, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        stream = _capture_stream(torch.cuda.current_device())
         stream.wait_stream(current)
         # Not torch.cuda.graph: it collects garbage and frees cached memory at each capture.
         with torch.cuda.stream(stream):
@@ -43,3 +45,9 @@ class Graphs:
                 graph.capture_end()
         current.wait_stream(stream)
         return graph
+
+
+@cache
+def _capture_stream(device: int) -> Any:
+    """One for all captures: cuBLAS keeps a workspace for each stream."""
+    return torch.cuda.Stream(device)

@@ -93,23 +93,26 @@ def training(tiny: bool) -> None:
 
 
 def extraction(tiny: bool) -> None:
-    """SAM 2, its peers, and what MeViS takes by the rates of each length of video."""
+    """SAM 2, what MeViS takes by the rates of a video like its own, a long video, and SAM 2's peers."""
     sizes = gpu_extraction.TINY if tiny else gpu_extraction.LARGE
     with tempfile.TemporaryDirectory() as name:
         folder = sam2_bench.SHAPES[sizes.model](Path(name))
         backend = TransformersBackend(Sam2Settings(checkpoint=str(folder)))
         gpu_extraction.measure_ours(backend, sizes, 2, 2, 2)
-        size = dict(zip(("frames", "tracks"), sizes.peers))
-        measured("SAM 2, plain session of transformers", tiny, lambda: gpu_extraction.measure_plain(backend, sizes), **size)
-        measured("SAM 2, Meta's package", tiny, lambda: gpu_extraction.measure_meta(folder, sizes), **size)
-        grid = measured("SAM 2, grid of a prompt frame, encoded again", tiny, lambda: gpu_extraction.measure_grid(backend, sizes))
-        measured("SAM 2, limit of attention alone", tiny, lambda: gpu_extraction.attention_limit(sizes))
-        for frames, tracks, batch in sizes.runs:
+
+        def ours(frames: int, tracks: int, batch: int) -> None:
             size = {"frames": frames, "tracks": tracks, "batch": batch}
-            ours = measured("SAM 2, ours", tiny, partial(gpu_extraction.measure_ours, backend, sizes, **size), **size)
-            if ours and grid and batch == sizes.runs[-1][2]:
-                hours = partial(gpu_extraction.mevis_hours, ours, grid["seconds"])
-                measured("MeViS train by sam2-grid", tiny, hours, by_frames=frames)
+            measured("SAM 2, ours", tiny, partial(gpu_extraction.measure_ours, backend, sizes, **size), **size)
+
+        for run in sizes.runs:
+            ours(*run)
+        measured("SAM 2, grid of a prompt frame, encoded again", tiny, lambda: gpu_extraction.measure_grid(backend, sizes))
+        measured("MeViS train by sam2-grid", tiny, lambda: gpu_extraction.measure_tracker(backend, sizes))
+        ours(*sizes.long)
+        measured("SAM 2, limit of attention alone", tiny, lambda: gpu_extraction.attention_limit(sizes))
+        peers = dict(zip(("frames", "tracks"), sizes.peers))
+        measured("SAM 2, plain session of transformers", tiny, lambda: gpu_extraction.measure_plain(backend, sizes), **peers)
+        measured("SAM 2, Meta's package", tiny, lambda: gpu_extraction.measure_meta(folder, sizes), **peers)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import sam2_bench
 import torch
@@ -19,16 +20,21 @@ from rvos_cache.trackers.sam2.backend import Backend, make_prompts
 from rvos_cache.trackers.sam2.official import OfficialBackend
 from rvos_cache.trackers.sam2.precision import inference_precision
 from rvos_cache.trackers.sam2.settings import GridSettings, Sam2Settings
+from rvos_cache.trackers.sam2.tracker import Sam2Grid
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """model: name in sam2_bench.SHAPES; runs: (frames, tracks, batch) of ours; peers: (frames, tracks); heads: of SDPA."""
+    """model: name in sam2_bench.SHAPES; runs, long: (frames, tracks, batch) of ours and of a long video; mevis, batch: frames and
+    tracks of a video of sam2-grid, and its batch; peers: (frames, tracks); points: per side of a grid; keys, head: of SDPA."""
 
     model: str
     size: tuple[int, int]
     runs: tuple[tuple[int, int, int], ...]
+    mevis: tuple[int, int]
+    batch: int
+    long: tuple[int, int, int]
     peers: tuple[int, int]
     points: int
     keys: tuple[int, int]
@@ -36,14 +42,14 @@ class Sizes:
 
 
 LARGE = Sizes(
-    "large", (720, 1280), ((24, 8, 4), (32, 16, 8), (32, 16, 16), (60, 16, 16), (300, 16, 16), (2000, 16, 16)), (24, 8),
+    "large", (720, 1280), ((24, 8, 4), (32, 16, 16), (60, 16, 16), (300, 16, 16)), (79, 40), 16, (2000, 16, 16), (24, 8),
     32, (4096, 28736), 256,
 )  # fmt: skip
-TINY = Sizes("tiny", (60, 80), ((4, 2, 2),), (4, 2), 2, (16, 112), 32)
+TINY = Sizes("tiny", (60, 80), ((4, 2, 2),), (5, 3), 2, (8, 2, 2), (4, 2), 2, (16, 112), 32)
 WARM = 20
 """Frames of the video before: enough for every number of maps that a frame attends to."""
-MEVIS = {"videos": 1662, "frames": 79, "tracks": 40, "every": 4}
-"""MeViS train by sam2-grid; a grid in every fourth frame, which is encoded once more."""
+MEVIS_VIDEOS = 1662
+"""Of MeViS train; they have 79 frames and, by sam2-grid, 40 tracks in the mean."""
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -125,8 +131,17 @@ def attention_limit(sizes: Sizes, repeats: int = 20) -> dict[str, float]:
     return {"track_frames_per_s": 1 / (4 * total)}
 
 
-def mevis_hours(ours: dict[str, float], grid: float) -> dict[str, float]:
-    """Hours of MeViS train by these rates: each frame encoded and followed, and a grid in every fourth."""
-    frames = MEVIS["videos"] * MEVIS["frames"]
-    each = 1 / ours["encoded_frames_per_s"] + MEVIS["tracks"] / ours["track_frames_per_s"] + grid / MEVIS["every"]
-    return {"hours": frames * each / 3600}
+def measure_tracker(backend: TransformersBackend, sizes: Sizes) -> dict[str, float]:
+    """Seconds of `sam2-grid` on a video of MeViS's mean length, and the hours of MeViS train by them, as `rvos-cache plan` reckons:
+    grids with encodings of their own, rounds, tracks; without decoding JPEGs, which threads do beside it."""
+    frames, tracks = sizes.mevis
+    settings = GridSettings(points_per_side=sizes.points, max_tracks=tracks, batch=sizes.batch)
+    with patch("rvos_cache.trackers.sam2.tracker.open_backend", lambda settings: backend):
+        tracker = Sam2Grid(settings)
+    video = sam2_bench.moving(frames, sizes.size)
+    with sam2_bench.outlined(), sam2_bench.outlined_grid():
+        first = seconds(lambda: tracker.track(video, []))
+        start = time.perf_counter()
+        tracks = len(tracker.track(video, []).tokens)
+        taken = time.perf_counter() - start
+    return {"tracks": tracks, "seconds": taken, "hours": MEVIS_VIDEOS * taken / 3600, "first_video_seconds": first}

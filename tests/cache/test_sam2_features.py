@@ -184,3 +184,36 @@ def test_memory_does_not_grow_with_the_video(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_sizes_are_written_with_units() -> None:
     assert build(GridSettings, {"gpu_memory": "8GB", "host_memory": "1.5 GiB"}, "--set").gpu_memory == 8 * 10**9
+
+
+def test_pictures_are_read_in_threads_and_ahead_with_the_same_masks(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from rvos_cache.media.frames import folder_video
+
+    pictures = moving(7)
+    for t, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{t:05d}.png")
+    backend = make_backend(**tiny_sam2.GRID)
+    results = []
+    for video in (as_video(pictures), folder_video(tmp_path, "v")):
+        with backend.open(video) as session:
+            grids = [session.grid_masks(t, backend.settings) for t in (0, 3, 6)]
+            results.append((*grids, session.propagate(3, prompts_of(squares(3), 3)).masks))
+    assert results[0] == results[1] and results[0][0].shape[0] > 0
+
+
+def test_an_error_of_reading_ahead_is_that_of_its_frame(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from rvos_cache.errors import InputError
+    from rvos_cache.media.frames import folder_video
+
+    for t, picture in enumerate(moving(4)):
+        Image.fromarray(picture).save(tmp_path / f"{t:05d}.png")
+    backend = make_backend(**tiny_sam2.GRID)
+    with backend.open(folder_video(tmp_path, "v")) as session:
+        (tmp_path / "00003.png").write_bytes(b"no picture")
+        session.grid_masks(0, backend.settings)
+        with pytest.raises(InputError, match="00003.png"):
+            session.grid_masks(3, backend.settings)

@@ -237,15 +237,15 @@ def test_images_beside_videos(tmp_path: Path, caches: Caches, monkeypatch: pytes
     images, texts = tmp_path / "refcoco.zarr", [caches["text"], tmp_path / "text.zarr"]
     shapes, step = [], loop.Run._add_gradients
 
-    def spied(self: loop.Run, part: Any) -> dict[str, float]:
-        assert part.batch.frame_index.shape == (len(part.batch), 3)
-        for video_id, p, t, frames in zip(part.batch.video_ids, part.batch.pixels, part.batch.truth, part.batch.frame_index):
+    def spied(self: loop.Run, batch: Any, share: float) -> dict[str, Any]:
+        assert batch.frame_index.shape == (len(batch), 3)
+        for video_id, p, t, frames in zip(batch.video_ids, batch.pixels, batch.truth, batch.frame_index):
             assert p.shape[:3] == t.shape[1:]
             still = video_id.startswith("COCO")
             assert (frames.tolist() == [0, 0, 0]) == still
             assert not still or ((p == p[:1]).all() and (t == t[:, :1]).all() and t.any())
             shapes.append((still, tuple(p.shape[1:3])))
-        return step(self, part)
+        return step(self, batch, share)
 
     monkeypatch.setattr(loop.Run, "_add_gradients", spied)
     values = {"batch": "clip", "batch_size": 4, "micro_batch": 3, "clip": {"frames": 3}, "epochs": 1, "hold_out": 0}

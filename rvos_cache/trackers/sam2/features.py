@@ -104,5 +104,5 @@ class FeatureStore:
         return torch.from_numpy(self.map[row]).view(self.dtype) if row >= 0 else self.in_memory[t]
 
     def read(self, order: Iterable[int]) -> Iterator[Tensor]:
-        """`flat` of the frames `order`, each read while its predecessor is used."""
-        yield from prefetch(self.flat, order, 1)
+        """`flat` of the frames `order`; with a file each is read while its predecessor is used."""
+        yield from prefetch(lambda t: self.flat(t).clone(), order, 1) if self.on_disk else map(self.flat, order)

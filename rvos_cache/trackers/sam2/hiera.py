@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, linear, pad, scaled_dot_product_attention
 
@@ -61,9 +62,10 @@ class ImageEncoder:
         blocks, norms = self.backbone.blocks, self.exact.blocks
         embedded = self.backbone.patch_embed(pixels)
         grid: Grid = (embedded.shape[1], embedded.shape[2])
-        x = (embedded + self._positions(grid)).flatten(1, 2)
         size = _window(blocks[0], grid, 0)
-        x, normed = add_norm(_reorder(x, grid, 0, size), None, norms[0].layer_norm1, self.dtype)
+        embedded = _reorder(embedded.flatten(1, 2), grid, 0, size)
+        # In float32 up to the end of the first stage, as under autocast.
+        x, normed = add_norm(self._positions(grid, size), embedded, norms[0].layer_norm1, self.dtype)
         stages = []
         for i, block in enumerate(blocks):
             if size != (other := _window(block, grid, size)):
@@ -106,10 +108,10 @@ class ImageEncoder:
             out = _reorder(out, shape, window, 0).unflatten(1, shape)[:, : grid[0], : grid[1]].flatten(1, 2).contiguous()
         return out
 
-    def _positions(self, grid: Grid) -> Tensor:
-        """Resized weights (1, h, w, C), the same for every frame."""
+    def _positions(self, grid: Grid, size: int) -> Tensor:
+        """Resized weights (1, h * w, C) in the order of windows of `size`, float32, the same for every frame."""
         if grid not in self.positions:
-            self.positions[grid] = self.exact._get_pos_embed(grid)
+            self.positions[grid] = _reorder(self.exact._get_pos_embed(grid).flatten(1, 2), grid, 0, size)
         return self.positions[grid]
 
 
@@ -144,7 +146,11 @@ def _pooled(x: Tensor, grid: Grid, size: int, stride: Grid | None) -> Tensor:
         return x
     h, w = (size, size) if size else grid
     cells = x.reshape(len(x), -1, h // stride[0], stride[0], w // stride[1], stride[1], x.shape[-1])
-    return cells.amax((3, 5)).flatten(1, 3)
+    if tuple(stride) != (2, 2):
+        return cells.amax((3, 5)).flatten(1, 3)
+    # Two passes of an elementwise maximum, which are faster than a reduction over axes of two.
+    rows = torch.maximum(cells[:, :, :, 0], cells[:, :, :, 1])
+    return torch.maximum(rows[:, :, :, :, 0], rows[:, :, :, :, 1]).flatten(1, 3)
 
 
 def _composed(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,7 @@ def propagate(followers: Followers, store: FeatureStore, frames: int, size: tupl
     plan = schedule(t, frames, network.num_maps, num_pointers)
     follower = followers.get(count, store)
     masks = pad(masks, (0, 0) * 3 + (0, follower.objects - count))
+    known = len(follower.graphs.graphs)
     controls = Controls(network, (*plan.forward, *plan.backward), plan.slots, follower.num_pointers, num_pointers)
     pointers = torch.zeros(frames, follower.objects, network.channels, device=masks.device)
     scores = torch.zeros(frames, follower.objects, device=masks.device)
@@ -87,4 +88,8 @@ def propagate(followers: Followers, store: FeatureStore, frames: int, size: tupl
         for i, (step, flat) in enumerate(zip(plan.backward, store.read([step.frame for step in plan.backward]))):
             follower.follow(step, len(plan.forward) + i, controls, flat, pointers)
             store_frame(step.frame)
-        return writer.tracks()
+        tracks = writer.tracks()
+    if len(follower.graphs.graphs) > known:
+        # What ran before it was captured used other memory than the graphs do.
+        torch.cuda.empty_cache()
+    return tracks

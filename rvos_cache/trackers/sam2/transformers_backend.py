@@ -78,8 +78,9 @@ class TransformersBackend:
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory
             on_gpu = int(min(settings.gpu_memory, FEATURES_SHARE * total) * memory_share())
-        with FeatureStore(len(video), shapes, self.dtype, self.device, on_gpu, int(settings.host_memory)) as store:
-            yield TransformersSession(self, video, store)
+        store = FeatureStore(len(video), shapes, self.dtype, self.device, on_gpu, int(settings.host_memory))
+        with store, ThreadPoolExecutor(1) as reader:
+            yield TransformersSession(self, video, store, reader)
 
     def open(self, video: Video) -> AbstractContextManager[TransformersSession]:
         """A session; frames are read when they are needed. Raises OSError if the disk has not enough space."""
@@ -87,10 +88,13 @@ class TransformersBackend:
 
 
 class TransformersSession:
-    """One video."""
+    """One video. reader: a thread that reads prompt frames ahead."""
 
-    def __init__(self, backend: TransformersBackend, video: Video, store: FeatureStore) -> None:
-        self.backend, self.network, self.video, self._store = backend, backend.network, video, store
+    def __init__(self, backend: TransformersBackend, video: Video, store: FeatureStore, reader: ThreadPoolExecutor) -> None:
+        self.backend, self.network, self.video, self._store, self._reader = backend, backend.network, video, store, reader
+        # A film is decoded in order, by one thread; files of pictures are read by as many as there are.
+        self._of_pictures = len(video.files) == len(video)
+        self._ahead: dict[int, Future[NDArray[np.uint8]]] = {}
         self._encoded = False
         self._prompts_at_once = Parts("prompts")
         self._frames_at_once = Parts("frames")
@@ -130,9 +134,19 @@ class TransformersSession:
         if settings.prompt_features == "video":
             features = self.features
             return features.get(t).to(network.dtype)
-        pixels = image_pixels(self.video.read(t), self.network.side, self.backend.device)
+        pixels = image_pixels(self._prompt_frame(t, settings), self.network.side, self.backend.device)
         *fine, top = network.encode(normalise(pixels[None]))
         return Features(tuple(fine), top)
+
+    def _prompt_frame(self, t: int, settings: PromptedSettings) -> NDArray[np.uint8]:
+        """Frame t; the next prompt frame is read while the GPU works on this one."""
+        every = settings.prompt_every
+        if not self._of_pictures or every == "half":
+            return self.video.read(t)
+        frame = self._ahead.pop(t, None) or self._reader.submit(self.video.read, t)
+        if t + every < len(self.video):
+            self._ahead[t + every] = self._reader.submit(self.video.read, t + every)
+        return frame.result()
 
     @property
     def features(self) -> FeatureStore:
@@ -161,14 +175,12 @@ class TransformersSession:
         count = min(batch, len(self.video) - start)
         # On a GPU every batch has the same size, since attention is planned for each.
         pixels = torch.zeros(batch if on_gpu else count, side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
-        # A film is decoded in order, by one thread; files of pictures are read by as many as resize them.
-        of_pictures = len(self.video.files) == len(self.video)
 
         def fill(i: int, frame: NDArray[np.uint8] | None) -> None:
             resized = video_pixels(self.video.read(start + i) if frame is None else frame, side)
             pixels[i] = resized.permute(1, 2, 0)
 
-        filled = [pool.submit(fill, i, None if of_pictures else self.video.read(start + i)) for i in range(count)]
+        filled = [pool.submit(fill, i, None if self._of_pictures else self.video.read(start + i)) for i in range(count)]
         return pixels.permute(0, 3, 1, 2), filled
 
     def _encode_frames(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
