@@ -20,7 +20,7 @@ from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
-from rvos_select.data.transfer import copy_together
+from rvos_select.data.transfer import HostCopy, copy_together
 from rvos_select.losses.matching import assign_all
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import Selector
@@ -35,19 +35,11 @@ from rvos_select.selectors.dmvs.layers import (
     masked_mean,
 )
 from rvos_select.selectors.dmvs.masks import bytes_in_input, mask_logits, pair_losses, point_costs, predict_masks
+from rvos_select.selectors.dmvs.tracks import query_labels
 from rvos_select.selectors.dmvs.visible import VisibleObjects
 from rvos_select.selectors.dmvs.vita import HEAD_NAME, VitaInput, video_queries, vita_head
 from rvos_select.selectors.frozen import FrozenPart
-from rvos_select.selectors.matching import (
-    IGNORED,
-    NO_OBJECT,
-    REFERRED,
-    MatchRule,
-    TrackCosts,
-    count_parts,
-    counted_track_costs,
-    match_tracks,
-)
+from rvos_select.selectors.matching import IGNORED, NO_OBJECT, REFERRED, count_parts
 
 
 class Decoded(NamedTuple):
@@ -305,26 +297,22 @@ class Dmvs(Selector):
         """Mark the matched queries, and with iou_multi all that cover an object, in labels (layers, B, Q), costs from the cache's
         counts of binary masks. Returns which queries have a loss, bool (layers, B, Q): real ones, without duplicates of an
         object's track."""
-        c = self.config
         assert batch.overlap is not None and decoded.source is not None
-        rule = MatchRule(c.match, c.positive_iou, c.least_iou, c.duplicate_iou, c.cost_class)
         # All that the host needs in one copy; float64 holds the numbers of tracks exactly.
         referred = classes.detach().softmax(-1)[..., REFERRED].double()
-        host = torch.cat([referred.flatten(), decoded.real.flatten(), decoded.source.flatten()]).tolist()
-        values, first = torch.tensor(host, dtype=torch.float64, device="cpu"), referred.numel()
-        size = decoded.real.numel()
-        probabilities = values[:first].float().reshape(referred.shape)
-        real = values[first : first + size].bool().reshape(decoded.real.shape)
-        source = values[first + size :].long().reshape(decoded.source.shape)
-        matched = torch.full(labels.shape, NO_OBJECT)
-        for b, overlap in enumerate(batch.overlap):
-            queries = real[b].nonzero()[:, 0]
-            tracks = source[b, queries]
-            counted = counted_track_costs(overlap, c.cost_dice, c.cost_iou)
-            costs = TrackCosts(counted.masks[tracks], counted.iou[tracks], counted.visible)
-            for layer, scores in enumerate(probabilities[:, b, queries]):
-                matched[layer, b, queries] = match_tracks(costs, scores, rule).labels
-        (own,) = copy_together([matched], labels.device)
+        values = torch.cat([referred.flatten(), decoded.real.flatten(), decoded.source.flatten()])
+        probabilities, real, source = (
+            HostCopy(values).read().split([referred.numel(), decoded.real.numel(), decoded.real.numel()])
+        )
+        shape = decoded.real.shape
+        host = query_labels(
+            probabilities.float().view(referred.shape),
+            real.bool().view(shape),
+            source.long().view(shape),
+            batch.overlap,
+            self.config,
+        )
+        (own,) = copy_together([host], labels.device)
         labels.copy_(own.masked_fill(own == IGNORED, NO_OBJECT))
         return decoded.real & (own != IGNORED)
 
