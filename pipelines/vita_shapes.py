@@ -139,7 +139,7 @@ def _clip_loss(head: VitaHead, q_f: Tensor, features: Tensor, clips: list[Clip])
         bce, dice = point_costs(embed.detach(), features[b].detach(), truth, POINTS)
         rows, columns = matched(logits.detach(), labels, bce, dice)
         pairs = torch.einsum("kc,thwc->kthw", embed[rows], features[b])
-        bce_sum, dice_sum = pair_losses(pairs, truth, columns, POINTS)
+        bce_sum, dice_sum = pair_losses(pairs, truth, columns.tolist(), POINTS)
         total = total + CLASS_WEIGHT * class_loss(logits, rows, labels[columns]) / len(clips)
         total = total + MASK_WEIGHT * (bce_sum + dice_sum) / objects
     return total

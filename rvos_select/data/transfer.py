@@ -47,6 +47,23 @@ def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
     return list(_parts(buffer.to(device, non_blocking=True), layout).values())
 
 
+class HostCopy:
+    """A tensor on its way to the host, which waits for it only when it is read; the device goes on with what is queued behind it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._values, self._copied = tensor.detach(), None
+        if tensor.device.type == "cuda":
+            self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(self._values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(tensor.device))
+
+    def read(self) -> Tensor:
+        """The tensor on the CPU; that of a CPU is the tensor itself."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values
+
+
 def one_buffer(layout: Layout, device: torch.device, pinned: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """A buffer of bytes on `device`, and the tensors of `layout` in it, whose values are not set."""
     size = sum(_aligned_bytes(*entry) for entry in layout.values())

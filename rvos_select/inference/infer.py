@@ -16,6 +16,7 @@ from torch import Tensor
 from rvos_cache.masks import RleMasks
 from rvos_select.data.batch import Batch
 from rvos_select.data.samples import VideoSample
+from rvos_select.data.transfer import HostCopy
 from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors import Scored, Selector
 
@@ -51,11 +52,26 @@ class ScoredRows:
             return RleMasks.empty(0, frames, size)
         draw = self.scored.draw or (lambda marked: self.selector.draw(batch, marked))
         rows: list[list[bytes]] = [[] for _ in range(count)]
-        for pixels in draw(torch.from_numpy(queries).to(batch.tokens.device)):
-            part = RleMasks.from_dense(pixels.cpu().numpy())
+        for pixels in _on_host(draw(torch.from_numpy(queries).to(batch.tokens.device))):
+            part = RleMasks.from_dense(pixels.numpy())
             for k, row in enumerate(rows):
                 row += [part.bytes_at(k, t) for t in range(part.shape[1])]
         return RleMasks.from_bytes(rows, frames, size)
+
+
+def _on_host(parts: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The parts on the CPU. Of a GPU the next part is computed and copied while this one is used; a CPU holds one at a time."""
+    before: HostCopy | None = None
+    for part in parts:
+        copy = HostCopy(part)
+        if not part.is_cuda:
+            yield copy.read()
+            continue
+        if before is not None:
+            yield before.read()
+        before = copy
+    if before is not None:
+        yield before.read()
 
 
 def infer_video(

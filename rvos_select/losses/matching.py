@@ -5,6 +5,7 @@ Hungarian matching as in DETR (Carion et al., ECCV 2020, section 3.1). Letters: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,26 @@ from rvos_cache.types import Overlap
 
 def assign(cost: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and their objects, int64 (min(Q, A),) each, of the least total cost (Q, A); the other ones are left alone."""
-    # A NaN must reach the loss, where the training loop names the video, and not stop here without a name.
-    finite = torch.nan_to_num(cost.detach().float().cpu(), nan=1e6, posinf=1e6, neginf=-1e6)
-    rows, columns = linear_sum_assignment(finite.numpy())
+    rows, columns = linear_sum_assignment(_finite(cost).cpu().numpy())
     return torch.from_numpy(rows).to(cost.device), torch.from_numpy(columns).to(cost.device)
+
+
+def assign_all(costs: Sequence[Tensor]) -> list[list[tuple[list[int], list[int]]]]:
+    """For each tensor of costs (layers, Q, A), of which each may have another A, and each of its layers what `assign` gives.
+
+    All of them are read in one copy, so that the host waits once for a GPU.
+    """
+    if not costs:
+        return []
+    values = np.array(torch.cat([_finite(cost).flatten() for cost in costs]).tolist(), np.float32)
+    parts = np.split(values, np.cumsum([cost.numel() for cost in costs])[:-1])
+    chosen = [[linear_sum_assignment(layer) for layer in part.reshape(cost.shape)] for part, cost in zip(parts, costs)]
+    return [[(rows.tolist(), columns.tolist()) for rows, columns in layers] for layers in chosen]
+
+
+def _finite(cost: Tensor) -> Tensor:
+    # A NaN must reach the loss, where the training loop names the video, and not stop the matching without a name.
+    return torch.nan_to_num(cost.detach().float(), nan=1e6, posinf=1e6, neginf=-1e6)
 
 
 def bce_costs(logits: Tensor, truth: Tensor) -> Tensor:

@@ -22,7 +22,17 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
 
     It is linear in the maps, so it may be taken before or after a dot product over C.
     """
-    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
+    return sample_grid(maps, grid_of(points))
+
+
+def grid_of(points: Tensor) -> Tensor:
+    """Points in [0, 1]² as `sample_grid` has them, for several maps: in [-1, 1]², the same shape."""
+    return 2 * points - 1
+
+
+def sample_grid(maps: Tensor, grid: Tensor) -> Tensor:
+    """As `sample`, at the points of `grid_of`."""
+    return F.grid_sample(maps, grid[:, :, None], align_corners=False)[..., 0]
 
 
 @torch.no_grad()

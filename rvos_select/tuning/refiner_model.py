@@ -123,7 +123,7 @@ class LiveDervos:
         for embed, features, masks, match in zip(tracks.mask_embed, tracks.mask_features, truth, matches):
             if len(match.tracks):
                 logits = mask_logits(embed[match.tracks.to(embed.device)], features[None])
-                each = pair_losses(logits, masks, match.objects, own.points)
+                each = pair_losses(logits, masks, match.objects.tolist(), own.points)
                 bce, dice = bce + each[0], dice + each[1]
         pairs = max(sum(len(match.tracks) for match in matches), 1)
         bce, dice = bce / pairs, dice / pairs

@@ -260,7 +260,7 @@ def test_few_points_are_near_all_points() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rvos_select.losses.points.UNCERTAIN", 0.0)
         torch.manual_seed(0)
-        bce, own = pair_losses(logits, truth, torch.tensor([0]), 12544)
+        bce, own = pair_losses(logits, truth, [0], 12544)
     assert bce.item() == pytest.approx(F.binary_cross_entropy_with_logits(logits, truth).item(), rel=0.02)
     assert own.item() == pytest.approx(dice(logits.sigmoid().flatten(), truth.flatten()).item(), rel=0.02)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rvos_select.contracts.host_reads import HostReads
 from rvos_select.data.batch import Batch
 from rvos_select.data.mask_facts import MaskFacts
 from rvos_select.data.micro_batches import MicroBatch
+from rvos_select.data.transfer import HostCopy
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.training import train as loop
 from rvos_select.training.step_losses import StepLosses
@@ -95,16 +97,37 @@ def test_every_kind_of_read_is_counted() -> None:
     assert reads.total == 0
 
 
-DMVS_READS = 26
-"""Its matching runs on the host: those of the costs, once copied there, are counted too."""
+@pytest.mark.parametrize(("layers", "expressions"), [(1, 1), (3, 5)])
+def test_dmvs_reads_twice_whatever_its_size(layers: int, expressions: int) -> None:
+    """Which objects are visible, and the costs; the third is a tensor of the host, of the matched queries."""
+    model, x = dmvs(layers=layers).train(), dmvs_batch(expressions)
+    for each in (x, replace(x, truth=tuple(masks[:0] for masks in x.truth or ()))):
+        moved = each.to("cpu")
+        with HostReads() as reads:
+            model.loss(moved)["loss"].backward()  # type: ignore[no-untyped-call]
+        assert reads.counts == ({"tolist": 2, "tensor": 1} if each is x else {"tolist": 1})
 
 
-def test_dmvs_reads_no_more_than_before() -> None:
-    model, x = dmvs().train(), dmvs_batch()
+def test_dmvs_reads_the_lengths_of_padded_clips() -> None:
+    model, x = dmvs(sentence="roberta_pooler").train(), dmvs_batch(4)
+    x.frame_mask[1, 5:], x.word_mask[2, 3:] = False, False
     moved = x.to("cpu")
     with HostReads() as reads:
         model.loss(moved)["loss"].backward()  # type: ignore[no-untyped-call]
-    assert 0 < reads.total <= DMVS_READS, reads.counts
+    # Beside those of a batch without padding: the lengths, and whether texts begin as the pooler expects.
+    assert reads.counts == {"tolist": 3, "tensor": 1, "aten::_local_scalar_dense": 1}
+
+
+def test_dmvs_reads_once_to_match_tracks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the matching does on the host is not counted: its copy of the costs has been waited for."""
+    model, x = dmvs(masks="frozen").train(), dmvs_batch(4).to("cpu")
+    labels, copies = torch.ones(model.config.layers, 4, model.config.motion_queries, dtype=torch.int64), []
+    monkeypatch.setattr("rvos_select.selectors.dmvs.selector.query_labels", lambda *_: labels)
+    read = HostCopy.read
+    monkeypatch.setattr(HostCopy, "read", lambda self: copies.append(1) or read(self))
+    with HostReads() as reads:
+        model.loss(x)["loss"].backward()  # type: ignore[no-untyped-call]
+    assert reads.counts == {} and len(copies) == 1
 
 
 def test_facts_follow_the_masks() -> None:

@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tiny_caches import numbers, run, settings
 from tiny_dmvs import batch as dmvs_batch
-from tiny_dmvs import dmvs, single
+from tiny_dmvs import dmvs, fixed_points, single
 from torch import Tensor
 
 from rvos_cache.errors import InputError
@@ -30,9 +30,7 @@ from rvos_select.data.epochs import Step, steps
 from rvos_select.data.micro_batches import MicroBatch, by_step, micro_batches
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource
-from rvos_select.losses import points
 from rvos_select.selectors import Selector, selector_class
-from rvos_select.selectors.dmvs import masks as dmvs_masks
 from rvos_select.training import memory
 from rvos_select.training.validate import Validator
 
@@ -93,28 +91,10 @@ def test_gradients_do_not_depend_on_the_size_of_the_parts(
             assert_same(unweighted, found[4])
 
 
-def fixed(*sizes: int, device: Any = None) -> Tensor:
-    """Random points that do not depend on how many masks ask for them: the same for each."""
-    if len(sizes) == 2:
-        return torch.rand(*sizes, generator=torch.Generator().manual_seed(0))
-    one = torch.rand(1, *sizes[1:], generator=torch.Generator().manual_seed(7))
-    return one.expand(*sizes)
-
-
-class FixedTorch:
-    """`torch` with `fixed` as its rand."""
-
-    rand = staticmethod(fixed)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
 @pytest.mark.parametrize("masks", ["drawn", "frozen"])
 def test_dmvs_in_parts(monkeypatch: pytest.MonkeyPatch, masks: str) -> None:
     """Expressions of 3, 1, 0 and 2 visible objects: the means of single expressions are not the mean over objects."""
-    monkeypatch.setattr(points, "torch", FixedTorch())
-    monkeypatch.setattr(dmvs_masks, "torch", FixedTorch())
+    fixed_points(monkeypatch)
     model = dmvs(masks=masks)
     whole = dmvs_batch(b=4, t=3, objects=3)
     assert whole.truth is not None

@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tiny_vita import CHANNELS, SIZES, vita_head
 from torch import Tensor
 
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
-from rvos_select.selectors.dmvs import Dmvs
+from rvos_select.losses import points
+from rvos_select.selectors.dmvs import Dmvs, masks
 from rvos_select.selectors.dmvs.config import DmvsConfig
 from rvos_select.selectors.dmvs.vita import HEAD_NAME, VitaInput
 
@@ -125,3 +127,26 @@ def rows(x: Batch, order: list[int]) -> Batch:
         overlap=tuple(x.overlap[i] for i in order), truth=tuple(x.truth[i] for i in order),
         sizes=tuple(x.sizes[i] for i in lead),
     )  # fmt: skip
+
+
+def fixed(*sizes: int, device: Any = None) -> Tensor:
+    """Random points that do not depend on how many masks ask for them: the same for each."""
+    if len(sizes) == 2:
+        return torch.rand(*sizes, generator=torch.Generator().manual_seed(0))
+    one = torch.rand(1, *sizes[1:], generator=torch.Generator().manual_seed(7))
+    return one.expand(*sizes)
+
+
+class FixedTorch:
+    """`torch` with `fixed` as its rand."""
+
+    rand = staticmethod(fixed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def fixed_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All costs and losses at the same random points."""
+    monkeypatch.setattr(points, "torch", FixedTorch())
+    monkeypatch.setattr(masks, "torch", FixedTorch())

@@ -6,7 +6,7 @@ every mask. Equations are those of the paper (Fang et al., "Decoupled Motion Exp
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,30 @@ LARGEST = 100_000
 """Enhanced frame queries in memory at once when no gradient is needed; all expressions of a long video have more."""
 
 
+class Keys(NamedTuple):
+    """Which keys an attention reads, for all blocks that read the same ones."""
+
+    allowed: Tensor
+    """bool (B, 1, K); a row without a real key has all, since a softmax over nothing is NaN."""
+    some: Tensor | None
+    """bool (B, 1, 1): the row has a real key; None: each has one."""
+
+    @classmethod
+    def of(cls, mask: Tensor, every: bool = False) -> Keys:
+        """Of bool (B, K), True = real. every: each row is known to have a real key."""
+        allowed = mask[:, None]
+        if every:
+            return cls(allowed, None)
+        some = allowed.any(2, keepdim=True)
+        return cls(allowed | ~some, some)
+
+
 class Attention(nn.Module):
-    """LayerNorm(x + multi-head attention); the position goes to queries and, in self-attention, to keys, never to values."""
+    """LayerNorm(x + multi-head attention); the position goes to queries and, in self-attention, to keys, never to values.
+
+    The parameters are those of `nn.MultiheadAttention`, which takes twice as many kernels, and without gradients holds all weights
+    of an attention in memory.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -26,31 +48,42 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(channels)
         init_xavier(self)
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
-        """x (B, Q, C), memory (B, K, C), mask (B, K), position (Q, C) -> (B, Q, C).
+    def forward(self, x: Tensor, memory: Tensor, keys: Keys | None = None, position: Tensor | None = None) -> Tensor:
+        """x (B, Q, C), memory (B, K, C), position (Q, C) -> (B, Q, C). keys: None where all K are real.
 
-        Where a row of the mask has no key, x itself: a softmax over nothing is NaN.
+        Where a row has no real key, x itself.
         """
+        own, c = self.attention, x.shape[-1]
+        weight, bias = own.in_proj_weight, own.in_proj_bias
+        if keys is None and memory.shape[1] == 1 and memory is not x:
+            # The softmax over one key is 1 whatever the query, so every query reads the same value.
+            read: Tensor = own.out_proj(F.linear(memory, weight[2 * c :], bias[2 * c :]))
+            return self._added(x, read, None)
         query = x if position is None else x + position
-        key = query if memory is x else memory
-        padding = None if mask is None else ~mask
-        none = None if mask is None else ~mask.any(1)
-        if padding is not None and none is not None:
-            padding = padding & ~none[:, None]
-        out: Tensor = self.norm(x + self.attention(query, key, memory, key_padding_mask=padding, need_weights=False)[0])
-        return out if none is None else torch.where(none[:, None, None], x, out)
+        if memory is x and position is None:
+            q, k, v = F.linear(x, weight, bias).chunk(3, -1)
+        elif memory is x:
+            (qk_weight, v_weight), (qk_bias, v_bias) = weight.split([2 * c, c]), bias.split([2 * c, c])
+            (q, k), v = F.linear(query, qk_weight, qk_bias).chunk(2, -1), F.linear(x, v_weight, v_bias)
+        else:
+            (q_weight, kv_weight), (q_bias, kv_bias) = weight.split([c, 2 * c]), bias.split([c, 2 * c])
+            q, (k, v) = F.linear(query, q_weight, q_bias), F.linear(memory, kv_weight, kv_bias).chunk(2, -1)
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (q, k, v))
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=None if keys is None else keys.allowed[:, None])
+        return self._added(x, own.out_proj(read.transpose(1, 2).flatten(2)), keys)
+
+    def _added(self, x: Tensor, read: Tensor, keys: Keys | None) -> Tensor:
+        out: Tensor = self.norm(x + read)
+        return out if keys is None or keys.some is None else torch.where(keys.some, out, x)
 
 
 class LiteralAttention(nn.Module):
     """x + softmax(x mᵀ / √C) m as Eqs. 1 to 4 print it: one head, nothing learned."""
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, keys: Keys | None = None) -> Tensor:
         """Shapes as in `Attention`."""
-        if mask is None:
-            return x + F.scaled_dot_product_attention(x, memory, memory)
-        none = ~mask.any(1)[:, None, None]
-        read = F.scaled_dot_product_attention(x, memory, memory, attn_mask=mask[:, None] | none)
-        return torch.where(none, x, x + read)
+        read = F.scaled_dot_product_attention(x, memory, memory, attn_mask=None if keys is None else keys.allowed)
+        return x + read if keys is None or keys.some is None else torch.where(keys.some, x + read, x)
 
 
 class FeedForward(nn.Module):
@@ -121,44 +154,30 @@ class MotionExpressionEncoder(nn.Module):
         self,
         sentence: Tensor,
         cues: Tensor,
-        static: Tensor,
-        motion: Tensor,
+        static: Keys,
+        motion: Keys,
         frame_queries: Tensor,
-        frame_mask: Tensor,
+        frame_mask: Tensor | None,
         video_queries: Tensor,
     ) -> Tensor:
-        """sentence (B, 1, C), cues (B, K, C) with the masks static and motion (B, K), frame_queries (B or 1, T, Nf, C) with
-        frame_mask (B or 1, T), video_queries (B or 1, Nv, C) -> F_me (B, 1, C)."""
+        """sentence (B, 1, C), cues (B, K, C) and which of them are static and motion cues, frame_queries (B or 1, T, Nf, C) with
+        frame_mask (B or 1, T), None where all frames are real, video_queries (B or 1, Nv, C) -> F_me (B, 1, C)."""
         b, (_, t, queries, _) = len(sentence), frame_queries.shape
-        flat = frame_queries.flatten(1, 2)
-        real = None if bool(frame_mask.all()) else frame_mask.repeat_interleave(queries, 1)
+        frames = None if frame_mask is None else Keys.of(frame_mask.repeat_interleave(queries, 1))
         size = b if torch.is_grad_enabled() else max(1, LARGEST // (t * queries))
-        inputs = (sentence, cues, static, motion, flat, real, video_queries)
-        return torch.cat([self._one(torch.arange(first, min(first + size, b)), *inputs) for first in range(0, b, size)])
+        shared = (frame_queries.flatten(1, 2), frames, video_queries)
+        parts = (slice(first, min(first + size, b)) for first in range(0, b, size))
+        out = [self._one(sentence[p], cues[p], _rows(static, p), _rows(motion, p), *(_rows(s, p) for s in shared)) for p in parts]
+        return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _one(
-        self,
-        rows: Tensor,
-        sentence: Tensor,
-        cues: Tensor,
-        static: Tensor,
-        motion: Tensor,
-        flat: Tensor,
-        real: Tensor | None,
-        video_queries: Tensor,
-    ) -> Tensor:
-        """The expressions `rows`; flat (B or 1, T·Nf, C), real (B or 1, T·Nf) or None."""
-
-        def of(shared: Tensor) -> Tensor:
-            return shared.expand(len(rows), *shared.shape[1:]) if len(shared) == 1 else shared[rows]
-
-        x, f, v = sentence[rows], of(flat), of(video_queries)
+    def _one(self, x: Tensor, cues: Tensor, static: Keys, motion: Keys, f: Tensor, frames: Keys | None, v: Tensor) -> Tensor:
+        """Some of the expressions; f (B, T·Nf, C)."""
         if self.static is not None:
-            f = self.static(f, cues[rows], static[rows])
+            f = self.static(f, cues, static)
         if self.motion is not None:
-            v = self.motion(v, cues[rows], motion[rows])
+            v = self.motion(v, cues, motion)
         assert self.frames is not None and self.videos is not None
-        out: Tensor = self.videos(self.frames(x, f, None if real is None else of(real)), v)
+        out: Tensor = self.videos(self.frames(x, f, frames), v)
         return out
 
 
@@ -181,19 +200,28 @@ class MotionQueryLayer(nn.Module):
         self,
         x: Tensor,
         words: Tensor,
-        word_mask: Tensor,
+        real_words: Keys | None,
         expression: Tensor,
         video_queries: Tensor,
         position: Tensor | None,
-        real: Tensor | None,
+        real: Keys | None,
     ) -> Tensor:
-        """x (B, Q, C), words (B, L, C), word_mask (B, L), expression (B, 1, C), video_queries (B, Nv, C), position (Q, C), real
-        (B, Q): None where all are -> (B, Q, C)."""
-        x = self.sentence(self.words(x, words, word_mask), expression)
+        """x (B, Q, C), words (B, L, C), expression (B, 1, C), video_queries (B, Nv, C), position (Q, C) -> (B, Q, C). real_words,
+        real: which words and which of the Q are real; None where all are."""
+        x = self.sentence(self.words(x, words, real_words), expression)
         if self.videos is not None:
             x = self.videos(x, video_queries)
         out: Tensor = self.feed(self.others(x, x, real, position))
         return out
+
+
+def _rows(shared: Any, rows: slice) -> Any:
+    """The rows of a tensor (B or 1, ...) or of `Keys`, as many as `rows` has; None as it is."""
+    if shared is None:
+        return None
+    if isinstance(shared, Keys):
+        return Keys(_rows(shared.allowed, rows), _rows(shared.some, rows))
+    return shared.expand(rows.stop - rows.start, *shared.shape[1:]) if len(shared) == 1 else shared[rows]
 
 
 def init_xavier(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ LMPM, DsHmp, VITA) and is a setting. Letters as in `rvos_cache.types`; Nv video 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,13 @@ from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_select.data.batch import Batch
 from rvos_select.data.caches import CacheCards
-from rvos_select.losses.matching import assign
+from rvos_select.data.transfer import HostCopy, copy_together
+from rvos_select.losses.matching import assign_all
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import Selector
 from rvos_select.selectors.dmvs.config import DmvsConfig
 from rvos_select.selectors.dmvs.layers import (
+    Keys,
     MaskMlp,
     MotionExpressionEncoder,
     MotionQueryLayer,
@@ -31,19 +34,12 @@ from rvos_select.selectors.dmvs.layers import (
     TextProjection,
     masked_mean,
 )
-from rvos_select.selectors.dmvs.masks import in_input, mask_logits, pair_losses, point_costs, predict_masks
+from rvos_select.selectors.dmvs.masks import bytes_in_input, mask_logits, pair_losses, point_costs, predict_masks
+from rvos_select.selectors.dmvs.tracks import query_labels
+from rvos_select.selectors.dmvs.visible import VisibleObjects
 from rvos_select.selectors.dmvs.vita import HEAD_NAME, VitaInput, video_queries, vita_head
 from rvos_select.selectors.frozen import FrozenPart
-from rvos_select.selectors.matching import (
-    IGNORED,
-    NO_OBJECT,
-    REFERRED,
-    MatchRule,
-    TrackCosts,
-    count_parts,
-    counted_track_costs,
-    match_tracks,
-)
+from rvos_select.selectors.matching import IGNORED, NO_OBJECT, REFERRED, count_parts
 
 
 class Decoded(NamedTuple):
@@ -168,24 +164,27 @@ class Dmvs(Selector):
         c = self.config
         words, mask, sentence, is_word = self._text(batch)
         q_f = torch.stack([frames[:] for frames in batch.frames["q_f"]]).to(words.device).float()
-        q_v, scores = self._video_queries(batch, q_f)
+        facts = batch.mask_facts
+        frame_mask = None if facts.frames_real else batch.frame_mask
+        q_v, scores = self._video_queries(batch, q_f, frame_mask)
         b = len(words)
         expression = sentence[:, None]
         if self.encoder is not None:
             static, motion = self._cues(batch, is_word)
             cues = torch.cat([words, expression], 1)
-            expression = self.encoder(expression, cues, static, motion, q_f, batch.frame_mask, q_v)
+            expression = self.encoder(expression, cues, static, motion, q_f, frame_mask, q_v)
         x, real, source = self._motion_queries(batch, sentence, q_v, scores)
         position = None if self.position is None else self.position.weight[: x.shape[1]]
         if c.position == "query":
             assert source is not None
             position = self.vita.query_embed.weight[source]
-        query_mask = None if bool(real.all()) else real
+        every_real = self.draws or (facts.tracks_real and facts.used is None) or bool(real.all())
+        query_keys, word_keys = None if every_real else Keys.of(real), None if facts.words_real else Keys.of(mask)
         layers = []
         for layer in self.decoder:
-            x = layer(x, words, mask, expression, q_v.expand(b, -1, -1), position, query_mask)
-            layers.append(self.decoder_norm(x))
-        return Decoded(torch.stack(layers), real, source)
+            x = layer(x, words, word_keys, expression, q_v.expand(b, -1, -1), position, query_keys)
+            layers.append(x)
+        return Decoded(self.decoder_norm(torch.stack(layers)), real, source)
 
     def _text(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """F_w (B, L, C), its mask, F_se (B, C), and which words are none of the encoder's special ones, bool (B, L).
@@ -207,8 +206,8 @@ class Dmvs(Selector):
             )
         return self.word_projection(words), mask, projection(self.pooler(words)), is_word
 
-    def _cues(self, batch: Batch, is_word: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks (B, L + 1) of static and of motion cues; the last position is the sentence."""
+    def _cues(self, batch: Batch, is_word: Tensor) -> tuple[Keys, Keys]:
+        """Which of L + 1 keys are static and motion cues; the last one is the sentence."""
         assert batch.static_words is not None and batch.motion_words is not None
         motion = batch.motion_words[:, : is_word.shape[1]] & is_word
         static = is_word & (~motion if self.config.cues == "dshmp" else batch.static_words[:, : is_word.shape[1]])
@@ -216,14 +215,15 @@ class Dmvs(Selector):
             assert batch.particle_words is not None
             of_verbs = batch.particle_words[:, : is_word.shape[1]] & is_word
             static, motion = static & ~of_verbs, motion | of_verbs
-        static, motion = (F.pad(cue, (0, 1), value=self.config.append_sentence) for cue in (static, motion))
-        return static, motion
+        sentence = self.config.append_sentence
+        static_keys, motion_keys = (Keys.of(F.pad(cue, (0, 1), value=sentence), every=sentence) for cue in (static, motion))
+        return static_keys, motion_keys
 
-    def _video_queries(self, batch: Batch, q_f: Tensor) -> tuple[Tensor, Tensor]:
+    def _video_queries(self, batch: Batch, q_f: Tensor, frame_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Video queries (V, Nv, C) and their class scores (V, Nv), V being B or 1. Frozen masks are those of the whole video's
         queries, and a clip's queries need not mean the same objects."""
         if self.draws:
-            return video_queries(self.vita, q_f, batch.frame_mask)
+            return video_queries(self.vita, q_f, frame_mask)
         return batch.features["q_v"].float(), batch.features["logits"].float().softmax(-1)[..., :-1].amax(-1)
 
     def _motion_queries(
@@ -251,8 +251,7 @@ class Dmvs(Selector):
         """Of predicted masks the numbers of expressions and of objects that a frame shows; frozen masks have means over expressions."""
         if not self.draws or batch.truth is None:
             return {}
-        objects = sum(int(masks.flatten(1).any(1).sum()) for masks in batch.truth)
-        return {"expressions": float(batch.word_mask.any(1).sum()), "objects": float(objects)}
+        return VisibleObjects(batch).normalisers
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars: "loss" = class_weight · "class" + bce_weight · "bce" + dice_weight · "dice", each summed over the decoder's
@@ -267,19 +266,21 @@ class Dmvs(Selector):
             raise ValueError(
                 "DMVS's loss needs Batch.truth, or with masks=frozen Batch.overlap; this split hides its ground truth"
             )
-        totals = batch.normalisers or self.normalisers(batch)
+        visible = VisibleObjects(batch) if self.draws else None
         decoded = self.decode(batch)
         layers = decoded.layers if c.deep_supervision else decoded.layers[-1:]
         with torch.autocast(layers.device.type, enabled=False):
             classes = _in_float(self.class_head, layers)
             labels = torch.full(classes.shape[:-1], NO_OBJECT, device=layers.device)
             counted = batch.word_mask.any(1)
-            if not self.draws:
+            if visible is None:
                 has_loss = self._match_tracks(batch, decoded, classes, labels)
                 value = self._class_loss(classes, labels, has_loss, counted) / counted.sum().clamp(min=1)
                 return {"loss": c.class_weight * value, "class": value}
             embed = _in_float(self.mask_head, layers)
-            bce, dice = (each / max(totals["objects"], 1) for each in self._match_masks(batch, classes, embed, labels))
+            sums = self._match_masks(batch, classes, embed, labels, visible.counts.objects)
+            totals = batch.normalisers or visible.normalisers
+            bce, dice = (each / max(totals["objects"], 1) for each in sums)
             value = self._class_loss(classes, labels, decoded.real, counted) / max(totals["expressions"], 1)
             loss = c.class_weight * value + c.bce_weight * bce + c.dice_weight * dice
             return {"loss": loss, "class": value, "bce": bce, "dice": dice}
@@ -296,46 +297,77 @@ class Dmvs(Selector):
         """Mark the matched queries, and with iou_multi all that cover an object, in labels (layers, B, Q), costs from the cache's
         counts of binary masks. Returns which queries have a loss, bool (layers, B, Q): real ones, without duplicates of an
         object's track."""
-        c = self.config
         assert batch.overlap is not None and decoded.source is not None
-        rule = MatchRule(c.match, c.positive_iou, c.least_iou, c.duplicate_iou, c.cost_class)
-        has_loss = decoded.real.expand(labels.shape).clone()
-        for b, overlap in enumerate(batch.overlap):
-            queries = decoded.real[b].nonzero()[:, 0]
-            tracks = decoded.source[b, queries].cpu()
-            counted = counted_track_costs(overlap, c.cost_dice, c.cost_iou)
-            costs = TrackCosts(counted.masks[tracks], counted.iou[tracks], counted.visible)
-            for layer, scores in enumerate(classes[:, b, queries]):
-                own = match_tracks(costs, scores.detach().softmax(-1)[:, REFERRED].cpu(), rule).labels.to(labels.device)
-                labels[layer, b, queries] = own.masked_fill(own == IGNORED, NO_OBJECT)
-                has_loss[layer, b, queries] = own != IGNORED
-        return has_loss
+        # All that the host needs in one copy; float64 holds the numbers of tracks exactly.
+        referred = classes.detach().softmax(-1)[..., REFERRED].double()
+        values = torch.cat([referred.flatten(), decoded.real.flatten(), decoded.source.flatten()])
+        probabilities, real, source = (
+            HostCopy(values).read().split([referred.numel(), decoded.real.numel(), decoded.real.numel()])
+        )
+        shape = decoded.real.shape
+        host = query_labels(
+            probabilities.float().view(referred.shape),
+            real.bool().view(shape),
+            source.long().view(shape),
+            batch.overlap,
+            self.config,
+        )
+        (own,) = copy_together([host], labels.device)
+        labels.copy_(own.masked_fill(own == IGNORED, NO_OBJECT))
+        return decoded.real & (own != IGNORED)
 
-    def _match_masks(self, batch: Batch, classes: Tensor, embed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _match_masks(
+        self, batch: Batch, classes: Tensor, embed: Tensor, labels: Tensor, visible: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
         """Mark the matched queries in labels (layers, B, Q); sums over the objects of BCE and Dice of the matched masks, embed
-        (layers, B, Q, Cm)."""
+        (layers, B, Q, Cm). visible: of each expression its objects that the frames show.
+
+        The costs of all expressions are computed before the host reads them, once, and then the losses.
+        """
         c = self.config
-        assert batch.truth is not None
+        layers, _, queries, _ = embed.shape
+        clips = [self._clip(batch, b, objects) for b, objects in enumerate(visible) if objects]
+        referred = c.cost_class * classes.detach().softmax(-1)[..., REFERRED, None]
+        costs = []
+        for clip in clips:
+            own_embed = self._in_basis(embed[:, clip.row].detach().flatten(0, 1), batch, clip.owner)
+            bce_cost, dice_cost = point_costs(own_embed, clip.features, clip.truth, c.points)
+            both = c.cost_bce * bce_cost + c.cost_dice * dice_cost
+            costs.append(both.reshape(layers, queries, -1) - referred[:, clip.row])
+        matched = assign_all(costs)
+        chosen = [
+            [(layer * len(visible) + clip.row) * queries + row for layer, (rows, _) in enumerate(own) for row in rows]
+            for clip, own in zip(clips, matched)
+        ]
         bce, dice = embed.new_zeros(()), embed.new_zeros(())
-        lead = len(batch.tokens)
-        for b, masks in enumerate(batch.truth):
-            owner = min(b, lead - 1)
-            visible = masks[masks.flatten(1).any(1)]
-            if not len(visible):
-                continue
-            truth = in_input(visible, self._geometry(batch.sizes[owner])).to(embed.device)
-            features = batch.frames["f_mask"][owner][:].to(embed.device)
-            own_embed = self._in_basis(embed[:, b], batch, owner)
-            mask_costs = point_costs(own_embed.detach().flatten(0, 1), features, truth, c.points)
-            costs = (c.cost_bce * mask_costs[0] + c.cost_dice * mask_costs[1]).reshape(*own_embed.shape[:2], -1)
-            costs = costs - c.cost_class * classes[:, b].detach().softmax(-1)[..., REFERRED, None]
-            chosen, columns = zip(*(assign(cost) for cost in costs))
-            for layer, rows in enumerate(chosen):
-                labels[layer, b, rows] = REFERRED
-            pairs = torch.cat([own[rows] for own, rows in zip(own_embed, chosen)])
-            losses = pair_losses(mask_logits(pairs, features), truth, torch.cat(columns), c.points)
+        if not clips:
+            return bce, dice
+        (index,) = copy_together([torch.tensor([*chain.from_iterable(chosen)])], embed.device)
+        labels.view(-1).index_fill_(0, index, REFERRED)
+        pairs = embed.flatten(0, 2).index_select(0, index).split([len(own) for own in chosen])
+        for clip, own_pairs, own in zip(clips, pairs, matched):
+            logits = mask_logits(self._in_basis(own_pairs, batch, clip.owner), clip.features)
+            losses = pair_losses(logits, clip.truth, [a for _, columns in own for a in columns], c.points)
             bce, dice = bce + losses[0], dice + losses[1]
         return bce, dice
+
+    def _clip(self, batch: Batch, row: int, objects: Sequence[int]) -> _Clip:
+        """The masks of an expression's `objects`, and the mask features of its frames."""
+        assert batch.truth is not None
+        owner, masks = min(row, len(batch.tokens) - 1), batch.truth[row]
+        shown = masks if len(objects) == len(masks) else torch.stack([masks[a] for a in objects])
+        truth = bytes_in_input(shown, self._geometry(batch.sizes[owner]))
+        features = batch.frames["f_mask"][owner][:].to(batch.words.device)
+        return _Clip(row, owner, truth.to(features.device), features)
+
+
+class _Clip(NamedTuple):
+    """The frames of the expression `row`, those of the video `owner`. truth: uint8 (A, T, *padded); features: (T, h, w, r)."""
+
+    row: int
+    owner: int
+    truth: Tensor
+    features: Tensor
 
 
 def _mean_word(words: Tensor, mask: Tensor, is_word: Tensor) -> Tensor:

@@ -93,20 +93,26 @@ HEAD_NAME = "vita_head"
 
 
 @torch.no_grad()
-def video_queries(head: VitaHead, q_f: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+def video_queries(head: VitaHead, q_f: Tensor, frame_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Video queries (V, Nv, C) and their scores S_v (V, Nv), of frame queries (V, T, Nf, C), each clip's real frames alone.
 
-    frame_mask (V, T): real frames come first. In float32 whatever the autocast.
+    frame_mask (V, T): real frames come first; None: all are real, and nothing is read of the device. In float32 whatever the
+    autocast.
     """
-    lengths = frame_mask.sum(1).tolist()
-    sizes = head.sizes
-    q_v = q_f.new_zeros(len(q_f), sizes.video_queries, sizes.channels, dtype=torch.float32)
-    scores = q_f.new_zeros(len(q_f), sizes.video_queries, dtype=torch.float32)
     with torch.autocast(q_f.device.type, enabled=False):
+        if frame_mask is None:
+            queries = head(q_f.float())
+            return queries.q_v, queries.scores()
+        lengths = frame_mask.sum(1).tolist()
+        sizes = head.sizes
+        q_v = q_f.new_zeros(len(q_f), sizes.video_queries, sizes.channels, dtype=torch.float32)
+        scores = q_f.new_zeros(len(q_f), sizes.video_queries, dtype=torch.float32)
         for length in sorted(set(lengths) - {0}):
-            rows = torch.tensor([i for i, own in enumerate(lengths) if own == length], device=q_f.device)
-            queries = head(q_f[rows, :length].float())
-            q_v[rows], scores[rows] = queries.q_v, queries.scores()
+            # Rows by numbers of the host: an index on the device would be one more copy that is waited for.
+            rows = [row for row, own in enumerate(lengths) if own == length]
+            queries = head(torch.stack([q_f[row, :length] for row in rows]).float())
+            for row, own_q_v, own_scores in zip(rows, queries.q_v, queries.scores()):
+                q_v[row], scores[row] = own_q_v, own_scores
     return q_v, scores
 
 
