@@ -171,7 +171,11 @@ class FrameReader:
 
     def __getitem__(self, frames: int | slice | Sequence[int] | Sequence[bool] | Tensor, /) -> Tensor:
         numbers = torch.as_tensor(self.numbers, dtype=torch.long)[_positions(frames)]
-        values = self.feature.select({**self.index, "T": numbers.reshape(-1)}).to(self.device)
+        values = self.feature.select({**self.index, "T": numbers.reshape(-1)})
+        if torch.device(self.device).type == "cuda":
+            # From pinned memory, so that the host does not wait until the GPU has done what is queued.
+            values = values.pin_memory()
+        values = values.to(self.device, non_blocking=True)
         return values[0] if numbers.ndim == 0 else values
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,26 +53,25 @@ class ScoredRows:
             return RleMasks.empty(0, frames, size)
         draw = self.scored.draw or (lambda marked: self.selector.draw(batch, marked))
         rows: list[list[bytes]] = [[] for _ in range(count)]
-        for pixels in _on_host(draw(torch.from_numpy(queries).to(batch.tokens.device))):
+        device = batch.tokens.device
+        # A CPU computes nothing meanwhile, and has the pixels of one part in memory.
+        for pixels in on_host(draw(torch.from_numpy(queries).to(device)), ahead=int(device.type == "cuda")):
             part = RleMasks.from_dense(pixels.numpy())
             for k, row in enumerate(rows):
                 row += [part.bytes_at(k, t) for t in range(part.shape[1])]
         return RleMasks.from_bytes(rows, frames, size)
 
 
-def _on_host(parts: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The parts on the CPU. Of a GPU the next part is computed and copied while this one is used; a CPU holds one at a time."""
-    before: HostCopy | None = None
+def on_host(parts: Iterator[Tensor], ahead: int) -> Iterator[Tensor]:
+    """The parts on the CPU, in order. `ahead` of them are requested before one is used, so that a GPU computes and copies them while
+    the host is busy with that one."""
+    copies: deque[HostCopy] = deque()
     for part in parts:
-        copy = HostCopy(part)
-        if not part.is_cuda:
-            yield copy.read()
-            continue
-        if before is not None:
-            yield before.read()
-        before = copy
-    if before is not None:
-        yield before.read()
+        copies.append(HostCopy(part))
+        if len(copies) > ahead:
+            yield copies.popleft().read()
+    while copies:
+        yield copies.popleft().read()
 
 
 def infer_video(

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
 from rvos_select.losses.matching import assign, counted_costs
-from rvos_select.selectors.dmvs.masks import in_input, mask_logits
+from rvos_select.losses.points import bce_loss, dice_loss, sample
+from rvos_select.selectors.dmvs.masks import in_input, mask_logits, pair_losses, point_values
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -84,6 +85,42 @@ def test_gradients_through_mask_logits_are_autograd_s() -> None:
     (mask_logits(embed, features) * weight).sum().backward()
     (plain * weight).sum().backward()
     torch.testing.assert_close(embed.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("objects", [[1, 0, 2, 0, 0, 1], [0], [3, 3]])
+def test_losses_of_pairs_are_those_of_each_pair_s_object(monkeypatch: pytest.MonkeyPatch, objects: list[int]) -> None:
+    """Sampled object by object: against the pairs one after another, at points of their own."""
+    g = torch.Generator().manual_seed(2)
+    logits, truth = torch.randn(len(objects), 3, 6, 9, generator=g), torch.rand(4, 3, 24, 36, generator=g) < 0.4
+    points = torch.rand(len(objects) * 3, 20, 2, generator=g)
+    monkeypatch.setattr("rvos_select.selectors.dmvs.masks.uncertain_points", lambda maps, count: points)
+    own = points.reshape(len(objects), 3, 20, 2)
+    values, wanted = (
+        torch.stack([sample(maps[:, None].float(), at).flatten() for maps, at in zip(each, own)])
+        for each in (logits, truth[objects])
+    )
+    assert torch.equal(
+        torch.stack(pair_losses(logits, truth, objects, 20)), torch.stack([bce_loss(values, wanted), dice_loss(values, wanted)])
+    )
+
+
+@pytest.mark.parametrize("part", [1, 2 * 4 * 5 * 8, 1 << 20])
+def test_mask_features_in_parts_have_the_values_of_the_whole(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr("rvos_select.selectors.dmvs.masks.PART", {"cpu": part})
+    g = torch.Generator().manual_seed(0)
+    features, truth = torch.randn(5, 4, 5, 8, generator=g).half(), torch.rand(2, 5, 16, 20, generator=g) < 0.4
+    embed = torch.randn(3, 8, generator=g).requires_grad_()
+    weight = torch.randn(3, 5, 4, 5, generator=g)
+    plain = torch.einsum("kc,thwc->kthw", embed.detach(), features.float())
+    torch.testing.assert_close(mask_logits(embed, features), plain)
+    (mask_logits(embed, features) * weight).sum().backward()
+    torch.testing.assert_close(embed.grad, torch.einsum("kthw,thwc->kc", weight, features.float()))
+    torch.manual_seed(0)
+    values, targets = point_values(embed, features, truth, 30)
+    torch.manual_seed(0)
+    points = torch.rand(1, 30, 2)
+    torch.testing.assert_close(values, sample(plain.movedim(1, 0), points.expand(5, -1, -1)).movedim(0, 1).flatten(1))
+    torch.testing.assert_close(targets, sample(truth.movedim(1, 0).float(), points.expand(5, -1, -1)).movedim(0, 1).flatten(1))
 
 
 def test_truth_lies_in_the_input_as_its_image_does() -> None:

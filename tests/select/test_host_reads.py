@@ -21,6 +21,7 @@ from rvos_select.data.batch import Batch
 from rvos_select.data.mask_facts import MaskFacts
 from rvos_select.data.micro_batches import MicroBatch
 from rvos_select.data.transfer import HostCopy
+from rvos_select.inference.infer import on_host
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.training import train as loop
 from rvos_select.training.step_losses import StepLosses
@@ -128,6 +129,32 @@ def test_dmvs_reads_once_to_match_tracks(monkeypatch: pytest.MonkeyPatch) -> Non
     with HostReads() as reads:
         model.loss(x)["loss"].backward()  # type: ignore[no-untyped-call]
     assert reads.counts == {} and len(copies) == 1
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_parts_are_requested_before_those_before_them_are_used(ahead: int) -> None:
+    events: list[str] = []
+
+    def parts() -> Iterator[torch.Tensor]:
+        for i in range(3):
+            events.append(f"compute {i}")
+            yield torch.full((2,), i)
+
+    for part in on_host(parts(), ahead):
+        events.append(f"use {part[0]}")
+    order = {0: "compute 0, use 0, compute 1, use 1, compute 2, use 2", 1: "compute 0, compute 1, use 0, compute 2, use 1, use 2"}
+    assert ", ".join(events) == order[ahead]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_goes_on_while_its_copy_is_on_the_way() -> None:
+    """Also where the tensor is changed behind the copy, and freed."""
+    parts = [torch.full((1000, 1000), i, device="cuda") for i in range(4)]
+    copies = [HostCopy(part) for part in parts]
+    for part in parts:
+        part.add_(100)
+    parts.clear()
+    assert [int(copy.read().unique()) for copy in copies] == [0, 1, 2, 3]
 
 
 def test_facts_follow_the_masks() -> None:

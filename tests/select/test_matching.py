@@ -13,7 +13,7 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerHung
 from rvos_cache.masks import RleMasks
 from rvos_cache.overlap import count_overlap
 from rvos_cache.types import GroundTruth
-from rvos_select.losses.matching import assign, bce_costs, counted_costs, dice_costs
+from rvos_select.losses.matching import assign, assign_all, bce_costs, counted_costs, dice_costs
 from rvos_select.losses.points import bce_loss, dice_loss, sample, uncertain_points
 
 
@@ -28,6 +28,17 @@ def test_assignment_is_the_cheapest_of_all(queries: int, objects: int) -> None:
     else:
         every = [sum(cost[q, a].item() for q, a in enumerate(chosen)) for chosen in permutations(range(objects), queries)]
     assert cost[rows, columns].sum().item() == pytest.approx(min(every))
+
+
+def test_costs_of_several_expressions_are_assigned_as_one_by_one() -> None:
+    g = torch.Generator().manual_seed(0)
+    costs = [torch.randn(2, 4, objects, generator=g) for objects in (3, 1, 6)]
+    costs[1][0, 2] = float("nan")
+    for own, layers in zip(costs, assign_all(costs), strict=True):
+        for cost, (rows, columns) in zip(own, layers, strict=True):
+            one = assign(cost)
+            assert (rows, columns) == (one[0].tolist(), one[1].tolist())
+    assert assign_all([]) == []
 
 
 def test_a_cost_that_is_no_number_does_not_stop_the_matching() -> None:

@@ -54,7 +54,7 @@ class Attention(nn.Module):
         Where a row has no real key, x itself.
         """
         own, c = self.attention, x.shape[-1]
-        weight, bias = own.in_proj_weight, own.in_proj_bias
+        weight, bias = map(_once_cast, (own.in_proj_weight, own.in_proj_bias))
         if keys is None and memory.shape[1] == 1 and memory is not x:
             # The softmax over one key is 1 whatever the query, so every query reads the same value.
             read: Tensor = own.out_proj(F.linear(memory, weight[2 * c :], bias[2 * c :]))
@@ -213,6 +213,12 @@ class MotionQueryLayer(nn.Module):
             x = self.videos(x, video_queries)
         out: Tensor = self.feed(self.others(x, x, real, position))
         return out
+
+
+def _once_cast(weight: Tensor) -> Tensor:
+    """A weight of which parts are used as autocast has it, which would cast each of the parts."""
+    device = weight.device.type
+    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
 
 
 def _rows(shared: Any, rows: slice) -> Any:
