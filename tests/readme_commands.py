@@ -82,6 +82,7 @@ RUN_BY: dict[str, str] = {
     "python -m pipelines.ssa_single_object": "select/test_ssa_pages.py",
     "python tests/bench/referdino_extract.py": "bench/__main__.py",
     "python tests/bench/referdino_step.py": "bench/__main__.py",
+    "python -m tests.bench.gpu": "test_bench_gpu.py",
     "python tests/bench/sam2_bench.py": "bench/__main__.py",
     "make bench": "bench/__main__.py",
     "make demo": "test_pipelines.py::test_the_demo_on_a_few_videos",

@@ -132,7 +132,7 @@ def test_live_tuning_has_the_user_s_settings_and_seed() -> None:
 
 def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None:
     papers = all_papers()
-    for name, hours in (("ssa.table_3.ssa", None), ("referdino.table_4.full", None), (ROW, 23.9)):
+    for name, hours in (("ssa.table_3.ssa", None), ("referdino.table_4.full", None), (ROW, 7.1)):
         paper, _, row = find_row(name, papers)
         assert cost_of(paper, name, row, Places(), Rates(device="")).hours == (
             None if hours is None else pytest.approx(hours, abs=0.1)
