@@ -88,7 +88,7 @@ def test_one_line_says_what_to_lower() -> None:
     with pytest.raises(InputError) as caught, explaining_memory("video v", GridSettings(encoder_batch=8, points_per_batch=1)):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
     message = str(caught.value)
-    lower = "--set gpu_memory=4.0GiB (now 8.0GiB); --set encoder_batch=4 (now 8)"
+    lower = "--set gpu_memory=6.0GiB (now 12.0GiB); --set encoder_batch=4 (now 8)"
     assert message == f"video v: out of GPU memory; {lower}; --device cpu, or a GPU with more memory"
     with pytest.raises(ValueError), explaining_memory("video v"):
         raise ValueError
@@ -117,7 +117,7 @@ def test_sam2_goes_on_with_half_the_prompts_and_frames(monkeypatch: pytest.Monke
     with make_backend().open(as_video(moving(5))) as session:
         parts = session.propagate(2, prompts_of(squares(2), 2))
         assert len(parts.tokens) == len(whole.tokens) > 1
-    assert prompts == [len(whole.tokens), *[1] * len(whole.tokens)] and frames == [4, 2, 2, 1]
+    assert prompts == [len(whole.tokens), *[1] * len(whole.tokens)] and frames == [5, 2, 2, 1]
     np.testing.assert_allclose(parts.tokens, whole.tokens, atol=1e-3)
     np.testing.assert_allclose(parts.scores, whole.scores, atol=1e-3)
     assert (parts.masks.dense() != whole.masks.dense()).mean() < 1e-3

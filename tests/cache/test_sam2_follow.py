@@ -15,9 +15,11 @@ from torch.overrides import TorchFunctionMode
 
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2 import fused
+from rvos_cache.trackers.sam2.backend import Propagated
 from rvos_cache.trackers.sam2.follow import Follower
 from rvos_cache.trackers.sam2.hiera import ImageEncoder
 from rvos_cache.trackers.sam2.network import Network
+from rvos_cache.trackers.sam2.propagate import Followers
 from rvos_cache.trackers.sam2.runs import from_changes
 from rvos_select.contracts.host_reads import HostReads
 
@@ -57,6 +59,34 @@ def test_a_step_reads_nothing_and_its_buffers_stay(monkeypatch: pytest.MonkeyPat
         session.propagate(2, prompts_of(squares(2), 2))
     assert len(places) == 8 and all(place == places[0] for place in places)
     assert reads.total == 0 and scalars.count == 0, reads.counts
+
+
+def test_buffers_that_batches_share_and_fill_up_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: batches of 3, 5 and 2 objects, prompted in the middle, the last and the first frame, in the same memory."""
+    monkeypatch.setattr(torch, "bfloat16", torch.float32)
+    backend = make_backend(batch=5)
+    batches = [(4, 3), (8, 5), (0, 2), (4, 3)]
+
+    def run() -> list[Propagated]:
+        with backend.open(as_video(moving(9))) as session:
+            return [session.propagate(t, (prompts_of(squares(t), t) * 2)[:count]) for t, count in batches]
+
+    alone = run()
+
+    def shared(self: Followers, objects: int, store: Any) -> Follower:
+        size = -(-objects // 4) * 4
+        if self.storage is None:
+            self.storage = self.network.attention.make_ring(8, self.network.slots)
+        return self.by_size.setdefault(size, Follower(self.network, size, store.shapes, self.storage))
+
+    monkeypatch.setattr(Followers, "get", shared)
+    for a, b in zip(alone, run(), strict=True):
+        np.testing.assert_allclose(a.tokens, b.tokens, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4, atol=1e-4)
+        assert (a.masks.dense() != b.masks.dense()).mean() < 1e-4
+    assert sorted(backend.followers.by_size) == [4, 8]
+    rings = [follower.ring.keys.data_ptr() for follower in backend.followers.by_size.values()]
+    assert rings[0] == rings[1]
 
 
 def inputs(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
