@@ -12,7 +12,7 @@ from pipelines.rows.published import named
 from rvos_cache.errors import InputError
 from rvos_cache.settings import parse_overrides
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
-from rvos_cache.trackers.referdino.upstream import recorded_settings, tuned_settings
+from rvos_cache.trackers.referdino.upstream import recorded_settings
 
 if TYPE_CHECKING:
     from pipelines.referdino_models import Models
@@ -128,13 +128,13 @@ def _check_imported(row: str, values: dict[str, Any], models: Models) -> None:
     # A run of one's own tuning reaches a row that is tuned.
     if "tune" not in values["reach"]:
         raise InputError(f"{PAPER}: no weights of the row {row!r} were released; leave --imported out")
-    if not tuned_settings(folder):
+    recorded = recorded_settings(folder)
+    if not recorded:
         raise InputError(
             f"{PAPER}: no weights of the row {row!r} were released, and {models.imported} was not tuned here; give --imported a run "
             "of your own tuning, or --way tune in its place"
         )
     wanted = tune_settings(parse_overrides([values["preset"], *values["tune"]])).model_dump()
-    recorded = recorded_settings(folder)
     other = [name for name in ABLATED if name in recorded and recorded[name] != wanted[name]]
     if other:
         name = other[0]

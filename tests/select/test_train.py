@@ -132,7 +132,7 @@ def test_resume_gives_the_same_numbers(
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(InputError, match="--resume"):
         run(caches, cut, batch=batch)
-    with pytest.raises(InputError, match="seed"):
+    with pytest.raises(InputError, match="started with seed = 0, now it is 1; give the same, or another --out"):
         run(caches, cut, resume=True, batch=batch, seed=1)
 
 

@@ -181,12 +181,14 @@ def load_head(checkpoint: str) -> ReferDinoHead | None:
 
 
 def tuned_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the tracker that the checkpoint in `folder` was tuned with; none if it was not tuned.
+    """The settings of the tracker that the checkpoint in `folder` was tuned with; of a released one `resizing` where it is of single
+    frames, else none.
 
     Raises InputError if the record of a folder that was imported or tuned cannot be read.
     """
     settings = recorded_settings(folder)
-    images = IMAGES if settings.get("frames") == 1 else {}
+    # A released checkpoint of single frames has an enhancer that was never trained.
+    images = IMAGES if settings.get("frames") == 1 or read_record(folder).get("untrained") else {}
     names = (*TUNED, "short_side") if settings.get("augment") == "none" else TUNED
     return {**images, **{name: settings[name] for name in names if name in settings}}
 
@@ -218,7 +220,8 @@ def warn_of_other_settings(checkpoint: str, settings: Settings) -> None:
     tuned, own = tuned_settings(Path(resolve_checkpoint(checkpoint))), settings.model_dump()
     different = [f"{name}={value}" for name, value in tuned.items() if own[name] != value]
     if different:
+        how = "tuned" if recorded_settings(Path(resolve_checkpoint(checkpoint))) else "trained"
         words = " ".join(f"--set {pair}" for pair in different)
         warn_once(
-            f"{checkpoint}: was tuned with {', '.join(different)}; extract with {words}, or tune with what you want to extract with"
+            f"{checkpoint}: was {how} with {', '.join(different)}; extract with {words}, or tune with what you want to extract with"
         )
