@@ -57,6 +57,8 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
     caches = {name: Caches(out / "cache" / name, models.extraction(published)) for name in roots}
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, TRAINED)).splits(youtube)
     splits = {YOUTUBE: [TRAINED, OPEN[YOUTUBE], *([HIDDEN] if hidden else [])], DAVIS: [OPEN[DAVIS]]}
+    # What is missing is said before hours of extraction.
+    open_dataset(DAVIS, davis, OPEN[DAVIS])
     for name, root in roots.items():
         extract_all(name, root, splits=splits[name], out=caches[name].base, **caches[name].extraction)
 

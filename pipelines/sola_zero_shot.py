@@ -57,6 +57,11 @@ def sola_zero_shot(
 ) -> None:
     """From the three datasets' folders to a report on each dataset that was not trained on, and to the zips of their benchmarks."""
     roots = {"ref-youtube-vos": youtube, "ref-davis17": davis}
+    # What is missing is said before hours of extraction.
+    for name, root in roots.items():
+        open_dataset(name, root, OPEN[name])
+    if trained is None:
+        open_dataset("mevis", mevis, TRAINED)
     page = Path(__file__).with_suffix(".toml")
     run = trained or out / "run"
     if trained is None:

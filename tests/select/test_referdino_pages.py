@@ -21,7 +21,7 @@ from test_sola_pages import write_davis, write_youtube
 from tiny_grounding_dino import tiny_grounding_dino
 from tiny_sam2 import tiny_sam2
 
-from pipelines import dmvs_mevis, referdino_images, referdino_mevis, referdino_single_object
+from pipelines import dmvs_mevis, dmvs_single_object, referdino_images, referdino_mevis, referdino_single_object, sola_zero_shot
 from pipelines.referdino_models import Models
 from pipelines.referdino_rows import PAPER, all_rows, published_row, published_scores, way_line
 from pipelines.rows.papers import read_paper
@@ -256,6 +256,8 @@ def test_a_missing_dataset_names_the_page_s_option_before_anything_runs(tmp_path
         (single, ("--youtube", youtube, "--davis", gone), "--davis"),
         (referdino_images.referdino_images, ("--a2d", a2d, "--jhmdb", gone), "--jhmdb"),
         (dmvs_mevis.dmvs_mevis, ("--vita", tmp_path, "--root", gone), "--root"),
+        (dmvs_single_object.dmvs_single_object, ("--vita", tmp_path, "--youtube", youtube, "--images", gone), "--images"),
+        (sola_zero_shot.sola_zero_shot, ("--youtube", youtube, "--davis", gone), "--davis"),
     ):
         with pytest.raises(InputError, match=f"^{gone}: no such folder; give another {option} \\(pipelines/README.md") as fault:
             called(monkeypatch, page, *words, *out)
