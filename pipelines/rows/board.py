@@ -15,8 +15,6 @@ from pipelines.rows.results import Made, Record, Score, definition_of, mean_and_
 from pipelines.rows.steps import is_scored_by_server
 
 Entry = dict[str, Any]
-NOTHING = Made(split="", seed=0, source="", date="", commit="")
-"""Of a split that was not run."""
 
 
 def entries(papers: Mapping[str, Paper], places: Places) -> Iterator[Entry]:
@@ -34,6 +32,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
     table = paper.tables[name.split(".")[1]]
     for split, published in row.paper.items():
         scores = record.of(split)
+        ran: list[Made] = [*scores, *record.zips(split)]
         yield {
             "row": name,
             "system": paper.system,
@@ -48,7 +47,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
             "oracle": scores[0].oracle if scores else None,
             "date": scores[-1].date if scores else None,
             "commit": scores[-1].commit if scores else None,
-            "changes": list((scores or [*record.zips(split), NOTHING])[0].changes),
+            "changes": list(ran[0].changes) if ran else [],
             "needs": [need.__dict__ for need in needs],
             "hours": cost.hours,
             "gigabytes": cost.gigabytes,

@@ -149,12 +149,10 @@ def check_lora(model: Any, state: Mapping[str, Tensor]) -> None:
     """
     released = {name: str(names.in_released(f"{name}.weight")).removesuffix(".weight") for name in lora_layers(model)}
     absent = [layer for layer in released.values() if f"{layer}.lora_A" not in state]
-    of_encoder = [layer for layer in absent if layer.startswith("transformer.encoder.")]
-    if len(of_encoder) == sum(layer.startswith("transformer.encoder.") for layer in released.values()):
-        absent = [layer for layer in absent if layer not in of_encoder]
-    if absent:
+    of_encoder = [layer for layer in released.values() if layer.startswith("transformer.encoder.")]
+    if absent and absent != of_encoder:
         raise InputError(
-            f"the tensor '{absent[0]}.lora_A' is missing ({len(absent)} of {len(released)} layers lack LoRA, without which scores are "
+            f"the tensor '{absent[-1]}.lora_A' is missing ({len(absent)} of {len(released)} layers lack LoRA, without which scores are "
             "wrong); give a complete checkpoint of ReferDINO"
         )
 
