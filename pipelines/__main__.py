@@ -15,7 +15,7 @@ from pipelines.rows import board as board_of
 from pipelines.rows.check import check_options, check_trackers
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import all_papers, find_row
-from pipelines.rows.published import keys_of, named, titles_of
+from pipelines.rows.published import IMAGES, keys_of, named, titles_of
 from pipelines.rows.readme import README, write_readme
 from pipelines.rows.results import Record, Score, add_scores, mean_and_deviation, read_record, read_server
 from pipelines.rows.runner import run_row
@@ -188,7 +188,9 @@ def show_record(record: Record, published: dict[str, list[float]], places: Place
                 low, high = scores[0].interval
                 click.echo(f"  95 % of resampled videos{_of_seed(scores)}: {first} {low:.1f} to {high:.1f}")
             if scores[0].oracle is not None:
-                click.echo(f"  oracle of its candidates: {first} {scores[0].oracle:.1f}")
+                # Of images, see `rvos-select oracle`.
+                kind = "; one mask each, by mean IoU, which a ranking of all may exceed" if dataset in IMAGES else ""
+                click.echo(f"  oracle of its candidates: {first} {scores[0].oracle:.1f}{kind}")
         for zipped in record.zips(split):
             words = ["score", record.row, "RESULT.txt"]
             words += ["--split", split] if sum(map(is_scored_by_server, published)) > 1 else []

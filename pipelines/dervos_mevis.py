@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 
 from pipelines.dervos_models import Caches, Models, dervos_models, published_row
+from pipelines.page import Page
 from pipelines.rows.published import published_line
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -35,7 +36,7 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Swept on valid_u; the summary selects the track with the highest score, of which there is one."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_mevis"), show_default=True)
 @dervos_models

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import click
 
+from pipelines.page import Page
 from pipelines.single_object import IMAGES
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, describe, format_settings, merge, parse_overrides
 from rvos_select.tuning import RefinerSettings, tune_refiner
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--images", type=click.Path(path_type=Path), default=Path("data/refcoco"), show_default=True, help="Of --dataset.")
 @click.option(
     "--dataset", "names", multiple=True, default=IMAGES, show_default=True, help="May repeat; frames of videos are images."

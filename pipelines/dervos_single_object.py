@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 
 from pipelines.dervos_models import Caches, Models, dervos_models, published_row
+from pipelines.page import Page
 from pipelines.rows.published import named
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -35,7 +36,7 @@ OPEN = {YOUTUBE: "held_out", DAVIS: "valid"}
 its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_single_object"), show_default=True)
@@ -56,6 +57,8 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
     caches = {name: Caches(out / "cache" / name, models.extraction(published)) for name in roots}
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, TRAINED)).splits(youtube)
     splits = {YOUTUBE: [TRAINED, OPEN[YOUTUBE], *([HIDDEN] if hidden else [])], DAVIS: [OPEN[DAVIS]]}
+    # What is missing is said before hours of extraction.
+    open_dataset(DAVIS, davis, OPEN[DAVIS])
     for name, root in roots.items():
         extract_all(name, root, splits=splits[name], out=caches[name].base, **caches[name].extraction)
 

@@ -13,9 +13,10 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
+from pipelines.page import Page
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import published_line
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -38,7 +39,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
 """Swept on valid_u; the paper's is 0.7."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_mevis"), show_default=True)
 @frozen_models

@@ -14,9 +14,10 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
+from pipelines.page import Page
 from pipelines.rows.papers import row_of
 from pipelines.single_object import DAVIS, IMAGES, OPEN, YOUTUBE, Caches, dataset_options, score_benchmarks, submit_hidden
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
@@ -25,7 +26,7 @@ TRAINED = {YOUTUBE: "fit", **dict.fromkeys(IMAGES, "train-pseudo10")}
 """Pseudo-videos are as long as a clip."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @dataset_options
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dmvs_single_object"), show_default=True)
 @frozen_models

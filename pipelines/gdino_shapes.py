@@ -1,8 +1,9 @@
 """A small GroundingDINO for moving shapes, with ReferDINO's mask decoder, trained on a CPU from nothing.
 
-`python -m pipelines.gdino_shapes --out out/gdino_shapes`. The folder is as of `rvos-cache tune-referdino`: `gdino-queries` takes it as
-`checkpoint`, with masks=head. Single frames are trained with sentences that say what objects look like; what some of them add about
-motion, or say of motion alone, no frame shows, so they are true of every object that looks so, as for a GroundingDINO of pictures.
+`python -m pipelines.gdino_shapes --out out/gdino_shapes`; with `--tiny` the weights stay random, to try commands with. The folder is as
+of `rvos-cache tune-referdino`: `gdino-queries` takes it as `checkpoint`, with masks=head. Single frames are trained with sentences that
+say what objects look like; what some of them add about motion, or say of motion alone, no frame shows, so they are true of every object
+that looks so, as for a GroundingDINO of pictures.
 Every layer of the decoder, and the encoder's proposals, have GroundingDINO's losses of tokens and boxes after one-to-one matching, the
 last layer those of masks too. Two more losses replace long training: what objects are, told from maps of stride 8, and each object of a
 frame with all sentences of the step.
@@ -94,8 +95,12 @@ class Example:
 @click.option("--steps", default=2000, show_default=True)
 @click.option("--rate", default=1e-3, show_default=True)
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
-def gdino_shapes(out: Path, videos: int, steps: int, rate: float, seed: int) -> None:
+@click.option("--tiny", is_flag=True, help="Random weights, in seconds: every command can be tried, scores mean nothing.")
+def gdino_shapes(out: Path, videos: int, steps: int, rate: float, seed: int, tiny: bool) -> None:
     """Train and write the folder that `--tracker gdino-queries --set checkpoint=OUT --set masks=head` takes, and print its accuracy."""
+    if tiny:
+        click.echo(f"checkpoint: {train_gdino(out, 1, 0, rate, seed)}, of random weights")
+        return
     train_gdino(out, videos, steps, rate, seed)
     correct, count = accuracy(out, seed, max(1, videos // 10))
     click.echo(

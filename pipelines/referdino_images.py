@@ -2,9 +2,10 @@
 
 By the paper's protocol: every scored frame is an image of its own (the splits `train-frames`, `test-frames`), its shorter side becomes
 360 pixels, the longer at most 640, padded to multiples of 32; all queries of a sentence are its detections. `--imported RUN`, a run of
-`rvos-select import-referdino a2d_swinb.pth`, predicts with the released weights; `--way tune` trains the upstream first, from
-`--upstream`, as the paper does from the model of RefCOCO. Without these, GroundingDINO is frozen, SAM 2 draws its boxes, and training
-reaches the box head alone: one frame has no enhancer. Completed steps are skipped, an interrupted run continues.
+`rvos-select import-referdino a2d_swinb.pth`, predicts with the released weights. Without it the upstream is trained first, from
+`--upstream`, as the paper does from the model of RefCOCO. With `--way cached`, which has no published number, GroundingDINO is frozen,
+SAM 2 draws its boxes, and training reaches the box head alone: one frame has no enhancer. Completed steps are skipped, an interrupted
+run continues.
 """
 
 from __future__ import annotations
@@ -13,17 +14,10 @@ from pathlib import Path
 
 import click
 
-from pipelines.referdino_models import (
-    Models,
-    extract,
-    published_row,
-    published_scores,
-    referdino_models,
-    scores,
-    select,
-    tuned_models,
-)
-from rvos_cache.cli import Resumable, run_command
+from pipelines.page import Page
+from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
+from pipelines.referdino_rows import published_row, published_scores, scores, way_line
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
@@ -38,7 +32,7 @@ MAIN, IMPORTED = "table_1.referdino_t_images", "table_1.referdino_b_images"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--a2d", type=click.Path(path_type=Path), default=Path("data/a2d-sentences"), show_default=True)
 @click.option("--jhmdb", type=click.Path(path_type=Path), default=Path("data/jhmdb-sentences"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/referdino_images"), show_default=True)
@@ -57,11 +51,14 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
     published = published_row(row, A2D, models)
     resolved = models.train_settings(PAGE, published, settings)
 
-    way = models.way_of(published)
+    click.echo(way_line(published))
+
+    way, folder, roots = published["way"], out / published["name"], {A2D: a2d, JHMDB: jhmdb}
+    for name, root in roots.items():
+        open_dataset(name, root, TEST)
     if way == "tune":
-        models = tuned_models(models, published, "a2d", open_dataset(A2D, a2d, TRAIN), out / row)
+        models = tuned_models(models, published, "a2d", open_dataset(A2D, a2d, TRAIN), folder)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published, {"resizing": "image"})
-    roots = {A2D: a2d, JHMDB: jhmdb}
     for name, root in roots.items():
         splits = [TRAIN_FRAMES] * (name == A2D and way == "cached") + [TEST]
         extract(name, root, splits, caches / name, extraction)
@@ -74,15 +71,15 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
 
     run = models.imported
     if way == "cached":
-        run = out / row / "run"
+        run = folder / "run"
         train([tracks(A2D, TRAIN_FRAMES)], [texts(A2D, TRAIN_FRAMES)], settings=resolved, out=run, resume=run.exists())
 
     for name, root in roots.items():
         cache = tracks(name, TEST)
-        selections = select(run, cache, texts(name, TEST), out / row / f"selections/{name}.zarr")
+        selections = select(run, cache, texts(name, TEST), folder / f"selections/{name}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=root)
-        show_scores({f"ours, {name}": ours}, out / row / f"metrics/{name}.json", ours)
-        click.echo(f"the paper: {published_scores(name, scores(published, name) or [])}")
+        show_scores({f"{published['name']}, {name}": ours}, folder / f"metrics/{name}.json", ours)
+        click.echo(published_scores(name, scores(published, name) or []))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """ReferDINO on MeViS (Tables 2 to 4 and Figure 7): every step of the two stages on one page, the paper's numbers beside ours.
 
-`python -m pipelines.referdino_mevis --root data/mevis` trains stage two on a frozen GroundingDINO whose boxes SAM 2 draws, which has no
-published number; `--imported RUN`, a run of `rvos-select import-referdino mevis_swinb.pth`, predicts with the released weights alone.
-`--row table_3.without_tracker` for another row than the main one, `--way tune` to train the upstream of a row first, as the
-paper does; rows of Grounded-SAM 2 need no training. Completed steps are skipped, an interrupted run continues.
+`--imported RUN`, a run of `rvos-select import-referdino mevis_swinb.pth`, predicts with the released weights alone. Without it the
+upstream of the row is trained first, as the paper does, which takes hours to days; `--way cached` trains stage two alone on a frozen
+GroundingDINO whose boxes SAM 2 draws, which has no published number. `--row table_3.without_tracker` for another row than the main one;
+rows of Grounded-SAM 2 need no training. Completed steps are skipped, an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import click
 
-from pipelines.referdino_models import Models, extract, published_row, published_scores, referdino_models, select, tuned_models
-from rvos_cache.cli import Resumable, run_command
+from pipelines.page import Page
+from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
+from pipelines.referdino_rows import published_row, published_scores, way_line
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
@@ -33,7 +35,7 @@ THRESHOLDS = (0.1, 0.15, 0.25, 0.3)
 """Swept on valid_u; the paper's is 0.2."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/referdino_mevis"), show_default=True)
 @referdino_models
@@ -51,9 +53,11 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
     published = published_row(row, "mevis", models)
     resolved = models.train_settings(PAGE, published, settings)
 
-    way, splits = models.way_of(published), type(open_dataset("mevis", root, OPEN)).splits(root)
+    click.echo(way_line(published))
+
+    way, folder, splits = published["way"], out / published["name"], type(open_dataset("mevis", root, OPEN)).splits(root)
     if way == "tune":
-        models = tuned_models(models, published, "mevis", open_dataset("mevis", root, TRAIN), out / row)
+        models = tuned_models(models, published, "mevis", open_dataset("mevis", root, TRAIN), folder)
     cache, extraction = out / "cache" / models.name(published), models.extraction(published)
     used = [split for split in splits if split in (OPEN, HIDDEN) or (way == "cached" and split == TRAIN)]
     extract("mevis", root, used, cache, extraction)
@@ -66,7 +70,7 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
 
     run = models.imported
     if way == "cached":
-        run = out / row / "run"
+        run = folder / "run"
         train(
             [tracks(TRAIN)],
             [texts(TRAIN)],
@@ -77,22 +81,22 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
             resume=run.exists(),
         )
 
-    selections = select(run, tracks(OPEN), texts(OPEN), out / row / f"selections/{OPEN}.zarr")
+    selections = select(run, tracks(OPEN), texts(OPEN), folder / f"selections/{OPEN}.zarr")
     ours = evaluate_selections(selections, [tracks(OPEN)], root=root)
-    scores = {f"{row}, {OPEN}": ours}
+    scores = {f"{published['name']}, {OPEN}": ours}
     # Every track of the baseline has the score 1.
     for threshold in THRESHOLDS if run is not None else ():
         policy = PolicyOptions(threshold)
         scores[f"threshold {threshold}"] = evaluate_selections(selections, [tracks(OPEN)], root=root, policy=policy)
-    show_scores(scores, out / row / "metrics.json", ours)
-    click.echo(f"the paper: {published_scores('mevis', published['scores'])}")
+    show_scores(scores, folder / "metrics.json", ours)
+    click.echo(published_scores("mevis", published["scores"]))
     if run is not None:
-        click.echo(f"page: {report(run, selections, [tracks(OPEN)], out / row / 'report', root=root, rows=scores)}")
+        click.echo(f"page: {report(run, selections, [tracks(OPEN)], folder / 'report', root=root, rows=scores)}")
 
     if HIDDEN in splits:
-        selections = select(run, tracks(HIDDEN), texts(HIDDEN), out / row / f"selections/{HIDDEN}.zarr")
-        masks = merge_masks(selections, [tracks(HIDDEN)], out / row / "masks")
-        zipped = submit(masks, "mevis", out / row / "mevis_valid.zip", root=root, split=HIDDEN)
+        selections = select(run, tracks(HIDDEN), texts(HIDDEN), folder / f"selections/{HIDDEN}.zarr")
+        masks = merge_masks(selections, [tracks(HIDDEN)], folder / "masks")
+        zipped = submit(masks, "mevis", folder / "mevis_valid.zip", root=root, split=HIDDEN)
         click.echo(f"for the benchmark's server: {zipped}")
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipelines.rows.needs import Places
-from pipelines.rows.papers import PAGES, Row, read_paper
-from pipelines.rows.published import named
+from pipelines.referdino_rows import GROUNDING, IMPORTED_UPSTREAM, WAYS
 from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
@@ -23,27 +22,16 @@ from rvos_cache.trackers.referdino.upstream import RECORD_FILE, tuned_settings
 from rvos_cache.tuning import tune
 from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.inference.predict import predict, select_all
+from rvos_select.runs.checkpoint import run_settings
 from rvos_select.training.settings import TrainSettings
-
-PAPER = PAGES / "papers/referdino.toml"
-IMPORTED_UPSTREAM = "upstream"
-"""Folder of the run that `rvos-select import-referdino` writes, with GroundingDINO and ReferDINO's head."""
-WAYS = ("cached", "tune", "import", "baseline")
-"""The ways of papers/referdino.toml to reach a row."""
-GROUNDING = "grounding_checkpoint="
-TESTED = {
-    "mevis": "mevis/valid", "ref-youtube-vos": "ref-youtube-vos/valid", "ref-davis17": "ref-davis17/valid",
-    "a2d-sentences": "a2d-sentences/test-frames", "jhmdb-sentences": "jhmdb-sentences/test-frames",
-}  # fmt: skip
-"""Dataset -> the split of its published numbers."""
 
 
 @dataclass(frozen=True)
 class Models:
     """What the options give.
 
-    upstream: None for that of the row; imported: a run of `import-referdino`; tracker: settings of the tracker; way: None for the
-    first that the row has; tuning: settings of `rvos-cache tune-referdino`; folder: of the caches, by default from the upstream.
+    upstream: None for that of the row; imported: a run of `import-referdino`; tracker: settings of the tracker; way: None for that of
+    the published number; tuning: settings of `rvos-cache tune-referdino`; folder: of the caches, by default from the upstream.
     """
 
     upstream: str | None
@@ -55,9 +43,20 @@ class Models:
     folder: str | None = None
 
     def way_of(self, published: dict[str, Any]) -> str:
-        """How the row is reached: as asked for, by the imported run, or by the quickest way that it has."""
+        """How the row is reached: as asked for, by the imported run, or by the first way that trains or selects here."""
         reach: list[str] = published["reach"]
-        return self.way or ("import" if self.imported is not None else next(way for way in WAYS if way in reach))
+        if "way" in published:
+            return str(published["way"])
+        return self.way or ("import" if self.imported is not None else next(way for way in reach if way != "import"))
+
+    def check_checkpoint_options(self, published: dict[str, Any]) -> None:
+        """Raises InputError for GroundingDINO among the settings of the tracker or of the tuning, which --upstream names."""
+        name = "grounding_checkpoint" if self.way_of(published) == "baseline" else "checkpoint"
+        tuning = parse_overrides(self.tuning)
+        for option, values, setting in (("--tracker-set", self.tracker, name), ("--tune-set", tuning, "checkpoint")):
+            if setting in values:
+                instead = "leave it out, --imported brings its own" if self.imported else f"give --upstream {values[setting]}"
+                raise InputError(f"{option} {setting}={values[setting]}: {instead}")
 
     def train_settings(self, page: Path, published: dict[str, Any], settings: tuple[str, ...]) -> TrainSettings:
         """Settings of stage two: of the page's file, of the row and of --set. Raises InputError for --set where nothing reads it."""
@@ -113,7 +112,8 @@ def tuned_models(models: Models, published: dict[str, Any], preset: str, data: D
     size = "b" if published["upstream"].endswith("base") else "t"
     values: dict[str, Any] = {"preset": f"{preset}_swin{size}", "checkpoint": models.upstream or published["upstream"]}
     values = merge(values, parse_overrides([*published.get("tune", ()), *models.tuning]))
-    tuned = tune(data, tune_settings(values), out / "tuned")
+    with naming_options("--tune-set"):
+        tuned = tune(data, tune_settings(values), out / "tuned")
     run = out / "tuned-run"
     record = run / IMPORTED_UPSTREAM / RECORD_FILE
     if run.exists() and (not record.is_file() or record.read_bytes() != (tuned / RECORD_FILE).read_bytes()):
@@ -124,12 +124,24 @@ def tuned_models(models: Models, published: dict[str, Any], preset: str, data: D
     return replace(models, upstream=None, imported=run, way="tune", folder=f"tuned-{out.name}")
 
 
+@contextmanager
+def naming_options(option: str, baseline: bool = False) -> Iterator[None]:
+    """Raises InputError of the block with the page's options in the place of `--set`.
+
+    option: that of the settings; baseline: whether `checkpoint` is SAM 2's.
+    """
+    try:
+        yield
+    except InputError as error:
+        setting = "grounding_checkpoint" if baseline else "checkpoint"
+        message = str(error).replace(f"--set {setting}=", "--upstream ")
+        raise InputError(message.replace("--set ", f"{option} ")) from error
+
+
 def extract(name: str, root: Path, splits: Sequence[str], out: Path, extraction: dict[str, Any]) -> None:
     """`extract_all` with the arguments `extraction`. Raises InputError that names the page's option of the tracker's settings."""
-    try:
+    with naming_options("--tracker-set", extraction["tracker"] == "sam2-box"):
         extract_all(name, root, splits=splits, out=out, **extraction)
-    except InputError as error:
-        raise InputError(str(error).replace("--set ", "--tracker-set ")) from error
 
 
 def select(run: Path | None, tracks: Path, texts: Path, out: Path) -> Path:
@@ -148,8 +160,8 @@ def referdino_models(page: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option(
         "--way",
-        type=click.Choice(["cached", "tune", "baseline"]),
-        help="How the row is reached.  [default: the first of these that it has]",
+        type=click.Choice([way for way in WAYS if way != "import"]),
+        help="How the row is reached.  [default: by what has the published number: tune or baseline, where the row has it]",
     )
     @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. masks=box.")
@@ -172,72 +184,8 @@ def referdino_models(page: Callable[..., None]) -> Callable[..., None]:
                 raise InputError(f"--imported is a way of its own: leave --way {way} out")
             if not (imported / IMPORTED_UPSTREAM).is_dir():
                 raise InputError(f"{imported}: has no folder {IMPORTED_UPSTREAM!r}; give a run of rvos-select import-referdino")
+            # A folder of tune-referdino has such a folder too.
+            run_settings(imported)
         page(*args, models=Models(upstream, imported, parse_overrides(tracker_set), jobs, way, tune_set), **others)
 
     return with_models
-
-
-def all_rows() -> dict[str, dict[str, Any]]:
-    """Row `<table>.<row>` -> what the pages read of it, of each row that is not a further way to another.
-
-    "paper": dataset/split -> the published numbers; with "reason" there is no more. Else "reach": its ways, "upstream": the
-    GroundingDINO of tune and cached, "set": settings of stage two, "tune", "tracker": settings of tune-referdino and of the tracker.
-    """
-    rows = {whole.partition(".")[2]: row for whole, row in read_paper(PAPER).rows()}
-    further = {f"{name}_{way}" for name, row in rows.items() for way in row.reach[1:]}
-    return {name: _values(rows, name) for name in rows if name not in further}
-
-
-def _values(rows: Mapping[str, Row], name: str) -> dict[str, Any]:
-    row = rows[name]
-    if row.reason:
-        return {"paper": row.paper, "reason": row.reason}
-    ways = {way: rows[f"{name}_{way}" if number else name] for number, way in enumerate(row.reach)}
-    upstream = Places().checkpoint(row.upstream)
-    values: dict[str, Any] = {"paper": row.paper, "reach": list(row.reach), "upstream": upstream, "set": []}
-    if "cached" in ways:
-        values["set"] = list(ways["cached"].set)
-    if "tune" in ways:
-        values["tune"] = [pair for pair in ways["tune"].tune if not pair.startswith(("preset=", "checkpoint="))]
-    # The page of single frames sets their size itself.
-    pairs = dict.fromkeys(text.partition(".")[2] for text in row.tracker_set)
-    values["tracker"] = [pair for pair in pairs if not pair.startswith("resizing=")]
-    if "baseline" in ways:
-        values["tracker"] = [f"{GROUNDING}{upstream}", "prompt_every=100000"]
-    return values
-
-
-def published_row(row: str, benchmark: str, models: Models) -> dict[str, Any]:
-    """The row `<table>.<row>` of the paper, see `all_rows`, with its scores on `benchmark` as "scores": [J&F, J, F] or [mAP, overall
-    IoU, mean IoU].
-
-    Raises InputError when the dataset `benchmark` has no such row, or it cannot be run here.
-    """
-    rows = all_rows()
-    own = {name: scores(values, benchmark) for name, values in rows.items() if "reach" in values}
-    possible = [name for name, value in own.items() if value is not None]
-    if row in rows and "reason" in rows[row]:
-        raise InputError(f"{PAPER}: the row {row!r} is not trained here: {rows[row]['reason']}")
-    if row not in possible:
-        raise InputError(f"{PAPER}: no row {row!r} of {benchmark}; there are: {', '.join(possible)}")
-    reach = rows[row]["reach"]
-    # A run of one's own tuning reaches a row that is tuned too.
-    is_tuned = models.imported is not None and bool(tuned_settings(models.imported / IMPORTED_UPSTREAM))
-    if models.imported is not None and "import" not in reach and not ("tune" in reach and is_tuned):
-        raise InputError(f"{PAPER}: no weights of the row {row!r} were released; leave --imported out")
-    if models.way is not None and models.way not in reach:
-        raise InputError(f"{PAPER}: the row {row!r} is not reached by --way {models.way}, but by {', '.join(reach)}")
-    if models.tuning and models.way_of(rows[row]) != "tune":
-        raise InputError(f"--tune-set {models.tuning[0]}: the row {row!r} is not tuned; give --way tune, or leave it out")
-    return {**rows[row], "scores": own[row]}
-
-
-def scores(values: dict[str, Any], benchmark: str) -> list[float] | None:
-    """The published scores of a row on a dataset; None where it has none."""
-    tested: list[float] | None = values["paper"].get(TESTED[benchmark])
-    return tested
-
-
-def published_scores(benchmark: str, values: list[float]) -> str:
-    """As in "mevis/valid J&F 48.0, J 43.6, F 52.3"; of a row that has no number, that."""
-    return f"{TESTED[benchmark]} {named(TESTED[benchmark], values)}"

@@ -1,10 +1,10 @@
 """ReferDINO on Ref-YouTube-VOS and Ref-DAVIS17 (Tables 1 and 5): one module, each benchmark's scores beside the paper's.
 
-`python -m pipelines.referdino_single_object --youtube data/ref-youtube-vos --davis data/ref-davis17` trains stage two on a frozen
-GroundingDINO whose boxes SAM 2 draws, which has no published number; `--imported RUN`, a run of `rvos-select import-referdino
-ryt_swinb.pth`, predicts with the released weights alone. `--way tune` trains the upstream first, as the paper does; it starts
-from the model of RefCOCO: `--upstream RUN/upstream` of `import-referdino coco_swinb.pth`. For each expression the best track is
-selected, in rows of Grounded-SAM 2 every track. Completed steps are skipped, an interrupted run continues.
+`--imported RUN`, a run of `rvos-select import-referdino ryt_swinb.pth`, predicts with the released weights alone. Without it the
+upstream is trained first, as the paper does, which takes hours to days; the paper starts from the model of RefCOCO: `--upstream
+RUN/upstream` of `import-referdino coco_swinb.pth`. `--way cached` trains stage two alone on a frozen GroundingDINO whose boxes SAM 2
+draws, which has no published number. For each expression the best track is selected, in rows of Grounded-SAM 2 every track. Table 5 is
+of Ref-YouTube-VOS alone. Completed steps are skipped, an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -13,17 +13,10 @@ from pathlib import Path
 
 import click
 
-from pipelines.referdino_models import (
-    Models,
-    extract,
-    published_row,
-    published_scores,
-    referdino_models,
-    scores,
-    select,
-    tuned_models,
-)
-from rvos_cache.cli import Resumable, run_command
+from pipelines.page import Page
+from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
+from pipelines.referdino_rows import published_row, published_scores, scores, way_line
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
@@ -44,7 +37,7 @@ MAIN, IMPORTED = "table_1.referdino_t", "table_1.referdino_b"
 """The default row, and that of --imported: the released weights are of Swin-B."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/referdino_single_object"), show_default=True)
@@ -65,11 +58,16 @@ def referdino_single_object(
     published = published_row(row, YOUTUBE, models)
     resolved = models.train_settings(PAGE, published, settings)
 
-    way = models.way_of(published)
+    click.echo(way_line(published))
+
+    way, folder = published["way"], out / published["name"]
+    # Of what the row's table is tested on.
+    roots = {name: root for name, root in {YOUTUBE: youtube, DAVIS: davis}.items() if scores(published, name) is not None}
+    for name, root in roots.items():
+        open_dataset(name, root, OPEN[name])
     if way == "tune":
-        models = tuned_models(models, published, "ytvos", open_dataset(YOUTUBE, youtube, FIT), out / row)
+        models = tuned_models(models, published, "ytvos", open_dataset(YOUTUBE, youtube, FIT), folder)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published)
-    roots = {YOUTUBE: youtube, DAVIS: davis}
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, OPEN[YOUTUBE])).splits(youtube)
     for name, root in roots.items():
         more = [FIT] * (way == "cached") + [HIDDEN] * hidden if name == YOUTUBE else []
@@ -83,7 +81,7 @@ def referdino_single_object(
 
     run = models.imported
     if way == "cached":
-        run = out / row / "run"
+        run = folder / "run"
         train(
             [tracks(YOUTUBE, FIT)],
             [texts(YOUTUBE, FIT)],
@@ -94,25 +92,26 @@ def referdino_single_object(
             resume=run.exists(),
         )
 
-    for name, split in OPEN.items():
+    for name, root in roots.items():
+        split = OPEN[name]
         cache = tracks(name, split)
-        selections = select(run, cache, texts(name, split), out / row / f"selections/{name}-{split}.zarr")
-        ours = benchmark_selections(selections, [cache], {}, root=roots[name])
-        rows = {f"ours, {name} {split}": ours}
-        show_scores(rows, out / row / f"metrics/{name}.json", ours)
-        click.echo(f"the paper: {published_scores(name, scores(published, name) or [])}")
+        selections = select(run, cache, texts(name, split), folder / f"selections/{name}-{split}.zarr")
+        ours = benchmark_selections(selections, [cache], {}, root=root)
+        rows = {f"{published['name']}, {name} {split}": ours}
+        show_scores(rows, folder / f"metrics/{name}.json", ours)
+        click.echo(published_scores(name, scores(published, name) or []))
         if run is not None:
-            index = report(run, selections, [cache], out / row / f"report/{name}", root=roots[name], rows=rows)
+            index = report(run, selections, [cache], folder / f"report/{name}", root=root, rows=rows)
             click.echo(f"page: {index}")
         if name == DAVIS:
-            packed = submit_selections(selections, [cache], out / row / f"{name}_{split}.zip", root=davis)
+            packed = submit_selections(selections, [cache], folder / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")
 
     if hidden:
         cache = tracks(YOUTUBE, HIDDEN)
-        selections = select(run, cache, texts(YOUTUBE, HIDDEN), out / row / f"selections/{YOUTUBE}-{HIDDEN}.zarr")
-        masks = merge_masks(selections, [cache], out / row / f"masks/{YOUTUBE}")
-        packed = submit(masks, YOUTUBE, out / row / f"{YOUTUBE}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
+        selections = select(run, cache, texts(YOUTUBE, HIDDEN), folder / f"selections/{YOUTUBE}-{HIDDEN}.zarr")
+        masks = merge_masks(selections, [cache], folder / f"masks/{YOUTUBE}")
+        packed = submit(masks, YOUTUBE, folder / f"{YOUTUBE}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
         click.echo(f"for the benchmark's server: {packed}")
 
 

@@ -53,10 +53,14 @@ class Caches:
 
     def extract(self, trained: Sequence[Mapping[str, str]]) -> None:
         """Extract the splits that are trained on (dataset -> split), those of OPEN, and HIDDEN where it is there."""
+        splits_of = {name: [splits[name] for splits in (*trained, OPEN) if name in splits] for name in self.roots}
+        for name, splits in splits_of.items():
+            # What is missing is said before hours of extraction.
+            for split in splits:
+                open_dataset(name, self.roots[name], split)
         for name, root in self.roots.items():
-            splits = [splits[name] for splits in (*trained, OPEN) if name in splits]
-            splits += [HIDDEN] if name == YOUTUBE and self.has_hidden else []
-            extract_all(name, root, splits=splits, out=self.folder / name, **self.extraction)
+            hidden = [HIDDEN] if name == YOUTUBE and self.has_hidden else []
+            extract_all(name, root, splits=[*splits_of[name], *hidden], out=self.folder / name, **self.extraction)
 
     @property
     def has_hidden(self) -> bool:

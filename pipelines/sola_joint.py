@@ -10,10 +10,11 @@ from pathlib import Path
 
 import click
 
+from pipelines.page import Page
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import named
 from pipelines.sola_models import Models, sola_models
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
@@ -33,7 +34,7 @@ HIDDEN = "valid"
 Ref-YouTube-VOS's train that is held out here, and that the paper trains on."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--mevis", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_joint"), show_default=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import click
 
+from pipelines.page import Page
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import published_line
 from pipelines.sola_models import Models, sola_models
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
@@ -31,7 +32,7 @@ TRAIN, OPEN, HIDDEN = "train", "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the paper's table is scored on valid, by the benchmark's server."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/sola_mevis"), show_default=True)
 @sola_models

@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
+from pipelines.page import Page
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import named
 from pipelines.sola_models import Models, sola_models
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
@@ -35,7 +36,7 @@ HIDDEN = "valid"
 names has its ground truth and is not trained on either. Ref-DAVIS17's valid has its own, and is the paper's split."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--mevis", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
@@ -56,6 +57,11 @@ def sola_zero_shot(
 ) -> None:
     """From the three datasets' folders to a report on each dataset that was not trained on, and to the zips of their benchmarks."""
     roots = {"ref-youtube-vos": youtube, "ref-davis17": davis}
+    # What is missing is said before hours of extraction.
+    for name, root in roots.items():
+        open_dataset(name, root, OPEN[name])
+    if trained is None:
+        open_dataset("mevis", mevis, TRAINED)
     page = Path(__file__).with_suffix(".toml")
     run = trained or out / "run"
     if trained is None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import click
 
+from pipelines.page import Page
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import published_line
 from pipelines.ssa_models import Models, ssa_models
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -37,7 +38,7 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 """Swept on valid_u; the released code's is 0.5."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @click.option("--root", type=click.Path(path_type=Path), default=Path("data/mevis"), show_default=True)
 @click.option(
     "--youtube",

@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 
+from pipelines.page import Page
 from pipelines.rows.papers import row_of
 from pipelines.single_object import DAVIS, IMAGES, OPEN, YOUTUBE, Caches, dataset_options, score_benchmarks, submit_hidden
 from pipelines.ssa_models import Models, ssa_models
-from rvos_cache.cli import Resumable, run_command
+from rvos_cache.cli import run_command
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
@@ -28,7 +29,7 @@ STAGES = {
 """Training, in this order: dataset -> split. Pseudo-videos are as long as a clip."""
 
 
-@click.command(cls=Resumable)
+@click.command(cls=Page)
 @dataset_options
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/ssa_single_object"), show_default=True)
 @ssa_models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ import numpy as np
 
 from rvos_cache.errors import InputError
 from rvos_cache.system.device import device
+from rvos_cache.system.text_files import read_text
 
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the first answer of the hub."""
+LONGEST_REASON = 200
+"""Characters of a library's message in an error."""
 CHECKPOINT_FOLDERS = "RVOS_CHECKPOINTS"
 """Environment variable: folders, separated as in PATH, that contain checkpoints under the last part of their names."""
 
@@ -72,6 +76,30 @@ def load_processor(kind: Any, checkpoint: str, what: str, setting: str = "checkp
     return _from_pretrained(kind, checkpoint, what, setting, options)
 
 
+def check_model_type(checkpoint: str, model_type: str, what: str, setting: str = "checkpoint") -> None:
+    """Raises InputError for a folder with the model of another kind, or with a run around the model. Hub names are not looked up.
+
+    model_type: that of transformers' config.json, "grounding-dino"; what, setting: as in `load_frozen`.
+    """
+    folder = Path(resolve_checkpoint(checkpoint))
+    if not folder.is_dir():
+        return
+    start, inner = f"{what} {checkpoint!r}", folder / "upstream"
+    try:
+        other = json.loads(read_text(folder / "config.json")).get("model_type")
+    except FileNotFoundError:
+        if (inner / "config.json").is_file():
+            raise InputError(
+                f"{start}: is a run, whose model is in it; --set {setting}={checkpoint.rstrip('/')}/upstream"
+            ) from None
+        return
+    except (OSError, ValueError, AttributeError):
+        # Its loader says what is wrong with the file.
+        return
+    if other != model_type:
+        raise InputError(f"{start}: its config.json is of a model {other!r}, expected {model_type!r}; --set {setting}=FOLDER")
+
+
 def checkpoint_source(checkpoint: str, what: str, how_to_fix: str) -> tuple[str, bool]:
     """The folder or hub name to load `checkpoint` from, and whether to read local files only (`local_files_only`).
 
@@ -88,7 +116,9 @@ def checkpoint_source(checkpoint: str, what: str, how_to_fix: str) -> tuple[str,
 
 def load_failure(error: Exception, source: str) -> str:
     """The error of loading `source` in one line, and why the hub cannot be reached if `source` is a hub name."""
-    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [" ".join(line.split()) for line in str(error).strip().splitlines()] or [type(error).__name__]
+    # A line that ends in a colon says nothing without the list below it.
+    message = " ".join(lines)[:LONGEST_REASON] if lines[0].endswith(":") else lines[0]
     if Path(source).is_dir():
         return message
     hub_fault = _hub_fault()

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS = ".safetensors"
+LONGEST = 140
+"""Characters of a library's message in an error."""
 
 
 def read_tensors(
@@ -73,8 +75,15 @@ def _numpy_scalar() -> list[Any]:
 
 
 def _one_line(error: Exception) -> str:
-    """The type and the message of an error of a library, in one line of at most 140 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:140]
+    """The type and the message of an error of a library, in one line of at most LONGEST characters, cut behind a sentence or a word."""
+    if isinstance(error, KeyError | IndexError | EOFError):
+        # Of a pickle that is none; its message is a byte.
+        return f"{type(error).__name__}, not written by torch.save"
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    if len(line) <= LONGEST:
+        return line
+    sentence = line[:LONGEST].rpartition(". ")[0]
+    return sentence or f"{line[:LONGEST].rpartition(' ')[0]} …"
 
 
 def _describe(content: object) -> str:

@@ -27,7 +27,7 @@ from rvos_cache.types import Selection, TrackSet
 from rvos_select.inference import progress as progress_module
 from rvos_select.inference.ask import ask
 from rvos_select.inference.progress import format_status, step_progress
-from rvos_select.merging.hints import empty_hint, threshold_below
+from rvos_select.merging.hints import below_hint, empty_hint, threshold_below
 from rvos_select.merging.policy import PolicyOptions, SelectionPolicy
 
 BEST = PolicyOptions(top1=True)
@@ -349,6 +349,10 @@ def test_hints_by_hand(tmp_path: Path) -> None:
     assert hint([[0.1, 0.27], [0.1, 0.2]], policy=SelectionPolicy(0.5, empty="top1")) is None
     assert hint([[0.27]], draw_threshold=0.25) == "every mask is empty: no track scored above 0.5, the best 0.27; try --top1"
     assert "the tracker found no track" in str(hint([[0.9]], [[False]]))
+    best = "no candidate scored above 0.2, so the best one was selected; --empty zeros selects nothing then"
+    assert below_hint(SelectionPolicy(0.2, empty="top1"), 0.2) == best
+    for other, score in ((SelectionPolicy(0.2, empty="top1"), 0.21), (policy, 0.1), (SelectionPolicy(0.2, top1=True), 0.1)):
+        assert below_hint(other, score) is None
     assert hint([[0.0]]) == "every mask is empty: no track scored above 0.5, the best 0; try --top1"
 
 

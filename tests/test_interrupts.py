@@ -33,8 +33,13 @@ GO_ON = {
 }  # fmt: skip
 
 
-def test_every_command_is_named_with_what_goes_on() -> None:
-    """Exactly the commands that keep what was finished say so; train needs --resume."""
+def test_every_command_is_named_with_what_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly the commands that keep what was finished say so, where there is something; train needs --resume."""
+    monkeypatch.chdir(tmp_path)
+    for words in (["rvos-cache", "tune-referdino", "--out", "my folder"], ["rvos-select", "train", "--out", "my folder"]):
+        nothing = f"interrupted; nothing was kept; start again with: {shlex.join(words)}"
+        assert _interrupted(cache_cli if words[0] == "rvos-cache" else select_cli, words) == nothing
+    (tmp_path / "my folder").mkdir()
     kept = set()
     for program, cli in (("/bin/rvos-cache", cache_cli), ("/bin/rvos-select", select_cli)):
         for verb in cli.commands:

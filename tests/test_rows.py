@@ -191,7 +191,9 @@ def test_what_a_server_said_is_recorded(work: Work, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("run", "sola.table_9"), "no row 'sola.table_9'; there are: sola.table_"),
+        (("run", "sola.table_9"), "no row 'sola.table_9'; nearest: sola.table_"),
+        (("run", "referdino.table_2.nope"), "no row 'referdino.table_2.nope'; nearest: referdino.table_2."),
+        (("run", "table_2.referdino_t"), "no row 'table_2.referdino_t'; nearest: referdino.table_2.referdino_t"),
         (("run", "sola.table_1.dshmp"), "row sola.table_1.dshmp cannot be run here: another system"),
         (("run", "sola.table_2.sola"), "needs ref-youtube-vos, expected at data/ref-youtube-vos; get it: https"),
         (("--system", "solar"), "--system solar: no such system; there are: "),

@@ -19,6 +19,7 @@ from pipelines.rows.needs import Places, needs_of
 from pipelines.rows.papers import TrackerChoice, all_papers, find_row
 from pipelines.rows.rates import Rates
 from pipelines.rows.results import Made, Score, add_scores, definition_of, read_record, read_server
+from pipelines.rows.runner import naming_weights
 from pipelines.rows.steps import steps_of
 from rvos_cache.errors import InputError
 
@@ -83,6 +84,16 @@ def test_parts_and_pseudo_videos_need_the_split_that_they_are_made_of(tmp_path: 
     needs = {need.name: need.found for need in needs_of(paper, row, Places(roots={"refcoco": tmp_path}))}
     assert needs["refcoco"] is True and needs["refcoco+"] is False
     assert {str(Places().root(name)) for name in ("refcoco", "refcoco+", "refcocog")} == {str(Path("data/refcoco"))}
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_given_by_the_board_s_option() -> None:
+    paper, _, row = find_row("referdino.table_2.referdino_t_cached", all_papers())
+    places = Places(weights={"grounding_dino_t": "nobody/tiny", "sam2": "nobody/sam2"})
+    for where, name in (("nobody/tiny", "grounding_dino_t"), ("nobody/sam2", "sam2")):
+        with pytest.raises(InputError, match=f"a folder: --weights {name}=FOLDER$"), naming_weights(paper, row, places):
+            raise InputError(f"checkpoint '{where}' cannot be loaded; give a folder: --set checkpoint=FOLDER")
+    with pytest.raises(InputError, match="^checkpoint 'x': --set checkpoint=FOLDER$"), naming_weights(paper, row, places):
+        raise InputError("checkpoint 'x': --set checkpoint=FOLDER")
 
 
 def test_a_setting_of_the_user_s_replaces_what_a_row_needs() -> None:
@@ -215,7 +226,8 @@ def test_a_server_s_score_is_of_the_zip_that_was_made(tmp_path: Path) -> None:
         zips.append(Made(split="mevis/valid", seed=seed, source=str(tmp_path / f"{seed}.zip"), **own))
     add_scores(HIDDEN, places, [], zips)
     state = board(places, HIDDEN)["state"]
-    assert state.startswith("to be sent: ") and "0.zip" in state and "1.zip" in state
+    # With settings that are not the row's.
+    assert state.startswith("to be sent: ") and "0.zip*" in state and "1.zip*" in state
     printed = call("score", HIDDEN, tmp_path / "said.txt", "--out", places.out)
     assert "ours: J&F 48.1, J 44.9, F 51.3, with epochs=13" in printed
     # The other seed's zip is still to be sent, and the command says which it is and where the record lies.

@@ -11,7 +11,7 @@ from pipelines.rows.needs import Need, Places, needs_of
 from pipelines.rows.papers import Paper, Row
 from pipelines.rows.published import keys_of, titles_of
 from pipelines.rows.rates import Rates, device_name, read_rates
-from pipelines.rows.results import Record, Score, definition_of, mean_and_deviation, read_record
+from pipelines.rows.results import Made, Record, Score, definition_of, mean_and_deviation, read_record
 from pipelines.rows.steps import is_scored_by_server
 
 Entry = dict[str, Any]
@@ -32,6 +32,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
     table = paper.tables[name.split(".")[1]]
     for split, published in row.paper.items():
         scores = record.of(split)
+        ran: list[Made] = [*scores, *record.zips(split)]
         yield {
             "row": name,
             "system": paper.system,
@@ -46,7 +47,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
             "oracle": scores[0].oracle if scores else None,
             "date": scores[-1].date if scores else None,
             "commit": scores[-1].commit if scores else None,
-            "changes": list(scores[0].changes) if scores else [],
+            "changes": list(ran[0].changes) if ran else [],
             "needs": [need.__dict__ for need in needs],
             "hours": cost.hours,
             "gigabytes": cost.gigabytes,
@@ -70,7 +71,7 @@ def _state(row: Row, record: Record, needs: Sequence[Need], split: str, definiti
         return "old: the row was changed since it was scored; run it again" if old else "scored"
     zips = [zipped for zipped in record.zips(split) if zipped.definition == definition and Path(zipped.source).exists()]
     if zips:
-        return f"to be sent: {', '.join(zipped.source for zipped in zips)}"
+        return f"to be sent: {', '.join(zipped.source + '*' * bool(zipped.changes) for zipped in zips)}"
     absent = [need for need in needs if need.found is False]
     return f"missing: {', '.join(need.name for need in absent)}" if absent else "ready"
 

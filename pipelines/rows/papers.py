@@ -197,8 +197,11 @@ def find_row(name: str, papers: Mapping[str, Paper]) -> tuple[Paper, str, Row]:
         return rows[name][0], name, rows[name][1]
     from difflib import get_close_matches
 
-    near = [row_name for row_name in rows if row_name.startswith(f"{name}.")] or get_close_matches(name, rows, 5, 0.4)
-    raise InputError(f"no row {name!r}; {'there are: ' + ', '.join(near[:12]) if near else 'python -m pipelines lists all'}")
+    # Of a table, or of a row without its system, all; else rows of the same table before those of others.
+    near = [row_name for row_name in rows if row_name.startswith(f"{name}.") or row_name.endswith(f".{name}")]
+    of_table = [row_name for row_name in rows if row_name.rpartition(".")[0] == name.rpartition(".")[0]]
+    near = near or get_close_matches(name, of_table, 12, 0) or get_close_matches(name, rows, 5, 0.4)
+    raise InputError(f"no row {name!r}; {'nearest: ' + ', '.join(near[:12]) if near else 'python -m pipelines lists all'}")
 
 
 def row_of(system: str, name: str) -> Row:

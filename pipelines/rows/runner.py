@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
 from pipelines.rows.check import check_row
-from pipelines.rows.needs import Places
+from pipelines.rows.needs import Places, needs_of
 from pipelines.rows.papers import Paper, Row
 from pipelines.rows.rates import measured
 from pipelines.rows.results import Record, add_scores, definition_of, read_record, record_path, scores_of, zips_of
 from pipelines.rows.steps import Step, steps_of
+from rvos_cache.errors import InputError
+
+CHECKPOINT_OPTION = re.compile(r"--(set \w+=|grounding )FOLDER")
+"""How a command names a checkpoint, at the end of an error."""
 
 
 def run_row(paper: Paper, name: str, row: Row, places: Places, seeds: Sequence[int] = (0,)) -> Record:
@@ -26,7 +32,7 @@ def run_row(paper: Paper, name: str, row: Row, places: Places, seeds: Sequence[i
         steps = steps_of(paper, name, row, places, seed)
         for number, step in enumerate(steps, 1):
             click.echo(f"[{number}/{len(steps)}] {step.line()}")
-            with measured(step, places):
+            with naming_weights(paper, row, places), measured(step, places):
                 call(step)
         settings = (seed, places.changes, definition)
         record = add_scores(name, places, list(scores_of(steps, *settings)), list(zips_of(steps, *settings)))
@@ -34,6 +40,21 @@ def run_row(paper: Paper, name: str, row: Row, places: Places, seeds: Sequence[i
             click.echo(f"{record_path(name, places)}: scores with other settings are not kept")
         before = len(record.scores)
     return record
+
+
+@contextmanager
+def naming_weights(paper: Paper, row: Row, places: Places) -> Iterator[None]:
+    """Raises InputError of the block, about a checkpoint, with the option --weights in the place of the command's own."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        own = [
+            need for need in needs_of(paper, row, places) if need.option.startswith("--weights") and repr(need.where) in message
+        ]
+        if not own or not CHECKPOINT_OPTION.search(message):
+            raise
+        raise InputError(CHECKPOINT_OPTION.sub(f"--weights {own[0].name}=FOLDER", message)) from error
 
 
 def call(step: Step) -> None:

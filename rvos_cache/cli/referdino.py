@@ -35,7 +35,7 @@ def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: t
     from rvos_cache.trackers.referdino.upstream import tuned_settings
     from rvos_cache.tuning import export as write_upstream
     from rvos_cache.tuning import tune
-    from rvos_cache.tuning.state import read_record
+    from rvos_cache.tuning.state import read_record, saved_step
 
     if export:
         read_record(out)
@@ -43,7 +43,10 @@ def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: t
             folder = write_upstream(out)
     else:
         settings = tune_settings(parse_overrides(overrides))
+        before = saved_step(out)
         folder = tune(open_dataset(dataset, root, split), settings, out)
+        if before == saved_step(out):
+            click.echo(f"{out}: was finished already, after {before} steps; a larger --set steps trains further")
     defaults = build(GdinoQueriesSettings, {}, "gdino-queries").model_dump()
     others = "".join(f" --set {name}={value}" for name, value in tuned_settings(folder).items() if defaults[name] != value)
     click.echo(f"{folder}: extract with --tracker gdino-queries --set checkpoint={folder} --set masks=head{others}")

@@ -60,11 +60,17 @@ def _interrupted(program: object, words: Sequence[str]) -> str:
         name = Path(words[0]).name
         start = [name if shutil.which(name) else words[0]]
     again = [*start, *words[1:]]
-    if not isinstance(command, Resumable):
+    if not isinstance(command, Resumable) or not _has_output(words):
         return f"interrupted; nothing was kept; start again with: {shlex.join(again)}"
     if command.option and command.option not in again:
         again.append(command.option)
     return f"interrupted; what was finished is kept; go on with: {shlex.join(again)}"
+
+
+def _has_output(words: Sequence[str]) -> bool:
+    """Whether there is something at the --out of a command line; True where it gives none, or a place that is no path."""
+    given = [value for option, value in zip(words, words[1:]) if option == "--out"]
+    return not given or "://" in given[-1] or Path(given[-1]).exists()
 
 
 def run_command(command: Callable[..., object]) -> NoReturn:

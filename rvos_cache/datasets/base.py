@@ -151,9 +151,14 @@ class Dataset(ABC):
         if self.split not in self.splits(self.root):
             raise self._no_split(f"{self.root}: no split {self.split!r}")
 
-    def _no_split(self, problem: str, hint: str = "") -> InputError:
-        """Return the error for a split that does not exist. problem: names the file or folder; hint: another way to fix it."""
-        existing = ", ".join(self.splits(self.root)) or "none"
+    def _no_split(self, problem: str, hint: str = "", further: Iterable[str] = ()) -> InputError:
+        """Return the error for a split that does not exist.
+
+        problem: names the file or folder; hint: another way to fix it; further: splits that `splits` does not list.
+        """
+        if not self.root.is_dir():
+            return InputError(f"{self.root}: no such folder; give another --root")
+        existing = ", ".join(dict.fromkeys([*self.splits(self.root), *further])) or "none"
         return InputError(f"{problem}; splits of {self.root}: {existing}; give another --root or --split{hint}")
 
 

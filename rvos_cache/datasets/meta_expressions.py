@@ -66,7 +66,9 @@ class MetaExpressions(ListedDataset[Any]):
     def _read_list(self, file: Path) -> None:
         """Set `file`, `videos` and `duplicate_keys`. Raises InputError: if there is no such file, or no list in it."""
         if not file.exists():
-            raise self._no_split(f"{file}: not found")
+            # `splits` leaves out those whose videos are another split's.
+            further = sorted(path.parent.name for path in file.parent.parent.glob(f"*/{file.name}"))
+            raise self._no_split(f"{file}: not found", further=further)
         self.file, self.duplicate_keys = file, []
         self.videos = read_videos(file, self.duplicate_keys)
 

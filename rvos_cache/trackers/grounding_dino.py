@@ -19,10 +19,12 @@ from transformers import (
 from transformers.models.grounding_dino.modeling_grounding_dino import SPECIAL_TOKENS
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import load_frozen, load_processor, weights_digest
+from rvos_cache.pretrained import check_model_type, load_frozen, load_processor, weights_digest
 from rvos_cache.system.device import device
 
 WHAT, SETTING = "grounding checkpoint", "grounding_checkpoint"
+MODEL_TYPE = "grounding-dino"
+"""In the config.json of a GroundingDINO."""
 Boxes = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Boxes (K, 4), x0 y0 x1 y1 in pixels of the frame, and their scores (K,)."""
 
@@ -37,6 +39,7 @@ class BoxFinder:
 
     def __init__(self, checkpoint: str, box_threshold: float, text_threshold: float) -> None:
         self.checkpoint, self.box_threshold, self.text_threshold = checkpoint, box_threshold, text_threshold
+        check_model_type(checkpoint, MODEL_TYPE, WHAT, SETTING)
         # With torchvision installed, AutoImageProcessor would resize differently: a cache must not depend on that. Up to
         # transformers 5.17, it cannot be used without.
         images = load_processor(GroundingDinoImageProcessorPil, checkpoint, WHAT, SETTING)
@@ -99,8 +102,9 @@ class BoxFinder:
 def load_tokenizer(checkpoint: str, what: str, setting: str = "checkpoint") -> Any:
     """The tokenizer of a GroundingDINO. what, setting: as in `load_frozen`.
 
-    Raises InputError if it cannot be loaded, or its delimiters of phrases are not GroundingDINO's.
+    Raises InputError if it cannot be loaded, is of another model, or its delimiters of phrases are not GroundingDINO's.
     """
+    check_model_type(checkpoint, MODEL_TYPE, what, setting)
     tokenizer = load_processor(AutoTokenizer, checkpoint, what, setting)
     # The model compares token ids; and transformers makes a tokenizer without words of a folder without a vocabulary.
     ids = [tokenizer.convert_tokens_to_ids(token) for token in ("[CLS]", "[SEP]", ".", "?")]

@@ -36,6 +36,8 @@ def tune(dataset: Dataset, settings: TuneSettings, out: Path) -> Path:
     finite, or a step that needs more memory than there is.
     """
     with folder_lock(out, "tune-referdino"):
+        # Before the checkpoint, which may be another one that cannot be loaded.
+        state.check_same(out, {"settings": settings.model_dump(mode="json")})
         source = ClipSource(dataset, settings)
         start = load_start(settings)
         record = {

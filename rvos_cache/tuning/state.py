@@ -46,10 +46,18 @@ def write_record(out: Path, record: Mapping[str, Any]) -> None:
         write_json(path, {**values, **provenance()})
         return
     stored = read_record(out)
+    check_same(out, values)
+    write_json(path, {**stored, "settings": values["settings"]})
+
+
+def check_same(out: Path, values: Mapping[str, Any]) -> None:
+    """Raises InputError where the run in `out`, if there is one, was started with other `values` of its record."""
+    if not (out / RECORD).exists():
+        return
+    stored = read_record(out)
     for name, before, now in differences({key: stored.get(key) for key in values}, values):
         if name not in FREE:
             raise InputError(f"{out}: was started with {name} = {before!r}, now it is {now!r}; give the same, or another --out")
-    write_json(path, {**stored, "settings": values["settings"]})
 
 
 def read_record(out: Path) -> dict[str, Any]:

@@ -158,9 +158,13 @@ def oracle(
     scores = step.oracle(
         list(caches), dataset=dataset, root=root, split=split, videos=videos, limit=limit, allow_missing=allow_missing
     )
-    show_scores({"oracle": scores}, json_path, scores)
     if "image" in scores:
         show_scores({"oracle": scores["image"]}, None, scores["image"])
+        click.echo(
+            "oracle: one mask of each expression, its best candidate by mean IoU. A prediction may have a higher mAP, which ranks all "
+            "candidates, or overall IoU, in which large objects count more. J, F and J&F of the same masks:"
+        )
+    show_scores({"oracle": scores}, json_path, scores)
 
 
 @click.command()
@@ -169,7 +173,9 @@ def oracle(
 @click.option("--cache", "caches", type=PATH, multiple=True, help="Tracks cache of the selections; may repeat.")
 @policy_options("the best track", "With --selections. ")
 @click.option("--dataset", help="With --selections the cache's by default.")
-@ROOT
+@click.option(
+    "--root", type=PATH, help="The dataset's folder.  [default: data/DATASET; with --selections the root in the cache's card]"
+)
 @click.option("--split", help="Default: valid; with --selections the cache's.")
 @click.option("--out", type=PATH, required=True, help="The zip to upload.")
 def submit(

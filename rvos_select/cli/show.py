@@ -69,7 +69,7 @@ def ask(
     """
     from rvos_cache.settings import parse_overrides
     from rvos_select.inference import ask as step
-    from rvos_select.runs.checkpoint import trained_on
+    from rvos_select.runs.checkpoint import origin_of
 
     check_run_or_selector(run, selector, overrides)
     if run is not None:
@@ -77,7 +77,7 @@ def ask(
             raise click.UsageError(
                 "--tracker, --tracker-set and --clip-set are for --selector; a run has the tracker of its training"
             )
-        click.echo(f"{run}: trained on {trained_on(run)}")
+        click.echo(f"{run}: {origin_of(run)}")
         answer = step.ask(video, sentence, run, out, policy)
     else:
         config, tracker_settings, clip_settings = map(parse_overrides, (overrides, tracker_set, clip_set))

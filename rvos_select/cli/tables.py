@@ -11,7 +11,22 @@ import click
 from rvos_cache.system import files
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rvos_select.evaluation.protocols import Protocol
+
+WIDEST = 1000
+"""Columns of characters."""
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as its content, also where the terminal is narrower or there is none: no number and no name is cut."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    width = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    Console(width=max(console.width, width)).print(table)
 
 
 def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, scores: Mapping[str, Any]) -> None:
@@ -19,7 +34,6 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
 
     rows: title -> scores of the same protocol as `scores`; columns that no row has are left out.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from rvos_select.evaluation.against import against_line
@@ -32,7 +46,7 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
     table = Table("", *(field.title for field in fields), protocol.counted)
     for name, row in rows.items():
         table.add_row(name, *(percent(field.value(row)) for field in fields), str(len(row[protocol.counted])))
-    Console().print(table)
+    print_table(table)
     missing = scores.get("missing") or []
     if missing:
         more = ", …" if len(missing) > 5 else ""
@@ -44,7 +58,6 @@ def show_scores(rows: Mapping[str, Mapping[str, Any]], json_path: Path | None, s
 
 def show_slices(scores: Mapping[str, Any]) -> None:
     """Print the scores of the slices of each attribute in percent, where there are any."""
-    from rich.console import Console
     from rich.table import Table
 
     from rvos_select.metrics.metric import percent
@@ -60,12 +73,11 @@ def show_slices(scores: Mapping[str, Any]) -> None:
     for attribute, of_attribute in slices.items():
         for name, row in of_attribute.items():
             table.add_row(attribute, name, *(percent(row[key]) for key in keys), str(row["count"]))
-    Console().print(table)
+    print_table(table)
 
 
 def show_comparison(comparison: Mapping[str, Any]) -> None:
     """Print what `compare` returned, in percent."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -77,12 +89,12 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         interval = row["interval"] and " to ".join(f"{100 * end:+.2f}" for end in row["interval"])
         difference = f"{100 * row['difference']:+.2f}"
         table.add_row(field.title, percent(row["a"]), percent(row["b"]), difference, interval or "– (one video)")
-    Console().print(table)
+    print_table(table)
     moved = Table("moved most", "A", "B", "B - A")
     for row in [*comparison["up"], *comparison["down"][::-1]]:
         moved.add_row(escape(row["expression"]), percent(row["a"]), percent(row["b"]), f"{100 * row['difference']:+.1f}")
     if moved.row_count:
-        Console().print(moved)
+        print_table(moved)
     click.echo(f"{comparison['expressions']} expressions of {comparison['videos']} videos")
     for name, keys in (("A", comparison["only_a"]), ("B", comparison["only_b"])):
         if keys:

@@ -12,6 +12,9 @@ from rvos_cache.cli.options import DEVICE
 from rvos_cache.errors import InputError
 from rvos_select.cli.options import CACHES, PATH, TEXTS
 
+INDEX = "relative_position_index"
+"""Of Swin, which follows from the size of a window."""
+
 
 @click.command(cls=Resumable, option="--resume")
 @CACHES
@@ -114,8 +117,11 @@ def import_referdino(checkpoint: Path, grounding: str | None, out: Path) -> None
             f"not read: {conversion.untrained} tensors of the enhancer, which was never trained: the checkpoint is of single frames "
             "(temporal_layers is 0; extract with --set resizing=image)"
         )
-    for name in conversion.unread:
-        click.echo(f"not read: {name}")
+    if conversion.unread:
+        kinds = dict.fromkeys(INDEX if name.endswith(INDEX) else ".".join(name.split(".")[:2]) for name in conversion.unread)
+        click.echo(
+            f"not read: {len(conversion.unread)} tensors that GroundingDINO computes itself or has no use for ({', '.join(kinds)})"
+        )
 
 
 COMMANDS = (train, import_sola, import_ssa, import_referdino)

@@ -11,12 +11,12 @@ from typing import Any
 
 from rvos_cache.datasets.mirrored import SUFFIX
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import failed_videos
 from rvos_cache.store import format_uri, read_card
 from rvos_cache.system.progress import tracked
 from rvos_select.data.caches import TrackSource, check_same_channels
 from rvos_select.data.epochs import set_weights
 from rvos_select.data.labels import label_rule
+from rvos_select.data.left_out import missing_videos
 from rvos_select.data.samples import VideoSample, label_thresholds, load_video, set_name
 from rvos_select.data.texts import TextSource, check_same_encoder, texts_of
 
@@ -150,8 +150,9 @@ def read_sources(
     _check_validation(sets, valid_sets)
     if valid_tracks:
         _warn_of_shared_videos(train_ids, valid_ids)
-    missing = {"training": missing_videos("training", sets, warn=True)}
-    missing["validation"] = missing_videos("validation", valid_sets, warn=bool(valid_tracks))
+    missing = {"training": missing_videos("training", [each.tracks for each in sets.values()], warn=True)}
+    valid_sources = [each.tracks for each in valid_sets.values()]
+    missing["validation"] = missing_videos("validation", valid_sources, warn=bool(valid_tracks))
     train = [sample for name, each in sets.items() for sample in each.load(train_ids[name], labels, requires)]
     valid = [sample for name, each in valid_sets.items() for sample in each.load(valid_ids[name], labels, requires)]
     if not any(len(s.expressions) for s in train):
@@ -217,20 +218,3 @@ def _contents(sets: CachedSets, video_ids: Mapping[str, Sequence[str]]) -> dict[
                 present = set(cache.video_ids())
                 out[kind].append({v: cache.content(v) for v in video_ids[name] if v in present})
     return out
-
-
-def missing_videos(role: str, sets: CachedSets, warn: bool) -> dict[str, str]:
-    """Video -> why it is left out: a cache lacks it, or it failed in extraction. role: for messages; warn: one line for each."""
-    incomplete, failed = dict[str, str](), dict[str, str]()
-    for source in (each.tracks for each in sets.values()):
-        incomplete |= source.incomplete
-        for cache in source.caches:
-            for video_id, error in failed_videos(cache).items():
-                if video_id not in source.incomplete:
-                    failed[video_id] = f"{cache.path}, video {video_id}: {error}"
-        if source.incomplete and warn:
-            warnings.warn(f"{role}: {source.skipped_line()}", stacklevel=3)
-    if failed and warn:
-        first, fix = failed[min(failed)], "fix it and run the extraction again, or go on without them"
-        warnings.warn(f"{role}: {len(failed)} videos failed in extraction and are left out; first {first}; {fix}", stacklevel=3)
-    return {**incomplete, **failed}

@@ -76,7 +76,12 @@ def oracle(
         if isinstance(video, AnnotatedVideo) and video.video_id not in source.caches_of and not allow_missing:
             raise InputError(f"{source.missing_line(video.video_id)}, or give --allow-missing to score it 0")
         table.add(video)
-    return table.scores() | against.to_json()
+    of_split = (
+        {"dataset": source.card.dataset, "split": source.card.split}
+        if data is None
+        else {"dataset": data.name, "split": data.split}
+    )
+    return of_split | table.scores() | against.to_json()
 
 
 class _Oracle:

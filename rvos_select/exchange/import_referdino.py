@@ -17,9 +17,9 @@ from rvos_cache.text import encoder_class, open_encoder
 from rvos_cache.trackers import open_tracker, tracker_class
 from rvos_cache.trackers.referdino.convert import Conversion, convert_referdino
 from rvos_cache.trackers.referdino.head import ReferDinoHead
-from rvos_cache.trackers.referdino.upstream import HEAD_FILE, IMAGES, RECORD_FILE, load_head, tuned_settings
+from rvos_cache.trackers.referdino.upstream import HEAD_FILE, IMAGES, RECORD_FILE, load_head, read_record, tuned_settings
 from rvos_select.paths import PathLike
-from rvos_select.runs.checkpoint import storing
+from rvos_select.runs.checkpoint import RESTART, storing
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
 from rvos_select.training.settings import TrainSettings
 
@@ -55,10 +55,10 @@ def import_referdino(checkpoint: PathLike, grounding: str | None, out: PathLike)
             "has a GroundingDINO of its own; leave --grounding out" if is_tuned else "give --grounding, what it was trained from"
         )
         raise InputError(f"{checkpoint}: {need}")
-    conversion, source, tracker = None, checkpoint, dict[str, Any]()
-    with storing(out), new_folder(out) as folder:
+    conversion, source, tracker, data = None, checkpoint, dict[str, Any](), dict[str, Any]()
+    with storing(out, RESTART), new_folder(out) as folder:
         if grounding is None:
-            source, tracker = _copy_tuned(checkpoint, folder / UPSTREAM)
+            source, tracker, data = _copy_tuned(checkpoint, folder / UPSTREAM)
         else:
             conversion = convert_referdino(checkpoint, grounding, folder / UPSTREAM)
             conversion = replace(conversion, folder=out / UPSTREAM)
@@ -67,21 +67,24 @@ def import_referdino(checkpoint: PathLike, grounding: str | None, out: PathLike)
         assert head is not None
         model = selector_of(head)
         model.save_pretrained(folder / "best")
-        record = _record(source, tracker, model, folder / UPSTREAM, (out / UPSTREAM).absolute())
+        record = _record(source, tracker, data, model, folder / UPSTREAM, (out / UPSTREAM).absolute())
         write_json(folder / "settings.json", record)
     trained = sum(parameter.numel() for parameter in model.parameters())
     return Imported(out, conversion, trained)
 
 
-def _copy_tuned(checkpoint: Path, target: Path) -> tuple[Path, dict[str, Any]]:
-    """Copy the folder of a tuned checkpoint, or the one in a tuning run; returns its head's file, and `tuned_settings`."""
+def _copy_tuned(checkpoint: Path, target: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Copy the folder of a tuned checkpoint, or the one in a tuning run; returns its head's file, `tuned_settings`, and what it was
+    tuned on: "dataset", "split" and "root"."""
     folder = checkpoint / UPSTREAM if (checkpoint / UPSTREAM).is_dir() else checkpoint
     for name in (HEAD_FILE, RECORD_FILE):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: has no {name}; give the --out of rvos-cache tune-referdino, or a released file")
-    settings = tuned_settings(folder)
+    settings, record = tuned_settings(folder), read_record(folder)
+    # A damaged file is named where it is, not as a copy.
+    load_head(str(folder))
     shutil.copytree(folder, target)
-    return folder / HEAD_FILE, settings
+    return folder / HEAD_FILE, settings, {name: record[name] for name in ("dataset", "split", "root") if name in record}
 
 
 def selector_of(head: ReferDinoHead) -> ReferDino:
@@ -94,17 +97,18 @@ def selector_of(head: ReferDinoHead) -> ReferDino:
     return model.cpu().eval()
 
 
-def _record(checkpoint: Path, tracker: Mapping[str, Any], model: ReferDino, written: Path, upstream: Path) -> dict[str, Any]:
-    """The settings.json of the run. tracker: settings that the checkpoint needs; written: where `upstream`, which the run names, is for
-    now."""
+def _record(
+    checkpoint: Path, tracker: Mapping[str, Any], data: Mapping[str, Any], model: ReferDino, written: Path, upstream: Path
+) -> dict[str, Any]:
+    """The settings.json of the run. tracker: settings that the checkpoint needs; data: what it was tuned on, empty for a released file,
+    which does not say that; written: where `upstream`, which the run names, is for now."""
     settings = {"checkpoint": str(written), "masks": "head", **tracker}
     location = f"tracker {TRACKER}"
     tracker_settings = [
         build(tracker_class(TRACKER).Settings, {**settings, "checkpoint": str(folder)}, location)
         for folder in (written, upstream)
     ]
-    # Its file says nowhere what it was trained on.
-    common: dict[str, Any] = {"dataset": checkpoint.stem, "split": "released"}
+    common: dict[str, Any] = {"dataset": checkpoint.stem, "split": "released", **data}
     tracks = tracker_card(TRACKER, open_tracker(TRACKER, tracker_settings[0]), tracker_settings[1])
     encoder = open_encoder(ENCODER, build(encoder_class(ENCODER).Settings, {}, f"text encoder {ENCODER}"))
     words = Card(
@@ -119,7 +123,7 @@ def _record(checkpoint: Path, tracker: Mapping[str, Any], model: ReferDino, writ
         "settings": TrainSettings(selector="referdino", batch="clip").model_dump(mode="json"),
         "resolved": {"config": model.config.model_dump(mode="json"), "label_iou": None},
         "frozen": {},
-        "imported": {"checkpoint": str(checkpoint), "digest": digest(checkpoint.read_bytes())},
+        "imported": {"checkpoint": str(checkpoint), "digest": digest(checkpoint.read_bytes()), "tuned": bool(data)},
         "sets": {},
         "missing": {},
         "cards": {

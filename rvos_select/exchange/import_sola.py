@@ -21,7 +21,7 @@ from rvos_cache.trackers import tracker_class
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.texts import TextSource
 from rvos_select.paths import PathLike, Paths, as_paths
-from rvos_select.runs.checkpoint import storing
+from rvos_select.runs.checkpoint import RESTART, storing
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.training.settings import TrainSettings
 
@@ -77,7 +77,7 @@ def import_sola(checkpoint: PathLike, out: PathLike, caches: Paths = (), texts: 
         **provenance(),
     }
 
-    with storing(out), new_folder(out) as folder:
+    with storing(out, RESTART), new_folder(out) as folder:
         model.save_pretrained(folder / "best")
         write_json(folder / "settings.json", record)
     return out

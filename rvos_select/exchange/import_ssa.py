@@ -22,7 +22,7 @@ from rvos_cache.text import encoder_class
 from rvos_cache.text.cues import tagger_version
 from rvos_cache.trackers import tracker_class
 from rvos_select.paths import PathLike
-from rvos_select.runs.checkpoint import storing
+from rvos_select.runs.checkpoint import RESTART, storing
 from rvos_select.selectors.ssa import Ssa, SsaConfig, names
 from rvos_select.selectors.ssa.clip import IMAGE_PART, TEXT_PART
 from rvos_select.training.settings import TrainSettings
@@ -82,7 +82,7 @@ def import_ssa(
             raise InputError(f"{checkpoint}: {name} holds other than finite numbers; {GIVE}")
     if clip is not None:
         _check_same_clip(Path(clip), towers, checkpoint)
-    with storing(out), new_folder(out) as folder:
+    with storing(out, RESTART), new_folder(out) as folder:
         if clip is None:
             convert_clip(checkpoint, folder / CLIP_FOLDER, tokenizer)
         model.save_pretrained(folder / "best")

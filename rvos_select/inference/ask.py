@@ -36,7 +36,7 @@ from rvos_select.inference.answers import Answers, Question
 from rvos_select.inference.predict import score_tracks
 from rvos_select.inference.progress import step_progress
 from rvos_select.inference.recipe import Recipe, recipe_of_run, recipe_without_run
-from rvos_select.merging.hints import empty_hint
+from rvos_select.merging.hints import below_hint, empty_hint
 from rvos_select.merging.merge import write_masks
 from rvos_select.merging.policy import DEFAULT_POLICY, PolicyOptions, resolve_policy
 from rvos_select.paths import PathLike
@@ -53,7 +53,7 @@ class AskResult:
     """Where the masks and the overlay video lie, and how sure the selector was.
 
     tracks: number of candidates, tracks or a selector's queries; selected: number of selected ones; best_score: of any, in [0, 1],
-    0 where there is none; hint: what to try where nothing was selected, else None.
+    0 where there is none; hint: what to try where nothing was selected, or that the best was selected below the threshold, else None.
     """
 
     masks: Path
@@ -141,7 +141,7 @@ def _ask(source: Path, sentence: str, open_recipe: Callable[[], Recipe], out: Pa
                 draw(_reporting(frames, progress), masks, overlay)
     selection = selections.selections(frames.video_id)[0]
     scores = selection.scores[selection.candidates]
-    hint = empty_hint(selections, chosen)
+    hint = empty_hint(selections, chosen) or below_hint(chosen, float(scores.max(initial=0.0)))
     return AskResult(masks, overlay, len(scores), len(chosen(selection)), float(scores.max(initial=0.0)), hint)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from rvos_cache.system.device import device
 from rvos_cache.types import Selection
 from rvos_select.data.bound import check_same_tracks
 from rvos_select.data.caches import TrackSource
+from rvos_select.data.left_out import unextracted_videos, warn_of_incomplete
 from rvos_select.data.one_object import all_name_one_object
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource, texts_of
@@ -82,7 +82,9 @@ def score_tracks(open_scorer: OpenScorer, tracks: Paths, texts: Paths, out: Path
 
     _check_published(out, card, source, words)
     with torch.inference_mode():
-        return _checked(out, write_videos(Path(out), card, _videos(source), write_one, f"predict {card.split}"))
+        written = _checked(out, write_videos(Path(out), card, _videos(source), write_one, f"predict {card.split}"))
+    unextracted_videos("selections", [source], warn=True)
+    return written
 
 
 def select(selector: Selector, sample: VideoSample, device: torch.device) -> tuple[Selection, ...]:
@@ -194,8 +196,7 @@ def inference_sources(tracks: Sequence[Path], texts: Sequence[Path]) -> tuple[Tr
             raise InputError(f"{cache.path}: tracks prompted with ground truth are for training; give tracks that were found")
         if cache.video_ids() and words.videos.isdisjoint(cache.video_ids()):
             raise InputError(f"{cache.path}: none of its videos has words in {words.caches[0].path}; give --text of its split")
-    if source.incomplete:
-        warnings.warn(f"selections: {source.skipped_line()}", stacklevel=2)
+    warn_of_incomplete("selections", [source])
     return source, words
 
 

@@ -92,6 +92,7 @@ def _bind(selector: Selector, source: TrackSource, words: TextSource) -> None:
 
 
 def _check_channels(run: Path, selector: Selector, source: TrackSource, words: TextSource) -> None:
+    trained = {"tokens": [card for card in trained_cards(run) if card.channels], "words": [run_cards(run)["text"]]}
     for what, caches, channels, expected in (
         ("tokens", source.caches, source.channels, selector.config.token_channels),
         ("words", words.caches, words.card.channels, selector.config.word_channels),
@@ -99,6 +100,9 @@ def _check_channels(run: Path, selector: Selector, source: TrackSource, words: T
         if (what == "words" and selector.encodes_text) or (what == "tokens" and not expected):
             continue
         if channels != expected:
+            own = next((cache for cache in caches if cache.card.channels), caches[0])
+            producers = ", ".join(dict.fromkeys(card.producer for card in trained[what]))
             raise InputError(
-                f"{caches[0].path}: {what} of {channels} channels, {run} was trained with {expected}; extract them alike"
+                f"{own.path}: {what} of {channels} channels by {own.card.producer}, {run} was trained with {expected} by "
+                f"{producers}; extract them alike"
             )

@@ -35,6 +35,13 @@ def empty_hint(selections: SelectionCache, policy: SelectionPolicy, videos: Iter
     return f"every mask is empty: {tracks} scored above {policy.threshold:g}, the best {best:.3g}; try {' or '.join(options)}"
 
 
+def below_hint(policy: SelectionPolicy, best: float) -> str | None:
+    """A line that says that the best candidate was selected though its score `best` is not above the threshold; else None."""
+    if policy.top1 or policy.empty != "top1" or best > policy.threshold:
+        return None
+    return f"no candidate scored above {policy.threshold:g}, so the best one was selected; --empty zeros selects nothing then"
+
+
 def warn_if_empty(selections: SelectionCache, policy: SelectionPolicy, videos: Iterable[str] | None = None) -> None:
     """Warn with the line of `empty_hint`, if there is one. Raises InputError for damaged selections."""
     hint = empty_hint(selections, policy, videos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -24,10 +25,13 @@ def curves(title: str, series: Mapping[str, Sequence[float]], percent: bool = Fa
         return f"{x:.1f},{y:.1f}"
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    # Neighbouring labels differ.
+    step = 25 * (high - low)
+    digits = 0 if step >= 2 else max(1, math.ceil(-math.log10(step)))
     for i in range(5):
         value = low + (high - low) * i / 4
         y = float(point(0, value).split(",")[1])
-        label = f"{100 * value:.0f}" if percent else f"{value:.3g}"
+        label = f"{100 * value:.{digits}f}" if percent else f"{value:.3g}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">epoch 1</text>')

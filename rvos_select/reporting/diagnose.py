@@ -55,8 +55,9 @@ def meanings(label_iou: float | None, has_tracks: bool = True) -> dict[Cause, st
         return causes
     if label_iou is not None:
         causes["missed by the tracker"] = (
-            f"no candidate track has a mean IoU above {100 * label_iou:g} (label_iou) with any object that the sentence names: a "
-            "label for it never existed, and no selector finds it; see the settings of the tracker"
+            f"no candidate track has a mean IoU above {100 * label_iou:g} (label_iou={label_iou:g}) with any object that the sentence "
+            "names: no selection of tracks is right, and where a selector learns from labels of tracks, none existed; see the "
+            "settings of the tracker"
         )
     causes["wrong selection"] = f"perfect labels score over {gap} more: better tracks were there and were not selected"
     causes["poor tracks"] = (

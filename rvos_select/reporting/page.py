@@ -36,7 +36,7 @@ from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.reporting.curves import curves, histogram
 from rvos_select.reporting.diagnose import Case, Cause, choose, diagnose, meanings
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
-from rvos_select.runs.checkpoint import check_made_by, run_settings
+from rvos_select.runs.checkpoint import check_made_by, run_settings, training_word
 from rvos_select.runs.metrics import read_metrics
 
 EACH, FRAMES, TOP_TRACKS = 4, 5, 3
@@ -199,7 +199,7 @@ def _origin(settings: Mapping[str, Any]) -> str:
     card = settings["cards"]["tracks"][0]
     text = settings["cards"]["text"][0]["producer"]
     what = "tracks" if card.get("channels", 1) else "frames"
-    origin = f"trained on {card['dataset']} {card['split']}: {what} of {card['producer']}, words of {text}"
+    origin = f"{training_word(settings)} on {card['dataset']} {card['split']}: {what} of {card['producer']}, words of {text}"
     origin += f", code {settings['commit'] or '?'}"
     return f'<p class="note">{escape(origin)}</p>'
 

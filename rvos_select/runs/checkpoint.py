@@ -23,19 +23,25 @@ from rvos_select.paths import PathLike
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.base import CONFIG, WEIGHTS
 
+SETTINGS = "settings.json"
+TUNING, UPSTREAM = "tune.json", "referdino.json"
+"""Files of folders that are taken for a run: that of `rvos-cache tune-referdino`, and a checkpoint of stage one."""
+
+
+RESUME = "make room, then run the same command with --resume: the last complete checkpoint is not changed"
+RESTART = "make room or choose a writable --out, then run the same command again"
+"""What to do where a file of a run cannot be written: in training, and in an import, which writes all or nothing."""
+
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """What is written below `path` while training. Raises InputError, naming the file, when the disk refuses."""
+def storing(path: Path, how_to_fix: str = RESUME) -> Iterator[None]:
+    """What is written below `path`. Raises InputError, naming the file, when the disk refuses."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         # safetensors has an error of its own, and names no file.
         file, message = (error.filename, error.strerror) if isinstance(error, OSError) else (None, str(error))
-        raise InputError(
-            f"{file or path}: cannot be written ({message or type(error).__name__}); make room, then run the same command with "
-            "--resume: the last complete checkpoint is not changed"
-        ) from error
+        raise InputError(f"{file or path}: cannot be written ({message or type(error).__name__}); {how_to_fix}") from error
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -94,11 +100,19 @@ def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 def run_settings(run: PathLike) -> dict[str, Any]:
-    """`<run>/settings.json`: resolved settings, cards, versions."""
+    """`<run>/settings.json`: resolved settings, cards, versions. Raises InputError where there is no run, with what to give."""
     run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run}: no run here; rvos-select train makes one")
-    settings: dict[str, Any] = read_json(run / "settings.json", "not a training run; rvos-select train makes one")
+    if not (run / SETTINGS).exists():
+        # What makes a run of ReferDINO, and what is in it.
+        if (run / TUNING).is_file():
+            raise InputError(f"{run}: a run of rvos-cache tune-referdino; first rvos-select import-referdino {run} --out RUN")
+        if (run / UPSTREAM).is_file():
+            raise InputError(
+                f"{run}: a checkpoint of stage one; give the run of rvos-select import-referdino, whose folder has it"
+            )
+    settings: dict[str, Any] = read_json(run / SETTINGS, "not a training run; rvos-select train makes one")
     return settings
 
 
@@ -140,14 +154,21 @@ def check_made_by(run: PathLike, selections: SelectionCache) -> None:
         )
 
 
-def trained_on(run: PathLike) -> str:
-    """The data that a run was trained on, for people: "mevis train, train-mirror in data/mevis; …"."""
+def origin_of(run: PathLike) -> str:
+    """The data that a run was trained on, for people: "trained on mevis train, train-mirror in data/mevis; …"."""
+    settings = run_settings(run)
     splits: dict[tuple[str, str], list[str]] = {}
-    for card in map(Card.model_validate, run_settings(run)["cards"]["tracks"]):
+    for card in map(Card.model_validate, settings["cards"]["tracks"]):
         names = splits.setdefault((card.dataset, card.root), [])
         if card.split not in names:
             names.append(card.split)
-    return "; ".join(f"{dataset} {', '.join(names)}{f' in {root}' if root else ''}" for (dataset, root), names in splits.items())
+    data = "; ".join(f"{dataset} {', '.join(names)}{f' in {root}' if root else ''}" for (dataset, root), names in splits.items())
+    return f"{training_word(settings)} on {data}"
+
+
+def training_word(settings: Mapping[str, Any]) -> str:
+    """How the run with these `run_settings` came about: "tuned" with its upstream by `rvos-cache tune-referdino`, else "trained"."""
+    return "tuned" if settings.get("imported", {}).get("tuned") else "trained"
 
 
 def best_folder(run: Path) -> Path:

@@ -79,7 +79,7 @@ def _check_same_settings(out: Path, record: Mapping[str, Any], stored: Mapping[s
     new, old = ({**r["settings"], "resolved": r.get("resolved", {}), "frozen": r.get("frozen", {})} for r in (record, stored))
     for name, before, now in differences(old, new):
         if (name != "epochs" or fixed_epochs) and name.removeprefix("resolved.") not in MEMORY_SETTINGS:
-            raise InputError(f"{out}: was started with {name} = {before!r}, now it is {now!r}")
+            raise InputError(f"{out}: was started with {name} = {before!r}, now it is {now!r}; give the same, or another --out")
 
 
 def _check_same_caches(out: Path, kind: str, new: Sequence[dict[str, Any]], old: Sequence[dict[str, Any]]) -> None:

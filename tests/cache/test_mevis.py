@@ -55,6 +55,18 @@ def test_reads_the_annotations(root: Path) -> None:
     assert list(data.check()) == []
 
 
+def test_a_split_that_is_not_there_names_those_that_are(root: Path) -> None:
+    """Also one of another name, such as valid_p of moving shapes, which `splits` leaves out; and a folder that is not there."""
+    (root / "valid_p").mkdir()
+    shutil.copy(root / "valid_u/meta_expressions.json", root / "valid_p")
+    (root / "valid_p/JPEGImages").symlink_to(root / "valid_u/JPEGImages")
+    with pytest.raises(InputError, match="not found; splits of .*: valid_u, valid_p; give another --root or --split$"):
+        open_dataset("mevis", root, "train")
+    assert Mevis.splits(root) == ["valid_u"]
+    with pytest.raises(InputError, match=f"^{root}/gone: no such folder; give another --root$"):
+        open_dataset("mevis", root / "gone", "train")
+
+
 def test_a_split_without_masks_has_no_ground_truth(root: Path) -> None:
     (root / "valid_u/mask_dict.json").unlink()
     (root / "valid_u").rename(root / "valid")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import shutil
@@ -19,7 +20,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import load_frozen, load_processor, weights_digest
+from rvos_cache.pretrained import check_model_type, load_failure, load_frozen, load_processor, weights_digest
 from rvos_cache.trackers.vita.checkpoint import load_head
 
 
@@ -67,6 +68,25 @@ def test_a_damaged_checkpoint_is_one_line(checkpoint: Path, damage: str, setting
     with pytest.raises(InputError, match=f"cannot be loaded .* needs: --set {setting}=FOLDER$") as caught:
         load_frozen(AutoModel, str(checkpoint), "text checkpoint", setting=setting)
     assert "\n" not in str(caught.value)
+
+
+def test_another_model_and_a_run_around_the_model_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint, run / "upstream")
+    kind = json.loads((checkpoint / "config.json").read_text())["model_type"]
+    check_model_type(str(checkpoint), kind, "text checkpoint")
+    check_model_type("owner/name", kind, "text checkpoint")
+    with pytest.raises(InputError, match=f"'{run}': is a run, .*; --set own={run}/upstream$"):
+        check_model_type(f"{run}", kind, "text checkpoint", "own")
+    with pytest.raises(InputError, match=f"of a model '{kind}', expected 'grounding-dino'; --set checkpoint=FOLDER$"):
+        check_model_type(str(checkpoint), "grounding-dino", "text checkpoint")
+
+
+def test_a_message_of_a_library_is_not_broken_off(tmp_path: Path) -> None:
+    """Its first line may end in a colon, before a list."""
+    reason = load_failure(ValueError("one of these is needed: \n(1) a file,\n(2) another"), str(tmp_path))
+    assert reason == "one of these is needed: (1) a file, (2) another"
+    assert load_failure(ValueError("first\nsecond"), str(tmp_path)) == "first"
 
 
 def test_weights_in_a_pickle_are_not_read(checkpoint: Path) -> None:

@@ -96,7 +96,9 @@ def test_each_tensor_that_is_read_changes_the_folder(state: dict[str, Tensor], t
         name: torch.full_like(tensor, values[first_of(name)]) if tensor.is_floating_point() else tensor
         for name, tensor in plain.items()
     }
-    folder = convert(numbered, tmp_path).folder
+    # Products of zero, so that every number stays as it is.
+    lora = {name: torch.zeros_like(tensor) for name, tensor in state.items() if ".lora_" in name}
+    folder = convert({**numbered, **lora}, tmp_path).folder
     stored = {
         float(tensor.flatten()[0])
         for file in ("model.safetensors", HEAD_FILE)
@@ -189,6 +191,17 @@ def test_weights_that_contain_the_product_of_lora_are_refused(state: dict[str, T
     with pytest.raises(InputError, match="contains the product of LoRA already"):
         convert(merged, tmp_path)
     assert not (tmp_path / "upstream").exists()
+
+
+def test_a_file_without_lora_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Every release has it in the decoder, and in all of the encoder or (a2d_swint) nowhere in it."""
+    encoder = [name for name in state if ".lora_" in name and name.startswith("transformer.encoder.")]
+    decoder = [name for name in state if ".lora_" in name and name not in encoder]
+    for dropped, part in (([*encoder, *decoder], "decoder"), (decoder, "decoder"), (encoder[:2], "encoder")):
+        with pytest.raises(InputError, match=rf"swint.pth: the tensor 'transformer.{part}\..*lora_A' is missing"):
+            convert({name: tensor for name, tensor in state.items() if name not in dropped}, tmp_path)
+        assert not (tmp_path / "upstream").exists()
+    assert convert({name: tensor for name, tensor in state.items() if name not in encoder}, tmp_path).tensors["transformer"]
 
 
 def test_another_grounding_is_a_warning_and_the_right_one_none(state: dict[str, Tensor], tmp_path: Path) -> None:

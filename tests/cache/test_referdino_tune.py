@@ -203,7 +203,13 @@ def test_the_command(tmp_path: Path) -> None:
     root = ["--root", str(work() / "shapes"), "--out", str(tmp_path / "run")]
     sets = [f"--set={name}={value}" for name, value in {**SMALL, "steps": 1, "checkpoint": work() / "gdino"}.items()]
     result = CliRunner().invoke(cli, [*COMMAND, *root, *sets], catch_exceptions=False)
-    assert f"--set checkpoint={tmp_path / 'run' / 'upstream'} --set masks=head --set keep_ratio=0.4\n" in result.output
+    assert (
+        f"--set checkpoint={tmp_path / 'run' / 'upstream'} --set masks=head --set keep_ratio=0.4 --set short_side=64\n"
+        in result.output
+    )
+    assert "finished already" not in result.output
+    result = CliRunner().invoke(cli, [*COMMAND, *root, *sets], catch_exceptions=False)
+    assert f"{tmp_path / 'run'}: was finished already, after 1 steps; a larger --set steps trains further\n" in result.output
     shutil.rmtree(tmp_path / "run" / "upstream")
     CliRunner().invoke(cli, [*COMMAND, *root, "--export"], catch_exceptions=False)
     assert (tmp_path / "run" / "upstream" / "model.safetensors").exists()
@@ -218,6 +224,8 @@ def refused(folder: Path, **values: Any) -> str:
 
 def test_another_run_in_the_folder_is_refused(own: Path) -> None:
     assert "settings.lr = 0.0001, now it is 0.1" in refused(own, lr=0.1)
+    # Before a checkpoint is looked for.
+    assert "settings.checkpoint = " in refused(own, checkpoint="nobody/nothing")
     # It changes what a step needs, not what it computes.
     tune(shapes(), make_settings(checkpointing=True), own)
 

@@ -44,6 +44,12 @@ def test_named_tensors_are_read(tmp_path: Path, name: str, save: Callable[[Path]
     assert all(tensors[name].dtype == TENSORS[name].dtype for name in TENSORS)
 
 
+def truncated(path: Path) -> None:
+    """A file whose error has more than one sentence."""
+    torch.save({"model": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
@@ -51,6 +57,12 @@ def test_named_tensors_are_read(tmp_path: Path, name: str, save: Callable[[Path]
         ("x.pth", lambda path: path.mkdir(), "no such file; fix it"),
         ("x.safetensors", lambda path: path.write_bytes(b"no tensors"), "not a readable safetensors file .*; fix it"),
         ("x.pth", lambda path: path.write_bytes(b"no tensors"), "cannot be read as tensors alone .*; fix it"),
+        (
+            "x.pth",
+            lambda path: path.write_bytes(b"hello\n"),
+            r"tensors alone \(KeyError, not written by torch.save\), .*; fix it",
+        ),
+        ("x.pth", truncated, r"miniz error\), and code .*; fix it"),
         (
             "x.pth",
             lambda path: torch.save({"x": Code(path.with_name("ran"))}, path),

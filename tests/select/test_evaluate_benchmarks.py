@@ -300,7 +300,8 @@ def test_the_commands(
 
     def rvos(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["rvos-select", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "160")
+        # Tables are not cut at the width of a terminal.
+        monkeypatch.setenv("COLUMNS", "40")
         with pytest.raises(SystemExit) as ended:
             main()
         captured = capsys.readouterr()
@@ -313,10 +314,12 @@ def test_the_commands(
     b = ("--selections", copy.out / "s.zarr", "--cache", copy.out / "c.zarr", "--json", tmp_path / "b.json")
     for words in (a, b):
         printed = rvos("evaluate", *where, *words)
-        title = {"mevis": "J&F", "ref-davis17": "objects", "a2d-sentences": "P@0.9"}[name]
-        assert title in printed and "100.0" in printed
+        title = {"mevis": "J&F", "ref-davis17": "objects", "a2d-sentences": "P@0.9 ┃ samples"}[name]
+        assert title in printed and "100.0" in printed and "prediction" in printed
     if name == "a2d-sentences":
-        assert all(title in rvos("oracle", "--cache", copy.out / "c.zarr") for title in ("J&F", "mAP"))
+        printed = rvos("oracle", "--cache", copy.out / "c.zarr")
+        assert printed.index("mAP") < printed.index("by mean IoU. A prediction ") < printed.index("┃ J&F")
+        assert f"the ground truth of {name} {copy.split} in" in printed
     rvos("compare", tmp_path / "a.json", tmp_path / "b.json", "--json", tmp_path / "c.json")
     compared = json.loads((tmp_path / "c.json").read_text())
     assert compared == compare(tmp_path / "a.json", tmp_path / "b.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from pipelines import gdino_shapes as page
 from pipelines.clip_shapes import Frame
@@ -19,9 +20,14 @@ from rvos_cache.errors import InputError
 from rvos_cache.shapes import make_video
 from rvos_cache.store import read_card
 from rvos_cache.tensors import read_tensors
+from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
+from rvos_cache.trackers.referdino.start import load_start
+from rvos_cache.trackers.referdino.tracker import GdinoQueries
+from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_cache.trackers.referdino.upstream import Upstream
 from rvos_cache.trackers.referdino_losses import TERMS, Predicted, Truth, focal, losses
 from rvos_cache.trackers.sam2.preprocess import normalise
+from rvos_cache.types import Expression, Video
 
 
 def test_every_word_of_the_language_is_one_token() -> None:
@@ -181,6 +187,19 @@ def test_the_folder_is_a_checkpoint_and_an_interrupted_training_goes_on(tmp_path
         ours, again = read_tensors(whole / name, ""), read_tensors(parts / name, "")
         assert ours.keys() == again.keys() and all(torch.equal(ours[key], again[key]) for key in ours), name
     assert page.train_gdino(whole, 2, 3, 1e-3, 5) == whole and len(steps) == 4
+
+
+def test_random_weights_to_try_commands_with(tmp_path: Path) -> None:
+    """Extraction with the mask decoder, and tuning, take the folder."""
+    folder = tmp_path / "tiny"
+    result = CliRunner().invoke(page.gdino_shapes, ["--tiny", "--out", str(folder)], catch_exceptions=False)
+    assert result.output.endswith(f"checkpoint: {folder}, of random weights\n")
+    settings = GdinoQueriesSettings(checkpoint=str(folder), masks="head", short_side=80)
+    _, frames, _, sentences = make_video(3, 0, 0)
+    video = Video("v", ("0", "1"), frames[0].shape[:2], lambda t: frames[t])
+    tracks = GdinoQueries(settings).track(video, [Expression("v", "0", sentences[0].text, None)])
+    assert tracks.tokens.shape[1:] == (2, page.CHANNELS) and np.isfinite(tracks.tokens).all()
+    assert load_start(tune_settings({"checkpoint": str(folder)})).trained
 
 
 def test_training_reads_what_stage_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,9 @@ from tiny_tuning import make_settings, work
 
 from rvos_cache.trackers.referdino import ReferDinoHead
 from rvos_cache.trackers.referdino.enhancer import Enhancer
+from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
 from rvos_cache.trackers.referdino.start import first_head, load_start
+from rvos_cache.trackers.referdino.tracker import GdinoQueries
 from rvos_cache.trackers.referdino.upstream import RECORD_FILE, load_head
 from rvos_select.cli.train import import_referdino as command
 from rvos_select.runs.checkpoint import load_selector, run_cards
@@ -55,8 +57,14 @@ def test_an_untrained_enhancer_is_listed_and_left_out(run: tuple[Path, str]) -> 
     selector = load_selector(folder)
     assert selector.config.temporal_layers == 0 and {name.partition(".")[0] for name in selector.state_dict()} == {"box"}
     assert json.loads((folder / "settings.json").read_text())["resolved"]["config"]["temporal_layers"] == 0
-    # ask and predict expect tracks of images.
+    # ask and predict expect tracks of images, and extraction warns of others.
     assert run_cards(folder)["tracks"].settings["resizing"] == "image"
+    settings = {"checkpoint": str(folder / "upstream"), "masks": "head", "keep_ratio": 0.4, "short_side": 32}
+    with pytest.warns(UserWarning, match="upstream: was trained with resizing=image; extract with --set resizing=image"):
+        GdinoQueries(GdinoQueriesSettings(**settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GdinoQueries(GdinoQueriesSettings(**settings, resizing="image"))
 
 
 @pytest.mark.parametrize("name", ["norm.1.weight", "layer.0.decoder.norm2.bias", "layer.1.self_attn.out_proj.bias"])

@@ -15,7 +15,7 @@ from tiny_tuning import finished
 from rvos_cache.errors import InputError
 from rvos_cache.trackers.referdino.upstream import load_head
 from rvos_select.exchange.import_referdino import import_referdino
-from rvos_select.runs.checkpoint import load_selector, run_cards
+from rvos_select.runs.checkpoint import load_selector, origin_of, run_cards, run_settings
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,9 +40,13 @@ def test_a_tuned_folder_is_a_run(inner: str, tmp_path: Path) -> None:
         assert own.keys() == expected.keys()
         assert all(torch.equal(own[name].cpu(), expected[name].cpu()) for name in expected)
     assert imported.trained == sum(p.numel() for part in (head.enhancer, head.box) for p in part.parameters())
+    record = json.loads((finished() / "tune.json").read_text())
+    assert origin_of(tmp_path / "run") == f"tuned on {record['dataset']} {record['split']} in {record['root']}"
     # The tracker must keep as many queries as the checkpoint was tuned with.
     settings = run_cards(tmp_path / "run")["tracks"].settings
     assert (settings["keep_ratio"], settings["tracker"], settings["masks"]) == (0.4, "memory", "head")
+    # Every clip had this size.
+    assert record["settings"]["augment"] == "none" and settings["short_side"] == record["settings"]["short_side"] != 360
     assert settings["checkpoint"] == str(tmp_path / "run" / "upstream")
 
 
@@ -54,9 +58,21 @@ def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
         import_referdino(finished(), "x", tmp_path / "run")
     with pytest.raises(InputError, match="give --grounding"):
         import_referdino(tmp_path / "mevis_swinb.pth", None, tmp_path / "run")
+    for folder, advice in (
+        (finished(), f"first rvos-select import-referdino {finished()} --out RUN"),
+        (finished() / "upstream", "give the run of rvos-select import-referdino"),
+    ):
+        with pytest.raises(InputError, match=advice):
+            run_settings(folder)
+    with pytest.raises(InputError, match="make room or choose a writable --out, then run the same command again$"):
+        import_referdino(finished(), None, "/proc/x")
     copy = shutil.copytree(finished() / "upstream", tmp_path / "copy")
     for content in ("{", json.dumps([1])):
         (copy / "referdino.json").write_text(content)
         with pytest.raises(InputError, match=r"referdino.json: cannot be read"):
             import_referdino(copy, None, tmp_path / "run")
+    shutil.copy(finished() / "upstream/referdino.json", copy)
+    (copy / "referdino.safetensors").write_bytes(b"short")
+    with pytest.raises(InputError, match=rf"^{copy}/referdino.safetensors: not a readable .* tune-referdino --out RUN --export"):
+        import_referdino(copy, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()

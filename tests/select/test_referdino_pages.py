@@ -21,8 +21,10 @@ from test_sola_pages import write_davis, write_youtube
 from tiny_grounding_dino import tiny_grounding_dino
 from tiny_sam2 import tiny_sam2
 
-from pipelines import referdino_images, referdino_mevis, referdino_single_object
-from pipelines.referdino_models import PAPER, Models, all_rows, published_row, published_scores
+from pipelines import dmvs_mevis, dmvs_single_object, referdino_images, referdino_mevis, referdino_single_object, sola_zero_shot
+from pipelines.referdino_models import Models
+from pipelines.referdino_rows import PAPER, all_rows, published_row, published_scores, way_line
+from pipelines.rows.papers import read_paper
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import SelectionCache, TrackCache, read_card
@@ -124,25 +126,71 @@ def test_rows_of_another_benchmark_or_without_weights_are_one_line() -> None:
             "table_2.referdino_t",
             "mevis",
             replace(LIVE, way="baseline"),
-            "not reached by --way baseline, but by tune, cached",
+            "not reached by --way baseline, but by --way tune, --way cached; rows by --way baseline: table_2.grounded_sam2_t, ",
         ),
-        ("table_4.condinst", "mevis", replace(LIVE, way="cached"), "not reached by --way cached, but by tune"),
-        ("table_2.referdino_t", "mevis", replace(LIVE, tuning=("lr=1",)), "--tune-set lr=1: .* give --way tune"),
+        ("table_4.condinst", "mevis", replace(LIVE, way="cached"), "not reached by --way cached, but by --way tune"),
+        ("table_2.referdino_t_cached", "mevis", replace(LIVE, way="tune"), "is the row .* by --way cached; leave --way tune out"),
+        ("table_2.referdino_b_tune", "mevis", imported, "by --way tune; leave --imported out"),
+        (
+            "table_2.referdino_t",
+            "mevis",
+            replace(LIVE, way="cached", tuning=("lr=1",)),
+            "--tune-set lr=1: .* tunes nothing; leave it out; or give --way tune",
+        ),
+        ("table_2.referdino_t", "mevis", replace(LIVE, tracker={"checkpoint": "x"}), "checkpoint=x: give --upstream x$"),
+        ("table_2.referdino_t", "mevis", replace(LIVE, tuning=("checkpoint=x",)), "--tune-set checkpoint=x: give --upstream x$"),
+        (
+            "table_2.grounded_sam2_t",
+            "mevis",
+            replace(LIVE, tracker={"grounding_checkpoint": "x"}),
+            "grounding_checkpoint=x: give --upstream x$",
+        ),
         ("table_2.referdino_t", "mevis", imported, "no weights of the row 'table_2.referdino_t' were released"),
     ):
         with pytest.raises(InputError, match=reason) as fault:
             published_row(row, benchmark, models)
         assert "\n" not in str(fault.value) and "mttr" not in str(fault.value)
     assert published_row("table_2.referdino_b", "mevis", imported)["scores"] == [49.3, 44.7, 53.9]
-    assert published_scores("mevis", []) == "mevis/valid no number"
+    assert published_scores("mevis", []) == "the paper: mevis/valid has no published number of this way"
+
+
+@pytest.mark.parametrize(
+    ("row", "way", "name", "numbers"),
+    [
+        ("table_2.referdino_t", "tune", "table_2.referdino_t", [48.0, 43.6, 52.3]),
+        ("referdino.table_2.referdino_t", "tune", "table_2.referdino_t", [48.0, 43.6, 52.3]),
+        ("table_2.referdino_t_cached", "cached", "table_2.referdino_t_cached", []),
+        ("table_2.referdino_b", "tune", "table_2.referdino_b_tune", [49.3, 44.7, 53.9]),
+        ("table_2.grounded_sam2_t", "baseline", "table_2.grounded_sam2_t", [37.4, 31.0, 43.7]),
+        ("figure_7.alpha_1", "cached", "figure_7.alpha_1", []),
+    ],
+)
+def test_a_row_s_way_its_folder_and_its_number(row: str, way: str, name: str, numbers: list[float]) -> None:
+    """The way is by default that of the published number; each way has a folder, named as the row on the board."""
+    published = published_row(row, "mevis", LIVE)
+    assert (published["way"], published["name"], published["scores"]) == (way, name, numbers)
+    assert f"referdino.{name}" in {whole for whole, _ in read_paper(PAPER).rows()}
+    assert f"row {name}, by --way {way}: " in way_line(published)
+    if way == "tune" and row.endswith("_t"):
+        asked = published_row(row, "mevis", replace(LIVE, way="cached"))
+        assert asked["name"] == f"{name}_cached" and asked["scores"] == []
 
 
 def test_a_run_of_one_s_own_tuning_reaches_the_rows_that_are_tuned(tmp_path: Path) -> None:
     (tmp_path / "upstream").mkdir()
-    (tmp_path / "upstream/referdino.json").write_text(json.dumps({"settings": {"keep_ratio": 0.35}}))
+    record = {"settings": {"keep_ratio": 0.35, "augment": "none", "short_side": 64}}
+    (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
     models = Models(None, tmp_path, {}, 1)
     published = published_row("table_5.drop_65", "ref-youtube-vos", models)
-    assert models.extraction(published)["overrides"]["keep_ratio"] == 0.35
+    assert published["name"] == "table_5.drop_65_import" and published["scores"] == [66.0, 64.0, 68.0]
+    overrides = models.extraction(published)["overrides"]
+    assert (overrides["keep_ratio"], overrides["short_side"]) == (0.35, 64)
+    with pytest.raises(InputError, match=r"was tuned with keep_ratio=0.35, the row 'table_5.drop_20' with keep_ratio=0.8"):
+        published_row("table_5.drop_20", "ref-youtube-vos", models)
+    (tmp_path / "upstream/referdino.json").write_text("{}")
+    with pytest.raises(InputError, match="was not tuned here; give --imported a run of your own tuning, or --way tune"):
+        published_row("table_5.drop_65", "ref-youtube-vos", models)
+    (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
     for row in ("figure_7.alpha_0", "table_2.grounded_sam2_t"):
         with pytest.raises(InputError, match="leave --imported out"):
             published_row(row, "mevis", models)
@@ -169,8 +217,15 @@ def called(monkeypatch: pytest.MonkeyPatch, page: Any, *words: object) -> None:
 
 
 def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = tmp_path / "tuned"
+    (tuned / "upstream").mkdir(parents=True)
+    (tuned / "tune.json").write_text("{}")
     for words, reason in (
         (("--imported", tmp_path), "has no folder 'upstream'"),
+        (
+            ("--imported", tuned),
+            f"{tuned}: a run of rvos-cache tune-referdino; first rvos-select import-referdino {tuned} --out RUN",
+        ),
         (("--imported", tmp_path, "--upstream", "x"), "--imported brings its own upstream"),
         (("--imported", tmp_path, "--way", "tune"), "leave --way tune out"),
         (("--way", "tune", "--set", "epochs=1"), "--set epochs=1: stage two is not trained .* by tune; --tune-set is for tuning"),
@@ -185,9 +240,32 @@ def test_a_wrong_checkpoint_names_the_page_s_option(tmp_path: Path, monkeypatch:
     for split in ("train", "valid_u"):
         write_split(tmp_path / "data" / split, {split: (3, True, SAID)})
     words = ("--root", tmp_path / "data", "--out", tmp_path / "out", "--upstream", tmp_path / "gone")
-    with pytest.raises(InputError, match="GroundingDINO checkpoint .* --tracker-set checkpoint=FOLDER") as fault:
-        called(monkeypatch, referdino_mevis.referdino_mevis, *words)
-    assert " --set " not in str(fault.value)
+    for way in ("cached", "tune"):
+        with pytest.raises(InputError, match="GroundingDINO checkpoint .* --upstream FOLDER") as fault:
+            called(monkeypatch, referdino_mevis.referdino_mevis, *words, "--way", way)
+        assert " --set " not in str(fault.value)
+
+
+def test_a_missing_dataset_names_the_page_s_option_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on pages of other systems."""
+    youtube, (_, a2d, *_) = write_youtube(tmp_path / "yt"), write_images(tmp_path)
+    gone, single, out = tmp_path / "gone", referdino_single_object.referdino_single_object, ("--out", tmp_path / "out")
+    for page, words, option in (
+        (referdino_mevis.referdino_mevis, ("--root", gone), "--root"),
+        (single, ("--youtube", gone, "--davis", gone), "--youtube"),
+        (single, ("--youtube", youtube, "--davis", gone), "--davis"),
+        (referdino_images.referdino_images, ("--a2d", a2d, "--jhmdb", gone), "--jhmdb"),
+        (dmvs_mevis.dmvs_mevis, ("--vita", tmp_path, "--root", gone), "--root"),
+        (dmvs_single_object.dmvs_single_object, ("--vita", tmp_path, "--youtube", youtube, "--images", gone), "--images"),
+        (sola_zero_shot.sola_zero_shot, ("--youtube", youtube, "--davis", gone), "--davis"),
+    ):
+        with pytest.raises(InputError, match=f"^{gone}: no such folder; give another {option} \\(pipelines/README.md") as fault:
+            called(monkeypatch, page, *words, *out)
+        assert "--split" not in str(fault.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="splits of .*: none; give another --root \\(pipelines"):
+        called(monkeypatch, referdino_mevis.referdino_mevis, "--root", tmp_path / "empty", *out)
+    assert not (tmp_path / "out").exists()
 
 
 SMALL = {"epochs": 1, "batch_size": 2, "clip.frames": 3, "config.hidden": 16, "config.temporal_layers": 1}
@@ -208,9 +286,11 @@ def test_from_frames_to_scores_and_zip(
     hide(root / "valid")
     page, out = referdino_mevis.referdino_mevis, tmp_path / "out"
     words = ("--root", root, "--out", out, "--upstream", upstream, *TRACKER, *words_of(SMALL))
-    called(monkeypatch, page, *words)
-    row = out / "table_2.referdino_t"
-    assert "the paper: mevis/valid J&F 48.0, J 43.6, F 52.3" in capsys.readouterr().out
+    called(monkeypatch, page, *words, "--way", "cached")
+    row = out / "table_2.referdino_t_cached"
+    printed = capsys.readouterr().out
+    assert "row table_2.referdino_t_cached, by --way cached: stage two alone" in printed
+    assert "the paper: mevis/valid has no published number of this way" in printed and "48.0" not in printed
     record = json.loads((row / "run/settings.json").read_text())
     assert record["resolved"]["config"]["token_channels"] == 64 and record["resolved"]["config"]["tracker"] == "cached"
     assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
@@ -218,11 +298,11 @@ def test_from_frames_to_scores_and_zip(
     names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
     assert len([name for name in names if name.endswith(".png")]) == 4 * len(SAID)
     written = (row / "run/last/model.safetensors").stat().st_mtime_ns
-    called(monkeypatch, page, *words)
+    called(monkeypatch, page, *words, "--row", "table_2.referdino_t_cached")
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == written
     # Another alignment reads the same caches.
     called(monkeypatch, page, *words, "--row", "figure_7.alpha_1")
-    assert "the paper: mevis/valid no number" in capsys.readouterr().out
+    assert "the paper: mevis/valid has no published number" in capsys.readouterr().out
     selections = SelectionCache(out / "figure_7.alpha_1/selections/valid_u.zarr").selections("u0")
     assert all(selection.parts is not None for selection in selections)
 
@@ -246,25 +326,33 @@ def test_released_weights_predict_without_training(
     assert not (row / "run").exists() and len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
 
 
+OPEN = (
+    ("ref-youtube-vos", "held_out", "Annotations/hidden/0/00000.png"),
+    ("ref-davis17", "valid", "anno_0/d0/00000.png"),
+)
+
+
 @pytest.mark.slow
 def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    roots = ("--youtube", write_youtube(tmp_path / "yt"), "--davis", write_davis(tmp_path / "dv"), "--out", tmp_path / "out")
-    upstream = tiny_grounding_dino(tmp_path / "tiny")
-    words = (*roots, "--upstream", upstream, "--row", "table_5.drop_65", *TRACKER, *words_of(SMALL))
-    called(monkeypatch, referdino_single_object.referdino_single_object, *words)
+    page, out = referdino_single_object.referdino_single_object, tmp_path / "out"
+    youtube = ("--youtube", write_youtube(tmp_path / "yt"), "--out", out)
+    words = (*youtube, "--upstream", tiny_grounding_dino(tmp_path / "tiny"), "--way", "cached", *TRACKER, *words_of(SMALL))
+    # Table 5 is of Ref-YouTube-VOS alone.
+    called(monkeypatch, page, *words, "--davis", tmp_path / "gone", "--row", "table_5.drop_65")
     printed = capsys.readouterr().out
-    assert "the paper: ref-youtube-vos/valid J&F 66.0, J 64.0" in printed and "ref-davis17/valid no number" in printed
-    row = tmp_path / "out/table_5.drop_65"
-    assert (
-        read_card(tmp_path / "out/cache/tiny-keep_ratio_0.35/ref-davis17/valid/gdino-queries.zarr").settings["keep_ratio"] == 0.35
-    )
-    assert set(json.loads((row / "run/settings.json").read_text())["sets"]) == {"ref-youtube-vos/fit"}
-    for name, split in referdino_single_object.OPEN.items():
-        assert resolve_policy(SelectionCache(row / f"selections/{name}-{split}.zarr")).top1
-        assert json.loads((row / f"metrics/{name}.json").read_text())["dataset"] == name
-    for name, first in (("ref-youtube-vos", "Annotations/hidden/0/00000.png"), ("ref-davis17", "anno_0/d0/00000.png")):
-        with zipfile.ZipFile(row / f"{name}_valid.zip") as archive:
-            assert archive.namelist()[0] == first
+    assert "the paper: ref-youtube-vos/valid has no published number" in printed and "ref-davis17" not in printed
+    card = read_card(out / "cache/tiny-keep_ratio_0.35/ref-youtube-vos/held_out/gdino-queries.zarr")
+    assert card.settings["keep_ratio"] == 0.35
+    called(monkeypatch, page, *words, "--davis", write_davis(tmp_path / "dv"))
+    assert "the paper: ref-davis17/valid has no published number" in capsys.readouterr().out
+    for row, tested in (("table_5.drop_65_cached", OPEN[:1]), ("table_1.referdino_t_cached", OPEN)):
+        folder = out / row
+        assert set(json.loads((folder / "run/settings.json").read_text())["sets"]) == {"ref-youtube-vos/fit"}
+        assert sorted(path.stem for path in (folder / "metrics").iterdir()) == sorted(name for name, _, _ in tested)
+        for name, split, first in tested:
+            assert resolve_policy(SelectionCache(folder / f"selections/{name}-{split}.zarr")).top1
+            with zipfile.ZipFile(folder / f"{name}_valid.zip") as archive:
+                assert archive.namelist()[0] == first
 
 
 IMAGES = ("a2d-sentences", "jhmdb-sentences")
@@ -272,6 +360,10 @@ IMAGES = ("a2d-sentences", "jhmdb-sentences")
 
 @pytest.fixture
 def images(tmp_path: Path) -> tuple[object, ...]:
+    return write_images(tmp_path)
+
+
+def write_images(tmp_path: Path) -> tuple[object, ...]:
     """The options of `referdino_images` for tiny datasets."""
     for name, write in (("a2d", write_a2d), ("jhmdb", write_jhmdb)):
         (tmp_path / name).mkdir()
@@ -290,12 +382,12 @@ def test_scored_frames(
     tmp_path: Path, images: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"epochs": 1, "batch_size": 2, "hold_out": 0}
-    words = (*images, "--upstream", tiny_grounding_dino(tmp_path / "tiny"), *TRACKER, *words_of(small))
+    words = (*images, "--upstream", tiny_grounding_dino(tmp_path / "tiny"), "--way", "cached", *TRACKER, *words_of(small))
     called(monkeypatch, referdino_images.referdino_images, *words)
     printed = capsys.readouterr().out
-    assert "the paper: a2d-sentences/test-frames mAP 58.9, overall IoU 80.2, mean IoU 72.3" in printed
-    assert "the paper: jhmdb-sentences/test-frames mAP 45.6, overall IoU 74.2, mean IoU 73.1" in printed
-    row = tmp_path / "out/table_1.referdino_t_images"
+    for name in IMAGES:
+        assert f"the paper: {name}/test-frames has no published number of this way" in printed
+    row = tmp_path / "out/table_1.referdino_t_images_cached"
     check_images(row)
     card = read_card(tmp_path / "out/cache/tiny/a2d-sentences/train-frames/gdino-queries.zarr")
     assert card.settings["resizing"] == "image"
@@ -338,8 +430,7 @@ def test_a_row_tunes_its_upstream_first(
     for split in ("train", "valid_u"):
         write_split(root / split, {split: (3, True, SAID)})
     tuning = [word for name, value in TUNING.items() for word in ("--tune-set", f"{name}={value}")]
-    way = ("--way", "tune") if "table_2" in row else ()
-    words = ("--root", root, "--out", out, "--row", row, *way, *tuning, "--tracker-set", "short_side=32")
+    words = ("--root", root, "--out", out, "--row", row, *tuning, "--tracker-set", "short_side=32")
     words = (*words, "--upstream", tiny_grounding_dino(tmp_path / "tiny"))
     called(monkeypatch, referdino_mevis.referdino_mevis, *words)
     assert f"the paper: mevis/valid J&F {ROWS[row]['paper']['mevis/valid'][0]}" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +20,7 @@ from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.reporting import report
+from rvos_select.reporting.curves import curves
 from rvos_select.reporting.diagnose import Case, cause_of, choose, diagnose
 from rvos_select.reporting.page import _best
 
@@ -156,14 +158,22 @@ def test_an_object_without_a_track_is_not_a_wrong_selection(work: Path) -> None:
     record["settings"]["label_iou"] = 0.2
     (work / "run/settings.json").write_text(json.dumps(record))
     page = Page(report(work / "run", work / "t.zarr", [cache], work / "page3"))
-    assert page.words.count("missed by the tracker") == 1 and "above 20 (label_iou)" in page.words
+    assert page.words.count("missed by the tracker") == 1 and "above 20 (label_iou=0.2)" in page.words
 
 
 def test_the_words_of_the_page_are_defined(work: Path) -> None:
     page = page_of(work)
     for word in ("perfect labels", "J&F", "mean IoU", "track", "chosen", "missed by the tracker", "wrong selection", "label_iou"):
         assert word in page.words
-    assert "above 50 (label_iou)" in page.words
+    assert "above 50 (label_iou=0.5)" in page.words
+
+
+def test_labels_of_an_axis_differ() -> None:
+    """Also where the values are below a few percent, or nearly equal."""
+    for values in ([0.0, 0.021], [0.0, 0.0004], [0.0, 0.9], [0.0, 0.07], [0.0, 0.0]):
+        labels = re.findall(r'text-anchor="end">([0-9.]+)<', curves("J", {"J": values}, percent=True))[:5]
+        assert len(set(labels)) == 5, labels
+        assert all(abs(float(a) - 25 * k * (max(values) or 1)) < 0.51 for k, a in enumerate(labels))
 
 
 def test_diagnosis_is_worst_first_and_chooses_no_case_twice() -> None:

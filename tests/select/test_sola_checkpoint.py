@@ -191,7 +191,7 @@ FAULTS: dict[str, tuple[Write, str]] = {
     "code": (lambda p: torch.save({"x": Code(p.with_name("ran"))}, p), "cannot be read as tensors alone"),
     "cut short": (lambda p: p.write_bytes(_bytes(p)[:-3000]), "cannot be read as tensors alone"),
     "no bytes": (lambda p: p.touch(), "cannot be read as tensors alone"),
-    "not a checkpoint": (lambda p: p.write_text("hi"), "cannot be read as tensors alone (KeyError: "),
+    "not a checkpoint": (lambda p: p.write_text("hi"), "cannot be read as tensors alone (KeyError, not written by torch.save"),
     "absent": (lambda p: None, "no such file"),
     "a folder": (lambda p: p.mkdir(), "no such file"),
     "a list": (lambda p: torch.save([torch.zeros(1)], p), "found list"),

@@ -9,6 +9,7 @@ import os
 import resource
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_resume_gives_the_same_numbers(
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(InputError, match="--resume"):
         run(caches, cut, batch=batch)
-    with pytest.raises(InputError, match="seed"):
+    with pytest.raises(InputError, match="started with seed = 0, now it is 1; give the same, or another --out"):
         run(caches, cut, resume=True, batch=batch, seed=1)
 
 
@@ -167,6 +168,23 @@ def test_videos_that_failed_are_said_and_recorded(tmp_path: Path, caches: tuple[
     with pytest.warns(UserWarning, match="training: 2 videos failed") as told:
         train([caches[0]], [caches[1]], settings=settings(epochs=1), out=tmp_path / "own")
     assert len([w for w in told if "left out" in str(w.message)]) == 1
+
+
+def test_videos_of_the_split_that_were_not_extracted_are_said_and_recorded(tmp_path: Path) -> None:
+    """In training and prediction, where the dataset is still there: an extraction that was interrupted."""
+    root = tmp_path / "data"
+    for video_id in ("v0", "v1", "v2", "v3", "v4"):
+        (root / "train/videos" / video_id).mkdir(parents=True)
+        cv2.imwrite(str(root / f"train/videos/{video_id}/00000.jpg"), np.zeros((8, 12, 3), np.uint8))
+    (root / "train/expressions.json").write_text(json.dumps({f"v{k}": ["a dog"] for k in range(5)}))
+    tracks, text = write(tmp_path / "c", "train", ["v0", "v1", "v2"], dataset="plain", root=str(root))
+    CacheWriter(tracks, read_card(tracks)).fail("v3", "truncated")
+    says = f"1 of the 5 videos of plain train are not in {tracks}, first v4: .* rvos-cache extract"
+    with pytest.warns(UserWarning, match=f"training: {says}"):
+        out = train([tracks], [text], settings=settings(epochs=1), out=tmp_path / "run")
+    assert sorted(json.loads((out / "settings.json").read_text())["missing"]["training"]) == ["v3", "v4"]
+    with pytest.warns(UserWarning, match=f"selections: {says}"):
+        predict(out, [tracks], [text], tmp_path / "s.zarr")
 
 
 def test_the_command_says_in_one_line_that_videos_failed(

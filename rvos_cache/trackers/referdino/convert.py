@@ -22,6 +22,7 @@ from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.grounding_dino import load_tokenizer
 from rvos_cache.trackers.referdino import names
 from rvos_cache.trackers.referdino.head import PREFIXES, HeadSizes, ReferDinoHead
+from rvos_cache.trackers.referdino.lora import lora_layers
 from rvos_cache.trackers.referdino.stages import STAGE1, FourStageGroundingDino
 from rvos_cache.trackers.referdino.upstream import HEAD_FILE, RECORD_FILE
 
@@ -74,6 +75,7 @@ def convert_referdino(checkpoint: Path | str, grounding: str, out: Path | str) -
         names.check_released(state)
         base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         head = load_released(model, state)
+        check_lora(model, state)
         names.check_not_merged(state, base)
         warn_of_other_weights(state, base, grounding)
     except InputError as error:
@@ -138,6 +140,21 @@ def load_released(model: Any, state: Mapping[str, Tensor]) -> ReferDinoHead:
             )
     model.load_state_dict({**own, **converted})
     return head
+
+
+def check_lora(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Raises InputError for a layer of the GroundingDINO `model` that has LoRA in every release, and none in `state`.
+
+    Every released configuration adapts the decoder; the encoder too, or not at all (`enc_lora: false` of a2d_swint).
+    """
+    released = {name: str(names.in_released(f"{name}.weight")).removesuffix(".weight") for name in lora_layers(model)}
+    absent = [layer for layer in released.values() if f"{layer}.lora_A" not in state]
+    of_encoder = [layer for layer in released.values() if layer.startswith("transformer.encoder.")]
+    if absent and absent != of_encoder:
+        raise InputError(
+            f"the tensor '{absent[-1]}.lora_A' is missing ({len(absent)} of {len(released)} layers lack LoRA, without which scores are "
+            "wrong); give a complete checkpoint of ReferDINO"
+        )
 
 
 def warn_of_other_weights(state: Mapping[str, Tensor], base: Mapping[str, Tensor], grounding: str) -> None:

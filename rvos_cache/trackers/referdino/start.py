@@ -92,5 +92,9 @@ def first_head(model: Any, old: ReferDinoHead | None, settings: TuneSettings) ->
         if own.state_dict().keys() == others.state_dict().keys():
             own.load_state_dict(others.state_dict())
         elif others.state_dict():
-            warnings.warn(f"{name}: not that of {settings.checkpoint}, which is another one; a new one is trained", stacklevel=3)
+            warnings.warn(
+                f"{name}: that of {settings.checkpoint} is not used, a new one is trained: it has {len(others.state_dict())} tensors, "
+                f"with these settings {len(own.state_dict())} are needed; see temporal_layers and mask_head",
+                stacklevel=3,
+            )
     return head

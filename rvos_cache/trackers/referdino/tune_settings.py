@@ -81,7 +81,7 @@ class TuneSettings(Settings):
     """video, image: flips, crops, sizes, and for video colours, as for the released video and RefCOCO models; none: only resized to
     short_side. Source: released code."""
     short_side: int = Field(360, ge=32)
-    """augment=none: pixels of the shorter side of a frame."""
+    """augment=none: pixels of the shorter side of a frame; extract with the same."""
     encoder_lora: bool = True
     """LoRA in the encoder too; false for a2d_swint. Source: released code."""
     temporal_layers: int = Field(3, ge=0)

@@ -34,7 +34,9 @@ HEAD_FILE = "referdino.safetensors"
 RECORD_FILE = "referdino.json"
 """File beside it: what the folder was made from."""
 TUNED = ("keep_ratio", "prune_score", "tracker", "alpha", "confidence")
-"""Settings of the tracker that a checkpoint is tuned with."""
+"""Settings of the tracker that a checkpoint is tuned with; and short_side where every clip had that size (augment=none)."""
+RECORD_FIX = "tune again, or --export it again"
+IMPORT, EXPORT = "import the checkpoint again with rvos-select import-referdino", "--out RUN --export"
 IMAGES = {"resizing": "image"}
 """Settings of the tracker for a checkpoint of single frames."""
 
@@ -173,24 +175,44 @@ def load_head(checkpoint: str) -> ReferDinoHead | None:
     path = Path(resolve_checkpoint(checkpoint)) / HEAD_FILE
     if not path.is_file():
         return None
-    how_to_fix = "import the checkpoint again with rvos-select import-referdino"
+    tuned = bool(recorded_settings(path.parent))
+    how_to_fix = f"write it again with rvos-cache tune-referdino {EXPORT}" if tuned else IMPORT
     return ReferDinoHead.from_official(read_tensors(path, how_to_fix)).requires_grad_(False).to(device())
 
 
 def tuned_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the tracker that the checkpoint in `folder` was tuned with; none if it was not tuned.
+    """The settings of the tracker that the checkpoint in `folder` was tuned with; of a released one `resizing` where it is of single
+    frames, else none.
 
     Raises InputError if the record of a folder that was imported or tuned cannot be read.
     """
+    settings = recorded_settings(folder)
+    # A released checkpoint of single frames has an enhancer that was never trained.
+    images = IMAGES if settings.get("frames") == 1 or read_record(folder).get("untrained") else {}
+    names = (*TUNED, "short_side") if settings.get("augment") == "none" else TUNED
+    return {**images, **{name: settings[name] for name in names if name in settings}}
+
+
+def recorded_settings(folder: Path) -> dict[str, Any]:
+    """All settings of `tune-referdino` that made the checkpoint in `folder`; none if it was not tuned. Raises like `tuned_settings`."""
+    settings = read_record(folder).get("settings", {})
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / RECORD_FILE}: its settings are no object; {RECORD_FIX}")
+    return settings
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What the checkpoint in `folder` was made from; nothing if it was neither imported nor tuned. Raises like `tuned_settings`."""
     path = folder / RECORD_FILE
     try:
-        settings = json.loads(read_text(path)).get("settings", {})
-        images = IMAGES if settings.get("frames") == 1 else {}
+        record = json.loads(read_text(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); tune again, or --export it again") from error
-    return {**images, **{name: settings[name] for name in TUNED if name in settings}}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {RECORD_FIX}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: cannot be read (a {type(record).__name__}, no object); {RECORD_FIX}")
+    return record
 
 
 def warn_of_other_settings(checkpoint: str, settings: Settings) -> None:
@@ -198,7 +220,8 @@ def warn_of_other_settings(checkpoint: str, settings: Settings) -> None:
     tuned, own = tuned_settings(Path(resolve_checkpoint(checkpoint))), settings.model_dump()
     different = [f"{name}={value}" for name, value in tuned.items() if own[name] != value]
     if different:
+        how = "tuned" if recorded_settings(Path(resolve_checkpoint(checkpoint))) else "trained"
         words = " ".join(f"--set {pair}" for pair in different)
         warn_once(
-            f"{checkpoint}: was tuned with {', '.join(different)}; extract with {words}, or tune with what you want to extract with"
+            f"{checkpoint}: was {how} with {', '.join(different)}; extract with {words}, or tune with what you want to extract with"
         )

@@ -27,9 +27,11 @@ def first_box_head(card: Card, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     location = f"cache {card.dataset}/{card.split} of tracker {card.producer}"
     checkpoint = card.settings.get("checkpoint")
     if not checkpoint:
+        # Of a tracker of one's own that writes what gdino-queries does.
+        other = any(spec["name"] == "reference" for spec in card.feature_specs)
+        hint = "; or --set config.box_init=random" if other else ""
         raise InputError(
-            f"{location}: its card names no checkpoint, from which the box head would start; extract with --tracker gdino-queries, "
-            "or --set config.box_init=random"
+            f"{location}: its card names no checkpoint, from which the box head would start; extract with --tracker gdino-queries{hint}"
         )
     path = _file(str(checkpoint))
     tensors = _box_tensors(path)

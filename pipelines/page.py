@@ -1,0 +1,41 @@
+"""The command of a page: its errors name the page's own options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rvos_cache.cli import Resumable
+from rvos_cache.errors import InputError
+
+ADVICE = ("give another --root or --split", "give another --root")
+"""What errors about a dataset's folder end in; a page may have an option of another name for it, and has none for splits."""
+
+
+class Page(Resumable):
+    """A page is run with its own names for folders of datasets: `--youtube` instead of `--root`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the page. Raises InputError with the page's options in the place of those of the commands that it calls."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            message = with_own_root(str(error), ctx)
+            if message == str(error):
+                raise
+            raise InputError(message) from error
+
+
+def with_own_root(message: str, ctx: click.Context) -> str:
+    """`message` with the option of `ctx` that gave the folder that it is about."""
+    advice = next((advice for advice in ADVICE if advice in message), None)
+    if advice is None:
+        return message
+    roots = [(str(ctx.params[p.name]), p) for p in ctx.command.params if p.name and isinstance(ctx.params.get(p.name), Path)]
+    # Of folders that lie in each other, the innermost.
+    own = [p for root, p in sorted(roots, key=lambda pair: -len(pair[0])) if root in message]
+    if not own:
+        return message
+    return message.replace(advice, f"give another {own[0].opts[0]} (pipelines/README.md: what each page needs)")
