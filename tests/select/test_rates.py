@@ -56,6 +56,15 @@ def test_which_parameters_a_name_means() -> None:
         assert {rate for own, (rate, _) in found.items() if own not in members} == {1.0}
 
 
+def test_rates_of_a_recorded_step_change_in_place() -> None:
+    """A graph reads them where they are: the tensors of the device stay the same."""
+    optimizer = make_optimizer(module(), OptimSettings(lr=1.0, rates={"adapters": 0.1}), rate_on=torch.device("cpu"))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    set_learning_rate(optimizer, 0.5)
+    assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates))
+    assert sorted(rate.item() for rate in rates) == pytest.approx([0.05, 0.5])
+
+
 def test_decay_and_no_decay_are_kept_apart() -> None:
     found = groups(rates={"adapters": 0.1, "query": 3}, decay_all=False)
     assert found["adapters.0.conv1.weight"] == (0.1, 0.5) and found["adapters.0.norm.weight"] == (0.1, 0.0)
