@@ -263,9 +263,9 @@ def test_sam2_draws_each_box_in_its_frame_encoded_once(monkeypatch: pytest.Monke
         prompted.append((t, boxes))
         return box_masks(self, t, boxes, settings)
 
-    def counted(self: Any, t: int, settings: Any) -> Any:
+    def counted(self: Any, t: int, settings: Any, *more: Any) -> Any:
         encoded.append(t)
-        return features(self, t, settings)
+        return features(self, t, settings, *more)
 
     monkeypatch.setattr(TransformersSession, "box_masks", recorded)
     monkeypatch.setattr(TransformersSession, "_prompt_features", counted)
