@@ -21,6 +21,10 @@ class Graphs:
         self.graphs: dict[Hashable, Any] = {}
         self.pool = pool
 
+    def captures(self, key: Hashable) -> bool:
+        """Whether the next run with this key is captured."""
+        return key in self.graphs and self.graphs[key] is None
+
     def run(self, key: Hashable, compute: Callable[[], None]) -> None:
         """`compute`, which must read and write the same buffers at each call with this key, and must not wait for the GPU."""
         if key not in self.graphs:

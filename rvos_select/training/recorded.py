@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rvos_cache.errors import InputError
 from rvos_cache.system.cuda_graphs import Graphs
 from rvos_select.data.batch import Batch
 from rvos_select.data.padding import BatchShape, PaddedBatch, padded_shape
@@ -46,12 +47,25 @@ class RecordedSteps:
         return len(self.batches) < LIMIT or padded_shape(batch) in self.batches
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the step of a batch of the host -> what `compute` gives, in tensors of its own."""
+        """Compute the step of a batch of the host -> what `compute` gives, in tensors of its own.
+
+        Raises InputError for a step that cannot be recorded.
+        """
         shape = padded_shape(batch)
         if shape not in self.batches:
             self.batches[shape] = PaddedBatch(batch, self.device)
         self.batches[shape].load(batch)
-        self.graphs.run(shape, lambda: self._compute(shape))
+        captures = self.graphs.captures(shape)
+        try:
+            self.graphs.run(shape, lambda: self._compute(shape))
+        except RuntimeError as error:
+            if not captures or isinstance(error, torch.OutOfMemoryError):
+                raise
+            line = " ".join(str(error).split())
+            raise InputError(
+                f"the training step cannot be recorded as a CUDA graph ({line:.200}); --set cuda_graphs=false, and for a selector of "
+                "your own see static_shapes in rvos_select/README.md"
+            ) from error
         names, values = self.losses[shape]
         return dict(zip(names, values.clone().unbind()))
 

@@ -11,6 +11,7 @@ import torch
 from tiny_caches import numbers, run
 from torch import Tensor
 
+from rvos_cache.errors import InputError
 from rvos_select.contracts import write_caches
 from rvos_select.contracts.host_reads import HostReads
 from rvos_select.data.caches import TrackSource
@@ -125,3 +126,19 @@ def test_a_run_of_recorded_steps_is_the_run(
     assert len(shapes) >= 9 > len(set(shapes))
     for one, other in zip(numbers(plain), numbers(replayed), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+def test_a_step_that_cannot_be_recorded_says_what_to_set(samples: list[VideoSample], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of a shape is computed as always, so an error of it is the module's own."""
+    batch, failing = collate([(samples[0], 0)]), torch.nn.Linear(2, 2)
+
+    def compute(batch: Any) -> dict[str, Tensor]:
+        return {"loss": failing(torch.zeros(3)).sum()}
+
+    steps = recorded.RecordedSteps(compute, CPU)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        steps.step(batch)
+    steps.graphs.graphs[padded_shape(batch)] = None
+    monkeypatch.setattr(steps.graphs, "_capture", lambda compute: compute())
+    with pytest.raises(InputError, match=r"cannot be recorded as a CUDA graph \(.*shapes cannot.*cuda_graphs=false"):
+        steps.step(batch)
