@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_sam2 import PROMPT_FRAME, golden, golden_checkpoint, unpack
+from golden_sam2 import GRID, PROMPT_FRAME, golden, golden_checkpoint, unpack
 from sam2_half import HalfTracks
 from tiny_grounding_dino import tiny_grounding_dino
 from tiny_sam2 import without_gpu
@@ -17,6 +17,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.system.cuda_graphs import Graphs
 from rvos_cache.trackers.grounding_dino import BoxFinder
 from rvos_cache.trackers.sam2.backend import Propagated, make_prompts
+from rvos_cache.trackers.sam2.rounds import whole_masks
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.track_writer import TrackWriter
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
@@ -91,6 +92,14 @@ def test_runs_found_on_the_gpu_are_those_of_pycocotools() -> None:
                 logits = torch.from_numpy(masks[:, t]).cuda().float() - 0.5
                 writer.put(t, torch.zeros(4, 2).cuda(), torch.zeros(4).cuda(), logits)
             assert writer.stream is not None and writer.tracks().masks == RleMasks.from_dense(masks)
+
+
+def test_whole_masks_of_a_grid_are_those_of_runs() -> None:
+    frame = golden()["input.wide_frame"].numpy()
+    backend = TransformersBackend(GridSettings(checkpoint=golden_checkpoint(VERSION), part=0.95, **GRID))
+    with backend.open(Video("v", ("0",), frame.shape[:2], lambda t: frame)) as session:
+        every, whole = session.grid_masks(0, backend.settings), session.whole_grid_masks(0, backend.settings)
+    assert whole == whole_masks(every, 0.95) and 1 < whole.shape[0] <= every.shape[0]
 
 
 def test_boxes_are_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
