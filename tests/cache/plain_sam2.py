@@ -81,13 +81,13 @@ def plain_tracks(
         model(session, frame_idx=t)
         for backward in (False, True):
             for output in model.propagate_in_video_iterator(session, start_frame_idx=t, reverse=backward):
-                logits = interpolate(output.pred_masks, size, mode="bilinear", align_corners=False)[:, 0]
+                logits = interpolate(output.pred_masks.float(), size, mode="bilinear", align_corners=False)[:, 0]
                 pixels[:, output.frame_idx] = (logits > 0).cpu().numpy()
-                scores[:, output.frame_idx] = output.object_score_logits[:, 0].cpu().numpy()
+                scores[:, output.frame_idx] = output.object_score_logits[:, 0].float().cpu().numpy()
     tokens = np.stack([_pointers(session.output_dict_per_obj[b], len(frames)) for b in range(len(masks))])
     return tokens, scores, pixels
 
 
 def _pointers(outputs: dict[str, dict[int, dict[str, Tensor]]], frames: int) -> NDArray[np.float32]:
     by_frame = outputs["cond_frame_outputs"] | outputs["non_cond_frame_outputs"]
-    return np.stack([by_frame[t]["object_pointer"].reshape(-1).cpu().numpy() for t in range(frames)])
+    return np.stack([by_frame[t]["object_pointer"].reshape(-1).float().cpu().numpy() for t in range(frames)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import golden_sam2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_sam2
 import torch
+from sam2_half import HalfTracks
 from sam2_video import as_video, make_backend, moving, prompts_of, squares
 from torch.overrides import TorchFunctionMode
 
@@ -21,6 +23,7 @@ from rvos_cache.trackers.sam2.hiera import ImageEncoder
 from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.propagate import Followers
 from rvos_cache.trackers.sam2.runs import from_changes
+from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_select.contracts.host_reads import HostReads
 
 
@@ -87,6 +90,19 @@ def test_buffers_that_batches_share_and_fill_up_change_nothing(monkeypatch: pyte
     assert sorted(backend.followers.by_size) == [4, 8]
     rings = [follower.ring.keys.data_ptr() for follower in backend.followers.by_size.values()]
     assert rings[0] == rings[1]
+
+
+@pytest.mark.slow
+def test_whole_tracks_in_bfloat16_are_as_near_to_float32_as_the_library_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    video = HalfTracks(tmp_path)
+    monkeypatch.setattr("rvos_cache.trackers.sam2.transformers_backend.native_dtype", lambda device: torch.bfloat16)
+    backend = TransformersBackend(video.settings)
+    library = video.library(backend)
+    for count in (3, 5):
+        video.check(video.run(backend, count), library)
+    assert 0.01 < library.tokens < 0.5 * video.wrong.tokens
 
 
 def inputs(*shapes: tuple[int, ...]) -> list[torch.Tensor]:

@@ -17,7 +17,9 @@ if not ON_GPU:
 pytest.importorskip("triton")
 
 from rvos_cache.masks import RleMasks  # noqa: E402
-from rvos_cache.trackers.sam2 import convolutions, fused, kernels  # noqa: E402
+from rvos_cache.trackers.sam2 import convolutions, fused, kernels, mask_kernels  # noqa: E402
+from rvos_cache.trackers.sam2.generate import boxes_of  # noqa: E402
+from rvos_cache.trackers.sam2.preprocess import resize_logits  # noqa: E402
 from rvos_cache.trackers.sam2.runs import from_changes  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -115,13 +117,13 @@ def test_runs_are_those_of_pycocotools(size: tuple[int, int]) -> None:
     logits = torch.where(torch.from_numpy(dense), 0.5, -0.0).to(DEVICE)
     stops = torch.zeros(len(dense), dtype=torch.int32, device=DEVICE)
     positions = torch.full((9 * (size[0] + 1) * size[1],), -7, dtype=torch.int32, device=DEVICE)
-    kernels.flips(logits, stops, positions)
+    mask_kernels.flips(logits, stops, positions)
     found = positions.cpu().numpy()[: int(stops[-1])]
     assert from_changes(found, stops.cpu().numpy(), size) == RleMasks.from_dense(dense[:, None])
     # Beyond the end nothing is written, also where there is no room.
     assert (positions[int(stops[-1]) :] == -7).all()
     few = torch.full((20,), -7, dtype=torch.int32, device=DEVICE)
-    kernels.flips(logits, stops, few[:10])
+    mask_kernels.flips(logits, stops, few[:10])
     assert torch.equal(few[:10], positions[:10]) and (few[10:] == -7).all()
 
 
@@ -168,3 +170,14 @@ def test_own_filters(size: int) -> None:
     with torch.inference_mode():
         out, expected = convolutions.own_filters(x, conv, norm), fused.convolve(x, conv, norm, False)
     torch.testing.assert_close(out, expected, rtol=5 * CLOSE["rtol"], atol=5 * CLOSE["atol"])
+
+
+@pytest.mark.parametrize("size", [(37, 150), (48, 40)])
+def test_measures_are_those_of_enlarged_masks(size: tuple[int, int]) -> None:
+    low = 3 * random(4, 12, 20, dtype=torch.float32)
+    low[1], low[2] = -9, 9
+    counts, box = mask_kernels.measure(low, size, 1.0)
+    high = resize_logits(low, size)
+    assert torch.equal(counts, torch.stack([(high > cut).flatten(1).sum(1) for cut in (1.0, -1.0)], 1).int())
+    expected = boxes_of(high > 0)
+    assert torch.equal(box[[0, 2, 3]].float(), expected[[0, 2, 3]]) and box[1].tolist() == [size[1], size[0], -1, -1]

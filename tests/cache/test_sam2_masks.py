@@ -18,7 +18,9 @@ from plain_sam2 import image_values
 from torch.nn.functional import interpolate
 
 from rvos_cache.masks import RleMasks
+from rvos_cache.trackers.sam2 import generate
 from rvos_cache.trackers.sam2.generate import box_nms, boxes_of, grid_points, stability
+from rvos_cache.trackers.sam2.rounds import whole_masks, whole_rows
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_cache.types import Video
@@ -171,3 +173,28 @@ def test_suppression_keeps_the_best_of_boxes_that_overlap() -> None:
     assert box_nms(boxes, scores, 0.79).tolist() == [1, 3, 5, 4]
     assert box_nms(boxes, scores, 0.8).tolist() == [1, 3, 0, 5, 4]
     assert box_nms(boxes[:0], scores[:0], 0.5).tolist() == []
+
+
+def test_parts_found_by_a_matrix_product_are_those_of_runs() -> None:
+    """As on a GPU."""
+    generator = np.random.default_rng(0)
+    masks = np.zeros((12, 90, 70), bool)
+    for mask in masks[1:]:
+        y, x, height, width = generator.integers(0, 45), generator.integers(0, 40), *generator.integers(5, 45, 2)
+        mask[y : y + height, x : x + width] = True
+    runs = RleMasks.from_dense(masks[:, None])
+    shared = generate.shared_pixels(torch.from_numpy(masks)).numpy()
+    assert (shared == (masks[:, None] & masks[None]).sum((2, 3))).all()
+    rows = whole_rows(shared, shared.diagonal(), 0.4)
+    assert runs.select(rows) == whole_masks(runs, 0.4) and 1 < len(rows) < 11
+
+
+@pytest.mark.parametrize("part", [0.5, 0.98])
+def test_whole_masks_of_a_grid_on_a_gpu_are_those_of_runs(monkeypatch: pytest.MonkeyPatch, part: float) -> None:
+    values: dict[str, Any] = {"points_per_side": 6, "predicted_iou": 0, "stability": 0, "nms_iou": 1, "part": part}
+    backend = TransformersBackend(GridSettings(checkpoint=checkpoint(), **values))
+    with backend.open(video()) as session:
+        every = session.grid_masks(0, backend.settings)
+        monkeypatch.setattr(generate, "_multiplies", lambda logits, size: True)
+        whole = session.whole_grid_masks(0, backend.settings)
+    assert whole == whole_masks(every, part) and 1 < whole.shape[0] < every.shape[0]

@@ -81,6 +81,9 @@ class Session(Protocol):
     def grid_masks(self, t: int, settings: GridSettings) -> RleMasks:
         """Masks (K, 1) of a grid of points in frame t, highest predicted IoU first, as in SAM 2's mask generator."""
 
+    def whole_grid_masks(self, t: int, settings: GridSettings) -> RleMasks:
+        """The masks of `grid_masks`, largest first, without parts of larger ones (`rounds.whole_masks`)."""
+
     def box_masks(self, t: int, boxes: NDArray[np.float32], settings: BoxSettings) -> tuple[RleMasks, NDArray[np.float32]]:
         """One mask for each box (K, 4), x0 y0 x1 y1 in pixels of frame t: masks (K, 1) and their stability (K,), NaN where all
         logits are below the offset. Computed in float32, also on a GPU."""

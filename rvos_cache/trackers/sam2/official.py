@@ -32,6 +32,7 @@ from rvos_cache.trackers.sam2.generate import stability
 from rvos_cache.trackers.sam2.names import model_size, to_meta
 from rvos_cache.trackers.sam2.precision import inference_precision, native_dtype
 from rvos_cache.trackers.sam2.preprocess import resize_mask_prompts
+from rvos_cache.trackers.sam2.rounds import whole_masks
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, PromptedSettings, Sam2Settings
 from rvos_cache.trackers.sam2.track_writer import TrackWriter
 from rvos_cache.types import Video
@@ -192,6 +193,10 @@ class OfficialSession:
         if not records:
             return RleMasks.empty(0, 1, self.video.size)
         return RleMasks.from_dense(np.stack([record["segmentation"] for record in records])[:, None])
+
+    def whole_grid_masks(self, t: int, settings: GridSettings) -> RleMasks:
+        """The masks of `grid_masks`, largest first, without parts of larger ones."""
+        return whole_masks(self.grid_masks(t, settings), settings.part)
 
     def box_masks(self, t: int, boxes: NDArray[np.float32], settings: BoxSettings) -> tuple[RleMasks, NDArray[np.float32]]:
         """One mask for each box (K, 4), x0 y0 x1 y1 in pixels of frame t: masks (K, 1), and their stability (K,)."""

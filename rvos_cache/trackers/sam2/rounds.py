@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,11 +162,16 @@ def whole_masks(masks: RleMasks, part: float) -> RleMasks:
     if not masks.shape[0]:
         return masks
     shared, area, _ = shared_pixels(masks.column(0), masks.column(0), masks.size)
+    return masks.select(whole_rows(shared, area, part))
+
+
+def whole_rows(shared: NDArray[Any], area: NDArray[Any], part: float) -> list[int]:
+    """The rows of `whole_masks`. shared: (K, K) pixels; area: (K,)."""
     whole: list[int] = []
     for k in np.argsort(-area, kind="stable").tolist():
-        if area[k] and all(shared[k, full] <= part * area[k] for full in whole):
+        if area[k] and (shared[k, whole] <= part * area[k]).all():
             whole.append(k)
-    return masks.select(whole)
+    return whole
 
 
 def track_ground_truth(session: Session, ground_truth: GroundTruth, batch: int, again_iou: float) -> list[PromptTrack]:

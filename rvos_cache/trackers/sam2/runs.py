@@ -28,14 +28,14 @@ class GpuRuns:
     """The runs of K masks of logits (K, H, W) float32, started on the current stream; `result` waits for them in any thread."""
 
     def __init__(self, logits: Tensor) -> None:
-        from rvos_cache.trackers.sam2 import kernels
+        from rvos_cache.trackers.sam2 import mask_kernels
 
         logits = logits.contiguous()
         count = len(logits)
         self.logits, self.size = logits, (logits.shape[1], logits.shape[2])
         self.positions = torch.empty(count * CAPACITY, dtype=torch.int32, device=logits.device)
         stops = torch.empty(count, dtype=torch.int32, device=logits.device)
-        kernels.flips(logits, stops, self.positions)
+        mask_kernels.flips(logits, stops, self.positions)
         self.stops = torch.empty(count, dtype=torch.int32, pin_memory=True).copy_(stops, non_blocking=True)
         self.ready = torch.cuda.Event()
         self.ready.record()

@@ -11,7 +11,7 @@ from rvos_cache.masks import RleMasks
 from rvos_cache.settings import Settings
 from rvos_cache.trackers.base import Tracker, part_of
 from rvos_cache.trackers.sam2.backend import Backend, Prompt, Session, make_prompts
-from rvos_cache.trackers.sam2.rounds import PromptTrack, track_ground_truth, track_prompts, whole_masks
+from rvos_cache.trackers.sam2.rounds import PromptTrack, track_ground_truth, track_prompts
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, GroundTruthSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import VIDEO, Expression, GroundTruth, TrackSet, Video
 
@@ -66,7 +66,7 @@ class Sam2Grid(_Sam2[GridSettings]):
             prompts: list[Prompt] = []
             for t in prompt_frames(len(video), settings):
                 self.progress(PROMPTED * t / len(video))
-                prompts += make_prompts(whole_masks(session.grid_masks(t, settings), settings.part), t)
+                prompts += make_prompts(session.whole_grid_masks(t, settings), t)
             batch, progress = batch_size(video, settings), part_of(self.progress, PROMPTED, 1.0)
             tracks = track_prompts(session, prompts, video.size, batch, settings.max_tracks, settings, progress=progress)
         return track_set(video, tracks, [VIDEO] * len(tracks), "grid", self.channels, keep_hidden=settings.rounds == "sola")

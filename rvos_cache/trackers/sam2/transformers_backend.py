@@ -105,6 +105,12 @@ class TransformersSession:
             features = self._prompt_features(t, settings, self.network)
             return generate.grid_masks(self.network, features, self.video.size, settings)
 
+    def whole_grid_masks(self, t: int, settings: GridSettings) -> RleMasks:
+        """The masks of `grid_masks`, largest first, without parts of larger ones."""
+        with self.backend.precision():
+            features = self._prompt_features(t, settings, self.network)
+            return generate.whole_grid_masks(self.network, features, self.video.size, settings)
+
     def box_masks(self, t: int, boxes: NDArray[np.float32], settings: BoxSettings) -> tuple[RleMasks, NDArray[np.float32]]:
         """One mask for each box (K, 4), x0 y0 x1 y1 in pixels of frame t: masks (K, 1), and their stability (K,)."""
         if not len(boxes):
