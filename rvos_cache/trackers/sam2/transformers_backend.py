@@ -180,7 +180,8 @@ class TransformersSession:
         batch, side, on_gpu = self.backend.settings.encoder_batch, self.network.side, self.backend.device.type == "cuda"
         count = min(batch, len(self.video) - start)
         # On a GPU every batch has the same size, since attention is planned for each.
-        pixels = torch.zeros(batch if on_gpu else count, side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
+        pixels = torch.empty(batch if on_gpu else count, side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
+        pixels[count:] = 0
 
         def fill(i: int, frame: NDArray[np.uint8] | None) -> None:
             resized = video_pixels(self.video.read(start + i) if frame is None else frame, side)
