@@ -60,7 +60,7 @@ def selected(mode: str, texts: list[str]) -> list[list[str]]:
     candidates = torch.zeros(len(expressions), 0, dtype=torch.bool)
     sample = VideoSample("v", torch.zeros(0, 1, 256), none, expressions, words, candidates, None)
     batch = collate([(sample, row) for row in range(len(expressions))], CUE_PARTS)
-    static, motion = model._cues(batch, model._text(batch)[-1])
+    static, motion = (keys.allowed[:, 0] for keys in model._cues(batch, model._text(batch)[-1]))
     assert not (static & motion)[:, :-1].any()
     cues = []
     for row, words_of_row in enumerate(words):
