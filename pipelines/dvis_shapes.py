@@ -5,6 +5,7 @@ trained one after the other: first Mask2Former on single frames; then, on its fr
 contrastive loss between the frames of a clip, the referring tracker, and the temporal refiner. The last three are trained in one run,
 the tracker without noise, and matched with the objects over the clip. Instance masks, tracks and classes of moving shapes are exact.
 
+Tracker and refiner start as what hands the segmenter's queries on, with its masks and classes, which saves most of their steps.
 The segmenter has losses of its own, `pipelines.dvis_segmenter`. One is added here as well: heads that training alone reads tell the
 place and the size of the object from each track, those of the tracker and those of the refiner, whose output is a track's token: else
 two equal objects are told apart in ways from which no linear layer reads where they are, and no selector reads motion.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -30,7 +32,7 @@ from rvos_cache.cli import run_command
 from rvos_cache.system.files import new_folder
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
 from rvos_cache.trackers.dvis.checkpoint import HEAD_FILE
-from rvos_cache.trackers.mask2former.layers import Mlp
+from rvos_cache.trackers.mask2former.layers import Attention, FeedForward, Mlp
 from rvos_cache.trackers.mask2former.segmenter import Segmenter
 from rvos_select.losses.matching import bce_costs, dice_costs
 
@@ -106,6 +108,23 @@ class Trained(nn.Module):
         norm = segmenter.model.model.transformer_module.decoder.layernorm
         self.head.reid.decoder_norm.load_state_dict(norm.state_dict())
         self.head.reid.decoder_norm.requires_grad_(False)
+        self._start_at(segmenter.model)
+
+    @torch.no_grad()
+    def _start_at(self, model: Any) -> None:
+        """At first a track is the segmenter's queries with their embeddings, and has the masks and the classes of these."""
+        for module in (*self.head.tracker.modules(), *self.head.refiner.modules()):
+            if isinstance(module, Attention | FeedForward | nn.Conv1d):
+                last: Any = getattr(module, "out_proj", getattr(module, "linear2", module))
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+        decoder = model.model.transformer_module.decoder
+        embedder = [layer for layer in decoder.mask_predictor.mask_embedder.modules() if isinstance(layer, nn.Linear)]
+        for mlp in (self.mask_embed, self.head.refiner.mask_embed):
+            for own, layer in zip(mlp.layers, embedder):
+                assert isinstance(own, nn.Linear)
+                _copy(own, layer, None if layer is not embedder[0] else decoder.layernorm)
+        _copy(self.head.refiner.class_embed, model.class_predictor, decoder.layernorm)
 
     def loss(self, clips: Sequence[Tracked]) -> Tensor:
         """The three losses of clips of equal length."""
@@ -123,6 +142,18 @@ class Trained(nn.Module):
             total = total + clip_loss(tracked.logits[b].mean(0), embeds[b], places[b], clip) / len(clips)
             total = total + clip_loss(refined.logits[b], refined.mask_embed[b], refined_places[b], clip) / len(clips)
         return total
+
+
+def _copy(to: nn.Linear, layer: nn.Linear, norm: nn.LayerNorm | None) -> None:
+    """Let a linear layer be a smaller one of its first inputs and outputs, behind the scale and the shift of a LayerNorm.
+
+    The LayerNorm over twice as many channels, the others of which are zero, gives the root of two times as large ones.
+    """
+    rows, columns = layer.weight.shape
+    nn.init.zeros_(to.weight)
+    nn.init.zeros_(to.bias)
+    to.bias[:rows] = layer.bias if norm is None else layer.bias + layer.weight @ norm.bias
+    to.weight[:rows, :columns] = layer.weight if norm is None else layer.weight * norm.weight / 2**0.5
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pipelines import beit3_shapes, dvis_shapes
 from pipelines.clip_shapes import Frame
 from pipelines.dervos_shapes import ROWS, dervos_shapes
 from pipelines.dvis_segmenter import GEOMETRY, SIDE, MapHeads, cell_places, centres, place_loss, places_of
-from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video
+from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video, make_segmenter
 from pipelines.shapes_words import Claim, Description, phrases
 from rvos_cache.shapes.language import NUMBERS
 from rvos_cache.shapes.scene import COLOURS, SHAPES
@@ -118,6 +119,28 @@ def test_the_contrastive_loss_is_of_the_queries_with_an_object() -> None:
     assert torch.allclose(dvis_shapes.contrastive_loss(good, owners), first)
     assert dvis_shapes.contrastive_loss(bad, owners) > 5
     assert dvis_shapes.contrastive_loss(good, torch.full((1, 2, 3), -1)) == 0
+
+
+def test_tracks_start_as_the_queries_of_the_segmenter() -> None:
+    torch.manual_seed(0)
+    model = make_segmenter(1).eval()
+    decoder = model.model.transformer_module.decoder
+    torch.nn.init.normal_(decoder.layernorm.weight, 1)
+    torch.nn.init.normal_(decoder.layernorm.bias)
+    trained = dvis_shapes.Trained(SimpleNamespace(model=model)).eval()  # type: ignore[arg-type]
+    torch.nn.init.zeros_(trained.head.reid.reid_embed.layers[-1].weight)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(trained.head.reid.reid_embed.layers[-1].bias)  # type: ignore[arg-type]
+    q = torch.randn(1, 1, FRAME_QUERIES, 64)
+    q = q - q.mean(-1, keepdim=True)
+    with torch.no_grad():
+        queries, raw = trained.head.reid(q)
+        tracked = trained.head.tracker(queries, raw)
+        refined = trained.head.refiner(tracked.embeds, raw)
+        normed = decoder.layernorm(q)
+        masks = decoder.mask_predictor.mask_embedder(normed)
+        assert torch.allclose(refined.mask_embed, masks, atol=1e-4) and masks.std() > 0.005
+        assert torch.allclose(trained.mask_embed(trained.head.tracker.decoder_norm(tracked.embeds)), masks, atol=1e-4)
+        assert torch.allclose(refined.logits, model.class_predictor(normed)[:, 0], atol=1e-4)
 
 
 def test_every_word_of_the_language_is_one_token_of_the_small_beit3(tmp_path: Path) -> None:
