@@ -86,7 +86,7 @@ def train_segmenter(out: Path, videos: int, steps: int, seed: int, rate: float =
     pixels = model.model.pixel_level_module
     for module in pixels.encoder.modules():
         if isinstance(module, nn.Conv2d):
-            # transformers draws all weights with a deviation of 0.02, with which shapes are not learned.
+            # ResNet's own start: Mask2Former of transformers draws these weights with a deviation of 0.02, whatever their number.
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     frames = frames_of(every_frame(videos, seed), seed)
     heads = MapHeads([CHANNELS] * 4, True)
