@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 
-from pipelines.beit3_shapes import train_beit3
-from pipelines.dvis_shapes import SIDE, train_dvis
+from pipelines.beit3_shapes import GRID, train_beit3
+from pipelines.beit3_shapes import SIDE as BEIT3_SIDE
+from pipelines.dvis_segmenter import SIDE
+from pipelines.dvis_shapes import train_dvis
 from pipelines.shapes_scores import TRAIN, VALID, score, train_and_predict
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.extraction import extract_all
@@ -21,9 +23,9 @@ from rvos_cache.shapes import write_shapes
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.inference.predict import select_all
 
-TRACKER = {"side": SIDE, "pool": SIDE // 16, "max_tracks": 12}
+TRACKER = {"side": SIDE, "pool": GRID, "max_tracks": 12}
 """The pooled mask features have as many cells as BEiT-3 has patches."""
-FRAMES = {"square": SIDE, "resample": "bicubic"}
+FRAMES = {"square": BEIT3_SIDE, "resample": "bicubic"}
 ROWS: dict[str, dict[str, Any]] = {
     "dervos": {},
     "words": {"config": {"understanding": "words"}},
@@ -37,14 +39,14 @@ BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": 
 @click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_shapes"), show_default=True)
 @click.option("--dvis", type=click.Path(path_type=Path), help="A folder of pipelines.dvis_shapes.  [default: train one]")
-@click.option("--dvis-videos", default=600, show_default=True)
-@click.option("--dvis-steps", default=4000, show_default=True, help="Of its segmenter.")
-@click.option("--track-videos", default=240, show_default=True, help="Those of --dvis-videos that its tracker is trained on.")
-@click.option("--track-steps", default=1500, show_default=True)
+@click.option("--dvis-videos", default=500, show_default=True)
+@click.option("--dvis-steps", default=2000, show_default=True, help="Of its segmenter.")
+@click.option("--track-videos", default=160, show_default=True, help="Those of --dvis-videos that its tracker is trained on.")
+@click.option("--track-steps", default=1000, show_default=True)
 @click.option("--beit3", type=click.Path(path_type=Path), help="A folder of pipelines.beit3_shapes.  [default: train one]")
 @click.option("--beit3-videos", default=600, show_default=True)
 @click.option("--beit3-steps", default=1500, show_default=True)
-@click.option("--videos", default=400, show_default=True, help="One fifth of them is held out.")
+@click.option("--videos", default=320, show_default=True, help="One fifth of them is held out.")
 @click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
 @click.option(
     "--set",

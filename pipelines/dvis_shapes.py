@@ -5,18 +5,17 @@ trained one after the other: first Mask2Former on single frames; then, on its fr
 contrastive loss between the frames of a clip, the referring tracker, and the temporal refiner. The last three are trained in one run,
 the tracker without noise, and matched with the objects over the clip. Instance masks, tracks and classes of moving shapes are exact.
 
-Two losses are added that large models do without. In the place of the weights of COCO that Mask2Former starts from, its backbone and
-pixel decoder first learn to tell colour and shape of the object in each cell: else its queries find objects but do not learn in some
-thousand steps what these look like. And heads that training alone reads tell the place and the size of the object from each query
-and each track, as the box losses of DETR do: else two equal objects are told apart in ways from which no linear layer reads where
-they are, and no selector reads motion.
+Tracker and refiner start as what hands the segmenter's queries on, with its masks and classes, which saves most of their steps.
+The segmenter has losses of its own, `pipelines.dvis_segmenter`. One is added here as well: heads that training alone reads tell the
+place and the size of the object from each track, those of the tracker and those of the refiner, whose output is a track's token: else
+two equal objects are told apart in ways from which no linear layer reads where they are, and no selector reads motion.
 
 Letters: B clips, T frames, N queries, A objects, h w cells, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,38 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.shapes_segmenter import (
-    CHANNELS,
-    CLASS_WEIGHT,
-    CLASSES,
-    MASK_WEIGHT,
-    ShapesVideo,
-    class_loss,
-    draw_video,
-    make_segmenter,
-    matched,
-    mirrored,
-)  # fmt: skip
+from pipelines.dvis_segmenter import FRAMES, GEOMETRY, optimize, place_loss, train_segmenter
+from pipelines.shapes_segmenter import CHANNELS, CLASS_WEIGHT, CLASSES, MASK_WEIGHT, ShapesVideo, class_loss, draw_video, matched
 from rvos_cache.cli import run_command
-from rvos_cache.shapes.scene import COLOURS, SHAPES, SIZE
 from rvos_cache.system.files import new_folder
-from rvos_cache.system.progress import Progress
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
 from rvos_cache.trackers.dvis.checkpoint import HEAD_FILE
-from rvos_cache.trackers.mask2former.geometry import square_geometry
-from rvos_cache.trackers.mask2former.layers import Mlp
+from rvos_cache.trackers.mask2former.layers import Attention, FeedForward, Mlp
 from rvos_cache.trackers.mask2former.segmenter import Segmenter
 from rvos_select.losses.matching import bce_costs, dice_costs
 
-SIDE = 128
-"""Pixels of both sides of the frames, which have about as many as those of 96x160."""
-GEOMETRY = square_geometry(SIZE, SIDE)
-FRAMES, STRIDE = 8, 4
-"""Frames of a step of the segmenter; every so many frames of a video are used for it."""
-DECODER_LAYERS, POINTS = 3, 512
-"""Of the segmenter: one layer and half of the points of VITA's, which saves a third of the time."""
-COVERED, PRETRAINING_RATE = 0.35, 2e-3
-COUNTS = (len(COLOURS), len(SHAPES))
 LAYERS, HIDDEN = 2, 256
 """Of the tracker and the refiner."""
 CLIPS, CLIP = 4, 16
@@ -84,10 +61,10 @@ class Tracked:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dvis_shapes"), show_default=True)
-@click.option("--videos", default=600, show_default=True)
-@click.option("--steps", default=4000, show_default=True, help="Of the segmenter.")
-@click.option("--track-videos", default=240, show_default=True, help="Those of --videos that the tracker is trained on.")
-@click.option("--track-steps", default=1500, show_default=True, help="Of re-identification, tracker and refiner.")
+@click.option("--videos", default=500, show_default=True)
+@click.option("--steps", default=2000, show_default=True, help="Of the segmenter.")
+@click.option("--track-videos", default=160, show_default=True, help="Those of --videos that the tracker is trained on.")
+@click.option("--track-steps", default=1000, show_default=True, help="Of re-identification, tracker and refiner.")
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
 def dvis_shapes(out: Path, videos: int, steps: int, track_videos: int, track_steps: int, seed: int) -> None:
     """Train and write the checkpoint that `--tracker dvis --set checkpoint=OUT` takes."""
@@ -108,113 +85,6 @@ def train_dvis(out: Path, videos: int, steps: int, track_videos: int, track_step
         segmenter.model.save_pretrained(folder)
         save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, folder / HEAD_FILE, {"format": "pt"})
     return out
-
-
-# Mask2Former on single frames.
-
-
-def train_segmenter(out: Path, videos: int, steps: int, seed: int, rate: float = 8e-4, pretraining: int | None = None) -> Path:
-    """The folder of a Mask2Former trained on single frames by its own loss; one that is there is left as it is.
-
-    pretraining: steps before, by default an eighth of `steps`.
-    """
-    if out.exists():
-        return out
-    torch.manual_seed(seed)
-    model, place = make_segmenter(DECODER_LAYERS, POINTS), nn.Linear(CHANNELS, 3)
-    optimizer = torch.optim.AdamW([*model.parameters(), *place.parameters()], lr=rate, weight_decay=0.01)
-    frames = _frames(_every(videos, seed), seed)
-
-    def loss() -> Tensor:
-        images, masks, labels = next(frames)
-        output = model(images, mask_labels=masks, class_labels=labels)
-        normed = model.model.transformer_module.decoder.layernorm(output.transformer_decoder_last_hidden_state)
-        logits = zip(output.masks_queries_logits.detach().flatten(2), output.class_queries_logits.detach(), place(normed))
-        placed = [_frame_place_loss(*own, masks[b], labels[b]) for b, own in enumerate(logits)]
-        total: Tensor = output.loss + MASK_WEIGHT * torch.stack(placed).mean()
-        return total
-
-    pretrain(model.model.pixel_level_module, frames, max(1, steps // 8) if pretraining is None else pretraining)
-    _optimize(loss, optimizer, steps, rate, "segmenter")
-    with new_folder(out) as folder:
-        model.save_pretrained(folder)
-    return out
-
-
-def pretrain(pixels: nn.Module, frames: Iterator[tuple[Tensor, list[Tensor], list[Tensor]]], steps: int) -> None:
-    """Train backbone and pixel decoder to tell colour and shape of the object in each cell of all four maps."""
-    heads = nn.ModuleList(nn.Linear(CHANNELS, sum(COUNTS)) for _ in range(4))
-    optimizer = torch.optim.AdamW([*pixels.parameters(), *heads.parameters()], lr=PRETRAINING_RATE, weight_decay=0.01)
-
-    def loss() -> Tensor:
-        images, masks, labels = next(frames)
-        output = pixels(images)
-        total = images.new_zeros(())
-        for head, maps in zip(heads, (output.decoder_last_hidden_state, *output.decoder_hidden_states)):
-            classes = cell_labels(masks, labels, SIDE // maps.shape[-1])
-            logits = head(maps.permute(0, 2, 3, 1)[classes >= 0]).split(COUNTS, -1)
-            for own, truth in zip(logits, (classes[classes >= 0] // len(SHAPES), classes[classes >= 0] % len(SHAPES))):
-                total = total + F.cross_entropy(own, truth, reduction="sum") / max(len(truth), 1)
-        return total
-
-    _optimize(loss, optimizer, steps, PRETRAINING_RATE, "pixel decoder")
-
-
-def _frame_place_loss(mask_logits: Tensor, logits: Tensor, places: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-    """The place loss of a frame's queries. mask_logits: (N, cells); logits: (N, K + 1); places: (N, 3); masks: (A, H, W)."""
-    shares = GEOMETRY.shares(masks)
-    truth = shares.flatten(1)
-    rows, columns = matched(logits, labels, bce_costs(mask_logits, truth), dice_costs(mask_logits, truth))
-    return place_loss(places[rows][:, None], shares[columns][:, None])
-
-
-def cell_labels(masks: Sequence[Tensor], labels: Sequence[Tensor], stride: int) -> Tensor:
-    """The class of the object that covers most of each cell, and COVERED of it at least, int64 (frames, h, w); -1 where none does."""
-    out = []
-    for own, classes in zip(masks, labels):
-        shares, which = F.pad(GEOMETRY.shares(own, stride), (0, 0, 0, 0, 0, 1)).max(0)
-        out.append(torch.where(shares >= COVERED, F.pad(classes, (0, 1))[which], -1))
-    return torch.stack(out)
-
-
-def _every(videos: int, seed: int) -> list[tuple[Any, Any, Tensor]]:
-    """(frame, masks (A, H, W), labels) of every STRIDE-th frame."""
-    out = []
-    for index in range(videos):
-        video = draw_video(seed, index)
-        out += [(video.frames[t], video.masks[:, t].copy(), video.labels) for t in range(0, len(video.frames), STRIDE)]
-    return out
-
-
-def _frames(pool: Sequence[tuple[Any, Any, Tensor]], seed: int) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
-    """Images (FRAMES, 3, SIDE, SIDE) of random frames, half of them mirrored, and what each shows."""
-    rng = np.random.default_rng(seed)
-    while True:
-        images, masks, labels = [], [], []
-        for i in rng.integers(len(pool), size=FRAMES):
-            frame, truth, own = pool[i]
-            flip = rng.random() < 0.5
-            shown = truth.any((1, 2))
-            images.append(GEOMETRY.image(mirrored(frame, flip)))
-            masks.append(torch.from_numpy(mirrored(truth[shown][..., None], flip)[..., 0]).float())
-            labels.append(own[torch.from_numpy(shown)])
-        yield torch.stack(images), masks, labels
-
-
-def _optimize(loss: Any, optimizer: torch.optim.Optimizer, steps: int, rate: float, name: str) -> None:
-    """`steps` steps of the loss that `loss()` gives; the rate rises for a twentieth of them, then falls to nothing."""
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
-    parameters, mean = [p for group in optimizer.param_groups for p in group["params"]], 0.0
-    with Progress(name, steps, unit="steps") as bar:
-        for step in range(steps):
-            value = loss()
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            mean += (value.item() - mean) / min(step + 1, 100)
-            bar.advance(title=f"loss {mean:.2f}")
 
 
 # Re-identification, tracker and refiner on what the frozen segmenter says.
@@ -238,6 +108,23 @@ class Trained(nn.Module):
         norm = segmenter.model.model.transformer_module.decoder.layernorm
         self.head.reid.decoder_norm.load_state_dict(norm.state_dict())
         self.head.reid.decoder_norm.requires_grad_(False)
+        self._start_at(segmenter.model)
+
+    @torch.no_grad()
+    def _start_at(self, model: Any) -> None:
+        """At first a track is the segmenter's queries with their embeddings, and has the masks and the classes of these."""
+        for module in (*self.head.tracker.modules(), *self.head.refiner.modules()):
+            if isinstance(module, Attention | FeedForward | nn.Conv1d):
+                last: Any = getattr(module, "out_proj", getattr(module, "linear2", module))
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+        decoder = model.model.transformer_module.decoder
+        embedder = [layer for layer in decoder.mask_predictor.mask_embedder.modules() if isinstance(layer, nn.Linear)]
+        for mlp in (self.mask_embed, self.head.refiner.mask_embed):
+            for own, layer in zip(mlp.layers, embedder):
+                assert isinstance(own, nn.Linear)
+                _copy(own, layer, None if layer is not embedder[0] else decoder.layernorm)
+        _copy(self.head.refiner.class_embed, model.class_predictor, decoder.layernorm)
 
     def loss(self, clips: Sequence[Tracked]) -> Tensor:
         """The three losses of clips of equal length."""
@@ -255,6 +142,18 @@ class Trained(nn.Module):
             total = total + clip_loss(tracked.logits[b].mean(0), embeds[b], places[b], clip) / len(clips)
             total = total + clip_loss(refined.logits[b], refined.mask_embed[b], refined_places[b], clip) / len(clips)
         return total
+
+
+def _copy(to: nn.Linear, layer: nn.Linear, norm: nn.LayerNorm | None) -> None:
+    """Let a linear layer be a smaller one of its first inputs and outputs, behind the scale and the shift of a LayerNorm.
+
+    The LayerNorm over twice as many channels, the others of which are zero, gives the root of two times as large ones.
+    """
+    rows, columns = layer.weight.shape
+    nn.init.zeros_(to.weight)
+    nn.init.zeros_(to.bias)
+    to.bias[:rows] = layer.bias if norm is None else layer.bias + layer.weight @ norm.bias
+    to.weight[:rows, :columns] = layer.weight if norm is None else layer.weight * norm.weight / 2**0.5
 
 
 @torch.inference_mode()
@@ -288,7 +187,7 @@ def train_head(segmenter: Segmenter, videos: Sequence[Tracked], steps: int, seed
     def loss() -> Tensor:
         return model.loss([_clip(videos[i], rng) for i in rng.integers(len(videos), size=CLIPS)])
 
-    _optimize(loss, optimizer, steps, rate, "tracker")
+    optimize(loss, optimizer, steps, rate, "tracker")
     return model.head.eval()
 
 
@@ -317,24 +216,6 @@ def clip_loss(logits: Tensor, embeds: Tensor, places: Tensor, clip: Tracked) -> 
     bce = F.binary_cross_entropy_with_logits(pairs, own, reduction="none").mean(1) / (4 * own.mean(1))
     distance = place_loss(places[:, rows].transpose(0, 1), shares[shown][columns])
     return CLASS_WEIGHT * class_loss(logits, rows, labels[columns]) + MASK_WEIGHT * (bce.mean() + dice.mean() + distance)
-
-
-def place_loss(places: Tensor, shares: Tensor) -> Tensor:
-    """Mean distance of places (A, T, 3) from those of shares (A, T, h, w), in the frames that show the object; 0 if none does."""
-    where, visible = places_of(shares)
-    total: Tensor = (places - where).abs().mean(-1)[visible].sum() / visible.sum().clamp(min=1)
-    return total
-
-
-def places_of(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre x and y and size of objects, float (A, T, 3), in which the frame is 2 long, high and wide, and its middle 0; and in which
-    frames an object is visible, bool (A, T). shares: (A, T, h, w)."""
-    h, w = shares.shape[2:]
-    area = shares.sum((2, 3))
-    x, y = (torch.linspace(-1 + 1 / n, 1 - 1 / n, n) for n in (w, h))
-    inside = area.clamp(min=1e-6)
-    centre_x, centre_y = (shares.sum(2) @ x) / inside, (shares.sum(3) @ y) / inside
-    return torch.stack([centre_x, centre_y, 2 * (area / (h * w)).sqrt()], -1), area > 1
 
 
 def contrastive_loss(queries: Tensor, owners: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ import torch
 from pipelines import beit3_shapes, dvis_shapes
 from pipelines.clip_shapes import Frame
 from pipelines.dervos_shapes import ROWS, dervos_shapes
-from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video
+from pipelines.dvis_segmenter import GEOMETRY, SIDE, MapHeads, cell_places, centres, place_loss, places_of
+from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video, make_segmenter
 from pipelines.shapes_words import Claim, Description, phrases
 from rvos_cache.shapes.language import NUMBERS
 from rvos_cache.shapes.scene import COLOURS, SHAPES
@@ -35,8 +38,8 @@ def test_a_perfect_track_has_the_least_loss() -> None:
     logits = torch.zeros(4, len(CLASSES) + 1)
     logits[:, -1] = 20.0
     logits[2, [4, -1]], logits[1, [9, -1]] = torch.tensor([20.0, 0]), torch.tensor([20.0, 0])
-    places = torch.zeros(3, 4, 3)
-    places[:, 2], places[:, 1] = torch.tensor([-0.625, -0.625, 0.75]), torch.tensor([0.625, 0.625, 0.75])
+    places, size = torch.zeros(3, 4, 3), math.log(3 / 8)
+    places[:, 2], places[:, 1] = torch.tensor([-0.625, -0.625, size]), torch.tensor([0.625, 0.625, size])
     assert dvis_shapes.clip_loss(logits, right, places, clip) < 0.01
     assert dvis_shapes.clip_loss(logits, right, places.roll(1, 1), clip) > 2
     # One object in half of the frames, the other in the rest: no track.
@@ -51,18 +54,50 @@ def test_a_perfect_track_has_the_least_loss() -> None:
 def test_places_by_hand() -> None:
     shares = torch.zeros(1, 2, 4, 8)
     shares[0, 0, 2:, :4] = 1  # the lower left quarter
-    where, visible = dvis_shapes.places_of(shares)
-    assert torch.allclose(where[0, 0], torch.tensor([-0.5, 0.5, 1.0])) and visible.tolist() == [[True, False]]
-    assert dvis_shapes.place_loss(where + 0.5, shares) == pytest.approx(0.5)
-    assert dvis_shapes.place_loss(where, 0 * shares) == 0
+    where, visible = places_of(shares)
+    assert torch.allclose(where[0, 0], torch.tensor([-0.5, 0.5, math.log(0.5)])) and visible.tolist() == [[True, False]]
+    assert place_loss(where + 0.5, shares) == pytest.approx(0.5)
+    assert place_loss(where, 0 * shares) == 0
 
 
-def test_the_class_of_a_cell_is_that_of_its_largest_object() -> None:
+def test_the_place_of_a_cell_is_that_of_its_largest_object() -> None:
     masks = torch.zeros(2, 96, 160)
     masks[0, :12, :20], masks[1, :24, 40:60], masks[1, 12:24, 20:24] = 1, 1, 1
-    labels = dvis_shapes.cell_labels([masks, masks[:0]], [torch.tensor([7, 3]), torch.tensor([], dtype=torch.long)], 16)
-    assert labels.shape == (2, 8, 8) and (labels[1] == -1).all()
-    assert labels[0, 0, 0] == 7 and (labels[0, :2, 2] == 3).all() and (labels[0] >= 0).sum() == 3
+    places, inside = cell_places([masks, masks[:0]], 20)
+    assert inside.shape == (2, 8, 8) and not inside[1].any()
+    assert inside[0].nonzero().tolist() == [[0, 0], [0, 2], [1, 2]]
+    own = torch.tensor([-0.875, -0.875, 0.5 * math.log(1 / 64)])
+    other = torch.tensor([0.2 * -0.625 / 2.2 + 2 * -0.375 / 2.2, -0.75 + 0.2 * 0.125 / 2.2, 0.5 * math.log(2.2 / 64)])
+    assert torch.allclose(places[0, 0, 0], own, atol=1e-5) and torch.allclose(places[0, :2, 2], other, atol=1e-5)
+    assert torch.allclose(centres(8, 8)[0, 0], own[:2])
+
+
+def test_maps_are_asked_for_objects_and_their_places() -> None:
+    """Maps that are the answers themselves have no loss; with the classes or the places of others they have."""
+    masks = [torch.zeros(2, 96, 160), torch.zeros(1, 96, 160)]
+    masks[0][0, :12, :20], masks[0][1, 12:24, 140:], masks[1][0, 48:72, :40] = 1, 1, 1
+    labels = [torch.tensor([7, 40]), torch.tensor([13])]
+    where, _ = cell_places(masks, 20)
+    answers = torch.zeros(2, 8, 8, 18)
+    for t, (own, kinds) in enumerate(zip(masks, labels)):
+        for mask, kind in zip(own, kinds.tolist()):
+            cells = (GEOMETRY.shares(mask[None], 20)[0] > 0.5)[..., None]
+            answers[t, ..., :13] += cells * one_hot([kind // len(SHAPES), len(COLOURS) + kind % len(SHAPES)])
+    answers[..., 13:16], answers[..., 16:] = where, centres(8, 8)
+    heads = MapHeads([18], True)
+    for head, rows in ((heads.classes[0], range(13)), (heads.places[0], range(13, 18))):
+        torch.nn.init.zeros_(head.bias)
+        head.weight.data = torch.eye(18)[rows.start : rows.stop] * (30 if rows.start == 0 else 1)
+    assert heads([answers.permute(0, 3, 1, 2)], masks, labels) < 1e-3
+    exchanged = [labels[0].flip(0), labels[1]]
+    assert heads([answers.permute(0, 3, 1, 2)], masks, exchanged) > 20
+    answers[..., 13:] += 0.5
+    assert heads([answers.permute(0, 3, 1, 2)], masks, labels).item() == pytest.approx(2, abs=1e-3)
+
+
+def one_hot(numbers: list[int]) -> torch.Tensor:
+    """(13,): 1 at the numbers."""
+    return torch.nn.functional.one_hot(torch.tensor(numbers), 13).sum(0).float()
 
 
 def test_the_class_loss_by_hand() -> None:
@@ -84,6 +119,28 @@ def test_the_contrastive_loss_is_of_the_queries_with_an_object() -> None:
     assert torch.allclose(dvis_shapes.contrastive_loss(good, owners), first)
     assert dvis_shapes.contrastive_loss(bad, owners) > 5
     assert dvis_shapes.contrastive_loss(good, torch.full((1, 2, 3), -1)) == 0
+
+
+def test_tracks_start_as_the_queries_of_the_segmenter() -> None:
+    torch.manual_seed(0)
+    model = make_segmenter(1).eval()
+    decoder = model.model.transformer_module.decoder
+    torch.nn.init.normal_(decoder.layernorm.weight, 1)
+    torch.nn.init.normal_(decoder.layernorm.bias)
+    trained = dvis_shapes.Trained(SimpleNamespace(model=model)).eval()  # type: ignore[arg-type]
+    torch.nn.init.zeros_(trained.head.reid.reid_embed.layers[-1].weight)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(trained.head.reid.reid_embed.layers[-1].bias)  # type: ignore[arg-type]
+    q = torch.randn(1, 1, FRAME_QUERIES, 64)
+    q = q - q.mean(-1, keepdim=True)
+    with torch.no_grad():
+        queries, raw = trained.head.reid(q)
+        tracked = trained.head.tracker(queries, raw)
+        refined = trained.head.refiner(tracked.embeds, raw)
+        normed = decoder.layernorm(q)
+        masks = decoder.mask_predictor.mask_embedder(normed)
+        assert torch.allclose(refined.mask_embed, masks, atol=1e-4) and masks.std() > 0.005
+        assert torch.allclose(trained.mask_embed(trained.head.tracker.decoder_norm(tracked.embeds)), masks, atol=1e-4)
+        assert torch.allclose(refined.logits, model.class_predictor(normed)[:, 0], atol=1e-4)
 
 
 def test_every_word_of_the_language_is_one_token_of_the_small_beit3(tmp_path: Path) -> None:
@@ -120,14 +177,14 @@ def test_segments_belong_to_their_objects() -> None:
         """A segmenter whose query n has the mask of object n + 1, from mask features that are the objects' masks."""
 
         def __init__(self, video: ShapesVideo) -> None:
-            self.maps = torch.stack([dvis_shapes.GEOMETRY.shares(torch.from_numpy(m)) for m in video.masks], 1)
+            self.maps = torch.stack([GEOMETRY.shares(torch.from_numpy(m)) for m in video.masks], 1)
             self.labels, self.done = video.labels, 0
 
         def segment(self, images: torch.Tensor) -> object:
             t, a = len(images), self.maps.shape[1]
             maps, self.done = self.maps[self.done : self.done + t], self.done + t
             q = torch.roll(torch.eye(a), -1, 0).expand(t, a, a)
-            return SegmentedFrames(q, maps, torch.cat([maps, torch.ones(t, 1, 32, 32)], 1))
+            return SegmentedFrames(q, maps, torch.cat([maps, torch.ones(t, 1, SIDE // 4, SIDE // 4)], 1))
 
         def norm(self, q: torch.Tensor) -> torch.Tensor:
             return q
