@@ -70,7 +70,7 @@ RUN_BY: dict[str, str] = {
     "python -m pipelines.dmvs_shapes": "select/test_dmvs_pages.py",
     "python -m pipelines.dmvs_single_object": "select/test_dmvs_pages.py",
     "python -m pipelines.gdino_shapes": "select/test_gdino_shapes.py::test_random_weights_to_try_commands_with",
-    "python -m pipelines.referdino_images": "select/test_referdino_pages.py",
+    "python -m pipelines.referdino_images": "select/test_referdino_image_pages.py",
     "python -m pipelines.referdino_mevis": "select/test_referdino_pages.py",
     "python -m pipelines.referdino_shapes": "select/test_gdino_shapes.py::test_the_page_by_what_a_sentence_needs",
     "python -m pipelines.referdino_single_object": "select/test_referdino_pages.py",

@@ -9,17 +9,13 @@ import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from released_referdino import shared_grounding, shared_released, single_frame_file
-from test_a2d_sentences import write_a2d
+from released_referdino import shared_grounding, shared_released
 from test_dmvs_pages import hide
-from test_jhmdb_sentences import write_jhmdb
 from test_sola_pages import write_davis, write_youtube
 from tiny_grounding_dino import tiny_grounding_dino
-from tiny_sam2 import tiny_sam2
+from tiny_referdino_pages import TRACKER, called, words_of, write_images
 
 from pipelines import dmvs_mevis, dmvs_single_object, referdino_images, referdino_mevis, referdino_single_object, sola_zero_shot
 from pipelines.referdino_models import Models
@@ -27,14 +23,13 @@ from pipelines.referdino_rows import PAPER, all_rows, published_row, published_s
 from pipelines.rows.papers import read_paper
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_cache.store import SelectionCache, TrackCache, read_card
+from rvos_cache.store import SelectionCache, read_card
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_cache.trackers.sam2.settings import BoxSettings
 from rvos_cache.trackers.sam2.tracker import prompt_frames
 from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.merging.policy import resolve_policy
-from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.referdino import ReferDinoConfig
 from rvos_select.training.settings import TrainSettings
 
@@ -211,11 +206,6 @@ def test_rows_share_the_caches_of_an_upstream_and_its_settings(tmp_path: Path) -
         assert extraction["overrides"] == {**own, **more} and extraction["tracker"] == "gdino-queries"
 
 
-def called(monkeypatch: pytest.MonkeyPatch, page: Any, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["page", *map(str, words)])
-    page(standalone_mode=False)
-
-
 def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = tmp_path / "tuned"
     (tuned / "upstream").mkdir(parents=True)
@@ -269,12 +259,6 @@ def test_a_missing_dataset_names_the_page_s_option_before_anything_runs(tmp_path
 
 
 SMALL = {"epochs": 1, "batch_size": 2, "clip.frames": 3, "config.hidden": 16, "config.temporal_layers": 1}
-TRACKER = ("--tracker-set", "masks=box", "--tracker-set", "short_side=32")
-
-
-def words_of(settings: dict[str, Any]) -> list[str]:
-    """Settings as options of a page."""
-    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
 
 def test_from_frames_to_scores_and_zip(
@@ -353,121 +337,3 @@ def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
             assert resolve_policy(SelectionCache(folder / f"selections/{name}-{split}.zarr")).top1
             with zipfile.ZipFile(folder / f"{name}_valid.zip") as archive:
                 assert archive.namelist()[0] == first
-
-
-IMAGES = ("a2d-sentences", "jhmdb-sentences")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> tuple[object, ...]:
-    return write_images(tmp_path)
-
-
-def write_images(tmp_path: Path) -> tuple[object, ...]:
-    """The options of `referdino_images` for tiny datasets."""
-    for name, write in (("a2d", write_a2d), ("jhmdb", write_jhmdb)):
-        (tmp_path / name).mkdir()
-        write(tmp_path / name)
-    return ("--a2d", tmp_path / "a2d", "--jhmdb", tmp_path / "jhmdb", "--out", tmp_path / "out")
-
-
-def check_images(row: Path) -> None:
-    for name in IMAGES:
-        metrics = json.loads((row / f"metrics/{name}.json").read_text())
-        assert (metrics["dataset"], metrics["split"]) == (name, "test-frames") and 0 <= metrics["map"] <= 1
-
-
-@pytest.mark.slow
-def test_scored_frames(
-    tmp_path: Path, images: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small = {"epochs": 1, "batch_size": 2, "hold_out": 0}
-    words = (*images, "--upstream", tiny_grounding_dino(tmp_path / "tiny"), "--way", "cached", *TRACKER, *words_of(small))
-    called(monkeypatch, referdino_images.referdino_images, *words)
-    printed = capsys.readouterr().out
-    for name in IMAGES:
-        assert f"the paper: {name}/test-frames has no published number of this way" in printed
-    row = tmp_path / "out/table_1.referdino_t_images_cached"
-    check_images(row)
-    card = read_card(tmp_path / "out/cache/tiny/a2d-sentences/train-frames/gdino-queries.zarr")
-    assert card.settings["resizing"] == "image"
-    # The box head alone.
-    assert {name.partition(".")[0] for name in load_selector(row / "run").state_dict()} == {"box"}
-
-
-@pytest.mark.slow
-def test_released_weights_of_images_predict_without_training(
-    tmp_path: Path, images: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "released"
-    import_referdino(single_frame_file(), str(shared_grounding()), run)
-    words = (*images, "--imported", run, "--tracker-set", "short_side=32", "--tracker-set", "keep_ratio=0.4")
-    with pytest.warns(UserWarning, match=r"tracks with settings.keep_ratio = 0.4") as caught:
-        called(monkeypatch, referdino_images.referdino_images, *words)
-    assert not [w for w in caught if "resizing" in str(w.message)]
-    assert "the paper: a2d-sentences/test-frames mAP 61.1, overall IoU 82.1, mean IoU 73.6" in capsys.readouterr().out
-    check_images(tmp_path / "out/table_1.referdino_b_images")
-    # Nothing is extracted to train on; every query of a sentence is a detection, with its probability as score.
-    assert [folder.name for folder in (tmp_path / "out/cache/released/a2d-sentences").iterdir()] == ["test-frames"]
-    tracks = TrackCache(tmp_path / "out/cache/released/jhmdb-sentences/test-frames/gdino-queries.zarr")
-    selections = SelectionCache(tmp_path / "out/table_1.referdino_b_images/selections/jhmdb-sentences.zarr")
-    for video_id in tracks.video_ids():
-        (selection,) = selections.selections(video_id)
-        assert selection.candidates.all() and len(selection.scores) == 4
-        visible = tracks.presence(video_id)[:, 0] > 0
-        assert np.allclose(selection.scores[visible], tracks.presence(video_id)[visible, 0], atol=2e-3)
-
-
-TUNING = {"frames": 3, "augment": "none", "short_side": 64, "steps": 1, "accumulate": 1, "keep_ratio": 0.4, "anchor_every": 16}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row", ["table_2.referdino_t", "table_4.dot_product"])
-def test_a_row_tunes_its_upstream_first(
-    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root, out = tmp_path / "data", tmp_path / "out"
-    for split in ("train", "valid_u"):
-        write_split(root / split, {split: (3, True, SAID)})
-    tuning = [word for name, value in TUNING.items() for word in ("--tune-set", f"{name}={value}")]
-    words = ("--root", root, "--out", out, "--row", row, *tuning, "--tracker-set", "short_side=32")
-    words = (*words, "--upstream", tiny_grounding_dino(tmp_path / "tiny"))
-    called(monkeypatch, referdino_mevis.referdino_mevis, *words)
-    assert f"the paper: mevis/valid J&F {ROWS[row]['paper']['mevis/valid'][0]}" in capsys.readouterr().out
-    record = json.loads((out / row / "tuned/tune.json").read_text())
-    assert record["settings"]["preset"] == "mevis_swint" and record["split"] == "train"
-    assert record["settings"]["mask_head"] == ("dot" if "dot" in row else "deformable")
-    card = read_card(out / f"cache/tuned-{row}/valid_u/gdino-queries.zarr")
-    assert (card.settings["masks"], card.settings["keep_ratio"]) == ("head", 0.4)
-    assert card.settings["checkpoint"] == str((out / row / "tuned-run/upstream").absolute())
-    assert not (out / row / "run").exists() and not (out / f"cache/tuned-{row}/train").exists()
-    # Again: nothing is left to do.
-    written = (out / row / "tuned-run/best/model.safetensors").stat().st_mtime_ns
-    called(monkeypatch, referdino_mevis.referdino_mevis, *words)
-    assert (out / row / "tuned-run/best/model.safetensors").stat().st_mtime_ns == written
-
-
-@pytest.mark.slow
-def test_grounded_sam2_selects_every_track(
-    tmp_path: Path, images: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny_sam2(tmp_path / "sam2")
-    words = ("--upstream", tiny_grounding_dino(tmp_path / "tiny"), "--tracker-set", f"checkpoint={tmp_path / 'sam2'}")
-    words = (*words, *[word for pair in ("box_threshold=0", "stability=0", "same_iou=1") for word in ("--tracker-set", pair)])
-    root, out = tmp_path / "data", tmp_path / "out"
-    for split in ("train", "valid_u"):
-        write_split(root / split, {split: (3, True, SAID)})
-    row = ("--row", "table_2.grounded_sam2_t")
-    called(monkeypatch, referdino_mevis.referdino_mevis, "--root", root, "--out", out, *row, *words)
-    assert "the paper: mevis/valid J&F 37.4, J 31.0, F 43.7" in capsys.readouterr().out
-    folder = out / "cache/sam2-box-tiny-prompt_every_100000"
-    cache = TrackCache(folder / "valid_u/sam2-box.zarr")
-    assert [split.name for split in folder.iterdir()] == ["valid_u"]
-    selections = SelectionCache(out / "table_2.grounded_sam2_t/selections/valid_u.zarr")
-    for video_id in cache.video_ids():
-        assert set(cache.info(video_id).prompt_frame.tolist()) == {0}
-        assert all((s.scores == s.candidates).all() for s in selections.selections(video_id))
-    row = ("--row", "table_1.grounded_sam2_b_images")
-    called(monkeypatch, referdino_images.referdino_images, *images, *row, *words)
-    assert "the paper: jhmdb-sentences/test-frames mAP 42.5, overall IoU 72.1, mean IoU 72.1" in capsys.readouterr().out
-    check_images(out / "table_1.grounded_sam2_b_images")
