@@ -90,7 +90,7 @@ def dervos_models(page: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--bert", default="google-bert/bert-base-uncased", show_default=True, help="A hub name or a folder, for BERT's row."
     )
-    @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+    @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. max_tracks=100.")
     @click.option("--frames-set", multiple=True, metavar="K=V", help="A setting of the tracker `frames`, e.g. square=224.")
     @functools.wraps(page)

@@ -47,7 +47,7 @@ BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": 
 @click.option("--beit3-videos", default=600, show_default=True)
 @click.option("--beit3-steps", default=1500, show_default=True)
 @click.option("--videos", default=320, show_default=True, help="One fifth of them is held out.")
-@click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that draw and extract.")
 @click.option(
     "--set",
     "settings",

@@ -21,7 +21,7 @@ def frozen_models(page: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--vita", required=True, help="A hub name or a folder that rvos-cache convert-vita wrote.")
     @click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
-    @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+    @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. profile=low_rank.")
     @functools.wraps(page)
     def with_models(*args: Any, vita: str, encoder: str, jobs: int, tracker_set: tuple[str, ...], **others: Any) -> None:

@@ -34,7 +34,7 @@ FROZEN = {"config": {"masks": "frozen", "mask_init": "random"}}
 @click.option("--vita-videos", default=800, show_default=True)
 @click.option("--vita-steps", default=6000, show_default=True)
 @click.option("--videos", default=800, show_default=True, help="One fifth of them is held out.")
-@click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that draw and extract.")
 @click.option(
     "--set", "settings", multiple=True, metavar="K=V", help="A setting that replaces that of dmvs_shapes.toml; may repeat."
 )

@@ -163,7 +163,7 @@ def referdino_models(page: Callable[..., None]) -> Callable[..., None]:
         type=click.Choice([way for way in WAYS if way != "import"]),
         help="How the row is reached.  [default: by what has the published number: tune or baseline, where the row has it]",
     )
-    @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+    @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. masks=box.")
     @click.option("--tune-set", multiple=True, metavar="K=V", help="A setting of rvos-cache tune-referdino, for --way tune.")
     @functools.wraps(page)

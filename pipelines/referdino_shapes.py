@@ -32,7 +32,7 @@ BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": 
 @click.option("--gdino-videos", default=300, show_default=True)
 @click.option("--gdino-steps", default=2000, show_default=True)
 @click.option("--videos", default=200, show_default=True, help="One fifth of them is held out.")
-@click.option("--jobs", default=1, show_default=True, help="Processes that draw and extract.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that draw and extract.")
 @click.option(
     "--set",
     "settings",

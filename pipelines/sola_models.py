@@ -64,7 +64,7 @@ def sola_models(page: Callable[..., None]) -> Callable[..., None]:
     @click.option("--tracker-set", multiple=True, metavar="TRACKER.K=V", help="A setting of a tracker, e.g. sam2-grid.batch=8.")
     @click.option("--encoder", default="roberta", show_default=True, help="Name in TEXT_ENCODERS, or package.module:Class.")
     @click.option("--text-set", multiple=True, metavar="K=V", help="A setting of the encoder.")
-    @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+    @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that extract.")
     @functools.wraps(page)
     def with_models(
         *args: Any,

@@ -41,7 +41,7 @@ TRAINING: dict[str, dict[str, Any]] = {"minilm": {"epochs": 9, "config": {"align
 @click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 @click.option("--videos", default=VIDEOS, show_default=True, help="One fifth of them is held out.")
-@click.option("--jobs", default=2, show_default=True, help="Processes that draw, extract and score.")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Processes that draw, extract and score.")
 @click.option("--encoder", type=click.Choice(list(TEXT_ENCODERS)), default="hashed", show_default=True)
 def demo(out: Path, videos: int, jobs: int, encoder: str) -> None:
     """From frames to merged masks, with SOLA's selector, the mean-cosine baseline, all tracks and the oracle."""

@@ -35,7 +35,7 @@ def ssa_models(page: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(path_type=Path),
         help="A Mask2Former of COCO with this CLIP, which every released run starts from.  [default: random weights]",
     )
-    @click.option("--jobs", default=1, show_default=True, help="Processes that extract.")
+    @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker `frames`, e.g. short_side=0.")
     @functools.wraps(page)
     def with_models(*args: Any, clip: str, init: Path | None, jobs: int, tracker_set: tuple[str, ...], **others: Any) -> None:

@@ -32,7 +32,7 @@ ZERO_SHOT = {"clip-zero-shot": "softmax", "clip-zero-shot-several": "sigmoid"}
 @click.option("--clip-videos", default=800, show_default=True)
 @click.option("--clip-steps", default=800, show_default=True)
 @click.option("--videos", default=400, show_default=True, help="One fifth of them is held out.")
-@click.option("--jobs", default=1, show_default=True, help="Processes that draw, extract and pool.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that draw, extract and pool.")
 @click.option(
     "--set", "settings", multiple=True, metavar="K=V", help="A setting of SSA that replaces that of ssa_shapes.toml; may repeat."
 )
