@@ -141,6 +141,24 @@ def test_live_tuning_has_the_user_s_settings_and_seed() -> None:
     assert run_of(name, Places(), 2) != run_of(name, Places(), 1)
 
 
+def test_a_tuned_upstream_is_run_with_the_settings_that_it_is_tuned_with() -> None:
+    def extracted(name: str, *overrides: str, own: tuple[str, ...] = ()) -> list[str]:
+        paper, _, row = find_row(name, all_papers())
+        places = Places(overrides=overrides, tracker_set={"queries": own} if own else {})
+        return [step.line() for step in steps_of(paper, name, row, places) if step.tracker is not None]
+
+    row = "referdino.table_2.referdino_t"
+    assert not any("short_side" in line or "keep_ratio" in line for line in extracted(row, "short_side=80"))
+    for line in extracted(row, "augment=none", "short_side=80", "keep_ratio=0.25", "frames=1"):
+        assert {"short_side=80", "keep_ratio=0.25", "resizing=image"} <= set(line.split())
+    # What the user asks of the tracker comes last, and of a row's own tuning no setting is needed twice.
+    assert all("short_side=96" in line for line in extracted(row, "augment=none", "short_side=80", own=("short_side=96",)))
+    assert all(line.count("keep_ratio=0.8") == 1 for line in extracted("referdino.table_5.drop_20"))
+    assert all("tracker=none" in line for line in extracted("referdino.table_3.without_tracker"))
+    # The board lists a row also where --set is for others.
+    assert all(" tracker=" not in line for line in extracted(row, "nothing=1"))
+
+
 def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None:
     papers = all_papers()
     for name, hours in (("ssa.table_3.ssa", None), ("referdino.table_4.full", None), (ROW, 7.1)):

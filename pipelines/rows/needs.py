@@ -14,7 +14,9 @@ from rvos_cache.datasets import dataset_class
 from rvos_cache.datasets.ref_youtube_vos import PARTS
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import resolve_checkpoint
-from rvos_cache.settings import Settings, build, read_toml
+from rvos_cache.settings import Settings, build, parse_overrides, read_toml
+from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
+from rvos_cache.trackers.referdino.tune_settings import tracker_settings, tune_settings
 
 NEEDS = PAGES / "needs.toml"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -124,15 +126,30 @@ def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
 
 
 def row_tracker(paper: Paper, row: Row, name: str, places: Places) -> TrackerChoice:
-    """A tracker as a row uses it: with its settings, those of the row, and those of the user."""
+    """A tracker as a row uses it: with its settings, those of the row, those that the row's upstream is tuned with, and those of the
+    user."""
     choice = paper.trackers[name]
     own = [text.removeprefix(f"{name}.") for text in row.tracker_set if text.startswith(f"{name}.")]
-    pairs = (*choice.set, *own, *places.tracker_set.get(name, ()))
+    pairs = (*choice.set, *own)
+    pairs = (*pairs, *_tuned(row, pairs, places), *places.tracker_set.get(name, ()))
     changes: dict[str, Any] = {"set": tuple(named_upstream(text, row) for text in pairs)}
     if len(pairs) > len(choice.set):
         # Measured with the tracker's own settings.
         changes |= {"seconds_per_frame": None, "bytes_per_frame": None}
     return choice.model_copy(update=changes)
+
+
+def _tuned(row: Row, pairs: Sequence[str], places: Places) -> list[str]:
+    """The settings that a tracker of the row's own tuning needs and that `pairs`, its settings, have not: as the upstream is tuned."""
+    if row.way != "tune" or not any("{run}" in pair for pair in pairs):
+        return []
+    try:
+        tuned = tune_settings(parse_overrides([*row.tune, *places.overrides])).model_dump(mode="json")
+        own = build(GdinoQueriesSettings, parse_overrides(pairs), "gdino-queries").model_dump(mode="json")
+    except InputError:
+        # Reported by `check_options`; the board lists a row also where --set is meant for others.
+        return []
+    return [f"{name}={value}" for name, value in tracker_settings(tuned).items() if own[name] != value]
 
 
 def named_upstream(text: str, row: Row) -> str:

@@ -17,7 +17,8 @@ from rvos_cache.text import encoder_class, open_encoder
 from rvos_cache.trackers import open_tracker, tracker_class
 from rvos_cache.trackers.referdino.convert import Conversion, convert_referdino
 from rvos_cache.trackers.referdino.head import ReferDinoHead
-from rvos_cache.trackers.referdino.upstream import HEAD_FILE, IMAGES, RECORD_FILE, load_head, read_record, tuned_settings
+from rvos_cache.trackers.referdino.tune_settings import IMAGES
+from rvos_cache.trackers.referdino.upstream import HEAD_FILE, RECORD_FILE, load_head, read_record, tuned_settings
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import RESTART, storing
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig

@@ -27,18 +27,15 @@ from rvos_cache.trackers.referdino.boxes import refined
 from rvos_cache.trackers.referdino.head import ReferDinoHead
 from rvos_cache.trackers.referdino.pruning import PrunedLayer, PruneScore, prune_call
 from rvos_cache.trackers.referdino.stages import STAGE1, FourStageGroundingDino
+from rvos_cache.trackers.referdino.tune_settings import IMAGES, tracker_settings
 
 WHAT = "GroundingDINO checkpoint"
 HEAD_FILE = "referdino.safetensors"
 """File in the checkpoint folder with the head's tensors under their released names, LoRA merged."""
 RECORD_FILE = "referdino.json"
 """File beside it: what the folder was made from."""
-TUNED = ("keep_ratio", "prune_score", "tracker", "alpha", "confidence")
-"""Settings of the tracker that a checkpoint is tuned with; and short_side where every clip had that size (augment=none)."""
 RECORD_FIX = "tune again, or --export it again"
 IMPORT, EXPORT = "import the checkpoint again with rvos-select import-referdino", "--out RUN --export"
-IMAGES = {"resizing": "image"}
-"""Settings of the tracker for a checkpoint of single frames."""
 
 
 @dataclass(frozen=True)
@@ -188,9 +185,8 @@ def tuned_settings(folder: Path) -> dict[str, Any]:
     """
     settings = recorded_settings(folder)
     # A released checkpoint of single frames has an enhancer that was never trained.
-    images = IMAGES if settings.get("frames") == 1 or read_record(folder).get("untrained") else {}
-    names = (*TUNED, "short_side") if settings.get("augment") == "none" else TUNED
-    return {**images, **{name: settings[name] for name in names if name in settings}}
+    images = IMAGES if read_record(folder).get("untrained") else {}
+    return {**images, **tracker_settings(settings)}
 
 
 def recorded_settings(folder: Path) -> dict[str, Any]:
