@@ -68,6 +68,10 @@ def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=advice):
             run_settings(folder)
+    imported = shutil.copytree(finished() / "upstream", tmp_path / "imported/upstream")
+    (tmp_path / "imported/settings.json").write_text("{}")
+    with pytest.raises(InputError, match=f"a checkpoint of stage one; give {imported.parent}$"):
+        run_settings(imported)
     with pytest.raises(InputError, match="make room or choose a writable --out, then run the same command again$"):
         import_referdino(finished(), None, "/proc/x")
     full = f"{tmp_path}/run/upstream/.*: cannot be written .File too large.; make room or choose"

@@ -210,8 +210,10 @@ def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkey
     tuned = tmp_path / "tuned"
     (tuned / "upstream").mkdir(parents=True)
     (tuned / "tune.json").write_text("{}")
+    (tuned / "upstream/referdino.json").write_text("{}")
     for words, reason in (
         (("--imported", tmp_path), "has no folder 'upstream'"),
+        (("--imported", tuned / "upstream"), "a checkpoint of stage one; give "),
         (
             ("--imported", tuned),
             f"{tuned}: a run of rvos-cache tune-referdino; first rvos-select import-referdino {tuned} --out RUN",
