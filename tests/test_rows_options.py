@@ -77,6 +77,21 @@ def test_what_is_missing_is_named_with_its_place_and_option(tmp_path: Path) -> N
         call("run", "dmvs.table_2.dmvs")
 
 
+def test_weights_that_are_not_there_are_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in --dry-run; a name on the hub, which may look like a path, is allowed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    row = "referdino.table_2.referdino_t"
+    for place in ("weights/nope", "./nope", "/nowhere/x"):
+        reason = f"needs grounding_dino_t, expected at {place}; get it: https://huggingface.co/IDEA-Research/grounding-dino-tiny,"
+        with pytest.raises(InputError, match=reason):
+            call("run", row, "--dry-run", "--weights", f"grounding_dino_t={place}")
+    for place in ("owner/nope", "nope"):
+        assert f"checkpoint={place}" in call("run", row, "--dry-run", "--weights", f"grounding_dino_t={place}")
+    # Of another row.
+    assert call("run", row, "--dry-run", "--weights", "sam2=/nowhere/x")
+
+
 def test_parts_and_pseudo_videos_need_the_split_that_they_are_made_of(tmp_path: Path) -> None:
     (tmp_path / "refcoco").mkdir()
     (tmp_path / "refcoco/instances_refcoco_train.json").write_text("{}")

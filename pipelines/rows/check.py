@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from pipelines.rows.needs import Places, choices_of, named_upstream, needs_of, trained_splits
+from pipelines.rows.needs import Need, Places, choices_of, named_upstream, needs_of, trained_splits, weights_of
 from pipelines.rows.papers import PAGES, PLACEHOLDER, Paper, Row, TrackerChoice, all_papers
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -19,7 +19,11 @@ def check_row(paper: Paper, name: str, row: Row, places: Places, seeds: int = 1)
     seeds: how many seeds it is run with.
     """
     check_options(paper, name, row, places, seeds)
-    absent = [need for need in needs_of(paper, row, places) if need.found is False]
+    _check_needs(name, needs_of(paper, row, places))
+
+
+def _check_needs(name: str, needs: Iterable[Need]) -> None:
+    absent = [need for need in needs if need.found is False]
     if absent:
         need, others = absent[0], ", ".join(need.name for need in absent[1:])
         raise InputError(
@@ -29,7 +33,8 @@ def check_row(paper: Paper, name: str, row: Row, places: Places, seeds: int = 1)
 
 
 def check_options(paper: Paper, name: str, row: Row, places: Places, seeds: int = 1) -> None:
-    """Raises InputError for a row that cannot be run here, and for a setting that it has not, before anything is extracted."""
+    """Raises InputError for a row that cannot be run here, for a setting that it has not, and for --weights that are not there, before
+    anything is extracted."""
     if row.reason:
         raise InputError(f"{paper.path}: row {name} cannot be run here: {row.reason}")
     check_trackers(places)
@@ -43,6 +48,7 @@ def check_options(paper: Paper, name: str, row: Row, places: Places, seeds: int 
     for choice in choices_of(paper, row, places):
         kind = tracker_class(choice.tracker) if isinstance(choice, TrackerChoice) else encoder_class(choice.encoder)
         build(kind.Settings, parse_overrides(_filled(choice.set, places)), f"row {name}, {choice.key}")
+    _check_needs(name, (need for need in weights_of(paper, row, places) if need.name in places.weights))
     if row.way == "tune":
         pairs = _filled([named_upstream(pair, row) for pair in row.tune], places)
         tune_settings(parse_overrides([*pairs, *places.overrides]))

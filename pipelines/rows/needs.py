@@ -122,7 +122,7 @@ class Need:
 
 def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
     """Every dataset and all weights that a row needs, each once."""
-    return [*_datasets(paper, row, places), *_weights(paper, row, places)]
+    return [*_datasets(paper, row, places), *weights_of(paper, row, places)]
 
 
 def row_tracker(paper: Paper, row: Row, name: str, places: Places) -> TrackerChoice:
@@ -209,19 +209,31 @@ def _last(pairs: Sequence[str]) -> list[str]:
     return list({pair.partition("=")[0]: pair for pair in pairs}.values())
 
 
-def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
+def weights_of(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
+    """All weights that a row needs, each once."""
     for name in placeholders(weights_texts(paper, row, places)):
         if name == "run":
             continue
         weights, where = all_needs().weights[name], places.checkpoint(name)
+        on_hub = bool(HUB_NAME.fullmatch(where)) and not (name in places.weights and _is_path(where))
         found: bool | None = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
-        if not found and not weights.fetch and HUB_NAME.fullmatch(where):
+        if not found and not weights.fetch and on_hub:
             found = None
-        yield Need(name, where, weights.source(where if HUB_NAME.fullmatch(where) else ""), found, f"--weights {name}=PLACE")
+        yield Need(name, where, weights.source(where if on_hub else ""), found, f"--weights {name}=PLACE")
+
+
+def _is_path(where: str) -> bool:
+    """Whether the user means a path and no name on the hub, which may have a slash too."""
+    return where.startswith((".", "/", "~")) or ("/" in where and Path(where).parent.is_dir())
 
 
 def _on_disk(checkpoint: str) -> bool:
     """Whether the hub's files of `checkpoint` were downloaded before."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return bool(HUB_NAME.fullmatch(checkpoint)) and isinstance(try_to_load_from_cache(checkpoint, "config.json"), str)
+    try:
+        return bool(HUB_NAME.fullmatch(checkpoint)) and isinstance(try_to_load_from_cache(checkpoint, "config.json"), str)
+    except HFValidationError:
+        # No name that the hub allows, such as "./x".
+        return False
