@@ -37,10 +37,17 @@ def call(*words: object) -> str:
     [
         ((ROW, "--weights", "sam3=x"), "--weights sam3: no weights of that name in "),
         ((ROW, "--root", "mevs=x"), "--root mevs: no dataset of that name in "),
-        ((ROW, "--tracker-set", "nobody.batch=8"), "--tracker-set nobody: no tracker of that name in papers/; there are: "),
+        (
+            ("referdino.table_2.referdino_t_cached", "--tracker-set", "gdino_queries.short_side=80"),
+            "no tracker of that name in row referdino.table_2.referdino_t_cached; there are: queries_frozen",
+        ),
+        (
+            ("referdino.table_2.referdino_t_cached", "--tracker-set", "short_side=80"),
+            "as in --tracker-set grid.batch=8; trackers of row referdino.table_2.referdino_t_cached: queries_frozen",
+        ),
         (
             (ROW, "--tracker-set", "vita.batch=8"),
-            f"--tracker-set vita: row {ROW} has no tracker of that name; it has: gt, grid, ",
+            f"--tracker-set vita: no tracker of that name in row {ROW}; there are: gt, grid, ",
         ),
         ((ROW, "--tracker-set", "grid.nothing=1"), "no setting 'nothing'; there are: checkpoint, "),
         ((ROW, "--set", "nothing=1"), f"row {ROW}: no setting 'nothing'; there are: "),
@@ -61,6 +68,8 @@ def test_options_that_name_nothing_end_before_anything_runs(words: tuple[object,
             call("run", *words, *more, "--out", tmp_path / "out")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="--tracker-set nobody: no tracker of that name in papers/; there are: "):
+        call("--tracker-set", "nobody.batch=8")
 
 
 def test_what_is_missing_is_named_with_its_place_and_option(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pipelines.rows.needs import Need, Places, choices_of, named_upstream, needs_of, trained_splits, weights_of
-from pipelines.rows.papers import PAGES, PLACEHOLDER, Paper, Row, TrackerChoice, all_papers
+from pipelines.rows.needs import Need, Places, choices_of, named_upstream, needs_of, weights_of
+from pipelines.rows.papers import PAGES, PLACEHOLDER, Paper, Row, TrackerChoice
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.text import encoder_class
@@ -37,11 +37,6 @@ def check_options(paper: Paper, name: str, row: Row, places: Places, seeds: int 
     anything is extracted."""
     if row.reason:
         raise InputError(f"{paper.path}: row {name} cannot be run here: {row.reason}")
-    check_trackers(places)
-    used = dict.fromkeys([*(key for _, keys in trained_splits(paper, row) for key in keys), *row.test])
-    for key in places.tracker_set:
-        if key not in used:
-            raise InputError(f"--tracker-set {key}: row {name} has no tracker of that name; it has: {', '.join(used)}")
     if row.way in ("import", "select") and (places.overrides or seeds > 1):
         given = f"--set {places.overrides[0]}" if places.overrides else f"--seeds {seeds}"
         raise InputError(f"{given}: row {name} trains nothing; leave it out (--tracker-set has the settings of its trackers)")
@@ -57,14 +52,6 @@ def check_options(paper: Paper, name: str, row: Row, places: Places, seeds: int 
         if row.first:
             first = paper.trainings[row.first]
             _check_training(first.settings, first.set, places, f"{name}, training {row.first}")
-
-
-def check_trackers(places: Places) -> None:
-    """Raises InputError for a tracker in --tracker-set that no paper has."""
-    known = {name: None for paper in all_papers().values() for name in paper.trackers}
-    for name in places.tracker_set:
-        if name not in known:
-            raise InputError(f"--tracker-set {name}: no tracker of that name in papers/; there are: {', '.join(known)}")
 
 
 def _check_training(settings: str, pairs: Sequence[str], places: Places, location: str) -> None:

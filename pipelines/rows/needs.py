@@ -157,10 +157,15 @@ def named_upstream(text: str, row: Row) -> str:
     return text.replace("{upstream}", f"{{{row.upstream}}}")
 
 
+def trackers_of(paper: Paper, row: Row) -> list[str]:
+    """The names of a row's trackers, each once."""
+    return list(dict.fromkeys([*(name for _, names in trained_splits(paper, row) for name in names), *row.test]))
+
+
 def choices_of(paper: Paper, row: Row, places: Places) -> list[TrackerChoice | EncoderChoice]:
     """The trackers and the encoder of a row."""
-    names = dict.fromkeys([*(name for _, names in trained_splits(paper, row) for name in names), *row.test])
-    return [*(row_tracker(paper, row, name, places) for name in names), *([paper.encoders[row.encoder]] if row.encoder else [])]
+    trackers = [row_tracker(paper, row, name, places) for name in trackers_of(paper, row)]
+    return [*trackers, *([paper.encoders[row.encoder]] if row.encoder else [])]
 
 
 def trained_splits(paper: Paper, row: Row) -> list[tuple[str, list[str]]]:
