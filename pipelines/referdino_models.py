@@ -64,7 +64,7 @@ class Models:
         if settings and way != "cached":
             hint = "; --tune-set is for tuning" if way == "tune" else ""
             raise InputError(f"--set {settings[0]}: stage two is not trained where a row is reached by {way}{hint}")
-        return build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+        return build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page), settings)
 
     def name(self, published: dict[str, Any]) -> str:
         """Of the folder of the caches: rows of one upstream and the same settings of the tracker share it."""

@@ -221,6 +221,7 @@ def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkey
         (("--imported", tmp_path, "--upstream", "x"), "--imported brings its own upstream"),
         (("--imported", tmp_path, "--way", "tune"), "leave --way tune out"),
         (("--way", "tune", "--set", "epochs=1"), "--set epochs=1: stage two is not trained .* by tune; --tune-set is for tuning"),
+        (("--way", "cached", "--set", "epochs=0"), "^--set epochs=0: setting 'epochs': Input should be"),
         (("--row", "table_2.grounded_sam2_b", "--set", "epochs=1"), "not trained where a row is reached by baseline$"),
     ):
         with pytest.raises(InputError, match=reason):
