@@ -35,7 +35,13 @@ def places_options(command: Callable[..., None]) -> Callable[..., None]:
         "--root", "roots", multiple=True, metavar="DATASET=PATH", help="Folder of a dataset.  [default: data/<dataset>]"
     )
     @click.option("--weights", multiple=True, metavar="NAME=PLACE", help="Weights of needs.toml: a folder, or a name on the hub.")
-    @click.option("--set", "overrides", multiple=True, metavar="K=V", help="A training setting that replaces that of the rows.")
+    @click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="K=V",
+        help="A setting of training, or of live tuning where a row is tuned, that replaces that of the rows.",
+    )
     @click.option(
         "--tracker-set",
         multiple=True,
