@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from pipelines.rows import board as board_of
-from pipelines.rows.check import check_options, check_trackers
-from pipelines.rows.needs import Places
+from pipelines.rows.check import check_options
+from pipelines.rows.needs import Places, trackers_of
 from pipelines.rows.papers import all_papers, find_row
 from pipelines.rows.published import IMAGES, keys_of, named, titles_of
 from pipelines.rows.readme import README, write_readme
@@ -35,7 +35,13 @@ def places_options(command: Callable[..., None]) -> Callable[..., None]:
         "--root", "roots", multiple=True, metavar="DATASET=PATH", help="Folder of a dataset.  [default: data/<dataset>]"
     )
     @click.option("--weights", multiple=True, metavar="NAME=PLACE", help="Weights of needs.toml: a folder, or a name on the hub.")
-    @click.option("--set", "overrides", multiple=True, metavar="K=V", help="A training setting that replaces that of the rows.")
+    @click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="K=V",
+        help="A setting of training, or of live tuning where a row is tuned, that replaces that of the rows.",
+    )
     @click.option(
         "--tracker-set",
         multiple=True,
@@ -53,15 +59,9 @@ def places_options(command: Callable[..., None]) -> Callable[..., None]:
         **others: Any,
     ) -> None:
         folders = {name: Path(path) for name, path in _pairs("--root", roots).items()}
-        trackers: dict[str, tuple[str, ...]] = {}
-        for text in tracker_set:
-            name, dot, pair = text.partition(".")
-            if not dot or "=" not in pair:
-                raise InputError(f"--tracker-set {text}: expected TRACKER.NAME=VALUE, as in --tracker-set grid.batch=8")
-            trackers[name] = (*trackers.get(name, ()), pair)
+        trackers = _tracker_set(tracker_set, others.get("row"))
         places = Places(out, folders, _pairs("--weights", weights), overrides, trackers)
         places.check()
-        check_trackers(places)
         command(*args, places=places, **others)
 
     return with_places
@@ -219,6 +219,31 @@ def _with(score: Score) -> str:
 
 def _of_seed(scores: Sequence[Score]) -> str:
     return f", seed {scores[0].seed}" if len(scores) > 1 else ""
+
+
+def _tracker_set(texts: tuple[str, ...], row: str | None) -> dict[str, tuple[str, ...]]:
+    """--tracker-set as the settings of each tracker. row: the row that a command is about; errors name its trackers alone."""
+    if not texts:
+        return {}
+    papers = all_papers()
+    if row is None:
+        names, owner = dict.fromkeys(name for paper in papers.values() for name in paper.trackers), "papers/"
+    else:
+        paper, whole, content = find_row(row, papers)
+        names, owner = dict.fromkeys(trackers_of(paper, content)), f"row {whole}"
+    trackers: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, dot, pair = text.partition(".")
+        if not dot or "=" not in pair:
+            raise InputError(
+                f"--tracker-set {text}: expected TRACKER.NAME=VALUE, as in --tracker-set grid.batch=8; trackers of {owner}: "
+                f"{', '.join(names)}"
+            )
+        # A row that cannot be run here has none, which is reported later.
+        if names and name not in names:
+            raise InputError(f"--tracker-set {name}: no tracker of that name in {owner}; there are: {', '.join(names)}")
+        trackers[name] = (*trackers.get(name, ()), pair)
+    return trackers
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:

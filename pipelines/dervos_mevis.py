@@ -52,7 +52,7 @@ def dervos_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], mod
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
     published = published_row(row, "mevis")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page), settings)
 
     caches = Caches(out / "cache" / models.name(published), models.extraction(published))
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)

@@ -52,7 +52,7 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
     page = Path(__file__).with_suffix(".toml")
     published = published_row(ROW, YOUTUBE)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page), settings)
     roots = {YOUTUBE: youtube, DAVIS: davis}
     caches = {name: Caches(out / "cache" / name, models.extraction(published)) for name in roots}
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, TRAINED)).splits(youtube)

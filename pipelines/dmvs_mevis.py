@@ -55,7 +55,7 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
     published = row_of("dmvs", row)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published.set, *settings])), str(page))
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published.set, *settings])), str(page), settings)
 
     caches = out / "cache"
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)

@@ -38,7 +38,7 @@ def dmvs_single_object(
 ) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
     page = Path(__file__).with_suffix(".toml")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page), settings)
     roots = {YOUTUBE: youtube, **dict.fromkeys(IMAGES, images), DAVIS: davis}
     caches = Caches(out / "cache", roots, models)
     caches.extract([TRAINED])

@@ -64,7 +64,7 @@ class Models:
         if settings and way != "cached":
             hint = "; --tune-set is for tuning" if way == "tune" else ""
             raise InputError(f"--set {settings[0]}: stage two is not trained where a row is reached by {way}{hint}")
-        return build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page))
+        return build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page), settings)
 
     def name(self, published: dict[str, Any]) -> str:
         """Of the folder of the caches: rows of one upstream and the same settings of the tracker share it."""
@@ -182,6 +182,9 @@ def referdino_models(page: Callable[..., None]) -> Callable[..., None]:
                 raise InputError("--imported brings its own upstream: leave --upstream out")
             if way is not None:
                 raise InputError(f"--imported is a way of its own: leave --way {way} out")
+            if (imported / RECORD_FILE).is_file():
+                # Says which folder to give.
+                run_settings(imported)
             if not (imported / IMPORTED_UPSTREAM).is_dir():
                 raise InputError(f"{imported}: has no folder {IMPORTED_UPSTREAM!r}; give a run of rvos-select import-referdino")
             # A folder of tune-referdino has such a folder too.

@@ -61,7 +61,7 @@ def sola_joint(mevis: Path, youtube: Path, out: Path, settings: tuple[str, ...],
 
     run = out / "run"
     page = Path(__file__).with_suffix(".toml")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page), settings)
     train(
         tracks(TRAIN, trained=True),
         texts(TRAIN),

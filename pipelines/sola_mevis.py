@@ -51,7 +51,7 @@ def sola_mevis(root: Path, out: Path, settings: tuple[str, ...], models: Models)
 
     run = out / "run"
     page = Path(__file__).with_suffix(".toml")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
+    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page), settings)
     train(
         models.tracks(caches, TRAIN, trained=True),
         models.texts(caches, TRAIN),

@@ -68,7 +68,7 @@ def sola_zero_shot(
         caches = out / "cache/mevis"
         models.extract("mevis", mevis, TRAINED, caches, trained=True)
         models.extract("mevis", mevis, VALIDATED, caches)
-        resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page))
+        resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page), settings)
         train(
             models.tracks(caches, TRAINED, trained=True),
             models.texts(caches, TRAINED),

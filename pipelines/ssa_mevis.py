@@ -62,7 +62,7 @@ def ssa_mevis(root: Path, youtube: Path, out: Path, row: str, settings: tuple[st
     page = Path(__file__).with_suffix(".toml")
     published = row_of("ssa", row)
     values = merge(merge(read_toml(page), models.training), parse_overrides([*published.plain_set, *settings]))
-    resolved = build(TrainSettings, values, str(page))
+    resolved = build(TrainSettings, values, str(page), settings)
 
     trained = {"mevis": root, **({YOUTUBE: youtube} if any(split.startswith(YOUTUBE) for split in published.train) else {})}
     for name, folder in trained.items():

@@ -87,15 +87,20 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def build(model: type[S], values: Mapping[str, Any], location: str) -> S:
-    """The settings `model` from plain values. Raises InputError, a line that starts with `location`, for the first bad value."""
+def build(model: type[S], values: Mapping[str, Any], location: str, given: Sequence[str] = ()) -> S:
+    """The settings `model` from plain values.
+
+    given: those of `values` that come from `--set`, as "name=value". Raises InputError for the first bad value, a line that starts with
+    `location`, or with the `--set` that gave the value.
+    """
     for name, value in _large_integers(values):
-        raise InputError(f"{location}: setting {name!r}: expected a number below 2^63; got {value!r:.80}")
+        raise InputError(f"{_origin(name, location, given)}: setting {name!r}: expected a number below 2^63; got {value!r:.80}")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        location = _origin(name, location, given)
         if first["type"] == "extra_forbidden":
             raise InputError(f"{location}: no setting {name!r}; there are: {', '.join(names(model)) or 'none'}") from error
         if first["type"] == "missing":
@@ -104,6 +109,12 @@ def build(model: type[S], values: Mapping[str, Any], location: str) -> S:
             # Of several settings together: the model's own validator says which.
             raise InputError(f"{location}: {first['msg'].removeprefix('Value error, ')}") from error
         raise InputError(f"{location}: setting {name!r}: {first['msg']}; got {first.get('input')!r:.80}") from error
+
+
+def _origin(name: str, location: str, given: Sequence[str]) -> str:
+    """What gave the setting `name`: the last `--set` of it in `given`, or `location`."""
+    pairs = [pair for pair in given if name and f"{name}.".startswith(f"{pair.partition('=')[0].strip()}.")]
+    return f"--set {pairs[-1]}" if pairs else location
 
 
 def _large_integers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:

@@ -37,10 +37,17 @@ def call(*words: object) -> str:
     [
         ((ROW, "--weights", "sam3=x"), "--weights sam3: no weights of that name in "),
         ((ROW, "--root", "mevs=x"), "--root mevs: no dataset of that name in "),
-        ((ROW, "--tracker-set", "nobody.batch=8"), "--tracker-set nobody: no tracker of that name in papers/; there are: "),
+        (
+            ("referdino.table_2.referdino_t_cached", "--tracker-set", "gdino_queries.short_side=80"),
+            "no tracker of that name in row referdino.table_2.referdino_t_cached; there are: queries_frozen",
+        ),
+        (
+            ("referdino.table_2.referdino_t_cached", "--tracker-set", "short_side=80"),
+            "as in --tracker-set grid.batch=8; trackers of row referdino.table_2.referdino_t_cached: queries_frozen",
+        ),
         (
             (ROW, "--tracker-set", "vita.batch=8"),
-            f"--tracker-set vita: row {ROW} has no tracker of that name; it has: gt, grid, ",
+            f"--tracker-set vita: no tracker of that name in row {ROW}; there are: gt, grid, ",
         ),
         ((ROW, "--tracker-set", "grid.nothing=1"), "no setting 'nothing'; there are: checkpoint, "),
         ((ROW, "--set", "nothing=1"), f"row {ROW}: no setting 'nothing'; there are: "),
@@ -61,6 +68,8 @@ def test_options_that_name_nothing_end_before_anything_runs(words: tuple[object,
             call("run", *words, *more, "--out", tmp_path / "out")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="--tracker-set nobody: no tracker of that name in papers/; there are: "):
+        call("--tracker-set", "nobody.batch=8")
 
 
 def test_what_is_missing_is_named_with_its_place_and_option(tmp_path: Path) -> None:
@@ -75,6 +84,21 @@ def test_what_is_missing_is_named_with_its_place_and_option(tmp_path: Path) -> N
         call("run", ROW, "--root", f"mevis={tmp_path}", "--weights", "sam2=/nowhere/x")
     with pytest.raises(InputError, match=r"missing too: refcoco, refcoco\+, refcocog, "):
         call("run", "dmvs.table_2.dmvs")
+
+
+def test_weights_that_are_not_there_are_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in --dry-run; a name on the hub, which may look like a path, is allowed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    row = "referdino.table_2.referdino_t"
+    for place in ("weights/nope", "./nope", "/nowhere/x"):
+        reason = f"needs grounding_dino_t, expected at {place}; get it: https://huggingface.co/IDEA-Research/grounding-dino-tiny,"
+        with pytest.raises(InputError, match=reason):
+            call("run", row, "--dry-run", "--weights", f"grounding_dino_t={place}")
+    for place in ("owner/nope", "nope"):
+        assert f"checkpoint={place}" in call("run", row, "--dry-run", "--weights", f"grounding_dino_t={place}")
+    # Of another row.
+    assert call("run", row, "--dry-run", "--weights", "sam2=/nowhere/x")
 
 
 def test_parts_and_pseudo_videos_need_the_split_that_they_are_made_of(tmp_path: Path) -> None:
@@ -139,6 +163,24 @@ def test_live_tuning_has_the_user_s_settings_and_seed() -> None:
     tune = steps_of(paper, name, row, Places(overrides=("accumulate=16",)), 2)[0]
     assert tune.words[0] == "tune-referdino" and {"accumulate=16", "seed=2"} <= set(tune.words)
     assert run_of(name, Places(), 2) != run_of(name, Places(), 1)
+
+
+def test_a_tuned_upstream_is_run_with_the_settings_that_it_is_tuned_with() -> None:
+    def extracted(name: str, *overrides: str, own: tuple[str, ...] = ()) -> list[str]:
+        paper, _, row = find_row(name, all_papers())
+        places = Places(overrides=overrides, tracker_set={"queries": own} if own else {})
+        return [step.line() for step in steps_of(paper, name, row, places) if step.tracker is not None]
+
+    row = "referdino.table_2.referdino_t"
+    assert not any("short_side" in line or "keep_ratio" in line for line in extracted(row, "short_side=80"))
+    for line in extracted(row, "augment=none", "short_side=80", "keep_ratio=0.25", "frames=1"):
+        assert {"short_side=80", "keep_ratio=0.25", "resizing=image"} <= set(line.split())
+    # What the user asks of the tracker comes last, and of a row's own tuning no setting is needed twice.
+    assert all("short_side=96" in line for line in extracted(row, "augment=none", "short_side=80", own=("short_side=96",)))
+    assert all(line.count("keep_ratio=0.8") == 1 for line in extracted("referdino.table_5.drop_20"))
+    assert all("tracker=none" in line for line in extracted("referdino.table_3.without_tracker"))
+    # The board lists a row also where --set is for others.
+    assert all(" tracker=" not in line for line in extracted(row, "nothing=1"))
 
 
 def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from pipelines.rows.needs import Places, choices_of, named_upstream, needs_of, trained_splits
-from pipelines.rows.papers import PAGES, PLACEHOLDER, Paper, Row, TrackerChoice, all_papers
+from pipelines.rows.needs import Need, Places, choices_of, named_upstream, needs_of, weights_of
+from pipelines.rows.papers import PAGES, PLACEHOLDER, Paper, Row, TrackerChoice
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.text import encoder_class
@@ -19,7 +19,11 @@ def check_row(paper: Paper, name: str, row: Row, places: Places, seeds: int = 1)
     seeds: how many seeds it is run with.
     """
     check_options(paper, name, row, places, seeds)
-    absent = [need for need in needs_of(paper, row, places) if need.found is False]
+    _check_needs(name, needs_of(paper, row, places))
+
+
+def _check_needs(name: str, needs: Iterable[Need]) -> None:
+    absent = [need for need in needs if need.found is False]
     if absent:
         need, others = absent[0], ", ".join(need.name for need in absent[1:])
         raise InputError(
@@ -29,20 +33,17 @@ def check_row(paper: Paper, name: str, row: Row, places: Places, seeds: int = 1)
 
 
 def check_options(paper: Paper, name: str, row: Row, places: Places, seeds: int = 1) -> None:
-    """Raises InputError for a row that cannot be run here, and for a setting that it has not, before anything is extracted."""
+    """Raises InputError for a row that cannot be run here, for a setting that it has not, and for --weights that are not there, before
+    anything is extracted."""
     if row.reason:
         raise InputError(f"{paper.path}: row {name} cannot be run here: {row.reason}")
-    check_trackers(places)
-    used = dict.fromkeys([*(key for _, keys in trained_splits(paper, row) for key in keys), *row.test])
-    for key in places.tracker_set:
-        if key not in used:
-            raise InputError(f"--tracker-set {key}: row {name} has no tracker of that name; it has: {', '.join(used)}")
     if row.way in ("import", "select") and (places.overrides or seeds > 1):
         given = f"--set {places.overrides[0]}" if places.overrides else f"--seeds {seeds}"
         raise InputError(f"{given}: row {name} trains nothing; leave it out (--tracker-set has the settings of its trackers)")
     for choice in choices_of(paper, row, places):
         kind = tracker_class(choice.tracker) if isinstance(choice, TrackerChoice) else encoder_class(choice.encoder)
         build(kind.Settings, parse_overrides(_filled(choice.set, places)), f"row {name}, {choice.key}")
+    _check_needs(name, (need for need in weights_of(paper, row, places) if need.name in places.weights))
     if row.way == "tune":
         pairs = _filled([named_upstream(pair, row) for pair in row.tune], places)
         tune_settings(parse_overrides([*pairs, *places.overrides]))
@@ -51,14 +52,6 @@ def check_options(paper: Paper, name: str, row: Row, places: Places, seeds: int 
         if row.first:
             first = paper.trainings[row.first]
             _check_training(first.settings, first.set, places, f"{name}, training {row.first}")
-
-
-def check_trackers(places: Places) -> None:
-    """Raises InputError for a tracker in --tracker-set that no paper has."""
-    known = {name: None for paper in all_papers().values() for name in paper.trackers}
-    for name in places.tracker_set:
-        if name not in known:
-            raise InputError(f"--tracker-set {name}: no tracker of that name in papers/; there are: {', '.join(known)}")
 
 
 def _check_training(settings: str, pairs: Sequence[str], places: Places, location: str) -> None:

@@ -14,7 +14,9 @@ from rvos_cache.datasets import dataset_class
 from rvos_cache.datasets.ref_youtube_vos import PARTS
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import resolve_checkpoint
-from rvos_cache.settings import Settings, build, read_toml
+from rvos_cache.settings import Settings, build, parse_overrides, read_toml
+from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
+from rvos_cache.trackers.referdino.tune_settings import tracker_settings, tune_settings
 
 NEEDS = PAGES / "needs.toml"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -120,14 +122,16 @@ class Need:
 
 def needs_of(paper: Paper, row: Row, places: Places) -> list[Need]:
     """Every dataset and all weights that a row needs, each once."""
-    return [*_datasets(paper, row, places), *_weights(paper, row, places)]
+    return [*_datasets(paper, row, places), *weights_of(paper, row, places)]
 
 
 def row_tracker(paper: Paper, row: Row, name: str, places: Places) -> TrackerChoice:
-    """A tracker as a row uses it: with its settings, those of the row, and those of the user."""
+    """A tracker as a row uses it: with its settings, those of the row, those that the row's upstream is tuned with, and those of the
+    user."""
     choice = paper.trackers[name]
     own = [text.removeprefix(f"{name}.") for text in row.tracker_set if text.startswith(f"{name}.")]
-    pairs = (*choice.set, *own, *places.tracker_set.get(name, ()))
+    pairs = (*choice.set, *own)
+    pairs = (*pairs, *_tuned(row, pairs, places), *places.tracker_set.get(name, ()))
     changes: dict[str, Any] = {"set": tuple(named_upstream(text, row) for text in pairs)}
     if len(pairs) > len(choice.set):
         # Measured with the tracker's own settings.
@@ -135,15 +139,33 @@ def row_tracker(paper: Paper, row: Row, name: str, places: Places) -> TrackerCho
     return choice.model_copy(update=changes)
 
 
+def _tuned(row: Row, pairs: Sequence[str], places: Places) -> list[str]:
+    """The settings that a tracker of the row's own tuning needs and that `pairs`, its settings, have not: as the upstream is tuned."""
+    if row.way != "tune" or not any("{run}" in pair for pair in pairs):
+        return []
+    try:
+        tuned = tune_settings(parse_overrides([*row.tune, *places.overrides])).model_dump(mode="json")
+        own = build(GdinoQueriesSettings, parse_overrides(pairs), "gdino-queries").model_dump(mode="json")
+    except InputError:
+        # Reported by `check_options`; the board lists a row also where --set is meant for others.
+        return []
+    return [f"{name}={value}" for name, value in tracker_settings(tuned).items() if own[name] != value]
+
+
 def named_upstream(text: str, row: Row) -> str:
     """`text` with the weights that the row names as its upstream."""
     return text.replace("{upstream}", f"{{{row.upstream}}}")
 
 
+def trackers_of(paper: Paper, row: Row) -> list[str]:
+    """The names of a row's trackers, each once."""
+    return list(dict.fromkeys([*(name for _, names in trained_splits(paper, row) for name in names), *row.test]))
+
+
 def choices_of(paper: Paper, row: Row, places: Places) -> list[TrackerChoice | EncoderChoice]:
     """The trackers and the encoder of a row."""
-    names = dict.fromkeys([*(name for _, names in trained_splits(paper, row) for name in names), *row.test])
-    return [*(row_tracker(paper, row, name, places) for name in names), *([paper.encoders[row.encoder]] if row.encoder else [])]
+    trackers = [row_tracker(paper, row, name, places) for name in trackers_of(paper, row)]
+    return [*trackers, *([paper.encoders[row.encoder]] if row.encoder else [])]
 
 
 def trained_splits(paper: Paper, row: Row) -> list[tuple[str, list[str]]]:
@@ -192,19 +214,31 @@ def _last(pairs: Sequence[str]) -> list[str]:
     return list({pair.partition("=")[0]: pair for pair in pairs}.values())
 
 
-def _weights(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
+def weights_of(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
+    """All weights that a row needs, each once."""
     for name in placeholders(weights_texts(paper, row, places)):
         if name == "run":
             continue
         weights, where = all_needs().weights[name], places.checkpoint(name)
+        on_hub = bool(HUB_NAME.fullmatch(where)) and not (name in places.weights and _is_path(where))
         found: bool | None = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
-        if not found and not weights.fetch and HUB_NAME.fullmatch(where):
+        if not found and not weights.fetch and on_hub:
             found = None
-        yield Need(name, where, weights.source(where if HUB_NAME.fullmatch(where) else ""), found, f"--weights {name}=PLACE")
+        yield Need(name, where, weights.source(where if on_hub else ""), found, f"--weights {name}=PLACE")
+
+
+def _is_path(where: str) -> bool:
+    """Whether the user means a path and no name on the hub, which may have a slash too."""
+    return where.startswith((".", "/", "~")) or ("/" in where and Path(where).parent.is_dir())
 
 
 def _on_disk(checkpoint: str) -> bool:
     """Whether the hub's files of `checkpoint` were downloaded before."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    return bool(HUB_NAME.fullmatch(checkpoint)) and isinstance(try_to_load_from_cache(checkpoint, "config.json"), str)
+    try:
+        return bool(HUB_NAME.fullmatch(checkpoint)) and isinstance(try_to_load_from_cache(checkpoint, "config.json"), str)
+    except HFValidationError:
+        # No name that the hub allows, such as "./x".
+        return False

@@ -188,6 +188,22 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the content of a folder into `target`. Raises OSError of the first file that fails; `shutil.copytree` loses its reason."""
+    for path in (source, *sorted(source.rglob("*"))):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            shutil.copy2(path, copy)
+        except OSError as error:
+            # With two file names it is the copy that fails, for example on a full disk.
+            if error.filename2 is not None:
+                error.filename, error.filename2 = str(copy), None
+            raise
+
+
 def restore(path: Path | str) -> None:
     """Undo what a kill inside `replace_file`, `new_folder` or `replace_folder` left: put the earlier folder back, remove what
     was not complete.

@@ -91,8 +91,8 @@ class TuningRun(ABC, Generic[Clip]):
                     self.save(done)
                 if was_interrupted():
                     raise KeyboardInterrupt
-                epoch = step // self.steps_per_epoch + 1
-                bar.advance(title=f"{self.title}, epoch {epoch}/{self.loop.epochs}, loss {row['loss']:.4f}")
+                epoch, epochs = step // self.steps_per_epoch + 1, math.ceil(self.steps / self.steps_per_epoch)
+                bar.advance(title=f"{self.title}, epoch {epoch}/{epochs}, loss {row['loss']:.4f}")
 
     def save(self, step: int) -> None:
         """Write the state after `step` steps."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import CHECKPOINT_FOLDERS, resolve_checkpoint
-from rvos_cache.system.files import new_folder, write_json
+from rvos_cache.system.files import copy_folder, new_folder, write_json
 from rvos_cache.system.text_files import read_text
 from rvos_cache.tensors import read_tensors
 from rvos_cache.trackers.dvis.checkpoint import HEAD_FILE, head_hash, load_dvis
@@ -80,7 +79,7 @@ def replace_refiner(dvis: str, run: Path, out: Path) -> Replacement:
     same = sum(name.startswith(PREFIX) for name in tensors) - len(changed)
     result = Replacement(step, changed, same, head_hash(head)[HEAD_FILE], head_hash(new)[HEAD_FILE])
     with state.storing(out), new_folder(out) as target:
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+        copy_folder(folder, target)
         # The copies may be read-only, as the files of a shared checkpoint are.
         (target / HEAD_FILE).unlink()
         save_file({name: tensor.contiguous() for name, tensor in new.official().items()}, target / HEAD_FILE, {"format": "pt"})

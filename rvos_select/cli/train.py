@@ -49,7 +49,7 @@ def train(
         if given != selector:
             raise click.UsageError(f"--selector {selector} and --set selector={given}: give one of them")
         values["selector"] = selector
-    settings = build(TrainSettings, values, str(config) if config else "train settings")
+    settings = build(TrainSettings, values, str(config) if config else "train settings", overrides if config else ())
     run = step(caches, texts, valid_tracks=valid_caches, valid_texts=valid_texts, settings=settings, out=out, resume=resume)
     click.echo(f"run: {run}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +11,13 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import tracker_card
 from rvos_cache.settings import build
 from rvos_cache.store import Card, digest, provenance
-from rvos_cache.system.files import new_folder, write_json
+from rvos_cache.system.files import copy_folder, new_folder, write_json
 from rvos_cache.text import encoder_class, open_encoder
 from rvos_cache.trackers import open_tracker, tracker_class
 from rvos_cache.trackers.referdino.convert import Conversion, convert_referdino
 from rvos_cache.trackers.referdino.head import ReferDinoHead
-from rvos_cache.trackers.referdino.upstream import HEAD_FILE, IMAGES, RECORD_FILE, load_head, read_record, tuned_settings
+from rvos_cache.trackers.referdino.tune_settings import IMAGES
+from rvos_cache.trackers.referdino.upstream import HEAD_FILE, RECORD_FILE, load_head, read_record, tuned_settings
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import RESTART, storing
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
@@ -83,7 +83,7 @@ def _copy_tuned(checkpoint: Path, target: Path) -> tuple[Path, dict[str, Any], d
     settings, record = tuned_settings(folder), read_record(folder)
     # A damaged file is named where it is, not as a copy.
     load_head(str(folder))
-    shutil.copytree(folder, target)
+    copy_folder(folder, target)
     return folder / HEAD_FILE, settings, {name: record[name] for name in ("dataset", "split", "root") if name in record}
 
 

@@ -109,9 +109,10 @@ def run_settings(run: PathLike) -> dict[str, Any]:
         if (run / TUNING).is_file():
             raise InputError(f"{run}: a run of rvos-cache tune-referdino; first rvos-select import-referdino {run} --out RUN")
         if (run / UPSTREAM).is_file():
-            raise InputError(
-                f"{run}: a checkpoint of stage one; give the run of rvos-select import-referdino, whose folder has it"
-            )
+            around = run.parent if run.name else run.absolute().parent
+            is_run = (around / SETTINGS).is_file()
+            give = around if is_run else "the run of rvos-select import-referdino, whose folder has it"
+            raise InputError(f"{run}: a checkpoint of stage one; give {give}")
     settings: dict[str, Any] = read_json(run / SETTINGS, "not a training run; rvos-select train makes one")
     return settings
 

@@ -99,6 +99,8 @@ def _train(
         warnings.warn(f"{out}: no run is there to resume; a new one is trained", stacklevel=3)
     if (out / SETTINGS).exists() and not resume:
         raise InputError(f"{out}: a run is there; --resume goes on with it, another --out starts anew")
+    _check_kinds((*tracks, *valid_tracks), "tracks")
+    _check_kinds((*texts, *valid_texts), "text")
     texts, valid_texts = texts_of(tracks, texts), texts_of(valid_tracks, valid_texts)
     train_cards, valid_cards = ([read_card(p) for p in paths] for paths in (tracks, valid_tracks))
     check_same_tracker(train_cards, "the module is trained", {str(p): c for p, c in zip(valid_tracks, valid_cards)})
@@ -134,6 +136,15 @@ def _train(
     where = device()
     with torch_threads(settings.threads):
         return Run(settings, sources, selector.to(where), where, out).train(resume)
+
+
+def _check_kinds(paths: Sequence[Path], kind: str) -> None:
+    for path in paths:
+        other = read_card(path).kind
+        if other != kind:
+            raise InputError(
+                f"{path}: holds {other}, expected {kind}; --cache and --valid-cache want tracks, --text and --valid-text text"
+            )
 
 
 def train_settings(

@@ -24,12 +24,14 @@ from rvos_cache.extraction.work import TrackWork
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, write_tracks
+from rvos_cache.trackers import open_tracker
 from rvos_cache.trackers.planned import VideoSize
 from rvos_cache.trackers.referdino import align, frame_maps, tracker
 from rvos_cache.trackers.referdino.drawing import filled_boxes, pixel_boxes
 from rvos_cache.trackers.referdino.frame_maps import resized_size
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
 from rvos_cache.trackers.referdino.tracker import GdinoQueries
+from rvos_cache.trackers.sam2.settings import GridSettings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersSession
 from rvos_cache.types import Expression, TrackSet, Video
 
@@ -295,6 +297,11 @@ def own_settings() -> Any:
 def test_a_wrong_sam2_names_its_own_setting() -> None:
     with pytest.raises(InputError, match="--set sam2_checkpoint=FOLDER"):
         make_tracker(masks="sam2", sam2_checkpoint="./nowhere")
+    other = "its config.json is of a model 'grounding-dino', expected 'sam2_video'; --set"
+    with pytest.raises(InputError, match=f"{other} sam2_checkpoint=FOLDER$"):
+        make_tracker(masks="sam2", sam2_checkpoint=str(shared_grounding()))
+    with pytest.raises(InputError, match=f"{other} checkpoint=FOLDER$"):
+        open_tracker("sam2-grid", build(GridSettings, {"checkpoint": str(shared_grounding())}, "SAM 2"))
 
 
 # Sizes

@@ -207,7 +207,7 @@ def test_the_command(tmp_path: Path) -> None:
         f"--set checkpoint={tmp_path / 'run' / 'upstream'} --set masks=head --set keep_ratio=0.4 --set short_side=64\n"
         in result.output
     )
-    assert "finished already" not in result.output
+    assert "finished already" not in result.output and "tune, epoch 1/1, loss" in result.output
     result = CliRunner().invoke(cli, [*COMMAND, *root, *sets], catch_exceptions=False)
     assert f"{tmp_path / 'run'}: was finished already, after 1 steps; a larger --set steps trains further\n" in result.output
     shutil.rmtree(tmp_path / "run" / "upstream")

@@ -80,3 +80,16 @@ def test_an_empty_table_replaces_a_whole_level() -> None:
     base = {"optim": {"lr": 1.0, "rates": {"adapters": 0.1}}}
     assert merge(base, parse_overrides(["optim.rates={}"])) == {"optim": {"lr": 1.0, "rates": {}}}
     assert merge(base, parse_overrides(["optim.lr=2.0"])) == {"optim": {"lr": 2.0, "rates": {"adapters": 0.1}}}
+
+
+def test_a_bad_value_is_blamed_on_what_gave_it() -> None:
+    def fault(given: tuple[str, ...]) -> str:
+        with pytest.raises(InputError) as error:
+            build(Example, merge({"path": "x"}, parse_overrides(["inner.rate=-1", *given])), "page.toml", given)
+        return str(error.value)
+
+    assert fault(()).startswith("page.toml: setting 'inner.rate': ")
+    assert fault(("path=y", "inner.rate=0", "inner.rate=-2")).startswith("--set inner.rate=-2: setting 'inner.rate': ")
+    assert fault(("inner={rate=-3}",)).startswith("--set inner={rate=-3}: setting 'inner.rate': ")
+    assert fault(("inner.rate=1", "nothing=1")).startswith("--set nothing=1: no setting 'nothing'; there are: ")
+    assert fault((f"seed={2**63}",)).startswith(f"--set seed={2**63}: setting 'seed': expected a number below 2^63")

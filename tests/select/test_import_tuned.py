@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+from small_disks import largest_file
 from tiny_sam2 import without_gpu
-from tiny_tuning import finished
+from tiny_tuning import finished, shapes
 
+from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
 from rvos_cache.trackers.referdino.upstream import load_head
 from rvos_select.exchange.import_referdino import import_referdino
@@ -64,8 +68,15 @@ def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=advice):
             run_settings(folder)
+    imported = shutil.copytree(finished() / "upstream", tmp_path / "imported/upstream")
+    (tmp_path / "imported/settings.json").write_text("{}")
+    with pytest.raises(InputError, match=f"a checkpoint of stage one; give {imported.parent}$"):
+        run_settings(imported)
     with pytest.raises(InputError, match="make room or choose a writable --out, then run the same command again$"):
         import_referdino(finished(), None, "/proc/x")
+    full = f"{tmp_path}/run/upstream/.*: cannot be written .File too large.; make room or choose"
+    with largest_file(2000), pytest.raises(InputError, match=full):
+        import_referdino(finished(), None, tmp_path / "run")
     copy = shutil.copytree(finished() / "upstream", tmp_path / "copy")
     for content in ("{", json.dumps([1])):
         (copy / "referdino.json").write_text(content)
@@ -73,6 +84,21 @@ def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
             import_referdino(copy, None, tmp_path / "run")
     shutil.copy(finished() / "upstream/referdino.json", copy)
     (copy / "referdino.safetensors").write_bytes(b"short")
-    with pytest.raises(InputError, match=rf"^{copy}/referdino.safetensors: not a readable .* tune-referdino --out RUN --export"):
+    source = f"tune-referdino --dataset mevis --root {shapes().root} --split train"
+    with pytest.raises(
+        InputError, match=rf"^{copy}/referdino.safetensors: not a readable .* {source} --out RUN --export.*again$"
+    ):
         import_referdino(copy, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_that_is_advised_for_a_damaged_folder_cures_it(tmp_path: Path) -> None:
+    tuned = shutil.copytree(finished(), tmp_path / "a tuning")
+    head = tuned / "upstream/referdino.safetensors"
+    before = head.read_bytes()
+    head.write_bytes(before[:1000])
+    with pytest.raises(InputError, match="write it again with rvos-cache ") as fault:
+        import_referdino(tuned, None, tmp_path / "run")
+    program, *words = shlex.split(str(fault.value).partition("write it again with ")[2])
+    assert program == "rvos-cache" and CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
+    assert head.read_bytes() == before

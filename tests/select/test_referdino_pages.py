@@ -210,8 +210,10 @@ def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkey
     tuned = tmp_path / "tuned"
     (tuned / "upstream").mkdir(parents=True)
     (tuned / "tune.json").write_text("{}")
+    (tuned / "upstream/referdino.json").write_text("{}")
     for words, reason in (
         (("--imported", tmp_path), "has no folder 'upstream'"),
+        (("--imported", tuned / "upstream"), "a checkpoint of stage one; give "),
         (
             ("--imported", tuned),
             f"{tuned}: a run of rvos-cache tune-referdino; first rvos-select import-referdino {tuned} --out RUN",
@@ -219,6 +221,7 @@ def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkey
         (("--imported", tmp_path, "--upstream", "x"), "--imported brings its own upstream"),
         (("--imported", tmp_path, "--way", "tune"), "leave --way tune out"),
         (("--way", "tune", "--set", "epochs=1"), "--set epochs=1: stage two is not trained .* by tune; --tune-set is for tuning"),
+        (("--way", "cached", "--set", "epochs=0"), "^--set epochs=0: setting 'epochs': Input should be"),
         (("--row", "table_2.grounded_sam2_b", "--set", "epochs=1"), "not trained where a row is reached by baseline$"),
     ):
         with pytest.raises(InputError, match=reason):

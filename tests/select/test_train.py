@@ -307,6 +307,16 @@ def test_a_validation_cache_without_videos_is_no_validation(tmp_path: Path, cach
     assert not (tmp_path / "run").exists()
 
 
+def test_caches_of_the_other_kind_are_named(tmp_path: Path, caches: tuple[Path, ...]) -> None:
+    tracks, text, *valid = caches
+    for wrong, path, kinds in (
+        ((text, text, *valid), text, "text, expected tracks"),
+        ((tracks, tracks, *valid), tracks, "tracks, expected text"),
+    ):
+        with pytest.raises(InputError, match=f"^{path}: holds {kinds}; --cache and --valid-cache want tracks, --text"):
+            run(wrong, tmp_path / "run")
+
+
 def test_other_caches_do_not_resume_a_run_and_the_field_is_named(tmp_path: Path, caches: tuple[Path, ...]) -> None:
     """As of a text cache that older code had tagged: its card named no tagger."""
     out = run(caches, tmp_path / "run", epochs=1)

@@ -16,6 +16,10 @@ Preset = Literal[
     "mevis_swint", "mevis_swinb", "ytvos_swint", "ytvos_swinb", "davis_swint", "davis_swinb", "coco_swint", "coco_swinb", "a2d_swint",
     "a2d_swinb", "jhmdb_swinb",
 ]  # fmt: skip
+TUNED = ("keep_ratio", "prune_score", "tracker", "alpha", "confidence")
+"""Settings of the tracker that a checkpoint is tuned with; and short_side where every clip had that size (augment=none)."""
+IMAGES = {"resizing": "image"}
+"""Settings of the tracker for a checkpoint of single frames."""
 TINY, BASE = "IDEA-Research/grounding-dino-tiny", "IDEA-Research/grounding-dino-base"
 
 
@@ -179,3 +183,9 @@ def tune_settings(values: Mapping[str, Any]) -> TuneSettings:
     """The settings of the preset with `values` instead of its own. Raises InputError for unknown or wrong ones."""
     given = build(TuneSettings, values, "tune-referdino")
     return build(TuneSettings, merge(PRESETS[given.preset], values), "tune-referdino")
+
+
+def tracker_settings(tuned: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `gdino-queries` for a checkpoint that was tuned with the settings `tuned`; of those that `tuned` has."""
+    names = (*TUNED, "short_side") if tuned.get("augment") == "none" else TUNED
+    return {**(IMAGES if tuned.get("frames") == 1 else {}), **{name: tuned[name] for name in names if name in tuned}}

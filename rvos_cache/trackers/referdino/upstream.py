@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,18 +28,17 @@ from rvos_cache.trackers.referdino.boxes import refined
 from rvos_cache.trackers.referdino.head import ReferDinoHead
 from rvos_cache.trackers.referdino.pruning import PrunedLayer, PruneScore, prune_call
 from rvos_cache.trackers.referdino.stages import STAGE1, FourStageGroundingDino
+from rvos_cache.trackers.referdino.tune_settings import IMAGES, tracker_settings
 
 WHAT = "GroundingDINO checkpoint"
 HEAD_FILE = "referdino.safetensors"
 """File in the checkpoint folder with the head's tensors under their released names, LoRA merged."""
 RECORD_FILE = "referdino.json"
 """File beside it: what the folder was made from."""
-TUNED = ("keep_ratio", "prune_score", "tracker", "alpha", "confidence")
-"""Settings of the tracker that a checkpoint is tuned with; and short_side where every clip had that size (augment=none)."""
+TUNE_FILE = "tune.json"
+"""File in the folder of a tuning run, around that of its checkpoint."""
 RECORD_FIX = "tune again, or --export it again"
-IMPORT, EXPORT = "import the checkpoint again with rvos-select import-referdino", "--out RUN --export"
-IMAGES = {"resizing": "image"}
-"""Settings of the tracker for a checkpoint of single frames."""
+IMPORT = "import the checkpoint again with rvos-select import-referdino"
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,20 @@ def load_head(checkpoint: str) -> ReferDinoHead | None:
     path = Path(resolve_checkpoint(checkpoint)) / HEAD_FILE
     if not path.is_file():
         return None
-    tuned = bool(recorded_settings(path.parent))
-    how_to_fix = f"write it again with rvos-cache tune-referdino {EXPORT}" if tuned else IMPORT
+    how_to_fix = _how_to_export(path.parent) if recorded_settings(path.parent) else IMPORT
     return ReferDinoHead.from_official(read_tensors(path, how_to_fix)).requires_grad_(False).to(device())
+
+
+def _how_to_export(folder: Path) -> str:
+    """The command that writes the tuned checkpoint in `folder` again; of a copy of it, the run that was tuned is not known."""
+    record, is_original = read_record(folder), (folder.parent / TUNE_FILE).is_file()
+    words = ["rvos-cache", "tune-referdino"]
+    for name in ("dataset", "root", "split"):
+        words += [f"--{name}", str(record.get(name, name.upper()))]
+    words += ["--out", str(folder.parent) if is_original else "RUN", "--export"]
+    return (
+        f"write it again with {shlex.join(words)}{'' if is_original else ', RUN being the tuning, and copy or import it again'}"
+    )
 
 
 def tuned_settings(folder: Path) -> dict[str, Any]:
@@ -188,9 +199,8 @@ def tuned_settings(folder: Path) -> dict[str, Any]:
     """
     settings = recorded_settings(folder)
     # A released checkpoint of single frames has an enhancer that was never trained.
-    images = IMAGES if settings.get("frames") == 1 or read_record(folder).get("untrained") else {}
-    names = (*TUNED, "short_side") if settings.get("augment") == "none" else TUNED
-    return {**images, **{name: settings[name] for name in names if name in settings}}
+    images = IMAGES if read_record(folder).get("untrained") else {}
+    return {**images, **tracker_settings(settings)}
 
 
 def recorded_settings(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import Sam2VideoModel
 
 from rvos_cache.errors import InputError
 from rvos_cache.masks import RleMasks
-from rvos_cache.pretrained import load_frozen, weights_digest
+from rvos_cache.pretrained import check_model_type, load_frozen, weights_digest
 from rvos_cache.system.device import memory_share
 from rvos_cache.system.gpu_memory import Parts
 from rvos_cache.trackers.sam2 import generate
@@ -30,6 +30,9 @@ from rvos_cache.trackers.sam2.propagate import Followers, propagate
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import Video
 
+WHAT = "SAM 2 checkpoint"
+MODEL_TYPE = "sam2_video"
+"""In the config.json of a Sam2VideoModel."""
 FEATURES_SHARE = 0.5
 """Share of a GPU's memory that the features of a video take at most, whatever `gpu_memory` is."""
 BATCHES_AHEAD = 3
@@ -44,11 +47,12 @@ class TransformersBackend:
     def __init__(self, settings: Sam2Settings) -> None:
         if settings.checkpoint.endswith((".pt", ".pth")):
             raise InputError(
-                f"SAM 2 checkpoint {settings.checkpoint!r}: backend=transformers reads folders; run rvos-cache convert-sam2 "
+                f"{WHAT} {settings.checkpoint!r}: backend=transformers reads folders; run rvos-cache convert-sam2 "
                 f"{settings.checkpoint} --out DIR and give DIR, or --set backend=official"
             )
         self.settings = settings
-        model = load_frozen(Sam2VideoModel, settings.checkpoint, "SAM 2 checkpoint")
+        check_model_type(settings.checkpoint, MODEL_TYPE, WHAT)
+        model = load_frozen(Sam2VideoModel, settings.checkpoint, WHAT)
         self.digest = weights_digest(model, settings.checkpoint)
         self.device = model.device
         self.dtype = native_dtype(self.device)
