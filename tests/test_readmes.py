@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import os
 import re
 import shlex
@@ -108,7 +107,8 @@ def check(command: Printed) -> list[str]:
         return [f"make {target}" for target in check_make(arguments)]
     if arguments[0] == "-m":
         module, arguments = arguments[1], arguments[2:]
-        assert importlib.util.find_spec(module), f"no module {module}"
+        file = ROOT / module.replace(".", "/")
+        assert file.is_dir() or file.with_suffix(".py").is_file(), f"no module {module}"
         if not module.startswith("pipelines"):
             return [f"python -m {module}"] if module.startswith(("rvos", "tests")) else []
         if module == "pipelines":
