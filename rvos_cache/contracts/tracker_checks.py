@@ -15,6 +15,7 @@ import numpy as np
 
 from rvos_cache.axes import axis_of
 from rvos_cache.contracts.checks import CheckFailed, CheckResult, CheckSkipped, run_check
+from rvos_cache.contracts.folders import folder_of
 from rvos_cache.contracts.scene import SIZE, make_expressions, make_scene
 from rvos_cache.errors import InputError
 from rvos_cache.extraction.local_engine import LocalEngine
@@ -58,8 +59,8 @@ class TrackerCase:
         return self.run_on()
 
     @cached_property
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="rvos-contract-")
+    def _folder(self) -> Path:
+        return folder_of(self)
 
     def new_tracker(self) -> Tracker:
         """A new instance."""
@@ -74,7 +75,7 @@ class TrackerCase:
 
     def path(self) -> Path:
         """A new path for a cache."""
-        return Path(tempfile.mkdtemp(dir=self._folder.name)) / "tracks.zarr"
+        return Path(tempfile.mkdtemp(dir=self._folder)) / "tracks.zarr"
 
     def run_on(
         self,

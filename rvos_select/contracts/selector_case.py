@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.contracts.checks import CheckFailed
+from rvos_cache.contracts.folders import folder_of
 from rvos_cache.settings import build
 from rvos_cache.store import read_card
 from rvos_cache.types import FeatureSpec
@@ -50,12 +51,12 @@ class SelectorCase:
     tolerance: float = 1e-4
 
     @cached_property
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="rvos-contract-")
+    def _folder(self) -> Path:
+        return folder_of(self)
 
     def path(self) -> Path:
         """A new folder."""
-        return Path(tempfile.mkdtemp(dir=self._folder.name))
+        return Path(tempfile.mkdtemp(dir=self._folder))
 
     @cached_property
     def caches(self) -> tuple[Path, Path]:
