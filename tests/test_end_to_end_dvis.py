@@ -15,6 +15,8 @@ from tiny_sam2 import without_gpu
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import TrackCache, verify
 
+pytestmark = pytest.mark.slow  # whole runs; left to test-all
+
 
 def run(*words: object) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -21,6 +21,8 @@ from rvos_cache.shapes import write_shapes
 from rvos_cache.store import SelectionCache, TrackCache, read_card, verify
 from rvos_select.runs.checkpoint import load_selector, run_settings
 
+pytestmark = pytest.mark.slow  # whole runs; left to test-all
+
 SENTENCES = ("the red square", "The bird that is moving left.")
 
 

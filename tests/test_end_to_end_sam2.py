@@ -27,6 +27,8 @@ from rvos_cache.store import SelectionCache, TrackCache, content_digest, open_ca
 from rvos_cache.trackers.sam2.tracker import Sam2Box
 from rvos_cache.types import VIDEO
 
+pytestmark = pytest.mark.slow  # whole runs; left to test-all
+
 SENTENCES = 4
 """Sentences of each video; the others are removed."""
 FEW: dict[str, dict[str, Any]] = {

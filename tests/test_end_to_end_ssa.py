@@ -22,6 +22,8 @@ from rvos_cache.store import SelectionCache, TrackCache, verify
 from rvos_select.runs.checkpoint import load_selector, read_json
 from rvos_select.selectors.ssa import Ssa
 
+pytestmark = pytest.mark.slow  # whole runs; left to test-all
+
 SENTENCES = 2
 MODULE = {
     "width": 32, "hidden": 32, "pixel_hidden": 32, "fusion_width": 32, "pixel_layers": 1, "frame_layers": 2, "video_layers": 1,

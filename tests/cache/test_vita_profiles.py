@@ -23,6 +23,8 @@ from rvos_cache.trackers.vita.basis import Basis, Moments, fit_basis
 from rvos_cache.trackers.vita.fit import agreement, fit_on_videos
 from rvos_cache.trackers.vita.profiles import profile_bytes, video_bytes
 
+pytestmark = pytest.mark.slow  # whole runs; left to test-all
+
 PAPER = HeadSizes(
     channels=256, map_channels=256, mask_channels=256, frame_queries=100, video_queries=100, classes=25, hidden=2048,
     encoder_layers=6, decoder_layers=3,

@@ -37,6 +37,8 @@ from rvos_select.tuning.refiner_images import collate
 from rvos_select.tuning.refiner_model import LiveDervos, LiveTracks, match_points
 from rvos_select.tuning.refiner_settings import RefinerSettings
 
+pytestmark = pytest.mark.slow  # whole runs; left to test-all
+
 FILES = ("last/trained.safetensors", "last/optimizer.safetensors", "metrics.jsonl")
 
 

@@ -53,6 +53,8 @@ from rvos_select.training import train as loop
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
+pytestmark = pytest.mark.slow  # whole runs; left to test-all
+
 MODULE = {"width": CHANNELS, "hidden": 32, "layers": 2, "points": 60, "motion_queries": 5, "dropout": 0.0}
 SHOWN = {"mask_init": "vita"}
 """A mask head of random weights gives masks that are all empty: the tiny VITA's mask features are nearly one vector."""

@@ -21,6 +21,8 @@ from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.ssa import Ssa, clip, live
 from rvos_select.selectors.ssa.losses import normalisers
 
+pytestmark = pytest.mark.slow  # whole runs; left to test-all
+
 CPU = torch.device("cpu")
 
 
