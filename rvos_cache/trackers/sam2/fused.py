@@ -5,8 +5,6 @@ Letters: B objects, n heads, L cells of a map, c channels of a head, S slots, K 
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,11 +13,7 @@ from torch.nn.functional import conv2d, interpolate, layer_norm, scaled_dot_prod
 from torch.nn.functional import gelu as gelu_of
 from transformers.activations import GELUActivation
 
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed, as with every PyTorch for CUDA on Linux."""
-    return importlib.util.find_spec("triton") is not None
+from rvos_cache.system.gpu_kernels import has_triton
 
 
 def uses_kernels(x: Tensor, dtype: Any = None) -> bool:

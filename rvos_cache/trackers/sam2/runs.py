@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
-from rvos_cache.trackers.sam2.fused import has_triton
+from rvos_cache.system.gpu_kernels import has_triton
 
 CAPACITY = 1 << 15
 """Changes of a mask that are copied as positions; a batch of masks with more on average, which is noise, is copied as pixels."""

@@ -6,14 +6,14 @@ None where all is real.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rvos_cache.system.gpu_kernels import has_triton
 
 GROUPS = 8
 EPSILON = 1e-5
@@ -70,7 +70,7 @@ class MaskedGroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        kernels = fused_kernels() if x.is_cuda else None
+        kernels = fused_kernels(x)
         if kernels is not None:
             normalised: Tensor = kernels.FusedGroupNorm.apply(x, mask, self.weight, self.bias, GROUPS, EPSILON)
             return normalised
@@ -91,24 +91,18 @@ class MaskedGroupNorm(nn.Module):
         return out.masked_fill(~mask[:, :, None], 0.0).to(x.dtype)
 
 
-@cache
-def fused_kernels() -> Any:
-    """The module of kernels for a GPU; None where Triton is not installed, or cannot compile (with a warning)."""
-    try:
-        from rvos_select.selectors.sola import kernels
+def fused_kernels(x: Tensor) -> Any:
+    """The module of kernels that compute on `x`: on a GPU where Triton compiles; else None."""
+    if not x.is_cuda or not has_triton():
+        return None
+    from rvos_select.selectors.sola import kernels
 
-        kernels.FusedStandardisation.apply(torch.ones(1, 1, device="cuda"), EPSILON)  # type: ignore[no-untyped-call]
-    except ImportError:
-        return None
-    except Exception as error:  # of Triton, which needs a C compiler, in classes of many kinds
-        warnings.warn(f"SOLA's norms are computed by slower operators: Triton cannot compile a kernel ({error})", stacklevel=2)
-        return None
     return kernels
 
 
 def standardised(weight: Tensor) -> Tensor:
     """Rows (R, C), each minus its mean and divided by its deviation plus EPSILON."""
-    kernels = fused_kernels() if weight.is_cuda else None
+    kernels = fused_kernels(weight)
     if kernels is not None:
         rows: Tensor = kernels.FusedStandardisation.apply(weight, EPSILON)
         return rows
