@@ -121,8 +121,8 @@ def _train_all(model: Any, heads: MapHeads, frames: Iterator[Frames], steps: int
         output = model(images, mask_labels=masks, class_labels=labels, output_hidden_states=True)
         # Of the queries before the first layer, and of the output of each, all of shape (N, T, C).
         states = [norm(state).transpose(0, 1) for state in output.transformer_decoder_hidden_states[1:]]
-        told = torch.stack([head(state) for head, state in zip(places, states)], 2)
-        logits = zip(output.masks_queries_logits.detach().flatten(2), output.class_queries_logits.detach(), told)
+        predicted = torch.stack([head(state) for head, state in zip(places, states)], 2)
+        logits = zip(output.masks_queries_logits.detach().flatten(2), output.class_queries_logits.detach(), predicted)
         placed = torch.stack([_frame_place_loss(*own, masks[b], labels[b]) for b, own in enumerate(logits)]).mean()
         cells = heads(maps_of(kept.pop()), masks, labels)
         total: Tensor = output.loss + DECODER_LAYERS * MASK_WEIGHT * placed + CELL_WEIGHT * cells

@@ -134,12 +134,12 @@ def _check_imported(row: str, values: dict[str, Any], models: Models) -> None:
             f"{PAPER}: no weights of the row {row!r} were released, and {models.imported} was not tuned here; give --imported a run "
             "of your own tuning, or --way tune in its place"
         )
-    wanted = tune_settings(parse_overrides([values["preset"], *values["tune"]])).model_dump()
-    other = [name for name in ABLATED if name in recorded and recorded[name] != wanted[name]]
+    tuned = tune_settings(parse_overrides([values["preset"], *values["tune"]])).model_dump()
+    other = [name for name in ABLATED if name in recorded and recorded[name] != tuned[name]]
     if other:
         name = other[0]
         raise InputError(
-            f"{models.imported}: was tuned with {name}={recorded[name]}, the row {row!r} with {name}={wanted[name]}; give a run that "
+            f"{models.imported}: was tuned with {name}={recorded[name]}, the row {row!r} with {name}={tuned[name]}; give a run that "
             "was tuned so, or another --row"
         )
 

@@ -152,7 +152,9 @@ def test_the_board_says_what_is_missing_and_where_to_get_it(work: Work) -> None:
     entries = work.entries()
     assert entries["sola.table_2.sola ref-davis17/valid"]["state"] == "missing: ref-youtube-vos, ref-davis17"
     assert entries["sola.table_1.dshmp mevis/valid"]["state"] == "not here: another system"
-    assert all(entry["state"] != "ready" or not [n for n in entry["needs"] if n["found"] is False] for entry in entries.values())
+    assert all(
+        entry["state"] != "ready" or not [n for n in entry["needs"] if n["present"] is False] for entry in entries.values()
+    )
     printed = work.call("--system", "sola")
     assert "missing: ref-davis17, at data/ref-davis17; https://davischallenge.org" in printed
     todo = work.entries("--todo")

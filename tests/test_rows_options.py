@@ -105,7 +105,7 @@ def test_parts_and_pseudo_videos_need_the_split_that_they_are_made_of(tmp_path: 
     (tmp_path / "refcoco").mkdir()
     (tmp_path / "refcoco/instances_refcoco_train.json").write_text("{}")
     paper, _, row = find_row("dmvs.table_2.dmvs", all_papers())
-    needs = {need.name: need.found for need in needs_of(paper, row, Places(roots={"refcoco": tmp_path}))}
+    needs = {need.name: need.present for need in needs_of(paper, row, Places(roots={"refcoco": tmp_path}))}
     assert needs["refcoco"] is True and needs["refcoco+"] is False
     assert {str(Places().root(name)) for name in ("refcoco", "refcoco+", "refcocog")} == {str(Path("data/refcoco"))}
 

@@ -72,7 +72,7 @@ def _state(row: Row, record: Record, needs: Sequence[Need], split: str, definiti
     zips = [zipped for zipped in record.zips(split) if zipped.definition == definition and Path(zipped.source).exists()]
     if zips:
         return f"to be sent: {', '.join(zipped.source + '*' * bool(zipped.changes) for zipped in zips)}"
-    absent = [need for need in needs if need.found is False]
+    absent = [need for need in needs if need.present is False]
     return f"missing: {', '.join(need.name for need in absent)}" if absent else "ready"
 
 
@@ -91,9 +91,9 @@ def show(rows: Sequence[Entry]) -> None:
             if entry["changes"]:
                 click.echo(f"* {entry['row']} {entry['split']} was run with {' '.join(entry['changes'])}")
     click.echo("\nJ&F / J / F in percent where no other measure is named; *: with settings that are not the row's.")
-    absent = {need["name"]: need for entry in rows for need in entry["needs"] if not need["found"]}
+    absent = {need["name"]: need for entry in rows for need in entry["needs"] if not need["present"]}
     for need in absent.values():
-        status = "missing" if need["found"] is False else "not fetched yet"
+        status = "missing" if need["present"] is False else "not fetched yet"
         click.echo(f"{status}: {need['name']}, at {need['where']}; {need['fetch']}")
     if absent:
         click.echo("--root DATASET=FOLDER and --weights NAME=PLACE name other places.")

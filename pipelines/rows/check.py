@@ -23,7 +23,7 @@ def check_row(paper: Paper, name: str, row: Row, places: Places, seeds: int = 1)
 
 
 def _check_needs(name: str, needs: Iterable[Need]) -> None:
-    absent = [need for need in needs if need.found is False]
+    absent = [need for need in needs if need.present is False]
     if absent:
         need, others = absent[0], ", ".join(need.name for need in absent[1:])
         raise InputError(

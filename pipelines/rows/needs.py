@@ -110,13 +110,13 @@ class Places:
 @dataclass(frozen=True)
 class Need:
     """A dataset, a split of it or weights that a row needs. name: as in needs.toml, `<dataset>/<split>` for a split that its folder
-    lacks; where: its place; fetch: how to get it; found: whether it is there, None for weights of the hub that are fetched when
+    lacks; where: its place; fetch: how to get it; present: whether it is there, None for weights of the hub that are fetched when
     they are first used; option: what says that it is elsewhere."""
 
     name: str
     where: str
     fetch: str
-    found: bool | None
+    present: bool | None
     option: str
 
 
@@ -221,10 +221,10 @@ def weights_of(paper: Paper, row: Row, places: Places) -> Iterator[Need]:
             continue
         weights, where = all_needs().weights[name], places.checkpoint(name)
         on_hub = bool(HUB_NAME.fullmatch(where)) and not (name in places.weights and _is_path(where))
-        found: bool | None = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
-        if not found and not weights.fetch and on_hub:
-            found = None
-        yield Need(name, where, weights.source(where if on_hub else ""), found, f"--weights {name}=PLACE")
+        present: bool | None = Path(resolve_checkpoint(where)).exists() or (not weights.fetch and _on_disk(where))
+        if not present and not weights.fetch and on_hub:
+            present = None
+        yield Need(name, where, weights.source(where if on_hub else ""), present, f"--weights {name}=PLACE")
 
 
 def _is_path(where: str) -> bool:

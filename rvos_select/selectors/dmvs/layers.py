@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rvos_cache.trackers.mask2former import layers
+
 HEADS = 8
 LARGEST = 100_000
 """Enhanced frame queries in memory at once when no gradient is needed; all expressions of a long video have more."""
@@ -86,20 +88,12 @@ class LiteralAttention(nn.Module):
         return x + read if keys is None or keys.some is None else torch.where(keys.some, x + read, x)
 
 
-class FeedForward(nn.Module):
-    """LayerNorm(x + W2 ReLU(W1 x))."""
+class FeedForward(layers.FeedForward):
+    """As Mask2Former's, LayerNorm(x + W2 ReLU(W1 x)) of x (..., C), with other first weights."""
 
     def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(channels, hidden)
-        self.linear2 = nn.Linear(hidden, channels)
-        self.norm = nn.LayerNorm(channels)
+        super().__init__(channels, hidden)
         init_xavier(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., C) -> (..., C)."""
-        out: Tensor = self.norm(x + self.linear2(F.relu(self.linear1(x))))
-        return out
 
 
 class MaskMlp(nn.Sequential):
