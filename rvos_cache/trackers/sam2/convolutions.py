@@ -15,23 +15,12 @@ import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
+from rvos_cache.trackers.sam2.kernels import layer_norm
+
 PIXELS = 128
 """Pixels in one program of the kernels with few channels."""
 CELLS = 16
 """Cells of a row in one program of the kernel with a filter for each channel."""
-
-
-@triton.jit
-def _normed(x, width, weight, bias, column, inside, eps, GELU: tl.constexpr):
-    """LayerNorm of rows (n, WIDTH) float32 over their first `width` columns, and its GELU."""
-    centred = tl.where(inside, x - (tl.sum(tl.where(inside, x, 0.0), 1) / width)[:, None], 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
-    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
-    shift = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
-    out = centred * scale[:, None] * gain[None, :] + shift[None, :]
-    if GELU:
-        out = 0.5 * out * (1.0 + tl.erf(out * 0.7071067811865476))
-    return out
 
 
 @triton.jit
@@ -74,7 +63,7 @@ def _mask_stem(
             value = tl.where(inside, value * factor + summand, 0.0)
             total += value[:, None] * tl.load(kernel + (dy * 3 + dx) * WIDTH + channel).to(tl.float32)[None, :]
     everywhere = channel[None, :] < WIDTH
-    normed = _normed(total, WIDTH, weight, bias, channel, everywhere, eps, True)
+    normed = layer_norm(total, WIDTH, weight, bias, channel, everywhere, eps, True)
     to = (tl.program_id(1).to(tl.int64) * half * half + pixel)[:, None] * WIDTH + channel[None, :]
     tl.store(out + to, normed.to(out.dtype.element_ty), mask=live[:, None])
 
@@ -111,7 +100,7 @@ def _few_channels(
             for i in tl.static_range(INPUTS):
                 value = tl.load(at + i, mask=inside, other=0.0).to(tl.float32)
                 total += value[:, None] * tl.load(kernel + ((dy * 3 + dx) * INPUTS + i) * WIDTH + channel).to(tl.float32)[None, :]
-    normed = _normed(total, WIDTH, weight, bias, channel, channel[None, :] < WIDTH, eps, True)
+    normed = layer_norm(total, WIDTH, weight, bias, channel, channel[None, :] < WIDTH, eps, True)
     to = (one * half_h * half_w + pixel)[:, None] * WIDTH + channel[None, :]
     tl.store(out + to, normed.to(out.dtype.element_ty), mask=live[:, None])
 
@@ -149,7 +138,7 @@ def _own_filters(
             value = tl.load(line + left[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(tl.float32)
             tap = tl.load(kernel + (dy * SIZE + dx) * channels + channel, mask=there, other=0.0).to(tl.float32)
             total += value * tap[None, :]
-    normed = _normed(total, channels, weight, bias, channel, there[None, :], eps, False)
+    normed = layer_norm(total, channels, weight, bias, channel, there[None, :], eps, False)
     to = ((one * height + row) * width + column[:, None]) * channels + channel[None, :]
     tl.store(out + to, normed.to(out.dtype.element_ty), mask=(column < width)[:, None] & there[None, :])
 

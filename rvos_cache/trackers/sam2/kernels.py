@@ -21,6 +21,19 @@ ROWS = 16
 
 
 @triton.jit
+def layer_norm(x, width, weight, bias, column, inside, eps, GELU: tl.constexpr):
+    """LayerNorm of rows (n, WIDTH) float32 over their first `width` columns, and its GELU."""
+    centred = tl.where(inside, x - (tl.sum(tl.where(inside, x, 0.0), 1) / width)[:, None], 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
+    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
+    out = centred * scale[:, None] * gain[None, :] + shift[None, :]
+    if GELU:
+        out = 0.5 * out * (1.0 + tl.erf(out * 0.7071067811865476))
+    return out
+
+
+@triton.jit
 def _add_norm(
     x, branch, weight, bias, total, normed, rows, x_rows, width, eps,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, GELU: tl.constexpr,
@@ -34,13 +47,7 @@ def _add_norm(
         value += tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
     if KEEP:
         tl.store(total + at, value.to(total.dtype.element_ty), mask=inside)
-    centred = tl.where(inside, value - (tl.sum(value, 1) / width)[:, None], 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
-    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
-    shift = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
-    out = centred * scale[:, None] * gain[None, :] + shift[None, :]
-    if GELU:
-        out = 0.5 * out * (1.0 + tl.erf(out * 0.7071067811865476))
+    out = layer_norm(value, width, weight, bias, column, inside, eps, GELU)
     tl.store(normed + at, out.to(normed.dtype.element_ty), mask=inside)
 
 
