@@ -54,6 +54,9 @@ class PaddedBatch:
     """The tensors of a batch of one shape, on `device`, which `load` fills with those of a batch.
 
     like: a batch of this shape, whose tokens and words are in tables of the device, or are copied from the host.
+    tensors: "tokens": int64 (V, N, T) and "words": int64 (B, L), rows of the tables, or float32 (V, N, T, C) and (B, L, D) without
+    them; "target": float32 (B, N); "frame_mask": bool (V, T); "track_mask": bool (B, N); "word_mask": bool (B, L); where there are
+    different candidate sets, "candidate_sets": bool (K, N) and "set_of": int64 (B,). All are parts of `buffer`.
     """
 
     def __init__(self, like: Batch, device: torch.device) -> None:
