@@ -90,6 +90,7 @@ def training(tiny: bool) -> None:
             f"SOLA, batch={batch}, videos of many sizes", tiny, partial(gpu_training.measure_epochs, shapes, varied, **values)
         )
     measured("DMVS", tiny, lambda: gpu_training.dmvs_step(1, 2, 1) if tiny else gpu_training.dmvs_step(8, 10, 10))
+    measured("DMVS, predict", tiny, lambda: gpu_training.dmvs_predict(*((2, 2, 1) if tiny else (14, 79, 1))))
 
 
 def extraction(tiny: bool) -> None:

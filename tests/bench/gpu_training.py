@@ -18,8 +18,10 @@ from rvos_cache.system.device import device
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_cache.types import Expression, Words
 from rvos_select.contracts.host_reads import HostReads
+from rvos_select.data.features import MemoryArray
 from rvos_select.data.micro_batches import by_step
 from rvos_select.data.samples import VideoSample
+from rvos_select.inference.infer import infer_video
 from rvos_select.selectors.dmvs import Dmvs
 from rvos_select.selectors.dmvs.config import DmvsConfig
 from rvos_select.selectors.dmvs.vita import HEAD_NAME, VitaInput
@@ -210,15 +212,20 @@ def released_step(shapes: Shapes, videos: list[VideoSample]) -> dict[str, Any]:
     return {"samples_per_s": count / elapsed, "ms_per_step": 1e3 * elapsed / count}
 
 
-def dmvs_step(expressions: int, frames: int, steps: int) -> dict[str, Any]:
-    """DMVS's training step at the paper's sizes."""
+def make_dmvs() -> Dmvs:
+    """DMVS at the paper's sizes, with random weights."""
     torch.manual_seed(0)
     model, head = Dmvs(DmvsConfig()), VitaHead(dmvs_memory.SIZES)
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.02)
     model.attach_frozen(HEAD_NAME, head)
     model.input = VitaInput(360, 640, False)
-    model.to(device()).train()
+    return model.to(device())
+
+
+def dmvs_step(expressions: int, frames: int, steps: int) -> dict[str, Any]:
+    """DMVS's training step at the paper's sizes."""
+    model = make_dmvs().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
     batch = dmvs_memory.clips(expressions, frames)
     _ = batch.mask_facts
@@ -243,3 +250,48 @@ def dmvs_step(expressions: int, frames: int, steps: int) -> dict[str, Any]:
         "ms_per_step": 1e3 * elapsed / steps,
         "host_reads_per_step": reads.total,
     }
+
+
+def dmvs_predict(expressions: int, frames: int, drawn: int) -> dict[str, Any]:
+    """DMVS's prediction of a video in memory: scores of its expressions, and the masks of `drawn` queries of each as runs.
+
+    The mask features are smooth, so that masks are blobs as those of trained weights.
+    """
+    model, where = make_dmvs().eval(), device()
+    g, text = torch.Generator().manual_seed(0), "the red square that is moving left"
+    small = torch.randn(256, frames, 4, 6, generator=g).transpose(0, 1)
+    f_mask = nn.functional.interpolate(small, dmvs_memory.CELLS, mode="bicubic").permute(0, 2, 3, 1).half().contiguous()
+    ends = np.cumsum([len(word) + 1 for word in text.split()])
+    spans = np.stack([[0, *ends[:-1]], ends - 1], 1).astype(np.int32)
+    vectors = np.random.default_rng(0).standard_normal((expressions, len(spans), 768)).astype(np.float16)
+    sample = VideoSample(
+        "v", torch.zeros(20, frames, 256), torch.ones(20, frames),
+        tuple(Expression("v", str(i), text, ()) for i in range(expressions)),
+        tuple(Words(own, spans, tuple(text.split())) for own in vectors), torch.ones(expressions, 20, dtype=torch.bool), None,
+        size=dmvs_memory.SIZE, set_name="bench/valid",
+        frames={
+            "q_f": InMemory(torch.randn(frames, 100, 256, generator=g).half(), ("T", 100, 256)),
+            "f_mask": InMemory(f_mask, ("T", *f_mask.shape[1:])),
+        },  # type: ignore[dict-item]
+    )  # fmt: skip
+
+    def run() -> None:
+        for part in infer_video(model, sample, where):
+            queries = np.zeros(part.scores.shape, bool)
+            queries[:, :drawn] = True
+            part.masks(queries)
+
+    with torch.inference_mode():
+        run()
+        wait()
+        start = time.perf_counter()
+        run()
+    elapsed = time.perf_counter() - start
+    return {"expressions_per_s": expressions / elapsed, "seconds": elapsed, "frames": frames, "masks": expressions * drawn}
+
+
+class InMemory(MemoryArray):
+    """A feature of all T frames, (T, …), in memory, where a cache has it on disk."""
+
+    def __len__(self) -> int:
+        return len(self.array)

@@ -16,7 +16,7 @@ from sam2_video import FRAMES, SIZE, TOLERANCE, as_video, make_backend, moving, 
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
-from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_mask_prompts, scale_points, video_pixels
+from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_bicubic, resize_mask_prompts, scale_points, video_pixels
 from rvos_cache.trackers.sam2.schedule import schedule
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
@@ -130,6 +130,18 @@ def test_frames_are_prepared_as_meta_s_two_predictors_prepare_them() -> None:
     np.testing.assert_allclose(video, video_values(frame, 128), atol=1e-5)
     np.testing.assert_allclose(image, image_values(frame, 128), atol=1e-5)
     assert np.abs(video - image).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [((72, 128), 104), ((61, 47), 128), ((41, 163), 16), ((5, 7), 3), ((64, 64), 64), ((1, 2), 8)]
+)
+def test_a_gpu_resizes_frames_to_the_same_pixels(size: tuple[int, int], side: int) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, *size, 3), np.uint8)
+    frames[1] = np.where(rng.random((*size, 1)) < 0.5, 0, 255)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    resized = resize_bicubic(torch.from_numpy(frames).to(where), side).cpu()
+    assert torch.equal(resized, torch.stack([video_pixels(frame, side) for frame in frames]))
 
 
 def test_points_are_scaled_along_each_axis() -> None:

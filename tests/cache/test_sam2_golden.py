@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2 import generate
 from rvos_cache.trackers.sam2.backend import Backend, Propagated, make_prompts
-from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, scale_points, video_pixels
+from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_bicubic, scale_points, video_pixels
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.tracker import open_backend
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
@@ -117,5 +117,6 @@ def test_one_encoding_gives_other_prompt_masks(version: str) -> None:
 def test_frames_are_resized_as_meta_s_predictors_resize_them(version: str) -> None:
     for frame, resized in zip(golden()["input.frames"].numpy(), golden()["input.frames_resized"]):
         assert torch.equal(video_pixels(frame, SIDE).permute(1, 2, 0), resized)
+        assert torch.equal(resize_bicubic(torch.from_numpy(frame[None]), SIDE)[0].permute(1, 2, 0), resized)
     rows = normalise(image_pixels(golden()["input.wide_frame"].numpy(), SIDE)[None])[0, :, ::8]
     torch.testing.assert_close(rows, golden()["output.wide_frame_rows"], rtol=0, atol=1e-5)

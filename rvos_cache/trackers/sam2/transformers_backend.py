@@ -25,7 +25,7 @@ from rvos_cache.trackers.sam2.features import Features, FeatureStore
 from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.precision import inference_precision, native_dtype
 from rvos_cache.trackers.sam2.prefetch import prefetch
-from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_mask_prompts, video_pixels
+from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_bicubic, resize_mask_prompts, video_pixels
 from rvos_cache.trackers.sam2.propagate import Followers, propagate
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings, PromptedSettings, Sam2Settings
 from rvos_cache.types import Video
@@ -36,9 +36,9 @@ MODEL_TYPE = "sam2_video"
 FEATURES_SHARE = 0.5
 """Share of a GPU's memory that the features of a video take at most, whatever `gpu_memory` is."""
 BATCHES_AHEAD = 3
-"""Batches of frames that are read and resized while one is encoded."""
-RESIZE_THREADS = min(16, os.cpu_count() or 1)
-"""Frames that are resized at once."""
+"""Batches of frames that are read while one is encoded."""
+READ_THREADS = min(16, os.cpu_count() or 1)
+"""Frames that are read, and on a CPU resized, at once."""
 
 
 class TransformersBackend:
@@ -168,31 +168,35 @@ class TransformersSession:
 
     def _encode(self) -> None:
         count, batch = len(self.video), self.backend.settings.encoder_batch
-        # Pillow resizes a frame of 720x1280 in 15 ms on one core, twice as long as a GPU encodes it; it releases the GIL.
-        with ThreadPoolExecutor(RESIZE_THREADS) as pool, self.backend.precision():
+        with ThreadPoolExecutor(READ_THREADS) as pool, self.backend.precision():
             load = partial(self._load, pool=pool)
-            for start, (pixels, filled) in zip(range(0, count, batch), prefetch(load, range(0, count, batch), BATCHES_AHEAD)):
+            for start, (frames, filled) in zip(range(0, count, batch), prefetch(load, range(0, count, batch), BATCHES_AHEAD)):
                 for one in filled:
                     one.result()
-                for levels in self._frames_at_once(self._encode_frames, pixels):
+                for levels in self._frames_at_once(self._encode_frames, frames):
                     for i in range(min(len(levels[0]), count - start)):
                         self._store.put(start + i, [level[i] for level in levels])
                     start += len(levels[0])
 
     def _load(self, start: int, pool: ThreadPoolExecutor) -> tuple[torch.Tensor, list[Future[None]]]:
-        """Pixels (B, 3, S, S) uint8 of a batch of frames, and the tasks that fill them."""
+        """A batch of frames (B, H, W, 3) uint8, on a CPU resized to (B, S, S, 3), and the tasks that fill them."""
         batch, side, on_gpu = self.backend.settings.encoder_batch, self.network.side, self.backend.device.type == "cuda"
         count = min(batch, len(self.video) - start)
         # On a GPU every batch has the same size, since attention is planned for each.
-        pixels = torch.empty(batch if on_gpu else count, side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
-        pixels[count:] = 0
+        shape = (batch, *self.video.size, 3) if on_gpu else (count, side, side, 3)
+        frames = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
+        frames[count:] = 0
+        pixels = frames.numpy()
 
         def fill(i: int, frame: NDArray[np.uint8] | None) -> None:
-            resized = video_pixels(self.video.read(start + i) if frame is None else frame, side)
-            pixels[i] = resized.permute(1, 2, 0)
+            frame = self.video.read(start + i) if frame is None else frame
+            # A GPU resizes by itself: Pillow takes 15 ms of one core for a frame of 720x1280, twice as long as a GPU encodes it.
+            pixels[i] = frame if on_gpu else video_pixels(frame, side).permute(1, 2, 0)
 
         filled = [pool.submit(fill, i, None if self._of_pictures else self.video.read(start + i)) for i in range(count)]
-        return pixels.permute(0, 3, 1, 2), filled
+        return frames, filled
 
-    def _encode_frames(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
-        return self.network.encode(normalise(pixels.to(self.backend.device, non_blocking=True)))
+    def _encode_frames(self, frames: torch.Tensor) -> Sequence[torch.Tensor]:
+        frames = frames.to(self.backend.device, non_blocking=True)
+        pixels = resize_bicubic(frames, self.network.side) if frames.is_cuda else frames.permute(0, 3, 1, 2)
+        return self.network.encode(normalise(pixels))
