@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvos_cache.mask_encoding import Encoding
 from rvos_cache.masks import RleMasks
 from rvos_select.data.batch import Batch
 from rvos_select.data.samples import VideoSample
-from rvos_select.data.transfer import HostCopy
 from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors import Scored, Selector
 
@@ -55,23 +55,23 @@ class ScoredRows:
         rows: list[list[bytes]] = [[] for _ in range(count)]
         device = batch.tokens.device
         # A CPU computes nothing meanwhile, and has the pixels of one part in memory.
-        for pixels in on_host(draw(torch.from_numpy(queries).to(device)), ahead=int(device.type == "cuda")):
-            part = RleMasks.from_dense(pixels.numpy())
+        for part in encoded(draw(torch.from_numpy(queries).to(device)), ahead=int(device.type == "cuda")):
+            per_row = part.shape[0] // count
             for k, row in enumerate(rows):
-                row += [part.bytes_at(k, t) for t in range(part.shape[1])]
+                row += [part.bytes_at(k * per_row + t, 0) for t in range(per_row)]
         return RleMasks.from_bytes(rows, frames, size)
 
 
-def on_host(parts: Iterator[Tensor], ahead: int) -> Iterator[Tensor]:
-    """The parts on the CPU, in order. `ahead` of them are requested before one is used, so that a GPU computes and copies them while
-    the host is busy with that one."""
-    copies: deque[HostCopy] = deque()
+def encoded(parts: Iterator[Tensor], ahead: int) -> Iterator[RleMasks]:
+    """The masks (K · t, 1) of parts (K, t, H, W), in order. `ahead` parts are computed before the host encodes one, so that a GPU
+    works on them meanwhile."""
+    waiting: deque[Encoding] = deque()
     for part in parts:
-        copies.append(HostCopy(part))
-        if len(copies) > ahead:
-            yield copies.popleft().read()
-    while copies:
-        yield copies.popleft().read()
+        waiting.append(Encoding(part.flatten(0, 1)))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def infer_video(

@@ -15,14 +15,12 @@ from sam2_half import HalfTracks
 from sam2_video import as_video, make_backend, moving, prompts_of, squares
 from torch.overrides import TorchFunctionMode
 
-from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2 import fused
 from rvos_cache.trackers.sam2.backend import Propagated
 from rvos_cache.trackers.sam2.follow import Follower
 from rvos_cache.trackers.sam2.hiera import ImageEncoder
 from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.propagate import Followers
-from rvos_cache.trackers.sam2.runs import from_changes
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_select.contracts.host_reads import HostReads
 
@@ -221,15 +219,3 @@ def test_the_memory_encoder_equals_transformers_and_rounds_no_more(prompted: boo
         with torch.autocast("cpu", torch.bfloat16):
             rounded = library()
     assert_as_close([ours], [rounded], [expected], 1.4)
-
-
-def test_masks_from_changes_are_those_of_pycocotools() -> None:
-    """Empty, full, one pixel, the first pixel, the last, all but the first, and noise."""
-    masks = np.zeros((7, 13, 9), bool)
-    masks[1] = masks[5] = True
-    masks[2, 6, 3] = masks[3, 0, 0] = masks[4, -1, -1] = True
-    masks[5, 0, 0] = False
-    masks[6] = np.random.default_rng(0).random((13, 9)) < 0.5
-    columns = masks.transpose(0, 2, 1).reshape(7, -1)
-    changes = np.diff(columns, prepend=False, axis=1)
-    assert from_changes(changes.nonzero()[1], changes.sum(1).cumsum(), (13, 9)) == RleMasks.from_dense(masks[:, None])

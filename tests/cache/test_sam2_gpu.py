@@ -19,7 +19,6 @@ from rvos_cache.trackers.grounding_dino import BoxFinder
 from rvos_cache.trackers.sam2.backend import Propagated, make_prompts
 from rvos_cache.trackers.sam2.rounds import whole_masks
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
-from rvos_cache.trackers.sam2.track_writer import TrackWriter
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
 from rvos_cache.types import Video
 
@@ -75,23 +74,12 @@ def test_graphs_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_tracks_without_kernels_are_as_near_to_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = HalfTracks(tmp_path)
     monkeypatch.setattr("rvos_cache.trackers.sam2.fused.has_triton", lambda: False)
-    monkeypatch.setattr("rvos_cache.trackers.sam2.runs.has_triton", lambda: False)
+    monkeypatch.setattr("rvos_cache.mask_encoding.has_triton", lambda: False)
+    monkeypatch.setattr("rvos_cache.trackers.sam2.generate.has_triton", lambda: False)
     backend = TransformersBackend(video.settings)
     library = video.library(backend)
     for _ in range(2):
         video.check(video.run(backend, 3), library)
-
-
-def test_runs_found_on_the_gpu_are_those_of_pycocotools() -> None:
-    noise = np.random.default_rng(0).random((4, 3, 61, 47)) < np.array([0, 1, 0.5, 0.02])[:, None, None, None]
-    for size in ((61, 47), (720, 1280)):
-        masks = np.zeros((4, 3, *size), bool)
-        masks[:, :, :61, :47] = noise
-        with TrackWriter(3, size) as writer:
-            for t in range(3):
-                logits = torch.from_numpy(masks[:, t]).cuda().float() - 0.5
-                writer.put(t, torch.zeros(4, 2).cuda(), torch.zeros(4).cuda(), logits)
-            assert writer.stream is not None and writer.tracks().masks == RleMasks.from_dense(masks)
 
 
 def test_whole_masks_of_a_grid_are_those_of_runs() -> None:

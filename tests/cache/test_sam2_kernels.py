@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,11 +15,9 @@ if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
-from rvos_cache.masks import RleMasks  # noqa: E402
 from rvos_cache.trackers.sam2 import convolutions, fused, kernels, mask_kernels  # noqa: E402
 from rvos_cache.trackers.sam2.generate import boxes_of  # noqa: E402
 from rvos_cache.trackers.sam2.preprocess import resize_logits  # noqa: E402
-from rvos_cache.trackers.sam2.runs import from_changes  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 # The interpreter's matrix products take no bfloat16.
@@ -97,34 +94,6 @@ def test_attention_to_more_keys_equals_attention_to_all(heads: int, shared: bool
     for attend_more in (kernels.attend_more, fused.attend_more):
         merged = attend_more(query, *apart, *more, bias)
         torch.testing.assert_close(merged.float(), expected, **CLOSE)
-
-
-def masks(size: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """Empty, full, one pixel, the first pixel, the last pixel, all but the first, stripes and noise."""
-    height, width = size
-    out = np.zeros((9, height, width), bool)
-    out[1] = out[5] = True
-    out[2, height // 2, width // 3] = out[3, 0, 0] = out[4, -1, -1] = True
-    out[5, 0, 0] = False
-    out[6, ::2] = out[7, :, ::2] = True
-    out[8] = np.random.default_rng(0).random(size) < 0.5
-    return out
-
-
-@pytest.mark.parametrize("size", [(7, 5), (64, 32), (65, 33), (130, 70)])
-def test_runs_are_those_of_pycocotools(size: tuple[int, int]) -> None:
-    dense = masks(size)
-    logits = torch.where(torch.from_numpy(dense), 0.5, -0.0).to(DEVICE)
-    stops = torch.zeros(len(dense), dtype=torch.int32, device=DEVICE)
-    positions = torch.full((9 * (size[0] + 1) * size[1],), -7, dtype=torch.int32, device=DEVICE)
-    mask_kernels.flips(logits, stops, positions)
-    found = positions.cpu().numpy()[: int(stops[-1])]
-    assert from_changes(found, stops.cpu().numpy(), size) == RleMasks.from_dense(dense[:, None])
-    # Beyond the end nothing is written, also where there is no room.
-    assert (positions[int(stops[-1]) :] == -7).all()
-    few = torch.full((20,), -7, dtype=torch.int32, device=DEVICE)
-    mask_kernels.flips(logits, stops, few[:10])
-    assert torch.equal(few[:10], positions[:10]) and (few[10:] == -7).all()
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -21,7 +21,7 @@ from rvos_select.data.batch import Batch
 from rvos_select.data.mask_facts import MaskFacts
 from rvos_select.data.micro_batches import MicroBatch
 from rvos_select.data.transfer import HostCopy
-from rvos_select.inference.infer import on_host
+from rvos_select.inference.infer import encoded
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.training import train as loop
 from rvos_select.training.step_losses import StepLosses
@@ -138,10 +138,10 @@ def test_parts_are_requested_before_those_before_them_are_used(ahead: int) -> No
     def parts() -> Iterator[torch.Tensor]:
         for i in range(3):
             events.append(f"compute {i}")
-            yield torch.full((2,), i)
+            yield torch.arange(4).view(1, 1, 2, 2) < i
 
-    for part in on_host(parts(), ahead):
-        events.append(f"use {part[0]}")
+    for part in encoded(parts(), ahead):
+        events.append(f"use {part.area().item()}")
     order = {0: "compute 0, use 0, compute 1, use 1, compute 2, use 2", 1: "compute 0, compute 1, use 0, compute 2, use 1, use 2"}
     assert ", ".join(events) == order[ahead]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.errors import InputError
+from rvos_cache.mask_encoding import encode_masks
 from rvos_cache.masks import RleMasks
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.types import Video
@@ -63,7 +64,7 @@ def decode_masks(
         for start in range(0, count, TRACKS_PER_PASS):
             inside, values = mask_pixels(frame[start : start + TRACKS_PER_PASS], geometry)
             presence[start : start + len(values), t] = values
-            encoded = RleMasks.from_dense(inside.cpu().numpy()[:, None])
+            encoded = encode_masks(inside)
             for n, row in enumerate(rows[start : start + len(values)]):
                 row.append(encoded.bytes_at(n, 0))
     return RleMasks.from_bytes(rows, frames, geometry.size), presence

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvos_cache.mask_encoding import encode_masks
 from rvos_cache.masks import RleMasks
 from rvos_cache.settings import build
 from rvos_cache.trackers.base import ShareDone
@@ -91,7 +92,7 @@ def decoded_masks(
         for one in logits:
             # One frame of pixels at a time.
             pixels = upsampled(one[None], size)[0] if resizing == "video" else image_masks(one, maps.padded, maps.resized, size)
-            masks = RleMasks.from_dense(pixels.cpu().numpy()[:, None])
+            masks = encode_masks(pixels)
             for q, row in enumerate(out):
                 row.append(masks.bytes_at(q, 0))
     return out

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvos_cache.mask_encoding import encode_masks
 from rvos_cache.masks import RleMasks
+from rvos_cache.system.gpu_kernels import has_triton
 from rvos_cache.trackers.sam2.features import Features
 from rvos_cache.trackers.sam2.network import Network
 from rvos_cache.trackers.sam2.preprocess import resize_logits, scale_points
 from rvos_cache.trackers.sam2.rounds import whole_masks, whole_rows
-from rvos_cache.trackers.sam2.runs import encode_masks, finds_runs
 from rvos_cache.trackers.sam2.settings import GridSettings
 
 MAX_PIXELS = 1 << 26
@@ -98,7 +99,7 @@ def _grid_logits(network: Network, features: Features, size: tuple[int, int], se
 
 def _measure(logits: Tensor, size: tuple[int, int], offset: float) -> tuple[Tensor, Tensor]:
     """`stability` (K,) and `boxes_of` (K, 4) of masks at the frame's size."""
-    if finds_runs(logits):
+    if logits.is_cuda and logits.dtype == torch.float32 and has_triton():
         from rvos_cache.trackers.sam2 import mask_kernels
 
         counts, corners = mask_kernels.measure(logits, size, offset)

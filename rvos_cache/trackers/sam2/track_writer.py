@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from rvos_cache.mask_encoding import Encoding
 from rvos_cache.masks import RleMasks
 from rvos_cache.trackers.sam2.backend import Propagated
-from rvos_cache.trackers.sam2.runs import GpuRuns, encode_pixels, finds_runs
 
 MAX_PENDING = 3
 """Frames whose masks may wait for encoding; each takes B x H x W bytes on the device."""
@@ -31,7 +30,6 @@ class TrackWriter:
         self.scores: list[Tensor | None] = [None] * frames
         self.pending: deque[Future[None]] = deque()
         self.pool = ThreadPoolExecutor(1)
-        self.stream: Any = None
 
     def __enter__(self) -> TrackWriter:
         return self
@@ -42,21 +40,12 @@ class TrackWriter:
     def put(self, t: int, pointers: Tensor, scores: Tensor, masks: Tensor) -> None:
         """Add frame t: pointers (B, C), scores (B,), masks (B, H, W) as logits or bool. None of them may change afterwards."""
         self.tokens[t], self.scores[t] = pointers, scores
-        if finds_runs(masks):
-            self.stream = self.stream or torch.cuda.Stream()
-            self.pending.append(self.pool.submit(self._store_runs, t, GpuRuns(masks)))
-        else:
-            # Transposed on the device, where it is cheapest.
-            columns = (masks > 0).transpose(1, 2).contiguous()
-            self.pending.append(self.pool.submit(self._store_pixels, t, columns))
+        self.pending.append(self.pool.submit(self._store, t, Encoding(masks)))
         if len(self.pending) > MAX_PENDING:
             self.pending.popleft().result()
 
-    def _store_runs(self, t: int, runs: GpuRuns) -> None:
-        self.masks[t] = runs.result(self.stream)
-
-    def _store_pixels(self, t: int, columns: Tensor) -> None:
-        self.masks[t] = encode_pixels(columns)
+    def _store(self, t: int, encoding: Encoding) -> None:
+        self.masks[t] = encoding.result()
 
     def tracks(self) -> Propagated:
         """The tracks; `put` must have been called for every frame."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvos_cache.mask_encoding import encode_masks
 from rvos_cache.masks import RleMasks
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.soft_overlap import soft_overlap, truth_shares
@@ -49,7 +50,7 @@ def decode_queries(mask_embed: Tensor, f_mask: Spool, geometry: FrameGeometry) -
     for t in range(frames):
         features = torch.from_numpy(f_mask[t]).to(mask_embed.device).float()
         inside, presence[:, t] = mask_pixels(torch.einsum("nc,hwc->nhw", mask_embed, features), geometry)
-        encoded = RleMasks.from_dense(_numpy(inside)[:, None])
+        encoded = encode_masks(inside)
         for n, row in enumerate(rows):
             row.append(encoded.bytes_at(n, 0))
         weights = geometry.shares(inside).flatten(1)
