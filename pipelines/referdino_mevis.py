@@ -20,6 +20,7 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
+from rvos_select.evaluation.oracle import oracle
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.reporting import report
@@ -88,6 +89,7 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
     for threshold in THRESHOLDS if run is not None else ():
         policy = PolicyOptions(threshold)
         scores[f"threshold {threshold}"] = evaluate_selections(selections, [tracks(OPEN)], root=root, policy=policy)
+    scores[f"tracks' oracle, {OPEN}"] = oracle([tracks(OPEN)])
     show_scores(scores, folder / "metrics.json", ours)
     click.echo(published_scores("mevis", published["scores"]))
     if run is not None:

@@ -21,6 +21,7 @@ from rvos_cache.datasets import open_dataset
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
+from rvos_select.evaluation.oracle import oracle
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
@@ -98,6 +99,9 @@ def referdino_single_object(
         selections = select(run, cache, texts(name, split), folder / f"selections/{name}-{split}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=root)
         rows = {f"{published['name']}, {name} {split}": ours}
+        if name == YOUTUBE:
+            # Ref-DAVIS17's objects have no oracle: each object's prediction is the best of its annotator's expressions.
+            rows[f"oracle, {name} {split}"] = oracle([cache])
         show_scores(rows, folder / f"metrics/{name}.json", ours)
         click.echo(published_scores(name, scores(published, name) or []))
         if run is not None:

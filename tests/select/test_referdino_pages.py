@@ -276,7 +276,7 @@ def test_from_frames_to_scores_and_zip(
     called(monkeypatch, page, *words, "--way", "cached")
     row = out / "table_2.referdino_t_cached"
     printed = capsys.readouterr().out
-    assert "row table_2.referdino_t_cached, by --way cached: stage two alone" in printed
+    assert "row table_2.referdino_t_cached, by --way cached: stage two alone" in printed and "tracks' oracle, valid_u" in printed
     assert "the paper: mevis/valid has no published number of this way" in printed and "48.0" not in printed
     record = json.loads((row / "run/settings.json").read_text())
     assert record["resolved"]["config"]["token_channels"] == 64 and record["resolved"]["config"]["tracker"] == "cached"
@@ -328,6 +328,7 @@ def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     called(monkeypatch, page, *words, "--davis", tmp_path / "gone", "--row", "table_5.drop_65")
     printed = capsys.readouterr().out
     assert "the paper: ref-youtube-vos/valid has no published number" in printed and "ref-davis17" not in printed
+    assert "oracle, ref-youtube-vos held_out" in printed
     card = read_card(out / "cache/tiny-keep_ratio_0.35/ref-youtube-vos/held_out/gdino-queries.zarr")
     assert card.settings["keep_ratio"] == 0.35
     called(monkeypatch, page, *words, "--davis", write_davis(tmp_path / "dv"))
