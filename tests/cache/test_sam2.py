@@ -16,7 +16,14 @@ from sam2_video import FRAMES, SIZE, TOLERANCE, as_video, make_backend, moving, 
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
-from rvos_cache.trackers.sam2.preprocess import image_pixels, normalise, resize_bicubic, resize_mask_prompts, scale_points, video_pixels
+from rvos_cache.trackers.sam2.preprocess import (
+    image_pixels,
+    normalise,
+    resize_bicubic,
+    resize_mask_prompts,
+    scale_points,
+    video_pixels,
+)
 from rvos_cache.trackers.sam2.schedule import schedule
 from rvos_cache.trackers.sam2.settings import BoxSettings, GridSettings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersBackend
