@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from pipelines.dvis_segmenter import FRAMES, GEOMETRY, optimize, place_loss, train_segmenter
 from pipelines.shapes_segmenter import CHANNELS, CLASS_WEIGHT, CLASSES, MASK_WEIGHT, ShapesVideo, class_loss, draw_video, matched
 from rvos_cache.cli import run_command
+from rvos_cache.system.device import on_device
 from rvos_cache.system.files import new_folder
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
 from rvos_cache.trackers.dvis.checkpoint import HEAD_FILE
@@ -79,7 +80,9 @@ def train_dvis(out: Path, videos: int, steps: int, track_videos: int, track_step
     if (out / HEAD_FILE).exists():
         return out
     first = train_segmenter(out.with_name(f"{out.name}.segmenter"), videos, steps, seed)
-    segmenter = Segmenter(str(first), "Mask2Former checkpoint")
+    # Where there is a GPU too: all else of this training is on the CPU.
+    with on_device("cpu"):
+        segmenter = Segmenter(str(first), "Mask2Former checkpoint")
     head = train_head(segmenter, [track_segments(segmenter, draw_video(seed, i)) for i in range(track_videos)], track_steps, seed)
     with new_folder(out) as folder:
         segmenter.model.save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,6 +21,14 @@ cv2.setNumThreads(1)
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the GPU: sums on it differ from run to run, and its convolutions round to TF32."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def file_on_cpu() -> Iterator[None]:
+    """As `on_cpu`, for all tests of a file and its fixtures, which may load a model for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -336,6 +336,7 @@ def test_a_path_that_cannot_be_written(work: Path, rvos: Callable[..., Result], 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")  # its processes are forked, with the full disk
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_full_disk_keeps_what_was_finished(
     rvos: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int

@@ -27,6 +27,7 @@ sys.path.insert(0, str(HERE / "select"))
 
 from tiny_caches import write  # noqa: E402
 
+SEARCHED = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
 GO_ON = {
     "extract", "extract-text", "extract-all", "pool-clip", "mirror", "import-masks", "rvos-cache import-sola", "tune-referdino",
     "train", "predict", "merge", "ask",
@@ -62,7 +63,7 @@ def interrupted(arguments: list[object], is_time: Callable[[], bool], program: s
     code = f"import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = '{program}'"
     code += f"; from {package}.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    env = {**os.environ, "PYTHONPATH": SEARCHED}
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     start = time.monotonic()
     while not is_time():
@@ -137,7 +138,7 @@ run_command(drop)
 
 def test_an_interrupt_that_python_drops_is_raised_again() -> None:
     """In a destructor, as in callbacks of imports, Python prints an exception and forgets it."""
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    env = {**os.environ, "PYTHONPATH": SEARCHED}
     process = subprocess.run([sys.executable, "-c", DROP], env=env, capture_output=True, text=True, timeout=40, check=False)
     assert process.returncode == 130
     assert process.stderr.split("\n") == ["", "interrupted; nothing was kept; start again with: drop", ""]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ByteSize
 
 from rvos_cache.errors import InputError
+from rvos_cache.system.device import uses_gpu
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _peak() -> str:
     import torch
 
-    if not torch.cuda.is_initialized():
+    if not uses_gpu():
         return ""
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return f" (peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of {total / 2**30:.1f})"

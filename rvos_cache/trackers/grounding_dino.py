@@ -40,8 +40,7 @@ class BoxFinder:
     def __init__(self, checkpoint: str, box_threshold: float, text_threshold: float) -> None:
         self.checkpoint, self.box_threshold, self.text_threshold = checkpoint, box_threshold, text_threshold
         check_model_type(checkpoint, MODEL_TYPE, WHAT, SETTING)
-        # With torchvision installed, AutoImageProcessor would resize differently: a cache must not depend on that. Up to
-        # transformers 5.17, it cannot be used without.
+        # With torchvision installed, AutoImageProcessor would resize differently: a cache must not depend on that.
         images = load_processor(GroundingDinoImageProcessorPil, checkpoint, WHAT, SETTING)
         self.tokenizer: Any = load_tokenizer(checkpoint, WHAT, SETTING)
         self.processor: Any = GroundingDinoProcessor(images, self.tokenizer)

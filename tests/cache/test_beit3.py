@@ -187,6 +187,7 @@ def test_pixels_become_images() -> None:
     assert torch.equal(normalise_pixels(pixels[1, 2], "cpu"), images[5:])
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_the_loaded_folder_is_frozen_and_has_one_digest_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_tiny_beit3(tmp_path / "weights" / "TINY")
     model = load(str(folder), 96)

@@ -52,6 +52,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert load(str(out)).sizes.layers == LAYERS and len(load_tokenizer(str(out))) == TOKENS
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_other_sizes_and_half_precision_are_converted(tmp_path: Path) -> None:
     """Tensors of a safetensors file, in float16."""
     tensors = {name: tensor.half() for name, tensor in official_tensors(128, layers=3, grid=5).items()}

@@ -38,6 +38,7 @@ def encoder(folder: str, **settings: object) -> Beit3Encoder:
     return Beit3Encoder(build(Beit3Settings, {"checkpoint": folder, **settings}, "beit3"))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_vectors_are_those_of_the_words_alone(folder: str) -> None:
     model, tokenizer = load(folder), load_tokenizer(folder)
     for text, words in zip(TEXTS, encoder(folder, batch_size=2).encode(TEXTS)):

@@ -46,7 +46,7 @@ from rvos_cache.clip.towers import (
 from rvos_cache.clip.vocabulary import clip_tokenizer
 from rvos_cache.errors import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore:ftfy is not installed")
+pytestmark = [pytest.mark.usefixtures("file_on_cpu"), pytest.mark.filterwarnings("ignore:ftfy is not installed")]
 SENTENCES = bytes(golden()["input.sentences"].tolist()).decode().split("\0\0")
 
 

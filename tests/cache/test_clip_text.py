@@ -18,6 +18,7 @@ from rvos_cache.store import TextCache, read_card
 from rvos_cache.text import open_encoder
 from rvos_cache.text.clip import ClipEncoder, ClipSettings, cleaned_origins
 
+pytestmark = pytest.mark.usefixtures("file_on_cpu")
 SENTENCES = bytes(golden()["input.sentences"].tolist()).decode().split("\0\0")
 
 

@@ -17,6 +17,8 @@ from rvos_cache.trackers.dvis.linking import link_frames
 from rvos_cache.trackers.dvis.referring import TrackedQueries
 
 HEAD = ("sem_seg_head.", "tracker.", "refiner.")
+ROUNDING = 5e-5
+"""Of the same sums in two orders: each lies within 1e-5 of float64 on the machines that were tried, for values of up to 5."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,9 +86,9 @@ def test_windows_with_the_state_carried_on_change_nothing(head: DvisHead, tracke
     for queries, raw in zip(*(x.split(size, 1) for x in inputs()), strict=True):
         parts.append(head.tracker(queries, raw, parts[-1].state if parts else None))
     assert torch.equal(torch.cat([part.order for part in parts], 1), tracked.order)
-    assert torch.allclose(torch.cat([part.embeds for part in parts], 1), tracked.embeds, atol=1e-5)
-    assert torch.allclose(torch.cat([part.logits for part in parts], 1), tracked.logits, atol=1e-5)
-    assert torch.allclose(parts[-1].state.embeds, tracked.state.embeds, atol=1e-5)
+    assert torch.allclose(torch.cat([part.embeds for part in parts], 1), tracked.embeds, atol=ROUNDING)
+    assert torch.allclose(torch.cat([part.logits for part in parts], 1), tracked.logits, atol=ROUNDING)
+    assert torch.allclose(parts[-1].state.embeds, tracked.state.embeds, atol=ROUNDING)
 
 
 def test_each_video_of_a_batch_is_tracked_as_if_alone(head: DvisHead, tracked: TrackedQueries) -> None:
@@ -96,17 +98,17 @@ def test_each_video_of_a_batch_is_tracked_as_if_alone(head: DvisHead, tracked: T
     for b in range(2):
         alone = head.tracker(queries[b : b + 1], raw[b : b + 1])
         assert torch.equal(alone.order[0], tracked.order[b])
-        assert torch.allclose(alone.embeds[0], tracked.embeds[b], atol=1e-5)
+        assert torch.allclose(alone.embeds[0], tracked.embeds[b], atol=ROUNDING)
         refined = head.refiner(alone.embeds, raw[b : b + 1])
-        assert torch.allclose(refined.embeds[0], together.embeds[b], atol=1e-5)
-        assert torch.allclose(refined.logits[0], together.logits[b], atol=1e-5)
+        assert torch.allclose(refined.embeds[0], together.embeds[b], atol=ROUNDING)
+        assert torch.allclose(refined.logits[0], together.logits[b], atol=ROUNDING)
 
 
 def test_the_order_of_a_later_frames_queries_does_not_matter(head: DvisHead, tracked: TrackedQueries) -> None:
     queries, raw = (x[:, :3].clone() for x in inputs())
     permutation = torch.randperm(queries.shape[2], generator=torch.Generator().manual_seed(0))
     queries[:, 2], raw[:, 2] = queries[:, 2, permutation], raw[:, 2, permutation]
-    assert torch.allclose(head.tracker(queries, raw).embeds, tracked.embeds[:, :3], atol=1e-5)
+    assert torch.allclose(head.tracker(queries, raw).embeds, tracked.embeds[:, :3], atol=ROUNDING)
 
 
 def test_linked_frames_are_the_assignments_of_the_tracker(tracked: TrackedQueries) -> None:

@@ -98,6 +98,7 @@ def test_a_fault_of_writing_belongs_to_its_video() -> None:
     assert (said[1][2], said[3][2]) == ("v1: torn", None) and "bad sector" in str(said[2][2])
 
 
+@pytest.mark.usefixtures("on_cpu")  # its processes are forked, with this work
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_full_disk_stops_the_run(jobs: int) -> None:
     work = Stages(slow=0.01, fails={"v1": OSError(errno.ENOSPC, "No space left on device")})

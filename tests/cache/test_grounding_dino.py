@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_grounding_dino import MAX_LENGTH, tiny_grounding_dino
 from tiny_sam2 import without_gpu
-from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil, GroundingDinoProcessor
 
 from rvos_cache.errors import InputError
 from rvos_cache.pretrained import weights_digest
@@ -59,7 +59,10 @@ def picture(size: tuple[int, int] = (41, 63), seed: int = 0) -> np.ndarray:
 
 @cache
 def library(checkpoint: Path) -> tuple[Any, Any]:
-    return GroundingDinoProcessor.from_pretrained(checkpoint), GroundingDinoForObjectDetection.from_pretrained(checkpoint).eval()
+    # Where torchvision is installed, the processor's own from_pretrained gives one that resizes with it, to other pixels.
+    images = GroundingDinoImageProcessorPil.from_pretrained(checkpoint)
+    processor = GroundingDinoProcessor(images, AutoTokenizer.from_pretrained(checkpoint))
+    return processor, GroundingDinoForObjectDetection.from_pretrained(checkpoint).eval()
 
 
 def plain(checkpoint: Path, frame: np.ndarray, text: str, threshold: float = BOX) -> Boxes:

@@ -79,6 +79,7 @@ def test_masks_are_those_of_the_pngs(work: Path, tmp_path: Path) -> None:
         assert cache.folder(video).attributes["provenance"]["tracks"] == sorted(named(video))
 
 
+@pytest.mark.usefixtures("on_cpu")  # its processes are forked
 def test_pngs_and_json_give_the_same_cache(work: Path, tmp_path: Path) -> None:
     import_cache(work / "png", work, tmp_path / "a.zarr")
     import_cache(work / "json", work, tmp_path / "b.zarr", jobs=2)

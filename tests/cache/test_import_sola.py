@@ -141,6 +141,7 @@ def test_differences_by_hand() -> None:
     assert combined.mean == pytest.approx((2 * 0.2 + 6 * 0.1) / 8)
 
 
+@pytest.mark.usefixtures("on_cpu")  # its processes are forked
 def test_the_command_prints_the_difference(work: Path, rvos: Callable[..., Result], tmp_path: Path) -> None:
     options = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
     code, stderr = rvos("import-sola", work / "sola/sam2_tracks", *options, "--out", tmp_path / "c.zarr", "--jobs", 2)

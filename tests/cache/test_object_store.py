@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from s3_server import BUCKET, s3_server  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_cpu")]  # processes of --jobs are forked
 
 TINY, TRACKER = "store_fixtures:Tiny", "store_fixtures:TinyTracker"
 

@@ -289,6 +289,7 @@ def test_objects_of_one_frame_are_prompted_in_batches() -> None:
     assert session.calls == [(0, [12, 16]), (0, [20, 24]), (0, [28])]
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_defaults_are_those_of_the_specification() -> None:
     values = GridSettings()
     assert (values.prompt_every, values.same_iou, values.batch, values.long_batch, values.long_frames) == (4, 0.7, 4, 2, 200)

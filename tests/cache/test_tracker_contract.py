@@ -16,6 +16,8 @@ from rvos_cache.contracts.checks import CheckSkipped
 from rvos_cache.contracts.scene import SIZE
 from rvos_cache.trackers import TRACKERS, tracker_class
 
+pytestmark = pytest.mark.usefixtures("file_on_cpu")  # runs are compared to the last bit
+
 # Settings that make a tracker small enough to test; one with two ways of working has a line for each. What is a function is
 # called when it is wanted: it writes a checkpoint.
 CASES: list[tuple[str, dict[str, Any]]] = [

@@ -22,6 +22,8 @@ from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.trackers.vita.tracker import best_queries
 from rvos_cache.types import TrackSet, Video
 
+pytestmark = pytest.mark.usefixtures("file_on_cpu")
+
 
 def tracker(**settings: Any) -> VitaTracker:
     return VitaTracker(build(VitaSettings, {"checkpoint": shared_checkpoint(), **SMALL, **settings}, "vita"))

@@ -20,6 +20,7 @@ from rvos_cache.trackers.vita.checkpoint import load_vita
 from rvos_cache.trackers.vita.convert import Conversion, convert_vita, is_unread
 from rvos_cache.trackers.vita.head import KIND
 
+pytestmark = pytest.mark.usefixtures("file_on_cpu")
 BACKBONES = ("swin", "resnet")
 
 

@@ -97,6 +97,7 @@ def test_objects_are_pooled_as_the_tracks_of_a_cache() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("on_cpu")
 def test_the_folder_is_a_clip_and_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "FRAMES", 2)
     monkeypatch.setattr(page, "SAVED", 2)

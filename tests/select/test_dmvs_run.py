@@ -53,7 +53,10 @@ from rvos_select.training import train as loop
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
-pytestmark = pytest.mark.slow  # whole runs; left to test-all
+pytestmark = [
+    pytest.mark.slow,  # whole runs; left to test-all
+    pytest.mark.usefixtures("file_on_cpu"),  # masks are compared to the last pixel, and scores to the last bit
+]
 
 MODULE = {"width": CHANNELS, "hidden": 32, "layers": 2, "points": 60, "motion_queries": 5, "dropout": 0.0}
 SHOWN = {"mask_init": "vita"}
@@ -167,7 +170,6 @@ def test_predicted_scores_do_not_depend_on_the_chunks(work: Work, tmp_path: Path
         assert np.array_equal(a.scores, b.scores) and a.masks == b.masks and a.masks.area().any()
 
 
-@pytest.mark.usefixtures("on_cpu")
 def test_a_run_that_was_cut_goes_on_to_the_same_numbers(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, step, calls = work.train(tmp_path / "whole"), loop.Run._step, []
 

@@ -202,6 +202,7 @@ def test_random_weights_to_try_commands_with(tmp_path: Path) -> None:
     assert load_start(tune_settings({"checkpoint": str(folder)})).trained
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_training_reads_what_stage_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queries, boxes and logits of a sentence in a frame, by the folder's tracker and by the model that wrote the folder."""
     monkeypatch.setattr(page, "SENTENCES", 2)

@@ -206,7 +206,7 @@ def test_the_first_step_that_is_not_finite_is_named(loss: float, norm: float, me
 
 def test_an_infinite_gradient_ends_the_run(tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """No epoch of it is stored."""
-    monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", lambda parameters, _: parameters[0].new_full((), math.inf))
     with pytest.raises(InputError, match="v[012]: the gradient is inf"):
         run(caches, tmp_path / "run", epochs=1)
     assert not (tmp_path / "run/last").exists() and not (tmp_path / "run/metrics.jsonl").exists()

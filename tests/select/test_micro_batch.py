@@ -235,6 +235,7 @@ def test_parts_are_made_one_by_one(films: list[VideoSample], monkeypatch: pytest
     assert made == [2, 2]
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("how", ["single", "clip"])
 def test_a_run_in_parts_is_the_run(tmp_path: Path, caches: tuple[Path, ...], how: str) -> None:
     """Losses of training and validation, rates and scores of three epochs; a run goes on with parts of another size."""
@@ -281,6 +282,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("fault", FAULTS, ids=["now", "old", "cpu"])
 def test_a_step_that_is_too_large_names_what_lowers_it(
     tmp_path: Path, caches: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, fault: RuntimeError
@@ -305,6 +307,7 @@ def test_a_step_that_is_too_large_names_what_lowers_it(
         run(caches, tmp_path / "other", **values)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_what_lowers_the_memory() -> None:
     def fixes(config: Any = None, **values: Any) -> list[str]:
         return memory._fixes(settings(**values), config)
@@ -317,6 +320,14 @@ def test_what_lowers_the_memory() -> None:
     assert fixes(batch="clip", batch_size=8, micro_batch=1, clip={"frames": 1})[0].startswith("precision=bf16")
     with pytest.raises(InputError, match="at once"), memory.explain_out_of_memory("a", settings(batch="single"), None):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_what_lowers_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kept = ["resident=false (now auto)", "cuda_graphs=false (now true)"]
+    assert memory._fixes(settings(batch="video"), None) == ["batch=single", *kept]
+    assert memory._fixes(settings(batch="video", cuda_graphs=False), None) == ["batch=single", *kept[:1]]
+    assert memory._fixes(settings(batch="video", resident="false"), None) == ["batch=single"]
 
 
 def test_the_peak_of_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ class Painter(Selector):
         return self.layer(pixels[:].float() / 255)[..., 0]
 
     def forward(self, batch: Any) -> Tensor:
-        return torch.zeros(len(batch), 1) + self.layer.weight.sum() * 0
+        return self.layer.weight.new_zeros(len(batch), 1) + self.layer.weight.sum() * 0
 
     def loss(self, batch: Any) -> dict[str, Tensor]:
         each = [

@@ -102,7 +102,7 @@ def test_each_step_of_each_schedule_is_multiplied(
     def spied(self: loop.Run, parts: Any, name: str, at: int) -> dict[str, float]:
         out = step(self, parts, name, at)
         expected = learning_rate(self.settings.optim, at, 9, float(self.state["rate"]))
-        steps.append((expected, [g["lr"] for g in self.optimizer.param_groups]))
+        steps.append((expected, [float(g["lr"]) for g in self.optimizer.param_groups]))
         return out
 
     monkeypatch.setattr(loop.Run, "_step", spied)

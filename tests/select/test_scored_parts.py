@@ -47,7 +47,7 @@ class Plain(Selector):
 
     def parts(self, video: InferenceVideo, batch: Batch) -> Tensor:
         """(B, N, T): the identity."""
-        tracks = torch.arange(batch.track_mask.shape[1])[:, None].expand(-1, video.frames)
+        tracks = torch.arange(batch.track_mask.shape[1], device=batch.track_mask.device)[:, None].expand(-1, video.frames)
         return torch.where(batch.track_mask[..., None], tracks, -1)
 
 

@@ -80,12 +80,12 @@ class PaddingCounts(Base):
 
 class TrackPositionCounts(Base):
     def forward(self, batch: Batch) -> Tensor:
-        return super().forward(batch) + torch.arange(batch.track_mask.shape[1])
+        return super().forward(batch) + torch.arange(batch.track_mask.shape[1], device=batch.track_mask.device)
 
 
 class RowPositionCounts(Base):
     def forward(self, batch: Batch) -> Tensor:
-        return super().forward(batch) + torch.arange(len(batch))[:, None]
+        return super().forward(batch) + torch.arange(len(batch), device=batch.track_mask.device)[:, None]
 
 
 class SummedLoss(Base):

@@ -21,7 +21,8 @@ from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.ssa import Ssa, clip, live
 from rvos_select.selectors.ssa.losses import normalisers
 
-pytestmark = pytest.mark.slow  # whole runs; left to test-all
+# Whole runs; left to test-all. Modules are on the CPU, so what they are compared with is too.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("file_on_cpu")]
 
 CPU = torch.device("cpu")
 
