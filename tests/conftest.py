@@ -31,6 +31,14 @@ def file_on_cpu() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def forks(on_cpu: None) -> None:
+    """For tests that train in a forked process: on the CPU, and not where this process has trained on a GPU before, after which PyTorch
+    computes no gradients in a fork."""
+    if torch.cuda.is_initialized():
+        pytest.skip("a test before this one has used the GPU in this process")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real videos and annotations; tests that want it skip where it is not there."""

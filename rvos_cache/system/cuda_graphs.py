@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -39,8 +40,9 @@ class Graphs:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         stream = _capture_stream(torch.cuda.current_device())
         stream.wait_stream(current)
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
         # Not torch.cuda.graph: it collects garbage and frees cached memory at each capture.
-        with torch.cuda.stream(stream):
+        with _usable_generator(generator), torch.cuda.stream(stream):
             # Other threads go on to copy masks.
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
@@ -49,6 +51,20 @@ class Graphs:
                 graph.capture_end()
         current.wait_stream(stream)
         return graph
+
+
+@contextmanager
+def _usable_generator(generator: torch.Generator) -> Iterator[None]:
+    """Lets random numbers be drawn after a capture that failed, as before it: PyTorch leaves the generator waiting for the capture's
+    end, so that each later dropout of the process would raise an error."""
+    state = generator.get_state()
+    try:
+        yield
+    except BaseException:
+        fresh = torch.Generator(generator.device)
+        fresh.set_state(state)
+        generator.graphsafe_set_state(fresh)
+        raise
 
 
 @cache

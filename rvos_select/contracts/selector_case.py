@@ -145,13 +145,13 @@ class SelectorCase:
         scores = torch.cat([torch.from_numpy(part.scores if self.selector.draws else _by_frame(part, sample)) for part in parts])
         return scores[[order.index(row) for row in (rows if rows is not None else range(len(sample.expressions)))]]
 
-    def close(self, a: Tensor, b: Tensor, what: str, factor: float = 1.0) -> None:
-        """Raises CheckFailed where two results differ by more than `factor` x the tolerance of their largest value."""
+    def close(self, a: Tensor, b: Tensor, what: str) -> None:
+        """Raises CheckFailed where two results differ by more than the tolerance of their largest value."""
         if a.shape != b.shape:
             raise CheckFailed(f"{what}: shape {tuple(a.shape)}, expected {tuple(b.shape)}")
         finite = b.isfinite() | a.isfinite()
         difference = (a - b)[finite].abs().amax().item() if finite.any() else 0.0
-        limit = factor * self.tolerance * max(1.0, b[finite].abs().amax().item() if finite.any() else 1.0)
+        limit = self.tolerance * max(1.0, b[finite].abs().amax().item() if finite.any() else 1.0)
         if not difference <= limit:
             raise CheckFailed(f"{what}: differs by {difference:.2g}, allowed {limit:.2g}")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_caches import numbers, run
 
+from rvos_cache.system.cuda_graphs import Graphs
 from rvos_select.training import recorded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -38,6 +39,23 @@ def test_a_run_of_recorded_steps_is_the_run(
     run(caches, plain, resume=True, **{**values, "epochs": 5})
     run(caches, replayed, resume=True, cuda_graphs=False, **{**values, "epochs": 5})
     assert numbers(plain)[-1] == pytest.approx(numbers(replayed)[-1], rel=1e-3, abs=1e-5)
+
+
+def test_random_numbers_after_a_recording_that_failed() -> None:
+    """They go on as they would have without it."""
+    graphs, x = Graphs(torch.cuda.graph_pool_handle()), torch.ones(64, device="cuda")
+
+    def compute() -> None:
+        torch.nn.functional.dropout(x).sum().item()
+
+    graphs.run("a", compute)
+    state = torch.cuda.get_rng_state()
+    with pytest.raises(RuntimeError):
+        graphs.run("a", compute)
+    numbers_after = torch.nn.functional.dropout(x)
+    torch.cuda.set_rng_state(state)
+    assert torch.equal(numbers_after, torch.nn.functional.dropout(x))
+    Graphs(torch.cuda.graph_pool_handle()).run("b", lambda: None)
 
 
 def test_dropout_is_drawn_anew_in_each_replay(tmp_path: Path, caches: tuple[Path, ...]) -> None:

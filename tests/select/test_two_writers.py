@@ -61,7 +61,7 @@ def train_until(caches: tuple[Path, ...], out: Path, stopped: Event, go_on: Even
     run(caches, out)
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("forks")
 def test_a_run_that_still_trains_is_not_resumed(tmp_path: Path, caches: tuple[Path, ...]) -> None:
     """Nor started anew, and it ends as one that nobody disturbed; meanwhile it can be used."""
     whole, out = run(caches, tmp_path / "whole"), tmp_path / "run"
@@ -95,7 +95,7 @@ def killed_training(caches: tuple[Path, ...], out: Path, call: int) -> None:
     run(caches, out, resume=out.exists())
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("forks")
 def test_a_training_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path: Path, caches: tuple[Path, ...]) -> None:
     """Killed before a later write each time; its lock, and half a line at the end of its record, hold up nobody."""
     whole, out, kills = run(caches, tmp_path / "whole"), tmp_path / "run", 0
