@@ -147,11 +147,11 @@ def _rows(
 
 
 def _scope(source: TrackSource, scores: Mapping[str, Any], policy: SelectionPolicy) -> str:
-    """What the selections are of, as in "mevis valid_u, 793 expressions of 50 videos; selected: threshold 0.2"."""
+    """What the selections are of, as in "mevis valid_u: 793 expressions of 50 videos. Selection: threshold 0.2."."""
     splits = ", ".join(dict.fromkeys(f"{card.dataset} {card.split}" for card in source.cards))
     keys = scores["expressions"]
     videos = {key.partition("/")[0] for key in keys}
-    return f"{splits}: {counted(len(keys), 'expression')} of {counted(len(videos), 'video')}. The masks of each are by {policy}."
+    return f"{splits}: {counted(len(keys), 'expression')} of {counted(len(videos), 'video')}. Selection: {policy}."
 
 
 def _naming_none(source: TrackSource) -> set[str]:
@@ -231,9 +231,10 @@ def _origin(settings: Mapping[str, Any]) -> str:
     if not _encodes_text(settings["settings"]["selector"]):
         reads += f", words of {settings['cards']['text'][0]['producer']}"
     word = training_word(settings)
-    # The card of a released file has no split; the file is what is known.
-    is_released = bool(imported) and word != "tuned"
-    made = f"weights of {Path(imported['checkpoint']).name}" if is_released else f"{word} on {card['dataset']} {card['split']}"
+    made = f"{word} on {card['dataset']} {card['split']}"
+    if imported and word != "tuned":
+        # The card of a released file has its name in the place of a dataset.
+        made = f"weights of {card['dataset'] if card['split'] == 'released' else Path(imported['checkpoint']).name}"
     return f'<p class="note">{escape(made)}: reads {escape(reads)}, code {escape(settings["commit"] or "?")}</p>'
 
 

@@ -53,14 +53,14 @@ def score_table(rows: Mapping[str, Mapping[str, Any]], note: str = "") -> str:
     fields = dict.fromkeys(field for protocol in protocols for field in protocol.fields)
     shown = [field for field in fields if any(field.value(row) is not None for row in rows.values())]
     kinds = sorted({kind for row in rows.values() for kind in row.get("kinds", {})})
-    titles = [*(field.title for field in shown), *(f"{shown[0].title} {kind}" for kind in kinds), "number of"]
+    titles = [*(field.title for field in shown), *(f"{shown[0].title} {kind}" for kind in kinds), "scored"]
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     lines = []
     for name, row in rows.items():
         values = [field.value(row) for field in shown]
         values += [shown[0].value(row.get("kinds", {}).get(kind, {})) for kind in kinds]
         cells = "".join(f"<td>{percent(value)}</td>" for value in values)
-        lines.append(f"<tr><td>{escape(name)}</td>{cells}<td>{_count(row)}</td></tr>")
+        lines.append(f'<tr><td>{escape(name)}</td>{cells}<td class="count">{_count(row)}</td></tr>')
     meaning = "; ".join(f"{kind}: {KINDS[kind]}" for kind in kinds if kind in KINDS)
     notes = [f"Kinds of sentences: {meaning}."] if meaning else []
     notes += [COUNTED[protocol.name] for protocol in protocols if protocol.name in COUNTED]

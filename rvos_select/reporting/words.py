@@ -39,6 +39,6 @@ def words_of(body: str) -> str:
 
 
 def _pattern(word: str) -> re.Pattern[str]:
-    # "F" is no word of "f", but "Loss" is one of "loss".
+    # "F" is no word of "f", but "Loss" is one of "loss"; a name like gdino-queries is none of its parts.
     flags = re.IGNORECASE if word.islower() else 0
-    return re.compile(rf"(?<!\w)(?:{PATTERNS.get(word, re.escape(word))})s?(?!\w)", flags)
+    return re.compile(rf"(?<![\w-])(?:{PATTERNS.get(word, re.escape(word))})s?(?!\w)", flags)

@@ -17,11 +17,12 @@ from chain import WEIGHTS, write_cache, write_perfect, write_run, write_split
 from PIL import Image
 
 from rvos_cache.errors import InputError
-from rvos_cache.store import CacheWriter, digest
+from rvos_cache.store import CacheWriter, SelectionCache, digest
 from rvos_cache.types import Selection
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation import benchmark_selections, evaluate_selections
 from rvos_select.evaluation.oracle import oracle
+from rvos_select.merging.policy import resolve_policy
 from rvos_select.reporting import page as page_module
 from rvos_select.reporting import report
 from rvos_select.reporting.curves import curves, round_ticks
@@ -255,9 +256,8 @@ def test_ref_davis_says_which_measure_is_which(tmp_path: Path) -> None:
     selections = davis.write_scores(tmp_path / "s.zarr", davis.right)
     rows = {"ours": benchmark_selections(selections, [cache], {})}
     page = Page(report(None, selections, [cache], tmp_path / "page", rows=rows))
-    counts = {key: len(rows["ours"][key]) for key in ("objects",)}
-    assert f"{counts['objects']} objects" in page.words and "Rows of objects are by DAVIS's protocol" in page.words
-    assert "expressions, the best candidate" in page.words or "expressions, threshold 0.5" in page.words
+    assert f"{len(rows['ours']['objects'])} objects" in page.words and "Rows of objects are by DAVIS's protocol" in page.words
+    assert f"expressions, {resolve_policy(SelectionCache(selections))}" in page.words
     assert "expressions, oracle (perfect labels)" in page.words
 
 
