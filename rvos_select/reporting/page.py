@@ -211,7 +211,7 @@ def _missing(keys: Sequence[str]) -> str:
     if not keys:
         return ""
     listed = ", ".join(keys[:10]) + (" …" if len(keys) > 10 else "")
-    return f'<p class="note">Without prediction, scored 0: {len(keys)} expressions ({escape(listed)}).</p>'
+    return f'<p class="note">Without prediction, scored 0: {counted(len(keys), "expression")} ({escape(listed)}).</p>'
 
 
 def _label_iou(settings: Mapping[str, Any] | None, source: TrackSource, cache: SelectionCache) -> float | None:

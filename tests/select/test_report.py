@@ -122,7 +122,7 @@ def test_expressions_without_prediction_are_named(work: Path) -> None:
     CacheWriter(work / "c.zarr", TrackSource([work / "c.zarr"]).card).fail("b", "truncated")
     shutil.rmtree(work / "s.zarr/videos/b")
     page = page_of(work)
-    assert "scored 0: 1 expressions (b/50% #1)" in page.words
+    assert "scored 0: 1 expression (b/50% #1)" in page.words
     assert sorted(page.titles) == sorted([HOSTILE, "thing 1", "thing 2"])
     assert page.words.count("75.0") == 6  # J&F, J and F of the prediction and of the oracle
 
