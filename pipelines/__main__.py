@@ -143,7 +143,7 @@ def compare(a: str, b: str, split: str | None, places: Places) -> None:
     if split not in common:
         raise InputError(
             f"rows {names[0]} and {names[1]}: scored here on {', '.join(common) or 'no common split'}; run both rows on one split, and "
-            "give it as --split where there are several (of a split that a server scores no expression's score is known)"
+            "give it as --split where there are several; compare needs the score of each expression, which a server does not tell"
         )
     first, second = (own[split] for own in scored)
     for name, own in zip("AB", (first, second)):

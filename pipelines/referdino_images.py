@@ -16,12 +16,13 @@ import click
 
 from pipelines.page import Page
 from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
-from pipelines.referdino_rows import published_row, published_scores, scores, way_line
+from pipelines.referdino_rows import paper_rows, published_row, published_scores, scores, way_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
+from rvos_select.reporting import report
 from rvos_select.training.train import train
 
 A2D, JHMDB = "a2d-sentences", "jhmdb-sentences"
@@ -46,7 +47,7 @@ MAIN, IMPORTED = "table_1.referdino_t_images", "table_1.referdino_b_images"
     help="A setting that replaces that of referdino_images.toml and of the row; may repeat.",
 )
 def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, settings: tuple[str, ...], models: Models) -> None:
-    """From the datasets' folders to the scores of each benchmark."""
+    """From the datasets' folders to the scores of each benchmark and a report on it."""
     row = row or (MAIN if models.imported is None else IMPORTED)
     published = published_row(row, A2D, models)
     resolved = models.train_settings(PAGE, published, settings)
@@ -78,8 +79,11 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
         cache = tracks(name, TEST)
         selections = select(run, cache, texts(name, TEST), folder / f"selections/{name}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=root)
-        show_scores({f"{published['name']}, {name}": ours}, folder / f"metrics/{name}.json", ours)
+        rows = {f"{published['name']}, {name} {TEST}": ours}
+        show_scores(rows, folder / f"metrics/{name}.json", ours)
         click.echo(published_scores(name, scores(published, name) or []))
+        rows |= paper_rows(name, scores(published, name) or [])
+        click.echo(f"page: {report(run, selections, [cache], folder / f'report/{name}', root=root, rows=rows)}")
 
 
 if __name__ == "__main__":

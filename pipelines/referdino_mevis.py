@@ -14,15 +14,15 @@ import click
 
 from pipelines.page import Page
 from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
-from pipelines.referdino_rows import published_row, published_scores, way_line
+from pipelines.referdino_rows import paper_rows, published_row, published_scores, way_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.store import text_path, tracks_path
+from rvos_cache.store import SelectionCache, text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
 from rvos_select.merging.merge import merge as merge_masks
-from rvos_select.merging.policy import PolicyOptions
+from rvos_select.merging.policy import PolicyOptions, resolve_policy
 from rvos_select.reporting import report
 from rvos_select.submission import submit
 from rvos_select.training.train import train
@@ -84,7 +84,7 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
 
     selections = select(run, tracks(OPEN), texts(OPEN), folder / f"selections/{OPEN}.zarr")
     ours = evaluate_selections(selections, [tracks(OPEN)], root=root)
-    scores = {f"{published['name']}, {OPEN}": ours}
+    scores = {f"{published['name']}, {OPEN}, {resolve_policy(SelectionCache(selections))}": ours}
     # Every track of the baseline has the score 1.
     for threshold in THRESHOLDS if run is not None else ():
         policy = PolicyOptions(threshold)
@@ -92,8 +92,8 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
     scores[f"tracks' oracle, {OPEN}"] = oracle([tracks(OPEN)])
     show_scores(scores, folder / "metrics.json", ours)
     click.echo(published_scores("mevis", published["scores"]))
-    if run is not None:
-        click.echo(f"page: {report(run, selections, [tracks(OPEN)], folder / 'report', root=root, rows=scores)}")
+    rows = {**scores, **paper_rows("mevis", published["scores"])}
+    click.echo(f"page: {report(run, selections, [tracks(OPEN)], folder / 'report', root=root, rows=rows)}")
 
     if HIDDEN in splits:
         selections = select(run, tracks(HIDDEN), texts(HIDDEN), folder / f"selections/{HIDDEN}.zarr")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import PAGES, Row, read_paper
-from pipelines.rows.published import named
+from pipelines.rows.published import named, paper_row
 from rvos_cache.errors import InputError
 from rvos_cache.settings import parse_overrides
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
@@ -159,6 +159,11 @@ def way_line(published: dict[str, Any]) -> str:
     other = [way for way in published["reach"] if way != published["way"]]
     more = f" (other ways: {_options(other)})" if other else ""
     return f"row {published['name']}, by {_options([published['way']])}: {WAYS[published['way']]}{more}"
+
+
+def paper_rows(benchmark: str, values: list[float]) -> dict[str, dict[str, float]]:
+    """The published numbers as a row of a report, see `paper_row`; none of a way that has no number."""
+    return paper_row(TESTED[benchmark], values)
 
 
 def published_scores(benchmark: str, values: list[float]) -> str:

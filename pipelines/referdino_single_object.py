@@ -15,7 +15,7 @@ import click
 
 from pipelines.page import Page
 from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
-from pipelines.referdino_rows import published_row, published_scores, scores, way_line
+from pipelines.referdino_rows import paper_rows, published_row, published_scores, scores, way_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.store import text_path, tracks_path
@@ -104,9 +104,8 @@ def referdino_single_object(
             rows[f"oracle, {name} {split}"] = oracle([cache])
         show_scores(rows, folder / f"metrics/{name}.json", ours)
         click.echo(published_scores(name, scores(published, name) or []))
-        if run is not None:
-            index = report(run, selections, [cache], folder / f"report/{name}", root=root, rows=rows)
-            click.echo(f"page: {index}")
+        rows |= paper_rows(name, scores(published, name) or [])
+        click.echo(f"page: {report(run, selections, [cache], folder / f'report/{name}', root=root, rows=rows)}")
         if name == DAVIS:
             packed = submit_selections(selections, [cache], folder / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")

@@ -90,7 +90,8 @@ def check_model_type(checkpoint: str, model_type: str, what: str, setting: str =
     except FileNotFoundError:
         if (inner / "config.json").is_file():
             raise InputError(
-                f"{start}: is a run, whose model is in it; --set {setting}={checkpoint.rstrip('/')}/upstream"
+                f"{start}: this folder is a run, and the model is in its folder {inner.name}; give "
+                f"--set {setting}={checkpoint.rstrip('/')}/{inner.name}"
             ) from None
         return
     except (OSError, ValueError, AttributeError):

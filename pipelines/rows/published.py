@@ -25,6 +25,11 @@ def named(split: str, values: Sequence[float]) -> str:
     return ", ".join(f"{title} {value:.1f}" for title, value in zip(titles_of(split), values)) or "no number"
 
 
+def paper_row(split: str, values: Sequence[float]) -> dict[str, dict[str, float]]:
+    """The published numbers as a row of a report's table: title -> measure -> fraction of 1; none without numbers."""
+    return {f"the paper, {split}": {key: value / 100 for key, value in zip(keys_of(split), values)}} if values else {}
+
+
 def published_line(paper: Mapping[str, Sequence[float]]) -> str:
     """As in "the paper: mevis/valid J&F 48.6, J 45.2, F 52.1"."""
     return "the paper: " + "; ".join(f"{split} {named(split, values)}" for split, values in paper.items())

@@ -38,8 +38,9 @@ def replace_refiner(dvis: str, run: Path, out: Path) -> None:
     result = step(dvis, run, out)
     for name in result.replaced:
         click.echo(f"replaced: {name}")
+    steps = f"{result.step} step{'s' * (result.step != 1)}"
     click.echo(
-        f"{out}: {len(result.replaced)} tensors of the refiner replaced, {result.same} as before, after {result.step} steps; digest of "
+        f"{out}: {len(result.replaced)} tensors of the refiner replaced, {result.same} as before, after {steps}; digest of "
         f"the head {result.before} before, {result.after} now; extract with --tracker dvis --set checkpoint={out}"
     )
 

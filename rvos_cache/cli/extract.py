@@ -197,13 +197,13 @@ def plan(
 
     result = plan_work(TrackWork(dataset, root, split, tracker, parse_overrides(overrides), corrupt), sample, print_planned)
     durations = (result.seconds, result.fastest, result.slowest)
-    expected, fastest, slowest = (format_duration(seconds / jobs + result.loading) for seconds in durations)
+    expected, fastest, slowest = (seconds / jobs + result.loading for seconds in durations)
     click.echo(f"{result.videos} videos, {result.frames} frames")
     click.echo(f"{decimal(round(result.size), precision=2)} on disk")
     if result.memory is not None:
         click.echo(f"{decimal(result.memory, precision=2)} of memory in each job, at most, for the video that needs most")
-    click.echo(f"{expected} with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {result.machine}")
-    click.echo(f"  ({fastest} to {slowest} at the rates of the fastest and slowest video timed)")
+    click.echo(f"{format_duration(expected)} with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {result.machine}")
+    click.echo(f"  ({format_range(fastest, slowest)} at the rates of the fastest and slowest video timed)")
     per_frame, frames = result.seconds / result.frames, sum(result.timed.values())
     each = ", ".join(f"{video_id} with {count}" for video_id, count in result.timed.items())
     click.echo(f"timed: {per_frame:.3g} s per frame over {frames} frames, {each}")
@@ -221,6 +221,12 @@ def format_duration(seconds: float) -> str:
     unit, name = next(((size, name) for size, name in ((3600, "hours"), (60, "minutes")) if seconds >= 2 * size), (1, "seconds"))
     count = seconds / unit
     return f"{count:.0f} {name}" if count >= 100 else f"{count:.3g} {name}"
+
+
+def format_range(fastest: float, slowest: float) -> str:
+    """Two durations, as in "58 to 65.6 seconds": a unit that both have is said once."""
+    (number, unit), last = format_duration(fastest).split(), format_duration(slowest)
+    return f"{number} to {last}" if last.endswith(f" {unit}") else f"{number} {unit} to {last}"
 
 
 COMMANDS: tuple[click.Command, ...] = (extract, extract_text, extract_all, plan)

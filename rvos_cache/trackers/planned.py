@@ -58,7 +58,9 @@ class PlannedBytes:
             current, formatted = self.current, self.formatted()
             fit = [f"{name} ({formatted[name]})" for name, size in zip(formatted, self.sizes.values()) if size <= left]
             others = f", of which other trackers need {decimal(used, precision=2)}" if used else ""
-            none_fits = f"no {self.setting or 'size'} fits: extract fewer videos or give more room"
+            none_fits = (
+                f"no {f'value of {self.setting}' if self.setting else 'size'} fits: extract fewer videos or give more room"
+            )
             raise InputError(
                 f"{current} needs {formatted[current]}, the budget is {decimal(budget, precision=2)}{others}; "
                 + (f"these fit: {', '.join(fit)}" if fit else none_fits)

@@ -90,6 +90,12 @@ class SelectionPolicy:
             return best
         return np.where(above.any(1, keepdims=True), above, best) if self.empty == "top1" else above
 
+    def __str__(self) -> str:
+        """As in "threshold 0.2"."""
+        if self.top1:
+            return "the best candidate"
+        return f"threshold {self.threshold:g}" + ", else the best candidate" * (self.empty == "top1")
+
     def record(self) -> dict[str, Any]:
         """The policy as JSON. Policies that differ in nothing but an unused threshold have the same record."""
         return {THRESHOLD: None if self.top1 else self.threshold, TOP1: self.top1, EMPTY: self.empty}

@@ -1,17 +1,17 @@
-"""Why an expression scored what it did: its objects were not tracked, the selection was wrong, or the tracks are poor.
+"""Why an expression scored what it did: it should be empty, was not tracked, was selected wrongly, or its tracks are poor.
 
-Of a selector that draws its own masks, from caches without tracks, nothing tells why.
+Of a selector that draws its own masks, from caches without tracks, nothing tells why an object was not found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rvos_select.metrics.region_contour import REGION_CONTOUR
 
-Cause = Literal["good", "missed by the tracker", "wrong selection", "poor tracks", "not good"]
+Cause = Literal["good", "should be empty", "missed by the tracker", "wrong selection", "poor tracks", "not good"]
 GOOD, GAP = 0.75, 0.15
 
 
@@ -35,10 +35,18 @@ class Case:
         return f"{self.video_id}/{self.expression_id}"
 
 
-def cause_of(jf: float, oracle: float | None, best_iou: float | None, label_iou: float | None) -> Cause:
-    """The first that holds, see `meanings`. label_iou: of the labels; None where the masks are not those of tracks."""
+def cause_of(
+    jf: float, oracle: float | None, best_iou: float | None, label_iou: float | None, names_none: bool | None = None
+) -> Cause:
+    """The first that holds, see `meanings`.
+
+    label_iou: of the labels; None where the masks are not those of tracks; names_none: whether the expression names no object, by
+    default where it has an `oracle` without `best_iou`.
+    """
     if jf >= GOOD:
         return "good"
+    if names_none or (names_none is None and oracle is not None and best_iou is None):
+        return "should be empty"
     if oracle is None:
         return "not good"
     if best_iou is not None and label_iou is not None and best_iou <= label_iou:
@@ -49,7 +57,10 @@ def cause_of(jf: float, oracle: float | None, best_iou: float | None, label_iou:
 def meanings(label_iou: float | None, has_tracks: bool = True) -> dict[Cause, str]:
     """What each cause means, in percent, in the order in which they are tried."""
     gap = f"{100 * GAP:.0f}"
-    causes: dict[Cause, str] = {"good": f"J&F of {100 * GOOD:.0f} or more"}
+    causes: dict[Cause, str] = {
+        "good": f"J&F of {100 * GOOD:.0f} or more",
+        "should be empty": "the sentence names no object, so nothing is right, and something was selected",
+    }
     if not has_tracks:
         causes["not good"] = "less; the masks are the selector's own, so there are no tracks that tell why"
         return causes
@@ -67,10 +78,13 @@ def meanings(label_iou: float | None, has_tracks: bool = True) -> dict[Cause, st
     return causes
 
 
-def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any] | None, label_iou: float | None) -> list[Case]:
+def diagnose(
+    scores: Mapping[str, Any], oracle: Mapping[str, Any] | None, label_iou: float | None, empty: Collection[str] = ()
+) -> list[Case]:
     """Every expression of `scores["expressions"]` that has a prediction, worst first.
 
-    oracle: None where the caches have no tracks; label_iou: as in `cause_of`.
+    oracle: None where the caches have no tracks; label_iou: as in `cause_of`; empty: keys of expressions that name no object, which the
+    oracle knows by itself.
     """
     cases, missing = [], set(scores.get("missing", []))
     for key, numbers in scores["expressions"].items():
@@ -80,7 +94,8 @@ def diagnose(scores: Mapping[str, Any], oracle: Mapping[str, Any] | None, label_
         jf = REGION_CONTOUR.measures(numbers)["jf"]
         best = None if oracle is None else REGION_CONTOUR.measures(oracle["expressions"][key])["jf"]
         best_iou = None if oracle is None else oracle["best_iou"].get(key)
-        cases.append(Case(video_id, expression_id, jf, best, cause_of(jf, best, best_iou, label_iou), best_iou))
+        cause = cause_of(jf, best, best_iou, label_iou, names_none=True if key in empty else None)
+        cases.append(Case(video_id, expression_id, jf, best, cause, best_iou))
     return sorted(cases, key=lambda case: (case.jf, case.key))
 
 

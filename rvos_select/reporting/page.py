@@ -28,16 +28,17 @@ from rvos_select.evaluation import Scope, evaluate_selections
 from rvos_select.evaluation.oracle import oracle as oracle_step
 from rvos_select.merging.policy import DRAW_THRESHOLD, SelectionPolicy, resolve_policy
 from rvos_select.merging.tracks_by_frame import masks_of_scores
-from rvos_select.metrics.metric import percent
-from rvos_select.metrics.region_contour import REGION_CONTOUR
 from rvos_select.metrics.scores import ExpressionScores
 from rvos_select.metrics.table import METRICS
 from rvos_select.paths import PathLike, Paths, as_paths
-from rvos_select.reporting.curves import curves, histogram
+from rvos_select.reporting.curves import histogram
 from rvos_select.reporting.diagnose import Case, Cause, choose, diagnose, meanings
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
+from rvos_select.reporting.tables import counted, counts_expressions, score_table, titled
+from rvos_select.reporting.training import training_charts, tuning_charts
+from rvos_select.reporting.words import words_of
 from rvos_select.runs.checkpoint import check_made_by, run_settings, training_word
-from rvos_select.runs.metrics import read_metrics
+from rvos_select.selectors import selector_class
 
 EACH, FRAMES, TOP_TRACKS = 4, 5, 3
 MAX_PARTS = 4
@@ -45,22 +46,10 @@ MAX_PARTS = 4
 PAGE, PICTURES, MARK = "index.html", "pictures", ".rvos-report"
 GENERATOR = '<meta name="generator" content="rvos-select report">'
 """Part of every page. A page without it, and a folder of pictures without the file MARK, are not replaced."""
-NAMES = {
-    "sola": "SOLA", "mean_cosine": "mean cosine", "all_tracks": "all tracks", "oracle": "oracle (perfect labels)",
-    "clip-zero-shot": "CLIP, zero-shot", "clip-zero-shot-several": "CLIP, zero-shot, several tracks",
-    "sola_paraphrases": "SOLA, paraphrases", "mean_cosine_paraphrases": "mean cosine, paraphrases",
-}  # fmt: skip
-
-
-KINDS = {
-    "static": "appearance suffices", "motion": "motion alone tells the objects apart", "mixed": "appearance and motion are needed",
-    "both": "it has cues of appearance and of motion", "neither": "it has no cue", "none": "it names no object",
-}  # fmt: skip
-"""What the kinds of expressions in the table mean."""
 
 
 def report(
-    run: PathLike,
+    run: PathLike | None,
     selections: PathLike | None = None,
     caches: Paths = (),
     out: PathLike = "out/report",
@@ -71,15 +60,16 @@ def report(
 ) -> Path:
     """Write `<out>/index.html` and its pictures; returns the page's path.
 
-    selections, caches: of a split with ground truth; without them only the training is shown.
+    run: None for selections that no run made, as those of `select_all`; selections, caches: of a split with ground truth; without
+    them only the training is shown.
     Expressions without prediction score 0 and are listed; frames that cannot be read are grey.
-    rows: name -> {"j", "f", "jf"} for the table; default: the selections and the oracle; more_rows: name -> file of `evaluate
-    --json`, of the same expressions, for rows below those. Raises InputError.
+    rows: name -> {"j", "f", "jf"}, or the scores of another protocol, for the table; default: the selections and the oracle; more_rows:
+    name -> file of `evaluate --json`, of the same expressions, for rows below those. Raises InputError.
     """
     added = {name: Path(path) for name, path in (more_rows or {}).items()}
     with naming(Path(out)), folder_lock(Path(out), "report"):
         return _report(
-            Path(run),
+            None if run is None else Path(run),
             None if selections is None else Path(selections),
             as_paths(caches),
             Path(out),
@@ -90,7 +80,7 @@ def report(
 
 
 def _report(
-    run: Path,
+    run: Path | None,
     selections: Path | None,
     caches: Sequence[Path],
     out: Path,
@@ -98,39 +88,76 @@ def _report(
     rows: Mapping[str, Mapping[str, Any]] | None,
     more_rows: Mapping[str, Path],
 ) -> Path:
-    settings = run_settings(run)
+    if run is None and selections is None:
+        raise InputError("report: neither a run nor selections are given; give one of them")
+    settings = None if run is None else run_settings(run)
     _check_out(out)
     for name in (PAGE, PICTURES):
         restore(out / name)
-    body = [f"<h1>{escape(str(settings['settings']['selector']))}</h1>", _origin(settings)]
-    results = ""
+    table, results, pictures, heading = "", "", "", []
     if selections is not None:
         source, cache = TrackSource(caches), SelectionCache(selections)
-        check_made_by(run, cache)
+        if run is not None:
+            check_made_by(run, cache)
         scores = evaluate_selections(selections, caches, root=root, scope=Scope(allow_missing=True))
         has_tracks = any(card.channels for card in source.cards)
         best, missing = _oracle(caches, root, scores) if has_tracks else None, scores.get("missing", [])
-        rows = _titled(rows or {"prediction": scores, **({} if best is None else {"oracle": best})})
-        rows |= {name: read_row(path, scores) for name, path in more_rows.items()}
+        policy = resolve_policy(cache)
+        rows = _rows(rows or {}, scores, best, policy) | {name: read_row(path, scores) for name, path in more_rows.items()}
+        table = score_table(rows, _scope(source, scores, policy))
         label_iou = _label_iou(settings, source, cache)
-        cases = diagnose(scores, best, label_iou)
+        cases = diagnose(scores, best, label_iou, () if has_tracks else _naming_none(source))
         # The pictures of an earlier page stay until all of these are drawn.
         with replace_folder(out / PICTURES) as folder:
             (folder / MARK).touch()
-            pictures = _cases(cases, source, cache, _dataset(source, root), folder)
-        results = _missing(missing) + _results(cases, meanings(label_iou, has_tracks)) + _words(True) + pictures
-    if rows:
-        body.append(_table(rows if selections is not None else _titled(rows)))
-    body.append(_training(run))
-    body.append(results or _words(False))
+            pictures = _cases(cases, source, cache, _dataset(source, root), policy, folder)
+        results = _missing(missing) + _results(cases, meanings(label_iou, has_tracks))
+        if settings is None:
+            heading = [f"<h1>{escape(cache.card.producer)}</h1>", _untrained(source)]
+    elif rows:
+        table = score_table(titled(rows))
+    training = ""
+    if settings is not None and run is not None:
+        heading = [f"<h1>{escape(str(settings['settings']['selector']))}</h1>", _origin(settings)]
+        training = tuning_charts(settings) + training_charts(run)
+    shown = [*heading, table, training, results]
+    body = "".join([*shown, words_of("".join([*shown, pictures])), pictures])
     style = (Path(__file__).with_name("style.css")).read_text("utf-8")
+    title = os.fsencode(run or selections or out).decode(errors="replace")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"{GENERATOR}"
-        f"<title>{escape(os.fsencode(run).decode(errors='replace'))}</title><style>{style}</style></head><body>{''.join(body)}</body></html>"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>{body}</body></html>"
     )
     write_text(out / PAGE, page)
     return out / PAGE
+
+
+def _rows(
+    rows: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any], best: Mapping[str, Any] | None, policy: SelectionPolicy
+) -> dict[str, Mapping[str, Any]]:
+    """The rows of the table. Where `rows` count other items than expressions, those of the expressions below are added."""
+    oracle = {} if best is None else {"oracle": best}
+    if not rows:
+        return titled({f"prediction, {policy}": scores, **oracle})
+    if all(map(counts_expressions, rows.values())):
+        return titled(rows)
+    added = {f"expressions, {policy}": scores, **{f"expressions, {name}": row for name, row in titled(oracle).items()}}
+    return titled({**rows, **added})
+
+
+def _scope(source: TrackSource, scores: Mapping[str, Any], policy: SelectionPolicy) -> str:
+    """What the selections are of, as in "mevis valid_u: 793 expressions of 50 videos. Selection: threshold 0.2."."""
+    splits = ", ".join(dict.fromkeys(f"{card.dataset} {card.split}" for card in source.cards))
+    keys = scores["expressions"]
+    videos = {key.partition("/")[0] for key in keys}
+    return f"{splits}: {counted(len(keys), 'expression')} of {counted(len(videos), 'video')}. Selection: {policy}."
+
+
+def _naming_none(source: TrackSource) -> set[str]:
+    """Keys of the expressions that name no object, as far as the caches know."""
+    infos = (source.info(video_id) for video_id in source.caches_of)
+    return {expression.key for info in infos for expression in info.expressions if expression.targets == ()}
 
 
 def read_row(path: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,59 +211,45 @@ def _missing(keys: Sequence[str]) -> str:
     if not keys:
         return ""
     listed = ", ".join(keys[:10]) + (" …" if len(keys) > 10 else "")
-    return f'<p class="note">Without prediction, scored 0: {len(keys)} expressions ({escape(listed)}).</p>'
+    return f'<p class="note">Without prediction, scored 0: {counted(len(keys), "expression")} ({escape(listed)}).</p>'
 
 
-def _label_iou(settings: Mapping[str, Any], source: TrackSource, cache: SelectionCache) -> float | None:
+def _label_iou(settings: Mapping[str, Any] | None, source: TrackSource, cache: SelectionCache) -> float | None:
     """The mean IoU above which a track is a positive: of the run, else of the caches. None: no mask is that of one track."""
     if DRAW_THRESHOLD in cache.card.extra or not all(map(cache.scores_tracks, cache.video_ids())):
         return None
     stored = [card.label_iou for card in source.cards if card.label_iou is not None]
-    return float(settings["settings"].get("label_iou") or min(stored, default=0.5))
+    own = None if settings is None else settings["settings"].get("label_iou")
+    return float(own or min(stored, default=0.5))
 
 
 def _origin(settings: Mapping[str, Any]) -> str:
-    card = settings["cards"]["tracks"][0]
-    text = settings["cards"]["text"][0]["producer"]
+    """Where the weights come from, and what the selector reads."""
+    card, imported = settings["cards"]["tracks"][0], settings.get("imported", {})
     what = "tracks" if card.get("channels", 1) else "frames"
-    origin = f"{training_word(settings)} on {card['dataset']} {card['split']}: {what} of {card['producer']}, words of {text}"
-    origin += f", code {settings['commit'] or '?'}"
-    return f'<p class="note">{escape(origin)}</p>'
+    reads = f"{what} of {card['producer']}"
+    if not _encodes_text(settings["settings"]["selector"]):
+        reads += f", words of {settings['cards']['text'][0]['producer']}"
+    word = training_word(settings)
+    made = f"{word} on {card['dataset']} {card['split']}"
+    if imported and word != "tuned":
+        # The card of a released file has its name in the place of a dataset.
+        made = f"weights of {card['dataset'] if card['split'] == 'released' else Path(imported['checkpoint']).name}"
+    return f'<p class="note">{escape(made)}: reads {escape(reads)}, code {escape(settings["commit"] or "?")}</p>'
 
 
-def _titled(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    return {NAMES.get(name, name): row for name, row in rows.items()}
+def _untrained(source: TrackSource) -> str:
+    producers = ", ".join(dict.fromkeys(card.producer for card in source.cards))
+    return f'<p class="note">nothing was trained: reads tracks of {escape(producers)}</p>'
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Rows of scores: the fields of the metrics, then the main one for each kind of expressions."""
-    fields = [field for metric in METRICS["video"] if metric.in_slices for field in metric.fields]
-    kinds = sorted({kind for row in rows.values() for kind in row.get("kinds", {})})
-    titles = [*(field.title for field in fields), *(f"{fields[0].title} {kind}" for kind in kinds)]
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    lines = []
-    for name, row in rows.items():
-        values = [field.value(row) for field in fields]
-        values += [fields[0].value(row.get("kinds", {}).get(kind, {})) for kind in kinds]
-        cells = "".join(f"<td>{percent(value)}</td>" for value in values)
-        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    meaning = "; ".join(f"{kind}: {KINDS[kind]}" for kind in kinds if kind in KINDS)
-    note = f'<p class="note">Kinds of sentences: {escape(meaning)}.</p>' if meaning else ""
-    return f"<h2>Scores, percent</h2><table><tr><th></th>{head}</tr>{''.join(lines)}</table>{note}"
-
-
-def _training(run: Path) -> str:
-    epochs = read_metrics(run)
-    if not epochs:
-        return ""
-
-    def series(name: str) -> list[float]:
-        return [row[name] for row in epochs if name in row]
-
-    loss = curves("Loss", {"training": series("train/loss"), "validation": series("valid/loss")})
-    scores = {field.title: series(f"valid/{field.key}") for field in REGION_CONTOUR.fields}
-    score = curves("Validation, percent", scores, percent=True)
-    return f'<h2>Training</h2><div class="charts">{loss}{score}</div>'
+def _encodes_text(selector: str) -> bool:
+    """Whether no run of the selector reads words of a text cache."""
+    try:
+        return selector_class(selector).encodes_text is True
+    except InputError:
+        # A class of the user's that cannot be imported from here.
+        return False
 
 
 def _results(cases: Sequence[Case], causes: Mapping[Cause, str]) -> str:
@@ -244,37 +257,14 @@ def _results(cases: Sequence[Case], causes: Mapping[Cause, str]) -> str:
     lines = "".join(
         f'<tr><td><span class="cause">{escape(cause)}</span></td><td>{counts[cause]}</td><td class="text">{escape(text)}</td></tr>'
         for cause, text in causes.items()
+        if counts[cause] or cause != "should be empty"
     )
     chart = histogram("Expressions by J&F, percent", [case.jf for case in cases])
     return (
-        f'<h2>Why expressions score what they do</h2><div class="charts">{chart}'
+        f'<h2>Why expressions score what they do</h2><div class="stack">{chart}'
         "<figure><figcaption>Cause: the first that holds</figcaption><table><tr><th></th><th>count</th><th></th></tr>"
         f"{lines}</table></figure></div>"
     )
-
-
-WORDS = {
-    "expression": "one sentence about one video; its targets are the objects that it names",
-    "track": "one candidate object: a mask in each frame, from the tracker; the selector scores it for each expression",
-    "query": "a candidate of a selector's own, with predicted masks, or with the mask of another track in each frame",
-    "score": "how well a track matches the sentence for the selector, 0 to 1; chosen: selected, so part of the prediction",
-    "J": "region similarity: the IoU (intersection over union) of predicted and true mask, mean over the annotated frames",
-    "F": "contour accuracy: the F-measure of the two masks' boundaries, mean over the annotated frames",
-    "J&F": "the mean of J and F; of many expressions the mean of theirs",
-    "mean IoU": "the IoU of a track and an object, mean over the annotated frames",
-    "perfect labels": "the oracle: of each target the track with the largest mean IoU, together; a selector can hardly score more",
-}
-TRAINING_WORDS = {
-    "epoch": "one pass over the training data; best/ has the weights of the epoch with the highest J&F in validation",
-    "loss": "what training minimises, and the same on the videos of the validation",
-}
-
-
-def _words(results: bool) -> str:
-    """The words of the page. results: whether it shows expressions."""
-    words = {**(WORDS if results else {}), **TRAINING_WORDS}
-    lines = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in words.items())
-    return f"<h2>Words</h2><dl>{lines}</dl>"
 
 
 def _dataset(source: TrackSource, root: Path | None) -> Dataset | None:
@@ -286,7 +276,14 @@ def _dataset(source: TrackSource, root: Path | None) -> Dataset | None:
         return None
 
 
-def _cases(cases: list[Case], source: TrackSource, cache: SelectionCache, frames: Dataset | None, pictures: Path) -> str:
+def _cases(
+    cases: list[Case],
+    source: TrackSource,
+    cache: SelectionCache,
+    frames: Dataset | None,
+    policy: SelectionPolicy,
+    pictures: Path,
+) -> str:
     """The HTML of the cases. pictures: the folder to write their pictures to."""
     parts = []
     if frames is None:
@@ -296,7 +293,6 @@ def _cases(cases: list[Case], source: TrackSource, cache: SelectionCache, frames
             stacklevel=4,
         )
         parts.append('<p class="note">The frames were not found: masks are drawn on grey. Give --root to see them.</p>')
-    policy = resolve_policy(cache)
     for name, group in choose(cases, EACH).items():
         parts.append(f"<h2>{name.capitalize()} cases</h2>")
         parts.append('<p class="note">Orange: the prediction; cyan outline: the ground truth.</p>')

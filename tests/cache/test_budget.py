@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from rvos_cache.cli import cli
-from rvos_cache.cli.extract import format_duration
+from rvos_cache.cli.extract import format_duration, format_range
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import TrackWork, extract, extract_all, plan_work
 from rvos_cache.trackers import TRACKERS
@@ -61,7 +61,7 @@ def test_a_budget_names_what_fits() -> None:
     with pytest.raises(InputError) as said:
         planned("exact").check(1_000_000_000)
     assert str(said.value) == "profile=exact needs 4.00 GB, the budget is 1.00 GB; these fit: profile=low (900.00 MB)"
-    with pytest.raises(InputError, match="no profile fits: extract fewer videos"):
+    with pytest.raises(InputError, match="no value of profile fits: extract fewer videos"):
         planned("low").check(5)
 
 
@@ -178,3 +178,11 @@ def test_what_is_no_size_is_a_usage_error(tmp_path: Path, size: str) -> None:
 )
 def test_a_duration_is_told_in_a_unit_that_fits(seconds: float, wanted: str) -> None:
     assert format_duration(seconds) == wanted
+
+
+@pytest.mark.parametrize(
+    ("fastest", "slowest", "wanted"),
+    [(58, 65.6, "58 to 65.6 seconds"), (90, 150, "90 seconds to 2.5 minutes"), (7200, 36000, "2 to 10 hours")],
+)
+def test_a_unit_that_both_durations_have_is_said_once(fastest: float, slowest: float, wanted: str) -> None:
+    assert format_range(fastest, slowest) == wanted

@@ -76,7 +76,7 @@ def test_another_model_and_a_run_around_the_model_are_named(checkpoint: Path, tm
     kind = json.loads((checkpoint / "config.json").read_text())["model_type"]
     check_model_type(str(checkpoint), kind, "text checkpoint")
     check_model_type("owner/name", kind, "text checkpoint")
-    with pytest.raises(InputError, match=f"'{run}': is a run, .*; --set own={run}/upstream$"):
+    with pytest.raises(InputError, match=f"'{run}': this folder is a run, .* folder upstream; give --set own={run}/upstream$"):
         check_model_type(f"{run}", kind, "text checkpoint", "own")
     with pytest.raises(InputError, match=f"of a model '{kind}', expected 'grounding-dino'; --set checkpoint=FOLDER$"):
         check_model_type(str(checkpoint), "grounding-dino", "text checkpoint")

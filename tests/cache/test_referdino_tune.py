@@ -95,7 +95,8 @@ def test_extracting_with_other_settings_than_tuned_is_a_warning() -> None:
         warnings.simplefilter("error")
         GdinoQueries(GdinoQueriesSettings(**values, keep_ratio=0.4))
     with pytest.warns(
-        UserWarning, match=r"was tuned with keep_ratio=0\.4, alpha=0\.1; extract with --set keep_ratio=0\.4 --set alpha"
+        UserWarning,
+        match=r"was tuned with keep_ratio=0\.4, alpha=0\.1; extract with --set keep_ratio=0\.4 --set alpha.*, or tune",
     ):
         GdinoQueries(GdinoQueriesSettings(**values, alpha=0.3))
 

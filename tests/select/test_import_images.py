@@ -60,7 +60,7 @@ def test_an_untrained_enhancer_is_listed_and_left_out(run: tuple[Path, str]) -> 
     # ask and predict expect tracks of images, and extraction warns of others.
     assert run_cards(folder)["tracks"].settings["resizing"] == "image"
     settings = {"checkpoint": str(folder / "upstream"), "masks": "head", "keep_ratio": 0.4, "short_side": 32}
-    with pytest.warns(UserWarning, match="upstream: was trained with resizing=image; extract with --set resizing=image"):
+    with pytest.warns(UserWarning, match="upstream: was trained with resizing=image; extract with --set resizing=image$"):
         GdinoQueries(GdinoQueriesSettings(**settings))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

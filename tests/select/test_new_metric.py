@@ -88,8 +88,8 @@ def test_a_metric_of_videos(work: Path) -> None:
 
 def test_in_the_report(work: Path) -> None:
     page = report(write_run(work / "run"), work / "s.zarr", [work / "c.zarr"], work / "page").read_text("utf-8")
-    assert "<th>J&amp;F</th><th>J</th><th>F</th><th>AR</th><th>J&amp;F motion</th>" in page
-    assert page.count("<td>100.0</td>" * 6) == 2
+    assert "<th>J&amp;F</th><th>J</th><th>F</th><th>N-acc</th><th>T-acc</th><th>AR</th><th>J&amp;F motion</th>" in page
+    assert page.count("<td>100.0</td>" * 8) == 1 and page.count(f"{'<td>100.0</td>' * 3}<td>–</td><td>–</td><td>100.0</td>") == 1
 
 
 def test_a_metric_of_objects(work: Path, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ def check_images(row: Path) -> None:
     for name in IMAGES:
         metrics = json.loads((row / f"metrics/{name}.json").read_text())
         assert (metrics["dataset"], metrics["split"]) == (name, "test-frames") and 0 <= metrics["map"] <= 1
+        page = (row / f"report/{name}/index.html").read_text("utf-8")
+        assert "<th>mAP</th>" in page and f"{name} test-frames: " in page and "Worst cases" in page
 
 
 @pytest.mark.slow
@@ -93,6 +95,8 @@ def test_a_row_tunes_its_upstream_first(
     words = (*words, "--upstream", tiny_grounding_dino(tmp_path / "tiny"))
     called(monkeypatch, referdino_mevis.referdino_mevis, *words)
     assert f"the paper: mevis/valid J&F {ROWS[row]['paper']['mevis/valid'][0]}" in capsys.readouterr().out
+    page = (out / row / "report/index.html").read_text("utf-8")
+    assert "Tuning of the upstream" in page and "the paper, mevis/valid" in page and "words of hashed" not in page
     record = json.loads((out / row / "tuned/tune.json").read_text())
     assert record["settings"]["preset"] == "mevis_swint" and record["split"] == "train"
     assert record["settings"]["mask_head"] == ("dot" if "dot" in row else "deformable")
@@ -119,6 +123,8 @@ def test_grounded_sam2_selects_every_track(
     row = ("--row", "table_2.grounded_sam2_t")
     called(monkeypatch, referdino_mevis.referdino_mevis, "--root", root, "--out", out, *row, *words)
     assert "the paper: mevis/valid J&F 37.4, J 31.0, F 43.7" in capsys.readouterr().out
+    page = (out / "table_2.grounded_sam2_t/report/index.html").read_text("utf-8")
+    assert "nothing was trained" in page and "the paper, mevis/valid" in page
     folder = out / "cache/sam2-box-tiny-prompt_every_100000"
     cache = TrackCache(folder / "valid_u/sam2-box.zarr")
     assert [split.name for split in folder.iterdir()] == ["valid_u"]

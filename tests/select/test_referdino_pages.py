@@ -278,6 +278,9 @@ def test_from_frames_to_scores_and_zip(
     printed = capsys.readouterr().out
     assert "row table_2.referdino_t_cached, by --way cached: stage two alone" in printed and "tracks' oracle, valid_u" in printed
     assert "the paper: mevis/valid has no published number of this way" in printed and "48.0" not in printed
+    page_text = (row / "report/index.html").read_text("utf-8")
+    assert "table_2.referdino_t_cached, valid_u, threshold 0.2, else the best candidate" in page_text
+    assert "the paper," not in page_text and "words of hashed" not in page_text
     record = json.loads((row / "run/settings.json").read_text())
     assert record["resolved"]["config"]["token_channels"] == 64 and record["resolved"]["config"]["tracker"] == "cached"
     assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
@@ -310,6 +313,9 @@ def test_released_weights_predict_without_training(
     assert [folder.name for folder in (out / "cache/run").iterdir()] == ["valid_u"]
     assert read_card(out / "cache/run/valid_u/gdino-queries.zarr").settings["masks"] == "head"
     row = out / "table_2.referdino_b"
+    assert "<td>the paper, mevis/valid</td><td>49.3</td><td>44.7</td><td>53.9</td>" in (row / "report/index.html").read_text(
+        "utf-8"
+    )
     assert not (row / "run").exists() and len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
 
 
@@ -338,6 +344,7 @@ def test_one_object_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         assert set(json.loads((folder / "run/settings.json").read_text())["sets"]) == {"ref-youtube-vos/fit"}
         assert sorted(path.stem for path in (folder / "metrics").iterdir()) == sorted(name for name, _, _ in tested)
         for name, split, first in tested:
+            assert f"{name} {split}: " in (folder / f"report/{name}/index.html").read_text("utf-8")
             assert resolve_policy(SelectionCache(folder / f"selections/{name}-{split}.zarr")).top1
             with zipfile.ZipFile(folder / f"{name}_valid.zip") as archive:
                 assert archive.namelist()[0] == first

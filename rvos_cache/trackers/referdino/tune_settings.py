@@ -67,13 +67,14 @@ class TuneSettings(Settings):
     drop_factor: float = Field(0.1, gt=0, le=1)
     """See drop_epoch. Source: released code; 0.2 for a2d."""
     steps: int = Field(0, ge=0)
-    """Stop after so many steps of the optimiser; 0: after the last epoch."""
+    """Stop after so many steps of the optimiser, for a trial; 0: after the last of `epochs`, which is hours to days of real data."""
     batch_size: int = Field(1, ge=1)
     """Clips that are computed together, padded to one size."""
     accumulate: int = Field(2, ge=1)
     """Such batches in a step, one after another. Source: released training for MeViS and Ref-YouTube-VOS: 2 clips on each GPU."""
     frames: int = Field(6, ge=1)
-    """T, frames of a clip; with 1 neither tracker nor enhancer is used, and the enhancer is not trained. Source: released code."""
+    """T, frames of a clip; of a shorter video all of them, and some of them again. With 1 neither tracker nor enhancer is used, and the
+    enhancer is not trained. Source: released code."""
     anchor_every: int = Field(64, ge=1)
     """An anchor frame every so many frames of a video; a dataset that lists the frames it scores (A2D, JHMDB) has those. Source:
     released code; 6 for ytvos."""

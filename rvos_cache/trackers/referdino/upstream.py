@@ -230,8 +230,9 @@ def warn_of_other_settings(checkpoint: str, settings: Settings) -> None:
     tuned, own = tuned_settings(Path(resolve_checkpoint(checkpoint))), settings.model_dump()
     different = [f"{name}={value}" for name, value in tuned.items() if own[name] != value]
     if different:
-        how = "tuned" if recorded_settings(Path(resolve_checkpoint(checkpoint))) else "trained"
+        is_tuned = bool(recorded_settings(Path(resolve_checkpoint(checkpoint))))
+        how = "tuned" if is_tuned else "trained"
+        # Released weights cannot be tuned as they were.
+        other = ", or tune with the settings that you extract with" if is_tuned else ""
         words = " ".join(f"--set {pair}" for pair in different)
-        warn_once(
-            f"{checkpoint}: was {how} with {', '.join(different)}; extract with {words}, or tune with what you want to extract with"
-        )
+        warn_once(f"{checkpoint}: was {how} with {', '.join(different)}; extract with {words}{other}")
