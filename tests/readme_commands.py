@@ -81,6 +81,7 @@ RUN_BY: dict[str, str] = {
     "python -m pipelines.ssa_mevis": "select/test_ssa_pages.py",
     "python -m pipelines.ssa_shapes": "select/test_ssa_pages.py",
     "python -m pipelines.ssa_single_object": "select/test_ssa_pages.py",
+    "python tests/bench/dervos_step.py": "bench/__main__.py",
     "python tests/bench/referdino_extract.py": "bench/__main__.py",
     "python tests/bench/referdino_step.py": "bench/__main__.py",
     "python -m tests.bench.gpu": "test_bench_gpu.py",
