@@ -209,7 +209,7 @@ def test_the_command(tmp_path: Path) -> None:
     )
     assert "finished already" not in result.output and "tune, epoch 1/1, loss" in result.output
     result = CliRunner().invoke(cli, [*COMMAND, *root, *sets], catch_exceptions=False)
-    assert f"{tmp_path / 'run'}: was finished already, after 1 steps; a larger --set steps trains further\n" in result.output
+    assert f"{tmp_path / 'run'}: was finished already, after 1 step; a larger --set steps trains further\n" in result.output
     shutil.rmtree(tmp_path / "run" / "upstream")
     CliRunner().invoke(cli, [*COMMAND, *root, "--export"], catch_exceptions=False)
     assert (tmp_path / "run" / "upstream" / "model.safetensors").exists()

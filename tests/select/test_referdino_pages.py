@@ -173,7 +173,7 @@ def test_a_row_s_way_its_folder_and_its_number(row: str, way: str, name: str, nu
 
 def test_a_run_of_one_s_own_tuning_reaches_the_rows_that_are_tuned(tmp_path: Path) -> None:
     (tmp_path / "upstream").mkdir()
-    record = {"settings": {"keep_ratio": 0.35, "augment": "none", "short_side": 64}}
+    record = {"source": "tune-referdino", "settings": {"keep_ratio": 0.35, "augment": "none", "short_side": 64}}
     (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
     models = Models(None, tmp_path, {}, 1)
     published = published_row("table_5.drop_65", "ref-youtube-vos", models)
@@ -182,7 +182,7 @@ def test_a_run_of_one_s_own_tuning_reaches_the_rows_that_are_tuned(tmp_path: Pat
     assert (overrides["keep_ratio"], overrides["short_side"]) == (0.35, 64)
     with pytest.raises(InputError, match=r"was tuned with keep_ratio=0.35, the row 'table_5.drop_20' with keep_ratio=0.8"):
         published_row("table_5.drop_20", "ref-youtube-vos", models)
-    (tmp_path / "upstream/referdino.json").write_text("{}")
+    (tmp_path / "upstream/referdino.json").write_text('{"source": "ryt_swinb.pth"}')
     with pytest.raises(InputError, match="was not tuned here; give --imported a run of your own tuning, or --way tune"):
         published_row("table_5.drop_65", "ref-youtube-vos", models)
     (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
@@ -200,7 +200,7 @@ def test_rows_share_the_caches_of_an_upstream_and_its_settings(tmp_path: Path) -
     assert folders["table_5.random_50"] == "grounding-dino-tiny-prune_score_random"
     (tmp_path / "upstream").mkdir()
     for record, more in (({}, {}), ({"settings": {"keep_ratio": 0.8, "frames": 1}}, {"keep_ratio": 0.8, "resizing": "image"})):
-        (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
+        (tmp_path / "upstream/referdino.json").write_text(json.dumps({"source": "a", **record}))
         extraction = Models(None, tmp_path, {"short_side": 64}, 2).extraction(ROWS["table_2.referdino_b"])
         own = {"checkpoint": str(tmp_path / "upstream"), "masks": "head", "short_side": 64}
         assert extraction["overrides"] == {**own, **more} and extraction["tracker"] == "gdino-queries"
