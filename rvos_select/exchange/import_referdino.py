@@ -30,11 +30,10 @@ from rvos_cache.trackers.referdino.upstream import (
 )
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import RESTART, storing
+from rvos_select.runs.checkpoint import UPSTREAM_FOLDER as UPSTREAM
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
 from rvos_select.training.settings import TrainSettings
 
-UPSTREAM = "upstream"
-"""Folder of the run that `--tracker gdino-queries` reads as `checkpoint`."""
 TRACKER, ENCODER = "gdino-queries", "hashed"
 """What `ask` runs. The words of the encoder are not read: ReferDINO's own are in the tracks cache."""
 

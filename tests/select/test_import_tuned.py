@@ -25,7 +25,8 @@ from rvos_cache.trackers.referdino.tracker import GdinoQueries
 from rvos_cache.trackers.referdino.upstream import load_head
 from rvos_select.cli.train import import_referdino as command
 from rvos_select.exchange.import_referdino import import_referdino
-from rvos_select.runs.checkpoint import load_selector, origin_of, run_cards, run_settings
+from rvos_select.inference.recipe import recipe_of_run
+from rvos_select.runs.checkpoint import load_selector, origin_of, run_cards, run_settings, trained_cards
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -58,6 +59,19 @@ def test_a_tuned_folder_is_a_run(inner: str, tmp_path: Path) -> None:
     # Every clip had this size.
     assert record["settings"]["augment"] == "none" and settings["short_side"] == record["settings"]["short_side"] != 360
     assert settings["checkpoint"] == str(tmp_path / "run" / "upstream")
+
+
+def test_a_run_that_was_moved_or_copied_reads_its_own_upstream(tmp_path: Path) -> None:
+    import_referdino(finished(), None, tmp_path / "run")
+    copied = shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    expected = run_cards(tmp_path / "run")["tracks"].weights
+    assert recipe_of_run(copied).open_tracker().settings.checkpoint == str(copied / "upstream")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert [card.settings["checkpoint"] for card in trained_cards(moved)] == [str(moved / "upstream")]
+    assert recipe_of_run(moved).open_tracker().weight_hashes() == expected
+    # Without one of its own, what is recorded.
+    (copied / "upstream").rename(tmp_path / "elsewhere")
+    assert run_cards(copied)["tracks"].settings["checkpoint"] == str(tmp_path / "run/upstream")
 
 
 def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ class Start:
 def load_start(settings: TuneSettings) -> Start:
     """Load the checkpoint and add LoRA and head, whose first weights follow from the seed.
 
-    Raises InputError if the checkpoint cannot be loaded. Warns of parts of its head that the settings replace, and of one that is older than its
-    tuning.
+    Raises InputError if the checkpoint cannot be loaded. Warns of parts of its head that the settings replace, and of one
+    that is older than its tuning.
     """
     checkpoint = settings.checkpoint
     old = load_head(checkpoint)
