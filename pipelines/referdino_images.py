@@ -76,7 +76,7 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
 
     for name, root in roots.items():
         cache = tracks(name, TEST)
-        selections = select(run, cache, texts(name, TEST), folder / f"selections/{name}.zarr")
+        selections = select(run, cache, texts(name, TEST), folder / models.of_version("selections") / f"{name}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=root)
         show_scores({f"{published['name']}, {name}": ours}, folder / f"metrics/{name}.json", ours)
         click.echo(published_scores(name, scores(published, name) or []))

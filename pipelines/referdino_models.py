@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ class Models:
     """What the options give.
 
     upstream: None for that of the row; imported: a run of `import-referdino`; tracker: settings of the tracker; way: None for that of
-    the published number; tuning: settings of `rvos-cache tune-referdino`; folder: of the caches, by default from the upstream.
+    the published number; tuning: settings of `rvos-cache tune-referdino`; folder: of the caches, by default from the upstream;
+    version: of a tuned upstream, a short digest of its weights, which an upstream that is tuned further has anew.
     """
 
     upstream: str | None
@@ -41,6 +43,11 @@ class Models:
     way: str | None = None
     tuning: tuple[str, ...] = ()
     folder: str | None = None
+    version: str = ""
+
+    def of_version(self, name: str) -> str:
+        """The name of a file or folder of the row, another one for each version of a tuned upstream."""
+        return f"{name}-{self.version}" if self.version else name
 
     def way_of(self, published: dict[str, Any]) -> str:
         """How the row is reached: as asked for, by the imported run, or by the first way that trains or selects here."""
@@ -121,7 +128,18 @@ def tuned_models(models: Models, published: dict[str, Any], preset: str, data: D
         shutil.rmtree(run)
     if not run.exists():
         import_referdino(tuned, None, run)
-    return replace(models, upstream=None, imported=run, way="tune", folder=f"tuned-{out.name}")
+    version = weights_version(run / IMPORTED_UPSTREAM)
+    # A cache holds what one upstream gave: one that was tuned further has caches of its own.
+    return replace(models, upstream=None, imported=run, way="tune", folder=f"tuned-{out.name}-{version}", version=version)
+
+
+def weights_version(upstream: Path) -> str:
+    """A short digest of the weights in the folder of a checkpoint."""
+    total = hashlib.sha256()
+    for path in sorted(upstream.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:8]
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def referdino_single_object(
     for name, root in roots.items():
         split = OPEN[name]
         cache = tracks(name, split)
-        selections = select(run, cache, texts(name, split), folder / f"selections/{name}-{split}.zarr")
+        selections = select(run, cache, texts(name, split), folder / models.of_version("selections") / f"{name}-{split}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=root)
         rows = {f"{published['name']}, {name} {split}": ours}
         if name == YOUTUBE:
@@ -113,8 +113,10 @@ def referdino_single_object(
 
     if hidden:
         cache = tracks(YOUTUBE, HIDDEN)
-        selections = select(run, cache, texts(YOUTUBE, HIDDEN), folder / f"selections/{YOUTUBE}-{HIDDEN}.zarr")
-        masks = merge_masks(selections, [cache], folder / f"masks/{YOUTUBE}")
+        selections = select(
+            run, cache, texts(YOUTUBE, HIDDEN), folder / models.of_version("selections") / f"{YOUTUBE}-{HIDDEN}.zarr"
+        )
+        masks = merge_masks(selections, [cache], folder / models.of_version("masks") / YOUTUBE)
         packed = submit(masks, YOUTUBE, folder / f"{YOUTUBE}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
         click.echo(f"for the benchmark's server: {packed}")
 

@@ -294,6 +294,29 @@ def test_from_frames_to_scores_and_zip(
     assert all(selection.parts is not None for selection in selections)
 
 
+TUNING = {"frames": 3, "augment": "none", "short_side": 64, "accumulate": 1, "keep_ratio": 0.4, "anchor_every": 16}
+
+
+def test_a_row_that_is_tuned_further_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An upstream of more steps has caches, selections and masks of its own; metrics and zip are those of the last."""
+    root, out, upstream = tmp_path / "data", tmp_path / "out", tiny_grounding_dino(tmp_path / "tiny")
+    for split in ("train", "valid_u", "valid"):
+        write_split(root / split, {split: (4, True, SAID)})
+    hide(root / "valid")
+    words = ("--root", root, "--out", out, "--upstream", upstream, "--tracker-set", "short_side=32")
+    zips = []
+    for steps in (1, 2, 2):
+        sets = [word for name, value in {**TUNING, "steps": steps}.items() for word in ("--tune-set", f"{name}={value}")]
+        called(monkeypatch, referdino_mevis.referdino_mevis, *words, *sets)
+        zips.append((out / "table_2.referdino_t/mevis_valid.zip").read_bytes())
+    caches = sorted(path.name for path in (out / "cache").iterdir())
+    assert len(caches) == 2 and all(re.fullmatch(r"tuned-table_2.referdino_t-[0-9a-f]{8}", name) for name in caches)
+    kept = {path.name for path in (out / "table_2.referdino_t").iterdir()}
+    assert {f"{kind}-{name[-8:]}" for kind in ("selections", "masks") for name in caches} <= kept
+
+
 @pytest.mark.slow
 def test_released_weights_predict_without_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
