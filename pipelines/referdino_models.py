@@ -18,12 +18,14 @@ from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_cache.trackers.referdino.upstream import RECORD_FILE, tuned_settings
 from rvos_cache.tuning import tune
 from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.inference.predict import predict, select_all
 from rvos_select.runs.checkpoint import run_settings
+from rvos_select.training.record import check_start
 from rvos_select.training.settings import TrainSettings
 
 
@@ -64,6 +66,17 @@ class Models:
             if setting in values:
                 instead = "leave it out, --imported brings its own" if self.imported else f"give --upstream {values[setting]}"
                 raise InputError(f"{option} {setting}={values[setting]}: {instead}")
+        if self.tracker.get("masks") == "none":
+            raise InputError(
+                "--tracker-set masks=none: the page scores masks, and would score empty ones; leave it out, or masks=box"
+            )
+
+    def check_run(self, run: Path, settings: TrainSettings, extraction: dict[str, Any]) -> None:
+        """Raises InputError, before hours of extraction, where the run of stage two was started with other `settings`, or on tracks
+        of another upstream or other settings of the tracker."""
+        tracker = extraction["tracker"]
+        values = build(tracker_class(tracker).Settings, extraction["overrides"], f"tracker {tracker}").model_dump(mode="json")
+        check_start(run, settings, values)
 
     def train_settings(self, page: Path, published: dict[str, Any], settings: tuple[str, ...]) -> TrainSettings:
         """Settings of stage two: of the page's file, of the row and of --set. Raises InputError for --set where nothing reads it."""

@@ -49,6 +49,10 @@ def call(*words: object) -> str:
             (ROW, "--tracker-set", "vita.batch=8"),
             f"--tracker-set vita: no tracker of that name in row {ROW}; there are: gt, grid, ",
         ),
+        (
+            ("referdino.table_2.referdino_t_cached", "--tracker-set", "queries_frozen.masks=none"),
+            "masks=none has no masks to score",
+        ),
         ((ROW, "--tracker-set", "grid.nothing=1"), "no setting 'nothing'; there are: checkpoint, "),
         ((ROW, "--set", "nothing=1"), f"row {ROW}: no setting 'nothing'; there are: "),
         ((ROW, "--set", "config.nothing=1"), "config: no setting 'nothing'; there are: "),

@@ -134,6 +134,7 @@ def test_rows_of_another_benchmark_or_without_weights_are_one_line() -> None:
         ),
         ("table_2.referdino_t", "mevis", replace(LIVE, tracker={"checkpoint": "x"}), "checkpoint=x: give --upstream x$"),
         ("table_2.referdino_t", "mevis", replace(LIVE, tuning=("checkpoint=x",)), "--tune-set checkpoint=x: give --upstream x$"),
+        ("table_2.referdino_t", "mevis", replace(LIVE, tracker={"masks": "none"}), "masks=none: the page scores masks"),
         (
             "table_2.grounded_sam2_t",
             "mevis",
@@ -284,6 +285,19 @@ def test_from_frames_to_scores_and_zip(
     assert read_card(out / "cache/tiny/valid/gdino-queries.zarr").settings["masks"] == "box"
     names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
     assert len([name for name in names if name.endswith(".png")]) == 4 * len(SAID)
+    # What training would refuse is refused before another upstream's tracks are extracted.
+    other = tiny_grounding_dino(tmp_path / "other", seed=1)
+    for change, reason in (
+        (
+            ("--upstream", other),
+            f"run: was started with tracks caches of settings.checkpoint = '{upstream}', now it is '{other}'",
+        ),
+        (("--tracker-set", "short_side=64"), "run: was started with tracks caches of settings.short_side = 32, now it is 64"),
+        (("--set", "optim.lr=1"), "run: was started with optim.lr = 0.0001, now it is 1.0"),
+    ):
+        with pytest.raises(InputError, match=f"{reason}; give the same, or another --out"):
+            called(monkeypatch, page, *words, "--way", "cached", *change)
+    assert [path.name for path in (out / "cache").iterdir()] == ["tiny"]
     written = (row / "run/last/model.safetensors").stat().st_mtime_ns
     called(monkeypatch, page, *words, "--row", "table_2.referdino_t_cached")
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == written
