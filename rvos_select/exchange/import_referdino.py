@@ -20,8 +20,7 @@ from rvos_cache.trackers.referdino.tune_settings import IMAGES
 from rvos_cache.trackers.referdino.upstream import (
     HEAD_FILE,
     RECORD_FILE,
-    TUNE_FILE,
-    last_step,
+    check_exported,
     load_head,
     read_record,
     steps_of,
@@ -87,12 +86,7 @@ def _copy_tuned(checkpoint: Path, target: Path) -> tuple[Path, dict[str, Any], d
     """Copy the folder of a tuned checkpoint, or the one in a tuning run; returns its head's file, `tuned_settings`, and what it was
     tuned on: "dataset", "split" and "root"."""
     folder = checkpoint / UPSTREAM if (checkpoint / UPSTREAM).is_dir() else checkpoint
-    if folder == checkpoint and (folder / TUNE_FILE).is_file():
-        step = last_step(folder) or 0
-        raise InputError(
-            f"{folder}: this tuning is not finished and has no {UPSTREAM} yet (step {step} was saved last); run the same "
-            f"tune-referdino again{', or with --export write what is saved' if step else ''}, then import"
-        )
+    check_exported(checkpoint / UPSTREAM)
     for name in (HEAD_FILE, RECORD_FILE):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: has no {name}; give the --out of rvos-cache tune-referdino, or a released file")

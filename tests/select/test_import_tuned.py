@@ -152,8 +152,14 @@ def test_what_a_tuning_has_reached_is_told(tmp_path: Path) -> None:
     printed = CliRunner().invoke(command, [str(tuned), "--out", str(tmp_path / "run")], catch_exceptions=False).output
     assert f"tuned to step 2 of {steps}; " in printed
     shutil.rmtree(tuned / "upstream")
-    with pytest.raises(InputError, match=rf"^{tuned}: this tuning is not finished .*step 2 was saved last.*--export"):
-        import_referdino(tuned, None, tmp_path / "none")
+    upstream = str(tuned / "upstream")
+    for read in (
+        lambda: import_referdino(tuned, None, tmp_path / "none"),
+        lambda: GdinoQueries(GdinoQueriesSettings(checkpoint=upstream, masks="head")),
+        lambda: load_start(make_settings(checkpoint=upstream)),
+    ):
+        with pytest.raises(InputError, match=rf"^{tuned}: this tuning is not finished .*step 2 was saved last.*--export"):
+            read()
 
 
 def test_weights_that_nobody_trained_are_told(tmp_path: Path) -> None:

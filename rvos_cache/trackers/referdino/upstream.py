@@ -173,8 +173,10 @@ def kept_queries(queries: int, layers: int, keep: float) -> int:
 
 
 def load_head(checkpoint: str) -> ReferDinoHead | None:
-    """The head in a checkpoint folder, on the GPU where there is one; None if it has none. Raises InputError if it is damaged."""
+    """The head in a checkpoint folder, on the GPU where there is one; None if it has none. Raises InputError if it is damaged, or the
+    folder is that of a tuning which has not written it yet."""
     path = Path(resolve_checkpoint(checkpoint)) / HEAD_FILE
+    check_exported(path.parent)
     if not path.is_file():
         return None
     how_to_fix = _how_to_export(path.parent) if recorded_settings(path.parent) else IMPORT
@@ -239,6 +241,17 @@ def warn_if_behind(checkpoint: str | Path) -> None:
             f"{folder}: is of step {done}, and {folder.parent} was tuned up to step {last} since; to read that, tune on with the same "
             f"tune-referdino, or {_how_to_export(folder)}"
         )
+
+
+def check_exported(folder: Path) -> None:
+    """Raises InputError where `folder` would be the checkpoint of a tuning that is not finished."""
+    if folder.is_dir() or not (folder.parent / TUNE_FILE).is_file():
+        return
+    step = last_step(folder.parent) or 0
+    raise InputError(
+        f"{folder.parent}: this tuning is not finished and has no folder {folder.name!r} yet (step {step} was saved last); run the "
+        f"same tune-referdino again{', or with --export to write what is saved' if step else ''}"
+    )
 
 
 def steps_of(record: Mapping[str, Any]) -> tuple[int, int] | None:
