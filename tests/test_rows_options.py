@@ -282,6 +282,11 @@ def test_a_server_s_score_is_of_the_zip_that_was_made(tmp_path: Path) -> None:
     assert (kept.commit, kept.changes, kept.date) == ("abc", ("epochs=13",), "2026-01-01")
     call("score", HIDDEN, tmp_path / "said.txt", "--seed", 1, "--out", places.out)
     assert board(places, HIDDEN)["ours"][0] == {"mean": pytest.approx(48.1), "deviation": 0}
+    # Another score of the same zip, in fractions: both are told.
+    (tmp_path / "again.txt").write_text("J&F: 0.47\nJ: 0.44\nF: 0.50\n")
+    with pytest.warns(UserWarning, match=r"no score is above 1, so they are read as fractions: J&F 0.47 is 47.0 %"):
+        printed = call("score", HIDDEN, tmp_path / "again.txt", "--seed", 1, "--out", places.out)
+    assert f"replaced: J&F 48.1, J 44.9, F 51.3, seed 1, of 2026-01-01, from {tmp_path / 'said.txt'}\n" in printed
     # A zip made anew with other settings: the server's scores were of another one.
     add_scores(HIDDEN, places, [], [zips[0].model_copy(update={"changes": ()})])
     assert board(places, HIDDEN)["state"].startswith("to be sent: ") and read_record(HIDDEN, places).scores == ()

@@ -39,6 +39,9 @@ def test_what_is_used_is_printed_before_the_first_epoch(
     assert valid == "validate: 1 video, 4 expressions of tiny/valid, of the validation caches"
     assert ceiling.startswith("ceiling: J&F 100.0 (J 100.0, F 100.0) on the expressions that validation scores")
     assert first.startswith("epoch 1/2: ") and second.startswith("epoch 2/2: ") and best.startswith("best: epoch ")
+    run(caches, tmp_path / "run", epochs=2, resume=True)
+    again, best_again = lines(capsys)
+    assert again == f"{tmp_path / 'run'}: was finished already, after 2 epochs; nothing is trained" and best_again == best
 
 
 def test_held_out_videos_are_named(tmp_path: Path, caches: tuple[Path, ...], capsys: pytest.CaptureFixture[str]) -> None:
