@@ -17,11 +17,13 @@ from pipelines.rows.board import entries, show
 from pipelines.rows.costs import cost_of
 from pipelines.rows.needs import Places, needs_of
 from pipelines.rows.papers import TrackerChoice, all_papers, find_row
+from pipelines.rows.published import keys_of, titles_of
 from pipelines.rows.rates import Rates
 from pipelines.rows.results import Made, Score, add_scores, definition_of, read_record, read_server
 from pipelines.rows.runner import naming_weights
 from pipelines.rows.steps import steps_of
 from rvos_cache.errors import InputError
+from rvos_select.metrics.image_iou import MeanIou, OverallIou
 
 ROW, HIDDEN = "sola.table_1.val_u", "sola.table_1.val"
 
@@ -309,6 +311,12 @@ def test_a_result_that_no_server_returns_is_one_line(tmp_path: Path, text: str, 
         read_server(
             "x", row.model_copy(update={"reason": "another system"}), tmp_path / "said.txt", None, results.Record(row="x")
         )
+
+
+def test_measures_have_one_name_in_the_tables_of_both_programs() -> None:
+    fields = [field for metric in (MeanIou, OverallIou) for field in metric.fields]
+    named = dict(zip(keys_of("a2d-sentences/test-frames"), titles_of("a2d-sentences/test-frames")))
+    assert {field.key: field.title for field in fields} == {key: named[key] for key in ("mean_iou", "overall_iou")}
 
 
 def test_a_measure_that_is_missing_leaves_the_others_in_their_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

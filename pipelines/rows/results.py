@@ -208,7 +208,9 @@ def _numbers(path: Path) -> dict[str, float]:
         raise InputError(f"{path}: a score of {max(values.values())}, expected percent or fractions of 1")
     scale = 100 if max(values.values()) <= 1 else 1
     if scale != 1:
-        warn_once(f"{path}: no score is above 1, so they are read as fractions: J&F {values['jf']} is {scale * values['jf']:.1f} %")
+        warn_once(
+            f"{path}: no score is above 1, so they are read as fractions: J&F {values['jf']} is {scale * values['jf']:.1f} %"
+        )
     values = {key: scale * value for key, value in values.items()}
     mean = (values["j"] + values["f"]) / 2
     if abs(values["jf"] - mean) > ROUNDING:

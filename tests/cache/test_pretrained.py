@@ -202,7 +202,7 @@ def test_vita_s_head_is_loaded_from_where_its_checkpoint_is(hub: str, answers: b
     monkeypatch.setattr("transformers.utils.cached_file", cached_file)
     with pytest.raises(
         InputError,
-        match=r"'owner/name': vita_head.safetensors cannot be read \(there is no folder .*: not there( \[http.*\])?\); make the folder with",
+        match=r"'owner/name': vita_head.safetensors cannot be read \(there is no .*: not there( \[http.*\])?\); make the folder with",
     ):
         load_head("owner/name")
     assert calls == [("owner/name", "vita_head.safetensors", not answers)]

@@ -17,6 +17,7 @@ from test_dmvs_pages import hide
 from test_sola_pages import write_davis, write_youtube
 from tiny_grounding_dino import tiny_grounding_dino
 from tiny_referdino_pages import TRACKER, called, words_of, write_images
+from tiny_sam2 import shared_checkpoint
 
 from pipelines import dmvs_mevis, dmvs_single_object, referdino_images, referdino_mevis, referdino_single_object, sola_zero_shot
 from pipelines.referdino_models import Models
@@ -364,14 +365,25 @@ def test_from_frames_to_scores_and_zip(
     for change, reason in (
         (
             ("--upstream", other),
-            f"run: was started with tracks caches of settings.checkpoint = '{upstream}', now it is '{other}'",
+            f"run: was started with tracks caches of checkpoint = '{upstream}', now it is '{other}'",
         ),
-        (("--tracker-set", "short_side=64"), "run: was started with tracks caches of settings.short_side = 32, now it is 64"),
+        (("--tracker-set", "short_side=64"), "run: was started with tracks caches of short_side = 32, now it is 64"),
         (("--set", "optim.lr=1"), "run: was started with optim.lr = 0.0001, now it is 1.0"),
     ):
         with pytest.raises(InputError, match=f"{reason}; give the same, or another --out"):
             called(monkeypatch, page, *words, "--way", "cached", *change)
     assert [path.name for path in (out / "cache").iterdir()] == ["tiny"]
+    # A row without a run meets the caches of another one.
+    change = (
+        "--row",
+        "figure_7.alpha_0",
+        "--tracker-set",
+        "masks=sam2",
+        "--tracker-set",
+        f"sam2_checkpoint={shared_checkpoint()}",
+    )
+    with pytest.raises(InputError, match="made with masks = 'box', now it is 'sam2'; give the old settings, or another --out"):
+        called(monkeypatch, page, *words, "--way", "cached", *change)
     written = (row / "run/last/model.safetensors").stat().st_mtime_ns
     called(monkeypatch, page, *words, "--row", "table_2.referdino_t_cached")
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == written

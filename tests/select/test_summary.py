@@ -39,9 +39,6 @@ def test_what_is_used_is_printed_before_the_first_epoch(
     assert valid == "validate: 1 video, 4 expressions of tiny/valid, of the validation caches"
     assert ceiling.startswith("ceiling: J&F 100.0 (J 100.0, F 100.0) on the expressions that validation scores")
     assert first.startswith("epoch 1/2: ") and second.startswith("epoch 2/2: ") and best.startswith("best: epoch ")
-    run(caches, tmp_path / "run", epochs=2, resume=True)
-    again, best_again = lines(capsys)
-    assert again == f"{tmp_path / 'run'}: was finished already, after 2 epochs; nothing is trained" and best_again == best
 
 
 def test_held_out_videos_are_named(tmp_path: Path, caches: tuple[Path, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,4 +186,4 @@ def test_a_finished_run_says_its_best_epoch_again(
     run(caches, tmp_path / "run", epochs=1)
     first = lines(capsys)
     run(caches, tmp_path / "run", epochs=1, resume=True)
-    assert lines(capsys) == first[-1:]
+    assert lines(capsys) == [f"{tmp_path / 'run'}: was finished already, after 1 epoch; nothing is trained", first[-1]]
