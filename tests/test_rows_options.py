@@ -233,6 +233,24 @@ def score(seed: int, value: float, **more: Any) -> Score:
     return Score(seed=seed, values={"jf": value, "j": value, "f": value}, **given)
 
 
+def test_where_a_row_found_its_dataset_is_told_beside_what_is_missing(tmp_path: Path) -> None:
+    command = "rvos-cache extract --dataset mevis --root '/my data/mevis' --split valid_u --tracker flow"
+    add_scores(ROW, Places(out=tmp_path), [score(0, 40, commands=(command,))])
+    missing = next(line for line in call("--out", tmp_path).splitlines() if line.startswith("missing: mevis"))
+    assert missing.endswith("; a row that ran had --root 'mevis=/my data/mevis'")
+    without = next(line for line in call("--out", tmp_path / "other").splitlines() if line.startswith("missing: mevis"))
+    assert "a row that ran" not in without
+
+
+def test_the_nearest_rows_are_those_that_can_be_run() -> None:
+    papers = all_papers()
+    with pytest.raises(InputError, match="nearest: referdino.table_2.referdino_t, ") as fault:
+        find_row("referdino.table_2.nope", papers)
+    near = str(fault.value).partition("nearest: ")[2].split(", ")
+    assert not [name for name in near if find_row(name, papers)[2].reason]
+    assert any(row.reason for name, row in papers["referdino"].rows() if name.startswith("referdino.table_2."))
+
+
 def test_scores_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
     places = Places(out=tmp_path)
     add_scores(ROW, places, [score(0, 40), score(1, 50)])
