@@ -72,6 +72,9 @@ def test_a_run_that_was_moved_or_copied_reads_its_own_upstream(tmp_path: Path) -
     # Without one of its own, what is recorded.
     (copied / "upstream").rename(tmp_path / "elsewhere")
     assert run_cards(copied)["tracks"].settings["checkpoint"] == str(tmp_path / "run/upstream")
+    with pytest.raises(InputError, match=f"^{copied}, tracker gdino-queries: .*put it in a folder of RVOS_CHECKPOINTS$") as fault:
+        recipe_of_run(copied).open_tracker()
+    assert "--set" not in str(fault.value)
 
 
 def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
