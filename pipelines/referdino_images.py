@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from pipelines.page import Page
-from pipelines.referdino_models import Models, extract, naming_options, referdino_models, select, tuned_models
+from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
 from pipelines.referdino_rows import published_row, published_scores, scores, way_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
@@ -60,8 +60,7 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
         models = tuned_models(models, published, "a2d", open_dataset(A2D, a2d, TRAIN), folder)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published, {"resizing": "image"})
     if way == "cached":
-        with naming_options("--tracker-set"):
-            models.check_run(folder / "run", resolved, extraction)
+        models.check_run(folder / "run", resolved, extraction)
     for name, root in roots.items():
         splits = [TRAIN_FRAMES] * (name == A2D and way == "cached") + [TEST]
         extract(name, root, splits, caches / name, extraction)

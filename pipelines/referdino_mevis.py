@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from pipelines.page import Page
-from pipelines.referdino_models import Models, extract, naming_options, referdino_models, select, tuned_models
+from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
 from pipelines.referdino_rows import published_row, published_scores, way_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
@@ -61,8 +61,7 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
         models = tuned_models(models, published, "mevis", open_dataset("mevis", root, TRAIN), folder)
     cache, extraction = out / "cache" / models.name(published), models.extraction(published)
     if way == "cached":
-        with naming_options("--tracker-set"):
-            models.check_run(folder / "run", resolved, extraction)
+        models.check_run(folder / "run", resolved, extraction)
     used = [split for split in splits if split in (OPEN, HIDDEN) or (way == "cached" and split == TRAIN)]
     extract("mevis", root, used, cache, extraction)
 

@@ -75,7 +75,8 @@ class Models:
         """Raises InputError, before hours of extraction, where the run of stage two was started with other `settings`, or on tracks
         of another upstream or other settings of the tracker."""
         tracker = extraction["tracker"]
-        values = build(tracker_class(tracker).Settings, extraction["overrides"], f"tracker {tracker}").model_dump(mode="json")
+        with naming_options("--tracker-set"):
+            values = build(tracker_class(tracker).Settings, extraction["overrides"], f"tracker {tracker}").model_dump(mode="json")
         check_start(run, settings, values)
 
     def train_settings(self, page: Path, published: dict[str, Any], settings: tuple[str, ...]) -> TrainSettings:

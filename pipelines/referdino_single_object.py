@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from pipelines.page import Page
-from pipelines.referdino_models import Models, extract, naming_options, referdino_models, select, tuned_models
+from pipelines.referdino_models import Models, extract, referdino_models, select, tuned_models
 from pipelines.referdino_rows import published_row, published_scores, scores, way_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
@@ -70,8 +70,7 @@ def referdino_single_object(
         models = tuned_models(models, published, "ytvos", open_dataset(YOUTUBE, youtube, FIT), folder)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published)
     if way == "cached":
-        with naming_options("--tracker-set"):
-            models.check_run(folder / "run", resolved, extraction)
+        models.check_run(folder / "run", resolved, extraction)
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, OPEN[YOUTUBE])).splits(youtube)
     for name, root in roots.items():
         more = [FIT] * (way == "cached") + [HIDDEN] * hidden if name == YOUTUBE else []
