@@ -120,7 +120,11 @@ def run(row: str, dry_run: bool, seeds: int, places: Places) -> None:
 def score(row: str, result: Path, split: str | None, seed: int, places: Places) -> None:
     """Record what a benchmark's server said of ROW, from the text file RESULT."""
     _, name, content = find_row(row, all_papers())
-    returned = read_server(name, content, result, split, read_record(name, places), seed)
+    before = read_record(name, places)
+    returned = read_server(name, content, result, split, before, seed)
+    for old in before.of(returned.split):
+        if old.seed == seed and old.values != returned.values:
+            click.echo(f"replaced: {_means([old], old.split)}, seed {seed}, of {old.date}, from {old.source}")
     show_record(add_scores(name, places, [returned]), content.paper, places)
 
 

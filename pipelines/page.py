@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from rvos_cache.errors import InputError
 ADVICE = ("give another --root or --split", "give another --root")
 """What errors about a dataset's folder end in; a page may have an option of another name for it, and has none for splits."""
 
+OTHER_CACHE = ("use another path or the old settings", "give the old settings, or another --out")
+"""What errors about a cache that was made with other settings end in; a page gives caches their paths itself."""
+SETTINGS = re.compile(r"\b(made with|started with|caches of) settings\.")
+"""Where a card's name of a setting stands in such errors."""
+
 
 class Page(Resumable):
     """A page is run with its own names for folders of datasets: `--youtube` instead of `--root`."""
@@ -22,10 +28,15 @@ class Page(Resumable):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            message = with_own_root(str(error), ctx)
+            message = with_own_root(with_own_settings(str(error)), ctx)
             if message == str(error):
                 raise
             raise InputError(message) from error
+
+
+def with_own_settings(message: str) -> str:
+    """`message` with a setting's own name in the place of that in a card, and without a path that a page's user cannot give."""
+    return SETTINGS.sub(r"\1 ", message.replace(*OTHER_CACHE))
 
 
 def with_own_root(message: str, ctx: click.Context) -> str:

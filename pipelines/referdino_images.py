@@ -60,6 +60,8 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
     if way == "tune":
         models = tuned_models(models, published, "a2d", open_dataset(A2D, a2d, TRAIN), folder)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published, {"resizing": "image"})
+    if way == "cached":
+        models.check_run(folder / "run", resolved, extraction)
     for name, root in roots.items():
         splits = [TRAIN_FRAMES] * (name == A2D and way == "cached") + [TEST]
         extract(name, root, splits, caches / name, extraction)
@@ -77,7 +79,7 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
 
     for name, root in roots.items():
         cache = tracks(name, TEST)
-        selections = select(run, cache, texts(name, TEST), folder / f"selections/{name}.zarr")
+        selections = select(run, cache, texts(name, TEST), folder / models.of_version("selections") / f"{name}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=root)
         rows = {f"{published['name']}, {name} {TEST}": ours}
         show_scores(rows, folder / f"metrics/{name}.json", ours)

@@ -60,6 +60,8 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
     if way == "tune":
         models = tuned_models(models, published, "mevis", open_dataset("mevis", root, TRAIN), folder)
     cache, extraction = out / "cache" / models.name(published), models.extraction(published)
+    if way == "cached":
+        models.check_run(folder / "run", resolved, extraction)
     used = [split for split in splits if split in (OPEN, HIDDEN) or (way == "cached" and split == TRAIN)]
     extract("mevis", root, used, cache, extraction)
 
@@ -82,7 +84,7 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
             resume=run.exists(),
         )
 
-    selections = select(run, tracks(OPEN), texts(OPEN), folder / f"selections/{OPEN}.zarr")
+    selections = select(run, tracks(OPEN), texts(OPEN), folder / models.of_version("selections") / f"{OPEN}.zarr")
     ours = evaluate_selections(selections, [tracks(OPEN)], root=root)
     scores = {f"{published['name']}, {OPEN}, {resolve_policy(SelectionCache(selections))}": ours}
     # Every track of the baseline has the score 1.
@@ -96,8 +98,8 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
     click.echo(f"page: {report(run, selections, [tracks(OPEN)], folder / 'report', root=root, rows=rows)}")
 
     if HIDDEN in splits:
-        selections = select(run, tracks(HIDDEN), texts(HIDDEN), folder / f"selections/{HIDDEN}.zarr")
-        masks = merge_masks(selections, [tracks(HIDDEN)], folder / "masks")
+        selections = select(run, tracks(HIDDEN), texts(HIDDEN), folder / models.of_version("selections") / f"{HIDDEN}.zarr")
+        masks = merge_masks(selections, [tracks(HIDDEN)], folder / models.of_version("masks"))
         zipped = submit(masks, "mevis", folder / "mevis_valid.zip", root=root, split=HIDDEN)
         click.echo(f"for the benchmark's server: {zipped}")
 

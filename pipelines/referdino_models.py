@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,14 @@ from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_cache.trackers.referdino.upstream import RECORD_FILE, tuned_settings
 from rvos_cache.tuning import tune
 from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.inference.predict import predict, select_all
 from rvos_select.runs.checkpoint import run_settings
+from rvos_select.training.record import check_start
 from rvos_select.training.settings import TrainSettings
 
 
@@ -31,7 +34,8 @@ class Models:
     """What the options give.
 
     upstream: None for that of the row; imported: a run of `import-referdino`; tracker: settings of the tracker; way: None for that of
-    the published number; tuning: settings of `rvos-cache tune-referdino`; folder: of the caches, by default from the upstream.
+    the published number; tuning: settings of `rvos-cache tune-referdino`; folder: of the caches, by default from the upstream;
+    version: of a tuned upstream, a short digest of its weights, which an upstream that is tuned further has anew.
     """
 
     upstream: str | None
@@ -41,6 +45,11 @@ class Models:
     way: str | None = None
     tuning: tuple[str, ...] = ()
     folder: str | None = None
+    version: str = ""
+
+    def of_version(self, name: str) -> str:
+        """The name of a file or folder of the row, another one for each version of a tuned upstream."""
+        return f"{name}-{self.version}" if self.version else name
 
     def way_of(self, published: dict[str, Any]) -> str:
         """How the row is reached: as asked for, by the imported run, or by the first way that trains or selects here."""
@@ -57,6 +66,18 @@ class Models:
             if setting in values:
                 instead = "leave it out, --imported brings its own" if self.imported else f"give --upstream {values[setting]}"
                 raise InputError(f"{option} {setting}={values[setting]}: {instead}")
+        if self.tracker.get("masks") == "none":
+            raise InputError(
+                "--tracker-set masks=none: the page scores masks, and would score empty ones; leave it out, or masks=box"
+            )
+
+    def check_run(self, run: Path, settings: TrainSettings, extraction: dict[str, Any]) -> None:
+        """Raises InputError, before hours of extraction, where the run of stage two was started with other `settings`, or on tracks
+        of another upstream or other settings of the tracker."""
+        tracker = extraction["tracker"]
+        with naming_options("--tracker-set"):
+            values = build(tracker_class(tracker).Settings, extraction["overrides"], f"tracker {tracker}").model_dump(mode="json")
+        check_start(run, settings, values)
 
     def train_settings(self, page: Path, published: dict[str, Any], settings: tuple[str, ...]) -> TrainSettings:
         """Settings of stage two: of the page's file, of the row and of --set. Raises InputError for --set where nothing reads it."""
@@ -121,7 +142,18 @@ def tuned_models(models: Models, published: dict[str, Any], preset: str, data: D
         shutil.rmtree(run)
     if not run.exists():
         import_referdino(tuned, None, run)
-    return replace(models, upstream=None, imported=run, way="tune", folder=f"tuned-{out.name}")
+    version = weights_version(run / IMPORTED_UPSTREAM)
+    # A cache holds what one upstream gave: one that was tuned further has caches of its own.
+    return replace(models, upstream=None, imported=run, way="tune", folder=f"tuned-{out.name}-{version}", version=version)
+
+
+def weights_version(upstream: Path) -> str:
+    """A short digest of the weights in the folder of a checkpoint."""
+    total = hashlib.sha256()
+    for path in sorted(upstream.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:8]
 
 
 @contextmanager

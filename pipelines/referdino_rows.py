@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.rows.needs import Places
 from pipelines.rows.papers import PAGES, Row, read_paper
 from pipelines.rows.published import named, paper_row
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.settings import parse_overrides
+from rvos_cache.system.text_files import read_text
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
-from rvos_cache.trackers.referdino.upstream import recorded_settings
+from rvos_cache.trackers.referdino.upstream import read_record, recorded_settings, steps_of, tuned_settings
 
 if TYPE_CHECKING:
     from pipelines.referdino_models import Models
@@ -34,6 +37,15 @@ TESTED = {
     "a2d-sentences": "a2d-sentences/test-frames", "jhmdb-sentences": "jhmdb-sentences/test-frames",
 }  # fmt: skip
 """Dataset -> the split of its published numbers."""
+RESIZED = {"a2d-sentences": "image"}
+"""`resizing` of the tracker for what was trained on a dataset, if it is not video."""
+RELEASES = {
+    "mevis": "mevis", "ryt": "ref-youtube-vos", "ytvos": "ref-youtube-vos", "davis": "ref-davis17", "a2d": "a2d-sentences",
+    "jhmdb": "jhmdb-sentences", "coco": "refcoco",
+}  # fmt: skip
+"""Begin of a released file's name -> the dataset that it was trained on."""
+WIDTHS = {"tiny": 96, "base": 128}
+"""End of the name of a GroundingDINO -> channels of its Swin's first stage."""
 ABLATED = ("mask_head", "text_ca", "deform_ca", "tracker", "temporal_layers", "keep_ratio", "prune_score")
 """Settings of `tune-referdino` by which rows differ."""
 
@@ -99,6 +111,7 @@ def published_row(row: str, benchmark: str, models: Models) -> dict[str, Any]:
     way = models.way_of(values)
     if way == "import":
         _check_imported(row, values, models)
+        values = {**values, "origin": _check_origin(row, values, models, benchmark)}
     elif way not in reach:
         others = [name for name in possible if way in rows[name]["reach"]]
         raise InputError(
@@ -122,14 +135,16 @@ def published_row(row: str, benchmark: str, models: Models) -> dict[str, Any]:
 def _check_imported(row: str, values: dict[str, Any], models: Models) -> None:
     """Raises InputError where --imported is no run that reaches the row: released weights, or a run that was tuned as the row is."""
     assert models.imported is not None
-    if "import" in values["reach"]:
-        return
     folder = models.imported / IMPORTED_UPSTREAM
     # A run of one's own tuning reaches a row that is tuned.
     if "tune" not in values["reach"]:
+        if "import" in values["reach"]:
+            return
         raise InputError(f"{PAPER}: no weights of the row {row!r} were released; leave --imported out")
     recorded = recorded_settings(folder)
     if not recorded:
+        if "import" in values["reach"]:
+            return
         raise InputError(
             f"{PAPER}: no weights of the row {row!r} were released, and {models.imported} was not tuned here; give --imported a run "
             "of your own tuning, or --way tune in its place"
@@ -142,6 +157,48 @@ def _check_imported(row: str, values: dict[str, Any], models: Models) -> None:
             f"{models.imported}: was tuned with {name}={recorded[name]}, the row {row!r} with {name}={tuned[name]}; give a run that "
             "was tuned so, or another --row"
         )
+
+
+def _check_origin(row: str, values: dict[str, Any], models: Models, benchmark: str) -> str:
+    """What the imported weights were trained on, as text. Raises InputError where that is not what the row's were, or their size is
+    another; warns where it is not known."""
+    assert models.imported is not None
+    folder = models.imported / IMPORTED_UPSTREAM
+    record = read_record(folder)
+    source, tuned = str(record.get("source", "")), bool(record.get("settings"))
+    dataset = record.get("dataset") if tuned else RELEASES.get(source.partition("_")[0])
+    origin = f"tuned on {dataset} {record.get('split')}" if tuned and dataset else source or "weights of unknown origin"
+    if steps := steps_of(record):
+        origin += f" to step {steps[0]} of {steps[1]}"
+    start, of_row = f"{models.imported}: {origin}", f"the row {row!r}"
+    give = "give a run of such weights, or another row or page"
+    is_single, wants_single = (
+        resizing == "image" for resizing in (tuned_settings(folder).get("resizing"), RESIZED.get(benchmark))
+    )
+    if dataset is not None and dataset != benchmark:
+        raise InputError(f"{start}: was trained on {dataset}, {of_row} on {benchmark}; {give}")
+    if (tuned or "untrained" in record) and is_single != wants_single:
+        kinds = ("clips", "single frames")
+        raise InputError(f"{start}: was trained on {kinds[is_single]}, {of_row} on {kinds[wants_single]}; {give}")
+    unknown = [] if dataset else [f"it is not known what it was trained on, {of_row} on {benchmark}"]
+    width, expected = _width(folder), next((n for end, n in WIDTHS.items() if values["upstream"].endswith(end)), None)
+    if width is not None and expected is not None and width != expected:
+        other = f"its Swin has {width} channels, that of {of_row} {expected} ({Path(values['upstream']).name})"
+        if width in WIDTHS.values():
+            raise InputError(f"{start}: {other}; {give}")
+        unknown.append(other)
+    if unknown:
+        warn_once(f"{start}: {'; '.join(unknown)}: its scores are not those of the row")
+    return origin
+
+
+def _width(folder: Path) -> int | None:
+    """Channels of the first stage of Swin of the GroundingDINO in `folder`; None where it cannot be read, which its loader tells."""
+    try:
+        width = json.loads(read_text(folder / "config.json"))["backbone_config"].get("embed_dim", WIDTHS["tiny"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return width if isinstance(width, int) else None
 
 
 def _options(ways: list[str]) -> str:
@@ -158,7 +215,8 @@ def way_line(published: dict[str, Any]) -> str:
     """What a page prints first: the row and the way that it takes, as in "row table_2.referdino_t by --way tune: live training …"."""
     other = [way for way in published["reach"] if way != published["way"]]
     more = f" (other ways: {_options(other)})" if other else ""
-    return f"row {published['name']}, by {_options([published['way']])}: {WAYS[published['way']]}{more}"
+    origin = f", {published['origin']}" if published.get("origin") else ""
+    return f"row {published['name']}, by {_options([published['way']])}: {WAYS[published['way']]}{origin}{more}"
 
 
 def paper_rows(benchmark: str, values: list[float]) -> dict[str, dict[str, float]]:

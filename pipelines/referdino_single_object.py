@@ -69,6 +69,8 @@ def referdino_single_object(
     if way == "tune":
         models = tuned_models(models, published, "ytvos", open_dataset(YOUTUBE, youtube, FIT), folder)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published)
+    if way == "cached":
+        models.check_run(folder / "run", resolved, extraction)
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, OPEN[YOUTUBE])).splits(youtube)
     for name, root in roots.items():
         more = [FIT] * (way == "cached") + [HIDDEN] * hidden if name == YOUTUBE else []
@@ -96,7 +98,7 @@ def referdino_single_object(
     for name, root in roots.items():
         split = OPEN[name]
         cache = tracks(name, split)
-        selections = select(run, cache, texts(name, split), folder / f"selections/{name}-{split}.zarr")
+        selections = select(run, cache, texts(name, split), folder / models.of_version("selections") / f"{name}-{split}.zarr")
         ours = benchmark_selections(selections, [cache], {}, root=root)
         rows = {f"{published['name']}, {name} {split}": ours}
         if name == YOUTUBE:
@@ -112,8 +114,10 @@ def referdino_single_object(
 
     if hidden:
         cache = tracks(YOUTUBE, HIDDEN)
-        selections = select(run, cache, texts(YOUTUBE, HIDDEN), folder / f"selections/{YOUTUBE}-{HIDDEN}.zarr")
-        masks = merge_masks(selections, [cache], folder / f"masks/{YOUTUBE}")
+        selections = select(
+            run, cache, texts(YOUTUBE, HIDDEN), folder / models.of_version("selections") / f"{YOUTUBE}-{HIDDEN}.zarr"
+        )
+        masks = merge_masks(selections, [cache], folder / models.of_version("masks") / YOUTUBE)
         packed = submit(masks, YOUTUBE, folder / f"{YOUTUBE}_{HIDDEN}.zip", root=youtube, split=HIDDEN)
         click.echo(f"for the benchmark's server: {packed}")
 

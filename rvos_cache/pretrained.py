@@ -110,7 +110,8 @@ def checkpoint_source(checkpoint: str, what: str, how_to_fix: str) -> tuple[str,
     source = resolve_checkpoint(checkpoint)
     is_folder = Path(source).is_dir()
     # A hub name is "name" or "owner/name"; the hub's message about a mistyped path would be about names.
-    if source.startswith((".", "/", "~")) and not is_folder:
+    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/")
+    if is_path and not is_folder:
         raise InputError(f"{what} {checkpoint!r}: there is no such folder, nor one in {CHECKPOINT_FOLDERS}; {how_to_fix}")
     return source, is_folder or bool(_hub_fault())
 
@@ -123,8 +124,8 @@ def load_failure(error: Exception, source: str) -> str:
     if Path(source).is_dir():
         return message
     hub_fault = _hub_fault()
-    # It may be meant as the path of a folder.
-    return f"{message} [{hub_fault}; and there is no folder of this name]" if hub_fault else message
+    # First what a mistyped path needs; it may be meant as the name of a folder.
+    return f"there is no folder of this name, and from the hub: {message}{f' [{hub_fault}]' if hub_fault else ''}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS = ".safetensors"
+ZIP = b"PK\x03\x04"
+"""First bytes of an archive of torch.save."""
 LONGEST = 140
 """Characters of a library's message in an error."""
 
@@ -50,6 +53,11 @@ def _read_safetensors(path: Path, how_to_fix: str, device: str) -> dict[str, Ten
 def _read_saved(path: Path, how_to_fix: str, device: str, nested: Sequence[str], numpy_scalars: bool) -> dict[str, Tensor]:
     import torch
 
+    if _is_cut_short(path):
+        raise InputError(
+            f"{path}: cannot be read as tensors alone: it is not whole ({path.stat().st_size} bytes), as a download that broke off "
+            f"leaves it; download it again; {how_to_fix}"
+        )
     try:
         with torch.serialization.safe_globals(_numpy_scalar() if numpy_scalars else []):
             content = torch.load(path, map_location=device, weights_only=True)
@@ -61,8 +69,20 @@ def _read_saved(path: Path, how_to_fix: str, device: str, nested: Sequence[str],
     key = next((key for key in nested if isinstance(content, Mapping) and key in content), None)
     content = content if key is None else content[key]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise InputError(f"{path}: expected named tensors, found {_describe(content)}; {how_to_fix}")
+        under = f", at the top or under {' or '.join(map(repr, nested))}" if nested else ""
+        raise InputError(f"{path}: expected named tensors{under}, found {_describe(content)}; {how_to_fix}")
     return dict(content)
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether a file begins as torch.save's archives do and lacks their end."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(len(ZIP))
+    except OSError:
+        # torch names the reason.
+        return False
+    return begin == ZIP and not zipfile.is_zipfile(path)
 
 
 def _numpy_scalar() -> list[Any]:

@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, str]] = {
     "two processes at once, files of others": {
         "select/test_two_writers.py": "a_run_that_still_trains_is_not_resumed reading_a_run_changes_nothing_in_it "
         "a_merge_does_not_touch_what_another_one_writes a_report_replaces_only_what_a_report_wrote "
+        "a_report_goes_into_no_folder_of_something_else "
         "two_sets_of_moving_shapes_do_not_mix",
         "cache/test_locks.py": "a_second_process_is_refused_with_the_name_of_the_first a_killed_process_blocks_nobody "
         "no_two_processes_are_ever_inside a_file_system_without_locks_is_a_warning",
@@ -72,8 +73,12 @@ KINDS: dict[str, dict[str, str]] = {
     "checkpoints and weights": {
         "test_bad_input.py": "a_wrong_checkpoint",
         "cache/test_pretrained.py": "a_damaged_checkpoint_is_one_line a_weight_of_another_shape_is_named_with_both_shapes "
-        "weights_in_a_pickle_are_not_read",
-        "cache/test_tensors.py": "anything_else_is_refused_in_one_line",
+        "weights_in_a_pickle_are_not_read a_mistyped_folder_is_told_first",
+        "cache/test_tensors.py": "anything_else_is_refused_in_one_line where_tensors_are_looked_for_is_told",
+        "select/test_import_tuned.py": "an_upstream_that_is_older_than_its_tuning_is_told what_a_tuning_has_reached_is_told "
+        "weights_that_nobody_trained_are_told what_is_no_tuned_folder_is_refused",
+        "select/test_referdino_pages.py": "an_imported_run_that_is_not_the_row_s_is_refused "
+        "an_imported_run_without_its_upstream_is_one_line",
         "cache/test_beit3_convert.py": "each_missing_tensor_is_named each_wrong_shape_is_an_error code_in_a_checkpoint_is_not_run "
         "an_unknown_tensor_is_named_and_no_folder_is_left tokens_of_another_model_are_refused a_folder_that_is_none_is_one_line "
         "what_is_not_there_or_there_already_is_one_line",

@@ -259,3 +259,4 @@ def test_two_selectors_are_wrong_usage(data: Path, rvos: Callable[..., Result], 
     )
     code, stderr = rvos(*given)
     assert code == 2 and "give one of them" in stderr
+    assert stderr.startswith("error: ") and stderr.endswith(" train --help lists the options") and "\n" not in stderr

@@ -17,11 +17,13 @@ from pipelines.rows.board import entries, show
 from pipelines.rows.costs import cost_of
 from pipelines.rows.needs import Places, needs_of
 from pipelines.rows.papers import TrackerChoice, all_papers, find_row
+from pipelines.rows.published import keys_of, titles_of
 from pipelines.rows.rates import Rates
 from pipelines.rows.results import Made, Score, add_scores, definition_of, read_record, read_server
 from pipelines.rows.runner import naming_weights
 from pipelines.rows.steps import steps_of
 from rvos_cache.errors import InputError
+from rvos_select.metrics.image_iou import MeanIou, OverallIou
 
 ROW, HIDDEN = "sola.table_1.val_u", "sola.table_1.val"
 
@@ -48,6 +50,10 @@ def call(*words: object) -> str:
         (
             (ROW, "--tracker-set", "vita.batch=8"),
             f"--tracker-set vita: no tracker of that name in row {ROW}; there are: gt, grid, ",
+        ),
+        (
+            ("referdino.table_2.referdino_t_cached", "--tracker-set", "queries_frozen.masks=none"),
+            "masks=none has no masks to score",
         ),
         ((ROW, "--tracker-set", "grid.nothing=1"), "no setting 'nothing'; there are: checkpoint, "),
         ((ROW, "--set", "nothing=1"), f"row {ROW}: no setting 'nothing'; there are: "),
@@ -227,6 +233,24 @@ def score(seed: int, value: float, **more: Any) -> Score:
     return Score(seed=seed, values={"jf": value, "j": value, "f": value}, **given)
 
 
+def test_where_a_row_found_its_dataset_is_told_beside_what_is_missing(tmp_path: Path) -> None:
+    command = "rvos-cache extract --dataset mevis --root '/my data/mevis' --split valid_u --tracker flow"
+    add_scores(ROW, Places(out=tmp_path), [score(0, 40, commands=(command,))])
+    missing = next(line for line in call("--out", tmp_path).splitlines() if line.startswith("missing: mevis"))
+    assert missing.endswith("; a row that ran had --root 'mevis=/my data/mevis'")
+    without = next(line for line in call("--out", tmp_path / "other").splitlines() if line.startswith("missing: mevis"))
+    assert "a row that ran" not in without
+
+
+def test_the_nearest_rows_are_those_that_can_be_run() -> None:
+    papers = all_papers()
+    with pytest.raises(InputError, match="nearest: referdino.table_2.referdino_t, ") as fault:
+        find_row("referdino.table_2.nope", papers)
+    near = str(fault.value).partition("nearest: ")[2].split(", ")
+    assert not [name for name in near if find_row(name, papers)[2].reason]
+    assert any(row.reason for name, row in papers["referdino"].rows() if name.startswith("referdino.table_2."))
+
+
 def test_scores_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
     places = Places(out=tmp_path)
     add_scores(ROW, places, [score(0, 40), score(1, 50)])
@@ -278,6 +302,11 @@ def test_a_server_s_score_is_of_the_zip_that_was_made(tmp_path: Path) -> None:
     assert (kept.commit, kept.changes, kept.date) == ("abc", ("epochs=13",), "2026-01-01")
     call("score", HIDDEN, tmp_path / "said.txt", "--seed", 1, "--out", places.out)
     assert board(places, HIDDEN)["ours"][0] == {"mean": pytest.approx(48.1), "deviation": 0}
+    # Another score of the same zip, in fractions: both are told.
+    (tmp_path / "again.txt").write_text("J&F: 0.47\nJ: 0.44\nF: 0.50\n")
+    with pytest.warns(UserWarning, match=r"no score is above 1, so they are read as fractions: J&F 0.47 is 47.0 %"):
+        printed = call("score", HIDDEN, tmp_path / "again.txt", "--seed", 1, "--out", places.out)
+    assert f"replaced: J&F 48.1, J 44.9, F 51.3, seed 1, of 2026-01-01, from {tmp_path / 'said.txt'}\n" in printed
     # A zip made anew with other settings: the server's scores were of another one.
     add_scores(HIDDEN, places, [], [zips[0].model_copy(update={"changes": ()})])
     assert board(places, HIDDEN)["state"].startswith("to be sent: ") and read_record(HIDDEN, places).scores == ()
@@ -300,6 +329,12 @@ def test_a_result_that_no_server_returns_is_one_line(tmp_path: Path, text: str, 
         read_server(
             "x", row.model_copy(update={"reason": "another system"}), tmp_path / "said.txt", None, results.Record(row="x")
         )
+
+
+def test_measures_have_one_name_in_the_tables_of_both_programs() -> None:
+    fields = [field for metric in (MeanIou, OverallIou) for field in metric.fields]
+    named = dict(zip(keys_of("a2d-sentences/test-frames"), titles_of("a2d-sentences/test-frames")))
+    assert {field.key: field.title for field in fields} == {key: named[key] for key in ("mean_iou", "overall_iou")}
 
 
 def test_a_measure_that_is_missing_leaves_the_others_in_their_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,24 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
             "date": scores[-1].date if scores else None,
             "commit": scores[-1].commit if scores else None,
             "changes": list(ran[0].changes) if ran else [],
+            "roots": _roots(ran),
             "needs": [need.__dict__ for need in needs],
             "hours": cost.hours,
             "gigabytes": cost.gigabytes,
             "server": is_scored_by_server(split),
             "state": _state(row, record, needs, split, definition),
         }
+
+
+def _roots(ran: Sequence[Made]) -> dict[str, str]:
+    """Dataset -> the folder that a row was run with."""
+    roots: dict[str, str] = {}
+    for line in (command for made in ran for command in made.commands):
+        words = shlex.split(line)
+        given = dict(zip(words, words[1:]))
+        if "--dataset" in given and "--root" in given:
+            roots[given["--dataset"]] = given["--root"]
+    return roots
 
 
 def _ours(scores: Sequence[Score], key: str) -> dict[str, float | None] | None:
@@ -92,9 +105,12 @@ def show(rows: Sequence[Entry]) -> None:
                 click.echo(f"* {entry['row']} {entry['split']} was run with {' '.join(entry['changes'])}")
     click.echo("\nJ&F / J / F in percent where no other measure is named; *: with settings that are not the row's.")
     absent = {need["name"]: need for entry in rows for need in entry["needs"] if not need["present"]}
+    roots = {name: root for entry in rows for name, root in entry["roots"].items()}
     for need in absent.values():
         status = "missing" if need["present"] is False else "not fetched yet"
-        click.echo(f"{status}: {need['name']}, at {need['where']}; {need['fetch']}")
+        option = shlex.quote(f"{need['name']}={roots.get(need['name'])}")
+        ran = f"; a row that ran had --root {option}" if need["name"] in roots and status == "missing" else ""
+        click.echo(f"{status}: {need['name']}, at {need['where']}; {need['fetch']}{ran}")
     if absent:
         click.echo("--root DATASET=FOLDER and --weights NAME=PLACE name other places.")
     click.echo(

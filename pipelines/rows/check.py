@@ -42,7 +42,9 @@ def check_options(paper: Paper, name: str, row: Row, places: Places, seeds: int 
         raise InputError(f"{given}: row {name} trains nothing; leave it out (--tracker-set has the settings of its trackers)")
     for choice in choices_of(paper, row, places):
         kind = tracker_class(choice.tracker) if isinstance(choice, TrackerChoice) else encoder_class(choice.encoder)
-        build(kind.Settings, parse_overrides(_filled(choice.set, places)), f"row {name}, {choice.key}")
+        settings = build(kind.Settings, parse_overrides(_filled(choice.set, places)), f"row {name}, {choice.key}")
+        if getattr(settings, "masks", "") == "none":
+            raise InputError(f"row {name}, {choice.key}: masks=none has no masks to score; leave it out, or masks=box")
     _check_needs(name, (need for need in weights_of(paper, row, places) if need.name in places.weights))
     if row.way == "tune":
         pairs = _filled([named_upstream(pair, row) for pair in row.tune], places)

@@ -201,6 +201,8 @@ def find_row(name: str, papers: Mapping[str, Paper]) -> tuple[Paper, str, Row]:
     near = [row_name for row_name in rows if row_name.startswith(f"{name}.") or row_name.endswith(f".{name}")]
     of_table = [row_name for row_name in rows if row_name.rpartition(".")[0] == name.rpartition(".")[0]]
     near = near or get_close_matches(name, of_table, 12, 0) or get_close_matches(name, rows, 5, 0.4)
+    # Those that can be run here, if there are any.
+    near = [row_name for row_name in near if not rows[row_name][1].reason] or near
     raise InputError(f"no row {name!r}; {'nearest: ' + ', '.join(near[:12]) if near else 'python -m pipelines lists all'}")
 
 

@@ -15,7 +15,7 @@ from pipelines.rows.needs import Places, choices_of
 from pipelines.rows.papers import PAGES, Paper, Row
 from pipelines.rows.published import VIDEO_KEYS, VIDEO_TITLES, keys_of
 from pipelines.rows.steps import Step, is_scored_by_server
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.settings import Settings, build, read_toml
 from rvos_cache.store.card import provenance
 from rvos_cache.system import files
@@ -207,6 +207,10 @@ def _numbers(path: Path) -> dict[str, float]:
     if any(value > 100 for value in values.values()):
         raise InputError(f"{path}: a score of {max(values.values())}, expected percent or fractions of 1")
     scale = 100 if max(values.values()) <= 1 else 1
+    if scale != 1:
+        warn_once(
+            f"{path}: no score is above 1, so they are read as fractions: J&F {values['jf']} is {scale * values['jf']:.1f} %"
+        )
     values = {key: scale * value for key, value in values.items()}
     mean = (values["j"] + values["f"]) / 2
     if abs(values["jf"] - mean) > ROUNDING:

@@ -190,8 +190,9 @@ def plan(
     from rvos_cache.settings import parse_overrides
 
     def print_planned(planned: PlannedBytes) -> None:
+        this_run = f", this run{f' ({planned.note})' if planned.note else ''}"
         for value, size in planned.formatted().items():
-            click.echo(f"{value}: {size}{', this run' if value == planned.current else ''}")
+            click.echo(f"{value}: {size}{this_run if value == planned.current else ''}")
         if budget is not None:
             planned.check(budget)
 
@@ -199,7 +200,8 @@ def plan(
     durations = (result.seconds, result.fastest, result.slowest)
     expected, fastest, slowest = (seconds / jobs + result.loading for seconds in durations)
     click.echo(f"{result.videos} videos, {result.frames} frames")
-    click.echo(f"{decimal(round(result.size), precision=2)} on disk")
+    measured = ", as measured on the videos timed" if result.planned is not None and result.planned.note else ""
+    click.echo(f"{decimal(round(result.size), precision=2)} on disk{measured}")
     if result.memory is not None:
         click.echo(f"{decimal(result.memory, precision=2)} of memory in each job, at most, for the video that needs most")
     click.echo(f"{format_duration(expected)} with {jobs} job{'s' * (jobs > 1)}, each as fast as one alone on {result.machine}")
@@ -209,7 +211,7 @@ def plan(
     click.echo(f"timed: {per_frame:.3g} s per frame over {frames} frames, {each}")
     for video_id, error in result.failed.items():
         click.echo(f"failed {video_id}: {error}", err=True)
-    if budget is not None and result.planned is None and result.size > budget:
+    if budget is not None and result.size > budget:
         raise InputError(
             f"about {decimal(round(result.size), precision=2)} on disk, the budget is {decimal(budget, precision=2)}; "
             "extract fewer videos or give more room"

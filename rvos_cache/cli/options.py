@@ -48,7 +48,7 @@ BUDGET = click.option(
     "--budget",
     callback=to_bytes,
     metavar="SIZE",
-    help="Stop before starting if more bytes are needed on disk, for example 200GB.",
+    help="Stop before starting if more bytes are needed on disk, as far as the tracker knows; plan measures them. For example 200GB.",
 )
 OUT = click.option("--out", type=PATH, required=True, help="Cache to write (.zarr): a path, or s3://bucket/name.zarr.")
 JOBS = click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes on this machine.")

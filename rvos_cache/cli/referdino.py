@@ -32,7 +32,8 @@ def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: t
     from rvos_cache.system.locks import folder_lock
     from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
     from rvos_cache.trackers.referdino.tune_settings import tune_settings
-    from rvos_cache.trackers.referdino.upstream import tuned_settings
+    from rvos_cache.trackers.referdino.upstream import read_record as read_upstream
+    from rvos_cache.trackers.referdino.upstream import steps_of, tuned_settings
     from rvos_cache.tuning import export as write_upstream
     from rvos_cache.tuning import tune
     from rvos_cache.tuning.state import read_record, saved_step
@@ -46,7 +47,12 @@ def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: t
         before = saved_step(out)
         folder = tune(open_dataset(dataset, root, split), settings, out)
         if before == saved_step(out):
-            click.echo(f"{out}: was finished already, after {before} steps; a larger --set steps trains further")
+            click.echo(
+                f"{out}: was finished already, after {before} step{'s' * (before != 1)}; a larger --set steps trains further"
+            )
+    steps = steps_of(read_upstream(folder))
+    if steps is not None and steps[0] < steps[1]:
+        click.echo(f"{folder}: of step {steps[0]} of {steps[1]}: the tuning is not finished; without --export it goes on")
     defaults = build(GdinoQueriesSettings, {}, "gdino-queries").model_dump()
     others = "".join(f" --set {name}={value}" for name, value in tuned_settings(folder).items() if defaults[name] != value)
     click.echo(f"{folder}: extract with --tracker gdino-queries --set checkpoint={folder} --set masks=head{others}")

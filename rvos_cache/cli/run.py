@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from rvos_cache.errors import InputError
 from rvos_cache.system.interrupts import repeat_lost_interrupts
@@ -86,7 +87,12 @@ def run_command(command: Callable[..., object]) -> NoReturn:
     try:
         command(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if isinstance(error, NoArgsIsHelpError):
+            error.show()
+        else:
+            context = getattr(error, "ctx", None)
+            where = f"; {context.command_path} --help lists the options" if context is not None else ""
+            click.echo(f"error: {' '.join(error.format_message().split()).rstrip('.')}{where}", err=True)
         sys.exit(error.exit_code)
     except InputError as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rvos_cache.datasets import Dataset
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.extraction.work import TrackWork
 from rvos_cache.trackers.planned import Size, VideoSize
 
 
 def check_budget(work: TrackWork, videos: Iterable[tuple[Dataset, str]], budget: int, used: int = 0) -> int:
     """The bytes of the cache of `videos` (pairs of dataset and video id). Raises InputError if they will exceed `budget` bytes, of
-    which other trackers need `used`, or cannot be known.
+    which other trackers need `used`, or cannot be known. Warns where they are an estimate.
 
     A video that cannot be opened counts as no bytes: extraction records it as failed.
     """
@@ -22,6 +22,11 @@ def check_budget(work: TrackWork, videos: Iterable[tuple[Dataset, str]], budget:
             f"tracker {work.tracker}: it does not know its bytes before it runs; rvos-cache plan --budget times a few videos"
         )
     planned.check(budget, used)
+    if planned.note:
+        warn_once(
+            f"--budget: {planned.current} needs {planned.formatted()[planned.current]}, {planned.note}; rvos-cache plan --budget "
+            "measures a few videos"
+        )
     return planned.sizes[planned.value]
 
 

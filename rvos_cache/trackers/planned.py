@@ -29,12 +29,13 @@ class PlannedBytes:
     """Bytes of a whole cache under each value of the setting that determines them.
 
     setting: its name, or "" if there are several, and each value is `name=value`; value: its value in this run; sizes: each possible
-    value -> bytes.
+    value -> bytes; estimate: what `sizes` of this run rest on where they are no count of what is written ("104 bytes a mask").
     """
 
     setting: str
     value: str
     sizes: Mapping[str, int]
+    estimate: str = ""
 
     @property
     def current(self) -> str:
@@ -44,6 +45,11 @@ class PlannedBytes:
     def formatted(self) -> dict[str, str]:
         """`setting=value` -> its size as text, for tables and errors."""
         return {self._assigned(value): decimal(size, precision=2) for value, size in self.sizes.items()}
+
+    @property
+    def note(self) -> str:
+        """What is said of an estimate; "" of a count."""
+        return f"an estimate by {self.estimate}, which other frames may exceed" if self.estimate else ""
 
     def _assigned(self, value: str) -> str:
         return f"{self.setting}={value}" if self.setting else value

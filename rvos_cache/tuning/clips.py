@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rvos_cache.datasets import Dataset
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.media.boxes import centre_and_size, last_pixel_boxes
 from rvos_cache.system.progress import tracked
 from rvos_cache.trackers.grounding_dino import make_caption
@@ -71,10 +71,17 @@ class ClipSource:
         where = check_ground_truth(dataset)
         self.dataset, self.settings = dataset, settings
         self.items: list[Item] = []
+        self._lengths: dict[str, int] = {}
         for video_id in tracked(dataset.video_ids(), "list"):
             self.items += self._items(video_id)
         if not self.items:
             raise InputError(f"{where}: no expression has a target; give another --split")
+        short = sum(length < settings.frames for length in self._lengths.values())
+        if short:
+            warn_once(
+                f"{where}: {short} of {len(self._lengths)} videos are shorter than frames={settings.frames}, "
+                f"the longest has {max(self._lengths.values())}; clips of those repeat frames"
+            )
         self._truth = lru_cache(KEPT)(dataset.ground_truth)
         # Data sets are not made for several threads; only pictures, one file each, are read by several.
         self._one_at_a_time = Lock()
@@ -87,7 +94,8 @@ class ClipSource:
         samples = self.dataset.samples(video_id)
         if samples is not None:
             return [Item(expressions[s.expression_id], s.t) for s in samples if s.expression_id in expressions]
-        anchors = range(0, len(self.dataset.video(video_id)), self.settings.anchor_every)
+        self._lengths[video_id] = len(self.dataset.video(video_id))
+        anchors = range(0, self._lengths[video_id], self.settings.anchor_every)
         return [Item(expression, t) for expression in expressions.values() for t in anchors]
 
     def clip(self, number: int, generator: torch.Generator) -> TuneClip:

@@ -7,6 +7,7 @@ Tensors are safetensors, the rest is JSON, so that nothing that is read can run 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ FREE = ("root", "roots", "settings.checkpointing", "settings.save_every", "setti
 """Values that a run may be resumed with others of: they do not change its steps."""
 REFINER = "refiner of DVIS++"
 """`trains` in the record of a run that `rvos-cache replace-refiner` reads."""
+LISTED = 8
+"""Differences that an error lists at most."""
 HOW_TO_FIX = "tune again into another --out"
 
 
@@ -55,9 +58,20 @@ def check_same(out: Path, values: Mapping[str, Any]) -> None:
     if not (out / RECORD).exists():
         return
     stored = read_record(out)
-    for name, before, now in differences({key: stored.get(key) for key in values}, values):
-        if name not in FREE:
-            raise InputError(f"{out}: was started with {name} = {before!r}, now it is {now!r}; give the same, or another --out")
+    other = [one for one in differences({key: stored.get(key) for key in values}, values) if one.name not in FREE]
+    if not other:
+        return
+    # All of them: the setting that was changed may be another than the first.
+    listed = ", ".join(f"{one.name} = {one.old!r} (now {one.new!r})" for one in other[:LISTED])
+    more = f" and {len(other) - LISTED} more" if len(other) > LISTED else ""
+    own = [one for one in other if one.name.startswith("settings.")]
+    same = " ".join(f"--set {one.name.removeprefix('settings.')}={shlex.quote(_given(one.old))}" for one in own)
+    raise InputError(f"{out}: was started with {listed}{more}; give the same{f', {same}' if same else ''}, or another --out")
+
+
+def _given(value: Any) -> str:
+    """A value as --set takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def read_record(out: Path) -> dict[str, Any]:

@@ -105,7 +105,10 @@ def import_referdino(checkpoint: Path, grounding: str | None, out: Path) -> None
     imported = step(checkpoint, grounding, out)
     conversion = imported.conversion
     if conversion is None:
-        click.echo(f"run: {imported.run}; for stage one: {imported.run / 'upstream'}; selector: {imported.trained:,} parameters")
+        steps = "" if imported.steps is None else f"tuned to step {imported.steps[0]} of {imported.steps[1]}; "
+        click.echo(
+            f"run: {imported.run}; {steps}for stage one: {imported.run / 'upstream'}; selector: {imported.trained:,} parameters"
+        )
         return
     parts = ", ".join(f"{count} {name}" for name, count in conversion.tensors.items())
     click.echo(

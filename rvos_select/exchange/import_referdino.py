@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.extraction import tracker_card
 from rvos_cache.settings import build
 from rvos_cache.store import Card, digest, provenance
@@ -17,14 +17,22 @@ from rvos_cache.trackers import open_tracker, tracker_class
 from rvos_cache.trackers.referdino.convert import Conversion, convert_referdino
 from rvos_cache.trackers.referdino.head import ReferDinoHead
 from rvos_cache.trackers.referdino.tune_settings import IMAGES
-from rvos_cache.trackers.referdino.upstream import HEAD_FILE, RECORD_FILE, load_head, read_record, tuned_settings
+from rvos_cache.trackers.referdino.upstream import (
+    HEAD_FILE,
+    RECORD_FILE,
+    check_exported,
+    load_head,
+    read_record,
+    steps_of,
+    tuned_settings,
+    warn_if_behind,
+)
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import RESTART, storing
+from rvos_select.runs.checkpoint import UPSTREAM_FOLDER as UPSTREAM
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
 from rvos_select.training.settings import TrainSettings
 
-UPSTREAM = "upstream"
-"""Folder of the run that `--tracker gdino-queries` reads as `checkpoint`."""
 TRACKER, ENCODER = "gdino-queries", "hashed"
 """What `ask` runs. The words of the encoder are not read: ReferDINO's own are in the tracks cache."""
 
@@ -32,11 +40,12 @@ TRACKER, ENCODER = "gdino-queries", "hashed"
 @dataclass(frozen=True)
 class Imported:
     """The run; what became of the tensors in `upstream` (None: a tuned folder, which was copied); trained: number of parameters of
-    the selector."""
+    the selector; steps: of a tuned folder, those that were done and those that its settings ask for."""
 
     run: Path
     conversion: Conversion | None
     trained: int
+    steps: tuple[int, int] | None = None
 
 
 def import_referdino(checkpoint: PathLike, grounding: str | None, out: PathLike) -> Imported:
@@ -70,19 +79,25 @@ def import_referdino(checkpoint: PathLike, grounding: str | None, out: PathLike)
         record = _record(source, tracker, data, model, folder / UPSTREAM, (out / UPSTREAM).absolute())
         write_json(folder / "settings.json", record)
     trained = sum(parameter.numel() for parameter in model.parameters())
-    return Imported(out, conversion, trained)
+    return Imported(out, conversion, trained, steps_of(read_record(out / UPSTREAM)))
 
 
 def _copy_tuned(checkpoint: Path, target: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """Copy the folder of a tuned checkpoint, or the one in a tuning run; returns its head's file, `tuned_settings`, and what it was
     tuned on: "dataset", "split" and "root"."""
     folder = checkpoint / UPSTREAM if (checkpoint / UPSTREAM).is_dir() else checkpoint
+    check_exported(checkpoint / UPSTREAM)
     for name in (HEAD_FILE, RECORD_FILE):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: has no {name}; give the --out of rvos-cache tune-referdino, or a released file")
     settings, record = tuned_settings(folder), read_record(folder)
     # A damaged file is named where it is, not as a copy.
     load_head(str(folder))
+    warn_if_behind(folder)
+    if not record.get("settings") and "tensors" not in record:
+        warn_once(
+            f"{folder}: is by {record['source']}: it was neither tuned by tune-referdino nor released, so scores mean little"
+        )
     copy_folder(folder, target)
     return folder / HEAD_FILE, settings, {name: record[name] for name in ("dataset", "split", "root") if name in record}
 
@@ -108,7 +123,9 @@ def _record(
         build(tracker_class(TRACKER).Settings, {**settings, "checkpoint": str(folder)}, location)
         for folder in (written, upstream)
     ]
-    common: dict[str, Any] = {"dataset": checkpoint.stem, "split": "released", **data}
+    # A copied folder knows the name of its file.
+    stem = str(read_record(written)["source"]).removesuffix(".pth")
+    common: dict[str, Any] = {"dataset": stem, "split": "released", **data}
     tracks = tracker_card(TRACKER, open_tracker(TRACKER, tracker_settings[0]), tracker_settings[1])
     encoder = open_encoder(ENCODER, build(encoder_class(ENCODER).Settings, {}, f"text encoder {ENCODER}"))
     words = Card(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from rvos_select.inference.scorer import OpenScorer, make_untrained, scorer_of_r
 from rvos_select.runs.checkpoint import best_folder, load_selector, run_cards, trained_cards
 from rvos_select.selectors.base import WEIGHTS
 
+CHECKPOINT_OPTION = re.compile(r"--set \w*checkpoint=FOLDER")
 FRAMES = "frames"
 """The tracker that stores the frames themselves."""
 
@@ -155,7 +157,13 @@ def recipe_without_run(
 
 def _tracker_of_run(run: Path, card: Card) -> Tracker:
     """The tracker of a card. Raises InputError if its weights are not those of the card."""
-    tracker = open_tracker(card.producer, build(tracker_class(card.producer).Settings, card.settings, str(run)))
+    settings = build(tracker_class(card.producer).Settings, card.settings, str(run))
+    try:
+        tracker = open_tracker(card.producer, settings)
+    except InputError as error:
+        # A run has its settings; where a checkpoint lies is all that may change.
+        advice = "bring it back, or put it in a folder of RVOS_CHECKPOINTS"
+        raise InputError(f"{run}, tracker {card.producer}: {CHECKPOINT_OPTION.sub(advice, str(error))}") from error
     # A run of SOLA's released weights names its tracker, whose digest is not known.
     if card.weights:
         _check_same_weights(tracker.weight_hashes(), card.weights, f"{run}, tracker {card.producer}")

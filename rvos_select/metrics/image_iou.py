@@ -19,7 +19,7 @@ PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 class OverallIou(SampleMetric[tuple[int, int, float]]):
     """Shared pixels of all samples over pixels of all unions. An item is (shared pixels, pixels of the union, IoU)."""
 
-    fields = (Field("overall_iou", "oIoU"),)
+    fields = (Field("overall_iou", "overall IoU"),)
     in_slices = False
 
     def item(self, sample: Detections) -> tuple[int, int, float]:
@@ -40,8 +40,8 @@ class OverallIou(SampleMetric[tuple[int, int, float]]):
 class MeanIou(SampleMetric[tuple[float]]):
     """Mean over the samples of the IoU of the best mask."""
 
-    fields = (Field("mean_iou", "mIoU"),)
-    item_fields = (Field("iou", "mIoU"),)
+    fields = (Field("mean_iou", "mean IoU"),)
+    item_fields = (Field("iou", "mean IoU"),)
 
     def item(self, sample: Detections) -> tuple[float]:
         """IoU of the best mask."""

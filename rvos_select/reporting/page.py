@@ -19,8 +19,8 @@ from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError, naming
 from rvos_cache.identity import frames_digest
 from rvos_cache.store import SelectionCache, TrackInfo
-from rvos_cache.system.files import replace_folder, restore, write_text
-from rvos_cache.system.locks import folder_lock
+from rvos_cache.system.files import replace_folder, restore, set_aside, write_text
+from rvos_cache.system.locks import folder_lock, is_unwritten
 from rvos_cache.system.text_files import read_text
 from rvos_cache.types import Expression, Selection
 from rvos_select.data.caches import TrackSource
@@ -181,12 +181,15 @@ def read_row(path: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_out(out: Path) -> None:
-    """Raises InputError when `out` has a page or pictures that `report` did not write."""
+    """Raises InputError when `out` has a page or pictures that `report` did not write, or is a folder of something else."""
     page, pictures = out / PAGE, out / PICTURES
     if page.exists() and GENERATOR not in page.read_text("utf-8", errors="replace"):
         raise InputError(f"{page}: is there already and was not written by report; choose another --out, or remove it")
     if pictures.exists() and not (pictures / MARK).exists():
         raise InputError(f"{pictures}: is there already and was not written by report; choose another --out, or remove it")
+    is_report = any(path.exists() for path in (page, pictures, set_aside(pictures)))
+    if out.is_dir() and not is_report and not is_unwritten(out):
+        raise InputError(f"{out}: is not empty and holds no report; choose another --out")
 
 
 def _oracle(caches: Sequence[Path], root: Path | None, scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from rvos_select.selectors.base import CONFIG, WEIGHTS
 SETTINGS = "settings.json"
 TUNING, UPSTREAM = "tune.json", "referdino.json"
 """Files of folders that are taken for a run: that of `rvos-cache tune-referdino`, and a checkpoint of stage one."""
+UPSTREAM_FOLDER = "upstream"
+"""Folder of a run of `import-referdino`, which its tracker reads as `checkpoint`."""
 
 
 RESUME = "make room, then run the same command with --resume: the last complete checkpoint is not changed"
@@ -118,15 +120,27 @@ def run_settings(run: PathLike) -> dict[str, Any]:
 
 
 def run_cards(run: PathLike) -> dict[str, Card]:
-    """The cards ("tracks", "text") of the first caches that a run was trained on."""
-    cards = run_settings(run)["cards"]
-    return {kind: Card.model_validate(cards[kind][0]) for kind in ("tracks", "text")}
+    """The cards ("tracks", "text") of the first caches that a run was trained on; of an imported run, see `_with_own_upstream`."""
+    settings = run_settings(run)
+    cards = settings["cards"]
+    tracks, text = (Card.model_validate(cards[kind][0]) for kind in ("tracks", "text"))
+    return {"tracks": _with_own_upstream(Path(run), settings, tracks), "text": text}
 
 
 def trained_cards(run: PathLike) -> list[Card]:
     """The cards of all tracks caches that a run was trained on and validated with."""
-    cards = run_settings(run)["cards"]
-    return [Card.model_validate(card) for card in (*cards["tracks"], *cards.get("valid_tracks", ()))]
+    settings = run_settings(run)
+    cards = map(Card.model_validate, (*settings["cards"]["tracks"], *settings["cards"].get("valid_tracks", ())))
+    return [_with_own_upstream(Path(run), settings, card) for card in cards]
+
+
+def _with_own_upstream(run: Path, settings: Mapping[str, Any], card: Card) -> Card:
+    """The card of an imported run's tracks with the upstream that is in the run, wherever that has been moved or copied to; without
+    one, as recorded."""
+    own = run.absolute() / UPSTREAM_FOLDER
+    if "imported" not in settings or "checkpoint" not in card.settings or not own.is_dir():
+        return card
+    return card.model_copy(update={"settings": {**card.settings, "checkpoint": str(own)}})
 
 
 def run_weights(run: PathLike) -> dict[str, str]:

@@ -71,6 +71,24 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
     write_json(path, {**stored, "settings": record["settings"]})
 
 
+def check_start(out: Path, settings: TrainSettings, tracker: Mapping[str, Any]) -> None:
+    """Raises InputError where the run in `out`, if there is one, was started with other settings, or on tracks caches of other settings
+    of the `tracker`: what training would say after the caches are made."""
+    if not (out / SETTINGS).exists():
+        return
+    stored = read_json(out / SETTINGS, "choose another --out")
+    _check_same_settings(
+        out, {**stored, "settings": settings.model_dump(mode="json")}, stored, settings.optim.schedule in ("cosine", "step")
+    )
+    for card in stored["cards"]["tracks"]:
+        for name, before, now in differences(card["settings"], tracker, "settings"):
+            raise InputError(_other_caches(out, "tracks", name, before, now))
+
+
+def _other_caches(out: Path, kind: str, name: str, before: Any, now: Any) -> str:
+    return f"{out}: was started with {kind} caches of {name} = {before!r}, now it is {now!r}; give the same, or another --out"
+
+
 def _check_same_settings(out: Path, record: Mapping[str, Any], stored: Mapping[str, Any], fixed_epochs: bool) -> None:
     """fixed_epochs: the schedule runs over all steps, so more epochs would change those already trained.
 
@@ -91,9 +109,7 @@ def _check_same_caches(out: Path, kind: str, new: Sequence[dict[str, Any]], old:
     for ours, theirs in zip(map(Card.model_validate, new), map(Card.model_validate, old)):
         for field in ours.differences(theirs):
             name, before, now = first_difference(theirs.value(field), ours.value(field), field)
-            raise InputError(
-                f"{out}: was started with {kind} caches of {name} = {before!r}, now it is {now!r}; give the same, or another --out"
-            )
+            raise InputError(_other_caches(out, kind, name, before, now))
 
 
 class Metrics:

@@ -245,6 +245,8 @@ class Run:
         epoch, steps = self.state["epoch"], self.steps_per_epoch
         if epoch < self.settings.epochs:
             self._print_data()
+        else:
+            print_line(f"{self.out}: was finished already, after {epoch} epoch{'s' * (epoch != 1)}; nothing is trained")
         with (
             Progress("train", self.settings.epochs * steps, epoch * steps, unit="steps", announce=True) as bar,
             Metrics(self.out, epoch) as metrics,

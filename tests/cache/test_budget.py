@@ -12,12 +12,13 @@ from click.testing import CliRunner
 
 from rvos_cache.cli import cli
 from rvos_cache.cli.extract import format_duration, format_range
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.extraction import TrackWork, extract, extract_all, plan_work
 from rvos_cache.trackers import TRACKERS
 from rvos_cache.trackers.planned import PlannedBytes
 
 sys.path.insert(0, str(Path(__file__).parent))
+from engine_fixtures import Large
 from store_fixtures import H, Tiny, TinyTracker, W
 
 TINY, TRACKER, LARGE = "store_fixtures:Tiny", "store_fixtures:TinyTracker", "engine_fixtures:Large"
@@ -43,6 +44,15 @@ class Torn(Tiny):
 class OnlyTorn(Torn):
     def video_ids(self) -> list[str]:
         return ["v02"]
+
+
+class Guessed(Large):
+    """Guesses a thousandth of what it stores."""
+
+    def planned_bytes(self, videos: Any) -> PlannedBytes:
+        known = super().planned_bytes(videos)
+        sizes = {name: size // 1000 for name, size in known.sizes.items()}
+        return PlannedBytes(known.setting, known.value, sizes, "a thousandth of a pixel")
 
 
 @pytest.fixture
@@ -130,6 +140,20 @@ def test_plan_shows_bytes_first_and_then_times(tmp_path: Path) -> None:
     said = planned_by_command(tmp_path, LARGE, "--budget", "1MB").output.splitlines()
     assert said[:3] == ["keep=half: 3.26 kB", "keep=all: 6.53 kB, this run", "4 videos, 16 frames"]
     assert said[3].endswith(" kB on disk") and " seconds with 1 job, " in said[4]
+
+
+def test_a_budget_refuses_what_was_measured_where_bytes_were_guessed(tmp_path: Path) -> None:
+    tracker = "test_budget:Guessed"
+    said = planned_by_command(tmp_path, tracker, "--budget", "1kB")
+    assert isinstance(said.exception, InputError) and "on disk, the budget is 1.00 kB" in str(said.exception)
+    lines = said.output.splitlines()
+    assert lines[1] == "keep=all: 6 bytes, this run (an estimate by a thousandth of a pixel, which other frames may exceed)"
+    assert lines[3].endswith(" kB on disk, as measured on the videos timed")
+    assert planned_by_command(tmp_path, tracker, "--budget", "1MB").exit_code == 0
+    where = (TINY, tmp_path / "4", "train", tracker, tmp_path / "c.zarr")
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=r"keep=all needs 6 bytes, an estimate by .*; rvos-cache plan --budget measures"):
+        extract(*where, budget=1000)
 
 
 def test_loading_a_tracker_that_knows_its_bytes_is_counted_as_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,6 +361,7 @@ def test_planned_bytes_are_those_of_the_design(texts: int, frames: int, gigabyte
     planned = planned_bytes(sizes, 15, 256, "head", lambda _: 13)
     assert planned is not None and planned.current == "masks=head"
     assert planned.sizes["head"] / 1e9 == pytest.approx(gigabytes, rel=0.05)
+    assert "104 bytes a mask" in planned.note and not planned_bytes(sizes, 15, 256, "box", len).note  # type: ignore[union-attr]
     assert planned_bytes([((360, 640), 79)], 15, 256, "head", len) is None
 
 

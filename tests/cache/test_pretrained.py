@@ -82,6 +82,18 @@ def test_another_model_and_a_run_around_the_model_are_named(checkpoint: Path, tm
         check_model_type(str(checkpoint), "grounding-dino", "text checkpoint")
 
 
+def test_a_mistyped_folder_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rvos_cache.pretrained._hub_fault", lambda: "the hub is away")
+    with pytest.raises(
+        InputError, match="cannot be loaded .there is no folder of this name, and from the hub: .* .the hub is away"
+    ):
+        load_frozen(AutoModel, "weights/mistyped", "text checkpoint")
+    # No name of the hub.
+    for name in ("a/weights/mistyped", "weights/"):
+        with pytest.raises(InputError, match="there is no such folder, nor one in RVOS_CHECKPOINTS; --set checkpoint=FOLDER"):
+            load_frozen(AutoModel, name, "text checkpoint")
+
+
 def test_a_message_of_a_library_is_not_broken_off(tmp_path: Path) -> None:
     """Its first line may end in a colon, before a list."""
     reason = load_failure(ValueError("one of these is needed: \n(1) a file,\n(2) another"), str(tmp_path))
@@ -189,7 +201,8 @@ def test_vita_s_head_is_loaded_from_where_its_checkpoint_is(hub: str, answers: b
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub if answers else "http://127.0.0.1:9")
     monkeypatch.setattr("transformers.utils.cached_file", cached_file)
     with pytest.raises(
-        InputError, match=r"'owner/name': vita_head.safetensors cannot be read \(not there( \[http.*\])?\); make the folder with"
+        InputError,
+        match=r"'owner/name': vita_head.safetensors cannot be read \(there is no .*: not there( \[http.*\])?\); make the folder with",
     ):
         load_head("owner/name")
     assert calls == [("owner/name", "vita_head.safetensors", not answers)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tiny_grounding_dino import tiny_bert_tokenizer
 from tiny_tuning import make_settings, shapes
 
 from rvos_cache.datasets.samples import Sample
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.media.boxes import last_pixel_boxes
 from rvos_cache.trackers.referdino.frame_maps import resized_size
 from rvos_cache.tuning.augment import (
@@ -63,6 +64,18 @@ def test_frames_of_a_clip(length: int) -> None:
             first, last = max(t for t in frames if t < anchor or t == 0), min(t for t in frames if t > anchor or t == length - 1)
             assert not [t for t in frames if first < t < last and t != anchor]
             assert len(set(frames)) >= 4
+
+
+def test_videos_that_are_shorter_than_a_clip_are_told() -> None:
+    lengths = [len(shapes().video(video_id)) for video_id in shapes().video_ids()]
+    said = f"{len(lengths)} of {len(lengths)} videos are shorter than frames=1000, the longest has {max(lengths)}; clips of those"
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=said):
+        ClipSource(shapes(), make_settings(frames=1000))
+    warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ClipSource(shapes(), make_settings(frames=min(lengths)))
 
 
 def test_clips_run_backwards_in_three_of_ten() -> None:

@@ -210,7 +210,7 @@ def test_the_command(tmp_path: Path) -> None:
     )
     assert "finished already" not in result.output and "tune, epoch 1/1, loss" in result.output
     result = CliRunner().invoke(cli, [*COMMAND, *root, *sets], catch_exceptions=False)
-    assert f"{tmp_path / 'run'}: was finished already, after 1 steps; a larger --set steps trains further\n" in result.output
+    assert f"{tmp_path / 'run'}: was finished already, after 1 step; a larger --set steps trains further\n" in result.output
     shutil.rmtree(tmp_path / "run" / "upstream")
     CliRunner().invoke(cli, [*COMMAND, *root, "--export"], catch_exceptions=False)
     assert (tmp_path / "run" / "upstream" / "model.safetensors").exists()
@@ -224,7 +224,8 @@ def refused(folder: Path, **values: Any) -> str:
 
 
 def test_another_run_in_the_folder_is_refused(own: Path) -> None:
-    assert "settings.lr = 0.0001, now it is 0.1" in refused(own, lr=0.1)
+    said = refused(own, lr=0.1, augment="video")
+    assert "settings.augment = 'none' (now 'video'), settings.lr = 0.0001 (now 0.1); give the same, --set augment=none" in said
     # Before a checkpoint is looked for.
     assert "settings.checkpoint = " in refused(own, checkpoint="nobody/nothing")
     # It changes what a step needs, not what it computes.

@@ -45,9 +45,15 @@ def test_named_tensors_are_read(tmp_path: Path, name: str, save: Callable[[Path]
 
 
 def truncated(path: Path) -> None:
-    """A file whose error has more than one sentence."""
+    """As a download that broke off."""
     torch.save({"model": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:2000])
+
+
+def test_where_tensors_are_looked_for_is_told(tmp_path: Path) -> None:
+    torch.save({"model": TENSORS}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="named tensors, at the top or under 'model_state_dict', found model: dict; fix it"):
+        read_tensors(tmp_path / "x.pth", "fix it", nested="model_state_dict")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def truncated(path: Path) -> None:
             lambda path: path.write_bytes(b"hello\n"),
             r"tensors alone \(KeyError, not written by torch.save\), .*; fix it",
         ),
-        ("x.pth", truncated, r"miniz error\), and code .*; fix it"),
+        ("x.pth", truncated, r"it is not whole \(2000 bytes\), as a download that broke off leaves it; .*; fix it"),
         (
             "x.pth",
             lambda path: torch.save({"x": Code(path.with_name("ran"))}, path),

@@ -69,7 +69,7 @@ def test_its_tracks_are_other_tracks(dagger: Path) -> None:
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     own = shutil.copytree(work() / "run", tmp_path / "run")
-    assert "settings.train_refiner = 'all', now it is 'no_time'" in refused(own, train_refiner="no_time")
+    assert "settings.train_refiner = 'all' (now 'no_time')" in refused(own, train_refiner="no_time")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("x")
     assert "is not a tuning run" in refused(tmp_path / "other")

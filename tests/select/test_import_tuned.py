@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +15,18 @@ import torch
 from click.testing import CliRunner
 from small_disks import largest_file
 from tiny_sam2 import without_gpu
-from tiny_tuning import finished, shapes
+from tiny_tuning import finished, make_settings, shapes
 
 from rvos_cache.cli import cli
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
+from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
+from rvos_cache.trackers.referdino.start import load_start
+from rvos_cache.trackers.referdino.tracker import GdinoQueries
 from rvos_cache.trackers.referdino.upstream import load_head
+from rvos_select.cli.train import import_referdino as command
 from rvos_select.exchange.import_referdino import import_referdino
-from rvos_select.runs.checkpoint import load_selector, origin_of, run_cards, run_settings
+from rvos_select.inference.recipe import recipe_of_run
+from rvos_select.runs.checkpoint import load_selector, origin_of, run_cards, run_settings, trained_cards
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,6 +61,22 @@ def test_a_tuned_folder_is_a_run(inner: str, tmp_path: Path) -> None:
     assert settings["checkpoint"] == str(tmp_path / "run" / "upstream")
 
 
+def test_a_run_that_was_moved_or_copied_reads_its_own_upstream(tmp_path: Path) -> None:
+    import_referdino(finished(), None, tmp_path / "run")
+    copied = shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    expected = run_cards(tmp_path / "run")["tracks"].weights
+    assert recipe_of_run(copied).open_tracker().settings.checkpoint == str(copied / "upstream")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert [card.settings["checkpoint"] for card in trained_cards(moved)] == [str(moved / "upstream")]
+    assert recipe_of_run(moved).open_tracker().weight_hashes() == expected
+    # Without one of its own, what is recorded.
+    (copied / "upstream").rename(tmp_path / "elsewhere")
+    assert run_cards(copied)["tracks"].settings["checkpoint"] == str(tmp_path / "run/upstream")
+    with pytest.raises(InputError, match=f"^{copied}, tracker gdino-queries: .*put it in a folder of RVOS_CHECKPOINTS$") as fault:
+        recipe_of_run(copied).open_tracker()
+    assert "--set" not in str(fault.value)
+
+
 def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"has no referdino.safetensors"):
@@ -78,7 +101,7 @@ def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
     with largest_file(2000), pytest.raises(InputError, match=full):
         import_referdino(finished(), None, tmp_path / "run")
     copy = shutil.copytree(finished() / "upstream", tmp_path / "copy")
-    for content in ("{", json.dumps([1])):
+    for content in ("{", json.dumps([1]), "{}"):
         (copy / "referdino.json").write_text(content)
         with pytest.raises(InputError, match=r"referdino.json: cannot be read"):
             import_referdino(copy, None, tmp_path / "run")
@@ -90,6 +113,64 @@ def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
     ):
         import_referdino(copy, None, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_upstream_that_is_older_than_its_tuning_is_told(tmp_path: Path) -> None:
+    tuned = shutil.copytree(finished(), tmp_path / "tuned")
+    state, record = tuned / "last/state.json", tuned / "upstream/referdino.json"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        import_referdino(tuned, None, tmp_path / "same")
+    # As after Ctrl-C in a tuning that went on.
+    record.write_text(json.dumps({**json.loads(record.read_text()), "step": 1}))
+    assert json.loads(state.read_text()) == {"step": 2}
+    message = rf"upstream: is of step 1, and {tuned} was tuned up to step 2 since; .*--out {tuned} --export$"
+    for number, read in enumerate((tuned, tuned / "upstream")):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match=message):
+            import_referdino(read, None, tmp_path / f"run{number}")
+    settings = GdinoQueriesSettings(checkpoint=str(tuned / "upstream"), masks="head", short_side=64, keep_ratio=0.4)
+    for load in (lambda: GdinoQueries(settings), lambda: load_start(make_settings(checkpoint=str(tuned / "upstream")))):
+        warn_once.cache_clear()
+        with pytest.warns(UserWarning, match=message):
+            load()
+    # A copy has no tuning around it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        import_referdino(tmp_path / "run0/upstream", None, tmp_path / "copied")
+
+
+def test_what_a_tuning_has_reached_is_told(tmp_path: Path) -> None:
+    """On import, and by --export of one that is not finished."""
+    tuned = shutil.copytree(finished(), tmp_path / "tuned")
+    words = ["--dataset", "mevis", "--root", str(shapes().root), "--split", "train", "--out", str(tuned), "--export"]
+    export = ["tune-referdino", *words]
+    assert "not finished" not in CliRunner().invoke(cli, export, catch_exceptions=False).output
+    record = json.loads((tuned / "tune.json").read_text())
+    record["settings"]["steps"] = 0
+    steps = record["settings"]["epochs"] * math.ceil(record["items"] / record["settings"]["accumulate"])
+    (tuned / "tune.json").write_text(json.dumps(record))
+    printed = CliRunner().invoke(cli, export, catch_exceptions=False).output
+    assert f"upstream: of step 2 of {steps}: the tuning is not finished" in printed
+    printed = CliRunner().invoke(command, [str(tuned), "--out", str(tmp_path / "run")], catch_exceptions=False).output
+    assert f"tuned to step 2 of {steps}; " in printed
+    shutil.rmtree(tuned / "upstream")
+    upstream = str(tuned / "upstream")
+    for read in (
+        lambda: import_referdino(tuned, None, tmp_path / "none"),
+        lambda: GdinoQueries(GdinoQueriesSettings(checkpoint=upstream, masks="head")),
+        lambda: load_start(make_settings(checkpoint=upstream)),
+    ):
+        with pytest.raises(InputError, match=rf"^{tuned}: this tuning is not finished .*step 2 was saved last.*--export"):
+            read()
+
+
+def test_weights_that_nobody_trained_are_told(tmp_path: Path) -> None:
+    copy = shutil.copytree(finished() / "upstream", tmp_path / "copy")
+    (copy / "referdino.json").write_text(json.dumps({"source": "pipelines.gdino_shapes", "steps": 0}))
+    with pytest.warns(UserWarning, match="copy: is by pipelines.gdino_shapes: it was neither tuned .* nor released"):
+        import_referdino(copy, None, tmp_path / "run")
+    assert origin_of(tmp_path / "run") == "trained on pipelines.gdino_shapes released"
 
 
 def test_the_command_that_is_advised_for_a_damaged_folder_cures_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -16,12 +17,13 @@ from test_dmvs_pages import hide
 from test_sola_pages import write_davis, write_youtube
 from tiny_grounding_dino import tiny_grounding_dino
 from tiny_referdino_pages import TRACKER, called, words_of, write_images
+from tiny_sam2 import shared_checkpoint
 
 from pipelines import dmvs_mevis, dmvs_single_object, referdino_images, referdino_mevis, referdino_single_object, sola_zero_shot
 from pipelines.referdino_models import Models
 from pipelines.referdino_rows import PAPER, all_rows, published_row, published_scores, way_line
 from pipelines.rows.papers import read_paper
-from rvos_cache.errors import InputError
+from rvos_cache.errors import InputError, warn_once
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_cache.store import SelectionCache, read_card
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
@@ -134,6 +136,7 @@ def test_rows_of_another_benchmark_or_without_weights_are_one_line() -> None:
         ),
         ("table_2.referdino_t", "mevis", replace(LIVE, tracker={"checkpoint": "x"}), "checkpoint=x: give --upstream x$"),
         ("table_2.referdino_t", "mevis", replace(LIVE, tuning=("checkpoint=x",)), "--tune-set checkpoint=x: give --upstream x$"),
+        ("table_2.referdino_t", "mevis", replace(LIVE, tracker={"masks": "none"}), "masks=none: the page scores masks"),
         (
             "table_2.grounded_sam2_t",
             "mevis",
@@ -173,7 +176,7 @@ def test_a_row_s_way_its_folder_and_its_number(row: str, way: str, name: str, nu
 
 def test_a_run_of_one_s_own_tuning_reaches_the_rows_that_are_tuned(tmp_path: Path) -> None:
     (tmp_path / "upstream").mkdir()
-    record = {"settings": {"keep_ratio": 0.35, "augment": "none", "short_side": 64}}
+    record = {"source": "tune-referdino", "settings": {"keep_ratio": 0.35, "augment": "none", "short_side": 64}}
     (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
     models = Models(None, tmp_path, {}, 1)
     published = published_row("table_5.drop_65", "ref-youtube-vos", models)
@@ -182,13 +185,86 @@ def test_a_run_of_one_s_own_tuning_reaches_the_rows_that_are_tuned(tmp_path: Pat
     assert (overrides["keep_ratio"], overrides["short_side"]) == (0.35, 64)
     with pytest.raises(InputError, match=r"was tuned with keep_ratio=0.35, the row 'table_5.drop_20' with keep_ratio=0.8"):
         published_row("table_5.drop_20", "ref-youtube-vos", models)
-    (tmp_path / "upstream/referdino.json").write_text("{}")
+    (tmp_path / "upstream/referdino.json").write_text('{"source": "ryt_swinb.pth"}')
     with pytest.raises(InputError, match="was not tuned here; give --imported a run of your own tuning, or --way tune"):
         published_row("table_5.drop_65", "ref-youtube-vos", models)
     (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
     for row in ("figure_7.alpha_0", "table_2.grounded_sam2_t"):
         with pytest.raises(InputError, match="leave --imported out"):
             published_row(row, "mevis", models)
+
+
+def origin(tmp_path: Path, record: dict[str, object], row: str, benchmark: str, width: int = 128) -> str:
+    """What the first line of a page says of an imported run with this record of its upstream."""
+    (tmp_path / "upstream").mkdir(exist_ok=True)
+    (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
+    (tmp_path / "upstream/config.json").write_text(json.dumps({"backbone_config": {"embed_dim": width}}))
+    warn_once.cache_clear()
+    return way_line(published_row(row, benchmark, Models(None, tmp_path, {}, 1)))
+
+
+MEVIS_ROW, YOUTUBE_ROW, IMAGES_ROW = "table_2.referdino_b", "table_1.referdino_b", "table_1.referdino_b_images"
+TUNED = {"source": "tune-referdino", "dataset": "mevis", "split": "train", "step": 3, "items": 4}
+LOOP = {"steps": 0, "epochs": 2, "batch_size": 1, "accumulate": 2}
+
+
+@pytest.mark.parametrize(
+    ("record", "row", "benchmark", "width", "said"),
+    [
+        (
+            {"source": "a2d_swinb.pth", "untrained": 9},
+            MEVIS_ROW,
+            "mevis",
+            128,
+            "was trained on a2d-sentences, the row .* on mevis",
+        ),
+        (
+            {"source": "mevis_swinb.pth", "untrained": 0},
+            IMAGES_ROW,
+            "a2d-sentences",
+            128,
+            "on mevis, the row .* on a2d-sentences",
+        ),
+        ({"source": "mine.pth", "untrained": 9}, MEVIS_ROW, "mevis", 128, "was trained on single frames, the row .* on clips"),
+        ({"source": "mine.pth", "untrained": 0}, IMAGES_ROW, "a2d-sentences", 128, "on clips, the row .* on single frames"),
+        ({"source": "mevis_swinb.pth"}, MEVIS_ROW, "mevis", 96, r"its Swin has 96 channels, .* 128 \(grounding-dino-base\)"),
+        (
+            {**TUNED, "settings": LOOP},
+            YOUTUBE_ROW,
+            "ref-youtube-vos",
+            128,
+            "tuned on mevis train to step 3 of 4: was trained on mevis",
+        ),
+        ({**TUNED, "settings": {"keep_ratio": 0.1}}, MEVIS_ROW, "mevis", 128, "keep_ratio=0.1, the row .* keep_ratio=0.5"),
+    ],
+)
+def test_an_imported_run_that_is_not_the_row_s_is_refused(
+    record: dict[str, object], row: str, benchmark: str, width: int, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"^{tmp_path}: .*{said}.*; give a run") as fault:
+        origin(tmp_path, record, row, benchmark, width)
+    assert "\n" not in str(fault.value)
+
+
+def test_an_imported_run_says_what_it_was_trained_on(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source, row, benchmark in (("mevis", MEVIS_ROW, "mevis"), ("ryt", YOUTUBE_ROW, "ref-youtube-vos")):
+            said = origin(tmp_path, {"source": f"{source}_swinb.pth", "untrained": 0}, row, benchmark)
+            assert said.endswith(
+                f", by --imported RUN: the weights of --imported, {source}_swinb.pth (other ways: --way tune, --way cached)"
+            )
+        assert "mevis train to step 3 of 4" in origin(tmp_path, {**TUNED, "settings": LOOP}, MEVIS_ROW, "mevis")
+    for record, width, said in (
+        (
+            {"source": "mine.pth"},
+            128,
+            "mine.pth: it is not known what it was trained on, the row .* on mevis: its scores are not",
+        ),
+        ({"source": "mevis_swinb.pth"}, 24, "its Swin has 24 channels, .* 128 .*: its scores are not those of the row"),
+    ):
+        with pytest.warns(UserWarning, match=said):
+            origin(tmp_path, record, MEVIS_ROW, "mevis", width)
 
 
 def test_rows_share_the_caches_of_an_upstream_and_its_settings(tmp_path: Path) -> None:
@@ -200,7 +276,7 @@ def test_rows_share_the_caches_of_an_upstream_and_its_settings(tmp_path: Path) -
     assert folders["table_5.random_50"] == "grounding-dino-tiny-prune_score_random"
     (tmp_path / "upstream").mkdir()
     for record, more in (({}, {}), ({"settings": {"keep_ratio": 0.8, "frames": 1}}, {"keep_ratio": 0.8, "resizing": "image"})):
-        (tmp_path / "upstream/referdino.json").write_text(json.dumps(record))
+        (tmp_path / "upstream/referdino.json").write_text(json.dumps({"source": "a", **record}))
         extraction = Models(None, tmp_path, {"short_side": 64}, 2).extraction(ROWS["table_2.referdino_b"])
         own = {"checkpoint": str(tmp_path / "upstream"), "masks": "head", "short_side": 64}
         assert extraction["overrides"] == {**own, **more} and extraction["tracker"] == "gdino-queries"
@@ -287,6 +363,30 @@ def test_from_frames_to_scores_and_zip(
     assert read_card(out / "cache/tiny/valid/gdino-queries.zarr").settings["masks"] == "box"
     names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
     assert len([name for name in names if name.endswith(".png")]) == 4 * len(SAID)
+    # What training would refuse is refused before another upstream's tracks are extracted.
+    other = tiny_grounding_dino(tmp_path / "other", seed=1)
+    for change, reason in (
+        (
+            ("--upstream", other),
+            f"run: was started with tracks caches of checkpoint = '{upstream}', now it is '{other}'",
+        ),
+        (("--tracker-set", "short_side=64"), "run: was started with tracks caches of short_side = 32, now it is 64"),
+        (("--set", "optim.lr=1"), "run: was started with optim.lr = 0.0001, now it is 1.0"),
+    ):
+        with pytest.raises(InputError, match=f"{reason}; give the same, or another --out"):
+            called(monkeypatch, page, *words, "--way", "cached", *change)
+    assert [path.name for path in (out / "cache").iterdir()] == ["tiny"]
+    # A row without a run meets the caches of another one.
+    change = (
+        "--row",
+        "figure_7.alpha_0",
+        "--tracker-set",
+        "masks=sam2",
+        "--tracker-set",
+        f"sam2_checkpoint={shared_checkpoint()}",
+    )
+    with pytest.raises(InputError, match="made with masks = 'box', now it is 'sam2'; give the old settings, or another --out"):
+        called(monkeypatch, page, *words, "--way", "cached", *change)
     written = (row / "run/last/model.safetensors").stat().st_mtime_ns
     called(monkeypatch, page, *words, "--row", "table_2.referdino_t_cached")
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == written
@@ -295,6 +395,29 @@ def test_from_frames_to_scores_and_zip(
     assert "the paper: mevis/valid has no published number" in capsys.readouterr().out
     selections = SelectionCache(out / "figure_7.alpha_1/selections/valid_u.zarr").selections("u0")
     assert all(selection.parts is not None for selection in selections)
+
+
+TUNING = {"frames": 3, "augment": "none", "short_side": 64, "accumulate": 1, "keep_ratio": 0.4, "anchor_every": 16}
+
+
+def test_a_row_that_is_tuned_further_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An upstream of more steps has caches, selections and masks of its own; metrics and zip are those of the last."""
+    root, out, upstream = tmp_path / "data", tmp_path / "out", tiny_grounding_dino(tmp_path / "tiny")
+    for split in ("train", "valid_u", "valid"):
+        write_split(root / split, {split: (4, True, SAID)})
+    hide(root / "valid")
+    words = ("--root", root, "--out", out, "--upstream", upstream, "--tracker-set", "short_side=32")
+    zips = []
+    for steps in (1, 2, 2):
+        sets = [word for name, value in {**TUNING, "steps": steps}.items() for word in ("--tune-set", f"{name}={value}")]
+        called(monkeypatch, referdino_mevis.referdino_mevis, *words, *sets)
+        zips.append((out / "table_2.referdino_t/mevis_valid.zip").read_bytes())
+    caches = sorted(path.name for path in (out / "cache").iterdir())
+    assert len(caches) == 2 and all(re.fullmatch(r"tuned-table_2.referdino_t-[0-9a-f]{8}", name) for name in caches)
+    kept = {path.name for path in (out / "table_2.referdino_t").iterdir()}
+    assert {f"{kind}-{name[-8:]}" for kind in ("selections", "masks") for name in caches} <= kept
 
 
 @pytest.mark.slow

@@ -186,4 +186,4 @@ def test_a_finished_run_says_its_best_epoch_again(
     run(caches, tmp_path / "run", epochs=1)
     first = lines(capsys)
     run(caches, tmp_path / "run", epochs=1, resume=True)
-    assert lines(capsys) == first[-1:]
+    assert lines(capsys) == [f"{tmp_path / 'run'}: was finished already, after 1 epoch; nothing is trained", first[-1]]

@@ -253,6 +253,13 @@ def test_a_report_replaces_only_what_a_report_wrote(page: Path, own: str) -> Non
     assert files(page / "page") == before
 
 
+def test_a_report_goes_into_no_folder_of_something_else(page: Path) -> None:
+    before = files(page / "data")
+    with pytest.raises(InputError, match="data: is not empty and holds no report; choose another --out"):
+        report(page / "run", page / "s.zarr", [page / "c.zarr"], page / "data")
+    assert files(page / "data") == before
+
+
 def test_scores_that_do_not_fit_leave_the_earlier_ones(tmp_path: Path) -> None:
     path = tmp_path / "a/scores.json"
     write_json(path, {"jf": 0.5})

@@ -37,7 +37,9 @@ def planned_bytes(
         fixed += 2 * channels * video[1] * sum(map(tokens_of, texts))
         for name, mask in MASK_BYTES.items():
             sizes[name] += fixed + mask * tracks
-    return PlannedBytes("masks", kind, sizes)
+    # What nothing and boxes take was measured; masks depend on what is drawn.
+    estimate = f"{MASK_BYTES[kind]} bytes a mask" if kind in ("head", "sam2") else ""
+    return PlannedBytes("masks", kind, sizes, estimate)
 
 
 def planned_memory(

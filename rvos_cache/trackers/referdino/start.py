@@ -19,7 +19,7 @@ from rvos_cache.trackers.referdino.lora import add_lora
 from rvos_cache.trackers.referdino.stages import STAGE1, FourStageGroundingDino
 from rvos_cache.trackers.referdino.trained import leave_out, select_trained, set_drop_path
 from rvos_cache.trackers.referdino.tune_settings import TuneSettings
-from rvos_cache.trackers.referdino.upstream import HEAD_FILE, WHAT, load_head
+from rvos_cache.trackers.referdino.upstream import HEAD_FILE, WHAT, load_head, warn_if_behind
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ class Start:
 def load_start(settings: TuneSettings) -> Start:
     """Load the checkpoint and add LoRA and head, whose first weights follow from the seed.
 
-    Raises InputError if the checkpoint cannot be loaded. Warns of parts of its head that the settings replace.
+    Raises InputError if the checkpoint cannot be loaded. Warns of parts of its head that the settings replace, and of one
+    that is older than its tuning.
     """
     checkpoint = settings.checkpoint
     old = load_head(checkpoint)
+    warn_if_behind(checkpoint)
     tokenizer = load_tokenizer(checkpoint, WHAT)
     model: Any = load_frozen(FourStageGroundingDino, checkpoint, WHAT, unread=() if old else (STAGE1,))
     config = model.config

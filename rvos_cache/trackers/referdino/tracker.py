@@ -24,7 +24,7 @@ from rvos_cache.trackers.referdino.alignment import align
 from rvos_cache.trackers.referdino.drawing import Rows, decoded_masks, filled_boxes, pixel_boxes, prompted_masks
 from rvos_cache.trackers.referdino.frame_maps import FrameMaps
 from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
-from rvos_cache.trackers.referdino.upstream import HEAD_FILE, WHAT, Upstream, warn_of_other_settings
+from rvos_cache.trackers.referdino.upstream import HEAD_FILE, WHAT, Upstream, warn_if_behind, warn_of_other_settings
 from rvos_cache.trackers.spool import ArraySpool
 from rvos_cache.types import Expression, FeatureSpec, TrackSet, Video
 
@@ -73,6 +73,7 @@ class GdinoQueries(Tracker):
                 "lacks; give a folder of rvos-select import-referdino, or --set masks=sam2"
             )
         warn_of_other_settings(settings.checkpoint, settings)
+        warn_if_behind(settings.checkpoint)
         self.backend: Any = None
         if settings.masks == "sam2":
             from rvos_cache.trackers.sam2.settings import Sam2Settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +37,8 @@ RECORD_FILE = "referdino.json"
 """File beside it: what the folder was made from."""
 TUNE_FILE = "tune.json"
 """File in the folder of a tuning run, around that of its checkpoint."""
+LAST_STATE = "last/state.json"
+"""File in that folder with the number of steps of the state that was saved last."""
 RECORD_FIX = "tune again, or --export it again"
 IMPORT = "import the checkpoint again with rvos-select import-referdino"
 
@@ -171,8 +173,10 @@ def kept_queries(queries: int, layers: int, keep: float) -> int:
 
 
 def load_head(checkpoint: str) -> ReferDinoHead | None:
-    """The head in a checkpoint folder, on the GPU where there is one; None if it has none. Raises InputError if it is damaged."""
+    """The head in a checkpoint folder, on the GPU where there is one; None if it has none. Raises InputError if it is damaged, or the
+    folder is that of a tuning which has not written it yet."""
     path = Path(resolve_checkpoint(checkpoint)) / HEAD_FILE
+    check_exported(path.parent)
     if not path.is_file():
         return None
     how_to_fix = _how_to_export(path.parent) if recorded_settings(path.parent) else IMPORT
@@ -222,7 +226,53 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error}); {RECORD_FIX}") from error
     if not isinstance(record, dict):
         raise InputError(f"{path}: cannot be read (a {type(record).__name__}, no object); {RECORD_FIX}")
+    if "source" not in record:
+        raise InputError(f'{path}: cannot be read (no "source", which says what the folder was made from); {RECORD_FIX}')
     return record
+
+
+def warn_if_behind(checkpoint: str | Path) -> None:
+    """Warn where a folder `upstream` is older than the state that its tuning saved last, as after an interrupt. Raises like
+    `tuned_settings`."""
+    folder = Path(resolve_checkpoint(str(checkpoint)))
+    done, last = read_record(folder).get("step"), last_step(folder.parent)
+    if isinstance(done, int) and last is not None and done < last:
+        warn_once(
+            f"{folder}: is of step {done}, and {folder.parent} was tuned up to step {last} since; to read that, tune on with the same "
+            f"tune-referdino, or {_how_to_export(folder)}"
+        )
+
+
+def check_exported(folder: Path) -> None:
+    """Raises InputError where `folder` would be the checkpoint of a tuning that is not finished."""
+    if folder.is_dir() or not (folder.parent / TUNE_FILE).is_file():
+        return
+    step = last_step(folder.parent) or 0
+    raise InputError(
+        f"{folder.parent}: this tuning is not finished and has no folder {folder.name!r} yet (step {step} was saved last); run the "
+        f"same tune-referdino again{', or with --export to write what is saved' if step else ''}"
+    )
+
+
+def steps_of(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The step of the tuned checkpoint with that record, and the number of steps that its settings ask for; None of a released one."""
+    settings = record.get("settings")
+    if not isinstance(settings, dict) or not isinstance(record.get("step"), int) or "items" not in record:
+        return None
+    per_epoch = math.ceil(record["items"] / (settings["batch_size"] * settings["accumulate"]))
+    return record["step"], settings["steps"] or settings["epochs"] * per_epoch
+
+
+def last_step(tuning: Path) -> int | None:
+    """Number of steps of the state that the tuning in the folder saved last; None where there is no such state."""
+    if not (tuning / TUNE_FILE).is_file():
+        return None
+    try:
+        step = json.loads(read_text(tuning / LAST_STATE))["step"]
+    except (OSError, ValueError, TypeError, KeyError):
+        # `tune-referdino` says what is wrong with it.
+        return None
+    return step if isinstance(step, int) else None
 
 
 def warn_of_other_settings(checkpoint: str, settings: Settings) -> None:
