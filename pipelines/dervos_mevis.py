@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from pipelines.dervos_models import Caches, Models, dervos_models, published_row
-from pipelines.page import Page
+from pipelines.dervos_models import Caches, Models, dervos_models, fits, published_row
+from pipelines.page import Page, checked_settings
 from pipelines.rows.published import published_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -26,7 +26,6 @@ from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
@@ -52,13 +51,13 @@ def dervos_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], mod
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
     published = published_row(row, "mevis")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page), settings)
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides([*published["set"], *settings])), settings)
 
     caches = Caches(out / "cache" / models.name(published), models.extraction(published))
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
-    extract_all("mevis", root, splits=splits, out=caches.base, **caches.extraction)
-
     run, selections_folder = out / row / "run", out / row / "selections"
+    extract_all("mevis", root, splits=splits, out=caches.base, check=fits(resolved, run), **caches.extraction)
+
     train(
         caches.tracks("train"),
         caches.texts("train"),

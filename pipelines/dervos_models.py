@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from pipelines.rows.needs import all_needs
 from pipelines.rows.papers import PAGES, Paper, Row, placeholders, read_paper
 from rvos_cache.errors import InputError
 from rvos_cache.settings import merge, parse_overrides
-from rvos_cache.store import text_path, tracks_path
+from rvos_cache.store import Card, text_path, tracks_path
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import trains_on
 
 PAPER = PAGES / "papers/dervos.toml"
 FRAMES = {"square": 320, "resample": "bicubic"}
@@ -77,6 +79,20 @@ class Caches:
     def texts(self, split: str) -> list[Path]:
         """The words."""
         return [text_path(self.base, split, self.extraction["encoder"])]
+
+
+def fits(settings: TrainSettings, run: Path) -> Callable[[Sequence[Card], Card], None]:
+    """A `check` of `extract_all`: whether `run` can be trained on the caches that are about to be extracted."""
+    check = trains_on(settings, run)
+
+    def with_own_options(tracks: Sequence[Card], text: Card) -> None:
+        try:
+            check(tracks, text)
+        except InputError as error:
+            message = str(error).replace("--tracker frames --set square=", "--frames-set square=")
+            raise InputError(message.replace("--set pool=", "--tracker-set pool=")) from error
+
+    return with_own_options
 
 
 def dervos_models(page: Callable[..., None]) -> Callable[..., None]:

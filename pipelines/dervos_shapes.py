@@ -15,6 +15,7 @@ from pipelines.beit3_shapes import GRID, train_beit3
 from pipelines.beit3_shapes import SIDE as BEIT3_SIDE
 from pipelines.dvis_segmenter import SIDE
 from pipelines.dvis_shapes import train_dvis
+from pipelines.page import check_folder, checked_settings
 from pipelines.shapes_scores import TRAIN, VALID, score, train_and_predict
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.extraction import extract_all
@@ -70,6 +71,15 @@ def dervos_shapes(
     settings: tuple[str, ...],
 ) -> None:
     """From frames to J&F on held-out videos."""
+    page = Path(__file__).with_suffix(".toml")
+    values = merge(read_toml(page), parse_overrides(settings))
+    runs = {**{name: merge(values, own) for name, own in ROWS.items()}, "mean_cosine": {**values, **BASELINE}}
+    # What is wrong or missing is said before hours of training.
+    for name in ROWS:
+        checked_settings(page, runs[name])
+    check_folder("--dvis", dvis)
+    check_folder("--beit3", beit3)
+
     root, caches = out / "data", out / "cache"
     if not (root / "valid_p/meta_expressions.json").exists():  # written last
         write_shapes(root, videos, 7, jobs=jobs)
@@ -90,9 +100,6 @@ def dervos_shapes(
     tracks = {split: [tracks_path(caches, split, name) for name in ("dvis", "frames")] for split in (TRAIN, VALID)}
     texts = {split: [text_path(caches, split, "beit3")] for split in (TRAIN, VALID)}
 
-    page = Path(__file__).with_suffix(".toml")
-    values = merge(read_toml(page), parse_overrides(settings))
-    runs = {**{name: merge(values, own) for name, own in ROWS.items()}, "mean_cosine": {**values, **BASELINE}}
     selections = train_and_predict(runs, tracks, texts, out, page)
     selections["all_tracks"] = select_all(tracks[VALID], texts[VALID], out / "selections/all_tracks.zarr")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from pipelines.dervos_models import Caches, Models, dervos_models, published_row
-from pipelines.page import Page
+from pipelines.dervos_models import Caches, Models, dervos_models, fits, published_row
+from pipelines.page import Page, checked_settings
 from pipelines.rows.published import named
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -25,7 +25,6 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
@@ -52,17 +51,17 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
     page = Path(__file__).with_suffix(".toml")
     published = published_row(ROW, YOUTUBE)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page), settings)
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides([*published["set"], *settings])), settings)
     roots = {YOUTUBE: youtube, DAVIS: davis}
     caches = {name: Caches(out / "cache" / name, models.extraction(published)) for name in roots}
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, TRAINED)).splits(youtube)
     splits = {YOUTUBE: [TRAINED, OPEN[YOUTUBE], *([HIDDEN] if hidden else [])], DAVIS: [OPEN[DAVIS]]}
     # What is missing is said before hours of extraction.
     open_dataset(DAVIS, davis, OPEN[DAVIS])
-    for name, root in roots.items():
-        extract_all(name, root, splits=splits[name], out=caches[name].base, **caches[name].extraction)
-
     run, own = out / "run", caches[YOUTUBE]
+    for name, root in roots.items():
+        extract_all(name, root, splits=splits[name], out=caches[name].base, check=fits(resolved, run), **caches[name].extraction)
+
     train(
         own.tracks(TRAINED),
         own.texts(TRAINED),

@@ -170,6 +170,32 @@ def run_page(monkeypatch: pytest.MonkeyPatch, page: Any, *words: object) -> None
     page(standalone_mode=False)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "config.width=-3"], r"selector dervos: setting 'width': .* got -3"),
+        (["--set", "optim.rates={nothing: 0.1}"], "nothing"),
+        (
+            ["--frames-set", "square=320"],
+            "f_mask_pooled of 4 x 4 cells, BEiT-3 has 20 x 20 patches of a frame of the cache mevis/train of frames .* extract these "
+            "tracks with --tracker-set pool=20, or the frames with --frames-set square=64$",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_the_extraction(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "valid_u"):
+        write_split(tmp_path / "data" / split, {f"{split}0": (4, True, SAID)})
+    dvis, beit3 = tiny_dvis.write_checkpoint(tmp_path / "dvis"), write_tiny_beit3(tmp_path / "beit3")
+    own = [*words_of("--tracker-set", tiny_dvis.SMALL), *words_of("--frames-set", {"square": 64}), *words_of("--set", SMALL)]
+    given = ["--root", tmp_path / "data", "--dvis", dvis, "--beit3", beit3, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["page", *map(str, given), *own, *words])
+    with pytest.raises(InputError, match=message):
+        dervos_mevis(standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_from_frames_to_scores_and_zip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

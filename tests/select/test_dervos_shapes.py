@@ -18,6 +18,7 @@ from pipelines.dervos_shapes import ROWS, dervos_shapes
 from pipelines.dvis_segmenter import GEOMETRY, SIDE, MapHeads, cell_places, centres, place_loss, places_of
 from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video, make_segmenter
 from pipelines.shapes_words import Claim, Description, phrases
+from rvos_cache.errors import InputError
 from rvos_cache.shapes.language import NUMBERS
 from rvos_cache.shapes.scene import COLOURS, SHAPES
 from rvos_cache.store import read_card
@@ -218,6 +219,23 @@ def test_training_is_on_the_cpu_where_there_is_a_gpu_too(tmp_path: Path, monkeyp
     assert device() == torch.device("cuda")
     monkeypatch.undo()
     assert all(value.isfinite().all() for value in read_tensors(folder / "dvis_head.safetensors", "").values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dvis", "nothing"], "--dvis nothing: there is no such folder"),
+        (["--beit3", "nothing"], "--beit3 nothing: there is no such folder"),
+        (["--set", "config.width=-3"], "selector dervos: setting 'width'"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_before_anything_is_trained(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *words])
+    with pytest.raises(InputError, match=message):
+        dervos_shapes(standalone_mode=False)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
