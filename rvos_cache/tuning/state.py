@@ -7,6 +7,7 @@ Tensors are safetensors, the rest is JSON, so that nothing that is read can run 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,13 @@ def saved_step(out: Path) -> int:
     if not isinstance(step, int) or step < 0:
         raise InputError(f"{out / LAST / STATE}: expected a number of steps, has {step!r}; {HOW_TO_FIX}")
     return step
+
+
+def planned_steps(record: Mapping[str, Any]) -> int:
+    """Steps of a whole run of stage 0 of DeRVOS, from its record."""
+    settings = record["settings"]
+    steps: int = settings["steps"] or settings["epochs"] * math.ceil(record["items"] / settings["batch_size"])
+    return steps
 
 
 def load_tensors(out: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_sett
 from rvos_select.data.texts import TextSource, check_same_encoder
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, trained_cards
+from rvos_select.runs.metrics import warn_if_unfinished
 from rvos_select.runs.seen import warn_of_seen_videos
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.untrained import UntrainedSelector, check_untrained
@@ -64,6 +65,7 @@ def scorer_of_run(run: Path, source: TrackSource, words: TextSource) -> Scorer:
     if not selector.encodes_text:
         check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
     settings = run_settings(run)["settings"]
+    warn_if_unfinished(run, int(settings.get("epochs", 0)))
     _bind(selector, source, words)
     warn_of_seen_videos(run, source)
     return Scorer(selector, settings["selector"], settings, {"best": selector.weights_digest}, str(run.absolute()))

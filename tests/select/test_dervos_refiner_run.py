@@ -139,6 +139,24 @@ def test_replace_refiner_refuses(tmp_path: Path) -> None:
     assert "is a tuning run of another model" in message(work() / "DVIS", run)
 
 
+def test_replace_refiner_says_how_far_a_run_is_that_is_not_finished(tmp_path: Path, dagger: Path) -> None:
+    assert "not finished" not in (work() / "output.txt").read_text()
+    run = shutil.copytree(work() / "run", tmp_path / "run")
+    record = json.loads((run / "tune.json").read_text())
+    # Five expressions in steps of two: three steps in an epoch.
+    record["settings"] |= {"steps": 0, "epochs": 4}
+    (run / "tune.json").write_text(json.dumps(record))
+    result = CliRunner().invoke(cli, ["replace-refiner", str(work() / "DVIS"), str(run), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    with pytest.warns(UserWarning, match="run: is not finished: 2 of 12 steps"):
+        replaced = replace_refiner(str(work() / "DVIS"), run, tmp_path / "out2")
+    assert [line.removeprefix("as before: ") for line in result.output.splitlines() if line.startswith("as before")] == list(
+        replaced.same
+    )
+    names = {name for name in load_file(work() / "DVIS/dvis_head.safetensors") if name.startswith("refiner.")}
+    assert {*replaced.same, *replaced.replaced} == names
+
+
 def test_the_page(tmp_path: Path) -> None:
     for name in ("refcoco+", "refcocog"):
         if not (work() / "data" / name).exists():

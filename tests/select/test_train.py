@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import warnings
 from pathlib import Path
 
 import cv2
@@ -125,8 +126,13 @@ def test_resume_gives_the_same_numbers(
         patch.setattr(loop.Run, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(caches, tmp_path / "cut", batch=batch)
+    with pytest.warns(UserWarning, match="cut: is not finished: epoch 1 of 3; rvos-select train --resume finishes it"):
+        predict(tmp_path / "cut", [caches[2]], [caches[3]], tmp_path / "early.zarr")
     cut = run(caches, tmp_path / "cut", resume=True, batch=batch)
     assert len(numbers(whole)) == 3
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not finished")
+        predict(cut, [caches[2]], [caches[3]], tmp_path / "late.zarr")
     assert numbers(cut) == numbers(whole)
     for name in ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
