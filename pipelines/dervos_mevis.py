@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from pipelines.dervos_models import Caches, Models, dervos_models, fits, published_row
+from pipelines.dervos_models import Caches, Models, changed, dervos_models, fits, published_row, run_with
 from pipelines.page import Page, checked_settings
 from pipelines.rows.published import published_line
 from rvos_cache.cli import run_command
@@ -72,12 +72,13 @@ def dervos_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], mod
     selections = predict(run, tracks, caches.texts(OPEN), selections_folder / f"{OPEN}.zarr")
     ours = evaluate_selections(selections, tracks, root=root)
     best = evaluate_selections(selections, tracks, root=root, policy=PolicyOptions(top1=True))
-    scores = {f"{row}, {OPEN}": ours, "the best track": best, f"tracks' oracle, {OPEN}": oracle(tracks)}
+    changes = models.changes(settings)
+    scores = {changed(f"{row}, {OPEN}", changes): ours, "the best track": best, f"tracks' oracle, {OPEN}": oracle(tracks)}
     for threshold in THRESHOLDS:
         scores[f"threshold {threshold}"] = evaluate_selections(selections, tracks, root=root, policy=PolicyOptions(threshold))
     index = report(run, selections, tracks, out / row / "report", root=root, rows=scores)
     show_scores(scores, out / row / "metrics.json", ours)
-    click.echo(f"{published_line(published['paper'])}, with {published['upstream']}; page: {index}")
+    click.echo(f"{published_line(published['paper'])}, with {published['upstream']}; {run_with(changes)}page: {index}")
 
     if HIDDEN in splits:
         selections = predict(run, caches.tracks(HIDDEN), caches.texts(HIDDEN), selections_folder / f"{HIDDEN}.zarr")

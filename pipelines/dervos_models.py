@@ -60,9 +60,16 @@ class Models:
 
     def name(self, published: dict[str, Any]) -> str:
         """Of the folder of the caches: rows of one upstream and the same settings of the tracker share it."""
-        arguments = self.extraction(published)
-        checkpoint = Path(arguments["overrides"]["checkpoint"]).name
-        return "-".join([checkpoint, *(text.replace("=", "_") for text in published.get("tracker_set", ()))])
+        values = self.extraction(published)["overrides"]
+        names = [text.partition("=")[0] for text in published.get("tracker_set", ())]
+        return "-".join([Path(values["checkpoint"]).name, *(f"{name}_{values[name]}" for name in names)])
+
+    def changes(self, settings: Sequence[str]) -> str:
+        """What the command line replaced of a row, "" where it is run as it is. settings: of --set."""
+        own = [f"--set {text}" for text in settings]
+        for option, values in (("--tracker-set", self.tracker), ("--frames-set", self.frames)):
+            own += [f"{option} {name}={value}" for name, value in values.items()]
+        return " ".join(own)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,16 @@ class Caches:
     def texts(self, split: str) -> list[Path]:
         """The words."""
         return [text_path(self.base, split, self.extraction["encoder"])]
+
+
+def changed(title: str, changes: str) -> str:
+    """The title of a row's scores, marked where settings of the row were replaced."""
+    return f"{title}, changed settings" if changes else title
+
+
+def run_with(changes: str) -> str:
+    """What a page prints before it names its report, so that nobody compares another model with the paper's number unawares."""
+    return f"not the row as it is, run with {changes}; " if changes else ""
 
 
 def fits(settings: TrainSettings, run: Path) -> Callable[[Sequence[Card], Card], None]:

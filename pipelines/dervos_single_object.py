@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from pipelines.dervos_models import Caches, Models, dervos_models, fits, published_row
+from pipelines.dervos_models import Caches, Models, changed, dervos_models, fits, published_row, run_with
 from pipelines.page import Page, checked_settings
 from pipelines.rows.published import named
 from rvos_cache.cli import run_command
@@ -77,12 +77,16 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
         selections = predict(run, tracks, caches[name].texts(split), out / f"selections/{name}-{split}.zarr")
         ours = benchmark_selections(selections, tracks, {}, root=roots[name])
         # Ref-DAVIS17's objects have no oracle: each object's prediction is the best of its annotator's expressions.
-        scores = {f"ours, {name} {split}": ours, **({f"oracle, {name} {split}": oracle(tracks)} if name == YOUTUBE else {})}
+        changes = models.changes(settings)
+        scores = {
+            changed(f"ours, {name} {split}", changes): ours,
+            **({f"oracle, {name} {split}": oracle(tracks)} if name == YOUTUBE else {}),
+        }
         index = report(run, selections, tracks, out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
         paper_split = f"{name}/{HIDDEN}"
         number = named(paper_split, published["paper"].get(paper_split, []))
-        click.echo(f"the paper, with {published['upstream']}: {paper_split} {number}; page: {index}")
+        click.echo(f"the paper, with {published['upstream']}: {paper_split} {number}; {run_with(changes)}page: {index}")
         if name == DAVIS:
             packed = submit_selections(selections, tracks, out / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")

@@ -17,7 +17,7 @@ from text_fixtures import tiny_roberta
 from tiny_beit3 import write_tiny_beit3
 
 from pipelines.dervos_mevis import MAIN, dervos_mevis
-from pipelines.dervos_models import FRAMES, PAPER, Caches, Models, all_rows, published_row
+from pipelines.dervos_models import FRAMES, PAPER, Caches, Models, all_rows, changed, published_row, run_with
 from pipelines.dervos_single_object import ROW, dervos_single_object
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -105,6 +105,9 @@ def test_caches_are_shared_by_the_rows_of_one_upstream() -> None:
     assert names["table_3.mask2former"] == "mask2former-generator_frames"
     assert names["table_6.side_320"] == "dvis-side_320" and names["table_3.vita"] == "vita-pool_20"
     assert build(FramesSettings, FRAMES, "frames").stored_size((360, 640)) == (320, 320)
+    # The name of what is in it, also where the command line replaces what the row is about.
+    other = Models(**{**vars(ALL), "tracker": {"side": 64}})
+    assert other.name(published_row("table_6.side_320", "mevis")) == "dvis-side_64"
     caches = Caches(Path("c"), ALL.extraction(published_row(MAIN, "mevis")))
     assert [path.name for path in caches.tracks("train")] == ["dvis.zarr", "frames.zarr"]
 
@@ -120,6 +123,12 @@ def test_a_checkpoint_that_is_missing_is_one_line(row: str, missing: str) -> Non
     models = Models(**{**vars(ALL), missing: None})
     with pytest.raises(InputError, match=f"this row is of .*: it needs the option --{missing} FOLDER"):
         models.extraction(published_row(row, "mevis"))
+
+
+def test_only_what_was_replaced_is_a_change() -> None:
+    assert ALL.changes(()) == "" == run_with("") and changed("a row", "") == "a row"
+    models = Models(**{**vars(ALL), "frames": {"square": 64}})
+    assert models.changes(["epochs=1"]) == "--set epochs=1 --frames-set square=64"
 
 
 def test_checkpoints_that_a_row_does_not_read_are_not_asked_for() -> None:
@@ -210,6 +219,9 @@ def test_from_frames_to_scores_and_zip(
     printed = capsys.readouterr().out
     assert "the paper: mevis/valid_u J&F 56.5, with DVIS++ offline, R50" in printed and "threshold 0.8" in printed
     assert "tracks' oracle, valid_u" in printed
+    # As the board marks its scores.
+    assert "not the row as it is, run with --set epochs=1 " in printed and "--tracker-set side=64" in printed
+    assert "table_5.cfma, valid_u, changed settings" in (tmp_path / "out/table_5.cfma/report/index.html").read_text()
     row = tmp_path / "out/table_5.cfma"
     settings = json.loads((row / "run/settings.json").read_text())
     config = settings["resolved"]["config"]
