@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,18 @@ def test_caches_that_do_not_fit(case: SelectorCase, settings: dict[str, Any], di
     card = card.model_copy(update={"settings": settings or card.settings, "feature_specs": specs})
     with pytest.raises(InputError, match=message):
         Dervos(case.selector.config).bind(CacheCards([card], case.cards.text))
+
+
+def test_frames_by_another_filter_are_warned_of(case: SelectorCase) -> None:
+    card = case.cards.tracks[0].model_copy(update={"settings": {"square": 48}})
+    cards = CacheCards([card], case.cards.text)
+    with pytest.warns(UserWarning, match="resized by bilinear, BEiT-3 was trained with bicubic; .* --set resample=bicubic"):
+        assert Dervos.config_values({}, cards)["resample"] == "bilinear"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Dervos.config_values({"resample": "bilinear"}, cards)
+        Dervos.config_values({"understanding": "words"}, cards)
+        Dervos.config_values({}, case.cards)
 
 
 def test_no_bind(case: SelectorCase) -> None:

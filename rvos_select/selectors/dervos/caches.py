@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,14 @@ def settings_of(values: Mapping[str, Any], cards: Sequence[Card]) -> dict[str, A
     frames = next((card for card in cards if card_has_pixels(card) and not _unchanged(card)), None)
     if values.get("understanding", "beit3") == "beit3" and frames is not None:
         settings |= {"side": _square(frames), "resample": frames.settings.get("resample", "bilinear")}
+        default = DervosConfig.model_fields["resample"].default
+        if settings["resample"] != default and "resample" not in values:
+            fix = FIX_FRAMES.format(side=settings["side"], resample=default)
+            warnings.warn(
+                f"cache {frames.dataset}/{frames.split} of tracker {frames.producer}: frames resized by {settings['resample']}, BEiT-3 "
+                f"was trained with {default}; {fix}, or if it is meant give --set config.resample={settings['resample']}",
+                stacklevel=2,
+            )
     return settings
 
 
