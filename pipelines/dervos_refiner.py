@@ -46,6 +46,8 @@ def dervos_refiner(
         return
     if dvis is None or beit3 is None:
         raise InputError(f"it needs the option --{'dvis' if dvis is None else 'beit3'} FOLDER")
+    # As a shell completes it; the record of a run has it without the slash.
+    dvis = dvis.rstrip("/") or dvis
     values = merge({"dvis": dvis, "beit3": {"checkpoint": beit3}}, parse_overrides(settings))
     resolved = build(RefinerSettings, values, "dervos_refiner")
     tune_refiner([open_dataset(name, images, split) for name in names], resolved, out)

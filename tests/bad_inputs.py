@@ -89,7 +89,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_dvis_convert.py": "a_file_that_is_not_a_dvis_checkpoint_is_an_error_of_one_line "
         "code_in_a_dvis_checkpoint_is_not_run an_online_checkpoint_is_refused "
         "an_unknown_or_missing_tensor_is_named_and_no_folder_is_left",
-        "cache/test_dvis.py": "two_parts_of_different_dvis_checkpoints_are_refused",
+        "cache/test_dvis.py": "two_parts_of_different_dvis_checkpoints_are_refused what_convert_dvis_has_not_written_is_named",
         "select/test_dervos_refiner_run.py": "replace_refiner_refuses "
         "replace_refiner_says_how_far_a_run_is_that_is_not_finished",
         "cache/test_referdino_convert.py": "anything_else_beside_the_tensors_is_refused a_copy_that_differs_is_named "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -98,6 +99,9 @@ def run_command(command: Callable[..., object]) -> NoReturn:
     except OSError as error:
         problem = " ".join((error.strerror or type(error).__name__).split())
         remote = "://" in str(error.filename)
+        # Below /proc no folder can be made, for root neither, and the system says that it does not exist.
+        if not remote and error.errno == errno.ENOENT:
+            problem = f"cannot be written or is not there ({problem})"
         fix = "check bucket, endpoint and credentials" if remote else "make room or choose a writable path"
         click.echo(f"error: {error.filename or 'file system'}: {problem}; {fix}", err=True)
         sys.exit(1)

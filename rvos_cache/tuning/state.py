@@ -63,7 +63,9 @@ def check_same(out: Path, values: Mapping[str, Any]) -> None:
 
 def read_record(out: Path) -> dict[str, Any]:
     """What tune.json holds. Raises InputError if there is none, or it is damaged."""
-    record: dict[str, Any] = _read_json(out / RECORD, "give the --out of a tuning run")
+    record: dict[str, Any] = _read_json(
+        out / RECORD, "give the --out of a tuning run (rvos-cache tune-referdino, or python -m pipelines.dervos_refiner)"
+    )
     return record
 
 

@@ -143,7 +143,7 @@ def _checked_selector(settings: TrainSettings, cards: CacheCards, out: Path) -> 
     start = start_from(selector, settings.init) if settings.init and not (out / "last").exists() else None
     parameter_factors(selector, settings.optim.rates)
     requires = required_parts(settings, selector)
-    check_declared(requires, cards, settings.selector)
+    check_declared(requires, cards, settings.selector, selector.advice)
     return selector, start, requires
 
 

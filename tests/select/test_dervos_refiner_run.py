@@ -166,10 +166,12 @@ def test_the_page(tmp_path: Path) -> None:
     flat = {**{name: value for name, value in SMALL.items() if name != "config"}, "steps": 1}
     sets = [f"--set={name}={value}" for name, value in flat.items()]
     sets += [f"--set=config.{name}={value}" for name, value in TAIS.items()]
-    own = ["--images", str(work() / "data"), "--dvis", str(work() / "DVIS"), "--beit3", str(work() / "BEIT3")]
+    own = ["--images", str(work() / "data"), "--dvis", f"{work() / 'DVIS'}/", "--beit3", f"{work() / 'BEIT3'}/"]
     result = CliRunner().invoke(dervos_refiner, [*own, "--out", str(tmp_path / "run"), *sets], catch_exceptions=False)
     assert f"rvos-cache replace-refiner {work() / 'DVIS'} {tmp_path / 'run'} --out" in result.output
     record = json.loads((tmp_path / "run/tune.json").read_text())
+    settings = record["settings"]
+    assert (settings["dvis"], settings["beit3"]["checkpoint"]) == (str(work() / "DVIS"), str(work() / "BEIT3"))
     assert [d["dataset"] for d in record["datasets"]] == ["refcoco", "refcoco+", "refcocog"] and record["items"] == 15
     listed = CliRunner().invoke(dervos_refiner, ["--list"], catch_exceptions=False).output
     assert "train_refiner" in listed and "config.width" in listed

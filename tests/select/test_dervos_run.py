@@ -181,6 +181,10 @@ def test_caches_that_do_not_fit(case: SelectorCase, settings: dict[str, Any], di
         Dervos(case.selector.config).bind(CacheCards([card], case.cards.text))
 
 
+def test_matching_can_do_without_soft_masks(case: SelectorCase) -> None:
+    assert "--set config.match_cost=counts" in case.selector.advice("measured.soft_area") and not case.selector.advice("pixels")
+
+
 def test_frames_by_another_filter_are_warned_of(case: SelectorCase) -> None:
     card = case.cards.tracks[0].model_copy(update={"settings": {"square": 48}})
     cards = CacheCards([card], case.cards.text)

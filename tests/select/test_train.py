@@ -75,6 +75,8 @@ def test_join_and_find(tmp_path: Path, caches: tuple[Path, ...]) -> None:
     clash, _ = write(tmp_path / "clash", "other", ["v0"])
     with pytest.raises(InputError, match="v0"):
         TrackSource([caches[0], clash])
+    with pytest.raises(InputError, match=r"flow\.zarr: given twice; give each cache once"):
+        TrackSource([caches[0], other, caches[0]])
 
 
 def test_a_video_that_one_of_the_joined_caches_lacks_is_left_out_and_said(tmp_path: Path, caches: tuple[Path, ...]) -> None:
