@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from pipelines.dervos_models import Caches, Models, changed, dervos_models, fits, published_row, run_with
+from pipelines.dervos_models import Caches, Models, changed, dervos_models, fits, published_row, run_with, warn_of_other_weights
 from pipelines.page import Page, checked_settings
 from pipelines.rows.published import published_line
 from rvos_cache.cli import run_command
@@ -54,6 +54,7 @@ def dervos_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], mod
     resolved = checked_settings(page, merge(read_toml(page), parse_overrides([*published["set"], *settings])), settings)
 
     caches = Caches(out / "cache" / models.name(published), models.extraction(published))
+    warn_of_other_weights(published, caches.extraction)
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
     run, selections_folder = out / row / "run", out / row / "selections"
     extract_all("mevis", root, splits=splits, out=caches.base, check=fits(resolved, run), **caches.extraction)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from pipelines.dervos_models import Caches, Models, changed, dervos_models, fits, published_row, run_with
+from pipelines.dervos_models import Caches, Models, changed, dervos_models, fits, published_row, run_with, warn_of_other_weights
 from pipelines.page import Page, checked_settings
 from pipelines.rows.published import named
 from rvos_cache.cli import run_command
@@ -54,6 +54,7 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
     resolved = checked_settings(page, merge(read_toml(page), parse_overrides([*published["set"], *settings])), settings)
     roots = {YOUTUBE: youtube, DAVIS: davis}
     caches = {name: Caches(out / "cache" / name, models.extraction(published)) for name in roots}
+    warn_of_other_weights(published, caches[YOUTUBE].extraction)
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, TRAINED)).splits(youtube)
     splits = {YOUTUBE: [TRAINED, OPEN[YOUTUBE], *([HIDDEN] if hidden else [])], DAVIS: [OPEN[DAVIS]]}
     # What is missing is said before hours of extraction.
@@ -85,8 +86,9 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
         index = report(run, selections, tracks, out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
         paper_split = f"{name}/{HIDDEN}"
-        number = named(paper_split, published["paper"].get(paper_split, []))
-        click.echo(f"the paper, with {published['upstream']}: {paper_split} {number}; {run_with(changes)}page: {index}")
+        numbers = published["paper"].get(paper_split, [])
+        paper = f"{paper_split} {named(paper_split, numbers)}" if numbers else f"no number of {paper_split}"
+        click.echo(f"the paper, with {published['upstream']}: {paper}; {run_with(changes)}page: {index}")
         if name == DAVIS:
             packed = submit_selections(selections, tracks, out / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from rvos_cache.errors import InputError
+from rvos_cache.system.counts import counted
 from rvos_cache.system.interrupts import repeat_lost_interrupts
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def print_reports(reports: Mapping[str, ExtractReport]) -> None:
         total += len(report.done) + len(report.skipped) + len(report.failed)
     if failed:
         raise InputError(
-            f"{failed} of {total} videos failed (rvos-cache info lists them); fix them and run the same command again"
+            f"{failed} of {counted(total, 'video')} failed (rvos-cache info lists them); fix them and run the same command again"
         )
 
 

@@ -32,6 +32,7 @@ from rvos_cache.store import (
     write_text,
 )
 from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
+from rvos_cache.text.cut import cuts_counted
 from rvos_cache.trackers import TRACKERS, Tracker
 
 
@@ -140,9 +141,10 @@ def _extract_words(
         return len(expressions)
 
     check_same_texts(out, source)
-    return run_videos(
-        out, card, source.video_ids(), OneStep(write_one), f"{encoder} {source.split}", LocalEngine(), "expressions"
-    )
+    with cuts_counted():
+        return run_videos(
+            out, card, source.video_ids(), OneStep(write_one), f"{encoder} {source.split}", LocalEngine(), "expressions"
+        )
 
 
 def extract_all(

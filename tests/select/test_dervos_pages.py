@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,17 @@ from text_fixtures import tiny_roberta
 from tiny_beit3 import write_tiny_beit3
 
 from pipelines.dervos_mevis import MAIN, dervos_mevis
-from pipelines.dervos_models import FRAMES, PAPER, Caches, Models, all_rows, changed, published_row, run_with
+from pipelines.dervos_models import (
+    FRAMES,
+    PAPER,
+    Caches,
+    Models,
+    all_rows,
+    changed,
+    published_row,
+    run_with,
+    warn_of_other_weights,
+)
 from pipelines.dervos_single_object import ROW, dervos_single_object
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -123,6 +134,30 @@ def test_a_checkpoint_that_is_missing_is_one_line(row: str, missing: str) -> Non
     models = Models(**{**vars(ALL), missing: None})
     with pytest.raises(InputError, match=f"this row is of .*: it needs the option --{missing} FOLDER"):
         models.extraction(published_row(row, "mevis"))
+
+
+def test_weights_of_another_kind_than_the_row_s_are_warned_of(tmp_path: Path) -> None:
+    """A tiny DVIS++ with a ResNet, and a BEiT-3 of the width of base."""
+    folders = {"dvis": tiny_dvis.write_checkpoint(tmp_path / "dvis"), "beit3": tmp_path / "beit3"}
+    folders["beit3"].mkdir()
+    (folders["beit3"] / "config.json").write_text(json.dumps({"width": 768}))
+    models = Models(**{**vars(ALL), **{name: str(folder) for name, folder in folders.items()}})
+
+    def said(row: str) -> list[str]:
+        published = published_row(row, "mevis")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_of_other_weights(published, models.extraction(published))
+        return [str(warning.message).partition(": ")[2] for warning in caught]
+
+    assert said(MAIN) == [] == said("table_4.bert")
+    refined = said("table_1.pretrained_val_u")
+    assert [line.partition(";")[0] for line in refined] == [
+        "its backbone is resnet", "its refiner was not replaced: run stage 0 and replace-refiner first", "BEiT-3 of 768 channels",
+    ]  # fmt: skip
+    assert all("the row's numbers are of DVIS++ offline, ViT-L" in line and "BEiT-3 large" in line for line in refined)
+    (folders["dvis"] / "conversion.json").write_text(json.dumps({"refiner": {"step": 2}}))
+    assert [line.partition(";")[0] for line in said(MAIN)] == ["its refiner was replaced by that of a stage 0"]
 
 
 def test_only_what_was_replaced_is_a_change() -> None:
@@ -292,7 +327,7 @@ def test_the_page_of_one_object_each_answers_with_the_best_track(
     monkeypatch.setitem(SMALL, "epochs", 1)
     run_page(monkeypatch, dervos_single_object, *roots, "--dvis", dvis, "--beit3", beit3, "--out", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert ": ref-youtube-vos/valid J&F 70.0;" in printed and ": ref-davis17/valid no number;" in printed
+    assert ": ref-youtube-vos/valid J&F 70.0;" in printed and ": no number of ref-davis17/valid;" in printed
     for name, split in (("ref-youtube-vos", "held_out"), ("ref-davis17", "valid")):
         assert resolve_policy(SelectionCache(tmp_path / f"out/selections/{name}-{split}.zarr")).top1
         assert json.loads((tmp_path / f"out/metrics/{name}.json").read_text())["dataset"] == name
