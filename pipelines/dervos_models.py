@@ -145,16 +145,23 @@ def fits(settings: TrainSettings, run: Path) -> Callable[[Sequence[Card], Card],
     return with_own_options
 
 
-def dervos_models(page: Callable[..., None]) -> Callable[..., None]:
+def dervos_models(page: Callable[..., None], has_rows: bool = True) -> Callable[..., None]:
     """--dvis, --beit3, --vita, --mask2former, --bert, --jobs, --tracker-set and --frames-set, which the page takes as one argument,
-    `models`."""
+    `models`. has_rows: whether the page has the rows of VITA, Mask2Former and BERT, else their options are hidden."""
 
-    @click.option("--dvis", help="A folder that rvos-cache convert-dvis wrote. The rows of VITA and of Mask2Former need none.")
-    @click.option("--beit3", help="A folder that rvos-cache convert-beit3 wrote. BERT's row needs none.")
-    @click.option("--vita", help="A folder that rvos-cache convert-vita wrote, for VITA's row.")
-    @click.option("--mask2former", help="A hub name or a folder of transformers, for Mask2Former's row.")
     @click.option(
-        "--bert", default="google-bert/bert-base-uncased", show_default=True, help="A hub name or a folder, for BERT's row."
+        "--dvis",
+        help="A folder that rvos-cache convert-dvis wrote." + " The rows of VITA and of Mask2Former need none." * has_rows,
+    )
+    @click.option("--beit3", help="A folder that rvos-cache convert-beit3 wrote." + " BERT's row needs none." * has_rows)
+    @click.option("--vita", help="A folder that rvos-cache convert-vita wrote, for VITA's row.", hidden=not has_rows)
+    @click.option("--mask2former", help="A hub name or a folder of transformers, for Mask2Former's row.", hidden=not has_rows)
+    @click.option(
+        "--bert",
+        default="google-bert/bert-base-uncased",
+        show_default=True,
+        help="A hub name or a folder, for BERT's row.",
+        hidden=not has_rows,
     )
     @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. max_tracks=100.")

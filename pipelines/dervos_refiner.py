@@ -20,9 +20,20 @@ from rvos_select.tuning import RefinerSettings, tune_refiner
 
 
 @click.command(cls=Page)
-@click.option("--images", type=click.Path(path_type=Path), default=Path("data/refcoco"), show_default=True, help="Of --dataset.")
 @click.option(
-    "--dataset", "names", multiple=True, default=IMAGES, show_default=True, help="May repeat; frames of videos are images."
+    "--images",
+    type=click.Path(path_type=Path),
+    default=Path("data/refcoco"),
+    show_default=True,
+    help="Folder of the datasets that --dataset names.",
+)
+@click.option(
+    "--dataset",
+    "names",
+    multiple=True,
+    default=IMAGES,
+    show_default=True,
+    help="May repeat. Of a dataset of videos each frame is an image.",
 )
 @click.option("--split", default="train", show_default=True)
 @click.option("--dvis", help="A folder that rvos-cache convert-dvis wrote.")

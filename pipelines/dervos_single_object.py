@@ -7,6 +7,7 @@ weights are tested on. Completed steps are skipped, an interrupted run continues
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import click
@@ -39,7 +40,7 @@ its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own.""
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_single_object"), show_default=True)
-@dervos_models
+@functools.partial(dervos_models, has_rows=False)
 @click.option(
     "--set",
     "settings",

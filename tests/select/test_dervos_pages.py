@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny_dvis
 import tiny_vita
+from click.testing import CliRunner
 from test_dmvs_pages import hide
 from test_sola_pages import write_davis, write_youtube
 from text_fixtures import tiny_roberta
@@ -158,6 +159,11 @@ def test_weights_of_another_kind_than_the_row_s_are_warned_of(tmp_path: Path) ->
     assert all("the row's numbers are of DVIS++ offline, ViT-L" in line and "BEiT-3 large" in line for line in refined)
     (folders["dvis"] / "conversion.json").write_text(json.dumps({"refiner": {"step": 2}}))
     assert [line.partition(";")[0] for line in said(MAIN)] == ["its refiner was replaced by that of a stage 0"]
+
+
+def test_a_page_without_rows_offers_no_option_of_another_row() -> None:
+    texts = [CliRunner().invoke(page, ["--help"]).output for page in (dervos_mevis, dervos_single_object)]
+    assert [("--vita" in text, "row" in text.partition("Options")[2]) for text in texts] == [(True, True), (False, False)]
 
 
 def test_only_what_was_replaced_is_a_change() -> None:
