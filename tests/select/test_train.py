@@ -167,9 +167,9 @@ def test_videos_that_failed_are_said_and_recorded(tmp_path: Path, caches: tuple[
     with pytest.warns(UserWarning, match="left out") as told:
         out = run(caches, tmp_path / "run", epochs=1)
     training, validation = (str(w.message) for w in told if "left out" in str(w.message))
-    assert training.startswith(f"training: 2 videos failed in extraction and are left out; first {caches[0]}, video v8: v8/0000")
+    assert training.startswith(f"training: 2 videos failed in extraction, left out; first {caches[0]}, video v8: v8/0000")
     assert "run the extraction again" in training and "\n" not in training
-    assert validation.startswith(f"validation: 1 videos failed in extraction and are left out; first {caches[2]}, video w9: ")
+    assert validation.startswith(f"validation: 1 video failed in extraction, left out; first {caches[2]}, video w9: ")
     missing = json.loads((out / "settings.json").read_text())["missing"]
     assert {what: sorted(held) for what, held in missing.items()} == {"training": ["v8", "v9"], "validation": ["w9"]}
     assert "truncated" in missing["training"]["v9"]
@@ -216,7 +216,7 @@ def test_the_command_says_in_one_line_that_videos_failed(
         main()
     line, *_, epoch, _ = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
     assert stop.value.code == 0 and epoch.startswith("epoch 1/1: loss 0.")
-    assert line.startswith("warning: training: 1 videos failed in extraction and are left out; first ")
+    assert line.startswith("warning: training: 1 video failed in extraction, left out; first ")
     assert "video v9: v9/00000.jpg: truncated; fix it and run the extraction again" in line
 
 
