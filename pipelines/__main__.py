@@ -25,6 +25,8 @@ from rvos_cache.errors import InputError
 
 PATH = click.Path(path_type=Path)
 OUT = Places().out
+FEWEST_VIDEOS = 6
+"""Of five videos all differ in one direction by chance more than once in 20 times (2 / 2**5), of six less (2 / 2**6)."""
 
 
 def places_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -154,7 +156,7 @@ def compare(a: str, b: str, split: str | None, places: Places) -> None:
         click.echo(f"{name}: {names['AB'.index(name)]}, seed 0, {own.date}{_with(own)}")
     comparison = step(first.source, second.source)
     show_comparison(comparison)
-    click.echo(verdict(comparison[keys_of(split)[0]]["interval"], titles_of(split)[0]))
+    click.echo(verdict(comparison[keys_of(split)[0]]["interval"], titles_of(split)[0], comparison["videos"]))
     for name, record in zip("AB", records):
         show_deviation(f"{name}: deviation", record.of(split), split)
 
@@ -166,13 +168,15 @@ def readme(out: Path) -> None:
     click.echo(write_readme(all_papers(), out))
 
 
-def verdict(interval: Sequence[float] | None, title: str) -> str:
-    """Whether the 95 % interval of a difference, B - A, leaves zero out."""
+def verdict(interval: Sequence[float] | None, title: str, videos: int) -> str:
+    """Whether the 95 % interval of a difference, B - A, leaves zero out. videos: those that were resampled."""
     if interval is None:
         return f"{title}: one video has no interval; nothing can be said about chance"
+    if videos < FEWEST_VIDEOS:
+        return f"{title}: {videos} videos are too few to tell a difference from chance; compare on {FEWEST_VIDEOS} or more"
     low, high = interval
     if low <= 0 <= high:
-        return f"{title}: the interval contains 0; the difference is no more than chance"
+        return f"{title}: the interval contains 0; a difference is not shown by these videos"
     return f"{title}: {'B' if low > 0 else 'A'} is better by more than chance"
 
 

@@ -108,7 +108,7 @@ def train_beit3(out: Path, videos: int, steps: int, rate: float, seed: int) -> P
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             mean += (loss.item() - mean) / min(step + 1, 50)
-            bar.advance(title=f"loss {mean:.2f}")
+            bar.advance(title=f"BEiT-3, loss {mean:.2f}")
     correct, count = accuracy(model, seed, max(1, videos // 10))
     click.echo(f"the object of a static sentence, among those of a frame: {100 * correct / max(count, 1):.1f} % of {count}")
     checkpoint = out.with_name(f"{out.name}.pth")

@@ -193,7 +193,7 @@ def train_clip(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             mean += (loss.item() - mean) / min(step - first + 1, 50)
-            bar.advance(title=f"loss {mean:.2f}")
+            bar.advance(title=f"CLIP, loss {mean:.2f}")
             if (step + 1) % SAVED == 0:
                 save_state(run, model, optimizer, {"step": step + 1, "settings": settings})
     _write(out, model, tokenizer)

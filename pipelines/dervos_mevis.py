@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from pipelines.dervos_models import Caches, Models, dervos_models, published_row
-from pipelines.page import Page
+from pipelines.dervos_models import Caches, Models, changed, dervos_models, fits, published_row, run_with, warn_of_other_weights
+from pipelines.page import Page, checked_settings
 from pipelines.rows.published import published_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -26,7 +26,6 @@ from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 OPEN, HIDDEN = "valid_u", "valid"
@@ -52,13 +51,14 @@ def dervos_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], mod
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
     published = published_row(row, "mevis")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page), settings)
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides([*published["set"], *settings])), settings)
 
     caches = Caches(out / "cache" / models.name(published), models.extraction(published))
+    warn_of_other_weights(published, caches.extraction)
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
-    extract_all("mevis", root, splits=splits, out=caches.base, **caches.extraction)
-
     run, selections_folder = out / row / "run", out / row / "selections"
+    extract_all("mevis", root, splits=splits, out=caches.base, check=fits(resolved, run), **caches.extraction)
+
     train(
         caches.tracks("train"),
         caches.texts("train"),
@@ -73,12 +73,13 @@ def dervos_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], mod
     selections = predict(run, tracks, caches.texts(OPEN), selections_folder / f"{OPEN}.zarr")
     ours = evaluate_selections(selections, tracks, root=root)
     best = evaluate_selections(selections, tracks, root=root, policy=PolicyOptions(top1=True))
-    scores = {f"{row}, {OPEN}": ours, "the best track": best, f"tracks' oracle, {OPEN}": oracle(tracks)}
+    changes = models.changes(settings)
+    scores = {changed(f"{row}, {OPEN}", changes): ours, "the best track": best, f"tracks' oracle, {OPEN}": oracle(tracks)}
     for threshold in THRESHOLDS:
         scores[f"threshold {threshold}"] = evaluate_selections(selections, tracks, root=root, policy=PolicyOptions(threshold))
     index = report(run, selections, tracks, out / row / "report", root=root, rows=scores)
     show_scores(scores, out / row / "metrics.json", ours)
-    click.echo(f"{published_line(published['paper'])}, with {published['upstream']}; page: {index}")
+    click.echo(f"{published_line(published['paper'])}, with {published['upstream']}; {run_with(changes)}page: {index}")
 
     if HIDDEN in splits:
         selections = predict(run, caches.tracks(HIDDEN), caches.texts(HIDDEN), selections_folder / f"{HIDDEN}.zarr")

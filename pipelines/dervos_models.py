@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import json
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,19 @@ import click
 from pipelines.rows.needs import all_needs
 from pipelines.rows.papers import PAGES, Paper, Row, placeholders, read_paper
 from rvos_cache.errors import InputError
+from rvos_cache.pretrained import resolve_checkpoint
 from rvos_cache.settings import merge, parse_overrides
-from rvos_cache.store import text_path, tracks_path
+from rvos_cache.store import Card, text_path, tracks_path
+from rvos_cache.system.text_files import read_text
+from rvos_select.training.settings import TrainSettings
+from rvos_select.training.train import trains_on
 
 PAPER = PAGES / "papers/dervos.toml"
 FRAMES = {"square": 320, "resample": "bicubic"}
 """What BEiT-3 reads. Source: the summary, BEiT-3's code."""
+OTHER = "the row's numbers are of {}"
+WIDTHS = {"beit3_base": 768, "beit3_large": 1024}
+"""Channels of BEiT-3, by its name in needs.toml."""
 WORDS = {"beit3": {"normalise": "lower"}, "roberta": {"normalise": "lower"}}
 """Settings of the text encoders beside their checkpoints. Source: the code of MeViS's LMPM, of whose sentences the rows are."""
 
@@ -58,9 +67,16 @@ class Models:
 
     def name(self, published: dict[str, Any]) -> str:
         """Of the folder of the caches: rows of one upstream and the same settings of the tracker share it."""
-        arguments = self.extraction(published)
-        checkpoint = Path(arguments["overrides"]["checkpoint"]).name
-        return "-".join([checkpoint, *(text.replace("=", "_") for text in published.get("tracker_set", ()))])
+        values = self.extraction(published)["overrides"]
+        names = [text.partition("=")[0] for text in published.get("tracker_set", ())]
+        return "-".join([Path(values["checkpoint"]).name, *(f"{name}_{values[name]}" for name in names)])
+
+    def changes(self, settings: Sequence[str]) -> str:
+        """What the command line replaced of a row, "" where it is run as it is. settings: of --set."""
+        own = [f"--set {text}" for text in settings]
+        for option, values in (("--tracker-set", self.tracker), ("--frames-set", self.frames)):
+            own += [f"{option} {name}={value}" for name, value in values.items()]
+        return " ".join(own)
 
 
 @dataclass(frozen=True)
@@ -79,16 +95,73 @@ class Caches:
         return [text_path(self.base, split, self.extraction["encoder"])]
 
 
-def dervos_models(page: Callable[..., None]) -> Callable[..., None]:
-    """--dvis, --beit3, --vita, --mask2former, --bert, --jobs, --tracker-set and --frames-set, which the page takes as one argument,
-    `models`."""
+def warn_of_other_weights(published: dict[str, Any], extraction: dict[str, Any]) -> None:
+    """Warn where a checkpoint is not of the kind that the row names, as far as the files of its folder tell."""
+    upstream, words = published["weights"]
+    tracker, encoder = (Path(resolve_checkpoint(extraction[part]["checkpoint"])) for part in ("overrides", "text_overrides"))
+    if upstream.startswith("dvis"):
+        backbone = _content(tracker / "config.json").get("backbone_config", {}).get("model_type")
+        if backbone is not None and (backbone == "resnet") != upstream.startswith("dvis_r50"):
+            warnings.warn(f"{tracker}: its backbone is {backbone}; {OTHER.format(published['upstream'])}", stacklevel=2)
+        replaced = "refiner" in _content(tracker / "conversion.json")
+        if replaced != upstream.endswith("_refined"):
+            what = "was replaced by that of a stage 0" if replaced else "was not replaced: run stage 0 and replace-refiner first"
+            warnings.warn(f"{tracker}: its refiner {what}; {OTHER.format(published['upstream'])}", stacklevel=2)
+    width = _content(encoder / "config.json").get("width") if words in WIDTHS else None
+    if width in WIDTHS.values() and width != WIDTHS[words]:
+        warnings.warn(f"{encoder}: BEiT-3 of {width} channels; {OTHER.format(published['upstream'])}", stacklevel=2)
 
-    @click.option("--dvis", help="A folder that rvos-cache convert-dvis wrote; of another row than VITA's and Mask2Former's.")
-    @click.option("--beit3", help="A folder that rvos-cache convert-beit3 wrote; of another row than BERT's.")
-    @click.option("--vita", help="A folder that rvos-cache convert-vita wrote, for VITA's row.")
-    @click.option("--mask2former", help="A hub name or a folder of transformers, for Mask2Former's row.")
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a JSON file of a checkpoint holds, {} if it cannot be read: its loader says what is wrong with it."""
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def changed(title: str, changes: str) -> str:
+    """The title of a row's scores, marked where settings of the row were replaced."""
+    return f"{title}, changed settings" if changes else title
+
+
+def run_with(changes: str) -> str:
+    """What a page prints before it names its report, so that nobody compares another model with the paper's number unawares."""
+    return f"not the row as it is, run with {changes}; " if changes else ""
+
+
+def fits(settings: TrainSettings, run: Path) -> Callable[[Sequence[Card], Card], None]:
+    """A `check` of `extract_all`: whether `run` can be trained on the caches that are about to be extracted."""
+    check = trains_on(settings, run)
+
+    def with_own_options(tracks: Sequence[Card], text: Card) -> None:
+        try:
+            check(tracks, text)
+        except InputError as error:
+            message = str(error).replace("--tracker frames --set square=", "--frames-set square=")
+            raise InputError(message.replace("--set pool=", "--tracker-set pool=")) from error
+
+    return with_own_options
+
+
+def dervos_models(page: Callable[..., None], has_rows: bool = True) -> Callable[..., None]:
+    """--dvis, --beit3, --vita, --mask2former, --bert, --jobs, --tracker-set and --frames-set, which the page takes as one argument,
+    `models`. has_rows: whether the page has the rows of VITA, Mask2Former and BERT, else their options are hidden."""
+
     @click.option(
-        "--bert", default="google-bert/bert-base-uncased", show_default=True, help="A hub name or a folder, for BERT's row."
+        "--dvis",
+        help="A folder that rvos-cache convert-dvis wrote." + " The rows of VITA and of Mask2Former need none." * has_rows,
+    )
+    @click.option("--beit3", help="A folder that rvos-cache convert-beit3 wrote." + " BERT's row needs none." * has_rows)
+    @click.option("--vita", help="A folder that rvos-cache convert-vita wrote, for VITA's row.", hidden=not has_rows)
+    @click.option("--mask2former", help="A hub name or a folder of transformers, for Mask2Former's row.", hidden=not has_rows)
+    @click.option(
+        "--bert",
+        default="google-bert/bert-base-uncased",
+        show_default=True,
+        help="A hub name or a folder, for BERT's row.",
+        hidden=not has_rows,
     )
     @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that extract.")
     @click.option("--tracker-set", multiple=True, metavar="K=V", help="A setting of the tracker, e.g. max_tracks=100.")
@@ -138,6 +211,7 @@ def _values(paper: Paper, row: Row) -> dict[str, Any]:
         ],
         "option": name,
         "encoder": encoder.encoder,
+        "weights": (row.upstream, words),
         "upstream": "; ".join(all_needs().weights[weights].what for weights in (row.upstream, words)),
     }
 

@@ -20,9 +20,20 @@ from rvos_select.tuning import RefinerSettings, tune_refiner
 
 
 @click.command(cls=Page)
-@click.option("--images", type=click.Path(path_type=Path), default=Path("data/refcoco"), show_default=True, help="Of --dataset.")
 @click.option(
-    "--dataset", "names", multiple=True, default=IMAGES, show_default=True, help="May repeat; frames of videos are images."
+    "--images",
+    type=click.Path(path_type=Path),
+    default=Path("data/refcoco"),
+    show_default=True,
+    help="Folder of the datasets that --dataset names.",
+)
+@click.option(
+    "--dataset",
+    "names",
+    multiple=True,
+    default=IMAGES,
+    show_default=True,
+    help="May repeat. Of a dataset of videos each frame is an image.",
 )
 @click.option("--split", default="train", show_default=True)
 @click.option("--dvis", help="A folder that rvos-cache convert-dvis wrote.")
@@ -46,6 +57,8 @@ def dervos_refiner(
         return
     if dvis is None or beit3 is None:
         raise InputError(f"it needs the option --{'dvis' if dvis is None else 'beit3'} FOLDER")
+    # As a shell completes it; the record of a run has it without the slash.
+    dvis = dvis.rstrip("/") or dvis
     values = merge({"dvis": dvis, "beit3": {"checkpoint": beit3}}, parse_overrides(settings))
     resolved = build(RefinerSettings, values, "dervos_refiner")
     tune_refiner([open_dataset(name, images, split) for name in names], resolved, out)

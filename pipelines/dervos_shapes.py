@@ -14,9 +14,11 @@ import click
 from pipelines.beit3_shapes import GRID, train_beit3
 from pipelines.beit3_shapes import SIDE as BEIT3_SIDE
 from pipelines.dvis_segmenter import SIDE
-from pipelines.dvis_shapes import train_dvis
+from pipelines.dvis_shapes import check_track_videos, train_dvis
+from pipelines.page import check_folder, checked_settings
 from pipelines.shapes_scores import TRAIN, VALID, score, train_and_predict
 from rvos_cache.cli import Resumable, run_command
+from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_all
 from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_cache.shapes import write_shapes
@@ -28,10 +30,19 @@ TRACKER = {"side": SIDE, "pool": GRID, "max_tracks": 12}
 FRAMES = {"square": BEIT3_SIDE, "resample": "bicubic"}
 ROWS: dict[str, dict[str, Any]] = {
     "dervos": {},
-    "words": {"config": {"understanding": "words"}},
     "cfma": {"config": {"mgis": False}},
+    "words": {"config": {"understanding": "words"}},
 }
-"""Row -> its settings: the full model, the words of BEiT-3 without frames (as the row MU=BERT), and without motion guidance."""
+"""Row -> its settings: the full model, without motion guidance, and the words of BEiT-3 without frames (as the row MU=BERT)."""
+TITLES = {
+    "dervos": "DeRVOS",
+    "cfma": "CFMA alone",
+    "words": "words alone",
+    "mean_cosine": "mean cosine",
+    "all_tracks": "all tracks",
+    "oracle": "oracle",
+}
+"""What the rows are called in tables, as in README.md, but short: a terminal has 80 columns."""
 BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": {"lr": 5e-3, "schedule": "cosine", "warmup": 100}}
 """Settings of mean cosine that replace those of DeRVOS."""
 
@@ -70,6 +81,17 @@ def dervos_shapes(
     settings: tuple[str, ...],
 ) -> None:
     """From frames to J&F on held-out videos."""
+    page = Path(__file__).with_suffix(".toml")
+    values = merge(read_toml(page), parse_overrides(settings))
+    runs = {**{name: merge(values, own) for name, own in ROWS.items()}, "mean_cosine": {**values, **BASELINE}}
+    # What is wrong or missing is said before hours of training.
+    for name in ROWS:
+        checked_settings(page, runs[name])
+    check_folder("--dvis", dvis)
+    if dvis is None:
+        check_track_videos("--dvis-videos", dvis_videos, track_videos)
+    check_folder("--beit3", beit3)
+
     root, caches = out / "data", out / "cache"
     if not (root / "valid_p/meta_expressions.json").exists():  # written last
         write_shapes(root, videos, 7, jobs=jobs)
@@ -90,13 +112,14 @@ def dervos_shapes(
     tracks = {split: [tracks_path(caches, split, name) for name in ("dvis", "frames")] for split in (TRAIN, VALID)}
     texts = {split: [text_path(caches, split, "beit3")] for split in (TRAIN, VALID)}
 
-    page = Path(__file__).with_suffix(".toml")
-    values = merge(read_toml(page), parse_overrides(settings))
-    runs = {**{name: merge(values, own) for name, own in ROWS.items()}, "mean_cosine": {**values, **BASELINE}}
-    selections = train_and_predict(runs, tracks, texts, out, page)
+    try:
+        selections = train_and_predict(runs, tracks, texts, out, page)
+    except InputError as error:
+        advice = "train DVIS++ longer, with a larger --dvis-steps and another --out"
+        raise InputError(str(error).replace("extract with another tracker or other settings", advice)) from error
     selections["all_tracks"] = select_all(tracks[VALID], texts[VALID], out / "selections/all_tracks.zarr")
 
-    _, index = score("dervos", selections, tracks[VALID], root, out)
+    _, index = score("dervos", selections, tracks[VALID], root, out, TITLES)
     click.echo(f"page: {index}")
 
 

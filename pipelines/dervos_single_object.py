@@ -7,17 +7,18 @@ weights are tested on. Completed steps are skipped, an interrupted run continues
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import click
 
-from pipelines.dervos_models import Caches, Models, dervos_models, published_row
-from pipelines.page import Page
+from pipelines.dervos_models import Caches, Models, changed, dervos_models, fits, published_row, run_with, warn_of_other_weights
+from pipelines.page import Page, checked_settings
 from pipelines.rows.published import named
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -25,7 +26,6 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
@@ -40,7 +40,7 @@ its ground truth, and is not trained on here. Ref-DAVIS17's valid has its own.""
 @click.option("--youtube", type=click.Path(path_type=Path), default=Path("data/ref-youtube-vos"), show_default=True)
 @click.option("--davis", type=click.Path(path_type=Path), default=Path("data/ref-davis17"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_single_object"), show_default=True)
-@dervos_models
+@functools.partial(dervos_models, has_rows=False)
 @click.option(
     "--set",
     "settings",
@@ -52,17 +52,18 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
     page = Path(__file__).with_suffix(".toml")
     published = published_row(ROW, YOUTUBE)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published["set"], *settings])), str(page), settings)
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides([*published["set"], *settings])), settings)
     roots = {YOUTUBE: youtube, DAVIS: davis}
     caches = {name: Caches(out / "cache" / name, models.extraction(published)) for name in roots}
+    warn_of_other_weights(published, caches[YOUTUBE].extraction)
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, TRAINED)).splits(youtube)
     splits = {YOUTUBE: [TRAINED, OPEN[YOUTUBE], *([HIDDEN] if hidden else [])], DAVIS: [OPEN[DAVIS]]}
     # What is missing is said before hours of extraction.
     open_dataset(DAVIS, davis, OPEN[DAVIS])
-    for name, root in roots.items():
-        extract_all(name, root, splits=splits[name], out=caches[name].base, **caches[name].extraction)
-
     run, own = out / "run", caches[YOUTUBE]
+    for name, root in roots.items():
+        extract_all(name, root, splits=splits[name], out=caches[name].base, check=fits(resolved, run), **caches[name].extraction)
+
     train(
         own.tracks(TRAINED),
         own.texts(TRAINED),
@@ -78,12 +79,17 @@ def dervos_single_object(youtube: Path, davis: Path, out: Path, settings: tuple[
         selections = predict(run, tracks, caches[name].texts(split), out / f"selections/{name}-{split}.zarr")
         ours = benchmark_selections(selections, tracks, {}, root=roots[name])
         # Ref-DAVIS17's objects have no oracle: each object's prediction is the best of its annotator's expressions.
-        scores = {f"ours, {name} {split}": ours, **({f"oracle, {name} {split}": oracle(tracks)} if name == YOUTUBE else {})}
+        changes = models.changes(settings)
+        scores = {
+            changed(f"ours, {name} {split}", changes): ours,
+            **({f"oracle, {name} {split}": oracle(tracks)} if name == YOUTUBE else {}),
+        }
         index = report(run, selections, tracks, out / f"report/{name}", root=roots[name], rows=scores)
         show_scores(scores, out / f"metrics/{name}.json", ours)
         paper_split = f"{name}/{HIDDEN}"
-        number = named(paper_split, published["paper"].get(paper_split, []))
-        click.echo(f"the paper, with {published['upstream']}: {paper_split} {number}; page: {index}")
+        numbers = published["paper"].get(paper_split, [])
+        paper = f"{paper_split} {named(paper_split, numbers)}" if numbers else f"no number of {paper_split}"
+        click.echo(f"the paper, with {published['upstream']}: {paper}; {run_with(changes)}page: {index}")
         if name == DAVIS:
             packed = submit_selections(selections, tracks, out / f"{name}_{split}.zip", root=davis)
             click.echo(f"for DAVIS's evaluation code: {packed}")

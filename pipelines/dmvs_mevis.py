@@ -13,13 +13,13 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
-from pipelines.page import Page
+from pipelines.page import Page, checked_settings
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import published_line
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
@@ -29,8 +29,7 @@ from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.settings import TrainSettings
-from rvos_select.training.train import train
+from rvos_select.training.train import train, trains_on
 
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server, except one column of the first."""
@@ -55,15 +54,15 @@ def dmvs_mevis(root: Path, out: Path, row: str, settings: tuple[str, ...], model
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
     page = Path(__file__).with_suffix(".toml")
     published = row_of("dmvs", row)
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides([*published.set, *settings])), str(page), settings)
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides([*published.set, *settings])), settings)
 
     caches = out / "cache"
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
     tracks = {split: [tracks_path(caches, split, models["tracker"])] for split in splits}
     texts = {split: [text_path(caches, split, models["encoder"])] for split in splits}
-    extract_all("mevis", root, splits=splits, out=caches, **models)
-
     run, selections_folder = out / row / "run", out / row / "selections"
+    extract_all("mevis", root, splits=splits, out=caches, check=trains_on(resolved, run), **models)
+
     train(
         tracks["train"],
         texts["train"],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from pipelines.page import check_folder, checked_settings
 from pipelines.vita_shapes import LONG, SHORT, train_vita
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.extraction import extract_all
@@ -42,6 +43,11 @@ def dmvs_shapes(
     out: Path, vita: Path | None, vita_videos: int, vita_steps: int, videos: int, jobs: int, settings: tuple[str, ...]
 ) -> None:
     """From frames to J&F on held-out videos."""
+    page = Path(__file__).with_suffix(".toml")
+    base = merge(read_toml(page), parse_overrides(settings))
+    # What is wrong or missing is said before hours of training.
+    checked_settings(page, base)
+    check_folder("--vita", vita)
     root, caches = out / "data", out / "cache"
     if not root.exists():
         write_shapes(root, videos, 7, jobs=jobs)
@@ -51,8 +57,6 @@ def dmvs_shapes(
     tracks = {split: [tracks_path(caches, split, "vita")] for split in SPLITS}
     texts = {split: [text_path(caches, split, "hashed")] for split in SPLITS}
 
-    page = Path(__file__).with_suffix(".toml")
-    base = merge(read_toml(page), parse_overrides(settings))
     scores = {}
     for name, values in (("dmvs", base), ("frozen masks", merge(base, FROZEN))):
         run = out / "runs" / name.replace(" ", "_")

@@ -14,13 +14,12 @@ from typing import Any
 import click
 
 from pipelines.dmvs_models import frozen_models
-from pipelines.page import Page
+from pipelines.page import Page, checked_settings
 from pipelines.rows.papers import row_of
 from pipelines.single_object import DAVIS, IMAGES, OPEN, YOUTUBE, Caches, dataset_options, score_benchmarks, submit_hidden
 from rvos_cache.cli import run_command
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_select.training.settings import TrainSettings
-from rvos_select.training.train import train
+from rvos_cache.settings import merge, parse_overrides, read_toml
+from rvos_select.training.train import train, trains_on
 
 TRAINED = {YOUTUBE: "fit", **dict.fromkeys(IMAGES, "train-pseudo10")}
 """Pseudo-videos are as long as a clip."""
@@ -38,12 +37,12 @@ def dmvs_single_object(
 ) -> None:
     """From the datasets' folders to a report on each benchmark, and to the zips that their scorers take."""
     page = Path(__file__).with_suffix(".toml")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page), settings)
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides(settings)), settings)
     roots = {YOUTUBE: youtube, **dict.fromkeys(IMAGES, images), DAVIS: davis}
     caches = Caches(out / "cache", roots, models)
-    caches.extract([TRAINED])
-
     run = out / "run"
+    caches.extract([TRAINED], trains_on(resolved, run))
+
     train(
         [caches.tracks(name, split) for name, split in TRAINED.items()],
         [caches.texts(name, split) for name, split in TRAINED.items()],

@@ -232,4 +232,4 @@ def optimize(loss: Any, optimizer: torch.optim.Optimizer, steps: int, rate: floa
             optimizer.step()
             schedule.step()
             mean += (value.item() - mean) / min(step + 1, 100)
-            bar.advance(title=f"loss {mean:.2f}")
+            bar.advance(title=f"{name}, loss {mean:.2f}")

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from pipelines.dvis_segmenter import FRAMES, GEOMETRY, optimize, place_loss, train_segmenter
 from pipelines.shapes_segmenter import CHANNELS, CLASS_WEIGHT, CLASSES, MASK_WEIGHT, ShapesVideo, class_loss, draw_video, matched
 from rvos_cache.cli import run_command
+from rvos_cache.errors import InputError
 from rvos_cache.system.device import on_device
 from rvos_cache.system.files import new_folder
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
@@ -69,8 +70,17 @@ class Tracked:
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
 def dvis_shapes(out: Path, videos: int, steps: int, track_videos: int, track_steps: int, seed: int) -> None:
     """Train and write the checkpoint that `--tracker dvis --set checkpoint=OUT` takes."""
+    check_track_videos("--videos", videos, track_videos)
     train_dvis(out, videos, steps, track_videos, track_steps, seed)
     click.echo(f"checkpoint: {out}")
+
+
+def check_track_videos(option: str, videos: int, track_videos: int) -> None:
+    """Raises InputError where the tracker would be trained on videos that its segmenter, trained on those of `option`, has not seen."""
+    if track_videos > videos:
+        raise InputError(
+            f"--track-videos {track_videos}: more than {option} {videos}, of which they are a part; give {videos} or less"
+        )
 
 
 def train_dvis(out: Path, videos: int, steps: int, track_videos: int, track_steps: int, seed: int) -> Path:

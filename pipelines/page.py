@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import click
 
 from rvos_cache.cli import Resumable
 from rvos_cache.errors import InputError
+from rvos_cache.pretrained import CHECKPOINT_FOLDERS, resolve_checkpoint
+from rvos_cache.settings import build
+from rvos_select.selectors import selector_class
+from rvos_select.training.settings import TrainSettings
 
 ADVICE = ("give another --root or --split", "give another --root")
 """What errors about a dataset's folder end in; a page may have an option of another name for it, and has none for splits."""
@@ -50,3 +55,21 @@ def with_own_root(message: str, ctx: click.Context) -> str:
     if not own:
         return message
     return message.replace(advice, f"give another {own[0].opts[0]} (pipelines/README.md: what each page needs)")
+
+
+def checked_settings(page: Path, values: Mapping[str, Any], given: Sequence[str] = ()) -> TrainSettings:
+    """Settings of training, with those of the selector checked too: a page is to refuse a wrong one before it extracts anything.
+
+    page: the file that errors name; given: of `values`, those of the command line. Raises InputError.
+    """
+    settings = build(TrainSettings, values, str(page), given)
+    build(selector_class(settings.selector).Config, settings.config, f"selector {settings.selector}")
+    return settings
+
+
+def check_folder(option: str, folder: Path | None) -> None:
+    """Raises InputError where `option` gives a checkpoint that is not there."""
+    if folder is not None and not Path(resolve_checkpoint(str(folder))).is_dir():
+        raise InputError(
+            f"{option} {folder}: there is no such folder, nor one in {CHECKPOINT_FOLDERS}; give another, or leave it out to train one"
+        )

@@ -8,6 +8,7 @@ from typing import Any
 
 from rvos_cache.settings import build
 from rvos_cache.system.files import write_json
+from rvos_cache.system.progress import print_line
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -51,6 +52,7 @@ def train_and_predict(
     selections = {name: out / f"selections/{name}.zarr" for name in runs}
     for name, values in runs.items():
         run = out / "runs" / name
+        print_line(f"train and predict {name}:")
         train(
             tracks[TRAIN],
             texts[TRAIN],
@@ -65,17 +67,24 @@ def train_and_predict(
 
 
 def score(
-    main: str, selections: Mapping[str, Path], tracks: Sequence[Path], root: Path, out: Path
+    main: str,
+    selections: Mapping[str, Path],
+    tracks: Sequence[Path],
+    root: Path,
+    out: Path,
+    titles: Mapping[str, str] = {},
 ) -> tuple[dict[str, Any], Path]:
     """Print the scores of all selections and of the oracle, and write `out`/metrics.json and the report of the run `main`.
 
-    Returns title -> kind of a sentence -> J&F, in fractions of 1, and the page of the report.
+    titles: name of selections, or "oracle" -> what tables call it, by default its name.
+    Returns name -> kind of a sentence -> J&F, in fractions of 1, and the page of the report.
     """
     scores = {name: evaluate_selections(path, tracks, root=root) for name, path in selections.items()}
     scores["oracle"] = oracle(tracks)
-    index = report(out / "runs" / main, selections[main], tracks, out / "report", root=root, rows=scores)
-    show_scores(scores, None, scores[main])
-    kinds = show_kinds(scores)
+    titled = {titles.get(name, name): row for name, row in scores.items()}
+    index = report(out / "runs" / main, selections[main], tracks, out / "report", root=root, rows=titled)
+    show_scores(titled, None, scores[main])
+    kinds = dict(zip(scores, show_kinds(titled).values()))
     totals = {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()}
     write_json(out / "metrics.json", {**totals, "kinds": kinds})
     return kinds, index

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rvos_cache.pretrained import quiet
 from rvos_cache.shapes import make_video
 from rvos_cache.shapes.scene import COLOURS, SHAPES, Appearance
 from rvos_select.losses.matching import assign
@@ -64,12 +65,14 @@ def make_segmenter(layers: int = 4, points: int = POINTS) -> Any:
         embedding_size=32, hidden_sizes=[32, 64, 128, 192], depths=[1, 1, 1, 1], layer_type="basic",
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=backbone, feature_size=CHANNELS, mask_feature_size=CHANNELS, hidden_dim=CHANNELS,
-        num_queries=FRAME_QUERIES, encoder_feedforward_dim=128, dim_feedforward=256, encoder_layers=2, decoder_layers=layers,
-        num_attention_heads=8, num_labels=len(CLASSES), train_num_points=points,
-    )  # fmt: skip
-    return Mask2FormerForUniversalSegmentation(config).train()
+    # transformers warns of the backbone, which is one of those that Mask2Former was published with.
+    with quiet():
+        config = Mask2FormerConfig(
+            backbone_config=backbone, feature_size=CHANNELS, mask_feature_size=CHANNELS, hidden_dim=CHANNELS,
+            num_queries=FRAME_QUERIES, encoder_feedforward_dim=128, dim_feedforward=256, encoder_layers=2, decoder_layers=layers,
+            num_attention_heads=8, num_labels=len(CLASSES), train_num_points=points,
+        )  # fmt: skip
+        return Mask2FormerForUniversalSegmentation(config).train()
 
 
 def draw_video(seed: int, index: int) -> ShapesVideo:

@@ -12,7 +12,7 @@ import click
 from pipelines.rows.published import named
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.store import text_path, tracks_path
+from rvos_cache.store import Card, text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -51,8 +51,11 @@ class Caches:
     roots: Mapping[str, Path]
     extraction: Mapping[str, Any]
 
-    def extract(self, trained: Sequence[Mapping[str, str]]) -> None:
-        """Extract the splits that are trained on (dataset -> split), those of OPEN, and HIDDEN where it is there."""
+    def extract(self, trained: Sequence[Mapping[str, str]], check: Callable[[Sequence[Card], Card], None]) -> None:
+        """Extract the splits that are trained on (dataset -> split), those of OPEN, and HIDDEN where it is there.
+
+        check: as in `extract_all`.
+        """
         splits_of = {name: [splits[name] for splits in (*trained, OPEN) if name in splits] for name in self.roots}
         for name, splits in splits_of.items():
             # What is missing is said before hours of extraction.
@@ -60,7 +63,7 @@ class Caches:
                 open_dataset(name, self.roots[name], split)
         for name, root in self.roots.items():
             hidden = [HIDDEN] if name == YOUTUBE and self.has_hidden else []
-            extract_all(name, root, splits=[*splits_of[name], *hidden], out=self.folder / name, **self.extraction)
+            extract_all(name, root, splits=[*splits_of[name], *hidden], out=self.folder / name, check=check, **self.extraction)
 
     @property
     def has_hidden(self) -> bool:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
-from pipelines.page import Page
+from pipelines.page import Page, checked_settings
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import named
 from pipelines.sola_models import Models, sola_models
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -24,7 +24,6 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 TRAIN = {"mevis": "train", "ref-youtube-vos": "fit"}
@@ -44,6 +43,8 @@ Ref-YouTube-VOS's train that is held out here, and that the paper trains on."""
 )
 def sola_joint(mevis: Path, youtube: Path, out: Path, settings: tuple[str, ...], models: Models) -> None:
     """From both datasets' folders to a report on each, and to the benchmarks' zips where the splits `valid` are there."""
+    page = Path(__file__).with_suffix(".toml")
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides(settings)), settings)
     roots = {"mevis": mevis, "ref-youtube-vos": youtube}
     splits_of = {name: type(open_dataset(name, root, TRAIN[name])).splits(root) for name, root in roots.items()}
     hidden = [name for name in roots if HIDDEN in splits_of[name]]
@@ -60,8 +61,6 @@ def sola_joint(mevis: Path, youtube: Path, out: Path, settings: tuple[str, ...],
         return [path for name, split in splits.items() for path in models.texts(out / "cache" / name, split)]
 
     run = out / "run"
-    page = Path(__file__).with_suffix(".toml")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page), settings)
     train(
         tracks(TRAIN, trained=True),
         texts(TRAIN),

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from pipelines.page import Page
+from pipelines.page import Page, checked_settings
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import published_line
 from pipelines.sola_models import Models, sola_models
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -25,7 +25,6 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 TRAIN, OPEN, HIDDEN = "train", "valid_u", "valid"
@@ -41,6 +40,8 @@ TRAIN, OPEN, HIDDEN = "train", "valid_u", "valid"
 )
 def sola_mevis(root: Path, out: Path, settings: tuple[str, ...], models: Models) -> None:
     """From MeViS's folders to a report on valid_u, and to the benchmark's zip where the split `valid` is there."""
+    page = Path(__file__).with_suffix(".toml")
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides(settings)), settings)
     caches = out / "cache"
     hidden = HIDDEN in type(open_dataset("mevis", root, OPEN)).splits(root)
     models.extract("mevis", root, TRAIN, caches, trained=True)
@@ -50,8 +51,6 @@ def sola_mevis(root: Path, out: Path, settings: tuple[str, ...], models: Models)
     texts = models.texts(caches, OPEN)
 
     run = out / "run"
-    page = Path(__file__).with_suffix(".toml")
-    resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page), settings)
     train(
         models.tracks(caches, TRAIN, trained=True),
         models.texts(caches, TRAIN),

@@ -12,13 +12,13 @@ from typing import Any
 
 import click
 
-from pipelines.page import Page
+from pipelines.page import Page, checked_settings
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import named
 from pipelines.sola_models import Models, sola_models
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -26,7 +26,6 @@ from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
-from rvos_select.training.settings import TrainSettings
 from rvos_select.training.train import train
 
 TRAINED, VALIDATED = "train", "valid_u"
@@ -63,12 +62,12 @@ def sola_zero_shot(
     if trained is None:
         open_dataset("mevis", mevis, TRAINED)
     page = Path(__file__).with_suffix(".toml")
+    resolved = checked_settings(page, merge(read_toml(page), parse_overrides(settings)), settings)
     run = trained or out / "run"
     if trained is None:
         caches = out / "cache/mevis"
         models.extract("mevis", mevis, TRAINED, caches, trained=True)
         models.extract("mevis", mevis, VALIDATED, caches)
-        resolved = build(TrainSettings, merge(read_toml(page), parse_overrides(settings)), str(page), settings)
         train(
             models.tracks(caches, TRAINED, trained=True),
             models.texts(caches, TRAINED),

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import click
 
-from pipelines.page import Page
+from pipelines.page import Page, checked_settings
 from pipelines.rows.papers import row_of
 from pipelines.rows.published import published_line
 from pipelines.ssa_models import Models, ssa_models
 from rvos_cache.cli import run_command
 from rvos_cache.datasets import open_dataset
 from rvos_cache.extraction import extract_all
-from rvos_cache.settings import build, merge, parse_overrides, read_toml
+from rvos_cache.settings import merge, parse_overrides, read_toml
 from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
@@ -27,8 +27,7 @@ from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.settings import TrainSettings
-from rvos_select.training.train import train
+from rvos_select.training.train import train, trains_on
 
 OPEN, HIDDEN = "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server, except one column of the first."""
@@ -62,7 +61,7 @@ def ssa_mevis(root: Path, youtube: Path, out: Path, row: str, settings: tuple[st
     page = Path(__file__).with_suffix(".toml")
     published = row_of("ssa", row)
     values = merge(merge(read_toml(page), models.training), parse_overrides([*published.plain_set, *settings]))
-    resolved = build(TrainSettings, values, str(page), settings)
+    resolved = checked_settings(page, values, settings)
 
     trained = {"mevis": root, **({YOUTUBE: youtube} if any(split.startswith(YOUTUBE) for split in published.train) else {})}
     for name, folder in trained.items():
@@ -70,7 +69,8 @@ def ssa_mevis(root: Path, youtube: Path, out: Path, row: str, settings: tuple[st
         open_dataset(name, folder, "train")
     caches = {"mevis": out / "cache/mevis", YOUTUBE: out / f"cache/{YOUTUBE}"}
     splits = type(open_dataset("mevis", root, OPEN)).splits(root)
-    extract_all("mevis", root, splits=splits, out=caches["mevis"], **models.extraction)
+    run, selections_folder = out / row / "run", out / row / "selections"
+    extract_all("mevis", root, splits=splits, out=caches["mevis"], check=trains_on(resolved, run), **models.extraction)
     if YOUTUBE in trained:
         extract_all(YOUTUBE, youtube, splits=["train"], out=caches[YOUTUBE], **models.extraction)
 
@@ -80,7 +80,6 @@ def ssa_mevis(root: Path, youtube: Path, out: Path, row: str, settings: tuple[st
     def texts(split: str, name: str = "mevis") -> Path:
         return text_path(caches[name], split, models.extraction["encoder"])
 
-    run, selections_folder = out / row / "run", out / row / "selections"
     train(
         [tracks("train", name) for name in trained],
         [texts("train", name) for name in trained],

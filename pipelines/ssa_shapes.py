@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from pipelines.clip_shapes import SHORT, train_clip
+from pipelines.page import check_folder, checked_settings
 from pipelines.shapes_scores import TRAIN, VALID, score, train_and_predict
 from rvos_cache.cli import Resumable, run_command
 from rvos_cache.exchange.pool_clip import pool_clip
@@ -40,6 +41,12 @@ def ssa_shapes(
     out: Path, clip: Path | None, clip_videos: int, clip_steps: int, videos: int, jobs: int, settings: tuple[str, ...]
 ) -> None:
     """From frames to J&F on held-out videos."""
+    page = Path(__file__).with_suffix(".toml")
+    values = read_toml(page)
+    runs = {"ssa": merge(values, parse_overrides(settings)), "mean_cosine": {**values, **BASELINE}}
+    # What is wrong or missing is said before hours of training.
+    checked_settings(page, runs["ssa"])
+    check_folder("--clip", clip)
     root, caches = out / "data", out / "cache"
     if not (root / "valid_p/meta_expressions.json").exists():  # written last
         write_shapes(root, videos, 7, jobs=jobs)
@@ -52,9 +59,6 @@ def ssa_shapes(
         pool_clip(plain, overrides={"checkpoint": checkpoint, "short_side": SHORT}, root=root, jobs=jobs)
         tracks[split] = [Path(pooled_path(plain))]
 
-    page = Path(__file__).with_suffix(".toml")
-    values = read_toml(page)
-    runs = {"ssa": merge(values, parse_overrides(settings)), "mean_cosine": {**values, **BASELINE}}
     selections = train_and_predict(runs, tracks, texts, out, page)
     for name, kind in ZERO_SHOT.items():
         config, path = {"clip": checkpoint, "score": kind}, out / f"selections/{name}.zarr"

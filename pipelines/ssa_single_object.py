@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
-from pipelines.page import Page
+from pipelines.page import Page, checked_settings
 from pipelines.rows.papers import row_of
 from pipelines.single_object import DAVIS, IMAGES, OPEN, YOUTUBE, Caches, dataset_options, score_benchmarks, submit_hidden
 from pipelines.ssa_models import Models, ssa_models
 from rvos_cache.cli import run_command
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
 from rvos_select.training.settings import TrainSettings
-from rvos_select.training.train import train
+from rvos_select.training.train import train, trains_on
 
 STAGES = {
     "images": dict.fromkeys(IMAGES, "train"),
@@ -47,9 +47,9 @@ def ssa_single_object(youtube: Path, images: Path, davis: Path, out: Path, setti
     resolved = stage_settings(page, settings, models.training)
     roots = {YOUTUBE: youtube, **dict.fromkeys(IMAGES, images), DAVIS: davis}
     caches = Caches(out / "cache", roots, models.extraction)
-    caches.extract(list(STAGES.values()))
-
     runs = {stage: out / "runs" / stage for stage in STAGES}
+    caches.extract(list(STAGES.values()), trains_on(build(TrainSettings, resolved["images"], str(page)), runs["images"]))
+
     for stage, trained in STAGES.items():
         values = resolved[stage]
         if stage == "videos":
@@ -78,7 +78,7 @@ def stage_settings(page: Path, settings: tuple[str, ...], training: dict[str, An
     values = {"images": read_toml(page.with_name("ssa_images.toml")), "videos": read_toml(page)}
     resolved = {stage: merge(merge(merge(values[stage], training), given), own[stage]) for stage in STAGES}
     for stage in STAGES:
-        build(TrainSettings, resolved[stage], f"{page}: {stage}")
+        checked_settings(Path(f"{page}: {stage}"), resolved[stage])
     return resolved
 
 

@@ -84,7 +84,7 @@ def train_vita(out: Path, videos: int, steps: int, rate: float, seed: int) -> Pa
             optimizer.step()
             schedule.step()
             mean += (loss.item() - mean) / min(step + 1, 100)
-            bar.advance(title=f"loss {mean:.2f}")
+            bar.advance(title=f"VITA, loss {mean:.2f}")
     with new_folder(out) as folder:
         segmenter.save_pretrained(folder)
         save_file(head.official(), folder / HEAD_FILE, {"format": "pt"})

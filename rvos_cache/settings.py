@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ByteSize, ConfigDict, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from rvos_cache.errors import InputError
@@ -25,6 +25,20 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_folders(cls, values: Any) -> Any:
+        """A folder that a shell completed with a slash is recorded without it: it is the same checkpoint."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: plain_folder(name, value) for name, value in values.items()}
+
+
+def plain_folder(name: str, value: Any) -> Any:
+    """`value` of the setting `name`: where it names a checkpoint, without slashes at its end."""
+    is_folder = isinstance(value, str) and name.endswith("checkpoint")
+    return value.rstrip("/") or value if is_folder else value
 
 
 S = TypeVar("S", bound=BaseModel)

@@ -33,6 +33,8 @@ def read_tensors(
     Raises InputError: there is no such file, or it is damaged or holds anything but named tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file; {how_to_fix}")
     if not path.is_file():
         raise InputError(f"{path}: no such file; {how_to_fix}")
     if path.suffix == SAFETENSORS:

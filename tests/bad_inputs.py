@@ -58,6 +58,8 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_dvis.py": "impossible_dvis_settings_are_refused",
         "select/test_dervos_refiner_run.py": "settings_that_do_not_fit_are_one_line what_cannot_be_trained_on_is_one_line "
         "another_run_is_refused a_loss_that_is_not_finite_names_its_images too_little_memory_names_what_to_lower",
+        "select/test_dervos_pages.py": "settings_that_do_not_fit_are_refused_before_the_extraction",
+        "select/test_dervos_shapes.py": "what_is_missing_or_wrong_is_said_before_anything_is_trained",
         "select/test_dmvs.py": "settings_that_do_not_fit_are_one_line",
         "select/test_policy.py": "choices_that_cannot_be every_command_refuses_the_same",
         "test_end_to_end.py": "wrong_arguments_are_one_line",
@@ -92,8 +94,9 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_dvis_convert.py": "a_file_that_is_not_a_dvis_checkpoint_is_an_error_of_one_line "
         "code_in_a_dvis_checkpoint_is_not_run an_online_checkpoint_is_refused "
         "an_unknown_or_missing_tensor_is_named_and_no_folder_is_left",
-        "cache/test_dvis.py": "two_parts_of_different_dvis_checkpoints_are_refused",
-        "select/test_dervos_refiner_run.py": "replace_refiner_refuses",
+        "cache/test_dvis.py": "two_parts_of_different_dvis_checkpoints_are_refused what_convert_dvis_has_not_written_is_named",
+        "select/test_dervos_refiner_run.py": "replace_refiner_refuses "
+        "replace_refiner_says_how_far_a_run_is_that_is_not_finished",
         "cache/test_referdino_convert.py": "anything_else_beside_the_tensors_is_refused a_copy_that_differs_is_named "
         "weights_that_contain_the_product_of_lora_are_refused a_missing_tensor_is_named "
         "a_tensor_that_does_not_belong_or_fit_is_named what_is_not_there_or_there_already_is_one_line "

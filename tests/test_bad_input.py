@@ -246,7 +246,7 @@ def test_a_damaged_cache_stops_no_other_video_in_predict(work: Path, rvos: Calla
     tokens.write_bytes(whole)
     code, stderr = rvos(*arguments, "--out", tmp_path / "s.zarr")
     # The fourth video of the split failed in its extraction.
-    left_out = f"warning: selections: 1 videos failed in extraction and are left out; first {tmp_path}/c.zarr, video empty: "
+    left_out = f"warning: selections: 1 video failed in extraction, left out; first {tmp_path}/c.zarr, video empty: "
     assert code == 0 and stderr.startswith(left_out) and stderr.count("\n") == 0
     assert content_digest(tmp_path / "s.zarr") == content_digest(work / "s.zarr")
 

@@ -111,7 +111,7 @@ def test_plan_counts_the_split_and_writes_nothing(work: Path, run: Run, tmp_path
     assert lines[2] == f"{decimal(memory, precision=2)} of memory in each job, at most, for the video that needs most"
     assert re.match(r"[\d.]+ seconds with 4 jobs, ", lines[3])
     # The middle one of two videos of equal length is the second.
-    assert re.match(r"timed: [\d.e-]+ s per frame over 5 frames, t1 with 5$", lines[5])
+    assert re.match(r"timed: [\d.e-]+ s per frame over 5 frames, t1 with 5; the rest is loading", lines[5])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,7 +152,7 @@ def test_convert_ref_davis(run: Run, tmp_path: Path) -> None:
     for name in ("annot1", "annot1_full_video", "annot2", "annot2_full_video"):
         (tmp_path / f"text/Davis17_{name}.txt").write_text("".join(f'{v} 1 "the {v} of {name}"\n' for v in splits.values()))
     printed = run("convert", "ref-davis", "--davis", tmp_path / "davis", "--text", tmp_path / "text", "--out", tmp_path / "out")
-    assert "valid: 1 videos, 2 frames, 4 expressions" in printed
+    assert "valid: 1 video, 2 frames, 4 expressions" in printed
     dataset = open_dataset("ref-davis17", tmp_path / "out", "valid")
     (video_id,) = dataset.video_ids()
     assert sorted(e.text for e in dataset.expressions(video_id)) == sorted(

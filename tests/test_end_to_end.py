@@ -19,6 +19,7 @@ from PIL import Image
 from rvos_cache.media.mask_png import read_mask_png
 from rvos_cache.shapes import write_shapes
 from rvos_cache.store import content_digest
+from rvos_cache.system.counts import counted
 
 # Each command of a test is a process of its own.
 pytestmark = pytest.mark.timeout(300)
@@ -131,7 +132,7 @@ def test_check_and_verify_find_no_fault(work: Path) -> None:
     assert run("rvos-cache", "verify", work / "valid.zarr") == "no fault\n"
     printed = run("rvos-cache", "check", "--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
     frames, expressions = (sum(len(video[part]) for video in videos.values()) for part in ("frames", "expressions"))
-    assert printed.startswith(f"{len(videos)} videos, {frames} frames, {expressions} expressions, ")
+    assert printed.startswith(f"{counted(len(videos), 'video')}, {frames} frames, {expressions} expressions, ")
     assert printed.endswith(" objects: no fault\n")
 
 

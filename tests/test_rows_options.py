@@ -210,7 +210,7 @@ def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None
     ("interval", "words"),
     [
         (None, "nothing can be said"),
-        ((-0.01, 0.02), "no more than chance"),
+        ((-0.01, 0.02), "a difference is not shown by these videos"),
         ((0.01, 0.02), "B is better"),
         ((-0.02, -0.01), "A is better"),
     ],
@@ -218,7 +218,9 @@ def test_costs_of_what_is_not_known_and_of_what_is_there(tmp_path: Path) -> None
 def test_a_difference_is_more_than_chance_where_its_interval_leaves_zero_out(
     interval: tuple[float, float] | None, words: str
 ) -> None:
-    assert words in verdict(interval, "J&F")
+    assert words in verdict(interval, "J&F", 6)
+    few = verdict(interval, "J&F", 5)
+    assert "better" not in few and (interval is None or "5 videos are too few" in few)
 
 
 def score(seed: int, value: float, **more: Any) -> Score:

@@ -38,10 +38,12 @@ def replace_refiner(dvis: str, run: Path, out: Path) -> None:
     result = step(dvis, run, out)
     for name in result.replaced:
         click.echo(f"replaced: {name}")
+    for name in result.same:
+        click.echo(f"as before: {name}")
     steps = f"{result.step} step{'s' * (result.step != 1)}"
     click.echo(
-        f"{out}: {len(result.replaced)} tensors of the refiner replaced, {result.same} as before, after {steps}; digest of "
-        f"the head {result.before} before, {result.after} now; extract with --tracker dvis --set checkpoint={out}"
+        f"{out}: {len(result.replaced)} tensors of the refiner replaced, {len(result.same)} as before, after {steps}; "
+        f"digest of the head {result.before} before, {result.after} now; extract with --tracker dvis --set checkpoint={out}"
     )
 
 

@@ -208,7 +208,7 @@ def plan(
     click.echo(f"  ({format_range(fastest, slowest)} at the rates of the fastest and slowest video timed)")
     per_frame, frames = result.seconds / result.frames, sum(result.timed.values())
     each = ", ".join(f"{video_id} with {count}" for video_id, count in result.timed.items())
-    click.echo(f"timed: {per_frame:.3g} s per frame over {frames} frames, {each}")
+    click.echo(f"timed: {per_frame:.3g} s per frame over {frames} frames, {each}; the rest is loading and a look at all videos")
     for video_id, error in result.failed.items():
         click.echo(f"failed {video_id}: {error}", err=True)
     if budget is not None and result.size > budget:

@@ -11,6 +11,7 @@ import click
 
 from rvos_cache.cli.options import DATASET, PATH, ROOT, SPLIT
 from rvos_cache.errors import InputError
+from rvos_cache.system.counts import counted
 
 
 @click.command()
@@ -34,7 +35,7 @@ def check(dataset: str, root: Path, split: str) -> None:
     truths = (source.ground_truth(v) for v in videos) if source.has_ground_truth else ()
     objects = sum(len(t.object_ids) for t in truths if t is not None)
     truth = f", {objects} objects" if source.has_ground_truth else ", ground truth hidden"
-    click.echo(f"{len(videos)} videos, {frames} frames, {expressions} expressions{truth}: no fault")
+    click.echo(f"{counted(len(videos), 'video')}, {frames} frames, {counted(expressions, 'expression')}{truth}: no fault")
 
 
 @click.command()

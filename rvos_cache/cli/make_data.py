@@ -9,6 +9,7 @@ import click
 
 from rvos_cache.cli.options import BUDGET, DEVICE, JOBS, OUT, PATH, SHARD
 from rvos_cache.cli.run import Resumable, print_reports
+from rvos_cache.system.counts import counted
 from rvos_cache.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def shapes(out: Path, videos: int, seed: int, jobs: int) -> None:
 
     with Progress("shapes", videos) as bar:
         write_shapes(out, videos, seed, progress=lambda done, total: bar.advance(), jobs=jobs)
-    click.echo(f"{videos} videos: {out}")
+    click.echo(f"{counted(videos, 'video')}: {out}")
 
 
 @click.group()
@@ -49,7 +50,7 @@ def convert_ref_davis(davis: Path, text: Path, out: Path) -> None:
 
     counts = step(davis, text, out)
     for split, (videos, frames, expressions) in counts.items():
-        click.echo(f"{split}: {videos} videos, {frames} frames, {expressions} expressions: {out}")
+        click.echo(f"{split}: {counted(videos, 'video')}, {frames} frames, {counted(expressions, 'expression')}: {out}")
 
 
 @click.command(cls=Resumable)
@@ -126,7 +127,7 @@ def _print_pooled_bytes(planned: PooledBytes, budget: int | None) -> None:
     for name, size in {**planned.arrays, "total": planned.total}.items():
         table.add_row(name, decimal(size, precision=2))
     Console().print(table)
-    click.echo(f"{planned.videos} videos, {planned.frames} frames, {planned.tracks} tracks")
+    click.echo(f"{counted(planned.videos, 'video')}, {planned.frames} frames, {planned.tracks} tracks")
     if budget is not None:
         planned.check(budget)
 

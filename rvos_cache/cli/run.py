@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -17,6 +18,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from rvos_cache.errors import InputError
+from rvos_cache.system.counts import counted
 from rvos_cache.system.interrupts import repeat_lost_interrupts
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def print_reports(reports: Mapping[str, ExtractReport]) -> None:
         total += len(report.done) + len(report.skipped) + len(report.failed)
     if failed:
         raise InputError(
-            f"{failed} of {total} videos failed (rvos-cache info lists them); fix them and run the same command again"
+            f"{failed} of {counted(total, 'video')} failed (rvos-cache info lists them); fix them and run the same command again"
         )
 
 
@@ -104,6 +106,9 @@ def run_command(command: Callable[..., object]) -> NoReturn:
     except OSError as error:
         problem = " ".join((error.strerror or type(error).__name__).split())
         remote = "://" in str(error.filename)
+        # Below /proc no folder can be made, for root neither, and the system says that it does not exist.
+        if not remote and error.errno == errno.ENOENT:
+            problem = f"cannot be written or is not there ({problem})"
         fix = "check bucket, endpoint and credentials" if remote else "make room or choose a writable path"
         click.echo(f"error: {error.filename or 'file system'}: {problem}; {fix}", err=True)
         sys.exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from rvos_cache.store import (
     write_text,
 )
 from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
+from rvos_cache.text.cut import cuts_counted
 from rvos_cache.trackers import TRACKERS, Tracker
 
 
@@ -124,18 +125,13 @@ def _encoder_settings(encoder: str, overrides: Mapping[str, Any] | None) -> Base
 def _extract_words(
     source: Dataset, dataset: str, encoder: str, model: TextEncoder, settings: BaseModel, out: Path | str
 ) -> ExtractReport:
-    card = Card(
-        kind="text",
-        dataset=dataset,
-        split=source.split,
-        producer=encoder,
-        settings=settings.model_dump(mode="json"),
-        weights=checked_weights(model, f"text encoder {encoder}", is_custom=encoder not in TEXT_ENCODERS),
-        expressions_digest=bound_digest(source, out),
-        channels=model.channels,
-        extra=code_digest(type(model), is_custom=encoder not in TEXT_ENCODERS),
-        root=str(source.root.absolute()),
-        **provenance(),
+    card = text_card(encoder, model, settings).model_copy(
+        update={
+            "dataset": dataset,
+            "split": source.split,
+            "expressions_digest": bound_digest(source, out),
+            "root": str(source.root.absolute()),
+        }
     )
 
     def write_one(writer: CacheWriter, video_id: str) -> int:
@@ -145,9 +141,10 @@ def _extract_words(
         return len(expressions)
 
     check_same_texts(out, source)
-    return run_videos(
-        out, card, source.video_ids(), OneStep(write_one), f"{encoder} {source.split}", LocalEngine(), "expressions"
-    )
+    with cuts_counted():
+        return run_videos(
+            out, card, source.video_ids(), OneStep(write_one), f"{encoder} {source.split}", LocalEngine(), "expressions"
+        )
 
 
 def extract_all(
@@ -165,12 +162,14 @@ def extract_all(
     jobs: int = 1,
     engine: Engine | None = None,
     budget: int | None = None,
+    check: Callable[[Sequence[Card], Card], None] | None = None,
 ) -> dict[str, ExtractReport]:
     """Tracks and words of every split that is found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 
     `out` is out/cache/<dataset> by default; tracks of corrupted frames are written to `<tracker>-<name>-<severity>.zarr`.
     overrides, text_overrides: settings of the tracker and of the encoder; also: other trackers, or tracker -> its settings, each of
-    which writes a cache beside the first; budget: bytes of the tracks of all splits and trackers together.
+    which writes a cache beside the first; budget: bytes of the tracks of all splits and trackers together; check: called before the
+    first video with the cards that the tracks caches and the text cache of the first split will have; what it raises ends the run.
     If `splits` is empty, a split that hides the ground truth that a tracker prompts with gets no cache of it, with a warning.
     Raises like `extract`, and InputError if no split is found, or two trackers would write to the same path.
     """
@@ -188,6 +187,11 @@ def extract_all(
         model = open_encoder(encoder, text_settings)
     except InputError as error:
         raise InputError(str(error).replace("--set ", "--text-set ")) from error
+    if check is not None:
+        known = {"dataset": dataset, "split": names[0]}
+        tracks_cards = [tracker_card(work.tracker, work.model, work.settings, work.weights) for work in works]
+        words_card = text_card(encoder, model, text_settings)
+        check([card.model_copy(update=known) for card in tracks_cards], words_card.model_copy(update=known))
     reports = {}
     for split in names:
         source = open_dataset(dataset, root, split)
@@ -265,5 +269,22 @@ def tracker_card(name: str, tracker: Tracker, settings: BaseModel, weights: Mapp
         feature_specs=[spec.to_json() for spec in tracker.feature_specs],
         measurement_specs=[spec.to_json() for spec in tracker.measurement_specs],
         extra=code_digest(type(tracker), is_custom=is_custom),
+        **provenance(),
+    )
+
+
+def text_card(name: str, encoder: TextEncoder, settings: BaseModel) -> Card:
+    """The card of words by `encoder`, of no dataset and no expressions."""
+    is_custom = name not in TEXT_ENCODERS
+    return Card(
+        kind="text",
+        dataset="",
+        split="",
+        producer=name,
+        settings=settings.model_dump(mode="json"),
+        weights=checked_weights(encoder, f"text encoder {name}", is_custom),
+        expressions_digest="",
+        channels=encoder.channels,
+        extra=code_digest(type(encoder), is_custom=is_custom),
         **provenance(),
     )

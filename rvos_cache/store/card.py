@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rvos_cache.errors import InputError
-from rvos_cache.settings import Settings, build
+from rvos_cache.settings import Settings, build, plain_folder
 from rvos_cache.store.backend import Backend
 from rvos_cache.store.checksum import read_checked
 from rvos_cache.store.uri import open_backend
@@ -58,7 +58,10 @@ class Card(Settings):
             if name in PROVENANCE_FIELDS or value == other_value:
                 continue
             if isinstance(value, dict) and isinstance(other_value, dict):
-                names += [f"{name}.{key}" for key in sorted(value.keys() | other_value) if value.get(key) != other_value.get(key)]
+                keys = sorted(value.keys() | other_value)
+                # Caches of older versions have names of folders as they were typed.
+                different = [k for k in keys if plain_folder(k, value.get(k)) != plain_folder(k, other_value.get(k))]
+                names += [f"{name}.{key}" for key in different]
             else:
                 names.append(name)
         return names

@@ -7,7 +7,6 @@ SSA's released `backbone/clip.py`.
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +18,7 @@ from rvos_cache.clip.towers import encode_tokens, load_text_tower, load_tokenize
 from rvos_cache.settings import Settings
 from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
+from rvos_cache.text.cut import warn_of_cut
 from rvos_cache.text.normalise import normalise_text, original_spans
 from rvos_cache.types import Words
 
@@ -70,7 +70,7 @@ class ClipEncoder(TextEncoder):
         words = []
         for text, vectors, length, cleaned_spans, cut in zip(texts, hidden, tokens.lengths, tokens.spans, tokens.cut):
             if cut:
-                warnings.warn(f"cut to {self.max_length} tokens: {text[:60]!r}...", stacklevel=3)
+                warn_of_cut(self.max_length, text, stacklevel=3)
             spans = original_spans(cleaned_spans, cleaned_origins(text))
             tags = align_tags(text, spans, self.settings.tagger)
             words.append(Words(vectors[:length].astype(np.float16), spans, tags))

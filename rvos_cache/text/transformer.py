@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from rvos_cache.settings import Settings
 from rvos_cache.system.device import device
 from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
+from rvos_cache.text.cut import warn_of_cut
 from rvos_cache.text.normalise import Normalise, normalise_text, original_spans
 from rvos_cache.types import Words
 
@@ -79,7 +79,7 @@ class TransformerEncoder(TextEncoder):
         words = []
         for original, (text, origins), vectors, padded_spans, mask in zip(texts, batch, hidden, offsets, masks):
             if mask.sum() >= self.max_length and padded_spans[mask][:, 1].max() < len(text.rstrip()):
-                warnings.warn(f"cut to {self.max_length} tokens: {text[:60]!r}...", stacklevel=2)
+                warn_of_cut(self.max_length, text, stacklevel=2)
             spans = original_spans(padded_spans[mask], origins)
             words.append(Words(vectors[mask].astype(np.float16), spans, align_tags(original, spans, self.settings.tagger)))
         return words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,20 @@ RECORD = "conversion.json"
 class Replacement:
     """The result of replacing a refiner.
 
-    step: steps that trained it; replaced: names of the tensors that differ from the earlier ones; same: number of its other tensors;
+    step: steps that trained it; replaced: names of the tensors that differ from the earlier ones; same: names of its other tensors;
     before, after: digests of `HEAD_FILE`.
     """
 
     step: int
     replaced: tuple[str, ...]
-    same: int
+    same: tuple[str, ...]
     before: str
     after: str
 
 
 def replace_refiner(dvis: str, run: Path, out: Path) -> Replacement:
-    """Write to the folder `out` the checkpoint `dvis` with the refiner of the tuning run `run`, as it was saved last.
+    """Write to the folder `out` the checkpoint `dvis` with the refiner of the tuning run `run`, as it was saved last. It warns where
+    the run has not taken all its steps.
 
     Raises InputError if `out` exists, `run` is no run that trains a refiner or has saved no state, or it was trained from other weights
     than those of `dvis`.
@@ -59,6 +61,12 @@ def replace_refiner(dvis: str, run: Path, out: Path) -> Replacement:
         raise InputError(
             f"{KIND} {dvis!r}: there is no such folder, nor one in {CHECKPOINT_FOLDERS}; give one that rvos-cache convert-dvis wrote"
         )
+    planned = state.planned_steps(record)
+    if step < planned:
+        warnings.warn(
+            f"{run}: is not finished: {step} of {planned} steps; to finish it run its command again, then replace the refiner again",
+            stacklevel=2,
+        )
     segmenter, head = load_dvis(dvis)
     own = {**segmenter.weight_hashes(), **head_hash(head)}
     started = {value for name, value in record["checkpoint"].items() if name != "beit3"}
@@ -76,7 +84,7 @@ def replace_refiner(dvis: str, run: Path, out: Path) -> Replacement:
         new = DvisHead.from_official({**{n: t for n, t in tensors.items() if not n.startswith(PREFIX)}, **refiner})
     except InputError as error:
         raise InputError(f"{run / state.LAST / state.TRAINED}: {error}") from error
-    same = sum(name.startswith(PREFIX) for name in tensors) - len(changed)
+    same = tuple(sorted(name for name in tensors if name.startswith(PREFIX) and name not in changed))
     result = Replacement(step, changed, same, head_hash(head)[HEAD_FILE], head_hash(new)[HEAD_FILE])
     with state.storing(out), new_folder(out) as target:
         copy_folder(folder, target)

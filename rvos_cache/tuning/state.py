@@ -7,6 +7,7 @@ Tensors are safetensors, the rest is JSON, so that nothing that is read can run 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -76,7 +77,9 @@ def _given(value: Any) -> str:
 
 def read_record(out: Path) -> dict[str, Any]:
     """What tune.json holds. Raises InputError if there is none, or it is damaged."""
-    record: dict[str, Any] = _read_json(out / RECORD, "give the --out of a tuning run")
+    record: dict[str, Any] = _read_json(
+        out / RECORD, "give the --out of a tuning run (rvos-cache tune-referdino, or python -m pipelines.dervos_refiner)"
+    )
     return record
 
 
@@ -106,6 +109,13 @@ def saved_step(out: Path) -> int:
     if not isinstance(step, int) or step < 0:
         raise InputError(f"{out / LAST / STATE}: expected a number of steps, has {step!r}; {HOW_TO_FIX}")
     return step
+
+
+def planned_steps(record: Mapping[str, Any]) -> int:
+    """Steps of a whole run of stage 0 of DeRVOS, from its record."""
+    settings = record["settings"]
+    steps: int = settings["steps"] or settings["epochs"] * math.ceil(record["items"] / settings["batch_size"])
+    return steps
 
 
 def load_tensors(out: Path, tensors: Mapping[str, Tensor]) -> None:

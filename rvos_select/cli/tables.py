@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rvos_cache.system import files
+from rvos_cache.system.counts import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,7 +96,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         moved.add_row(escape(row["expression"]), percent(row["a"]), percent(row["b"]), f"{100 * row['difference']:+.1f}")
     if moved.row_count:
         print_table(moved)
-    click.echo(f"{comparison['expressions']} expressions of {comparison['videos']} videos")
+    click.echo(f"{counted(comparison['expressions'], 'expression')} of {counted(comparison['videos'], 'video')}")
     for name, keys in (("A", comparison["only_a"]), ("B", comparison["only_b"])):
         if keys:
             click.echo(f"{len(keys)} expressions only in {name}: {', '.join(keys[:5])}", err=True)

@@ -42,7 +42,10 @@ def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
         return
     fix = "give the same --cache as for predict"
     if len(cards) != len(tracks.caches):
-        raise InputError(f"{selections.path}: made of {len(cards)} caches, {len(tracks.caches)} were given; {fix}")
+        names = ", ".join(f"{card['producer']} of {card['dataset']}/{card['split']}" for card in cards)
+        count = len(tracks.caches)
+        made = f"made of {len(cards)} cache{'s' * (len(cards) > 1)} ({names})"
+        raise InputError(f"{selections.path}: {made}, {count} {'were' if count > 1 else 'was'} given; {fix}")
     for card, cache in zip(cards, tracks.caches):
         for name, old, new in differences(card, {field: getattr(cache.card, field) for field in card}):
             raise InputError(f"{selections.path}: made of tracks with {name} {old}, {cache.path} has {new}; {fix}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +13,13 @@ from rvos_cache.errors import InputError
 from rvos_cache.identity import expressions_difference, frames_difference, truth_difference
 from rvos_cache.mask_runs import MaskRuns
 from rvos_cache.masks import RleMasks
+from rvos_cache.soft_overlap import SOFT_SPECS
 from rvos_cache.store import Card, TrackCache, TrackInfo
 from rvos_cache.types import VIDEO, GroundTruth, Overlap
 from rvos_select.paths import Paths, as_paths
 
+WRITERS = {spec.name: "tracker dvis, or of vita with --set pool=20" for spec in SOFT_SPECS}
+"""Measurement -> the trackers here that write it."""
 Spec = Mapping[str, Any]
 """A feature or measurement as a card lists it: name, dims, dtype, by_frame."""
 
@@ -34,23 +37,42 @@ def part_array(part: str) -> tuple[str, str]:
     return prefix, name.removesuffix(".video") if prefix == "measured" else name
 
 
-def check_declared(requires: Iterable[str], cards: CacheCards, selector: str) -> None:
-    """Raises InputError for a feature or measurement in `requires` that no tracks cache of a set declares."""
+def check_declared(
+    requires: Iterable[str], cards: CacheCards, selector: str, advice: Callable[[str], str] = lambda name: ""
+) -> None:
+    """Raises InputError for a feature or measurement in `requires` that no tracks cache of a set declares.
+
+    advice: name -> what else can be done where it is missing, for the message.
+    """
     for name in requires:
         prefix, array = part_array(name)
         kind = {"features": "feature", "frames": "feature", "measured": "measurement"}.get(prefix)
         if kind is None:
             continue
         for split in dict.fromkeys((card.dataset, card.split) for card in cards.tracks):
-            specs = [s for c in cards.tracks if (c.dataset, c.split) == split for s in _specs(c, kind)]
-            dims = {str(s["name"]): tuple(s["dims"]) for s in specs}
+            own = [card for card in cards.tracks if (card.dataset, card.split) == split]
+            dims = {str(s["name"]): tuple(s["dims"]) for card in own for s in _specs(card, kind)}
             if array not in dims:
+                _check_has_tracks(own, cards.tracks, selector)
+                writers = f"of {WRITERS[array]}" if array in WRITERS else "of a tracker that writes it"
+                other = advice(name)
                 raise InputError(
                     f"selector {selector}: requires {name!r}, but no tracks cache of {'/'.join(split)} declares the {kind} "
-                    f"{array!r} (there are: {', '.join(dims) or 'none'}); give the cache of a tracker that writes it"
+                    f"{array!r} (there are: {', '.join(dims) or 'none'}); give the cache {writers}{', or ' if other else ''}{other}"
                 )
             if prefix == "frames":
                 frame_list(array, dims, f"selector {selector}")
+
+
+def _check_has_tracks(own: Sequence[Card], cards: Sequence[Card], selector: str) -> None:
+    """Raises InputError where the caches of one split, `own`, hold no tracks, but others among `cards` do: a slip of the split."""
+    others = [card for card in cards if card.channels]
+    if others and not any(card.channels for card in own):
+        split, producers = f"{own[0].dataset}/{own[0].split}", ", ".join(card.producer for card in own)
+        raise InputError(
+            f"selector {selector}: the cache of {producers} is of {split}, and no cache of tracks of {split} was given (that of "
+            f"{others[0].producer} is of {others[0].dataset}/{others[0].split}); give the caches of one split together"
+        )
 
 
 def frame_list(name: str, dims: Mapping[str, tuple[str | int, ...]], label: str) -> str | None:
@@ -99,6 +121,9 @@ class TrackSource:
         paths = as_paths(paths)
         if not paths:
             raise InputError("no tracks cache given; add --cache C.zarr")
+        twice = next((path for i, path in enumerate(paths) if path in paths[:i]), None)
+        if twice is not None:
+            raise InputError(f"{twice}: given twice; give each cache once")
         self.caches = [TrackCache(path) for path in paths]
         check_same_channels([(cache.path, cache.card) for cache in self.caches])
         self.caches_of: dict[str, list[TrackCache]] = {}

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from rvos_cache.extraction import failed_videos, find_dataset
+from rvos_cache.system.counts import counted
 from rvos_select.data.caches import TrackSource
 
 
@@ -37,7 +38,9 @@ def unextracted_videos(role: str, sources: Sequence[TrackSource], warn: bool) ->
                     failed[video_id] = f"{cache.path}, video {video_id}: {error}"
     if failed and warn:
         first, fix = failed[min(failed)], "fix it and run the extraction again, or go on without them"
-        warnings.warn(f"{role}: {len(failed)} videos failed in extraction and are left out; first {first}; {fix}", stacklevel=3)
+        warnings.warn(
+            f"{role}: {counted(len(failed), 'video')} failed in extraction, left out; first {first}; {fix}", stacklevel=3
+        )
     for source in sources:
         unread |= _not_extracted(role, source, failed, warn)
     return {**unread, **failed}

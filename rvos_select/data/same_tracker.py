@@ -35,7 +35,7 @@ def check_same_tracker(trained: Sequence[Card], label: str, cards: Mapping[str, 
         same_model = any(value in known for value in weights.values())
         # A cache without tracks has no tokens: what its features are is declared by their names.
         if card.channels and not same_model and all(other.producer != card.producer for other in trained):
-            names = ", ".join(sorted({other.producer for other in trained}))
+            names = ", ".join(sorted({other.producer for other in trained if other.channels}))
             raise InputError(f"{path}: tokens of tracker {card.producer}, {label} with {names}; extract them alike")
         _check_same_pooling(trained, label, path, card)
 

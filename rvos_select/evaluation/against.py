@@ -13,6 +13,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import video_difference
 from rvos_cache.identity import answers_digest, expressions_difference, frames_difference, truth_difference
 from rvos_cache.store import TrackCache
+from rvos_cache.system.counts import counted
 from rvos_select.data.caches import TrackSource
 from rvos_select.evaluation.ground_truth import AnnotatedVideo, UnreadableVideo
 
@@ -51,9 +52,9 @@ def against_line(scores: Mapping[str, Any]) -> str:
     against = scores.get(AGAINST)
     if not against:
         return ""
-    where = "that the caches hold" if against["root"] is None else f"in {against['root']}"
+    where = "that the caches hold (without kinds of sentences)" if against["root"] is None else f"in {against['root']}"
     name = " ".join(str(scores[key]) for key in ("dataset", "split") if key in scores)
-    return f"scored against the ground truth of {name or 'the split'} {where}: {len(against['videos'])} videos, " + (
+    return f"scored against the ground truth of {name or 'the split'} {where}: {counted(len(against['videos']), 'video')}, " + (
         f"digest {against['ground_truth'][:12]}"
     )
 

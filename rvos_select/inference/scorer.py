@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,13 @@ from typing import Any
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
+from rvos_cache.store import Card
 from rvos_select.data.caches import CacheCards, TrackSource, check_declared
 from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_settings
 from rvos_select.data.texts import TextSource, check_same_encoder
 from rvos_select.paths import PathLike
 from rvos_select.runs.checkpoint import load_selector, run_cards, run_settings, trained_cards
+from rvos_select.runs.metrics import warn_if_unfinished
 from rvos_select.runs.seen import warn_of_seen_videos
 from rvos_select.selectors import Selector, selector_class
 from rvos_select.selectors.untrained import UntrainedSelector, check_untrained
@@ -64,6 +66,7 @@ def scorer_of_run(run: Path, source: TrackSource, words: TextSource) -> Scorer:
     if not selector.encodes_text:
         check_same_encoder(run_cards(run)["text"], f"the run {run}", words)
     settings = run_settings(run)["settings"]
+    warn_if_unfinished(run, int(settings.get("epochs", 0)))
     _bind(selector, source, words)
     warn_of_seen_videos(run, source)
     return Scorer(selector, settings["selector"], settings, {"best": selector.weights_digest}, str(run.absolute()))
@@ -101,8 +104,19 @@ def _check_channels(run: Path, selector: Selector, source: TrackSource, words: T
             continue
         if channels != expected:
             own = next((cache for cache in caches if cache.card.channels), caches[0])
-            producers = ", ".join(dict.fromkeys(card.producer for card in trained[what]))
+            # The same tracker may make tokens of several widths: then the settings tell them apart.
+            first = trained[what][0]
+            names = own.card.differences(first) if own.card.producer == first.producer else []
+            settings = [name.removeprefix("settings.") for name in names if name.startswith("settings.")]
+            differ = [name for name in settings if not name.endswith("checkpoint")]
+            producers = ", ".join(dict.fromkeys(_described(card, differ) for card in trained[what]))
             raise InputError(
-                f"{own.path}: {what} of {channels} channels by {own.card.producer}, {run} was trained with {expected} by "
+                f"{own.path}: {what} of {channels} channels by {_described(own.card, differ)}, {run} was trained with {expected} by "
                 f"{producers}; extract them alike"
             )
+
+
+def _described(card: Card, settings: Sequence[str]) -> str:
+    """The producer of a cache, with those of the `settings` that it has."""
+    own = ", ".join(f"{name}={card.settings[name]}" for name in settings if name in card.settings)
+    return f"{card.producer} with {own}" if own else card.producer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,15 @@ from rvos_cache.errors import InputError
 from rvos_cache.system.files import read_lines
 
 METRICS = "metrics.jsonl"
+
+
+def warn_if_unfinished(run: Path, epochs: int) -> None:
+    """Warn when a run was stopped before the last of its `epochs`, or still trains."""
+    rows = read_metrics(run)
+    if rows and rows[-1]["epoch"] < epochs:
+        warnings.warn(
+            f"{run}: is not finished: epoch {rows[-1]['epoch']} of {epochs}; rvos-select train --resume finishes it", stacklevel=3
+        )
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

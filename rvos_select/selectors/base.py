@@ -140,6 +140,10 @@ class Selector(nn.Module, PyTorchModelHubMixin):
         """
         return ()
 
+    def advice(self, part: str) -> str:
+        """What else can be done where no cache declares `part` of `requires`, for the message; "" if nothing."""
+        return ""
+
     def bound(self, cards: CacheCards) -> None:
         """Called once after the frozen parts are loaded, to read from `self.frozen` or the cards."""
 

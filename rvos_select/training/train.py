@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, read_toml
-from rvos_cache.store import read_card
+from rvos_cache.store import Card, read_card
 from rvos_cache.system.device import device
 from rvos_cache.system.files import restore
 from rvos_cache.system.locks import folder_lock
@@ -43,7 +43,7 @@ from rvos_select.training.optim import learning_rate, make_optimizer, parameter_
 from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
 from rvos_select.training.recorded import RecordedSteps, can_record
 from rvos_select.training.settings import TrainSettings
-from rvos_select.training.start import start_from, write_start
+from rvos_select.training.start import Start, start_from, write_start
 from rvos_select.training.step_losses import StepLosses
 from rvos_select.training.summary import best_line, ceiling_line, check_labels, data_lines, epoch_line, reads_labels
 from rvos_select.training.validate import Validator
@@ -105,14 +105,8 @@ def _train(
     train_cards, valid_cards = ([read_card(p) for p in paths] for paths in (tracks, valid_tracks))
     check_same_tracker(train_cards, "the module is trained", {str(p): c for p, c in zip(valid_tracks, valid_cards)})
     cards = CacheCards([*train_cards, *valid_cards], [read_card(p) for p in (*texts, *valid_texts)])
-    selector = make_selector(settings, cards)
-    selector.bind(cards)
-    # A run that is resumed has its weights in its own checkpoint.
-    start = start_from(selector, settings.init) if settings.init and not (out / "last").exists() else None
     # Before anything is written: a run that cannot start leaves no folder.
-    parameter_factors(selector, settings.optim.rates)
-    requires = required_parts(settings, selector)
-    check_declared(requires, cards, settings.selector)
+    selector, start, requires = _checked_selector(settings, cards, out)
     sources = read_sources(
         tracks,
         texts,
@@ -136,6 +130,34 @@ def _train(
     where = device()
     with torch_threads(settings.threads):
         return Run(settings, sources, selector.to(where), where, out).train(resume)
+
+
+def _checked_selector(settings: TrainSettings, cards: CacheCards, out: Path) -> tuple[Selector, Start | None, tuple[str, ...]]:
+    """The selector, the weights that it starts from, and the parts of a batch that it needs.
+
+    Raises InputError where it cannot be trained.
+    """
+    selector = make_selector(settings, cards)
+    selector.bind(cards)
+    # A run that is resumed has its weights in its own checkpoint.
+    start = start_from(selector, settings.init) if settings.init and not (out / "last").exists() else None
+    parameter_factors(selector, settings.optim.rates)
+    requires = required_parts(settings, selector)
+    check_declared(requires, cards, settings.selector, selector.advice)
+    return selector, start, requires
+
+
+def trains_on(settings: TrainSettings, out: Path) -> Callable[[Sequence[Card], Card], None]:
+    """A `check` of `extract_all` for the run `out` with `settings`: what can be known before hours of extraction.
+
+    It raises InputError, as `train` would, where the settings are wrong or do not fit caches with the cards that it is given.
+    """
+
+    def check(tracks: Sequence[Card], text: Card) -> None:
+        _checked_selector(settings, CacheCards(tracks, [text]), out)
+
+    check_trainable(selector_class(settings.selector), settings.selector)
+    return check
 
 
 def _check_kinds(paths: Sequence[Path], kind: str) -> None:

@@ -140,6 +140,7 @@ def test_plan_shows_bytes_first_and_then_times(tmp_path: Path) -> None:
     said = planned_by_command(tmp_path, LARGE, "--budget", "1MB").output.splitlines()
     assert said[:3] == ["keep=half: 3.26 kB", "keep=all: 6.53 kB, this run", "4 videos, 16 frames"]
     assert said[3].endswith(" kB on disk") and " seconds with 1 job, " in said[4]
+    assert any(line.startswith("timed: ") and "the rest is loading" in line for line in said)
 
 
 def test_a_budget_refuses_what_was_measured_where_bytes_were_guessed(tmp_path: Path) -> None:

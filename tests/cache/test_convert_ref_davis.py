@@ -243,7 +243,7 @@ def test_a_sentence_without_quotes_is_a_warning(parts: Path) -> None:
 def test_the_command(parts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["rvos-cache", "convert", "ref-davis", "--davis", str(parts / "davis"), "--text", str(parts / "text")]
     monkeypatch.setattr("sys.argv", [*argv, "--out", str(parts / "out")])
-    for status, message in ((0, "valid: 1 videos, 3 frames, 8 expressions"), (1, "error: ")):
+    for status, message in ((0, "valid: 1 video, 3 frames, 8 expressions"), (1, "error: ")):
         with pytest.raises(SystemExit) as ended:
             run_command(cli)
         assert ended.value.code == status

@@ -219,7 +219,7 @@ def test_frames_needs_no_head(tmp_path: Path) -> None:
     mask2former("resnet").save_pretrained(tmp_path)
     settings = DvisSettings(checkpoint=str(tmp_path), generator="frames", **SMALL)
     assert set(DvisTracker(settings).weight_hashes()) == {tmp_path.name}
-    with pytest.raises(InputError, match=r"dvis_head\.safetensors cannot be read .* rvos-cache convert-dvis"):
+    with pytest.raises(InputError, match=r"the folder has no dvis_head\.safetensors, so rvos-cache convert-dvis"):
         DvisTracker(settings.model_copy(update={"generator": "offline"}))
 
 
@@ -350,6 +350,24 @@ def test_two_parts_of_different_dvis_checkpoints_are_refused(tmp_path: Path) -> 
     save_file({**tensors, **other}, tmp_path / HEAD_FILE, {"format": "pt"})
     with pytest.raises(InputError, match=f"Mask2Former has {CHANNELS} channels of the mask features, .* 16"):
         DvisTracker(DvisSettings(checkpoint=str(tmp_path), **SMALL))
+
+
+def test_what_convert_dvis_has_not_written_is_named(tmp_path: Path) -> None:
+    """The likeliest slips: no folder, the released file, a folder of another model."""
+
+    def message(checkpoint: Path | str) -> str:
+        with pytest.raises(InputError) as error:
+            DvisTracker(DvisSettings(checkpoint=str(checkpoint), **SMALL))
+        return str(error.value)
+
+    (tmp_path / "DVIS.pth").write_bytes(b"released")
+    assert "DVIS.pth': is a file, expected a folder; convert it first: rvos-cache convert-dvis" in message(tmp_path / "DVIS.pth")
+    write_checkpoint(tmp_path / "other")
+    (tmp_path / "other" / HEAD_FILE).unlink()
+    assert f"the folder has no {HEAD_FILE}, so rvos-cache convert-dvis has not written it" in message(tmp_path / "other")
+    for absent in (tmp_path / "none", "weights/none"):
+        assert "there is no such folder, nor one in RVOS_CHECKPOINTS" in message(absent)
+        assert "give a folder that rvos-cache convert-dvis wrote" in message(absent)
 
 
 @pytest.mark.parametrize(

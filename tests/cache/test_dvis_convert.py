@@ -117,8 +117,17 @@ def test_tensors_of_the_adapter_are_named(tmp_path: Path) -> None:
 
 def test_an_online_checkpoint_is_refused(released: dict[str, Tensor], tmp_path: Path) -> None:
     """It has no refiner."""
-    with pytest.raises(InputError, match=r"'refiner\.decoder_norm\.weight' is missing; give a complete DVIS"):
-        convert({name: t for name, t in released.items() if not name.startswith("refiner.")}, tmp_path)
+    online = {name: t for name, t in released.items() if not name.startswith("refiner.")}
+    with pytest.raises(
+        InputError, match="is an online or image-level model of DVIS.*, without the temporal refiner; give one of the off"
+    ):
+        convert(online, tmp_path)
+    with pytest.raises(InputError, match="is of another model, with no tensor of DVIS.*'s own parts"):
+        convert({name: t for name, t in online.items() if "reid_embed" not in name}, tmp_path)
+    # With one tensor of the refiner it is the offline model, damaged.
+    kept = "refiner.decoder_norm.weight"
+    with pytest.raises(InputError, match=r"the tensor 'refiner\..*' is missing; give a complete DVIS"):
+        convert({**online, kept: released[kept]}, tmp_path)
 
 
 class Malicious:

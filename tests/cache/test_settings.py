@@ -11,6 +11,7 @@ from pydantic import ByteSize, Field
 from rvos_cache.cli import cli
 from rvos_cache.errors import InputError
 from rvos_cache.settings import SettingInfo, Settings, build, describe, format_settings, merge, parse_overrides
+from rvos_cache.store import Card
 from rvos_cache.text import TEXT_ENCODERS, encoder_class
 from rvos_cache.trackers import TRACKERS, tracker_class
 
@@ -65,6 +66,22 @@ def test_every_setting_of_built_in_parts_has_a_meaning(name: str) -> None:
     assert [info.name for info in describe(model) if not info.meaning] == []
     result = CliRunner().invoke(cli, ["settings", name])
     assert result.exit_code == 0 and all(info.name in result.output for info in describe(model))
+
+
+def test_a_slash_behind_a_checkpoint_is_the_same_folder() -> None:
+    """As a shell completes it."""
+
+    class Models(Settings):
+        checkpoint: str
+        sam2_checkpoint: str = "x"
+        name: str = ""
+
+    built = build(Models, {"checkpoint": "weights/DVIS/", "sam2_checkpoint": "/", "name": "a/"}, "test")
+    assert (built.checkpoint, built.sam2_checkpoint, built.name) == ("weights/DVIS", "/", "a/")
+    # A cache of an older version has it as it was typed.
+    old, new = (Card(kind="tracks", dataset="d", split="s", producer="p", settings={"checkpoint": c}) for c in ("w/", "w"))
+    assert old.differences(new) == [] == new.differences(old)
+    assert old.differences(new.model_copy(update={"settings": {"checkpoint": "v"}})) == ["settings.checkpoint"]
 
 
 def test_settings_of_nothing() -> None:

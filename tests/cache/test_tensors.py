@@ -60,7 +60,7 @@ def test_where_tensors_are_looked_for_is_told(tmp_path: Path) -> None:
     ("name", "write", "message"),
     [
         ("x.safetensors", lambda path: None, "no such file; fix it"),
-        ("x.pth", lambda path: path.mkdir(), "no such file; fix it"),
+        ("x.pth", lambda path: path.mkdir(), "is a folder, expected a file; fix it"),
         ("x.safetensors", lambda path: path.write_bytes(b"no tensors"), "not a readable safetensors file .*; fix it"),
         ("x.pth", lambda path: path.write_bytes(b"no tensors"), "cannot be read as tensors alone .*; fix it"),
         (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,13 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract_text
 from rvos_cache.settings import build
 from rvos_cache.store import CacheWriter, read_card
+from rvos_cache.system.counts import counted
 from rvos_cache.text.cues import align_tags, cue, particles
+from rvos_cache.text.cut import warn_of_cut
 from rvos_cache.text.hashed import HashedEncoder, HashedSettings
 from rvos_cache.text.normalise import normalise_text, original_spans, plain_word, split_words
 from rvos_cache.text.roberta import RobertaEncoder, RobertaSettings
+from rvos_cache.types import Words
 from rvos_select.data.texts import TextSource, check_same_encoder
 
 SENTENCES = ["The dog dancing quickly to the left.", "這隻鳥 飛走了 🐦", "the bird " * 250, "x"]
@@ -174,6 +180,28 @@ def test_the_command_warns_in_one_line_per_truncated_sentence(
     lines = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
     assert stop.value.code == 0 and len(lines) == 1
     assert lines[0].startswith("warning: cut to 40 tokens: 'собака идёт налево")
+
+
+def test_sentences_that_were_cut_are_one_warning_of_an_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = HashedEncoder.encode
+
+    def cut(self: HashedEncoder, texts: Sequence[str]) -> list[Words]:
+        for text in texts:
+            warn_of_cut(4, text, stacklevel=1)
+        warnings.warn("of something else", stacklevel=1)
+        return encode(self, texts)
+
+    monkeypatch.setattr(HashedEncoder, "encode", cut)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        extract_text("store_fixtures:Tiny", tmp_path / "2", "train", "hashed", tmp_path / "t.zarr")
+    said = [str(warning.message) for warning in caught]
+    assert set(said[:-1]) == {"of something else"}
+    assert re.fullmatch(r"\d+ different sentences were cut, the first cut to 4 tokens: '.*'\.\.\.", said[-1])
+
+
+def test_numbers_of_things() -> None:
+    assert [counted(n, "video") for n in (0, 1, 2)] == ["0 videos", "1 video", "2 videos"]
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:

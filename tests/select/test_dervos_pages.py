@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,24 @@ from typing import Any
 import pytest
 import tiny_dvis
 import tiny_vita
+from click.testing import CliRunner
 from test_dmvs_pages import hide
 from test_sola_pages import write_davis, write_youtube
 from text_fixtures import tiny_roberta
 from tiny_beit3 import write_tiny_beit3
 
 from pipelines.dervos_mevis import MAIN, dervos_mevis
-from pipelines.dervos_models import FRAMES, PAPER, Caches, Models, all_rows, published_row
+from pipelines.dervos_models import (
+    FRAMES,
+    PAPER,
+    Caches,
+    Models,
+    all_rows,
+    changed,
+    published_row,
+    run_with,
+    warn_of_other_weights,
+)
 from pipelines.dervos_single_object import ROW, dervos_single_object
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
@@ -105,6 +117,9 @@ def test_caches_are_shared_by_the_rows_of_one_upstream() -> None:
     assert names["table_3.mask2former"] == "mask2former-generator_frames"
     assert names["table_6.side_320"] == "dvis-side_320" and names["table_3.vita"] == "vita-pool_20"
     assert build(FramesSettings, FRAMES, "frames").stored_size((360, 640)) == (320, 320)
+    # The name of what is in it, also where the command line replaces what the row is about.
+    other = Models(**{**vars(ALL), "tracker": {"side": 64}})
+    assert other.name(published_row("table_6.side_320", "mevis")) == "dvis-side_64"
     caches = Caches(Path("c"), ALL.extraction(published_row(MAIN, "mevis")))
     assert [path.name for path in caches.tracks("train")] == ["dvis.zarr", "frames.zarr"]
 
@@ -120,6 +135,41 @@ def test_a_checkpoint_that_is_missing_is_one_line(row: str, missing: str) -> Non
     models = Models(**{**vars(ALL), missing: None})
     with pytest.raises(InputError, match=f"this row is of .*: it needs the option --{missing} FOLDER"):
         models.extraction(published_row(row, "mevis"))
+
+
+def test_weights_of_another_kind_than_the_row_s_are_warned_of(tmp_path: Path) -> None:
+    """A tiny DVIS++ with a ResNet, and a BEiT-3 of the width of base."""
+    folders = {"dvis": tiny_dvis.write_checkpoint(tmp_path / "dvis"), "beit3": tmp_path / "beit3"}
+    folders["beit3"].mkdir()
+    (folders["beit3"] / "config.json").write_text(json.dumps({"width": 768}))
+    models = Models(**{**vars(ALL), **{name: str(folder) for name, folder in folders.items()}})
+
+    def said(row: str) -> list[str]:
+        published = published_row(row, "mevis")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_of_other_weights(published, models.extraction(published))
+        return [str(warning.message).partition(": ")[2] for warning in caught]
+
+    assert said(MAIN) == [] == said("table_4.bert")
+    refined = said("table_1.pretrained_val_u")
+    assert [line.partition(";")[0] for line in refined] == [
+        "its backbone is resnet", "its refiner was not replaced: run stage 0 and replace-refiner first", "BEiT-3 of 768 channels",
+    ]  # fmt: skip
+    assert all("the row's numbers are of DVIS++ offline, ViT-L" in line and "BEiT-3 large" in line for line in refined)
+    (folders["dvis"] / "conversion.json").write_text(json.dumps({"refiner": {"step": 2}}))
+    assert [line.partition(";")[0] for line in said(MAIN)] == ["its refiner was replaced by that of a stage 0"]
+
+
+def test_a_page_without_rows_offers_no_option_of_another_row() -> None:
+    texts = [CliRunner().invoke(page, ["--help"]).output for page in (dervos_mevis, dervos_single_object)]
+    assert [("--vita" in text, "row" in text.partition("Options")[2]) for text in texts] == [(True, True), (False, False)]
+
+
+def test_only_what_was_replaced_is_a_change() -> None:
+    assert ALL.changes(()) == "" == run_with("") and changed("a row", "") == "a row"
+    models = Models(**{**vars(ALL), "frames": {"square": 64}})
+    assert models.changes(["epochs=1"]) == "--set epochs=1 --frames-set square=64"
 
 
 def test_checkpoints_that_a_row_does_not_read_are_not_asked_for() -> None:
@@ -170,6 +220,32 @@ def run_page(monkeypatch: pytest.MonkeyPatch, page: Any, *words: object) -> None
     page(standalone_mode=False)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "config.width=-3"], r"selector dervos: setting 'width': .* got -3"),
+        (["--set", "optim.rates={nothing: 0.1}"], "nothing"),
+        (
+            ["--frames-set", "square=320"],
+            "f_mask_pooled of 4 x 4 cells, BEiT-3 has 20 x 20 patches of a frame of the cache mevis/train of frames .* extract these "
+            "tracks with --tracker-set pool=20, or the frames with --frames-set square=64$",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_the_extraction(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "valid_u"):
+        write_split(tmp_path / "data" / split, {f"{split}0": (4, True, SAID)})
+    dvis, beit3 = tiny_dvis.write_checkpoint(tmp_path / "dvis"), write_tiny_beit3(tmp_path / "beit3")
+    own = [*words_of("--tracker-set", tiny_dvis.SMALL), *words_of("--frames-set", {"square": 64}), *words_of("--set", SMALL)]
+    given = ["--root", tmp_path / "data", "--dvis", dvis, "--beit3", beit3, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["page", *map(str, given), *own, *words])
+    with pytest.raises(InputError, match=message):
+        dervos_mevis(standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_from_frames_to_scores_and_zip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -184,6 +260,9 @@ def test_from_frames_to_scores_and_zip(
     printed = capsys.readouterr().out
     assert "the paper: mevis/valid_u J&F 56.5, with DVIS++ offline, R50" in printed and "threshold 0.8" in printed
     assert "tracks' oracle, valid_u" in printed
+    # As the board marks its scores.
+    assert "not the row as it is, run with --set epochs=1 " in printed and "--tracker-set side=64" in printed
+    assert "table_5.cfma, valid_u, changed settings" in (tmp_path / "out/table_5.cfma/report/index.html").read_text()
     row = tmp_path / "out/table_5.cfma"
     settings = json.loads((row / "run/settings.json").read_text())
     config = settings["resolved"]["config"]
@@ -254,7 +333,7 @@ def test_the_page_of_one_object_each_answers_with_the_best_track(
     monkeypatch.setitem(SMALL, "epochs", 1)
     run_page(monkeypatch, dervos_single_object, *roots, "--dvis", dvis, "--beit3", beit3, "--out", tmp_path / "out")
     printed = capsys.readouterr().out
-    assert ": ref-youtube-vos/valid J&F 70.0;" in printed and ": ref-davis17/valid no number;" in printed
+    assert ": ref-youtube-vos/valid J&F 70.0;" in printed and ": no number of ref-davis17/valid;" in printed
     for name, split in (("ref-youtube-vos", "held_out"), ("ref-davis17", "valid")):
         assert resolve_policy(SelectionCache(tmp_path / f"out/selections/{name}-{split}.zarr")).top1
         assert json.loads((tmp_path / f"out/metrics/{name}.json").read_text())["dataset"] == name

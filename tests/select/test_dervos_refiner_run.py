@@ -139,6 +139,24 @@ def test_replace_refiner_refuses(tmp_path: Path) -> None:
     assert "is a tuning run of another model" in message(work() / "DVIS", run)
 
 
+def test_replace_refiner_says_how_far_a_run_is_that_is_not_finished(tmp_path: Path, dagger: Path) -> None:
+    assert "not finished" not in (work() / "output.txt").read_text()
+    run = shutil.copytree(work() / "run", tmp_path / "run")
+    record = json.loads((run / "tune.json").read_text())
+    # Five expressions in steps of two: three steps in an epoch.
+    record["settings"] |= {"steps": 0, "epochs": 4}
+    (run / "tune.json").write_text(json.dumps(record))
+    result = CliRunner().invoke(cli, ["replace-refiner", str(work() / "DVIS"), str(run), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    with pytest.warns(UserWarning, match="run: is not finished: 2 of 12 steps"):
+        replaced = replace_refiner(str(work() / "DVIS"), run, tmp_path / "out2")
+    assert [line.removeprefix("as before: ") for line in result.output.splitlines() if line.startswith("as before")] == list(
+        replaced.same
+    )
+    names = {name for name in load_file(work() / "DVIS/dvis_head.safetensors") if name.startswith("refiner.")}
+    assert {*replaced.same, *replaced.replaced} == names
+
+
 def test_the_page(tmp_path: Path) -> None:
     for name in ("refcoco+", "refcocog"):
         if not (work() / "data" / name).exists():
@@ -148,10 +166,12 @@ def test_the_page(tmp_path: Path) -> None:
     flat = {**{name: value for name, value in SMALL.items() if name != "config"}, "steps": 1}
     sets = [f"--set={name}={value}" for name, value in flat.items()]
     sets += [f"--set=config.{name}={value}" for name, value in TAIS.items()]
-    own = ["--images", str(work() / "data"), "--dvis", str(work() / "DVIS"), "--beit3", str(work() / "BEIT3")]
+    own = ["--images", str(work() / "data"), "--dvis", f"{work() / 'DVIS'}/", "--beit3", f"{work() / 'BEIT3'}/"]
     result = CliRunner().invoke(dervos_refiner, [*own, "--out", str(tmp_path / "run"), *sets], catch_exceptions=False)
     assert f"rvos-cache replace-refiner {work() / 'DVIS'} {tmp_path / 'run'} --out" in result.output
     record = json.loads((tmp_path / "run/tune.json").read_text())
+    settings = record["settings"]
+    assert (settings["dvis"], settings["beit3"]["checkpoint"]) == (str(work() / "DVIS"), str(work() / "BEIT3"))
     assert [d["dataset"] for d in record["datasets"]] == ["refcoco", "refcoco+", "refcocog"] and record["items"] == 15
     listed = CliRunner().invoke(dervos_refiner, ["--list"], catch_exceptions=False).output
     assert "train_refiner" in listed and "config.width" in listed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -167,7 +168,7 @@ def test_another_width(case: SelectorCase) -> None:
         ),
         ({"short_side": 48}, None, "its frames are not resized to a square"),
         ({}, ["T", 2, 3, 6], "f_mask_pooled of 2 x 3 cells, expected a square"),
-        ({}, ["T", 2, 2, 6], "of 2 x 2 cells, BEiT-3 has 3 x 3 patches .* --set pool=3, or frames with --set square=32"),
+        ({}, ["T", 2, 2, 6], "of 2 x 2 cells, BEiT-3 has 3 x 3 patches .* --set pool=3, or .* --set square=32"),
         ({}, ["T", 3, 3, 7], "of 7 channels, the selector has 6"),
         ({}, ["T", "h", "w", 6], "expected a number at position 1"),
     ],
@@ -178,6 +179,22 @@ def test_caches_that_do_not_fit(case: SelectorCase, settings: dict[str, Any], di
     card = card.model_copy(update={"settings": settings or card.settings, "feature_specs": specs})
     with pytest.raises(InputError, match=message):
         Dervos(case.selector.config).bind(CacheCards([card], case.cards.text))
+
+
+def test_matching_can_do_without_soft_masks(case: SelectorCase) -> None:
+    assert "--set config.match_cost=counts" in case.selector.advice("measured.soft_area") and not case.selector.advice("pixels")
+
+
+def test_frames_by_another_filter_are_warned_of(case: SelectorCase) -> None:
+    card = case.cards.tracks[0].model_copy(update={"settings": {"square": 48}})
+    cards = CacheCards([card], case.cards.text)
+    with pytest.warns(UserWarning, match="resized by bilinear, BEiT-3 was trained with bicubic; .* --set resample=bicubic"):
+        assert Dervos.config_values({}, cards)["resample"] == "bilinear"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Dervos.config_values({"resample": "bilinear"}, cards)
+        Dervos.config_values({"understanding": "words"}, cards)
+        Dervos.config_values({}, case.cards)
 
 
 def test_no_bind(case: SelectorCase) -> None:

@@ -7,17 +7,20 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines import beit3_shapes, dvis_shapes
+from pipelines import beit3_shapes, dvis_segmenter, dvis_shapes
+from pipelines import dervos_shapes as dervos_page
 from pipelines.clip_shapes import Frame
 from pipelines.dervos_shapes import ROWS, dervos_shapes
 from pipelines.dvis_segmenter import GEOMETRY, SIDE, MapHeads, cell_places, centres, place_loss, places_of
 from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video, make_segmenter
 from pipelines.shapes_words import Claim, Description, phrases
+from rvos_cache.errors import InputError
 from rvos_cache.shapes.language import NUMBERS
 from rvos_cache.shapes.scene import COLOURS, SHAPES
 from rvos_cache.store import read_card
@@ -220,6 +223,49 @@ def test_training_is_on_the_cpu_where_there_is_a_gpu_too(tmp_path: Path, monkeyp
     assert all(value.isfinite().all() for value in read_tensors(folder / "dvis_head.safetensors", "").values())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dvis", "nothing"], "--dvis nothing: there is no such folder"),
+        (["--beit3", "nothing"], "--beit3 nothing: there is no such folder"),
+        (["--set", "config.width=-3"], "selector dervos: setting 'width'"),
+        (["--dvis-videos", "4", "--track-videos", "10"], "--track-videos 10: more than --dvis-videos 4"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_before_anything_is_trained(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *words])
+    with pytest.raises(InputError, match=message):
+        dervos_shapes(standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_progress_of_a_stage_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str | None] = []
+    advance = dvis_segmenter.Progress.advance
+    monkeypatch.setattr(
+        dvis_segmenter.Progress, "advance", lambda self, title=None: titles.append(title) or advance(self, title=title)
+    )
+    weight = torch.nn.Parameter(torch.ones(1))
+    dvis_segmenter.optimize(lambda: (weight**2).sum(), torch.optim.AdamW([weight]), 2, 1e-3, "tracker")
+    assert [str(title).partition(" ")[0] for title in titles] == ["tracker,", "tracker,"]
+
+
+def test_tracks_that_are_missing_are_advised_on_by_the_page_s_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: Any) -> None:
+        raise InputError("none of the 4 videos has a track; look, then extract with another tracker or other settings")
+
+    monkeypatch.setattr(dervos_page, "train_and_predict", none)
+    monkeypatch.setattr(dervos_page, "write_shapes", lambda *a, **k: None)
+    monkeypatch.setattr(dervos_page, "extract_all", lambda *a, **k: {})
+    (tmp_path / "model").mkdir()
+    words = ["--out", tmp_path / "out", "--dvis", tmp_path / "model", "--beit3", tmp_path / "model"]
+    monkeypatch.setattr(sys, "argv", ["page", *map(str, words)])
+    with pytest.raises(InputError, match="look, then train DVIS.* longer, with a larger --dvis-steps and another --out"):
+        dervos_shapes(standalone_mode=False)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_from_frames_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +275,8 @@ def test_from_frames_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     words += [word for k, v in small.items() for word in ("--set", f"{k}={v}")]
     monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *words])
     dervos_shapes(standalone_mode=False)
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "train and predict words:" in said and "CFMA alone" in (tmp_path / "out/report/index.html").read_text()
     assert "motion alone" in printed and "the object of a static sentence" in printed
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     names = {*ROWS, "mean_cosine", "all_tracks", "oracle"}

@@ -183,7 +183,11 @@ def test_a_damaged_video_stops_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("settings", {"size": 9}, "settings"), ("producer", "other", "producer"), (None, None, "made of 2 caches")],
+    [
+        ("settings", {"size": 9}, "settings"),
+        ("producer", "other", "producer"),
+        (None, None, r"made of 2 caches \(flow of mevis/valid_u, flow of mevis/valid_u\), 1 was given"),
+    ],
 )
 def test_selections_of_other_caches_are_refused(tmp_path: Path, field: str | None, value: object, message: str) -> None:
     cache = write_cache(tmp_path / "c.zarr")

@@ -129,6 +129,14 @@ def test_a_measurement_that_no_cache_declares(caches: tuple[Path, Path]) -> None
         check_declared(("measured.soft_area.video",), cards, "s")
     with pytest.raises(InputError, match=r"declares the feature 'soft.video'"):
         check_declared(("features.soft.video",), cards, "s")
+    (card,) = cards.tracks
+    without = card.model_copy(update={"measurement_specs": []})
+    with pytest.raises(InputError, match="give the cache of tracker dvis, or of vita with --set pool=20, or another way$"):
+        check_declared(soft_parts("clip"), CacheCards([without]), "s", lambda name: "another way")
+    # Frames of another split beside the tracks.
+    frames = card.model_copy(update={"split": "other", "producer": "frames", "channels": 0, "measurement_specs": []})
+    with pytest.raises(InputError, match="cache of frames is of .*/other, and no cache of tracks of .*/other was given"):
+        check_declared(soft_parts("clip"), CacheCards([card, frames]), "s")
 
 
 def test_joined_caches_have_the_tracks_of_both(caches: tuple[Path, Path], tmp_path: Path) -> None:

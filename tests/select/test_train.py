@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import warnings
 from pathlib import Path
 
 import cv2
@@ -74,6 +75,8 @@ def test_join_and_find(tmp_path: Path, caches: tuple[Path, ...]) -> None:
     clash, _ = write(tmp_path / "clash", "other", ["v0"])
     with pytest.raises(InputError, match="v0"):
         TrackSource([caches[0], clash])
+    with pytest.raises(InputError, match=r"flow\.zarr: given twice; give each cache once"):
+        TrackSource([caches[0], other, caches[0]])
 
 
 def test_a_video_that_one_of_the_joined_caches_lacks_is_left_out_and_said(tmp_path: Path, caches: tuple[Path, ...]) -> None:
@@ -125,8 +128,13 @@ def test_resume_gives_the_same_numbers(
         patch.setattr(loop.Run, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(caches, tmp_path / "cut", batch=batch)
+    with pytest.warns(UserWarning, match="cut: is not finished: epoch 1 of 3; rvos-select train --resume finishes it"):
+        predict(tmp_path / "cut", [caches[2]], [caches[3]], tmp_path / "early.zarr")
     cut = run(caches, tmp_path / "cut", resume=True, batch=batch)
     assert len(numbers(whole)) == 3
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not finished")
+        predict(cut, [caches[2]], [caches[3]], tmp_path / "late.zarr")
     assert numbers(cut) == numbers(whole)
     for name in ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
@@ -159,9 +167,9 @@ def test_videos_that_failed_are_said_and_recorded(tmp_path: Path, caches: tuple[
     with pytest.warns(UserWarning, match="left out") as told:
         out = run(caches, tmp_path / "run", epochs=1)
     training, validation = (str(w.message) for w in told if "left out" in str(w.message))
-    assert training.startswith(f"training: 2 videos failed in extraction and are left out; first {caches[0]}, video v8: v8/0000")
+    assert training.startswith(f"training: 2 videos failed in extraction, left out; first {caches[0]}, video v8: v8/0000")
     assert "run the extraction again" in training and "\n" not in training
-    assert validation.startswith(f"validation: 1 videos failed in extraction and are left out; first {caches[2]}, video w9: ")
+    assert validation.startswith(f"validation: 1 video failed in extraction, left out; first {caches[2]}, video w9: ")
     missing = json.loads((out / "settings.json").read_text())["missing"]
     assert {what: sorted(held) for what, held in missing.items()} == {"training": ["v8", "v9"], "validation": ["w9"]}
     assert "truncated" in missing["training"]["v9"]
@@ -208,7 +216,7 @@ def test_the_command_says_in_one_line_that_videos_failed(
         main()
     line, *_, epoch, _ = [line for line in capsys.readouterr().err.splitlines() if " to go" not in line]
     assert stop.value.code == 0 and epoch.startswith("epoch 1/1: loss 0.")
-    assert line.startswith("warning: training: 1 videos failed in extraction and are left out; first ")
+    assert line.startswith("warning: training: 1 video failed in extraction, left out; first ")
     assert "video v9: v9/00000.jpg: truncated; fix it and run the extraction again" in line
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +18,7 @@ from rvos_cache.text.base import TextEncoder
 from rvos_cache.text.beit3.checkpoint import check_tokenizer, load, load_tokenizer
 from rvos_cache.text.beit3.tokenizer import PAD, Beit3Tokenizer
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger, align_tags, tagger_version
+from rvos_cache.text.cut import warn_of_cut
 from rvos_cache.text.normalise import Normalise, normalise_text, original_spans
 from rvos_cache.types import Words
 
@@ -82,7 +82,7 @@ def tokenise(
     out = []
     for original, (text, origins), (ids, spans) in zip(texts, batch, tokenizer([text for text, _ in batch], settings.longest)):
         if len(ids) == settings.longest and spans[:, 1].max() < len(text.rstrip()):
-            warnings.warn(f"cut to {settings.longest} tokens: {original[:60]!r}...", stacklevel=4)
+            warn_of_cut(settings.longest, original, stacklevel=4)
         spans = original_spans(spans, origins)
         out.append((ids, spans, align_tags(original, spans, settings.tagger)))
     return out

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from rvos_cache.errors import InputError
-from rvos_cache.pretrained import weights_digest
+from rvos_cache.pretrained import CHECKPOINT_FOLDERS, resolve_checkpoint, weights_digest
 from rvos_cache.system.device import device
 from rvos_cache.trackers.dvis.head import DvisHead
 from rvos_cache.trackers.dvis.queries import KIND
@@ -23,12 +25,37 @@ def load_segmenter(checkpoint: str, kind: str) -> Segmenter:
     return Segmenter(checkpoint, kind)
 
 
+def check_converted(checkpoint: str) -> None:
+    """Raises InputError for a file, for a folder without the head, and for a path at which there is nothing.
+
+    Other names may be on the hub: `load_dvis` looks them up.
+    """
+    folder = Path(resolve_checkpoint(checkpoint))
+    start = f"{KIND} {checkpoint!r}:"
+    if folder.is_file():
+        raise InputError(f"{start} is a file, expected a folder; convert it first: rvos-cache convert-dvis {folder} --out FOLDER")
+    if folder.is_dir() and not (folder / HEAD_FILE).is_file():
+        raise InputError(
+            f"{start} the folder has no {HEAD_FILE}, so rvos-cache convert-dvis has not written it; give one that it wrote (the frames "
+            "of a plain Mask2Former are linked with --set generator=frames)"
+        )
+
+
 def load_dvis(checkpoint: str) -> tuple[Segmenter, DvisHead]:
     """Both parts of a converted checkpoint, on the GPU where there is one.
 
     Raises InputError if one cannot be loaded, or if they are not of the same checkpoint.
     """
-    segmenter = load_segmenter(checkpoint, KIND)
+    check_converted(checkpoint)
+    try:
+        segmenter = load_segmenter(checkpoint, KIND)
+    except InputError as error:
+        if Path(resolve_checkpoint(checkpoint)).is_dir():
+            raise
+        raise InputError(
+            f"{KIND} {checkpoint!r}: there is no such folder, nor one in {CHECKPOINT_FOLDERS}, nor was it found on the hub; give a "
+            "folder that rvos-cache convert-dvis wrote"
+        ) from error
     head = DvisHead.from_official(read_head(checkpoint, HEAD_FILE, KIND, "convert-dvis")).to(device())
     config, norm = segmenter.model.config, segmenter.model.model.transformer_module.decoder.layernorm
     parts = {

@@ -17,11 +17,11 @@ from torch import Tensor
 from rvos_cache.errors import InputError
 from rvos_cache.system.files import new_folder, write_json
 from rvos_cache.tensors import read_tensors
-from rvos_cache.trackers.dvis import adapter
+from rvos_cache.trackers.dvis import adapter, refiner
 from rvos_cache.trackers.dvis import head as head_names
 from rvos_cache.trackers.dvis.checkpoint import HEAD_FILE
 from rvos_cache.trackers.dvis.head import DvisHead
-from rvos_cache.trackers.dvis.queries import KIND
+from rvos_cache.trackers.dvis.queries import KIND, PREFIX
 from rvos_cache.trackers.mask2former import names
 from rvos_cache.trackers.mask2former.convert import read_mask2former
 
@@ -56,6 +56,7 @@ def convert_dvis(checkpoint: Path, out: Path) -> Conversion:
     tensors = read_tensors(checkpoint, f"give a {KIND} (.pth), or save its model's state_dict", nested="model")
     unread = tuple(sorted(name for name in tensors if is_unread(name)))
     read = {name: tensor for name, tensor in tensors.items() if name not in unread}
+    _check_is_offline(checkpoint, tensors)
     try:
         head = DvisHead.from_official(read)
         # The last LayerNorm of Mask2Former's decoder belongs to both.
@@ -75,6 +76,18 @@ def convert_dvis(checkpoint: Path, out: Path) -> Conversion:
         save_file({name: tensor.contiguous() for name, tensor in head.official().items()}, folder / HEAD_FILE, {"format": "pt"})
         write_json(folder / "conversion.json", {"source": checkpoint.name, "tensors": conversion.tensors, "unread": unread})
     return conversion
+
+
+def _check_is_offline(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises InputError where all tensors of the parts that only DVIS++ has, or only its offline model, are missing."""
+    has_reid = any(name.startswith(f"{PREFIX}reid_embed.") for name in tensors)
+    has_refiner = any(name.startswith(refiner.PREFIX) for name in tensors)
+    if not has_reid and not has_refiner:
+        raise InputError(f"{checkpoint}: is of another model, with no tensor of DVIS++'s own parts; give a {KIND} (.pth)")
+    if not has_refiner:
+        raise InputError(
+            f"{checkpoint}: is an online or image-level model of DVIS++, without the temporal refiner; give one of the offline models"
+        )
 
 
 def is_unread(official: str) -> bool:

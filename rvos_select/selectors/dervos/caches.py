@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,17 +38,26 @@ def settings_of(values: Mapping[str, Any], cards: Sequence[Card]) -> dict[str, A
     frames = next((card for card in cards if card_has_pixels(card) and not _unchanged(card)), None)
     if values.get("understanding", "beit3") == "beit3" and frames is not None:
         settings |= {"side": _square(frames), "resample": frames.settings.get("resample", "bilinear")}
+        default = DervosConfig.model_fields["resample"].default
+        if settings["resample"] != default and "resample" not in values:
+            fix = FIX_FRAMES.format(side=settings["side"], resample=default)
+            warnings.warn(
+                f"cache {frames.dataset}/{frames.split} of tracker {frames.producer}: frames resized by {settings['resample']}, BEiT-3 "
+                f"was trained with {default}; {fix}, or if it is meant give --set config.resample={settings['resample']}",
+                stacklevel=2,
+            )
     return settings
 
 
 def check_cards(cards: Sequence[Card], config: DervosConfig) -> None:
     """Raises InputError for tracks caches whose maps or frames are not those of the settings."""
     reads_maps = config.tais == "full" and bool(config.map_channels)
+    frames = next((card for card in cards if card_has_pixels(card) and not _unchanged(card)), None)
     for card in cards:
         where = f"cache {card.dataset}/{card.split} of tracker {card.producer}"
         for spec in card.feature_specs:
             if spec["name"] == MAPS and reads_maps:
-                _check_maps(spec["dims"], config, where)
+                _check_maps(spec["dims"], config, where, frames)
         if config.understanding == "words" or not card_has_pixels(card) or _unchanged(card):
             continue
         size, resample = _square(card), card.settings.get("resample", "bilinear")
@@ -59,7 +69,7 @@ def check_cards(cards: Sequence[Card], config: DervosConfig) -> None:
             )
 
 
-def _check_maps(dims: Sequence[str | int], config: DervosConfig, where: str) -> None:
+def _check_maps(dims: Sequence[str | int], config: DervosConfig, where: str, frames: Card | None) -> None:
     height, width, channels = (_number(dims, axis, MAPS) for axis in (1, 2, 3))
     if height != width:
         raise InputError(f"{where}: {MAPS} of {height} x {width} cells, expected a square; extract with --set pool=20")
@@ -67,10 +77,12 @@ def _check_maps(dims: Sequence[str | int], config: DervosConfig, where: str) -> 
         raise InputError(f"{where}: {MAPS} of {channels} channels, the selector has {config.map_channels}; extract them alike")
     if config.reads_patches and height != config.side // PATCH:
         patches = config.side // PATCH
-        fix = f"extract with --set pool={patches}, or frames with --set square={PATCH * height}"
+        read = "of a frame" if frames is None else f"of a frame of the cache {frames.dataset}/{frames.split} of {frames.producer}"
+        side = "--set config.side=" if frames is None else "the frames with --tracker frames --set square="
         raise InputError(
-            f"{where}: {MAPS} of {height} x {height} cells, BEiT-3 has {patches} x {patches} patches of a frame of side "
-            f"{config.side}; {fix}, or without a cache of frames --set config.side={PATCH * height}"
+            f"{where}: {MAPS} of {height} x {height} cells, BEiT-3 has {patches} x {patches} patches {read} of side {config.side}, "
+            f"expected as many (pool = side of the frame / {PATCH}); extract these tracks with --set pool={patches}, or {side}"
+            f"{PATCH * height}"
         )
 
 

@@ -88,6 +88,10 @@ class Dervos(Selector):
         caches.check_cards(cards.tracks, c)
         return [beit3.frozen_part(cards.text, c.side, c.word_channels)] if c.understanding == "beit3" else []
 
+    def advice(self, part: str) -> str:
+        """Matching can do without the measurements of soft masks."""
+        return "--set config.match_cost=counts, which needs no measurement" if part.startswith("measured.soft") else ""
+
     def bound(self, cards: CacheCards) -> None:
         """Outputs that are kept are of the frozen part that was bound before."""
         self.store.clear()
