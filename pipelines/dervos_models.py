@@ -15,6 +15,7 @@ import click
 from pipelines.rows.needs import all_needs
 from pipelines.rows.papers import PAGES, Paper, Row, placeholders, read_paper
 from rvos_cache.errors import InputError
+from rvos_cache.extraction import Check
 from rvos_cache.pretrained import resolve_checkpoint
 from rvos_cache.settings import merge, parse_overrides
 from rvos_cache.store import Card, text_path, tracks_path
@@ -131,7 +132,7 @@ def run_with(changes: str) -> str:
     return f"not the row as it is, run with {changes}; " if changes else ""
 
 
-def fits(settings: TrainSettings, run: Path) -> Callable[[Sequence[Card], Card], None]:
+def fits(settings: TrainSettings, run: Path) -> Check:
     """A `check` of `extract_all`: whether `run` can be trained on the caches that are about to be extracted."""
     check = trains_on(settings, run)
 

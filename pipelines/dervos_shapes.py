@@ -51,13 +51,13 @@ BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": 
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_shapes"), show_default=True)
 @click.option("--dvis", type=click.Path(path_type=Path), help="A folder of pipelines.dvis_shapes.  [default: train one]")
 @click.option("--dvis-videos", default=500, show_default=True)
-@click.option("--dvis-steps", default=2000, show_default=True, help="Of its segmenter.")
-@click.option("--track-videos", default=160, show_default=True, help="Those of --dvis-videos that its tracker is trained on.")
-@click.option("--track-steps", default=1000, show_default=True)
+@click.option("--dvis-steps", default=3000, show_default=True, help="Of its segmenter.")
+@click.option("--track-videos", default=400, show_default=True, help="Those of --dvis-videos that its tracker is trained on.")
+@click.option("--track-steps", default=1600, show_default=True)
 @click.option("--beit3", type=click.Path(path_type=Path), help="A folder of pipelines.beit3_shapes.  [default: train one]")
 @click.option("--beit3-videos", default=600, show_default=True)
 @click.option("--beit3-steps", default=1500, show_default=True)
-@click.option("--videos", default=320, show_default=True, help="One fifth of them is held out.")
+@click.option("--videos", default=800, show_default=True, help="One fifth of them is held out.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that draw and extract.")
 @click.option(
     "--set",

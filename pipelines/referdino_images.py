@@ -23,7 +23,7 @@ from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.reporting import report
-from rvos_select.training.train import train
+from rvos_select.training.train import train, trains_on
 
 A2D, JHMDB = "a2d-sentences", "jhmdb-sentences"
 TRAIN, TEST = "train", "test-frames"
@@ -60,11 +60,10 @@ def referdino_images(a2d: Path, jhmdb: Path, out: Path, row: str | None, setting
     if way == "tune":
         models = tuned_models(models, published, "a2d", open_dataset(A2D, a2d, TRAIN), folder)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published, {"resizing": "image"})
-    if way == "cached":
-        models.check_run(folder / "run", resolved, extraction)
+    check = trains_on(resolved, folder / "run") if way == "cached" else None
     for name, root in roots.items():
         splits = [TRAIN_FRAMES] * (name == A2D and way == "cached") + [TEST]
-        extract(name, root, splits, caches / name, extraction)
+        extract(name, root, splits, caches / name, extraction, check)
 
     def tracks(name: str, split: str) -> Path:
         return tracks_path(caches / name, split, extraction["tracker"])

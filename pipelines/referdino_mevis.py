@@ -25,7 +25,7 @@ from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.merging.policy import PolicyOptions, resolve_policy
 from rvos_select.reporting import report
 from rvos_select.submission import submit
-from rvos_select.training.train import train
+from rvos_select.training.train import train, trains_on
 
 TRAIN, OPEN, HIDDEN = "train", "valid_u", "valid"
 """MeViS publishes the ground truth of valid_u; the tables are scored on valid by its server."""
@@ -60,10 +60,9 @@ def referdino_mevis(root: Path, out: Path, row: str | None, settings: tuple[str,
     if way == "tune":
         models = tuned_models(models, published, "mevis", open_dataset("mevis", root, TRAIN), folder)
     cache, extraction = out / "cache" / models.name(published), models.extraction(published)
-    if way == "cached":
-        models.check_run(folder / "run", resolved, extraction)
     used = [split for split in splits if split in (OPEN, HIDDEN) or (way == "cached" and split == TRAIN)]
-    extract("mevis", root, used, cache, extraction)
+    check = trains_on(resolved, folder / "run") if way == "cached" else None
+    extract("mevis", root, used, cache, extraction, check)
 
     def tracks(split: str) -> Path:
         return tracks_path(cache, split, extraction["tracker"])

@@ -16,16 +16,14 @@ import click
 from pipelines.referdino_rows import GROUNDING, IMPORTED_UPSTREAM, WAYS
 from rvos_cache.datasets import Dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import extract_all
+from rvos_cache.extraction import Check, extract_all
 from rvos_cache.settings import build, merge, parse_overrides, read_toml
-from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.referdino.tune_settings import tune_settings
 from rvos_cache.trackers.referdino.upstream import RECORD_FILE, tuned_settings
 from rvos_cache.tuning import tune
 from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.inference.predict import predict, select_all
 from rvos_select.runs.checkpoint import run_settings
-from rvos_select.training.record import check_start
 from rvos_select.training.settings import TrainSettings
 
 
@@ -70,14 +68,6 @@ class Models:
             raise InputError(
                 "--tracker-set masks=none: the page scores masks, and would score empty ones; leave it out, or masks=box"
             )
-
-    def check_run(self, run: Path, settings: TrainSettings, extraction: dict[str, Any]) -> None:
-        """Raises InputError, before hours of extraction, where the run of stage two was started with other `settings`, or on tracks
-        of another upstream or other settings of the tracker."""
-        tracker = extraction["tracker"]
-        with naming_options("--tracker-set"):
-            values = build(tracker_class(tracker).Settings, extraction["overrides"], f"tracker {tracker}").model_dump(mode="json")
-        check_start(run, settings, values)
 
     def train_settings(self, page: Path, published: dict[str, Any], settings: tuple[str, ...]) -> TrainSettings:
         """Settings of stage two: of the page's file, of the row and of --set. Raises InputError for --set where nothing reads it."""
@@ -170,10 +160,12 @@ def naming_options(option: str, baseline: bool = False) -> Iterator[None]:
         raise InputError(message.replace("--set ", f"{option} ")) from error
 
 
-def extract(name: str, root: Path, splits: Sequence[str], out: Path, extraction: dict[str, Any]) -> None:
+def extract(
+    name: str, root: Path, splits: Sequence[str], out: Path, extraction: dict[str, Any], check: Check | None = None
+) -> None:
     """`extract_all` with the arguments `extraction`. Raises InputError that names the page's option of the tracker's settings."""
     with naming_options("--tracker-set", extraction["tracker"] == "sam2-box"):
-        extract_all(name, root, splits=splits, out=out, **extraction)
+        extract_all(name, root, splits=splits, out=out, check=check, **extraction)
 
 
 def select(run: Path | None, tracks: Path, texts: Path, out: Path) -> Path:

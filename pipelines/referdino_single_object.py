@@ -25,7 +25,7 @@ from rvos_select.evaluation.oracle import oracle
 from rvos_select.merging.merge import merge as merge_masks
 from rvos_select.reporting import report
 from rvos_select.submission import submit, submit_selections
-from rvos_select.training.train import train
+from rvos_select.training.train import train, trains_on
 
 YOUTUBE, DAVIS = "ref-youtube-vos", "ref-davis17"
 FIT = "fit"
@@ -69,12 +69,11 @@ def referdino_single_object(
     if way == "tune":
         models = tuned_models(models, published, "ytvos", open_dataset(YOUTUBE, youtube, FIT), folder)
     caches, extraction = out / "cache" / models.name(published), models.extraction(published)
-    if way == "cached":
-        models.check_run(folder / "run", resolved, extraction)
     hidden = HIDDEN in type(open_dataset(YOUTUBE, youtube, OPEN[YOUTUBE])).splits(youtube)
+    check = trains_on(resolved, folder / "run") if way == "cached" else None
     for name, root in roots.items():
         more = [FIT] * (way == "cached") + [HIDDEN] * hidden if name == YOUTUBE else []
-        extract(name, root, [*more, OPEN[name]], caches / name, extraction)
+        extract(name, root, [*more, OPEN[name]], caches / name, extraction, check)
 
     def tracks(name: str, split: str) -> Path:
         return tracks_path(caches / name, split, extraction["tracker"])

@@ -11,8 +11,8 @@ import click
 
 from pipelines.rows.published import named
 from rvos_cache.datasets import open_dataset
-from rvos_cache.extraction import extract_all
-from rvos_cache.store import Card, text_path, tracks_path
+from rvos_cache.extraction import Check, extract_all
+from rvos_cache.store import text_path, tracks_path
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import benchmark_selections
 from rvos_select.evaluation.oracle import oracle
@@ -51,7 +51,7 @@ class Caches:
     roots: Mapping[str, Path]
     extraction: Mapping[str, Any]
 
-    def extract(self, trained: Sequence[Mapping[str, str]], check: Callable[[Sequence[Card], Card], None]) -> None:
+    def extract(self, trained: Sequence[Mapping[str, str]], check: Check) -> None:
         """Extract the splits that are trained on (dataset -> split), those of OPEN, and HIDDEN where it is there.
 
         check: as in `extract_all`.

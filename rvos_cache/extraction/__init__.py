@@ -22,11 +22,11 @@ from rvos_cache.extraction.engine import Engine, Outcome
 from rvos_cache.extraction.engines import engine_of
 from rvos_cache.extraction.plan import Plan, plan, plan_work
 from rvos_cache.extraction.run import ExtractReport, write_videos
-from rvos_cache.extraction.steps import extract, extract_all, extract_text, select_videos, shard_of, tracker_card
+from rvos_cache.extraction.steps import Check, extract, extract_all, extract_text, select_videos, shard_of, tracker_card
 from rvos_cache.extraction.work import Pending, TrackWork, Work, extract_video
 
 __all__ = [
-    "Engine", "ExtractReport", "Outcome", "Pending", "Plan", "TrackWork", "Work", "bound_digest", "changes", "check_unchanged",
+    "Check", "Engine", "ExtractReport", "Outcome", "Pending", "Plan", "TrackWork", "Work", "bound_digest", "changes", "check_unchanged",
     "engine_of", "expressions_digest", "extract", "extract_all", "extract_text", "extract_video", "failed_videos",
     "find_dataset", "plan", "plan_work", "select_videos", "shard_of", "tracker_card", "video_difference", "write_videos",
 ]  # fmt: skip

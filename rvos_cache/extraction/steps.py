@@ -35,6 +35,9 @@ from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_enco
 from rvos_cache.text.cut import cuts_counted
 from rvos_cache.trackers import TRACKERS, Tracker
 
+Check = Callable[[Sequence[Card], Card], None]
+"""A look at the cards of the tracks caches and of the text cache that will be written; raises InputError to stop before."""
+
 
 def select_videos(dataset: Dataset, videos: Iterable[str], limit: int | None, shard: str) -> list[str]:
     """The videos of a run in file order.
@@ -162,7 +165,7 @@ def extract_all(
     jobs: int = 1,
     engine: Engine | None = None,
     budget: int | None = None,
-    check: Callable[[Sequence[Card], Card], None] | None = None,
+    check: Check | None = None,
 ) -> dict[str, ExtractReport]:
     """Tracks and words of every split that is found: `<out>/<split>/<tracker>.zarr` and `text-<encoder>.zarr`.
 

@@ -71,17 +71,19 @@ def write_record(out: Path, settings: TrainSettings, sources: Sources, config: S
     write_json(path, {**stored, "settings": record["settings"]})
 
 
-def check_start(out: Path, settings: TrainSettings, tracker: Mapping[str, Any]) -> None:
-    """Raises InputError where the run in `out`, if there is one, was started with other settings, or on tracks caches of other settings
-    of the `tracker`: what training would say after the caches are made."""
+def check_start(out: Path, settings: TrainSettings, tracks: Sequence[Card]) -> None:
+    """Raises InputError where the run in `out`, if there is one, was started with other settings, or on tracks of the trackers of the
+    cards `tracks` with other settings than theirs: what training would say after the caches are made."""
     if not (out / SETTINGS).exists():
         return
     stored = read_json(out / SETTINGS, "choose another --out")
     _check_same_settings(
         out, {**stored, "settings": settings.model_dump(mode="json")}, stored, settings.optim.schedule in ("cosine", "step")
     )
+    settings_of = {card.producer: card.settings for card in tracks}
     for card in stored["cards"]["tracks"]:
-        for name, before, now in differences(card["settings"], tracker, "settings"):
+        now_set = settings_of.get(card["producer"], card["settings"])
+        for name, before, now in differences(card["settings"], now_set, "settings"):
             raise InputError(_other_caches(out, "tracks", name, before, now))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rvos_cache.errors import InputError
+from rvos_cache.extraction import Check
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import Card, read_card
 from rvos_cache.system.device import device
@@ -40,7 +41,7 @@ from rvos_select.selectors.untrained import check_trainable
 from rvos_select.training.half_weights import HalfWeights
 from rvos_select.training.memory import explain_out_of_memory
 from rvos_select.training.optim import learning_rate, make_optimizer, parameter_factors, set_learning_rate, update_plateau
-from rvos_select.training.record import SETTINGS, Metrics, grouping_of, write_record
+from rvos_select.training.record import SETTINGS, Metrics, check_start, grouping_of, write_record
 from rvos_select.training.recorded import RecordedSteps, can_record
 from rvos_select.training.settings import TrainSettings
 from rvos_select.training.start import Start, start_from, write_start
@@ -147,14 +148,16 @@ def _checked_selector(settings: TrainSettings, cards: CacheCards, out: Path) -> 
     return selector, start, requires
 
 
-def trains_on(settings: TrainSettings, out: Path) -> Callable[[Sequence[Card], Card], None]:
+def trains_on(settings: TrainSettings, out: Path) -> Check:
     """A `check` of `extract_all` for the run `out` with `settings`: what can be known before hours of extraction.
 
-    It raises InputError, as `train` would, where the settings are wrong or do not fit caches with the cards that it is given.
+    It raises InputError, as `train` would, where the settings are wrong or do not fit caches with the cards that it is given, and where
+    the run was started with others.
     """
 
     def check(tracks: Sequence[Card], text: Card) -> None:
         _checked_selector(settings, CacheCards(tracks, [text]), out)
+        check_start(out, settings, tracks)
 
     check_trainable(selector_class(settings.selector), settings.selector)
     return check
