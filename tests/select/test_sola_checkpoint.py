@@ -193,7 +193,7 @@ FAULTS: dict[str, tuple[Write, str]] = {
     "no bytes": (lambda p: p.touch(), "cannot be read as tensors alone"),
     "not a checkpoint": (lambda p: p.write_text("hi"), "cannot be read as tensors alone (KeyError, not written by torch.save"),
     "absent": (lambda p: None, "no such file"),
-    "a folder": (lambda p: p.mkdir(), "no such file"),
+    "a folder": (lambda p: p.mkdir(), "is a folder, expected a file"),
     "a list": (lambda p: torch.save([torch.zeros(1)], p), "found list"),
     "nothing": (lambda p: torch.save({}, p), "found none"),
     "more than tensors": (lambda p: torch.save({"model": released(CONFIG), "epoch": 3}, p), "model: dict, epoch: int"),
