@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels uint8 (T, H, W, 3) at `size`: antialiased bilinear, within 1 of Pillow's BILINEAR."""
+    """Pixels uint8 (T, H, W, 3) at `size`: antialiased bilinear, at most 2 off Pillow's BILINEAR."""
     if pixels.shape[1:3] == size:
         return pixels
     images = pixels.permute(0, 3, 1, 2)

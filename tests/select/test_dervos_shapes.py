@@ -214,6 +214,7 @@ def test_segments_belong_to_their_objects() -> None:
             assert owner == ((n + 1) % objects if visible else -1) and (owner < 0 or shown[owner, t])
 
 
+@pytest.mark.slow
 def test_training_is_on_the_cpu_where_there_is_a_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvis_shapes, "FRAMES", 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

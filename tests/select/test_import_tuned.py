@@ -61,6 +61,7 @@ def test_a_tuned_folder_is_a_run(inner: str, tmp_path: Path) -> None:
     assert settings["checkpoint"] == str(tmp_path / "run" / "upstream")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_or_copied_reads_its_own_upstream(tmp_path: Path) -> None:
     import_referdino(finished(), None, tmp_path / "run")
     copied = shutil.copytree(tmp_path / "run", tmp_path / "copied")
@@ -115,6 +116,7 @@ def test_what_is_no_tuned_folder_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_upstream_that_is_older_than_its_tuning_is_told(tmp_path: Path) -> None:
     tuned = shutil.copytree(finished(), tmp_path / "tuned")
     state, record = tuned / "last/state.json", tuned / "upstream/referdino.json"

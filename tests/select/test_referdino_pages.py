@@ -400,6 +400,7 @@ def test_from_frames_to_scores_and_zip(
 TUNING = {"frames": 3, "augment": "none", "short_side": 64, "accumulate": 1, "keep_ratio": 0.4, "anchor_every": 16}
 
 
+@pytest.mark.slow
 def test_a_row_that_is_tuned_further_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
