@@ -61,7 +61,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
 def _roots(ran: Sequence[Made]) -> dict[str, str]:
     """Dataset -> the folder that a row was run with."""
     roots: dict[str, str] = {}
-    for line in (command for made in ran for command in made.commands):
+    for line in (command for score in ran for command in score.commands):
         words = shlex.split(line)
         given = dict(zip(words, words[1:]))
         if "--dataset" in given and "--root" in given:

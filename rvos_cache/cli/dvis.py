@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rvos_cache.cli.options import PATH
+from rvos_cache.system.counts import counted
 
 
 @click.command("convert-dvis")
@@ -40,7 +41,7 @@ def replace_refiner(dvis: str, run: Path, out: Path) -> None:
         click.echo(f"replaced: {name}")
     for name in result.same:
         click.echo(f"as before: {name}")
-    steps = f"{result.step} step{'s' * (result.step != 1)}"
+    steps = counted(result.step, "step")
     click.echo(
         f"{out}: {len(result.replaced)} tensors of the refiner replaced, {len(result.same)} as before, after {steps}; "
         f"digest of the head {result.before} before, {result.after} now; extract with --tracker dvis --set checkpoint={out}"

@@ -8,6 +8,7 @@ import click
 
 from rvos_cache.cli.options import DATASET, DEVICE, PATH, ROOT, SPLIT
 from rvos_cache.cli.run import Resumable
+from rvos_cache.system.counts import counted
 
 
 @click.command("tune-referdino", cls=Resumable)
@@ -47,9 +48,7 @@ def tune_referdino(dataset: str, root: Path, split: str, out: Path, overrides: t
         before = saved_step(out)
         folder = tune(open_dataset(dataset, root, split), settings, out)
         if before == saved_step(out):
-            click.echo(
-                f"{out}: was finished already, after {before} step{'s' * (before != 1)}; a larger --set steps trains further"
-            )
+            click.echo(f"{out}: was finished already, after {counted(before, 'step')}; a larger --set steps trains further")
     steps = steps_of(read_upstream(folder))
     if steps is not None and steps[0] < steps[1]:
         click.echo(f"{folder}: of step {steps[0]} of {steps[1]}: the tuning is not finished; without --export it goes on")

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rvos_cache.system.counts import planned_steps
 from rvos_cache.system.interrupts import interrupt_between
 from rvos_cache.system.progress import Progress
 from rvos_cache.tuning import state
@@ -57,7 +58,7 @@ class TuningRun(ABC, Generic[Clip]):
     def __init__(self, settings: LoopSettings, items: int, out: Path, title: str) -> None:
         self.loop, self.items, self.out, self.title = settings, items, out, title
         self.steps_per_epoch = math.ceil(items / settings.clips)
-        self.steps = settings.steps or settings.epochs * self.steps_per_epoch
+        self.steps = planned_steps(items, settings.clips, settings.steps, settings.epochs)
 
     @abstractmethod
     def clip(self, number: int, generator: torch.Generator) -> Clip:

@@ -61,7 +61,7 @@ def replace_refiner(dvis: str, run: Path, out: Path) -> Replacement:
         raise InputError(
             f"{KIND} {dvis!r}: there is no such folder, nor one in {CHECKPOINT_FOLDERS}; give one that rvos-cache convert-dvis wrote"
         )
-    planned = state.planned_steps(record)
+    planned = state.steps_of_stage_0(record)
     if step < planned:
         warnings.warn(
             f"{run}: is not finished: {step} of {planned} steps; to finish it run its command again, then replace the refiner again",

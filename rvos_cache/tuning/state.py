@@ -7,7 +7,6 @@ Tensors are safetensors, the rest is JSON, so that nothing that is read can run 
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from rvos_cache.differences import differences
 from rvos_cache.errors import InputError
 from rvos_cache.store import provenance
+from rvos_cache.system.counts import planned_steps
 from rvos_cache.system.files import append_line, read_lines, replace_folder, restore, write_bytes, write_json
 from rvos_cache.system.locks import is_unwritten
 from rvos_cache.system.text_files import read_text
@@ -111,11 +111,10 @@ def saved_step(out: Path) -> int:
     return step
 
 
-def planned_steps(record: Mapping[str, Any]) -> int:
+def steps_of_stage_0(record: Mapping[str, Any]) -> int:
     """Steps of a whole run of stage 0 of DeRVOS, from its record."""
     settings = record["settings"]
-    steps: int = settings["steps"] or settings["epochs"] * math.ceil(record["items"] / settings["batch_size"])
-    return steps
+    return planned_steps(record["items"], settings["batch_size"], settings["steps"], settings["epochs"])
 
 
 def load_tensors(out: Path, tensors: Mapping[str, Tensor]) -> None:

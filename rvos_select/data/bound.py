@@ -6,6 +6,7 @@ from rvos_cache.differences import differences
 from rvos_cache.errors import InputError
 from rvos_cache.identity import expressions_difference, frames_difference
 from rvos_cache.store import SelectionCache
+from rvos_cache.system.counts import counted
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.texts import TextSource
 
@@ -44,8 +45,8 @@ def check_cards(selections: SelectionCache, tracks: TrackSource) -> None:
     if len(cards) != len(tracks.caches):
         names = ", ".join(f"{card['producer']} of {card['dataset']}/{card['split']}" for card in cards)
         count = len(tracks.caches)
-        made = f"made of {len(cards)} cache{'s' * (len(cards) > 1)} ({names})"
-        raise InputError(f"{selections.path}: {made}, {count} {'were' if count > 1 else 'was'} given; {fix}")
+        origin = f"made of {counted(len(cards), 'cache')} ({names})"
+        raise InputError(f"{selections.path}: {origin}, {count} {'were' if count > 1 else 'was'} given; {fix}")
     for card, cache in zip(cards, tracks.caches):
         for name, old, new in differences(card, {field: getattr(cache.card, field) for field in card}):
             raise InputError(f"{selections.path}: made of tracks with {name} {old}, {cache.path} has {new}; {fix}")

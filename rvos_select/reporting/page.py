@@ -234,11 +234,11 @@ def _origin(settings: Mapping[str, Any]) -> str:
     if not _encodes_text(settings["settings"]["selector"]):
         reads += f", words of {settings['cards']['text'][0]['producer']}"
     word = training_word(settings)
-    made = f"{word} on {card['dataset']} {card['split']}"
+    origin = f"{word} on {card['dataset']} {card['split']}"
     if imported and word != "tuned":
         # The card of a released file has its name in the place of a dataset.
-        made = f"weights of {card['dataset'] if card['split'] == 'released' else Path(imported['checkpoint']).name}"
-    return f'<p class="note">{escape(made)}: reads {escape(reads)}, code {escape(settings["commit"] or "?")}</p>'
+        origin = f"weights of {card['dataset'] if card['split'] == 'released' else Path(imported['checkpoint']).name}"
+    return f'<p class="note">{escape(origin)}: reads {escape(reads)}, code {escape(settings["commit"] or "?")}</p>'
 
 
 def _untrained(source: TrackSource) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rvos_cache.errors import InputError
+from rvos_cache.system.counts import counted
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.sources import Sources
 from rvos_select.selectors import Selector
@@ -81,11 +82,7 @@ def _counts(samples: Sequence[VideoSample]) -> str:
     for sample in samples:
         counts = sets.setdefault(sample.set_name, [0, 0])
         counts[0], counts[1] = counts[0] + 1, counts[1] + len(sample.expressions)
-    return " + ".join(f"{_count(v, 'video')}, {_count(e, 'expression')} of {name}" for name, (v, e) in sets.items())
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+    return " + ".join(f"{counted(v, 'video')}, {counted(e, 'expression')} of {name}" for name, (v, e) in sets.items())
 
 
 def ceiling_line(ceiling: Mapping[str, float], validated: bool) -> str:

@@ -19,6 +19,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import Check
 from rvos_cache.settings import build, merge, read_toml
 from rvos_cache.store import Card, read_card
+from rvos_cache.system.counts import counted
 from rvos_cache.system.device import device
 from rvos_cache.system.files import restore
 from rvos_cache.system.locks import folder_lock
@@ -271,7 +272,7 @@ class Run:
         if epoch < self.settings.epochs:
             self._print_data()
         else:
-            print_line(f"{self.out}: was finished already, after {epoch} epoch{'s' * (epoch != 1)}; nothing is trained")
+            print_line(f"{self.out}: was finished already, after {counted(epoch, 'epoch')}; nothing is trained")
         with (
             Progress("train", self.settings.epochs * steps, epoch * steps, unit="steps", announce=True) as bar,
             Metrics(self.out, epoch) as metrics,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rvos_cache.errors import InputError, warn_once
 from rvos_cache.pretrained import load_frozen, resolve_checkpoint, weights_digest
 from rvos_cache.settings import Settings
+from rvos_cache.system.counts import planned_steps
 from rvos_cache.system.device import device
 from rvos_cache.system.text_files import read_text
 from rvos_cache.tensors import read_tensors
@@ -259,8 +260,8 @@ def steps_of(record: Mapping[str, Any]) -> tuple[int, int] | None:
     settings = record.get("settings")
     if not isinstance(settings, dict) or not isinstance(record.get("step"), int) or "items" not in record:
         return None
-    per_epoch = math.ceil(record["items"] / (settings["batch_size"] * settings["accumulate"]))
-    return record["step"], settings["steps"] or settings["epochs"] * per_epoch
+    clips = settings["batch_size"] * settings["accumulate"]
+    return record["step"], planned_steps(record["items"], clips, settings["steps"], settings["epochs"])
 
 
 def last_step(tuning: Path) -> int | None:
