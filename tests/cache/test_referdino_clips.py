@@ -72,7 +72,7 @@ def test_videos_that_are_shorter_than_a_clip_are_told() -> None:
         f"{len(lengths)} of {len(lengths)} videos are shorter than frames=1000, the longest has {max(lengths)}; clips of those"
     )
     warn_once.cache_clear()
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="shorter than frames=1000") as caught:
         ClipSource(shapes(), make_settings(frames=1000))
     assert len(caught) == 1 and message in str(caught[0].message)
     warn_once.cache_clear()
