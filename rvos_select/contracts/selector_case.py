@@ -21,7 +21,8 @@ from rvos_cache.store import read_card
 from rvos_cache.types import FeatureSpec
 from rvos_select.contracts.caches import copy_videos, write_caches
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards, TrackSource
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.collate import Row, collate
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource

@@ -20,7 +20,7 @@ from rvos_cache.system.device import on_device
 from rvos_select.contracts.host_reads import HostReads
 from rvos_select.contracts.reordered import reordered
 from rvos_select.contracts.selector_case import CLIP_FRAMES, SelectorCase
-from rvos_select.data.caches import check_declared, part_array
+from rvos_select.data.cards import check_declared, part_array
 from rvos_select.data.collate import collate
 from rvos_select.data.padding import PaddedBatch
 from rvos_select.inference.predict import predict

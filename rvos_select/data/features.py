@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_cache.errors import InputError
-from rvos_select.data.caches import TrackSource, frame_list
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import frame_list
 
 Dims = tuple[str | int, ...]
 Index = Mapping[str, Sequence[int] | Tensor | int]

@@ -8,7 +8,7 @@ from typing import Any
 from rvos_cache.clip.pooling import CLIP
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 
 SETTINGS = ("short_side", "long_side", "square")
 """Settings of `rvos-cache pool-clip` that determine the features."""

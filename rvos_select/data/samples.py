@@ -16,7 +16,8 @@ from rvos_cache.store import Card
 from rvos_cache.text.cues import DEFAULT_TAGGER, Tagger
 from rvos_cache.types import Expression, GroundTruth, Overlap, Words
 from rvos_select.data.bound import check_same_sentences
-from rvos_select.data.caches import TrackSource, candidates, part_array
+from rvos_select.data.caches import TrackSource, candidates
+from rvos_select.data.cards import part_array
 from rvos_select.data.features import MemoryArray, StoredFeature, load_feature, load_measurement
 from rvos_select.data.labels import LabelRule, max_iou, target_indices
 from rvos_select.data.pixels import PixelArray, open_pixels

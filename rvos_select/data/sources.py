@@ -13,7 +13,8 @@ from rvos_cache.datasets.mirrored import SUFFIX
 from rvos_cache.errors import InputError
 from rvos_cache.store import format_uri, read_card
 from rvos_cache.system.progress import tracked
-from rvos_select.data.caches import TrackSource, check_same_channels
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import check_same_channels
 from rvos_select.data.epochs import set_weights
 from rvos_select.data.labels import label_rule
 from rvos_select.data.left_out import missing_videos

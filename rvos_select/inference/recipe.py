@@ -20,7 +20,7 @@ from rvos_cache.settings import build
 from rvos_cache.store import Card, canonical, digest
 from rvos_cache.text import TEXT_ENCODERS, TextEncoder, encoder_class, open_encoder
 from rvos_cache.trackers import Tracker, open_tracker, tracker_class
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.pixels import card_has_pixels
 from rvos_select.inference.scorer import OpenScorer, make_untrained, scorer_of_run, scorer_without_run
 from rvos_select.runs.checkpoint import best_folder, load_selector, run_cards, trained_cards

@@ -11,7 +11,8 @@ from typing import Any
 from rvos_cache.errors import InputError
 from rvos_cache.settings import build
 from rvos_cache.store import Card
-from rvos_select.data.caches import CacheCards, TrackSource, check_declared
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import CacheCards, check_declared
 from rvos_select.data.same_tracker import check_same_tracker, warn_of_other_settings
 from rvos_select.data.texts import TextSource, check_same_encoder
 from rvos_select.paths import PathLike

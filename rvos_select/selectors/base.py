@@ -19,7 +19,7 @@ from rvos_cache.settings import Settings, build
 from rvos_cache.system.files import replace_file, write_text
 from rvos_cache.system.text_files import read_text
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards, token_channels
+from rvos_select.data.cards import CacheCards, token_channels
 from rvos_select.data.samples import VideoSample
 from rvos_select.data.video import InferenceVideo
 from rvos_select.losses.tracks import bce

@@ -19,7 +19,7 @@ from rvos_cache.clip.image import ImageHead, load_head
 from rvos_cache.clip.pooling import CLIP, POOL
 from rvos_cache.errors import InputError
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.pooling import card_name, pooling_of
 from rvos_select.selectors.base import SelectorConfig
 from rvos_select.selectors.frozen import FrozenPart

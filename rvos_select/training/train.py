@@ -26,7 +26,7 @@ from rvos_cache.system.locks import folder_lock
 from rvos_cache.system.progress import Progress, print_line
 from rvos_select.data.augment import check_augmentation, load_augmentation
 from rvos_select.data.batch import Batch, check_requires
-from rvos_select.data.caches import CacheCards, check_declared, token_channels
+from rvos_select.data.cards import CacheCards, check_declared, token_channels
 from rvos_select.data.clips import ClipSampler, with_visible_rows
 from rvos_select.data.epochs import count_steps, prefetch, steps
 from rvos_select.data.micro_batches import MicroBatch, by_step, micro_batches

@@ -13,7 +13,7 @@ from torch import nn
 from rvos_cache.errors import InputError
 from rvos_cache.store import Card
 from rvos_cache.text.beit3 import Beit3, digest, load
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.selectors.base import Selector
 from rvos_select.selectors.frozen import FrozenPart
 

@@ -28,7 +28,7 @@ from rvos_cache.types import FeatureSpec
 from rvos_select.contracts.selector_case import SelectorCase
 from rvos_select.contracts.selector_checks import run_selector_checks
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.collate import collate
 from rvos_select.selectors.dervos import Dervos, DervosConfig
 from rvos_select.selectors.dervos.beit3 import NAME, OutputStore, images

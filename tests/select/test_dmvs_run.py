@@ -38,7 +38,7 @@ from rvos_cache.trackers.vita.basis import Basis
 from rvos_cache.types import TrackSet
 from rvos_select.contracts import SELECTOR_CHECKS, SelectorCase
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.one_object import names_one_object
 from rvos_select.evaluation import evaluate_pngs, evaluate_selections
 from rvos_select.evaluation.oracle import oracle

@@ -10,7 +10,7 @@ from tiny_caches import numbers, run, settings
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import read_card
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.runs.checkpoint import load_selector
 from rvos_select.selectors.sola import Sola, SolaConfig
 from rvos_select.selectors.ssa import Ssa, SsaConfig

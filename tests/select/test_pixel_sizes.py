@@ -22,7 +22,8 @@ from rvos_cache.shapes import write_shapes
 from rvos_cache.store import CacheWriter, SelectionCache, TrackCache, read_card, write_tracks
 from rvos_cache.trackers.base import Tracker
 from rvos_cache.types import FeatureSpec, TrackSet, Video
-from rvos_select.data.caches import TrackSource, token_channels
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import token_channels
 from rvos_select.data.collate import collate
 from rvos_select.data.pixels import StoredPixels
 from rvos_select.data.samples import VideoSample, load_video

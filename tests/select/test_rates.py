@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rvos_cache.errors import InputError
 from rvos_cache.store import read_card
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.runs.checkpoint import load_selector
 from rvos_select.training import train as loop
 from rvos_select.training.optim import learning_rate, make_optimizer, set_learning_rate

@@ -22,7 +22,8 @@ from rvos_cache.trackers.referdino import ReferDinoHead, align
 from rvos_cache.trackers.referdino.boxes import refined
 from rvos_select.contracts import SELECTOR_CHECKS, SelectorCase
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards, TrackSource
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.collate import collate
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource

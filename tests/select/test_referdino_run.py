@@ -19,7 +19,8 @@ from rvos_cache.store import SelectionCache, TrackCache, read_card
 from rvos_cache.trackers.referdino.boxes import refined
 from rvos_select.cli import cli
 from rvos_select.contracts import SelectorCase, run_selector_checks
-from rvos_select.data.caches import CacheCards, TrackSource
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.collate import collate
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource

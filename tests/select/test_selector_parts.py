@@ -17,7 +17,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.store import SelectionCache
 from rvos_select.contracts import write_caches
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.video import InferenceVideo
 from rvos_select.inference.predict import predict
 from rvos_select.runs.checkpoint import load_selector

@@ -15,7 +15,8 @@ from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.soft_overlap import SOFT_SPECS, soft_overlap, truth_shares
 from rvos_cache.store import CacheWriter, TrackCache, write_tracks
 from rvos_select.contracts import write_caches
-from rvos_select.data.caches import CacheCards, TrackSource, check_declared
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import CacheCards, check_declared
 from rvos_select.data.collate import Row, collate
 from rvos_select.data.samples import VideoSample, load_video
 from rvos_select.data.texts import TextSource

@@ -16,7 +16,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.store import Card, read_card
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.collate import collate
 from rvos_select.data.video import InferenceVideo

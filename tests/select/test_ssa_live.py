@@ -13,7 +13,7 @@ from torch import Tensor
 from rvos_cache.clip.towers import encode_texts
 from rvos_cache.errors import InputError
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.clips import ClipSampler, ClipSettings
 from rvos_select.data.features import StoredFeature
 from rvos_select.data.texts import TextSource

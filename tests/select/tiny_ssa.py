@@ -15,7 +15,8 @@ from tiny_clip import write_tiny_clip
 from rvos_cache.exchange.pool_clip import pool_clip
 from rvos_cache.extraction import extract, extract_text
 from rvos_cache.shapes import write_shapes
-from rvos_select.data.caches import CacheCards, TrackSource
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.collate import Row
 from rvos_select.data.samples import load_video
 from rvos_select.data.texts import TextSource

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.video import InferenceVideo
 from rvos_select.merging.policy import Empty
 from rvos_select.selectors.base import Scored, Selector

@@ -19,7 +19,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.media.geometry import FrameGeometry
 from rvos_cache.trackers.vita.head import VitaHead
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.transfer import HostCopy, copy_together
 from rvos_select.losses.matching import assign_all
 from rvos_select.merging.policy import Empty

@@ -19,7 +19,7 @@ from rvos_cache.trackers.referdino.enhancer import Enhancer
 from rvos_cache.trackers.referdino.head import class_logits
 from rvos_cache.types import Overlap
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.video import InferenceVideo
 from rvos_select.selectors.base import Scored, Selector
 from rvos_select.selectors.referdino.box import first_box_head

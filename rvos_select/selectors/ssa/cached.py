@@ -21,7 +21,7 @@ from rvos_cache.clip.pooling import BOX, FRAME, NAMES, POOL
 from rvos_cache.errors import InputError
 from rvos_cache.media.resize import shortest_edge
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.pooling import SETTINGS, card_name, check_same_sizes, pooling_of
 from rvos_select.selectors.ssa.adapter import Adapter, mixed
 from rvos_select.selectors.ssa.blocks import CrossAttention, FeedForward, Mlp, SelfAttention, sines

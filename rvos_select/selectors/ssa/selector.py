@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rvos_cache.clip.pooling import NAMES as POOLED
 from rvos_select.data.batch import Batch
-from rvos_select.data.caches import CacheCards
+from rvos_select.data.cards import CacheCards
 from rvos_select.data.pooling import check_words
 from rvos_select.data.video import InferenceVideo
 from rvos_select.merging.policy import Empty
