@@ -6,8 +6,8 @@ import math
 
 
 def counted(count: int, noun: str) -> str:
-    """As in "1 video" and "2 videos"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    """As in "1 video", "2 videos" and "1,200 videos"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def planned_steps(items: int, clips: int, steps: int, epochs: int) -> int:

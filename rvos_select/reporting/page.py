@@ -19,6 +19,7 @@ from rvos_cache.datasets import Dataset, open_dataset
 from rvos_cache.errors import InputError, naming
 from rvos_cache.identity import frames_digest
 from rvos_cache.store import SelectionCache, TrackInfo
+from rvos_cache.system.counts import counted
 from rvos_cache.system.files import replace_folder, restore, set_aside, write_text
 from rvos_cache.system.locks import folder_lock, is_unwritten
 from rvos_cache.system.text_files import read_text
@@ -34,7 +35,7 @@ from rvos_select.paths import PathLike, Paths, as_paths
 from rvos_select.reporting.curves import histogram
 from rvos_select.reporting.diagnose import Case, Cause, choose, diagnose, meanings
 from rvos_select.reporting.pictures import PREDICTION, TRACK, overlay, strip
-from rvos_select.reporting.tables import counted, counts_expressions, score_table, titled
+from rvos_select.reporting.tables import counts_expressions, score_table, titled
 from rvos_select.reporting.training import training_charts, tuning_charts
 from rvos_select.reporting.words import words_of
 from rvos_select.runs.checkpoint import check_made_by, run_settings, training_word

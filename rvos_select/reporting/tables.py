@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from rvos_cache.system.counts import counted
 from rvos_select.evaluation.protocols import DEFAULT_PROTOCOL, Protocol, protocol_of_scores
 from rvos_select.metrics.metric import percent
 
@@ -77,8 +78,3 @@ def _count(row: Mapping[str, Any]) -> str:
     """As in "12 expressions"; of published numbers "–"."""
     items = _protocol(row).counted
     return counted(len(row[items]), items.removesuffix("s")) if items in row else "–"
-
-
-def counted(number: int, thing: str) -> str:
-    """As in "1 video", "1,200 videos"."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"

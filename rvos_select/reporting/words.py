@@ -33,8 +33,8 @@ PATTERNS = {"P@K": r"P@\d", "query": r"quer(y|ies)"}
 def words_of(body: str) -> str:
     """The words that the text of `body`, HTML, has."""
     text = unescape(re.sub(r"<[^>]*>", " ", body))
-    found = {word: meaning for word, meaning in WORDS.items() if _pattern(word).search(text)}
-    lines = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in found.items())
+    used = {word: meaning for word, meaning in WORDS.items() if _pattern(word).search(text)}
+    lines = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in used.items())
     return f"<h2>Words</h2><dl>{lines}</dl>" if lines else ""
 
 
