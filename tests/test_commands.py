@@ -21,7 +21,8 @@ from rvos_cache.text import TEXT_ENCODERS, encoder_class
 from rvos_cache.trackers import tracker_class
 from rvos_cache.trackers.flow import FlowSettings, FlowTracker
 from rvos_select.cli import cli as select_cli
-from rvos_select.selectors import selector_class
+from rvos_select.selectors import SELECTORS, selector_class
+from rvos_select.selectors.untrained import UntrainedSelector
 from rvos_select.training.train import TrainSettings
 
 Run = Callable[..., str]
@@ -189,3 +190,9 @@ def test_check_selector_names_each_test(run: Run) -> None:
     lines = run("check-selector", "mean-cosine").splitlines()
     assert len(lines) > 5 and lines[-1] == "selector mean-cosine passes"
     assert {line.split()[0] for line in lines[:-1]} <= {"ok", "skipped"}
+
+
+def test_train_names_every_selector_that_is_trained() -> None:
+    usage = CliRunner().invoke(select_cli, ["train", "--help"]).output
+    trained = [name for name in SELECTORS if not issubclass(selector_class(name), UntrainedSelector)]
+    assert [name for name in trained if f"{name}, " not in usage] == []
