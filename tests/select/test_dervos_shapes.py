@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import beit3_shapes, dvis_segmenter, dvis_shapes
+from pipelines import beit3_shapes, dvis_head, dvis_segmenter, dvis_shapes
 from pipelines import dervos_shapes as dervos_page
 from pipelines.clip_shapes import Frame
 from pipelines.dervos_shapes import ROWS, dervos_shapes
+from pipelines.dvis_motion import CHANGES, PLACES, MotionHead, changes_of, compressed, soft_bins
 from pipelines.dvis_segmenter import GEOMETRY, SIDE, MapHeads, cell_places, centres, place_loss, places_of
 from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video, make_segmenter
 from pipelines.shapes_words import Claim, Description, phrases
@@ -28,6 +29,7 @@ from rvos_cache.system.device import device
 from rvos_cache.tensors import read_tensors
 from rvos_cache.text.beit3 import Beit3Tokenizer
 from rvos_cache.text.beit3.tokenizer import UNKNOWN
+from rvos_cache.trackers.dvis import ReferringTracker
 from rvos_cache.trackers.dvis.checkpoint import load_dvis
 from rvos_cache.trackers.mask2former.segmenter import SegmentedFrames
 
@@ -37,23 +39,21 @@ def test_a_perfect_track_has_the_least_loss() -> None:
     shares = torch.zeros(2, 3, 8, 8)
     shares[0, :, :3, :3], shares[1, :, 5:, 5:] = 1, 1
     features = torch.cat([shares.permute(1, 2, 3, 0), torch.ones(3, 8, 8, 1)], -1).half()
-    clip = dvis_shapes.Tracked(torch.zeros(3, 4, 1), features, shares.half(), torch.zeros(3, 4), torch.tensor([4, 9]))
+    clip = dvis_head.Tracked(torch.zeros(3, 4, 1), features, shares.half(), torch.zeros(3, 4), torch.tensor([4, 9]))
     right = torch.zeros(3, 4, 3)
     right[:, 2], right[:, 1], right[..., 2] = torch.tensor([20.0, 0, 0]), torch.tensor([0, 20.0, 0]), -10.0
     logits = torch.zeros(4, len(CLASSES) + 1)
     logits[:, -1] = 20.0
     logits[2, [4, -1]], logits[1, [9, -1]] = torch.tensor([20.0, 0]), torch.tensor([20.0, 0])
-    places, size = torch.zeros(3, 4, 3), math.log(3 / 8)
-    places[:, 2], places[:, 1] = torch.tensor([-0.625, -0.625, size]), torch.tensor([0.625, 0.625, size])
-    assert dvis_shapes.clip_loss(logits, right, places, clip) < 0.01
-    assert dvis_shapes.clip_loss(logits, right, places.roll(1, 1), clip) > 2
+    loss, tracks, objects = dvis_head.clip_loss(logits, right, clip)
+    assert loss < 0.01 and sorted(zip(tracks.tolist(), objects.tolist())) == [(1, 1), (2, 0)]
     # One object in half of the frames, the other in the rest: no track.
     broken = right.clone()
     broken[2:, [1, 2]] = right[2:, [2, 1]]
-    assert dvis_shapes.clip_loss(logits, broken, places, clip) > 5
+    assert dvis_head.clip_loss(logits, broken, clip)[0] > 5
     other = logits.clone()
     other[[1, 2]] = logits[[2, 1]]
-    assert dvis_shapes.clip_loss(other, right, places, clip) > 5
+    assert dvis_head.clip_loss(other, right, clip)[0] > 5
 
 
 def test_places_by_hand() -> None:
@@ -63,6 +63,77 @@ def test_places_by_hand() -> None:
     assert torch.allclose(where[0, 0], torch.tensor([-0.5, 0.5, math.log(0.5)])) and visible.tolist() == [[True, False]]
     assert place_loss(where + 0.5, shares) == pytest.approx(0.5)
     assert place_loss(where, 0 * shares) == 0
+
+
+def test_soft_bins_by_hand() -> None:
+    values = torch.tensor([-1.0, 0.0, 0.25, 7.0])
+    assert soft_bins(values, 5, -1, 1).tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1]]
+
+
+def test_changes_are_slopes_through_the_frames_that_show_the_object() -> None:
+    """x rises by 0.1 a frame, y is 0, the size falls by 0.2; where the object is hidden the place is nonsense."""
+    times = torch.arange(9.0)
+    places = torch.stack([0.1 * times, 0 * times, -0.2 * times], -1)[None]
+    visible = torch.tensor([[True, True, False, True, True, True, False, False, True]])
+    changes, known = changes_of(places.masked_fill(~visible[..., None], 9.0), visible)
+    assert known.tolist() == [[True, True, False, True, True, True, False, False, False]]
+    assert torch.allclose(changes[known], torch.tensor([0.1, 0.0, -0.2]), atol=1e-5)
+
+
+def test_the_motion_head_tells_a_path_from_its_reverse() -> None:
+    shares = torch.zeros(2, 6, 8, 8)
+    for t in range(6):
+        shares[0, t, 2:4, t : t + 2], shares[1, t, 2:4, 5 - t : 7 - t] = 1, 1
+    places, visible = places_of(shares)
+    changes, _ = changes_of(places, visible)
+    truth = [soft_bins(x, *bins) for x, bins in zip(places.unbind(-1), PLACES.values())]
+    truth += [soft_bins(x, *bins) for x, bins in zip(compressed(changes).unbind(-1), CHANGES.values())]
+    tokens = torch.cat(truth, -1).clamp(min=1e-9).log()
+    head = MotionHead(tokens.shape[-1])
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(len(head.weight)))
+        head.bias.zero_()
+        # Nothing is less than the entropy of the distributions themselves.
+        entropy = sum(-(x * x.clamp(min=1e-9).log()).sum(-1).mean() for x in truth) / 3
+        assert head.loss(tokens, shares) == pytest.approx(float(entropy), rel=1e-4)
+        assert head.loss(tokens, shares.flip(1)) > entropy + 1
+        assert head.loss(tokens, shares * 0) == 0
+
+
+def test_a_pointer_s_loss_is_of_the_frames_where_a_query_has_the_object() -> None:
+    pointer = dvis_head.Pointer(4)
+    raw = 8 * torch.eye(4)[None].repeat(3, 1, 1)
+    owners = torch.tensor([[0, -1, 2, -1], [-1, 2, -1, 0], [-1, -1, -1, -1]])
+    objects = torch.tensor([2, 0])
+    tracks = torch.zeros(3, 2, 4)
+    for t, m, query in ((0, 0, 2), (0, 1, 0), (1, 0, 1), (1, 1, 3)):
+        tracks[t, m, query] = 1
+    with torch.no_grad():
+        for layer in (pointer.tracks, pointer.queries):
+            layer.weight.copy_(torch.cat([30 * torch.eye(4), torch.zeros(len(layer.weight) - 4, 4)]))
+            layer.bias.zero_()
+        assert pointer.loss(tracks, raw, owners, objects) < 1e-3
+        assert pointer.loss(tracks.flip(1), raw, owners, objects) > 5
+        tracks[2] = 7
+        assert pointer.loss(tracks, raw, owners, objects) < 1e-3
+        assert pointer.loss(tracks[2:], raw[2:], owners[2:], objects) == 0
+
+
+def test_noise_exchanges_the_queries_of_later_frames_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvis_head, "NOISE", 1.0)
+    torch.manual_seed(0)
+    noisy, plain = dvis_head.NoisyTracker(16, 8, 1, 3), ReferringTracker(16, 8, 1, 3)
+    for parameter in noisy.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    plain.load_state_dict(noisy.state_dict())
+    queries, raw = torch.randn(2, 2, 3, 6, 16).unbind()
+    expected = plain.eval()(queries, raw)
+    assert torch.equal(noisy.eval()(queries, raw).embeds, expected.embeds)
+    tracked = noisy.train()(queries, raw)
+    assert torch.equal(tracked.embeds[:, 0], expected.embeds[:, 0])
+    assert not torch.allclose(tracked.embeds[:, 1], expected.embeds[:, 1], atol=0.1)
+    # Frames are linked as without noise.
+    assert torch.equal(tracked.order, expected.order)
 
 
 def test_the_place_of_a_cell_is_that_of_its_largest_object() -> None:
@@ -120,10 +191,10 @@ def test_the_contrastive_loss_is_of_the_queries_with_an_object() -> None:
     axes = torch.eye(4)
     good = torch.stack([axes[[0, 1, 2]], axes[[1, 3, 0]]])[None]
     bad = torch.stack([axes[[0, 1, 2]], axes[[0, 3, 1]]])[None]
-    first = -torch.log_softmax(torch.tensor([1.0, 0, 0]) / dvis_shapes.SCALE, 0)[0]
-    assert torch.allclose(dvis_shapes.contrastive_loss(good, owners), first)
-    assert dvis_shapes.contrastive_loss(bad, owners) > 5
-    assert dvis_shapes.contrastive_loss(good, torch.full((1, 2, 3), -1)) == 0
+    first = -torch.log_softmax(torch.tensor([1.0, 0, 0]) / dvis_head.SCALE, 0)[0]
+    assert torch.allclose(dvis_head.contrastive_loss(good, owners), first)
+    assert dvis_head.contrastive_loss(bad, owners) > 5
+    assert dvis_head.contrastive_loss(good, torch.full((1, 2, 3), -1)) == 0
 
 
 def test_tracks_start_as_the_queries_of_the_segmenter() -> None:
@@ -136,7 +207,7 @@ def test_tracks_start_as_the_queries_of_the_segmenter() -> None:
     for layer in decoder.mask_predictor.mask_embedder.modules():
         if isinstance(layer, torch.nn.Linear):
             torch.nn.init.xavier_uniform_(layer.weight)
-    trained = dvis_shapes.Trained(SimpleNamespace(model=model)).eval()  # type: ignore[arg-type]
+    trained = dvis_head.Trained(SimpleNamespace(model=model)).eval()  # type: ignore[arg-type]
     torch.nn.init.zeros_(trained.head.reid.reid_embed.layers[-1].weight)  # type: ignore[arg-type]
     torch.nn.init.zeros_(trained.head.reid.reid_embed.layers[-1].bias)  # type: ignore[arg-type]
     q = torch.randn(1, 1, FRAME_QUERIES, 64)
@@ -205,7 +276,7 @@ def test_segments_belong_to_their_objects() -> None:
             return 10 * q @ torch.nn.functional.one_hot(self.labels, len(CLASSES) + 1).float()
 
     video = draw_video(0, 1)
-    tracked = dvis_shapes.track_segments(Exact(video), video)  # type: ignore[arg-type]
+    tracked = dvis_head.track_segments(Exact(video), video)  # type: ignore[arg-type]
     shown = torch.from_numpy(video.masks.any((2, 3)))
     objects = len(video.labels)
     for t, owners in enumerate(tracked.owners):
@@ -216,7 +287,7 @@ def test_segments_belong_to_their_objects() -> None:
 
 @pytest.mark.slow
 def test_training_is_on_the_cpu_where_there_is_a_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dvis_shapes, "FRAMES", 4)
+    monkeypatch.setattr(dvis_head, "FRAMES", 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     folder = dvis_shapes.train_dvis(tmp_path / "dvis", 1, 2, 1, 2, 11)
     assert device() == torch.device("cuda")
