@@ -1,21 +1,21 @@
 """The training of the head of the small DVIS++ of moving shapes: re-identification, tracker and refiner on a frozen segmenter.
 
 As in the paper (Zhang et al., "DVIS++", 2023, sections 3.2 to 3.4) the embedding for re-identification is trained by a contrastive
-loss between the frames of a clip, and tracker and refiner by the classes and masks of their tracks, matched with the objects over the
-clip; the tracker with noise. All are trained in one run. Tracker and refiner start as what hands the segmenter's queries on, with its
-masks and classes, which saves most of their steps.
+loss between the frames of a clip, and tracker and refiner, one after the other, by the classes and masks of their tracks, matched with
+the objects over the clip. The tracker is trained without noise, which gave no better tracks here. Tracker and refiner start as what
+hands the segmenter's queries on, with its masks and classes, which saves most of their steps.
 
 Three losses are added, of heads that training alone reads. From the tracks of the tracker the place and the size of the object are
-told: else two equal objects are told apart in ways from which no linear layer reads where they are. From those of the refiner, whose
-output is a track's token, they are told with their changes in time (`pipelines.dvis_motion`). And from both, which of the frame's
-queries has the object: the segmenter often exchanges its queries, and the tracker must find the object again.
+told: else two equal objects are told apart in ways from which no linear layer reads where they are. From the same it is told which of
+the frame's queries has the object: the segmenter often exchanges its queries, and the tracker must find the object again. From those of
+the refiner, whose output is a track's token, place and size are told with their changes in time (`pipelines.dvis_motion`).
 
 Letters: B clips, T frames, N queries, A objects, M matched tracks, h w cells, C channels, C2 = 2 C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,19 +28,20 @@ from pipelines.dvis_motion import MotionHead
 from pipelines.dvis_segmenter import FRAMES, GEOMETRY, optimize, place_loss
 from pipelines.shapes_segmenter import CHANNELS, CLASS_WEIGHT, CLASSES, MASK_WEIGHT, ShapesVideo, class_loss, matched
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
-from rvos_cache.trackers.dvis.referring import TrackerState
 from rvos_cache.trackers.mask2former.layers import Attention, FeedForward, Mlp
 from rvos_cache.trackers.mask2former.segmenter import Segmenter
 from rvos_select.losses.matching import bce_costs, dice_costs
 
 LAYERS, HIDDEN = 2, 256
 """Of the tracker and the refiner."""
-CLIPS, CLIP = 4, 16
-"""Clips of a step of the tracker, and their successive frames."""
+CLIPS, REFINER_CLIPS, CLIP = 4, 8, 16
+"""Clips of a step of the tracker and of the refiner; their successive frames."""
+RATE, REFINER_RATE = 5e-4, 2e-3
+"""Learning rates of the tracker and of the refiner, which learns no changes in time at the tracker's."""
+REFINER = 0.8
+"""Steps of the refiner, as a share of those of the tracker."""
 SCALE = 0.1
 """Temperature of the contrastive loss."""
-NOISE = 0.5
-"""Share of the frames in which the tracker has the queries in random order and must find each object again. Source: DVIS++, 3.3."""
 MOTION_WEIGHT, POINTER = 2.0, 64
 """Weight of the loss of `MotionHead`; channels in which tracks and queries are compared."""
 
@@ -58,15 +59,6 @@ class Tracked:
     shares: Tensor
     owners: Tensor
     labels: Tensor
-
-
-class NoisyTracker(ReferringTracker):
-    """The tracker; in training some frames have their queries in random order, so that it learns to find objects by its reference."""
-
-    def matched(self, raw: Tensor, order: Tensor, state: TrackerState | None) -> Tensor:
-        if self.training and state is not None:
-            order = torch.stack([row[torch.randperm(len(row))] if torch.rand(()) < NOISE else row for row in order])
-        return super().matched(raw, order, state)
 
 
 class Pointer(nn.Module):
@@ -89,16 +81,15 @@ class Pointer(nn.Module):
 
 
 class Trained(nn.Module):
-    """The head; and the mask head of its tracker and the heads that tell where a track is, which only training reads."""
+    """The head; and the tracker's mask head and the heads of the added losses, which training alone reads."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         width = 2 * CHANNELS
-        tracker = NoisyTracker(width, HIDDEN, LAYERS, len(CLASSES))
+        tracker = ReferringTracker(width, HIDDEN, LAYERS, len(CLASSES))
         self.head = DvisHead(ReidQueries(CHANNELS), tracker, TemporalRefiner(width, HIDDEN, LAYERS, len(CLASSES), CHANNELS))
         self.mask_embed = Mlp(width, CHANNELS)
-        self.tracked_place, self.refined_motion = nn.Linear(width, 3), MotionHead(width)
-        self.tracked_pointer, self.refined_pointer = Pointer(width), Pointer(width)
+        self.place, self.pointer, self.motion = nn.Linear(width, 3), Pointer(width), MotionHead(width)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -112,8 +103,10 @@ class Trained(nn.Module):
     @torch.no_grad()
     def _start_at(self, model: Any) -> None:
         """At first a track is the segmenter's queries with their embeddings, and has the masks and the classes of these."""
+        # Of the two convolutions behind each other the last alone: had both no weights, neither would ever get a gradient.
+        convolutions = {list(layers.children())[-1] for layers in self.head.refiner.conv_short_aggregate_layers}
         for module in (*self.head.tracker.modules(), *self.head.refiner.modules()):
-            if isinstance(module, Attention | FeedForward | nn.Conv1d):
+            if isinstance(module, Attention | FeedForward) or module in convolutions:
                 last: Any = getattr(module, "out_proj", getattr(module, "linear2", module))
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
@@ -125,28 +118,37 @@ class Trained(nn.Module):
                 _copy(own, layer, None if layer is not embedder[0] else decoder.layernorm)
         _copy(self.head.refiner.class_embed, model.class_predictor, decoder.layernorm)
 
-    def loss(self, clips: Sequence[Tracked]) -> Tensor:
-        """The losses of clips of equal length."""
+    def tracker_loss(self, clips: Sequence[Tracked]) -> Tensor:
+        """The losses of re-identification and tracker on clips of equal length."""
         queries, raw = self.head.reid(torch.stack([clip.q for clip in clips]))
-        contrastive = contrastive_loss(queries, torch.stack([clip.owners for clip in clips]))
+        total = contrastive_loss(queries, torch.stack([clip.owners for clip in clips]))
         # Embeddings are learned by the contrastive loss alone, as in DVIS++, whose tracker is trained on a frozen segmenter.
         queries, raw = queries.detach(), raw.detach()
         tracked = self.head.tracker(queries, raw)
-        refined = self.head.refiner(tracked.embeds.detach(), raw)
         normed = self.head.tracker.decoder_norm(tracked.embeds)
-        embeds, places = self.mask_embed(normed), self.tracked_place(normed)
-        total = contrastive
+        embeds, places = self.mask_embed(normed), self.place(normed)
         for b, clip in enumerate(clips):
             loss, rows, objects = clip_loss(tracked.logits[b].mean(0), embeds[b], clip)
-            shares = clip.shares[objects].float()
-            loss = loss + MASK_WEIGHT * place_loss(places[b, :, rows].transpose(0, 1), shares)
-            loss = loss + self.tracked_pointer.loss(normed[b, :, rows], raw[b], clip.owners, objects)
+            distance = place_loss(places[b, :, rows].transpose(0, 1), clip.shares[objects].float())
+            loss = loss + MASK_WEIGHT * distance + self.pointer.loss(normed[b, :, rows], raw[b], clip.owners, objects)
             total = total + loss / len(clips)
+        return total
+
+    @torch.no_grad()
+    def tracked(self, video: Tracked) -> Tensor:
+        """What the refiner reads of a video: the tracker's output and the queries, float32 (2, T, N, C2)."""
+        queries, raw = self.head.reid(video.q[None])
+        return torch.cat([self.head.tracker(queries, raw).embeds, raw])
+
+    def refiner_loss(self, inputs: Sequence[Tensor], clips: Sequence[Tracked]) -> Tensor:
+        """The losses of the refiner on clips of equal length; inputs: of each what `tracked` returns, in its frames."""
+        embeds, raw = torch.stack(list(inputs)).unbind(1)
+        refined = self.head.refiner(embeds, raw)
+        total = embeds.new_zeros(())
+        for b, clip in enumerate(clips):
             loss, rows, objects = clip_loss(refined.logits[b], refined.mask_embed[b], clip)
-            tokens = refined.embeds[b, :, rows]
-            loss = loss + MOTION_WEIGHT * self.refined_motion.loss(tokens.transpose(0, 1), clip.shares[objects].float())
-            loss = loss + self.refined_pointer.loss(tokens, raw[b], clip.owners, objects)
-            total = total + loss / len(clips)
+            motion = self.motion.loss(refined.embeds[b, :, rows].transpose(0, 1), clip.shares[objects].float())
+            total = total + (loss + MOTION_WEIGHT * motion) / len(clips)
         return total
 
 
@@ -183,25 +185,41 @@ def track_segments(segmenter: Segmenter, video: ShapesVideo) -> Tracked:
     return Tracked(q.clone(), features.half().clone(), shares.half(), owners, video.labels)
 
 
-def train_head(segmenter: Segmenter, videos: Sequence[Tracked], steps: int, seed: int, rate: float = 5e-4) -> DvisHead:
-    """The head, trained on random clips."""
+def train_head(segmenter: Segmenter, videos: Sequence[Tracked], steps: int, seed: int) -> DvisHead:
+    """The head, trained on random clips: `steps` steps of re-identification and tracker; then, on their frozen output, a share REFINER
+    of as many of the refiner."""
     torch.manual_seed(seed)
-    model = Trained(segmenter)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.01)
-    rng = np.random.default_rng(seed)
+    model, rng = Trained(segmenter), np.random.default_rng(seed)
 
-    def loss() -> Tensor:
-        return model.loss([_clip(videos[i], rng) for i in rng.integers(len(videos), size=CLIPS)])
+    def train(first: Sequence[nn.Module], loss: Callable[[], Tensor], steps: int, rate: float, name: str) -> None:
+        parameters = [own for module in first for own in module.parameters() if own.requires_grad]
+        optimize(loss, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01), steps, rate, name)
 
-    optimize(loss, optimizer, steps, rate, "tracker")
-    return model.head.eval()
+    def tracker_loss() -> Tensor:
+        chosen = [videos[i] for i in rng.integers(len(videos), size=CLIPS)]
+        return model.tracker_loss([_part(video, _times(len(video.q), rng)) for video in chosen])
+
+    def refiner_loss() -> Tensor:
+        chosen = [(i, _times(len(videos[i].q), rng)) for i in rng.integers(len(videos), size=REFINER_CLIPS)]
+        return model.refiner_loss([tracked[i][:, times] for i, times in chosen], [_part(videos[i], times) for i, times in chosen])
+
+    head = model.head
+    train([head.reid, head.tracker, model.mask_embed, model.place, model.pointer], tracker_loss, steps, RATE, "tracker")
+    model.eval()
+    tracked = [model.tracked(video) for video in videos]
+    train([head.refiner, model.motion], refiner_loss, max(2, round(REFINER * steps)), REFINER_RATE, "refiner")
+    return head.eval()
 
 
-def _clip(video: Tracked, rng: np.random.Generator) -> Tracked:
-    """CLIP successive frames, forwards or backwards."""
-    start = int(rng.integers(len(video.q) - CLIP + 1))
+def _times(frames: int, rng: np.random.Generator) -> Tensor:
+    """CLIP successive frames of a video, forwards or backwards, int64 (CLIP,)."""
+    start = int(rng.integers(frames - CLIP + 1))
     times = torch.arange(start, start + CLIP)
-    times = times.flip(0) if rng.random() < 0.5 else times
+    return times.flip(0) if rng.random() < 0.5 else times
+
+
+def _part(video: Tracked, times: Tensor) -> Tracked:
+    """Some frames of a video."""
     return Tracked(video.q[times], video.features[times], video.shares[:, times], video.owners[times], video.labels)
 
 

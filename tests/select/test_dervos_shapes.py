@@ -29,7 +29,6 @@ from rvos_cache.system.device import device
 from rvos_cache.tensors import read_tensors
 from rvos_cache.text.beit3 import Beit3Tokenizer
 from rvos_cache.text.beit3.tokenizer import UNKNOWN
-from rvos_cache.trackers.dvis import ReferringTracker
 from rvos_cache.trackers.dvis.checkpoint import load_dvis
 from rvos_cache.trackers.mask2former.segmenter import SegmentedFrames
 
@@ -119,23 +118,6 @@ def test_a_pointer_s_loss_is_of_the_frames_where_a_query_has_the_object() -> Non
         assert pointer.loss(tracks[2:], raw[2:], owners[2:], objects) == 0
 
 
-def test_noise_exchanges_the_queries_of_later_frames_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dvis_head, "NOISE", 1.0)
-    torch.manual_seed(0)
-    noisy, plain = dvis_head.NoisyTracker(16, 8, 1, 3), ReferringTracker(16, 8, 1, 3)
-    for parameter in noisy.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    plain.load_state_dict(noisy.state_dict())
-    queries, raw = torch.randn(2, 2, 3, 6, 16).unbind()
-    expected = plain.eval()(queries, raw)
-    assert torch.equal(noisy.eval()(queries, raw).embeds, expected.embeds)
-    tracked = noisy.train()(queries, raw)
-    assert torch.equal(tracked.embeds[:, 0], expected.embeds[:, 0])
-    assert not torch.allclose(tracked.embeds[:, 1], expected.embeds[:, 1], atol=0.1)
-    # Frames are linked as without noise.
-    assert torch.equal(tracked.order, expected.order)
-
-
 def test_the_place_of_a_cell_is_that_of_its_largest_object() -> None:
     masks = torch.zeros(2, 96, 160)
     masks[0, :12, :20], masks[1, :24, 40:60], masks[1, 12:24, 20:24] = 1, 1, 1
@@ -221,6 +203,29 @@ def test_tracks_start_as_the_queries_of_the_segmenter() -> None:
         assert torch.allclose(refined.mask_embed, masks, atol=1e-4) and masks.std() > 0.1
         assert torch.allclose(trained.mask_embed(trained.head.tracker.decoder_norm(tracked.embeds)), masks, atol=1e-4)
         assert torch.allclose(refined.logits, model.class_predictor(normed)[:, 0], atol=1e-4)
+
+
+def test_every_parameter_of_the_head_is_trained() -> None:
+    """Layers that start as nothing must not keep others, or each other, from a gradient: the convolutions over time once did."""
+    torch.manual_seed(0)
+    trained = dvis_head.Trained(SimpleNamespace(model=make_segmenter(1)))  # type: ignore[arg-type]
+    shares = torch.zeros(2, 6, 8, 8)
+    for t in range(6):
+        shares[0, t, 1:4, t : t + 3], shares[1, t, 5:, 5 - t : 8 - t] = 1, 1
+    owners = torch.full((6, FRAME_QUERIES), -1)
+    owners[:, 3], owners[:, 5] = 0, 1
+    q, features = torch.randn(6, FRAME_QUERIES, 64), torch.randn(6, 8, 8, 64).half()
+    clip = dvis_head.Tracked(q, features, shares.half(), owners, torch.tensor([4, 9]))
+    parameters = {name: own for name, own in trained.named_parameters() if own.requires_grad}
+    optimizer = torch.optim.SGD(parameters.values(), lr=1e-3)
+    still = set(parameters)
+    for _ in range(4):
+        optimizer.zero_grad()
+        tracked = trained.tracked(clip)
+        (trained.tracker_loss([clip, clip]) + trained.refiner_loss([tracked, tracked], [clip, clip])).backward()
+        optimizer.step()
+        still -= {name for name, own in parameters.items() if own.grad is not None and own.grad.any()}
+    assert still == set()
 
 
 def test_every_word_of_the_language_is_one_token_of_the_small_beit3(tmp_path: Path) -> None:

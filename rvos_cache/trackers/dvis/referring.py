@@ -107,7 +107,7 @@ class ReferringTracker(nn.Module):
         else:
             order = match_queries(state.queries, queries)
             reference = self.ref_proj(state.embeds)
-        output, query = self.matched(raw, order, state), reference
+        output, query = reordered(raw, order), reference
         for cross, attend, feed in zip(
             self.transformer_cross_attention_layers, self.transformer_self_attention_layers, self.transformer_ffn_layers
         ):
@@ -116,10 +116,3 @@ class ReferringTracker(nn.Module):
                 # A video's first frame has no frame before it, so each layer refers to the output of the layer before.
                 query = self.ref_proj(output)
         return output, reference, order
-
-    def matched(self, raw: Tensor, order: Tensor, state: TrackerState | None) -> Tensor:
-        """The rows of raw (B, N, C2) that the first layer adds to: those of order (B, N). In training noise is put here.
-
-        state: of the frame before; None in the first.
-        """
-        return reordered(raw, order)
