@@ -27,7 +27,9 @@ from rvos_cache.trackers.mask2former.segmenter import Segmenter
 @click.option("--videos", default=500, show_default=True)
 @click.option("--steps", default=3000, show_default=True, help="Of the segmenter.")
 @click.option("--track-videos", default=400, show_default=True, help="Those of --videos that the tracker is trained on.")
-@click.option("--track-steps", default=1800, show_default=True, help="Of re-identification and tracker; the refiner has 0.8 of them.")
+@click.option(
+    "--track-steps", default=1800, show_default=True, help="Of re-identification and tracker; the refiner has 0.8 of them."
+)
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
 def dvis_shapes(out: Path, videos: int, steps: int, track_videos: int, track_steps: int, seed: int) -> None:
     """Train and write the checkpoint that `--tracker dvis --set checkpoint=OUT` takes."""

@@ -21,7 +21,9 @@ INDEX = "relative_position_index"
 @TEXTS
 @click.option("--valid-cache", "valid_caches", type=PATH, multiple=True, help="Validation tracks; may repeat.")
 @click.option("--valid-text", "valid_texts", type=PATH, multiple=True, help="Validation words; may repeat.")
-@click.option("--selector", help="sola, dmvs, ssa, referdino, dervos, mean-cosine, or your own package.module:Class.  [default: sola]")
+@click.option(
+    "--selector", help="sola, dmvs, ssa, referdino, dervos, mean-cosine, or your own package.module:Class.  [default: sola]"
+)
 @click.option("--config", type=PATH, help="TOML file with settings.")
 @click.option("--set", "overrides", multiple=True, metavar="K=V", help="One setting, e.g. optim.lr=1e-4; may repeat.")
 @click.option("--out", type=PATH, help="The run's folder.  [default: out/runs/<selector>]")
