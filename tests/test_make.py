@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def words_of(program: str, *arguments: str) -> list[str]:
     """The words after `program` in the command line that `make` would run, as the shell splits them."""
     # Without MAKEFLAGS and variables of the make that runs these tests.
-    clean = {"PATH": os.environ["PATH"], "HOME": "/home/of user"}
+    clean = {"PATH": os.environ["PATH"], "HOME": "/my home"}
     process = subprocess.run(
         ["make", "-n", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=30, check=True
     )
@@ -63,7 +63,7 @@ def test_a_value_may_have_blanks_and_quotes() -> None:
     assert options["overrides"] == ("checkpoint=/my weights/sam2", "prompt_every=half", 'names=["a","b"]')
     assert options["text_overrides"] == ('a=it\'s "x"',)
     assert parsed_options("SET=misspelt epochs=1")["overrides"] == ("misspelt", "epochs=1")
-    assert parsed_options("ROOT=~/a b")["root"] == Path("/home/of user/a b")
+    assert parsed_options("ROOT=~/a b")["root"] == Path("/my home/a b")
 
 
 def test_the_demo_is_written_where_out_says() -> None:
