@@ -53,7 +53,7 @@ BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": 
 @click.option("--dvis-videos", default=500, show_default=True)
 @click.option("--dvis-steps", default=3000, show_default=True, help="Of its segmenter.")
 @click.option("--track-videos", default=400, show_default=True, help="Those of --dvis-videos that its tracker is trained on.")
-@click.option("--track-steps", default=1800, show_default=True)
+@click.option("--track-steps", default=1800, show_default=True, help="Of its tracker; its refiner has 0.8 of them.")
 @click.option("--beit3", type=click.Path(path_type=Path), help="A folder of pipelines.beit3_shapes.  [default: train one]")
 @click.option("--beit3-videos", default=600, show_default=True)
 @click.option("--beit3-steps", default=1500, show_default=True)

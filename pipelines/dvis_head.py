@@ -8,7 +8,8 @@ hands the segmenter's queries on, with its masks and classes, which saves most o
 Three losses are added, of heads that training alone reads. From the tracks of the tracker the place and the size of the object are
 told: else two equal objects are told apart in ways from which no linear layer reads where they are. From the same it is told which of
 the frame's queries has the object: the segmenter often exchanges its queries, and the tracker must find the object again. From those of
-the refiner, whose output is a track's token, place and size are told with their changes in time (`pipelines.dvis_motion`).
+the refiner, whose output is a track's token, place and size are told with their changes in time (`pipelines.dvis_motion`). Beside the
+losses of masks the refiner learns the places, and no speeds yet.
 
 Letters: B clips, T frames, N queries, A objects, M matched tracks, h w cells, C channels, C2 = 2 C.
 """
@@ -37,7 +38,7 @@ LAYERS, HIDDEN = 2, 256
 CLIPS, REFINER_CLIPS, CLIP = 4, 8, 16
 """Clips of a step of the tracker and of the refiner; their successive frames."""
 RATE, REFINER_RATE = 5e-4, 2e-3
-"""Learning rates of the tracker and of the refiner, which learns no changes in time at the tracker's."""
+"""Learning rates of the tracker and of the refiner."""
 REFINER = 0.8
 """Steps of the refiner, as a share of those of the tracker."""
 SCALE = 0.1
@@ -191,8 +192,8 @@ def train_head(segmenter: Segmenter, videos: Sequence[Tracked], steps: int, seed
     torch.manual_seed(seed)
     model, rng = Trained(segmenter), np.random.default_rng(seed)
 
-    def train(first: Sequence[nn.Module], loss: Callable[[], Tensor], steps: int, rate: float, name: str) -> None:
-        parameters = [own for module in first for own in module.parameters() if own.requires_grad]
+    def train(modules: Sequence[nn.Module], loss: Callable[[], Tensor], steps: int, rate: float, name: str) -> None:
+        parameters = [own for module in modules for own in module.parameters() if own.requires_grad]
         optimize(loss, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01), steps, rate, name)
 
     def tracker_loss() -> Tensor:
@@ -205,7 +206,6 @@ def train_head(segmenter: Segmenter, videos: Sequence[Tracked], steps: int, seed
 
     head = model.head
     train([head.reid, head.tracker, model.mask_embed, model.place, model.pointer], tracker_loss, steps, RATE, "tracker")
-    model.eval()
     tracked = [model.tracked(video) for video in videos]
     train([head.refiner, model.motion], refiner_loss, max(2, round(REFINER * steps)), REFINER_RATE, "refiner")
     return head.eval()

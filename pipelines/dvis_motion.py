@@ -1,7 +1,7 @@
 """Where an object is and how it moves: what a linear head of training tells from each token of a track of moving shapes.
 
-Every quantity is told as a distribution over bins, where a quantity between two centres of bins is of both. A head of the quantity
-itself would be served by a small share of a token, and no selector would read motion from that.
+Every quantity is told as a distribution over bins, as in the tokens of `flow`, from which DeRVOS does learn motion; a quantity between
+the centres of two bins is of both.
 
 Letters: A objects, T frames, h w cells, C channels.
 """
