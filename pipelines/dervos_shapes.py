@@ -14,7 +14,7 @@ import click
 from pipelines.beit3_shapes import GRID, train_beit3
 from pipelines.beit3_shapes import SIDE as BEIT3_SIDE
 from pipelines.dvis_segmenter import SIDE
-from pipelines.dvis_shapes import check_track_videos, train_dvis
+from pipelines.dvis_shapes import train_dvis
 from pipelines.page import check_folder, checked_settings
 from pipelines.shapes_scores import TRAIN, VALID, score, train_and_predict
 from rvos_cache.cli import Resumable, run_command
@@ -50,10 +50,12 @@ BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": 
 @click.command(cls=Resumable)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/dervos_shapes"), show_default=True)
 @click.option("--dvis", type=click.Path(path_type=Path), help="A folder of pipelines.dvis_shapes.  [default: train one]")
-@click.option("--dvis-videos", default=500, show_default=True)
+@click.option("--dvis-videos", default=500, show_default=True, help="Of its segmenter.")
 @click.option("--dvis-steps", default=3000, show_default=True, help="Of its segmenter.")
-@click.option("--track-videos", default=400, show_default=True, help="Those of --dvis-videos that its tracker is trained on.")
-@click.option("--track-steps", default=1800, show_default=True, help="Of its tracker; its refiner has 0.8 of them.")
+@click.option(
+    "--track-videos", default=1200, show_default=True, help="Of its tracker and its refiner: others than --dvis-videos."
+)
+@click.option("--track-steps", default=1800, show_default=True, help="Of its tracker; its refiner has 3.1 times as many.")
 @click.option("--beit3", type=click.Path(path_type=Path), help="A folder of pipelines.beit3_shapes.  [default: train one]")
 @click.option("--beit3-videos", default=600, show_default=True)
 @click.option("--beit3-steps", default=1500, show_default=True)
@@ -88,8 +90,6 @@ def dervos_shapes(
     for name in ROWS:
         checked_settings(page, runs[name])
     check_folder("--dvis", dvis)
-    if dvis is None:
-        check_track_videos("--dvis-videos", dvis_videos, track_videos)
     check_folder("--beit3", beit3)
 
     root, caches = out / "data", out / "cache"

@@ -8,26 +8,30 @@ hands the segmenter's queries on, with its masks and classes, which saves most o
 Three losses are added, of heads that training alone reads. From the tracks of the tracker the place and the size of the object are
 told: else two equal objects are told apart in ways from which no linear layer reads where they are. From the same it is told which of
 the frame's queries has the object: the segmenter often exchanges its queries, and the tracker must find the object again. From those of
-the refiner, whose output is a track's token, place and size are told with their changes in time (`pipelines.dvis_motion`). Beside the
-losses of masks the refiner learns the places, and no speeds yet.
+the refiner, whose output is a track's token, place and size are told with their changes in time (`pipelines.dvis_motion`). This loss is
+alone at first: beside the losses of masks from the start, the refiner learns places and no changes.
 
 Letters: B clips, T frames, N queries, A objects, M matched tracks, h w cells, C channels, C2 = 2 C.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.dvis_motion import MotionHead
 from pipelines.dvis_segmenter import FRAMES, GEOMETRY, optimize, place_loss
 from pipelines.shapes_segmenter import CHANNELS, CLASS_WEIGHT, CLASSES, MASK_WEIGHT, ShapesVideo, class_loss, matched
+from rvos_cache.errors import naming
 from rvos_cache.trackers.dvis import DvisHead, ReferringTracker, ReidQueries, TemporalRefiner
 from rvos_cache.trackers.mask2former.layers import Attention, FeedForward, Mlp
 from rvos_cache.trackers.mask2former.segmenter import Segmenter
@@ -39,8 +43,10 @@ CLIPS, REFINER_CLIPS, CLIP = 4, 8, 16
 """Clips of a step of the tracker and of the refiner; their successive frames."""
 RATE, REFINER_RATE = 5e-4, 2e-3
 """Learning rates of the tracker and of the refiner."""
-REFINER = 0.8
-"""Steps of the refiner, as a share of those of the tracker."""
+MOTION, REFINER = 1.1, 2.0
+"""Steps of the refiner, as shares of those of the tracker: with the loss of motion alone, and with all losses."""
+COVERING = 0.5
+"""IoU with an object in a frame from which on a track has it there."""
 SCALE = 0.1
 """Temperature of the contrastive loss."""
 MOTION_WEIGHT, POINTER = 2.0, 64
@@ -48,8 +54,8 @@ MOTION_WEIGHT, POINTER = 2.0, 64
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """What the frozen segmenter says of a video, and the truth in its terms.
+class Segmented:
+    """The frozen segmenter's output on a video, and the truth in its terms.
 
     q: (T, N, C), before the last LayerNorm; features: float16 (T, h, w, C); shares: float16 (A, T, h, w), of each cell that an
     object covers; owners: int64 (T, N), the object that a query has, -1 for none; labels: (A,).
@@ -60,6 +66,30 @@ class Tracked:
     shares: Tensor
     owners: Tensor
     labels: Tensor
+
+    def at(self, times: Tensor) -> Segmented:
+        """Some frames, int64 (T',), of the video."""
+        return Segmented(self.q[times], self.features[times], self.shares[:, times], self.owners[times], self.labels)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """The frozen tracker's output on a video.
+
+    embeds, raw: (T, N, C2), what the refiner reads; tracks, objects, covers: which tracks have which objects, as from `match_tracks`.
+    """
+
+    video: Segmented
+    embeds: Tensor
+    raw: Tensor
+    tracks: Tensor
+    objects: Tensor
+    covers: Tensor
+
+    def at(self, times: Tensor) -> Tracked:
+        """Some frames, int64 (T',), of the video; the tracks have the objects that they have in the whole of it."""
+        video, covers = self.video.at(times), self.covers[:, times]
+        return Tracked(video, self.embeds[times], self.raw[times], self.tracks, self.objects, covers)
 
 
 class Pointer(nn.Module):
@@ -73,7 +103,7 @@ class Pointer(nn.Module):
     def loss(self, tracks: Tensor, raw: Tensor, owners: Tensor, objects: Tensor) -> Tensor:
         """Cross-entropy of which query has the track's object, in the frames where one has it.
 
-        tracks: (T, M, C2), of the objects (M,); raw: (T, N, C2); owners: (T, N), as in `Tracked`.
+        tracks: (T, M, C2), of the objects (M,); raw: (T, N, C2); owners: (T, N), as in `Segmented`.
         """
         logits = self.tracks(tracks) @ self.queries(self.norm(raw)).transpose(1, 2) / POINTER**0.5
         own = owners[:, None] == objects[:, None]
@@ -119,7 +149,7 @@ class Trained(nn.Module):
                 _copy(own, layer, None if layer is not embedder[0] else decoder.layernorm)
         _copy(self.head.refiner.class_embed, model.class_predictor, decoder.layernorm)
 
-    def tracker_loss(self, clips: Sequence[Tracked]) -> Tensor:
+    def tracker_loss(self, clips: Sequence[Segmented]) -> Tensor:
         """The losses of re-identification and tracker on clips of equal length."""
         queries, raw = self.head.reid(torch.stack([clip.q for clip in clips]))
         total = contrastive_loss(queries, torch.stack([clip.owners for clip in clips]))
@@ -136,21 +166,46 @@ class Trained(nn.Module):
         return total
 
     @torch.no_grad()
-    def tracked(self, video: Tracked) -> Tensor:
-        """What the refiner reads of a video: the tracker's output and the queries, float32 (2, T, N, C2)."""
+    def tracked(self, video: Segmented) -> Tracked:
+        """The tracker's output on a video, and which tracks have its objects, by the masks of the tracker's own head."""
         queries, raw = self.head.reid(video.q[None])
-        return torch.cat([self.head.tracker(queries, raw).embeds, raw])
+        embeds = self.head.tracker(queries, raw).embeds[0]
+        masks = self.mask_embed(self.head.tracker.decoder_norm(embeds))
+        logits = torch.einsum("tnc,thwc->nthw", masks, video.features.float())
+        return Tracked(video, embeds, raw[0], *match_tracks(logits > 0, video.shares > 0.5))
 
-    def refiner_loss(self, inputs: Sequence[Tensor], clips: Sequence[Tracked]) -> Tensor:
-        """The losses of the refiner on clips of equal length; inputs: of each what `tracked` returns, in its frames."""
-        embeds, raw = torch.stack(list(inputs)).unbind(1)
-        refined = self.head.refiner(embeds, raw)
-        total = embeds.new_zeros(())
+    def motion_loss(self, clips: Sequence[Tracked]) -> Tensor:
+        """The loss of `MotionHead` on clips of equal length."""
+        refined = self.head.refiner.refine(*_inputs(clips))
+        return sum((self._motion(tokens, clip) for tokens, clip in zip(refined, clips)), refined.new_zeros(())) / len(clips)
+
+    def refiner_loss(self, clips: Sequence[Tracked]) -> Tensor:
+        """All losses of the refiner on clips of equal length."""
+        refined = self.head.refiner(*_inputs(clips))
+        total = refined.embeds.new_zeros(())
         for b, clip in enumerate(clips):
-            loss, rows, objects = clip_loss(refined.logits[b], refined.mask_embed[b], clip)
-            motion = self.motion.loss(refined.embeds[b, :, rows].transpose(0, 1), clip.shares[objects].float())
-            total = total + (loss + MOTION_WEIGHT * motion) / len(clips)
+            loss, *_ = clip_loss(refined.logits[b], refined.mask_embed[b], clip.video)
+            total = total + (loss + MOTION_WEIGHT * self._motion(refined.embeds[b], clip)) / len(clips)
         return total
+
+    def _motion(self, tokens: Tensor, clip: Tracked) -> Tensor:
+        """tokens: (T, N, C2), refined."""
+        return self.motion.loss(tokens[:, clip.tracks].transpose(0, 1), clip.video.shares[clip.objects].float(), clip.covers)
+
+
+def _inputs(clips: Sequence[Tracked]) -> tuple[Tensor, Tensor]:
+    """What the refiner reads of clips of equal length: embeds and raw, (B, T, N, C2)."""
+    return torch.stack([clip.embeds for clip in clips]), torch.stack([clip.raw for clip in clips])
+
+
+def match_tracks(masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tracks and their objects, int64 (M,), one-to-one by the largest sum of IoU over all frames; and where a track's mask has the
+    object, with an IoU of COVERING, bool (M, T). masks: bool (N, T, h, w); truth: bool (A, T, h, w)."""
+    own, objects = masks.flatten(2).float(), truth.flatten(2).float()
+    shared = torch.einsum("ntp,atp->nat", own, objects)
+    total = own.sum(2)[:, None] + objects.sum(2)[None] - shared
+    rows, columns = linear_sum_assignment((shared.sum(2) / total.sum(2).clamp(min=1)).numpy(), maximize=True)
+    return torch.from_numpy(rows), torch.from_numpy(columns), (shared >= COVERING * total.clamp(min=1))[rows, columns]
 
 
 def _copy(to: nn.Linear, layer: nn.Linear, norm: nn.LayerNorm | None) -> None:
@@ -166,8 +221,8 @@ def _copy(to: nn.Linear, layer: nn.Linear, norm: nn.LayerNorm | None) -> None:
 
 
 @torch.inference_mode()
-def track_segments(segmenter: Segmenter, video: ShapesVideo) -> Tracked:
-    """What the segmenter says of a video; its queries are matched with the objects of their frame by the costs of its training."""
+def segment_video(segmenter: Segmenter, video: ShapesVideo) -> Segmented:
+    """The segmenter's output on a video; its queries are matched with the objects of their frame by the costs of its training."""
     images = torch.stack([GEOMETRY.image(frame) for frame in video.frames])
     parts = [segmenter.segment(part) for part in images.split(FRAMES)]
     q = torch.cat([part.q for part in parts])
@@ -183,32 +238,47 @@ def track_segments(segmenter: Segmenter, video: ShapesVideo) -> Tracked:
         bce, dice = bce_costs(logits[t], truth[shown]), dice_costs(logits[t], truth[shown])
         rows, columns = matched(classes[t], video.labels[shown], bce, dice)
         owners[t, rows] = shown[columns]
-    return Tracked(q.clone(), features.half().clone(), shares.half(), owners, video.labels)
+    return Segmented(q.clone(), on_disk(features.half()), shares.half(), owners, video.labels)
 
 
-def train_head(segmenter: Segmenter, videos: Sequence[Tracked], steps: int, seed: int) -> DvisHead:
-    """The head, trained on random clips: `steps` steps of re-identification and tracker; then, on their frozen output, a share REFINER
-    of as many of the refiner."""
+def on_disk(values: Tensor) -> Tensor:
+    """A copy in a temporary file without a name, which memory holds as far as there is room.
+
+    Raises OSError if the file cannot be written.
+    """
+    folder = Path(tempfile.gettempdir())
+    with naming(folder), tempfile.NamedTemporaryFile(prefix="rvos-", dir=folder) as file:
+        values.contiguous().numpy().tofile(file)
+        file.flush()
+        return torch.from_file(file.name, shared=True, size=values.numel(), dtype=values.dtype).view(values.shape)
+
+
+def train_head(segmenter: Segmenter, videos: Sequence[Segmented], steps: int, seed: int) -> DvisHead:
+    """The head, trained on random clips.
+
+    `steps` steps are of re-identification and tracker; then, on their frozen output, shares MOTION and REFINER of as many are of the
+    refiner, with the loss of motion alone and with all its losses.
+    """
     torch.manual_seed(seed)
     model, rng = Trained(segmenter), np.random.default_rng(seed)
 
-    def train(modules: Sequence[nn.Module], loss: Callable[[], Tensor], steps: int, rate: float, name: str) -> None:
+    def train(modules: Sequence[nn.Module], loss: Callable[[], Tensor], steps: float, rate: float, name: str) -> None:
         parameters = [own for module in modules for own in module.parameters() if own.requires_grad]
-        optimize(loss, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01), steps, rate, name)
+        optimize(loss, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01), max(2, round(steps)), rate, name)
 
-    def tracker_loss() -> Tensor:
-        chosen = [videos[i] for i in rng.integers(len(videos), size=CLIPS)]
-        return model.tracker_loss([_part(video, _times(len(video.q), rng)) for video in chosen])
+    def segmented_clips() -> list[Segmented]:
+        return [videos[i].at(_times(len(videos[i].q), rng)) for i in rng.integers(len(videos), size=CLIPS)]
 
-    def refiner_loss() -> Tensor:
-        chosen = [(i, _times(len(videos[i].q), rng)) for i in rng.integers(len(videos), size=REFINER_CLIPS)]
-        return model.refiner_loss([tracked[i][:, times] for i, times in chosen], [_part(videos[i], times) for i, times in chosen])
+    def tracked_clips() -> list[Tracked]:
+        return [tracked[i].at(_times(len(tracked[i].raw), rng)) for i in rng.integers(len(tracked), size=REFINER_CLIPS)]
 
-    head = model.head
-    train([head.reid, head.tracker, model.mask_embed, model.place, model.pointer], tracker_loss, steps, RATE, "tracker")
+    first = [model.head.reid, model.head.tracker, model.mask_embed, model.place, model.pointer]
+    train(first, lambda: model.tracker_loss(segmented_clips()), steps, RATE, "tracker")
     tracked = [model.tracked(video) for video in videos]
-    train([head.refiner, model.motion], refiner_loss, max(2, round(REFINER * steps)), REFINER_RATE, "refiner")
-    return head.eval()
+    refiner = [model.head.refiner, model.motion]
+    train(refiner, lambda: model.motion_loss(tracked_clips()), MOTION * steps, REFINER_RATE, "refiner, motion")
+    train(refiner, lambda: model.refiner_loss(tracked_clips()), REFINER * steps, REFINER_RATE, "refiner")
+    return model.head.eval()
 
 
 def _times(frames: int, rng: np.random.Generator) -> Tensor:
@@ -218,12 +288,7 @@ def _times(frames: int, rng: np.random.Generator) -> Tensor:
     return times.flip(0) if rng.random() < 0.5 else times
 
 
-def _part(video: Tracked, times: Tensor) -> Tracked:
-    """Some frames of a video."""
-    return Tracked(video.q[times], video.features[times], video.shares[:, times], video.owners[times], video.labels)
-
-
-def clip_loss(logits: Tensor, embeds: Tensor, clip: Tracked) -> tuple[Tensor, Tensor, Tensor]:
+def clip_loss(logits: Tensor, embeds: Tensor, clip: Segmented) -> tuple[Tensor, Tensor, Tensor]:
     """Class, BCE and Dice losses of tracks, after one-to-one matching with the objects over all frames by their costs; and the matched
     tracks and their objects, int64 (M,).
 

@@ -32,11 +32,17 @@ class MotionHead(nn.Linear):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, sum(BINS))
 
-    def loss(self, tokens: Tensor, shares: Tensor) -> Tensor:
-        """Cross-entropy of the bins, a sum over the quantities of means over the frames that show the object (of changes: and another
-        frame within REACH does), over three. tokens: (A, T, C) of the tracks of objects of shares (A, T, h, w)."""
+    def loss(self, tokens: Tensor, shares: Tensor, covers: Tensor) -> Tensor:
+        """Cross-entropy of the bins: the sum over the quantities of means over frames, divided by three.
+
+        Places count in the frames that show the object; changes where another frame within REACH shows it too and the track has it
+        in all frames within REACH: from a token of something else no change can be told, and such tokens hide those that can.
+        tokens: (A, T, C), of the tracks of the objects; shares: (A, T, h, w), of each cell that an object covers; covers: bool
+        (A, T), where the track has the object.
+        """
         places, visible = places_of(shares)
         changes, known = changes_of(places, visible)
+        known = known & (_windows((~covers).float()[..., None]).sum(-1)[..., 0] == 0)
         quantities = [
             *((soft_bins(value, *bins), visible) for value, bins in zip(places.unbind(-1), PLACES.values())),
             *((soft_bins(value, *bins), known) for value, bins in zip(compressed(changes).unbind(-1), CHANGES.values())),

@@ -38,7 +38,7 @@ def test_a_perfect_track_has_the_least_loss() -> None:
     shares = torch.zeros(2, 3, 8, 8)
     shares[0, :, :3, :3], shares[1, :, 5:, 5:] = 1, 1
     features = torch.cat([shares.permute(1, 2, 3, 0), torch.ones(3, 8, 8, 1)], -1).half()
-    clip = dvis_head.Tracked(torch.zeros(3, 4, 1), features, shares.half(), torch.zeros(3, 4), torch.tensor([4, 9]))
+    clip = dvis_head.Segmented(torch.zeros(3, 4, 1), features, shares.half(), torch.zeros(3, 4), torch.tensor([4, 9]))
     right = torch.zeros(3, 4, 3)
     right[:, 2], right[:, 1], right[..., 2] = torch.tensor([20.0, 0, 0]), torch.tensor([0, 20.0, 0]), -10.0
     logits = torch.zeros(4, len(CLASSES) + 1)
@@ -94,9 +94,39 @@ def test_the_motion_head_tells_a_path_from_its_reverse() -> None:
         head.bias.zero_()
         # Nothing is less than the entropy of the distributions themselves.
         entropy = sum(-(x * x.clamp(min=1e-9).log()).sum(-1).mean() for x in truth) / 3
-        assert head.loss(tokens, shares) == pytest.approx(float(entropy), rel=1e-4)
-        assert head.loss(tokens, shares.flip(1)) > entropy + 1
-        assert head.loss(tokens, shares * 0) == 0
+        everywhere = torch.ones(2, 6, dtype=torch.bool)
+        assert head.loss(tokens, shares, everywhere) == pytest.approx(float(entropy), rel=1e-4)
+        assert head.loss(tokens, shares.flip(1), everywhere) > entropy + 1
+        assert head.loss(tokens, shares * 0, everywhere) == 0
+
+
+def test_changes_count_where_the_track_has_the_object_all_around() -> None:
+    """One track leaves its object in the last frame: the changes of the last REACH + 1 tokens do not count, their places do."""
+    torch.manual_seed(0)
+    shares = torch.zeros(1, 6, 8, 8)
+    for t in range(6):
+        shares[0, t, 2:4, t : t + 2] = 1
+    head, tokens, covers = MotionHead(4), torch.randn(1, 6, 4), torch.tensor([[True] * 5 + [False]])
+    tokens.requires_grad_()
+    (gradient,) = torch.autograd.grad(head.loss(tokens, shares, covers), tokens)
+    with torch.no_grad():
+        head.weight[sum(count for count, *_ in PLACES.values()) :] = 0
+    (of_places,) = torch.autograd.grad(head.loss(tokens, shares, covers), tokens)
+    assert of_places[0].any(-1).all()
+    assert (gradient - of_places)[0].any(-1).tolist() == [True, True, True, False, False, False]
+
+
+def test_tracks_are_matched_with_the_objects_that_they_have_longest() -> None:
+    """Track 2 has object 0 in two of three frames, track 0 object 1 in all; track 1 has nothing."""
+    truth = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    truth[0, :, :2, :2], truth[1, :, 2:, 2:] = True, True
+    masks = torch.zeros(3, 3, 4, 4, dtype=torch.bool)
+    masks[2, :2], masks[2, 2], masks[0] = truth[0, :2], truth[1, 2], truth[1]
+    masks[0, 1, 2:, 2] = False  # half of the object
+    masks[0, 2, 2:, 2:] = torch.tensor([[True, False], [False, False]])
+    tracks, objects, covers = dvis_head.match_tracks(masks, truth)
+    assert (tracks.tolist(), objects.tolist()) == ([0, 2], [1, 0])
+    assert covers.tolist() == [[True, True, False], [True, True, False]]
 
 
 def test_a_pointer_s_loss_is_of_the_frames_where_a_query_has_the_object() -> None:
@@ -215,14 +245,14 @@ def test_every_parameter_of_the_head_is_trained() -> None:
     owners = torch.full((6, FRAME_QUERIES), -1)
     owners[:, 3], owners[:, 5] = 0, 1
     q, features = torch.randn(6, FRAME_QUERIES, 64), torch.randn(6, 8, 8, 64).half()
-    clip = dvis_head.Tracked(q, features, shares.half(), owners, torch.tensor([4, 9]))
+    clip = dvis_head.Segmented(q, features, shares.half(), owners, torch.tensor([4, 9]))
     parameters = {name: own for name, own in trained.named_parameters() if own.requires_grad}
     optimizer = torch.optim.SGD(parameters.values(), lr=1e-3)
     still = set(parameters)
     for _ in range(4):
         optimizer.zero_grad()
         tracked = trained.tracked(clip)
-        (trained.tracker_loss([clip, clip]) + trained.refiner_loss([tracked, tracked], [clip, clip])).backward()
+        (trained.tracker_loss([clip, clip]) + trained.refiner_loss([tracked, tracked])).backward()
         optimizer.step()
         still -= {name for name, own in parameters.items() if own.grad is not None and own.grad.any()}
     assert still == set()
@@ -281,7 +311,7 @@ def test_segments_belong_to_their_objects() -> None:
             return 10 * q @ torch.nn.functional.one_hot(self.labels, len(CLASSES) + 1).float()
 
     video = draw_video(0, 1)
-    tracked = dvis_head.track_segments(Exact(video), video)  # type: ignore[arg-type]
+    tracked = dvis_head.segment_video(Exact(video), video)  # type: ignore[arg-type]
     shown = torch.from_numpy(video.masks.any((2, 3)))
     objects = len(video.labels)
     for t, owners in enumerate(tracked.owners):
@@ -306,7 +336,6 @@ def test_training_is_on_the_cpu_where_there_is_a_gpu_too(tmp_path: Path, monkeyp
         (["--dvis", "nothing"], "--dvis nothing: there is no such folder"),
         (["--beit3", "nothing"], "--beit3 nothing: there is no such folder"),
         (["--set", "config.width=-3"], "selector dervos: setting 'width'"),
-        (["--dvis-videos", "4", "--track-videos", "10"], "--track-videos 10: more than --dvis-videos 4"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said_before_anything_is_trained(
