@@ -8,8 +8,8 @@ hands the segmenter's queries on, with its masks and classes, which saves most o
 Three losses are added, of heads that training alone reads. From the tracks of the tracker the place and the size of the object are
 told: else two equal objects are told apart in ways from which no linear layer reads where they are. From the same it is told which of
 the frame's queries has the object: the segmenter often exchanges its queries, and the tracker must find the object again. From those of
-the refiner, whose output is a track's token, place and size are told with their changes in time (`pipelines.dvis_motion`). This loss is
-alone at first: beside the losses of masks from the start, the refiner learns places and no changes.
+the refiner, whose output is a track's token, place and size are told with their changes in time (`pipelines.dvis_motion`). The first
+convolution of the refiner starts with such changes: from random weights it learns none beside the losses of masks.
 
 Letters: B clips, T frames, N queries, A objects, M matched tracks, h w cells, C channels, C2 = 2 C.
 """
@@ -28,7 +28,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.dvis_motion import MotionHead
+from pipelines.dvis_motion import FASTEST, MotionHead, slope_taps
 from pipelines.dvis_segmenter import FRAMES, GEOMETRY, optimize, place_loss
 from pipelines.shapes_segmenter import CHANNELS, CLASS_WEIGHT, CLASSES, MASK_WEIGHT, ShapesVideo, class_loss, matched
 from rvos_cache.errors import naming
@@ -39,12 +39,13 @@ from rvos_select.losses.matching import bce_costs, dice_costs
 
 LAYERS, HIDDEN = 2, 256
 """Of the tracker and the refiner."""
-CLIPS, REFINER_CLIPS, CLIP = 4, 8, 16
-"""Clips of a step of the tracker and of the refiner; their successive frames."""
+CLIPS, REFINER_CLIPS, CLIP = 4, 5, 24
+"""Clips of a step of the tracker and of the refiner; their successive frames, as many as the shortest video has: where a video is much
+longer than a clip, the tracker drifts away from its objects."""
 RATE, REFINER_RATE = 5e-4, 2e-3
 """Learning rates of the tracker and of the refiner."""
-MOTION, REFINER = 1.1, 2.0
-"""Steps of the refiner, as shares of those of the tracker: with the loss of motion alone, and with all losses."""
+REFINER = 0.9
+"""Steps of the refiner, as a share of those of the tracker."""
 COVERING = 0.5
 """IoU with an object in a frame from which on a track has it there."""
 SCALE = 0.1
@@ -174,28 +175,27 @@ class Trained(nn.Module):
         logits = torch.einsum("tnc,thwc->nthw", masks, video.features.float())
         return Tracked(video, embeds, raw[0], *match_tracks(logits > 0, video.shares > 0.5))
 
-    def motion_loss(self, clips: Sequence[Tracked]) -> Tensor:
-        """The loss of `MotionHead` on clips of equal length."""
-        refined = self.head.refiner.refine(*_inputs(clips))
-        return sum((self._motion(tokens, clip) for tokens, clip in zip(refined, clips)), refined.new_zeros(())) / len(clips)
+    @torch.no_grad()
+    def start_changes(self) -> None:
+        """Let the first convolution of the refiner start with the changes of the places that are read from the tracker's output.
+
+        Their unit is half of FASTEST. Each is in two channels, of either sign, as a ReLU follows.
+        """
+        convolution: Any = next(self.head.refiner.conv_short_aggregate_layers[0].children())
+        scale = self.head.tracker.decoder_norm.weight * 2 / torch.tensor(FASTEST)[:, None]
+        changes = (self.place.weight * scale)[..., None] * slope_taps()
+        convolution.weight[: 2 * len(changes)] = torch.cat([changes, -changes])
+        convolution.bias[: 2 * len(changes)] = 0
 
     def refiner_loss(self, clips: Sequence[Tracked]) -> Tensor:
-        """All losses of the refiner on clips of equal length."""
-        refined = self.head.refiner(*_inputs(clips))
+        """The losses of the refiner on clips of equal length."""
+        refined = self.head.refiner(torch.stack([clip.embeds for clip in clips]), torch.stack([clip.raw for clip in clips]))
         total = refined.embeds.new_zeros(())
         for b, clip in enumerate(clips):
             loss, *_ = clip_loss(refined.logits[b], refined.mask_embed[b], clip.video)
-            total = total + (loss + MOTION_WEIGHT * self._motion(refined.embeds[b], clip)) / len(clips)
+            tokens, shares = refined.embeds[b, :, clip.tracks].transpose(0, 1), clip.video.shares[clip.objects].float()
+            total = total + (loss + MOTION_WEIGHT * self.motion.loss(tokens, shares, clip.covers)) / len(clips)
         return total
-
-    def _motion(self, tokens: Tensor, clip: Tracked) -> Tensor:
-        """tokens: (T, N, C2), refined."""
-        return self.motion.loss(tokens[:, clip.tracks].transpose(0, 1), clip.video.shares[clip.objects].float(), clip.covers)
-
-
-def _inputs(clips: Sequence[Tracked]) -> tuple[Tensor, Tensor]:
-    """What the refiner reads of clips of equal length: embeds and raw, (B, T, N, C2)."""
-    return torch.stack([clip.embeds for clip in clips]), torch.stack([clip.raw for clip in clips])
 
 
 def match_tracks(masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,8 +256,7 @@ def on_disk(values: Tensor) -> Tensor:
 def train_head(segmenter: Segmenter, videos: Sequence[Segmented], steps: int, seed: int) -> DvisHead:
     """The head, trained on random clips.
 
-    `steps` steps are of re-identification and tracker; then, on their frozen output, shares MOTION and REFINER of as many are of the
-    refiner, with the loss of motion alone and with all its losses.
+    `steps` steps are of re-identification and tracker; then, on their frozen output, a share REFINER of as many of the refiner.
     """
     torch.manual_seed(seed)
     model, rng = Trained(segmenter), np.random.default_rng(seed)
@@ -275,9 +274,10 @@ def train_head(segmenter: Segmenter, videos: Sequence[Segmented], steps: int, se
     first = [model.head.reid, model.head.tracker, model.mask_embed, model.place, model.pointer]
     train(first, lambda: model.tracker_loss(segmented_clips()), steps, RATE, "tracker")
     tracked = [model.tracked(video) for video in videos]
-    refiner = [model.head.refiner, model.motion]
-    train(refiner, lambda: model.motion_loss(tracked_clips()), MOTION * steps, REFINER_RATE, "refiner, motion")
-    train(refiner, lambda: model.refiner_loss(tracked_clips()), REFINER * steps, REFINER_RATE, "refiner")
+    model.start_changes()
+    train(
+        [model.head.refiner, model.motion], lambda: model.refiner_loss(tracked_clips()), REFINER * steps, REFINER_RATE, "refiner"
+    )
     return model.head.eval()
 
 

@@ -65,6 +65,12 @@ def changes_of(places: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     return slope, visible & (weight.sum(-1)[..., 0] >= 2)
 
 
+def slope_taps() -> Tensor:
+    """The kernel (2 · REACH + 1,) of a convolution over time that gives the slope of `changes_of` where all its frames are known."""
+    offset = torch.arange(-REACH, REACH + 1.0)
+    return offset / (offset**2).sum()
+
+
 def compressed(changes: Tensor) -> Tensor:
     """Changes (..., 3) as numbers between -1 and 1, by tanh."""
     return torch.tanh(changes / torch.tensor(FASTEST))

@@ -17,7 +17,7 @@ from pipelines import beit3_shapes, dvis_head, dvis_segmenter, dvis_shapes
 from pipelines import dervos_shapes as dervos_page
 from pipelines.clip_shapes import Frame
 from pipelines.dervos_shapes import ROWS, dervos_shapes
-from pipelines.dvis_motion import CHANGES, PLACES, MotionHead, changes_of, compressed, soft_bins
+from pipelines.dvis_motion import CHANGES, FASTEST, PLACES, MotionHead, changes_of, compressed, soft_bins
 from pipelines.dvis_segmenter import GEOMETRY, SIDE, MapHeads, cell_places, centres, place_loss, places_of
 from pipelines.shapes_segmenter import CLASSES, FRAME_QUERIES, ShapesVideo, class_loss, draw_video, make_segmenter
 from pipelines.shapes_words import Claim, Description, phrases
@@ -233,6 +233,20 @@ def test_tracks_start_as_the_queries_of_the_segmenter() -> None:
         assert torch.allclose(refined.mask_embed, masks, atol=1e-4) and masks.std() > 0.1
         assert torch.allclose(trained.mask_embed(trained.head.tracker.decoder_norm(tracked.embeds)), masks, atol=1e-4)
         assert torch.allclose(refined.logits, model.class_predictor(normed)[:, 0], atol=1e-4)
+
+
+def test_the_refiner_starts_with_the_changes_of_the_tracker_s_places() -> None:
+    torch.manual_seed(0)
+    trained = dvis_head.Trained(SimpleNamespace(model=make_segmenter(1)))  # type: ignore[arg-type]
+    torch.nn.init.normal_(trained.head.tracker.decoder_norm.weight, 1)
+    trained.start_changes()
+    tokens = torch.randn(1, 7, 128)
+    with torch.no_grad():
+        told = next(trained.head.refiner.conv_short_aggregate_layers[0].children())(tokens.transpose(1, 2))[:, :6, 2:-2]
+        places = trained.place(tokens * trained.head.tracker.decoder_norm.weight)
+    changes, _ = changes_of(places, torch.ones(1, 7, dtype=torch.bool))
+    expected = (changes * 2 / torch.tensor(FASTEST))[:, 2:-2].transpose(1, 2)
+    assert torch.allclose(told, torch.cat([expected, -expected], 1), atol=1e-4, rtol=1e-4)
 
 
 def test_every_parameter_of_the_head_is_trained() -> None:
