@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,6 +234,18 @@ def test_tracks_start_as_the_queries_of_the_segmenter() -> None:
         assert torch.allclose(refined.mask_embed, masks, atol=1e-4) and masks.std() > 0.1
         assert torch.allclose(trained.mask_embed(trained.head.tracker.decoder_norm(tracked.embeds)), masks, atol=1e-4)
         assert torch.allclose(refined.logits, model.class_predictor(normed)[:, 0], atol=1e-4)
+
+
+def test_mask_features_are_on_disk_and_leave_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with torch.inference_mode():
+        values = torch.randn(2, 3, 4).half().permute(2, 0, 1)
+        copy = dvis_head.on_disk(values)
+        assert torch.equal(copy, values) and copy.dtype == torch.float16
+    assert not list(tmp_path.iterdir()) and torch.equal(copy[torch.tensor([3, 0])], values[[3, 0]])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(OSError, match="missing"):
+        dvis_head.on_disk(values)
 
 
 def test_the_refiner_starts_with_the_changes_of_the_tracker_s_places() -> None:
