@@ -199,8 +199,11 @@ class Trained(nn.Module):
 
 
 def match_tracks(masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tracks and their objects, int64 (M,), one-to-one by the largest sum of IoU over all frames; and where a track's mask has the
-    object, with an IoU of COVERING, bool (M, T). masks: bool (N, T, h, w); truth: bool (A, T, h, w)."""
+    """Tracks and their objects, int64 (M,), one-to-one, with the largest sum of their IoU over the whole video; and in which frames a
+    track has its object, with an IoU of COVERING or more, bool (M, T).
+
+    masks: bool (N, T, h, w), of the tracks; truth: bool (A, T, h, w), of the objects.
+    """
     own, objects = masks.flatten(2).float(), truth.flatten(2).float()
     shared = torch.einsum("ntp,atp->nat", own, objects)
     total = own.sum(2)[:, None] + objects.sum(2)[None] - shared

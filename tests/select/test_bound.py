@@ -128,7 +128,7 @@ def test_a_run_is_the_same_under_any_path(work: Path, monkeypatch: pytest.Monkey
     merge(work / "s.zarr", [work / TRACKS], work / "png")
     (work / "run").rename(work / "RUN2")
     monkeypatch.chdir(work)
-    for run in (Path("RUN2"), work / "RUN2", Path("../work/RUN2/")):
+    for run in (Path("RUN2"), work / "RUN2", Path("..", work.name, "RUN2")):
         rs.predict(run, work / TRACKS, out=work / "s.zarr")
         rs.predict(run, Path(TRACKS), out="new.zarr")
     assert rc.content_digest(work / "new.zarr") == before
