@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +232,11 @@ class ObjectBackend:
             # The only staging of a committed video is the one that its commit names.
             if video_id in committed and counts[video_id] == 1:
                 continue
-            with self._access(f"attempts/{staging}") as (fs, path):
-                modified = max((fs.modified(name).timestamp() for name in fs.find(path)), default=time.time())
+            try:
+                with self._access(f"attempts/{staging}") as (fs, path):
+                    modified = max((fs.modified(name).timestamp() for name in fs.find(path)), default=time.time())
+            except FileNotFoundError:
+                continue  # its writer has removed it since it was listed
             if is_expired(staging, modified) and not self._is_committed(staging):
                 yield staging
 
@@ -262,4 +265,5 @@ class ObjectBackend:
     def _remove(self, staging: str) -> None:
         with self._access(f"attempts/{staging}") as (fs, path):
             for name in fs.find(path):
-                fs.rm_file(name)
+                with suppress(FileNotFoundError):  # another writer removes it too
+                    fs.rm_file(name)

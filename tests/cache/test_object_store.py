@@ -22,6 +22,7 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_text
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, leftovers, open_backend, read_card, verify
 from rvos_cache.store.object_backend import ObjectBackend
+from rvos_cache.store.object_backend import ObjectBackend
 from rvos_cache.store.staging import HOST, VIDEO_LIFETIME
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.texts import TextSource, find_text, texts_of
@@ -151,6 +152,31 @@ def test_two_writers_at_once(tmp_path: Path, out: str, s3: Any) -> None:
     assert content_digest(out) == content_digest(tmp_path / "a.zarr") and list(verify(out)) == []
     # The second writer of a video has removed its files.
     assert len(s3.ls(f"{out}/attempts")) == 5 == len(s3.ls(f"{out}/commits"))
+
+
+@pytest.mark.parametrize("request_name", ["modified", "rm_file"])
+def test_what_another_writer_removes_at_this_moment_is_no_error(request_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that starts has listed the probe of another one, or a staging that is too old, when that is removed."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    backend = ObjectBackend("memory://caches/a.zarr")
+    backend.create(b"{}")
+    removed = f"/caches/a.zarr/attempts/probe.elsewhere.1.{'1' * 32}/probe"
+    fs = MemoryFileSystem()
+    fs.pipe_file(removed, b"1")
+    request, now = getattr(MemoryFileSystem, request_name), time.time
+
+    def late(fs: MemoryFileSystem, path: str) -> Any:
+        if path == removed:
+            del MemoryFileSystem.store[removed]
+        return request(fs, path)
+
+    monkeypatch.setattr(MemoryFileSystem, request_name, late)
+    if request_name == "rm_file":
+        monkeypatch.setattr("rvos_cache.store.staging.time.time", lambda: now() + VIDEO_LIFETIME + 60)
+    backend.open_for_writing()
+    assert not fs.exists(removed)
 
 
 def test_of_two_publishers_of_a_video_the_first_wins(tmp_path: Path, out: str) -> None:
