@@ -44,8 +44,10 @@ CLIPS, REFINER_CLIPS, CLIP = 4, 5, 24
 longer than a clip, the tracker drifts away from its objects."""
 RATE, REFINER_RATE = 5e-4, 2e-3
 """Learning rates of the tracker and of the refiner."""
-REFINER = 0.9
+REFINER = 2.5
 """Steps of the refiner, as a share of those of the tracker."""
+STRIDE = 2
+"""Masks are compared in every so many cells of both axes, from a random first one."""
 COVERING = 0.5
 """IoU with an object in a frame from which on a track has it there."""
 SCALE = 0.1
@@ -295,9 +297,11 @@ def clip_loss(logits: Tensor, embeds: Tensor, clip: Segmented) -> tuple[Tensor, 
     """Class, BCE and Dice losses of tracks, after one-to-one matching with the objects over all frames by their costs; and the matched
     tracks and their objects, int64 (M,).
 
-    logits: (N, K + 1); embeds: (T, N, C), mask embeddings, whose masks are compared in all cells.
+    logits: (N, K + 1); embeds: (T, N, C), mask embeddings, whose masks are compared in one of STRIDE · STRIDE cells.
     """
-    features, truth = clip.features.float(), clip.shares.float().flatten(1)
+    y, x = (int(first) for first in torch.randint(STRIDE, (2,)))
+    features = clip.features[:, y::STRIDE, x::STRIDE].float()
+    truth = clip.shares[:, :, y::STRIDE, x::STRIDE].float().flatten(1)
     shown = (truth.sum(1) > 1).nonzero()[:, 0]
     masks = torch.einsum("tnc,thwc->nthw", embeds, features).flatten(1)
     with torch.no_grad():

@@ -37,6 +37,20 @@ def test_a_perfect_track_has_the_least_loss() -> None:
     assert dvis_head.clip_loss(other, right, clip)[0] > 5
 
 
+def test_in_many_steps_the_loss_of_masks_reads_every_cell() -> None:
+    torch.manual_seed(0)
+    features = torch.ones(2, 4, 4, 1).half().requires_grad_()
+    shares = torch.zeros(1, 2, 4, 4).half()
+    shares[:, :, :2] = 1
+    clip = dvis_head.Segmented(torch.zeros(2, 3, 1), features, shares, torch.zeros(2, 3), torch.tensor([0]))
+    read = []
+    for _ in range(40):
+        loss, *_ = dvis_head.clip_loss(torch.zeros(3, len(CLASSES) + 1), torch.ones(2, 3, 1), clip)
+        (gradient,) = torch.autograd.grad(loss, features)
+        read.append(gradient[0, ..., 0] != 0)
+    assert {int(cells.sum()) for cells in read} == {16 // dvis_head.STRIDE**2} and torch.stack(read).any(0).all()
+
+
 def test_soft_bins_by_hand() -> None:
     values = torch.tensor([-1.0, 0.0, 0.25, 7.0])
     assert soft_bins(values, 5, -1, 1).tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1]]
