@@ -112,8 +112,8 @@ def _replaces(new: Made, old: Made, zips: bool = False) -> bool:
     return new.split == old.split and (same_seed or (old.definition != "" and new.settings != old.settings))
 
 
-def _seed(made: Made) -> int:
-    return made.seed
+def _seed(entry: Made) -> int:
+    return entry.seed
 
 
 def definition_of(paper: Paper, row: Row) -> str:

@@ -94,11 +94,11 @@ def main() -> int:
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
-        found = losses["loss"].item()
+        loss = losses["loss"].item()
         seconds.append(round(time.perf_counter() - start, 2))
     bound = given.bound or (6e9 if device.type == "cuda" else 3e9)
     line = {"device": device.type, "expressions": given.expressions, "frames": given.frames, "before": before}
-    print(json.dumps({**line, "bytes": peak(device), "bound": int(bound), "seconds": seconds, "loss": round(found, 3)}))
+    print(json.dumps({**line, "bytes": peak(device), "bound": int(bound), "seconds": seconds, "loss": round(loss, 3)}))
     return int(peak(device) > bound)
 
 

@@ -52,11 +52,11 @@ def main() -> None:
     for video_id in args.video or meta:
         video, truth = load(args.root, video_id, meta[video_id], masks)
         start = time.process_time()
-        found = tracker.track(video, ())
+        tracks = tracker.track(video, ())
         spent = time.process_time() - start
-        values = iou(count_overlap(found.masks, truth)).mean(-1)
+        values = iou(count_overlap(tracks.masks, truth)).mean(-1)
         best = values.max(0) if len(values) else np.zeros(len(truth.object_ids))
-        origin = [int(found.prompt_frame[k]) for k in values.argmax(0)] if len(values) else []
+        origin = [int(tracks.prompt_frame[k]) for k in values.argmax(0)] if len(values) else []
         scores += best.tolist()
         seconds, frames = seconds + spent, frames + len(video)
         shown = " ".join(f"{v:.3f}" for v in best)

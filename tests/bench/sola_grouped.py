@@ -101,8 +101,8 @@ def main() -> None:
     for name, (config, sizes) in (("full", full), ("small", small)):
         torch.manual_seed(0)
         model = Sola(config).eval()
-        found = measure(model, video(**sizes, channels=config.word_channels), repeats)
-        values = {key: float(f"{value:.4g}") for key, value in found.items()}
+        measurements = measure(model, video(**sizes, channels=config.word_channels), repeats)
+        values = {key: float(f"{value:.4g}") for key, value in measurements.items()}
         parameters = sum(p.numel() for p in model.parameters())
         sys.stdout.write(json.dumps({"module": name, "parameters": parameters, **sizes, **values}) + "\n")
         sys.stdout.flush()

@@ -38,20 +38,20 @@ ROUNDS, LABELLED = 7, 4
 def load(root: Path, video: str) -> RleMasks:
     """The masks of all objects of `video` in its first 40 frames."""
     meta = json.loads((root / "valid_u/meta_expressions.json").read_text())["videos"][video]
-    held = json.loads((root / "valid_u/mask_dict.json").read_text())
+    mask_dict = json.loads((root / "valid_u/mask_dict.json").read_text())
     keys = sorted({str(a) for e in meta["expressions"].values() for a in e["anno_id"]})
-    size = tuple(next(r for r in held[keys[0]] if r)["size"])
-    rows = [[from_coco(r, size, k) for r in held[k][:FRAMES]] for k in keys]
+    size = tuple(next(r for r in mask_dict[keys[0]] if r)["size"])
+    rows = [[from_coco(r, size, k) for r in mask_dict[k][:FRAMES]] for k in keys]
     return RleMasks.from_bytes(rows, FRAMES, size)
 
 
 def real_tracks(root: Path) -> RleMasks:
     """64 tracks: every object of every video, and its mirror images."""
     videos = json.loads((root / "valid_u/meta_expressions.json").read_text())["videos"]
-    found = RleMasks.concatenate([load(root, video) for video in videos])
+    masks = RleMasks.concatenate([load(root, video) for video in videos])
     parts = []
-    for k in range(found.shape[0]):
-        dense = found.dense([k])
+    for k in range(masks.shape[0]):
+        dense = masks.dense([k])
         parts += [RleMasks.from_dense(m) for m in (dense, dense[..., ::-1], dense[..., ::-1, :], dense[..., ::-1, ::-1])]
     out = RleMasks.concatenate(parts)
     assert out.shape[0] == TRACKS
@@ -64,11 +64,11 @@ def write_sola(folder: Path, masks: RleMasks, tokens: np.ndarray, overlap: Overl
     labels = {"precision": precision(overlap), "recall": recall(overlap), "iou": iou(overlap)}
     for n in range(masks.shape[0]):
         row = [{"size": list(masks.size), "counts": masks.bytes_at(n, t).decode()} for t in range(masks.shape[1])]
-        held = {"anno_id": n, "rle": row, "prompt_type": "SAM2 AMG MASK"}
-        held |= {
+        record = {"anno_id": n, "rle": row, "prompt_type": "SAM2 AMG MASK"}
+        record |= {
             name: {str(a): float(x) for a, x in enumerate(frame_mean(v, overlap.annotated)[n])} for name, v in labels.items()
         }
-        (folder / "sam2_masklets" / f"{n:05d}.json").write_text(json.dumps(held, indent=4))
+        (folder / "sam2_masklets" / f"{n:05d}.json").write_text(json.dumps(record, indent=4))
         np.save(folder / "sam2_object_tokens" / f"{n:05d}.npy", tokens[n].astype(np.float32))
 
 
@@ -133,7 +133,7 @@ def seconds(steps: dict[str, Callable[[str], object]], rounds: int) -> dict[str,
             start = time.perf_counter()
             step(VIDEOS[i % len(VIDEOS)])
             spent[name].append(time.perf_counter() - start)
-    return {name: statistics.median(held) for name, held in spent.items()}
+    return {name: statistics.median(times) for name, times in spent.items()}
 
 
 @dataclass(frozen=True)
@@ -155,21 +155,23 @@ def prepare(data: Path, work: Path) -> tuple[RleMasks, dict[str, GroundTruth], d
     masks, truths, tokens, rng = real_tracks(data / "davis17-osvos-tracks"), {}, {}, np.random.default_rng(0)
     spans, tags = np.zeros((WORDS, 2), np.int32), ("NN",) * WORDS
     for video in VIDEOS:
-        held = load(data / "mevis-davis", video)
-        ids = tuple(map(str, range(held.shape[0])))
-        truths[video] = GroundTruth(ids, held, np.ones(FRAMES, bool))
+        objects = load(data / "mevis-davis", video)
+        ids = tuple(map(str, range(objects.shape[0])))
+        truths[video] = GroundTruth(ids, objects, np.ones(FRAMES, bool))
         tokens[video] = rng.standard_normal((TRACKS, FRAMES, CHANNELS)).astype(np.float16)
         zeros = np.zeros(TRACKS, np.int32)
         tracks = TrackSet(
             tokens[video], rng.random((TRACKS, FRAMES)).astype(np.float16), masks, zeros - 1, ("grid",) * TRACKS,
             rng.integers(0, FRAMES, TRACKS).astype(np.int32), (rng.random((TRACKS, 4)) * 480).astype(np.float32),
         )  # fmt: skip
-        said = tuple(Expression(video, str(e), "the thing that moves from left to right", ("0",)) for e in range(EXPRESSIONS))
+        expressions = tuple(
+            Expression(video, str(e), "the thing that moves from left to right", ("0",)) for e in range(EXPRESSIONS)
+        )
         names = tuple(f"{t:05d}" for t in range(FRAMES))
         overlap = count_overlap(masks, truths[video])
-        write_tracks(into, TrackRecord(video, names, masks.size, said, tracks, truths[video], overlap))
+        write_tracks(into, TrackRecord(video, names, masks.size, expressions, tracks, truths[video], overlap))
         vectors = rng.standard_normal((EXPRESSIONS, WORDS, WORD_CHANNELS)).astype(np.float16)
-        write_text(words_into, TextRecord(video, said, tuple(Words(v, spans, tags) for v in vectors)))
+        write_text(words_into, TextRecord(video, expressions, tuple(Words(v, spans, tags) for v in vectors)))
         write_sola(work / "sola" / video, masks, tokens[video], overlap)
     return masks, truths, tokens
 
@@ -242,13 +244,13 @@ def main(data: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         prepared = prepare(data, work)
-        found = [*read_rows(work, *prepared), *disk_rows(work)]
+        rows = [*read_rows(work, *prepared), *disk_rows(work)]
     out = [
         f"{TRACKS} tracks, {FRAMES} frames of 480x854, {EXPRESSIONS} expressions; medians of {ROUNDS * len(VIDEOS)} calls, "
         "layouts in turn, files in the page cache",
         f"{'':58s} {'SOLA':>11s} {'store':>11s} {'times':>9s} {'goal':>6s}",
     ]
-    for r in found:
+    for r in rows:
         verdict = "" if r.goal is None else "met" if r.times >= r.goal else "missed"
         goal = "" if r.goal is None else f"{r.goal:g}"
         out.append(f"{r.name:58s} {r.sola:11.4g} {r.store:11.4g} {r.times:9.1f} {goal:>6s} {verdict}")
