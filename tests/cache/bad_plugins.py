@@ -172,9 +172,9 @@ class OtherChannels(Sound):
 
 class OtherTokens(Sound):
     def track(self, video, expressions):
-        made = tracks(video)
-        object.__setattr__(made, "tokens", made.tokens.astype(np.float32))
-        return made
+        track_set = tracks(video)
+        object.__setattr__(track_set, "tokens", track_set.tokens.astype(np.float32))
+        return track_set
 
 
 class PresenceTooLarge(Sound):

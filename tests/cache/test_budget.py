@@ -68,9 +68,9 @@ def test_a_budget_names_what_fits() -> None:
         return PlannedBytes("profile", chosen, {"exact": 4_000_000_000, "frames": 2_000_000_000, "low": 900_000_000})
 
     planned("low").check(900_000_000)
-    with pytest.raises(InputError) as said:
+    with pytest.raises(InputError) as error:
         planned("exact").check(1_000_000_000)
-    assert str(said.value) == "profile=exact needs 4.00 GB, the budget is 1.00 GB; these fit: profile=low (900.00 MB)"
+    assert str(error.value) == "profile=exact needs 4.00 GB, the budget is 1.00 GB; these fit: profile=low (900.00 MB)"
     with pytest.raises(InputError, match="no value of profile fits: extract fewer videos"):
         planned("low").check(5)
 
@@ -105,17 +105,17 @@ def test_all_splits_share_a_budget(tmp_path: Path, never_runs: None) -> None:
 
 def test_all_splits_use_one_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights are loaded once."""
-    made: list[object] = []
+    trackers: list[object] = []
 
     class Counted(TinyTracker):
         def __init__(self, settings: Any) -> None:
             super().__init__(settings)
-            made.append(self)
+            trackers.append(self)
 
     monkeypatch.setitem(TRACKERS, "counted", f"{__name__}:Counted")
     monkeypatch.setattr(sys.modules[__name__], "Counted", Counted, raising=False)
     reports = extract_all(f"{__name__}:TwoSplits", tmp_path / "2", tracker="counted", encoder="hashed", out=tmp_path / "out")
-    assert len(made) == 1 and [len(report.done) for report in reports.values()] == [2] * 4
+    assert len(trackers) == 1 and [len(report.done) for report in reports.values()] == [2] * 4
 
 
 def test_a_video_that_cannot_be_opened_takes_no_room(tmp_path: Path) -> None:
@@ -137,17 +137,17 @@ def planned_by_command(tmp_path: Path, tracker: str, *more: str) -> Any:
 
 
 def test_plan_shows_bytes_first_and_then_times(tmp_path: Path) -> None:
-    said = planned_by_command(tmp_path, LARGE, "--budget", "1MB").output.splitlines()
-    assert said[:3] == ["keep=half: 3.26 kB", "keep=all: 6.53 kB, this run", "4 videos, 16 frames"]
-    assert said[3].endswith(" kB on disk") and " seconds with 1 job, " in said[4]
-    assert any(line.startswith("timed: ") and "the rest is loading" in line for line in said)
+    lines = planned_by_command(tmp_path, LARGE, "--budget", "1MB").output.splitlines()
+    assert lines[:3] == ["keep=half: 3.26 kB", "keep=all: 6.53 kB, this run", "4 videos, 16 frames"]
+    assert lines[3].endswith(" kB on disk") and " seconds with 1 job, " in lines[4]
+    assert any(line.startswith("timed: ") and "the rest is loading" in line for line in lines)
 
 
 def test_a_budget_refuses_what_was_measured_where_bytes_were_guessed(tmp_path: Path) -> None:
     tracker = "test_budget:Guessed"
-    said = planned_by_command(tmp_path, tracker, "--budget", "1kB")
-    assert isinstance(said.exception, InputError) and "on disk, the budget is 1.00 kB" in str(said.exception)
-    lines = said.output.splitlines()
+    result = planned_by_command(tmp_path, tracker, "--budget", "1kB")
+    assert isinstance(result.exception, InputError) and "on disk, the budget is 1.00 kB" in str(result.exception)
+    lines = result.output.splitlines()
     assert lines[1] == "keep=all: 6 bytes, this run (an estimate by a thousandth of a pixel, which other frames may exceed)"
     assert lines[3].endswith(" kB on disk, as measured on the videos timed")
     assert planned_by_command(tmp_path, tracker, "--budget", "1MB").exit_code == 0
@@ -158,36 +158,36 @@ def test_a_budget_refuses_what_was_measured_where_bytes_were_guessed(tmp_path: P
 
 
 def test_loading_a_tracker_that_knows_its_bytes_is_counted_as_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = TinyTracker.__init__
+    original_init = TinyTracker.__init__
 
     def slowly(self: TinyTracker, settings: Any) -> None:
         time.sleep(0.2)
-        made(self, settings)
+        original_init(self, settings)
 
     monkeypatch.setattr(TinyTracker, "__init__", slowly)
-    found = plan_work(TrackWork(TINY, tmp_path / "2", "train", LARGE), 1)
-    assert found.loading >= 0.2 and found.planned is not None and found.planned.sizes["all"] == 6 * FRAME
+    plan = plan_work(TrackWork(TINY, tmp_path / "2", "train", LARGE), 1)
+    assert plan.loading >= 0.2 and plan.planned is not None and plan.planned.sizes["all"] == 6 * FRAME
 
 
 def test_a_plan_names_the_videos_that_cannot_be_opened_and_counts_the_others(tmp_path: Path) -> None:
-    found = plan_work(TrackWork("test_budget:Torn", tmp_path / "5", "train", TRACKER), 9)
-    assert (found.videos, found.frames) == (4, 16) and found.failed == {"v02": "v02: frames are missing"}
-    assert sorted(found.timed) == ["v00", "v01", "v03", "v04"]
+    plan = plan_work(TrackWork("test_budget:Torn", tmp_path / "5", "train", TRACKER), 9)
+    assert (plan.videos, plan.frames) == (4, 16) and plan.failed == {"v02": "v02: frames are missing"}
+    assert sorted(plan.timed) == ["v00", "v01", "v03", "v04"]
     with pytest.raises(InputError, match="of 1 none can be opened; first v02: frames are missing; see rvos-cache check"):
         plan_work(TrackWork("test_budget:OnlyTorn", tmp_path / "5", "train", TRACKER), 9)
 
 
 def test_plan_refuses_after_timing_what_nobody_knew_before(tmp_path: Path) -> None:
-    said = planned_by_command(tmp_path, TRACKER, "--budget", "100")
-    assert isinstance(said.exception, InputError) and "the budget is 100 bytes" in str(said.exception)
-    assert "4 videos, 16 frames" in said.output
+    result = planned_by_command(tmp_path, TRACKER, "--budget", "100")
+    assert isinstance(result.exception, InputError) and "the budget is 100 bytes" in str(result.exception)
+    assert "4 videos, 16 frames" in result.output
     assert planned_by_command(tmp_path, TRACKER, "--budget", "1GB").exit_code == 0
 
 
 @pytest.mark.parametrize("size", ["", "much", "-3GB", "3XB"])
 def test_what_is_no_size_is_a_usage_error(tmp_path: Path, size: str) -> None:
-    said = planned_by_command(tmp_path, TRACKER, "--budget", size)
-    assert said.exit_code == 2 and f"{size!r} is no size; give one like 200GB" in said.output
+    result = planned_by_command(tmp_path, TRACKER, "--budget", size)
+    assert result.exit_code == 2 and f"{size!r} is no size; give one like 200GB" in result.output
 
 
 @pytest.mark.parametrize(

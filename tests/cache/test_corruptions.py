@@ -219,7 +219,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(root: Path, tmp_path: Path) -> Callable[..., Path]:
+def make_cache(root: Path, tmp_path: Path) -> Callable[..., Path]:
     def extract_flow(name: str, **options: Any) -> Path:
         assert not extract("mevis", root, "train", "flow", tmp_path / name, **options).failed
         return tmp_path / name
@@ -227,39 +227,39 @@ def made(root: Path, tmp_path: Path) -> Callable[..., Path]:
     return extract_flow
 
 
-def test_a_cache_is_bound_to_its_corruption(made: Callable[..., Path]) -> None:
-    clean, noisy = made("a.zarr", limit=1), made("b.zarr", limit=1, corrupt="gaussian_noise:5")
+def test_a_cache_is_bound_to_its_corruption(make_cache: Callable[..., Path]) -> None:
+    clean, noisy = make_cache("a.zarr", limit=1), make_cache("b.zarr", limit=1, corrupt="gaussian_noise:5")
     assert TrackCache(noisy).card.extra == {"corrupt": "gaussian_noise:5"} and TrackCache(clean).card.extra == {}
     assert content_digest(clean) != content_digest(noisy)
     for name, other in (("a.zarr", "gaussian_noise:5"), ("b.zarr", None), ("b.zarr", "gaussian_noise:4")):
         with pytest.raises(InputError, match=r"made with extra\.corrupt = "):
-            made(name, corrupt=other)
+            make_cache(name, corrupt=other)
 
 
-def test_a_run_in_parts_or_processes_is_the_same_cache(made: Callable[..., Path]) -> None:
-    whole = content_digest(made("whole.zarr", corrupt="motion_blur:3"))
-    made("parts.zarr", corrupt="motion_blur:3", shard="2/2")
-    assert content_digest(made("parts.zarr", corrupt="motion_blur:3")) == whole
-    assert content_digest(made("jobs.zarr", corrupt="motion_blur:3", jobs=2)) == whole
+def test_a_run_in_parts_or_processes_is_the_same_cache(make_cache: Callable[..., Path]) -> None:
+    whole = content_digest(make_cache("whole.zarr", corrupt="motion_blur:3"))
+    make_cache("parts.zarr", corrupt="motion_blur:3", shard="2/2")
+    assert content_digest(make_cache("parts.zarr", corrupt="motion_blur:3")) == whole
+    assert content_digest(make_cache("jobs.zarr", corrupt="motion_blur:3", jobs=2)) == whole
 
 
-def test_the_ground_truth_is_that_of_the_clean_video(made: Callable[..., Path]) -> None:
-    clean, noisy = (TrackCache(made(f"{c}.zarr", limit=1, corrupt=c)) for c in (None, "impulse_noise:1"))
+def test_the_ground_truth_is_that_of_the_clean_video(make_cache: Callable[..., Path]) -> None:
+    clean, noisy = (TrackCache(make_cache(f"{c}.zarr", limit=1, corrupt=c)) for c in (None, "impulse_noise:1"))
     (video_id,) = clean.video_ids()
     assert clean.read(video_id).ground_truth.masks == noisy.read(video_id).ground_truth.masks  # type: ignore[union-attr]
     np.testing.assert_array_equal(clean.overlap(video_id).gt_area, noisy.overlap(video_id).gt_area)
 
 
-def test_only_caches_of_the_same_frames_are_combined(made: Callable[..., Path]) -> None:
-    clean, noisy = made("a.zarr", limit=1), made("b.zarr", limit=1, corrupt="shot_noise:1")
+def test_only_caches_of_the_same_frames_are_combined(make_cache: Callable[..., Path]) -> None:
+    clean, noisy = make_cache("a.zarr", limit=1), make_cache("b.zarr", limit=1, corrupt="shot_noise:1")
     for pair in ((clean, noisy), (noisy, clean)):
         with pytest.raises(InputError, match=r"same --corrupt"):
             TrackSource(pair)
-    assert TrackSource([noisy, made("c.zarr", limit=1, corrupt="shot_noise:1")]).video_ids()
+    assert TrackSource([noisy, make_cache("c.zarr", limit=1, corrupt="shot_noise:1")]).video_ids()
 
 
-def test_a_mirror_stays_corrupt_video(made: Callable[..., Path], tmp_path: Path) -> None:
-    mirror(made("a.zarr", limit=1, corrupt="shot_noise:1"), tmp_path / "m.zarr")
+def test_a_mirror_stays_corrupt_video(make_cache: Callable[..., Path], tmp_path: Path) -> None:
+    mirror(make_cache("a.zarr", limit=1, corrupt="shot_noise:1"), tmp_path / "m.zarr")
     assert TrackCache(tmp_path / "m.zarr").card.extra == {"corrupt": "shot_noise:1", "mirrored": True}
 
 

@@ -57,8 +57,8 @@ class Stages:
 
 
 def outcomes(work: Stages, count: int, jobs: int = 1) -> list[tuple[str, int, str | None]]:
-    found = LocalEngine(jobs).run(work, None, [f"v{i}" for i in range(count)])  # type: ignore[arg-type]
-    return [(o.video_id, o.frames, o.error) for o in found]
+    results = LocalEngine(jobs).run(work, None, [f"v{i}" for i in range(count)])  # type: ignore[arg-type]
+    return [(o.video_id, o.frames, o.error) for o in results]
 
 
 def test_a_video_is_written_while_the_next_is_made() -> None:
@@ -93,9 +93,9 @@ def test_what_is_not_detached_is_written_by_the_thread_that_made_it() -> None:
 
 
 def test_a_fault_of_writing_belongs_to_its_video() -> None:
-    said = outcomes(Stages(fails={"v1": InputError("v1: torn"), "v2": OSError(errno.EIO, "bad sector")}), 4)
-    assert [video for video, *_ in said] == ["v0", "v1", "v2", "v3"]
-    assert (said[1][2], said[3][2]) == ("v1: torn", None) and "bad sector" in str(said[2][2])
+    results = outcomes(Stages(fails={"v1": InputError("v1: torn"), "v2": OSError(errno.EIO, "bad sector")}), 4)
+    assert [video for video, *_ in results] == ["v0", "v1", "v2", "v3"]
+    assert (results[1][2], results[3][2]) == ("v1: torn", None) and "bad sector" in str(results[2][2])
 
 
 @pytest.mark.usefixtures("on_cpu")  # its processes are forked, with this work
@@ -282,19 +282,19 @@ def test_the_sample_of_a_plan_is_spread_over_the_lengths() -> None:
 
 def test_a_plan_scales_by_frames(tmp_path: Path) -> None:
     # Every video waits 0.05 s and has five frames, v01 one: the whole split has 9 * 5 + 1.
-    found = plan_work(TrackWork(TINY, tmp_path / "10", "train", TRACKER, {"wait": 0.05, "bad": "v05"}), 3)
-    assert (found.videos, found.frames) == (10, 46) and set(found.timed.values()) <= {1, 5}
-    assert found.fastest <= found.seconds <= found.slowest
-    assert found.seconds >= 0.05 * len(found.timed) / sum(found.timed.values()) * 46
+    plan = plan_work(TrackWork(TINY, tmp_path / "10", "train", TRACKER, {"wait": 0.05, "bad": "v05"}), 3)
+    assert (plan.videos, plan.frames) == (10, 46) and set(plan.timed.values()) <= {1, 5}
+    assert plan.fastest <= plan.seconds <= plan.slowest
+    assert plan.seconds >= 0.05 * len(plan.timed) / sum(plan.timed.values()) * 46
     out = tmp_path / "whole.zarr"
     extract(TINY, tmp_path / "10", "train", TRACKER, out, overrides={"wait": 0.05})
-    held = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    assert 0.5 < found.size / held < 2
+    size_on_disk = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    assert 0.5 < plan.size / size_on_disk < 2
     with pytest.raises(InputError, match=r"of 1 videos tried none could be extracted; first v00/00002.jpg: truncated"):
         plan_work(TrackWork(TINY, tmp_path / "1", "train", TRACKER, {"bad": "v00"}), 3)
 
 
 def test_the_plan_command_names_machine_and_jobs(tmp_path: Path) -> None:
     words = ["plan", "--dataset", TINY, "--root", str(tmp_path / "5"), "--split", "train", "--tracker", TRACKER, "--jobs", "2"]
-    said = CliRunner().invoke(cli, words).output
-    assert said.startswith("5 videos, 21 frames\n") and platform.node() in said and "2 jobs" in said, said
+    output = CliRunner().invoke(cli, words).output
+    assert output.startswith("5 videos, 21 frames\n") and platform.node() in output and "2 jobs" in output, output

@@ -246,7 +246,7 @@ def test_a_kill_at_any_write_leaves_the_old_or_the_new_folder(tmp_path: Path) ->
         with replace_folder(target) as folder:
             fill(folder, "new")
 
-    found = []
+    texts = []
     for call in range(1, 40):
         target = tmp_path / str(call) / "target"
         with replace_folder(target) as folder:
@@ -258,7 +258,7 @@ def test_a_kill_at_any_write_leaves_the_old_or_the_new_folder(tmp_path: Path) ->
         assert names(target.parent) == ["target"]
         (text,) = set(content(target).values())
         assert len(content(target)) == 2
-        found.append(text)
+        texts.append(text)
         if process.exitcode == 0:
             break
-    assert process.exitcode == 0 and found == sorted(found, reverse=True) and {*found} == {"old", "new"} and len(found) > 8
+    assert process.exitcode == 0 and texts == sorted(texts, reverse=True) and {*texts} == {"old", "new"} and len(texts) > 8

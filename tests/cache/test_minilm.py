@@ -17,7 +17,7 @@ from rvos_cache.text.minilm import FILES, PACKAGE, MinilmEncoder, MinilmSettings
 from rvos_cache.types import Words
 
 ROOT = Path(__file__).parents[2]
-INSTALLED = any(found.name == PACKAGE for found in distributions())
+INSTALLED = any(distribution.name == PACKAGE for distribution in distributions())
 needs_package = pytest.mark.skipif(not INSTALLED, reason=f"{PACKAGE} is not installed; make env installs it")
 
 

@@ -194,12 +194,14 @@ def test_dtypes_of_declarations_are_numpys() -> None:
 def test_from_masks_derives_what_is_not_given() -> None:
     masks = np.zeros((2, 3, 4, 5), bool)
     masks[0, 1, 1:3, 2:5] = True
-    made = TrackSet.from_masks(np.ones((2, 3, 6)), masks)
-    assert made.tokens.dtype == np.float16 and made.presence.tolist() == [[0, 1, 0], [0, 0, 0]]
-    assert made.prompt.tolist() == [-1, -1] and made.origin == ("track", "track")
-    assert made.prompt_frame.tolist() == [1, 0] and made.prompt_box.tolist() == [[2, 1, 5, 3], [0, 0, 0, 0]]
-    same = TrackSet.from_masks(np.ones((2, 3, 6)), made.masks, presence=np.full((2, 3), 0.5), prompt=[0, -1], origin=["a", "b"])
-    assert same.masks == made.masks and same.presence.dtype == np.float16 and same.origin == ("a", "b")
+    track_set = TrackSet.from_masks(np.ones((2, 3, 6)), masks)
+    assert track_set.tokens.dtype == np.float16 and track_set.presence.tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert track_set.prompt.tolist() == [-1, -1] and track_set.origin == ("track", "track")
+    assert track_set.prompt_frame.tolist() == [1, 0] and track_set.prompt_box.tolist() == [[2, 1, 5, 3], [0, 0, 0, 0]]
+    same = TrackSet.from_masks(
+        np.ones((2, 3, 6)), track_set.masks, presence=np.full((2, 3), 0.5), prompt=[0, -1], origin=["a", "b"]
+    )
+    assert same.masks == track_set.masks and same.presence.dtype == np.float16 and same.origin == ("a", "b")
     assert same.prompt.tolist() == [0, -1] and same.prompt.dtype == np.int32
     none = TrackSet.from_masks(np.zeros((0, 3, 6)), np.zeros((0, 3, 4, 5), bool))
     assert none.masks.shape == (0, 3) and none.masks.size == (4, 5) and none.prompt_box.shape == (0, 4)

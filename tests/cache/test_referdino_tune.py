@@ -224,8 +224,8 @@ def refused(folder: Path, **values: Any) -> str:
 
 
 def test_another_run_in_the_folder_is_refused(own: Path) -> None:
-    said = refused(own, lr=0.1, augment="video")
-    assert "settings.augment = 'none' (now 'video'), settings.lr = 0.0001 (now 0.1); give the same, --set augment=none" in said
+    message = refused(own, lr=0.1, augment="video")
+    assert "settings.augment = 'none' (now 'video'), settings.lr = 0.0001 (now 0.1); give the same, --set augment=none" in message
     # Before a checkpoint is looked for.
     assert "settings.checkpoint = " in refused(own, checkpoint="nobody/nothing")
     # It changes what a step needs, not what it computes.

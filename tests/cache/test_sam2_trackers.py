@@ -92,15 +92,15 @@ def test_the_prompt_of_a_box_track_is_the_sentence_that_its_box_was_found_for(tm
     video, truth = scene(7, True)
     texts = ("a bird", "a dog moving left", "", "the red square")
     expressions = [Expression("v", f"e{i}", text, ()) for i, text in enumerate(texts) if text]
-    made = make_tracker("sam2-box", tracks_per_expression=3)
-    card = Card(kind="tracks", dataset="d", split="s", producer="sam2-box", channels=made.channels)
-    write_tracks(CacheWriter(tmp_path / "c.zarr", card), extract_video(made, video, expressions, truth))
+    tracker = make_tracker("sam2-box", tracks_per_expression=3)
+    card = Card(kind="tracks", dataset="d", split="s", producer="sam2-box", channels=tracker.channels)
+    write_tracks(CacheWriter(tmp_path / "c.zarr", card), extract_video(tracker, video, expressions, truth))
     info = TrackCache(tmp_path / "c.zarr").info("v")
     assert [e.expression_id for e in info.expressions] == ["e0", "e1", "e3"]
     height, width = video.size
     unambiguous = set()
     for prompt, frame, box in zip(info.prompt.tolist(), info.prompt_frame.tolist(), info.prompt_box):
-        frames = [boxes for boxes, _ in made.finder.find(video.read(frame), [e.text for e in info.expressions])]
+        frames = [boxes for boxes, _ in tracker.finder.find(video.read(frame), [e.text for e in info.expressions])]
         shared = [np.isclose(np.clip(b, 0, (width, height) * 2), box, atol=1e-3).all(1).any() for b in frames]
         assert shared[prompt], f"the box {box} is none of {info.expressions[prompt].text!r} in frame {frame}"
         if sum(shared) == 1:

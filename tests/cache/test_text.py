@@ -195,9 +195,9 @@ def test_sentences_that_were_cut_are_one_warning_of_an_extraction(tmp_path: Path
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         extract_text("store_fixtures:Tiny", tmp_path / "2", "train", "hashed", tmp_path / "t.zarr")
-    said = [str(warning.message) for warning in caught]
-    assert set(said[:-1]) == {"of something else"}
-    assert re.fullmatch(r"\d+ different sentences were cut, the first cut to 4 tokens: '.*'\.\.\.", said[-1])
+    messages = [str(warning.message) for warning in caught]
+    assert set(messages[:-1]) == {"of something else"}
+    assert re.fullmatch(r"\d+ different sentences were cut, the first cut to 4 tokens: '.*'\.\.\.", messages[-1])
 
 
 def test_numbers_of_things() -> None:
