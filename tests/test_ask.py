@@ -285,8 +285,8 @@ def test_it_tells_what_the_run_has_seen_and_what_to_try(
     assert call(monkeypatch, None, *arguments)[0] == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{work / 'run'}: trained on mevis train in {work / 'data'}"
-    found = re.fullmatch(r"0 of (\d+) candidates selected; best score (0\.\d\d)", lines[1])
-    assert found and int(found[1]) > 1
+    match = re.fullmatch(r"0 of (\d+) candidates selected; best score (0\.\d\d)", lines[1])
+    assert match and int(match[1]) > 1
     hint = r"every mask is empty: no track scored above 1, the best (0\.\d+); try --top1 or --threshold (0\.\d+)"
     options = re.fullmatch(hint, lines[2])
     assert options and float(options[2]) < float(options[1])

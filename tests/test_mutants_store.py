@@ -37,13 +37,13 @@ SIZE, FRAMES = (6, 9), 3
 
 def record(video_id: str = "v", tracks: int = 2) -> TrackRecord:
     masks = RleMasks.from_dense(np.random.default_rng(0).random((tracks, FRAMES, *SIZE)) > 0.5)
-    found = TrackSet(
+    track_set = TrackSet(
         np.arange(tracks * FRAMES * 4, dtype=np.float16).reshape(tracks, FRAMES, 4), np.ones((tracks, FRAMES), np.float16), masks,
         np.full(tracks, -1, np.int32), ("grid",) * tracks, np.zeros(tracks, np.int32), np.zeros((tracks, 4), np.float32),
     )  # fmt: skip
     truth = GroundTruth(("a",), masks.select([0]), np.array([True, False, True]))
     expressions = (Expression(video_id, "0", "a dog", ("a",)),)
-    return TrackRecord(video_id, ("0", "1", "2"), SIZE, expressions, found, truth, count_overlap(masks, truth))
+    return TrackRecord(video_id, ("0", "1", "2"), SIZE, expressions, track_set, truth, count_overlap(masks, truth))
 
 
 def cache_at(path: Path) -> CacheWriter:

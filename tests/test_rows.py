@@ -255,9 +255,9 @@ def test_a_row_that_names_nothing_is_an_error(tmp_path: Path, row: str, message:
         f'[table_1]\ntitle = "t"\n[table_1.val]\npaper = {{ "mevis/valid" = [] }}\n{row}\n'
     )
     if not message:
-        (_, found), *_ = read_paper(tmp_path / "new.toml").rows()
+        (_, parsed), *_ = read_paper(tmp_path / "new.toml").rows()
         with pytest.raises(InputError, match="no setting 'nothing'"):
-            build(SolaConfig, parse_overrides(found.set)["config"], "row")
+            build(SolaConfig, parse_overrides(parsed.set)["config"], "row")
         return
     with pytest.raises(InputError, match=re.escape(message)):
         read_paper(tmp_path / "new.toml")

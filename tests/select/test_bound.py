@@ -36,7 +36,7 @@ def extract(root: Path, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data with its caches, a run, and its selections; other: the same videos with other sentences and answers."""
     out = tmp_path_factory.mktemp("identity")
     for name, sentences in (("data", SAID), ("other", OTHER)):
@@ -56,9 +56,9 @@ def train(folder: Path, run: Path, seed: int = 0, resume: bool = False, epochs: 
 
 
 @pytest.fixture
-def work(made: Path, tmp_path: Path) -> Path:
+def work(original: Path, tmp_path: Path) -> Path:
     """A copy that a test may change. The roots in the cards are those of the original."""
-    return shutil.copytree(made, tmp_path / "work")
+    return shutil.copytree(original, tmp_path / "work")
 
 
 def retrack(path: Path, video: str) -> None:

@@ -53,9 +53,9 @@ def test_pixels_are_those_of_pillow(sizes: tuple[int, int, int, int], seed: int)
     """Noise, smaller and larger: rows and columns are each rounded to 8 bits, so that a pixel may be 2 off, and hardly any is."""
     height, width, new_height, new_width = sizes
     pixels = noise(2, height, width, seed)
-    found = resize_pixels(pixels, (new_height, new_width))
-    assert found.dtype == torch.uint8 and found.shape == (2, new_height, new_width, 3)
-    for own, frame in zip(found, pixels):
+    resized = resize_pixels(pixels, (new_height, new_width))
+    assert resized.dtype == torch.uint8 and resized.shape == (2, new_height, new_width, 3)
+    for own, frame in zip(resized, pixels):
         expected = np.asarray(Image.fromarray(frame.numpy()).resize((new_width, new_height), Image.Resampling.BILINEAR))
         errors = np.abs(own.numpy().astype(int) - expected)
         assert errors.max() <= 2 and (errors > 1).sum() <= 2 + 0.001 * errors.size
@@ -68,8 +68,8 @@ def test_masks_are_those_of_pillow(sizes: tuple[int, int, int, int], seed: int) 
     height, width, new_height, new_width = sizes
     rows, columns = (((2 * np.arange(new) + 1) * old % (2 * new)) != 0 for old, new in ((height, new_height), (width, new_width)))
     masks = torch.rand(2, 1, height, width, generator=seeded(seed)) < 0.5
-    found = resize_masks(masks, (new_height, new_width))
-    for own, mask in zip(found[:, 0], masks[:, 0]):
+    resized = resize_masks(masks, (new_height, new_width))
+    for own, mask in zip(resized[:, 0], masks[:, 0]):
         expected = Image.fromarray(mask.numpy().astype(np.uint8)).resize((new_width, new_height), Image.Resampling.NEAREST)
         np.testing.assert_array_equal(own.numpy()[rows][:, columns], (np.asarray(expected) > 0)[rows][:, columns])
     assert resize_masks(torch.tensor([[False, False, True, True]]), (1, 2)).tolist() == [[False, True]]
@@ -142,9 +142,9 @@ def test_a_window_is_cut_where_it_says() -> None:
 
 def test_a_flip_of_frames_keeps_the_words() -> None:
     clip = replace(picture(2, 6, 8), pixels=noise(2, 6, 8))
-    found = [horizontal_flip_frames(clip, seeded(seed)) for seed in range(40)]
-    flipped = [c for c in found if not torch.equal(c.pixels, clip.pixels)]
-    assert 10 < len(flipped) < 30 and {c.sentence for c in found} == {"left"}
+    clips = [horizontal_flip_frames(clip, seeded(seed)) for seed in range(40)]
+    flipped = [c for c in clips if not torch.equal(c.pixels, clip.pixels)]
+    assert 10 < len(flipped) < 30 and {c.sentence for c in clips} == {"left"}
     assert all(torch.equal(c.pixels, clip.pixels.flip(2)) and torch.equal(c.truth, clip.truth.flip(3)) for c in flipped)
 
 

@@ -36,7 +36,7 @@ def test_every_word_of_the_language_is_one_token_and_two_builds_are_equal() -> N
 
 
 @pytest.mark.parametrize(
-    ("said", "truth"),
+    ("attributes", "truth"),
     [
         (("red", "circle", ""), 1),
         (("", "circle", "small"), 1),
@@ -45,11 +45,11 @@ def test_every_word_of_the_language_is_one_token_and_two_builds_are_equal() -> N
         (("", "star", ""), 0),
     ],
 )
-def test_a_claim_is_true_of_what_it_says(said: tuple[str, str, str], truth: int) -> None:
-    assert Claim("", *said).truth(CIRCLE) == truth
+def test_a_claim_is_true_of_what_it_says(attributes: tuple[str, str, str], truth: int) -> None:
+    assert Claim("", *attributes).truth(CIRCLE) == truth
     # Of an object of a middle size, what says a size is undecided, unless the rest is false already.
     middle = Description("red", "circle", "")
-    assert Claim("", *said).truth(middle) == (truth if not said[2] else -1 if said[0] in ("", "red") else 0)
+    assert Claim("", *attributes).truth(middle) == (truth if not attributes[2] else -1 if attributes[0] in ("", "red") else 0)
 
 
 def test_what_is_said_of_an_object_is_true_of_it_and_names_no_motion() -> None:

@@ -35,7 +35,7 @@ SPECS = (
     FeatureSpec("seen_at", ("N", "T"), "float32"),
 )
 REQUIRES = ("frames.maps", "frames.queries", "features.own", "features.seen_at", "overlap", "truth", "presence")
-SAID = {"0": ("a",), "1": ("a", "b"), "2": (), "3": ("c",)}
+TARGETS = {"0": ("a",), "1": ("a", "b"), "2": (), "3": ("c",)}
 
 
 def arrays(frames: int, tracks: int, seed: int) -> dict[str, Any]:
@@ -72,17 +72,17 @@ def write(folder: Path, hidden: bool = False) -> tuple[TrackSource, TextSource]:
     for i, (frames, n) in enumerate(((12, 2), (5, 4))):
         rng, truth = np.random.default_rng(10 + i), truth_of(frames)
         masks, zeros = RleMasks.from_dense(rng.random((n, frames, *SIZE)) < 0.4), np.zeros(n, np.int32)
-        found = TrackSet(
+        track_set = TrackSet(
             rng.normal(size=(n, frames, 8)).astype(np.float16), rng.random((n, frames)).astype(np.float16), masks, zeros - 1,
             ("query",) * n, zeros, np.zeros((n, 4), np.float32), arrays(frames, n, i),
         )  # fmt: skip
-        said = tuple(Expression(f"v{i}", e, f"number {e}", None if hidden else named) for e, named in SAID.items())
+        expressions = tuple(Expression(f"v{i}", e, f"number {e}", None if hidden else named) for e, named in TARGETS.items())
         names = tuple(f"{t:05d}" for t in range(frames))
         answers = (None, None) if hidden else (truth, count_overlap(masks, truth))
-        write_tracks(tracks, TrackRecord(f"v{i}", names, SIZE, said, found, *answers))
+        write_tracks(tracks, TrackRecord(f"v{i}", names, SIZE, expressions, track_set, *answers))
         spans = np.array([(0, 0), (0, 6)], np.int32)
-        spoken = tuple(Words(rng.normal(size=(2, 8)).astype(np.float16), spans, ("", "NN")) for _ in said)
-        write_text(words, TextRecord(f"v{i}", said, spoken))
+        spoken = tuple(Words(rng.normal(size=(2, 8)).astype(np.float16), spans, ("", "NN")) for _ in expressions)
+        write_text(words, TextRecord(f"v{i}", expressions, spoken))
     return TrackSource([folder / "t.zarr"]), TextSource([folder / "x.zarr"])
 
 
@@ -97,13 +97,13 @@ def samples(sources: tuple[TrackSource, TextSource], requires: tuple[str, ...] =
 
 
 def test_stored_frames_are_those_written(sources: tuple[TrackSource, TextSource]) -> None:
-    held = arrays(12, 2, 0)
+    expected = arrays(12, 2, 0)
     for name in ("maps", "queries"):
         stored = StoredFeature(sources[0], "v0", name)
         assert len(stored) == 12 and stored.frames.tolist() == list(range(12))
-        np.testing.assert_array_equal(stored.lazy({})[3:8].numpy(), held[name][3:8])
-        np.testing.assert_array_equal(stored.select({"T": [1, 1, 7, 11]}).numpy(), held[name][[1, 1, 7, 11]])
-        assert stored.lazy({})[:0].shape == (0, *held[name].shape[1:])
+        np.testing.assert_array_equal(stored.lazy({})[3:8].numpy(), expected[name][3:8])
+        np.testing.assert_array_equal(stored.select({"T": [1, 1, 7, 11]}).numpy(), expected[name][[1, 1, 7, 11]])
+        assert stored.lazy({})[:0].shape == (0, *expected[name].shape[1:])
         assert stored.lazy({})[:].dtype == torch.float16
 
 
@@ -290,15 +290,15 @@ def test_frames_that_an_array_lacks_are_not_drawn(sources: tuple[TrackSource, Te
 
 
 def test_an_expression_that_is_never_seen_is_left_out_and_said(sources: tuple[TrackSource, TextSource]) -> None:
-    held = samples(sources)
+    videos = samples(sources)
     with pytest.warns(UserWarning, match="2 expressions have no object visible .* first v0/3"):
-        kept = with_visible_rows(held)
+        kept = with_visible_rows(videos)
     assert [[e.expression_id for e in s.expressions] for s in kept] == [["0", "1", "2"]] * 2
     assert [s.target.shape for s in kept] == [(3, 2), (3, 4)]
     assert kept[0].objects == ((0,), (0, 1), ())
     assert kept[0].visible_frames(2).tolist() == list(range(11))
     with pytest.raises(ValueError, match="v0/3"):
-        ClipSampler(ClipSettings(), torch.Generator()).sample_frames(held[0], 3)
+        ClipSampler(ClipSettings(), torch.Generator()).sample_frames(videos[0], 3)
 
 
 def test_a_batch_of_clips_holds_what_was_written(sources: tuple[TrackSource, TextSource]) -> None:
@@ -308,14 +308,14 @@ def test_a_batch_of_clips_holds_what_was_written(sources: tuple[TrackSource, Tex
     assert x.tokens.shape == (2, 4, 3, 8) and x.frame_mask.all() and x.sizes == (SIZE, SIZE)
     assert x.track_mask.tolist() == [[True, True, False, False], [True] * 4]
     for i, (n, t, seed) in enumerate(((2, 12, 0), (4, 5, 1))):
-        held, rng = arrays(t, n, seed), np.random.default_rng(10 + seed)
+        expected, rng = arrays(t, n, seed), np.random.default_rng(10 + seed)
         masks = RleMasks.from_dense(rng.random((n, t, *SIZE)) < 0.4)
         np.testing.assert_array_equal(x.tokens[i, :n], rng.normal(size=(n, t, 8)).astype(np.float16)[:, frames[i]])
         np.testing.assert_array_equal(x.presence[i, :n], rng.random((n, t)).astype(np.float16)[:, frames[i]])
         for name in ("maps", "queries"):
-            np.testing.assert_array_equal(x.frames[name][i], held[name][frames[i]])
-        np.testing.assert_array_equal(x.features["own"][i, :n], held["own"])
-        np.testing.assert_array_equal(x.features["seen_at"][i, :n], held["seen_at"][:, frames[i]])
+            np.testing.assert_array_equal(x.frames[name][i], expected[name][frames[i]])
+        np.testing.assert_array_equal(x.features["own"][i, :n], expected["own"])
+        np.testing.assert_array_equal(x.features["seen_at"][i, :n], expected["seen_at"][:, frames[i]])
         named = [0, 1] if i == 0 else [0]
         truth = truth_of(t)
         np.testing.assert_array_equal(x.truth[i], truth.masks.dense(named)[:, frames[i]])
@@ -341,12 +341,12 @@ def test_a_whole_video_reads_its_frames_when_asked(sources: tuple[TrackSource, T
 
 def test_the_same_seed_draws_the_same_clips(sources: tuple[TrackSource, TextSource]) -> None:
     with pytest.warns(UserWarning, match="left out"):
-        held = with_visible_rows(samples(sources))
+        videos = with_visible_rows(samples(sources))
 
     def epoch(seed: int) -> list[Batch]:
         order = torch.Generator().manual_seed(seed)
         clips = ClipSampler(ClipSettings(frames=3), order, REQUIRES)
-        return [clips(step.rows) for step in steps(held, "single", 4, order)]
+        return [clips(step.rows) for step in steps(videos, "single", 4, order)]
 
     one, two, other = epoch(1), epoch(1), epoch(2)
     assert [len(x.words) for x in one] == [4, 2]
@@ -369,10 +369,10 @@ def test_items_are_prefetched_in_order_and_faults_come_through() -> None:
         yield from range(3)
         raise InputError("frame 7 is damaged")
 
-    found = prefetch(items())
-    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    iterator = prefetch(items())
+    assert [next(iterator) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(InputError, match="frame 7"):
-        next(found)
+        next(iterator)
     assert list(prefetch(iter(range(5)))) == list(range(5))
 
 

@@ -213,8 +213,8 @@ def test_from_frames_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     words += [word for k, v in small.items() for word in ("--set", f"{k}={v}")]
     monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *words])
     dervos_shapes(standalone_mode=False)
-    printed, said = capsys.readouterr()
-    assert "train and predict words:" in said and "CFMA alone" in (tmp_path / "out/report/index.html").read_text()
+    printed, stderr = capsys.readouterr()
+    assert "train and predict words:" in stderr and "CFMA alone" in (tmp_path / "out/report/index.html").read_text()
     assert "motion alone" in printed and "the object of a static sentence" in printed
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     names = {*ROWS, "mean_cosine", "all_tracks", "oracle"}

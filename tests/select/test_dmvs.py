@@ -75,8 +75,8 @@ def project(s: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 def reference(model: Dmvs, x: Batch) -> list[Tensor]:
     """The motion queries (Q, C) after each layer, of a batch of one expression without padding."""
     s, c = model.state_dict(), model.config
-    words, said = x.words[0], x.spans[0, :, 1] > x.spans[0, :, 0]
-    mean = words[said].mean(0) if said.any() else words.mean(0)
+    words, is_word = x.words[0], x.spans[0, :, 1] > x.spans[0, :, 0]
+    mean = words[is_word].mean(0) if is_word.any() else words.mean(0)
     if c.sentence == "roberta_pooler":
         mean = (words[0] @ s["pooler.weight"].T + s["pooler.bias"]).tanh()
     f_w = project(s, "word_projection", words)
@@ -86,15 +86,15 @@ def reference(model: Dmvs, x: Batch) -> list[Tensor]:
         q_v, scores = x.features["q_v"][0], x.features["logits"][0].softmax(-1)[:, :-1].max(-1).values
         pool = x.features["query"][0].long()
     else:
-        found = VITA(x.frames["q_f"][0][:][None])
-        q_v, scores = found.q_v[0], found.logits[0].softmax(-1)[:, :-1].max(-1).values
+        outputs = VITA(x.frames["q_f"][0][:][None])
+        q_v, scores = outputs.q_v[0], outputs.logits[0].softmax(-1)[:, :-1].max(-1).values
         pool = torch.arange(len(q_v))
     f_me = f_se
     if c.mee:
-        motion = x.motion_words[0] & said
-        static = said & ~motion if c.cues == "dshmp" else x.static_words[0] & said
+        motion = x.motion_words[0] & is_word
+        static = is_word & ~motion if c.cues == "dshmp" else x.static_words[0] & is_word
         if c.cues == "dmvs_particles":
-            attached = x.particle_words[0] & said
+            attached = x.particle_words[0] & is_word
             static, motion = static & ~attached, motion | attached
         see_f, see_v = q_f, q_v
         for part, chosen in (("static", static), ("motion", motion)):
@@ -128,10 +128,10 @@ def reference(model: Dmvs, x: Batch) -> list[Tensor]:
 
 def test_equals_the_plain_implementation(model: Dmvs) -> None:
     x = batch()
-    found = model.decode(x)
+    decoded = model.decode(x)
     with torch.no_grad():
         for b in range(3):
-            for ours, plain in zip(found.layers[:, b], reference(model, single(x, b))):
+            for ours, plain in zip(decoded.layers[:, b], reference(model, single(x, b))):
                 torch.testing.assert_close(ours, plain, **CLOSE)
 
 
@@ -196,10 +196,10 @@ def test_padding_changes_nothing(model: Dmvs) -> None:
     x.words[2, 3:] = 40.0
     for arrays in x.frames.values():
         arrays[1][5:], arrays[2][1:] = 9.0, -9.0
-    found = model(x)
+    logits = model(x)
     for b in range(4):
         one = model(single(x, b))[0]
-        torch.testing.assert_close(found[b, x.track_mask[b]] if not model.draws else found[b], one, **CLOSE)
+        torch.testing.assert_close(logits[b, x.track_mask[b]] if not model.draws else logits[b], one, **CLOSE)
 
 
 def test_the_least_there_is(model: Dmvs) -> None:
@@ -281,9 +281,9 @@ def test_no_word_of_a_kind_and_no_word_at_all(model: Dmvs) -> None:
     x.motion_words[0] = x.static_words[0] = False
     assert x.spans is not None
     x.spans[1] = 0
-    found = model.decode(x)
-    torch.testing.assert_close(found.layers[:, 0], torch.stack(reference(model, single(x, 0))), **CLOSE)
-    torch.testing.assert_close(found.layers[:, 1], torch.stack(reference(model, single(x, 1))), **CLOSE)
+    decoded = model.decode(x)
+    torch.testing.assert_close(decoded.layers[:, 0], torch.stack(reference(model, single(x, 0))), **CLOSE)
+    torch.testing.assert_close(decoded.layers[:, 1], torch.stack(reference(model, single(x, 1))), **CLOSE)
     losses = model.loss(x)
     assert all(v.isfinite() for v in losses.values())
 
@@ -298,9 +298,9 @@ def test_the_pooler_is_roberta_s_with_frozen_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(model.pooler(x.words), roberta.pooler(x.words))
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(Dmvs.from_pretrained(tmp_path).pooler.weight, model.pooler.weight)
-    said = replace(x, spans=x.spans + torch.tensor([0, 1]))
+    shifted = replace(x, spans=x.spans + torch.tensor([0, 1]))
     with pytest.raises(InputError, match="the token before the first word, .* extract-text with --encoder roberta") as fault:
-        model(said)
+        model(shifted)
     assert "\n" not in str(fault.value)
 
 
@@ -321,11 +321,11 @@ def test_bfloat16_autocast_stays_near(model: Dmvs) -> None:
     x = batch()
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, losses = model(x), model.loss(x)
+        logits, losses = model(x), model.loss(x)
     exact = model(x)
     kept = exact.isfinite()
-    assert found.dtype == losses["loss"].dtype == torch.float32
-    assert (found - exact)[kept].norm() < 0.05 * exact[kept].norm() + 0.05
+    assert logits.dtype == losses["loss"].dtype == torch.float32
+    assert (logits - exact)[kept].norm() < 0.05 * exact[kept].norm() + 0.05
 
 
 def test_saves_and_reads_back_without_the_frozen_head(model: Dmvs, tmp_path: Path) -> None:

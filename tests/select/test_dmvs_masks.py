@@ -29,8 +29,8 @@ def test_masks_are_drawn_in_chunks_at_the_frames_size() -> None:
     model = dmvs(chunk=3)
     chunks = list(model.draw(x, wanted))
     assert [chunk.shape[1] for chunk in chunks] == [3, 3, 1]
-    found = torch.cat(chunks, 1)
-    assert found.shape == (3, 7, *SIZE) and found.dtype == torch.bool
+    masks = torch.cat(chunks, 1)
+    assert masks.shape == (3, 7, *SIZE) and masks.dtype == torch.bool
     geometry = INPUT.geometry(SIZE)
     with torch.no_grad():
         embed = model.mask_head(model.decode(x).layers[-1])[wanted]
@@ -38,8 +38,8 @@ def test_masks_are_drawn_in_chunks_at_the_frames_size() -> None:
         for t in range(7):
             logits = (x.frames["f_mask"][0][:][t].float() @ embed[k])[None, None]
             full = F.interpolate(logits, geometry.padded, mode="bilinear")[..., : geometry.resized[0], : geometry.resized[1]]
-            assert (found[k, t] == (F.interpolate(full, SIZE, mode="bilinear")[0, 0] > 0)).float().mean() > 0.999
-    assert 0.05 < found.float().mean() < 0.95
+            assert (masks[k, t] == (F.interpolate(full, SIZE, mode="bilinear")[0, 0] > 0)).float().mean() > 0.999
+    assert 0.05 < masks.float().mean() < 0.95
     assert [c.shape for c in model.draw(x, torch.zeros(2, 4, dtype=torch.bool))] == [(0, 3, *SIZE)] * 2 + [(0, 1, *SIZE)]
     with pytest.raises(ValueError, match="one video"):
         next(model.draw(batch(2), wanted))
@@ -62,12 +62,12 @@ def test_a_basis_turns_embeddings_into_coordinates() -> None:
     basis, _ = torch.linalg.qr(torch.randn(CHANNELS, 8, generator=torch.Generator().manual_seed(4)))
     low = torch.randn(*x.frames["f_mask"][0][:].shape[:3], 8, generator=torch.Generator().manual_seed(5))
     full = replace(x, frames={**x.frames, "f_mask": (low @ basis.T,)})
-    held = replace(x, frames={**x.frames, "f_mask": (low,)}, features={**x.features, "mask_basis": basis[None]})
+    low_rank = replace(x, frames={**x.frames, "f_mask": (low,)}, features={**x.features, "mask_basis": basis[None]})
     wanted = torch.ones(2, 4, dtype=torch.bool)
-    a, b = (torch.cat(list(model.draw(y, wanted)), 1) for y in (full, held))
+    a, b = (torch.cat(list(model.draw(y, wanted)), 1) for y in (full, low_rank))
     assert (a == b).float().mean() > 0.999
     losses = []
-    for y in (full, held):
+    for y in (full, low_rank):
         torch.manual_seed(0)
         losses.append(model.loss(y))
     torch.testing.assert_close(losses[0], losses[1], **CLOSE)
@@ -127,11 +127,11 @@ def test_truth_lies_in_the_input_as_its_image_does() -> None:
     geometry = INPUT.geometry(SIZE)
     masks = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
     masks[..., :12, 20:] = True
-    found = in_input(masks, geometry)[0, 0]
+    resized = in_input(masks, geometry)[0, 0]
     h, w = geometry.resized
-    assert found.shape == geometry.padded
-    assert found[h:].sum() == found[:, w:].sum() == 0
-    assert found[: h // 2 - 1, w // 2 + 1 : w].all() and not found[:, : w // 2 - 1].any()
+    assert resized.shape == geometry.padded
+    assert resized[h:].sum() == resized[:, w:].sum() == 0
+    assert resized[: h // 2 - 1, w // 2 + 1 : w].all() and not resized[:, : w // 2 - 1].any()
 
 
 def test_a_perfect_answer_has_the_least_loss() -> None:
@@ -197,15 +197,15 @@ def test_class_loss_by_hand() -> None:
 def test_frozen_labels_follow_the_counts() -> None:
     """With no class term the labels are the assignment of Dice and IoU; a worse track of the same object is a negative."""
     model, x = dmvs(masks="frozen", cost_class=0.0, motion_queries=9, deep_supervision=False), batch(2, tracks=6)
-    found = model.decode(x)
+    decoded = model.decode(x)
     labels = torch.full((1, 2, 6), 1)
-    model._match_tracks(x, found, torch.zeros(1, 2, 6, 2), labels)
+    model._match_tracks(x, decoded, torch.zeros(1, 2, 6, 2), labels)
     for b, counts in enumerate(x.overlap):
         tracks, _ = assign(torch.from_numpy(sum(5 * cost for cost in counted_costs(counts))))
-        began = found.source[b].tolist()
+        began = decoded.source[b].tolist()
         assert sorted(began[q] for q in (labels[0, b] == 0).nonzero()[:, 0].tolist()) == sorted(tracks.tolist())
     strict, none = dmvs(masks="frozen", least_iou=0.99, motion_queries=9), torch.full((1, 2, 6), 1)
-    strict._match_tracks(x, found, torch.zeros(1, 2, 6, 2), none)
+    strict._match_tracks(x, decoded, torch.zeros(1, 2, 6, 2), none)
     assert (none == 1).all()
 
 
@@ -216,16 +216,16 @@ def test_a_duplicate_of_an_object_s_track_has_no_loss() -> None:
     inter = np.array([[[4, 4]], [[2, 2]], [[0, 0]]], np.int32)
     area, truth = np.array([[4, 4], [2, 2], [9, 9]], np.int32), np.array([[4, 4]], np.int32)
     x = replace(x, overlap=(Overlap(inter, area, truth, np.ones(2, bool)),))
-    found = model.decode(x)
+    decoded = model.decode(x)
     labels = torch.full((2, 1, 3), 1)
-    judged = model._match_tracks(x, found, torch.zeros(2, 1, 3, 2), labels)
-    place = [found.source[0].tolist().index(track) for track in range(3)]
+    judged = model._match_tracks(x, decoded, torch.zeros(2, 1, 3, 2), labels)
+    place = [decoded.source[0].tolist().index(track) for track in range(3)]
     for layer in range(2):
         assert [labels[layer, 0, q].item() for q in place] == [0, 1, 1]
         assert [judged[layer, 0, q].item() for q in place] == [True, False, True]
     # Off, it is a negative; and where it is no duplicate, too.
     for other in (dmvs(masks="frozen"), dmvs(masks="frozen", duplicate_iou=0.5)):
-        assert other._match_tracks(x, found, torch.zeros(2, 1, 3, 2), torch.full((2, 1, 3), 1)).all()
+        assert other._match_tracks(x, decoded, torch.zeros(2, 1, 3, 2), torch.full((2, 1, 3), 1)).all()
     loss = model.loss(x)["loss"]
     loss.backward()
     assert loss.isfinite() and loss != dmvs(masks="frozen", cost_class=0.0).loss(x)["loss"]
@@ -239,9 +239,9 @@ def test_an_object_in_two_tracks_has_two_positives_where_it_is_asked_for() -> No
 
     def positives(**settings: Any) -> list[int]:
         model = dmvs(masks="frozen", cost_class=0.0, **settings)
-        found, labels = model.decode(x), torch.full((1, 1, 3), 1)
-        assert model._match_tracks(x, found, torch.zeros(1, 1, 3, 2), labels).all()
-        return sorted(found.source[0, labels[0, 0] == 0].tolist())
+        decoded, labels = model.decode(x), torch.full((1, 1, 3), 1)
+        assert model._match_tracks(x, decoded, torch.zeros(1, 1, 3, 2), labels).all()
+        return sorted(decoded.source[0, labels[0, 0] == 0].tolist())
 
     assert positives() == [0]
     assert positives(match="iou_multi") == [0]  # strictly larger

@@ -62,11 +62,11 @@ def test_the_schedule_is_the_paper_s() -> None:
 def hide(split: Path) -> None:
     """Take the answers away, as MeViS does of the split that its server scores."""
     (split / "mask_dict.json").unlink()
-    held = json.loads((split / "meta_expressions.json").read_text())
-    for video in held["videos"].values():
+    meta = json.loads((split / "meta_expressions.json").read_text())
+    for video in meta["videos"].values():
         for expression in video["expressions"].values():
             del expression["anno_id"]
-    (split / "meta_expressions.json").write_text(json.dumps(held))
+    (split / "meta_expressions.json").write_text(json.dumps(meta))
 
 
 def test_from_frames_to_scores_and_zip(
@@ -87,8 +87,8 @@ def test_from_frames_to_scores_and_zip(
     words = ["page", *map(str, given), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", words)
     page.dmvs_mevis(standalone_mode=False)
-    said = capsys.readouterr().out
-    assert "the paper: mevis/valid J&F 46.8, J 42.6, F 51.0" in said and "threshold 0.8" in said
+    output = capsys.readouterr().out
+    assert "the paper: mevis/valid J&F 46.8, J 42.6, F 51.0" in output and "threshold 0.8" in output
     row = tmp_path / "out/table_5.text"
     settings = json.loads((row / "run/settings.json").read_text())
     assert settings["resolved"]["config"]["init"] == "text" and settings["settings"]["optim"]["decay_all"] is False
@@ -134,8 +134,8 @@ def test_the_page_of_one_object_each_trains_on_all_and_answers_with_the_best(
     words = [*given, "--vita", write_checkpoint(tmp_path / "vita"), "--encoder", "hashed", "--out", tmp_path / "out"]
     monkeypatch.setattr(sys, "argv", ["page", *map(str, words), *tracker, *sets])
     dmvs_single_object(standalone_mode=False)
-    said = capsys.readouterr().out
-    assert "the paper: ref-youtube-vos/valid J&F 64.3" in said and "the paper: ref-davis17/valid J&F 65.2" in said
+    output = capsys.readouterr().out
+    assert "the paper: ref-youtube-vos/valid J&F 64.3" in output and "the paper: ref-davis17/valid J&F 65.2" in output
     record = json.loads((tmp_path / "out/run/settings.json").read_text())
     drawn = {name: row["drawn"] for name, row in record["sets"].items()}
     assert drawn == {"ref-youtube-vos/fit": 4, **{f"{name}/train-pseudo10": 5 for name in IMAGES}}
@@ -158,8 +158,8 @@ def test_the_shapes_page_trains_a_vita_of_its_own(
     sizes = ["--videos", "3", "--vita-videos", "2", "--vita-steps", "2"]
     monkeypatch.setattr(sys, "argv", ["page", "--out", str(tmp_path / "out"), *sizes, *sets])
     dmvs_shapes(standalone_mode=False)
-    said = capsys.readouterr().out
-    assert "frozen masks" in said and "oracle of VITA's tracks" in said
+    output = capsys.readouterr().out
+    assert "frozen masks" in output and "oracle of VITA's tracks" in output
     card = read_card(tmp_path / "out/cache/valid_u/vita.zarr")
     head = load_head(str(tmp_path / "out/vita"))
     assert card.weights["vita_head.safetensors"] == head_hash(head)["vita_head.safetensors"]
@@ -167,5 +167,7 @@ def test_the_shapes_page_trains_a_vita_of_its_own(
     assert (tmp_path / "out/report/index.html").exists()
     # All tracks are all, also of a module that chooses among fewer.
     everything = SelectionCache(tmp_path / "out/selections/all_tracks.zarr")
-    chosen = [resolve_policy(everything)(said).tolist() for v in everything.video_ids() for said in everything.selections(v)]
+    chosen = [
+        resolve_policy(everything)(selection).tolist() for v in everything.video_ids() for selection in everything.selections(v)
+    ]
     assert chosen and all(len(tracks) > 1 and tracks == list(range(len(tracks))) for tracks in chosen)

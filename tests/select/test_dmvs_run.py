@@ -113,12 +113,12 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     rows = numbers(run)
     assert {"train/class", "train/bce", "train/dice", "valid/loss", "valid/jf"} <= rows[-1].keys()
     selections = work.predict(run, tmp_path / "s.zarr")
-    said, caches = SelectionCache(selections), [work.tracks("valid_u")]
-    (video,) = said.video_ids()
-    held = said.selections(video)
-    assert said.card.extra["threshold"] == 0.7 and said.card.extra["draw_threshold"] == 0.1
-    assert any(0 < s.masks.area().sum() < s.masks.area().size * 96 * 160 for s in held)
-    for s in held:
+    selection_cache, caches = SelectionCache(selections), [work.tracks("valid_u")]
+    (video,) = selection_cache.video_ids()
+    video_selections = selection_cache.selections(video)
+    assert selection_cache.card.extra["threshold"] == 0.7 and selection_cache.card.extra["draw_threshold"] == 0.1
+    assert any(0 < s.masks.area().sum() < s.masks.area().size * 96 * 160 for s in video_selections)
+    for s in video_selections:
         assert s.scores.shape == (MODULE["motion_queries"],)
         assert (s.candidates == (s.scores > 0.1) | (s.scores == s.scores.max())).all()
         assert not s.masks.select(np.flatnonzero(~s.candidates)).area().any()
@@ -130,8 +130,8 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
     root = work.root / "data"
     assert evaluate_pngs("mevis", root, "valid_u", masks, Scope(videos=[video]))["jf"] == pytest.approx(best["jf"], abs=1e-9)
     info = TrackCache(caches[0]).info(video)
-    drawn = read_mask_png(masks / video / held[0].expression_id / f"{info.frame_names[3]}.png", info.size)
-    assert (drawn == held[0].masks.decode(int(held[0].scores.argmax()), 3)).all()
+    drawn = read_mask_png(masks / video / video_selections[0].expression_id / f"{info.frame_names[3]}.png", info.size)
+    assert (drawn == video_selections[0].masks.decode(int(video_selections[0].scores.argmax()), 3)).all()
     assert report(run, selections, caches, tmp_path / "page", root=root).exists()
     assert evaluate_selections(selections, caches, policy=PolicyOptions(1.0, empty="top1")) == best
     for choice in (PolicyOptions(0.05), PolicyOptions(0.05, empty="top1")):
@@ -143,17 +143,17 @@ def test_every_step_runs_and_agrees(work: Work, tmp_path: Path) -> None:
 def test_the_best_track_answers_where_expressions_name_one_object(work: Work, tmp_path: Path) -> None:
     """The selections' card says so, and what is given at the merge overrules it."""
     run = work.train(tmp_path / "run", "selection_only", epochs=1, config={"masks": "frozen"})
-    said = SelectionCache(work.predict(run, tmp_path / "s.zarr", "selection_only"))
-    assert said.card.extra["top1"] is False
-    (video,) = said.video_ids()
-    selection = said.selections(video)[0]
+    selection_cache = SelectionCache(work.predict(run, tmp_path / "s.zarr", "selection_only"))
+    assert selection_cache.card.extra["top1"] is False
+    (video,) = selection_cache.video_ids()
+    selection = selection_cache.selections(video)[0]
     for dataset, best in (("mevis", False), ("ref-youtube-vos", True), ("refcoco+", True), ("unknown", False)):
         assert names_one_object(dataset) is best
-        card = said.card.model_copy(update={"extra": {**said.card.extra, "top1": best}})
-        said.card = card
-        assert len(resolve_policy(said)(selection)) == (1 if best else (selection.scores > 0.7).sum())
-        assert len(resolve_policy(said, PolicyOptions(0.0))(selection)) == (selection.scores > 0).sum()
-        assert len(resolve_policy(said, PolicyOptions(top1=True))(selection)) == 1
+        card = selection_cache.card.model_copy(update={"extra": {**selection_cache.card.extra, "top1": best}})
+        selection_cache.card = card
+        assert len(resolve_policy(selection_cache)(selection)) == (1 if best else (selection.scores > 0.7).sum())
+        assert len(resolve_policy(selection_cache, PolicyOptions(0.0))(selection)) == (selection.scores > 0).sum()
+        assert len(resolve_policy(selection_cache, PolicyOptions(top1=True))(selection)) == 1
     assert load_selector(run).top1_of_one
     assert not load_selector(work.train(tmp_path / "sola", selector="sola", batch="video", epochs=1)).top1_of_one
 
@@ -195,11 +195,13 @@ def test_frozen_masks_need_no_mask_features_and_no_checkpoint(work: Work, tmp_pa
     hidden = work.checkpoint.rename(work.root / "elsewhere")
     try:
         run = work.train(tmp_path / "run", "selection_only", batch=batch, config={"masks": "frozen"})
-        said = SelectionCache(work.predict(run, tmp_path / "s.zarr", "selection_only"))
+        selection_cache = SelectionCache(work.predict(run, tmp_path / "s.zarr", "selection_only"))
     finally:
         hidden.rename(work.checkpoint)
-    (video,) = said.video_ids()
-    assert all(s.masks is None and len(s.scores) == TrackCache(tracks[1]).info(video).tracks for s in said.selections(video))
+    (video,) = selection_cache.video_ids()
+    assert all(
+        s.masks is None and len(s.scores) == TrackCache(tracks[1]).info(video).tracks for s in selection_cache.selections(video)
+    )
 
 
 @pytest.mark.parametrize("scope", ["clip", "video"])
@@ -223,13 +225,13 @@ def test_tracks_are_matched_in_the_clip_or_in_the_video(
 
 
 def test_an_expression_that_nothing_answers_may_have_its_best_query(work: Work, tmp_path: Path) -> None:
-    said = SelectionCache(work.predict(work.train(tmp_path / "run", config={"empty": "top1"}), tmp_path / "s.zarr"))
-    (video,) = said.video_ids()
+    selection_cache = SelectionCache(work.predict(work.train(tmp_path / "run", config={"empty": "top1"}), tmp_path / "s.zarr"))
+    (video,) = selection_cache.video_ids()
     highest = PolicyOptions(threshold=1.0)
-    for selection in said.selections(video):
-        best = resolve_policy(said, highest)(selection)
+    for selection in selection_cache.selections(video):
+        best = resolve_policy(selection_cache, highest)(selection)
         assert best.tolist() == [int(np.where(selection.candidates, selection.scores, -1).argmax())]
-        assert not resolve_policy(said, PolicyOptions(threshold=1.0, empty="zeros"))(selection).size
+        assert not resolve_policy(selection_cache, PolicyOptions(threshold=1.0, empty="zeros"))(selection).size
 
 
 @pytest.mark.parametrize("rule", ["empty", "one"])
@@ -390,14 +392,16 @@ def write_near_perfect(work: Work, folder: Path) -> tuple[Path, Path]:
             for name, dims in specs.items()
         }
         arrays["query"] = rng.choice(SIZES.video_queries, n, replace=n > SIZES.video_queries).astype(np.int32)
-        found = TrackSet(
+        track_set = TrackSet(
             rng.normal(size=(n, frames, CHANNELS)).astype(np.float16), np.ones((n, frames), np.float16), masks, zeros - 1,
             ("query",) * n, zeros, np.zeros((n, 4), np.float32), arrays,
         )  # fmt: skip
-        said = source.expressions(video.video_id)[:4]
+        expressions = source.expressions(video.video_id)[:4]
         counts = count_overlap(masks, truth)
-        write_tracks(track_writer, TrackRecord(video.video_id, video.frame_names, video.size, said, found, truth, counts))
-        write_text(text_writer, TextRecord(video.video_id, said, tuple(encoder.encode([e.text for e in said]))))
+        write_tracks(
+            track_writer, TrackRecord(video.video_id, video.frame_names, video.size, expressions, track_set, truth, counts)
+        )
+        write_text(text_writer, TextRecord(video.video_id, expressions, tuple(encoder.encode([e.text for e in expressions]))))
     return tracks, text
 
 

@@ -47,9 +47,9 @@ def test_drawn_by_hand() -> None:
     st.integers(0, 99),
 )
 def test_every_item_comes_as_often_as_its_weight_says(sets: list[str], weights: dict[str, float], seed: int) -> None:
-    found = Counter(epoch_order(sets, weights, seeded(seed)))
+    counts = Counter(epoch_order(sets, weights, seeded(seed)))
     for name, count in Counter(sets).items():
-        times = [found[i] for i, own in enumerate(sets) if own == name]
+        times = [counts[i] for i, own in enumerate(sets) if own == name]
         assert sum(times) == max(1, int(count * weights.get(name, 1.0) + 0.5))
         assert max(times) - min(times) <= 1
 
@@ -69,8 +69,8 @@ def test_the_weight_of_a_split_goes_before_that_of_its_dataset(tmp_path: Path) -
     cards = [
         read_card(write(tmp_path / d / s, s, ["v"], dataset=d)[0]) for d, s in (("m", "train"), ("m", "fit"), ("y", "train"))
     ]
-    found = set_weights(cards, {"m": 2, "m/fit": 0.5})
-    assert found == {"m/train": 2, "m/fit": 0.5, "y/train": 1}
+    weights = set_weights(cards, {"m": 2, "m/fit": 0.5})
+    assert weights == {"m/train": 2, "m/fit": 0.5, "y/train": 1}
     with pytest.raises(InputError, match=r"weights: no training cache is of 'z'; there are: m, m/fit, m/train, y, y/train"):
         set_weights(cards, {"z": 2})
 
@@ -164,20 +164,20 @@ def test_as_many_batches_as_counted(joint: dict[str, tuple[Path, Path]]) -> None
     samples = [load_video(tracks, words, v) for v in tracks.video_ids()]
     assert {s.set_name for s in samples} == {"one/train", "two/train"}
     for how, size, weights in (("video", 1, {}), ("single", 5, {"one/train": 0.3}), ("video", 1, {"two/train": 2.4})):
-        made = list(steps(samples, how, size, seeded(0), weights))  # type: ignore[arg-type]
-        assert len(made) == count_steps(samples, how, size, weights)  # type: ignore[arg-type]
+        all_steps = list(steps(samples, how, size, seeded(0), weights))  # type: ignore[arg-type]
+        assert len(all_steps) == count_steps(samples, how, size, weights)  # type: ignore[arg-type]
 
 
 def test_the_mirror_of_a_held_out_video_is_not_trained_on(tmp_path: Path) -> None:
     """Also where only the mirror has ground-truth tracks, which are never held out themselves."""
     names = [f"v{i}" for i in range(6)]
-    found = write(tmp_path / "a", "train", names, dataset="one")
+    caches = write(tmp_path / "a", "train", names, dataset="one")
     true = write(tmp_path / "b", "train-mirror", [f"{n}-mirror" for n in names], dataset="one", only=True)
     given = {"requires": (), "weights": {}, "labels": LabelSettings(), "hold_out": 0.3}
-    read = read_sources([found[0], true[0]], [found[1], true[1]], (), (), **given)  # type: ignore[arg-type]
-    held, trained = {s.video_id for s in read.valid}, {s.video_id for s in read.train}
-    assert held == set(held_out(names, 0.3)) and 0 < len(held) < 6
-    assert trained == {v for n in names if n not in held for v in (n, f"{n}-mirror")}
+    read = read_sources([caches[0], true[0]], [caches[1], true[1]], (), (), **given)  # type: ignore[arg-type]
+    valid, trained = {s.video_id for s in read.valid}, {s.video_id for s in read.train}
+    assert valid == set(held_out(names, 0.3)) and 0 < len(valid) < 6
+    assert trained == {v for n in names if n not in valid for v in (n, f"{n}-mirror")}
 
 
 # Sets that name videos alike, and the scores of each.
@@ -190,9 +190,9 @@ def test_sets_that_name_videos_alike_train_together(tmp_path: Path) -> None:
     two = write(tmp_path / "two", "train", names, dataset="two", narrow=True)
     given = {"requires": (), "weights": {}, "labels": LabelSettings(0.7), "hold_out": 0.3}
     read = read_sources([one[0], two[0]], [one[1], two[1]], (), (), **given)  # type: ignore[arg-type]
-    held = set(held_out(names, 0.3))
-    assert 0 < len(held) < 4
-    for samples, videos in ((read.valid, held), (read.train, set(names) - held)):
+    valid = set(held_out(names, 0.3))
+    assert 0 < len(valid) < 4
+    for samples, videos in ((read.valid, valid), (read.train, set(names) - valid)):
         assert {(s.set_name, s.video_id) for s in samples} == {(n, v) for n in ("one/train", "two/train") for v in videos}
     for sample in (*read.train, *read.valid):
         assert sample.target is not None and bool(sample.target.any()) is (sample.set_name == "one/train")
@@ -299,15 +299,15 @@ def test_zero_shot_scores_what_its_own_set_would(tmp_path: Path, joint: dict[str
     (a, b), (c, d), (e, f) = joint["one"], joint["two"], joint["valid"]
     given = settings(selector="mean-cosine", config={}, optim={"lr": 0.03}, epochs=40)
     out = train([a], [b], settings=given, valid_tracks=[e], valid_texts=[f], out=tmp_path / "run")
-    said = SelectionCache(predict(out, [c], [d], tmp_path / "s.zarr"))
-    assert (said.card.dataset, said.card.split) == ("two", "train")
+    selection_cache = SelectionCache(predict(out, [c], [d], tmp_path / "s.zarr"))
+    assert (selection_cache.card.dataset, selection_cache.card.split) == ("two", "train")
     for video in ("w0", "w1", "w2"):
-        chosen = [(s.scores > said.card.extra["threshold"]).tolist() for s in said.selections(video)]
+        chosen = [(s.scores > selection_cache.card.extra["threshold"]).tolist() for s in selection_cache.selections(video)]
         assert chosen == [*np.eye(3, dtype=bool).tolist(), [False] * 3]
 
 
 @pytest.mark.parametrize(
-    ("made", "says"),
+    ("fields", "says"),
     [
         ({"producer": "sam2"}, r"other/train/flow.zarr: tokens of tracker sam2, .*run was trained with flow; extract them alike"),
         ({"weights": {"m": "beef"}}, r"other/train/flow.zarr: tokens by m of digest beef, .*run was trained with f00d; "),
@@ -321,10 +321,10 @@ def test_zero_shot_scores_what_its_own_set_would(tmp_path: Path, joint: dict[str
         ),
     ],
 )
-def test_what_the_run_has_not_seen_is_one_line(tmp_path: Path, made: dict[str, object], says: str) -> None:
+def test_what_the_run_has_not_seen_is_one_line(tmp_path: Path, fields: dict[str, object], says: str) -> None:
     a, b = write(tmp_path / "a", "train", ["v0", "v1"], weights={"m": "f00d"})
     out = train([a], [b], settings=settings(epochs=1), out=tmp_path / "run")
-    other = write(tmp_path / "other", "train", ["w0"], dataset="other", **{"weights": {}, **made})  # type: ignore[arg-type]
+    other = write(tmp_path / "other", "train", ["w0"], dataset="other", **{"weights": {}, **fields})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=says) as fault:
         predict(out, [other[0]], [other[1]], tmp_path / "s.zarr")
     assert "\n" not in str(fault.value)
@@ -341,11 +341,11 @@ def test_other_widths_are_one_line(tmp_path: Path, joint: dict[str, tuple[Path, 
             predict(out, [wide[0]], [wide[1]], tmp_path / "s.zarr")
 
 
-@pytest.mark.parametrize(("made", "says"), [({"channels": 16}, "tokens of 16"), ({"said_by": {"channels": 16}}, "words of 16")])
+@pytest.mark.parametrize(("fields", "says"), [({"channels": 16}, "tokens of 16"), ({"said_by": {"channels": 16}}, "words of 16")])
 def test_sets_of_other_widths_do_not_train_together(
-    tmp_path: Path, joint: dict[str, tuple[Path, Path]], made: dict[str, object], says: str
+    tmp_path: Path, joint: dict[str, tuple[Path, Path]], fields: dict[str, object], says: str
 ) -> None:
-    wide = write(tmp_path / "wide", "train", [], dataset="three", **made)  # type: ignore[arg-type]
+    wide = write(tmp_path / "wide", "train", [], dataset="three", **fields)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=rf"wide/train/.*: {says} channels, .*one/train/.* has 8"):
         run({**joint, "two": wide}, tmp_path / "run")
 

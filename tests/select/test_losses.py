@@ -20,9 +20,9 @@ def test_bce_weighs_positives_and_leaves_padding_out() -> None:
     logits = torch.tensor([[0.0, 2.0, 50.0], [1.0, 50.0, 50.0]])
     target = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    found = bce(logits, target, mask, torch.tensor([True, True]), 1.5)
+    loss = bce(logits, target, mask, torch.tensor([True, True]), 1.5)
     first = (1.5 * math.log(2) + softplus(2.0)) / 2
-    assert found.item() == pytest.approx((first + softplus(1.0)) / 2, abs=1e-6)
+    assert loss.item() == pytest.approx((first + softplus(1.0)) / 2, abs=1e-6)
 
 
 def test_expressions_without_candidates_count_and_padding_of_b_does_not() -> None:
@@ -45,8 +45,8 @@ def test_alignment_of_the_code() -> None:
     positive = (softplus(-k) + softplus(2 * k)) / 2
     negative = (softplus(0) + softplus(k) + softplus(-2 * k) + softplus(-2 * k)) / 4
     mask = torch.tensor([[True, True]])
-    found = alignment_code(objects, anchor, negatives, target, mask, ALL)
-    assert found.item() == pytest.approx(1.5 * positive + negative, abs=1e-6)
+    loss = alignment_code(objects, anchor, negatives, target, mask, ALL)
+    assert loss.item() == pytest.approx(1.5 * positive + negative, abs=1e-6)
 
 
 def test_alignment_of_the_paper() -> None:
@@ -58,8 +58,8 @@ def test_alignment_of_the_paper() -> None:
     # d(anchor) = 0, 1; d(negatives) = (1, 2), (0, 1)
     positive = 0 - (1 + 2)
     negative = 0 - 1 - 1  # closest minus anchor minus the other
-    found = alignment_paper(objects, anchor, negatives, target, mask, ALL)
-    assert found.item() == pytest.approx((positive + negative) / 2, abs=1e-6)
+    loss = alignment_paper(objects, anchor, negatives, target, mask, ALL)
+    assert loss.item() == pytest.approx((positive + negative) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", [alignment_code, alignment_paper])

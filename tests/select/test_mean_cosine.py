@@ -30,10 +30,10 @@ def test_logit_is_a_scaled_cosine_of_means() -> None:
     wanted = [4 / math.sqrt(2) - 1, 4.0 - 1]
     assert model(batch)[0].tolist() == pytest.approx(wanted, abs=1e-5)
     loss = (math.log1p(math.exp(wanted[0])) + 1.5 * math.log1p(math.exp(-wanted[1]))) / 2
-    found = model.loss(batch)
-    assert set(found) == {"loss", "bce"}
-    assert found["loss"].item() == pytest.approx(loss, abs=1e-5)
-    assert found["bce"].item() == found["loss"].item()
+    losses = model.loss(batch)
+    assert set(losses) == {"loss", "bce"}
+    assert losses["loss"].item() == pytest.approx(loss, abs=1e-5)
+    assert losses["bce"].item() == losses["loss"].item()
 
 
 def test_default_maps_to_256() -> None:

@@ -55,10 +55,10 @@ def summed(model: Selector, parts: Iterator[MicroBatch]) -> tuple[dict[str, floa
     return losses, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-def assert_same(found: tuple[dict[str, float], list[Tensor]], expected: tuple[dict[str, float], list[Tensor]]) -> None:
-    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+def assert_same(actual: tuple[dict[str, float], list[Tensor]], expected: tuple[dict[str, float], list[Tensor]]) -> None:
+    assert actual[0] == pytest.approx(expected[0], abs=1e-5)
     largest = max(float(gradient.abs().max()) for gradient in expected[1] if gradient.numel())
-    for own, other in zip(found[1], expected[1]):
+    for own, other in zip(actual[1], expected[1]):
         torch.testing.assert_close(own, other, atol=1e-5 * largest, rtol=0)
     assert largest > 1e-3
 
@@ -76,19 +76,19 @@ def test_gradients_do_not_depend_on_the_size_of_the_parts(
     kind = selector_class(name)
     model = kind(kind.Config(token_channels=16, word_channels=64, **config)).eval()
     rows = [(samples[0], 0), (samples[0], 1), (samples[1], 1), (samples[2], 0)]
-    found = {}
+    results = {}
     for size in (4, 1, 2, 3):
         # Long ones: norms over the single frame that SOLA's convolutions leave of 8 enlarge rounding errors.
         sampler = ClipSampler(ClipSettings(frames=24), torch.Generator().manual_seed(1)) if how == "clip" else None
         parts = list(micro_batches([Step(rows, "step")], size, (), sampler, None))
         assert [len(part.batch) for part in parts] == {1: [1] * 4, 2: [2, 2], 3: [3, 1], 4: [4]}[size]
         assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
-        found[size] = summed(model, iter(parts))
-        assert_same(found[size], found[4])
+        results[size] = summed(model, iter(parts))
+        assert_same(results[size], results[4])
     unweighted = summed(model, (replace(part, share=0.5) for part in micro_batches([Step(rows, "")], 3, (), None, None)))
     if how == "single":
         with pytest.raises(AssertionError):
-            assert_same(unweighted, found[4])
+            assert_same(unweighted, results[4])
 
 
 @pytest.mark.parametrize("masks", ["drawn", "frozen"])
@@ -108,8 +108,8 @@ def test_dmvs_in_parts(monkeypatch: pytest.MonkeyPatch, masks: str) -> None:
     totals = parts_module._sums((model.normalisers(row) for row in rows), "step")
     assert totals == model.normalisers(whole)
     share = 1.0 if totals else 0.25
-    found = summed(model, (MicroBatch(replace(row, normalisers=totals), "", share, 4, i == 3) for i, row in enumerate(rows)))
-    assert_same(found, expected)
+    actual = summed(model, (MicroBatch(replace(row, normalisers=totals), "", share, 4, i == 3) for i, row in enumerate(rows)))
+    assert_same(actual, expected)
     if masks == "drawn":
         means = summed(model, (MicroBatch(row, "", 0.25, 4, i == 3) for i, row in enumerate(rows)))
         with pytest.raises(AssertionError):
@@ -205,15 +205,15 @@ class PerObject(Selector):
 
 def test_losses_of_validation_do_not_depend_on_the_size(samples: list[VideoSample]) -> None:
     """Each step of five expressions counts by them, whichever its parts."""
-    model, found = PerObject({"token_channels": 16, "word_channels": 64}), {}
+    model, losses = PerObject({"token_channels": 16, "word_channels": 64}), {}
     for size in (0, 1, 2, 4):
         validator = Validator(samples, {}, 0, ClipSettings(frames=3), 5, size)
         values = [
             (model.loss(batch)["loss"].item() * weight, len(batch)) for batch, weight in validator._batches(model, ("truth",))
         ]
         assert [n for _, n in values] == {0: [5, 5, 2], 1: [1] * 12, 2: [2, 2, 1, 2, 2, 1, 2], 4: [4, 1, 4, 1, 2]}[size]
-        found[size] = sum(value for value, _ in values)
-    assert list(found.values()) == pytest.approx([found[0]] * 4) and found[0] > 0
+        losses[size] = sum(value for value, _ in values)
+    assert list(losses.values()) == pytest.approx([losses[0]] * 4) and losses[0] > 0
 
 
 def test_normalisers_of_other_names_are_one_line(films: list[VideoSample]) -> None:
@@ -224,15 +224,15 @@ def test_normalisers_of_other_names_are_one_line(films: list[VideoSample]) -> No
 
 
 def test_parts_are_made_one_by_one(films: list[VideoSample], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    sizes = []
     collate = parts_module.collate
-    monkeypatch.setattr(parts_module, "collate", lambda rows, *a, **k: made.append(len(rows)) or collate(rows, *a, **k))
+    monkeypatch.setattr(parts_module, "collate", lambda rows, *a, **k: sizes.append(len(rows)) or collate(rows, *a, **k))
     parts = micro_batches([Step([(films[0], i % 4) for i in range(6)], "")], 2, ("pixels",), None, None)
-    assert not made
+    assert not sizes
     next(parts)
-    assert made == [2]
+    assert sizes == [2]
     next(parts)
-    assert made == [2, 2]
+    assert sizes == [2, 2]
 
 
 @pytest.mark.usefixtures("on_cpu")

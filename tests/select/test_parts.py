@@ -56,8 +56,8 @@ def write_all(
     )
     writer = CacheWriter(path, card)
     for video in videos:
-        made = tuple(make(video, expression) for expression in EXPRESSIONS[video])
-        write_selections(writer, SelectionRecord(video, NAMES, SIZE, made))
+        selections = tuple(make(video, expression) for expression in EXPRESSIONS[video])
+        write_selections(writer, SelectionRecord(video, NAMES, SIZE, selections))
     return path
 
 
@@ -95,13 +95,13 @@ def test_shuffled_parts_are_masks_gathered_by_hand(split: Path, queries: int) ->
     """Of the tracks of two caches, counted over both in their order; fewer and more queries than tracks, with frames of none."""
     rng, caches = np.random.default_rng(queries), [split / "c.zarr", split / "thin.zarr"]
     dense = {v: np.concatenate([TrackCache(c).masks(v).dense() for c in caches]) for v in EXPRESSIONS}
-    made: dict[tuple[str, str], Selection] = {}
+    by_expression: dict[tuple[str, str], Selection] = {}
 
     def make(video: str, expression: str) -> Selection:
         parts = rng.integers(-1, len(dense[video]), (queries, len(NAMES))).astype(np.int32)
         scores = rng.random(queries).astype(np.float32)
-        made[video, expression] = Selection(expression, scores, rng.random(queries) > 0.2, parts=parts)
-        return made[video, expression]
+        by_expression[video, expression] = Selection(expression, scores, rng.random(queries) > 0.2, parts=parts)
+        return by_expression[video, expression]
 
     selections = write_all(split / "s.zarr", "ab", make)
     source = TrackSource(caches)
@@ -109,7 +109,7 @@ def test_shuffled_parts_are_masks_gathered_by_hand(split: Path, queries: int) ->
         zip(POLICIES[:3], (SelectionPolicy(0.5), SelectionPolicy(0.2), SelectionPolicy(0, True)))
     ):
         out = merge(selections, caches, split / f"png{i}", options)
-        for (video, expression), selection in made.items():
+        for (video, expression), selection in by_expression.items():
             none = np.zeros((1, *dense[video].shape[1:]), bool)
             own = np.concatenate([dense[video], none])[selection.parts, np.arange(len(NAMES))]
             expected = own[policy(selection)].any(0)
@@ -157,14 +157,14 @@ def test_detections_of_images(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path / "parts.zarr", plain.card)
     for video in plain.video_ids():
         info = plain.info(video)
-        made = tuple(
+        selections = tuple(
             Selection(
                 s.expression_id, s.scores[::-1].copy(), s.candidates[::-1].copy(),
                 parts=identity(len(s.scores), len(info.frame_names))[::-1].copy(),
             )
             for s in plain.selections(video)
         )  # fmt: skip
-        write_selections(writer, SelectionRecord(video, info.frame_names, info.size, made))
+        write_selections(writer, SelectionRecord(video, info.frame_names, info.size, selections))
     tables = [evaluate_images(tmp_path / name, [tmp_path / "c.zarr"], root=sample.root) for name in ("s.zarr", "parts.zarr")]
     assert tables[0] == tables[1] and tables[0]["map"] > 0
 
@@ -173,7 +173,7 @@ def test_label_maps_and_submissions(tmp_path: Path) -> None:
     """Ref-DAVIS17: a query that has each object's tracks in turn; the identity submits the bytes of the tracks."""
     cache = davis.write_cache(tmp_path / "c.zarr", davis.write_split(tmp_path / "data"))
     plain = SelectionCache(davis.write_scores(tmp_path / "plain.zarr", davis.right))
-    made = {}
+    paths = {}
     for name, shift in (("identity", 0), ("turn", 1)):
         writer = CacheWriter(tmp_path / f"{name}.zarr", plain.card)
         for video in plain.video_ids():
@@ -184,16 +184,16 @@ def test_label_maps_and_submissions(tmp_path: Path) -> None:
                 parts[:objects] = (parts[:objects] + shift * np.arange(davis.FRAMES)) % objects
                 rows.append(Selection(s.expression_id, s.scores, s.candidates, parts=parts))
             write_selections(writer, SelectionRecord(video, davis.NAMES, davis.SIZE, tuple(rows)))
-        made[name] = writer.path
-    scores = [evaluate_davis(s, [cache])["j"] for s in (tmp_path / "plain.zarr", made["identity"], made["turn"])]
+        paths[name] = writer.path
+    scores = [evaluate_davis(s, [cache])["j"] for s in (tmp_path / "plain.zarr", paths["identity"], paths["turn"])]
     assert scores[0] == scores[1] > scores[2]
     zips = [
         submit_selections(path, [cache], tmp_path / f"{path.stem}.zip", root=tmp_path / "data")
-        for path in (tmp_path / "plain.zarr", made["identity"])
+        for path in (tmp_path / "plain.zarr", paths["identity"])
     ]
     contents = [{n: archive.read(n) for n in archive.namelist()} for archive in map(zipfile.ZipFile, zips)]
     assert contents[0] == contents[1] and contents[0]
-    answer = SelectionPredictions(made["turn"], [cache]).predict(Frames("a", davis.NAMES, davis.SIZE), "0", 1)
+    answer = SelectionPredictions(paths["turn"], [cache]).predict(Frames("a", davis.NAMES, davis.SIZE), "0", 1)
     tracks = TrackCache(cache).masks("a")
     for t in range(davis.FRAMES):
         assert np.array_equal(answer.read(t), tracks.decode(t % 3, t).astype(bool))

@@ -101,13 +101,13 @@ def test_the_truth_has_the_size_of_the_pixels(caches: Caches) -> None:
         assert batch.pixels is not None and batch.truth is not None
         assert batch.sizes == tuple(s.size for s in (samples[:2] if batch is clip else samples[:1]))
         assert {tuple(p[:].shape[1:]) for p in batch.pixels} == {(*SIZE, 3)}
-        for found, (own, row, frames) in zip(batch.truth, rows):
+        for truth, (own, row, frames) in zip(batch.truth, rows):
             assert own.truth is not None and own.objects is not None
             objects, chosen = own.objects[row], frames or range(own.tokens.shape[1])
-            assert found.shape == (len(objects), len(chosen), *SIZE) and found.dtype == torch.bool and found.any()
+            assert truth.shape == (len(objects), len(chosen), *SIZE) and truth.dtype == torch.bool and truth.any()
             for a, k in enumerate(objects):
                 for i, t in enumerate(chosen):
-                    np.testing.assert_array_equal(found[a, i].numpy(), nearest(own.truth.masks.decode(k, t)))
+                    np.testing.assert_array_equal(truth[a, i].numpy(), nearest(own.truth.masks.decode(k, t)))
 
 
 def test_a_selector_without_pixels_has_masks_of_the_size_of_the_video(caches: Caches) -> None:

@@ -37,9 +37,9 @@ def groups(**optim: Any) -> dict[str, tuple[float, float]]:
     optimizer = make_optimizer(model, OptimSettings(lr=1.0, weight_decay=0.5, **optim))
     set_learning_rate(optimizer, 1.0)
     name_of = {id(p): name for name, p in model.named_parameters()}
-    found = {name_of[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
-    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(found) == len(name_of)
-    return found
+    by_name = {name_of[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(by_name) == len(name_of)
+    return by_name
 
 
 def test_which_parameters_a_name_means() -> None:
@@ -51,9 +51,9 @@ def test_which_parameters_a_name_means() -> None:
         ("query", {"video.query.weight"}),
         ("video.query.weight", {"video.query.weight"}),
     ):
-        found = groups(rates={name: 0.1})
-        assert {own for own, (rate, _) in found.items() if rate == 0.1} == members
-        assert {rate for own, (rate, _) in found.items() if own not in members} == {1.0}
+        by_name = groups(rates={name: 0.1})
+        assert {own for own, (rate, _) in by_name.items() if rate == 0.1} == members
+        assert {rate for own, (rate, _) in by_name.items() if own not in members} == {1.0}
 
 
 def test_rates_of_a_recorded_step_change_in_place() -> None:
@@ -66,9 +66,9 @@ def test_rates_of_a_recorded_step_change_in_place() -> None:
 
 
 def test_decay_and_no_decay_are_kept_apart() -> None:
-    found = groups(rates={"adapters": 0.1, "query": 3}, decay_all=False)
-    assert found["adapters.0.conv1.weight"] == (0.1, 0.5) and found["adapters.0.norm.weight"] == (0.1, 0.0)
-    assert found["video.query.weight"] == (3.0, 0.0) and found["video.decoder.0.weight"] == (1.0, 0.5)
+    by_name = groups(rates={"adapters": 0.1, "query": 3}, decay_all=False)
+    assert by_name["adapters.0.conv1.weight"] == (0.1, 0.5) and by_name["adapters.0.norm.weight"] == (0.1, 0.0)
+    assert by_name["video.query.weight"] == (3.0, 0.0) and by_name["video.decoder.0.weight"] == (1.0, 0.5)
     assert {decay for _, decay in groups(rates={"adapters": 0.1}).values()} == {0.5}
 
 
@@ -109,8 +109,8 @@ def test_each_step_of_each_schedule_is_multiplied(
     optim = {"lr": 1e-2, "schedule": schedule, "warmup": 2, "rates": {"word_map": 0.1, "token_map": 2, "bias": 4, "scale": 3}}
     out = run(caches, tmp_path / "run", selector="mean-cosine", config={}, optim=optim)
     assert len(steps) == 9
-    for expected, found in steps:
-        assert found == pytest.approx([expected * factor for factor in (4, 3, 2, 0.1)])
+    for expected, rates in steps:
+        assert rates == pytest.approx([expected * factor for factor in (4, 3, 2, 0.1)])
     assert [row["lr"] for row in numbers(out)] == pytest.approx([steps[i][0] for i in (2, 5, 8)])
 
 

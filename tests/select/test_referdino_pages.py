@@ -209,7 +209,7 @@ LOOP = {"steps": 0, "epochs": 2, "batch_size": 1, "accumulate": 2}
 
 
 @pytest.mark.parametrize(
-    ("record", "row", "benchmark", "width", "said"),
+    ("record", "row", "benchmark", "width", "message"),
     [
         (
             {"source": "a2d_swinb.pth", "untrained": 9},
@@ -239,9 +239,9 @@ LOOP = {"steps": 0, "epochs": 2, "batch_size": 1, "accumulate": 2}
     ],
 )
 def test_an_imported_run_that_is_not_the_row_s_is_refused(
-    record: dict[str, object], row: str, benchmark: str, width: int, said: str, tmp_path: Path
+    record: dict[str, object], row: str, benchmark: str, width: int, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=f"^{tmp_path}: .*{said}.*; give a run") as fault:
+    with pytest.raises(InputError, match=f"^{tmp_path}: .*{message}.*; give a run") as fault:
         origin(tmp_path, record, row, benchmark, width)
     assert "\n" not in str(fault.value)
 
@@ -250,12 +250,12 @@ def test_an_imported_run_says_what_it_was_trained_on(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for source, row, benchmark in (("mevis", MEVIS_ROW, "mevis"), ("ryt", YOUTUBE_ROW, "ref-youtube-vos")):
-            said = origin(tmp_path, {"source": f"{source}_swinb.pth", "untrained": 0}, row, benchmark)
-            assert said.endswith(
+            line = origin(tmp_path, {"source": f"{source}_swinb.pth", "untrained": 0}, row, benchmark)
+            assert line.endswith(
                 f", by --imported RUN: the weights of --imported, {source}_swinb.pth (other ways: --way tune, --way cached)"
             )
         assert "mevis train to step 3 of 4" in origin(tmp_path, {**TUNED, "settings": LOOP}, MEVIS_ROW, "mevis")
-    for record, width, said in (
+    for record, width, message in (
         (
             {"source": "mine.pth"},
             128,
@@ -263,7 +263,7 @@ def test_an_imported_run_says_what_it_was_trained_on(tmp_path: Path) -> None:
         ),
         ({"source": "mevis_swinb.pth"}, 24, "its Swin has 24 channels, .* 128 .*: its scores are not those of the row"),
     ):
-        with pytest.warns(UserWarning, match=said):
+        with pytest.warns(UserWarning, match=message):
             origin(tmp_path, record, MEVIS_ROW, "mevis", width)
 
 

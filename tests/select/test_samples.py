@@ -36,16 +36,16 @@ def write(folder: Path, tagger: str, settings: dict[str, object]) -> tuple[Path,
         folder / f"{tagger}-text.zarr",
         Card(kind="text", producer="hashed", channels=2, settings=settings, **shared),  # type: ignore[arg-type]
     )
-    said = (Expression(tagger, "0", "the dog is running", None),)
-    found = TrackSet(
+    expressions = (Expression(tagger, "0", "the dog is running", None),)
+    track_set = TrackSet(
         np.zeros((1, FRAMES, 2), np.float16), np.ones((1, FRAMES), np.float16), RleMasks.empty(1, FRAMES, SIZE),
         np.full(1, -1, np.int32), ("grid",), np.zeros(1, np.int32), np.zeros((1, 4), np.float32),
     )  # fmt: skip
     names = tuple(f"{t:05d}" for t in range(FRAMES))
-    write_tracks(tracks, TrackRecord(tagger, names, SIZE, said, found, None, None))
+    write_tracks(tracks, TrackRecord(tagger, names, SIZE, expressions, track_set, None, None))
     tags = TAGS.get(tagger, TAGS["hanta"])
     spoken = Words(np.ones((len(tags), 2), np.float16), np.array(SPANS, np.int32), tags)
-    write_text(words, TextRecord(tagger, said, (spoken,)))
+    write_text(words, TextRecord(tagger, expressions, (spoken,)))
     return tracks.path, words.path
 
 

@@ -171,19 +171,19 @@ def test_all_expressions_of_a_video_have_parts_or_none(caches: tuple[Path, Path]
 
 def test_validation_scores_the_masks_that_are_merged(caches: tuple[Path, Path], tmp_path: Path) -> None:
     """J&F of the epochs: of the identity that of the tracks; of swapped tracks that of `evaluate`."""
-    found = {}
+    valid_jf = {}
     for kind in (Plain, Identity, Swapped):
         values = {"epochs": 2, "batch": "video", "optim": {"lr": 1e-2}, "precision": "float32"}
         out = rs.train(
             *caches, selector=f"{__name__}:{kind.__name__}", valid_tracks=caches[0], valid_texts=caches[1],
             out=tmp_path / kind.__name__, **values,
         )  # fmt: skip
-        found[kind] = [json.loads(line)["valid/jf"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+        valid_jf[kind] = [json.loads(line)["valid/jf"] for line in (out / "metrics.jsonl").read_text().splitlines()]
         selections = rs.predict(out, *caches, out / "s.zarr")
         assert list(verify(selections)) == []
         scores = evaluate_selections(selections, [caches[0]])
-        assert scores["jf"] == pytest.approx(max(found[kind]), abs=1e-6)
-    assert found[Plain] == pytest.approx(found[Identity]) and found[Swapped] != pytest.approx(found[Identity])
+        assert scores["jf"] == pytest.approx(max(valid_jf[kind]), abs=1e-6)
+    assert valid_jf[Plain] == pytest.approx(valid_jf[Identity]) and valid_jf[Swapped] != pytest.approx(valid_jf[Identity])
 
 
 def test_the_contract_finds_queries_that_do_not_follow_their_tracks() -> None:

@@ -98,9 +98,9 @@ def test_expressions_of_different_sizes_in_one_batch(model: torch.nn.Module) -> 
             )
         )
     )  # fmt: skip
-    found = model(joint)
-    torch.testing.assert_close(found[:1], model(a), **CLOSE)
-    torch.testing.assert_close(found[1:, :3], model(b), **CLOSE)
+    logits = model(joint)
+    torch.testing.assert_close(logits[:1], model(a), **CLOSE)
+    torch.testing.assert_close(logits[1:, :3], model(b), **CLOSE)
     wanted = (model.loss(a)["loss"] + model.loss(b)["loss"]) / 2
     torch.testing.assert_close(model.loss(joint)["loss"], wanted, **CLOSE)
 
@@ -125,7 +125,7 @@ def test_expressions_of_a_video_together_equal_one_by_one(model: torch.nn.Module
     elif candidates == "one without":
         x.track_mask[2] = False
     model.zero_grad()
-    found, losses = model(x), model.loss(x)
+    logits, losses = model(x), model.loss(x)
     losses["loss"].backward()
     grouped = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
@@ -133,11 +133,11 @@ def test_expressions_of_a_video_together_equal_one_by_one(model: torch.nn.Module
     for i in range(4):
         one = single(x, i)
         if one.track_mask.shape[1]:
-            torch.testing.assert_close(found[i, x.track_mask[i]][None], model(one), **CLOSE)
+            torch.testing.assert_close(logits[i, x.track_mask[i]][None], model(one), **CLOSE)
             each = model.loss(one)
             (each["loss"] / 4).backward()
             totals = {k: totals[k] + each[k].item() / 4 for k in totals}
-    assert found.isfinite().all()
+    assert logits.isfinite().all()
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(totals, abs=1e-5)
     for ours, p in zip(grouped, model.parameters()):
         torch.testing.assert_close(ours, p.grad, atol=1e-4, rtol=1e-4)
@@ -208,7 +208,7 @@ def test_bfloat16_autocast_stays_near(model: torch.nn.Module) -> None:
     x = batch(3, shared=True)
     x.track_mask[1, 2] = False
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, losses = model(x), model.loss(x)
+        logits, losses = model(x), model.loss(x)
     exact = model(x)
-    assert found.dtype == losses["loss"].dtype == torch.float32
-    assert (found - exact).norm() < 0.05 * exact.norm()
+    assert logits.dtype == losses["loss"].dtype == torch.float32
+    assert (logits - exact).norm() < 0.05 * exact.norm()

@@ -122,10 +122,10 @@ def test_equals_the_plain_implementation(variant: str, kinds: str, n: int, t: in
     tokens, words = torch.randn(n, t, 12, generator=g), torch.randn(length, 32, generator=g)
     logits, objects = reference(state, c, tokens, words)
     with torch.no_grad():
-        found = model.align(one(tokens, words))
-    torch.testing.assert_close(found.logits[0], logits, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.objects[0], objects, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.anchor[0], words.mean(0), atol=1e-5, rtol=1e-5)
+        aligned = model.align(one(tokens, words))
+    torch.testing.assert_close(aligned.logits[0], logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(aligned.objects[0], objects, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(aligned.anchor[0], words.mean(0), atol=1e-5, rtol=1e-5)
 
 
 def test_the_paper_settings_have_its_size_and_names() -> None:
@@ -144,9 +144,9 @@ def released_names(c: SolaConfig) -> dict[str, tuple[int, ...]]:
 
 def test_official_weights_load_in_place_or_not_at_all() -> None:
     model, state = Sola(SMALL), released(SMALL)
-    held = model.negative_token.weight
+    weight = model.negative_token.weight
     model.load_official(state)
-    assert model.negative_token.weight is held
+    assert model.negative_token.weight is weight
     assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
     for spoil, words in (
         (lambda s: s.pop("negative_token.weight"), "missing 1 .negative_token.weight"),
@@ -170,10 +170,10 @@ def test_loss_joins_its_parts() -> None:
         model = Sola(c).eval()
         x = one(torch.randn(3, 9, 12), torch.randn(4, 32))
         x = Batch(x.tokens, x.frame_mask, x.track_mask, x.words, x.word_mask, torch.tensor([[1.0, 0.0, 0.0]]))
-        found, logits = model.loss(x), model(x)[0]
+        losses, logits = model.loss(x), model(x)[0]
         by_hand = (positive * F.softplus(-logits[0]) + F.softplus(logits[1]) + F.softplus(logits[2])) / 3
-        torch.testing.assert_close(found["bce"], by_hand)
-        torch.testing.assert_close(found["loss"], found["bce"] + 0.25 * found["align"])
+        torch.testing.assert_close(losses["bce"], by_hand)
+        torch.testing.assert_close(losses["loss"], losses["bce"] + 0.25 * losses["align"])
 
 
 def test_frames_must_come_first() -> None:

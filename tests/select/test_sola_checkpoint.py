@@ -86,8 +86,8 @@ def test_imported_tracks_are_trained_on_and_scored(work: Path, tmp_path: Path, c
     small = [w for s in ("epochs=2", "batch=video", "optim.lr=1e-3", "config.width=16", "config.layers=1") for w in ("--set", s)]
     status, output = run(capsys, "train", *words, *small, "--out", tmp_path / "run")
     assert status == 0 and "warning" not in output
-    made = ("--run", tmp_path / "run", *tracks, *text)
-    assert run(capsys, "predict", *made, "--out", tmp_path / "s.zarr") == (0, "")
+    arguments = ("--run", tmp_path / "run", *tracks, *text)
+    assert run(capsys, "predict", *arguments, "--out", tmp_path / "s.zarr") == (0, "")
     selections = ("--selections", tmp_path / "s.zarr", *tracks)
     assert run(capsys, "merge", *selections, "--top1", "--out", tmp_path / "png") == (0, "")
     where = ("--dataset", "mevis", "--root", work / "data", "--split", "valid_u")
@@ -108,27 +108,29 @@ def test_imported_tracks_are_trained_on_and_scored(work: Path, tmp_path: Path, c
 def test_a_checkpoint_scores_as_the_plain_implementation(work: Path, tmp_path: Path) -> None:
     """Selections of the imported run against tensors put through `test_sola`'s loops, expression by expression."""
     caches, texts = [work / "valid_u-grid.zarr", work / "valid_u-gdino.zarr"], [work / "valid_u-text.zarr"]
-    made = import_sola(work / "epoch_3.pth", tmp_path / "run", caches, texts)
+    imported = import_sola(work / "epoch_3.pth", tmp_path / "run", caches, texts)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # Random weights select nothing.
         warnings.filterwarnings("ignore", ".*every mask is empty")
-        found = SelectionCache(predict(made, caches, texts, tmp_path / "s.zarr"))
+        selection_cache = SelectionCache(predict(imported, caches, texts, tmp_path / "s.zarr"))
     state = released(CONFIG)
-    again = Sola.from_pretrained(str(made / "best"))
+    again = Sola.from_pretrained(str(imported / "best"))
     assert {name: tuple(value.shape) for name, value in again.state_dict().items()} == {
         n: tuple(v.shape) for n, v in state.items()
     }
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
     grid, boxes = (TrackCache(path) for path in caches)
     for video in VIDEOS:
-        held = grid.tokens(video), boxes.tokens(video), boxes.info(video).prompt
-        for i, (said, words) in enumerate(zip(found.selections(video), TextCache(texts[0]).words(video), strict=True)):
-            tokens = np.concatenate([held[0], held[1][held[2] == i]])
+        arrays = grid.tokens(video), boxes.tokens(video), boxes.info(video).prompt
+        for i, (selection, words) in enumerate(
+            zip(selection_cache.selections(video), TextCache(texts[0]).words(video), strict=True)
+        ):
+            tokens = np.concatenate([arrays[0], arrays[1][arrays[2] == i]])
             vectors = torch.from_numpy(words.vectors.astype(np.float32))
             logits, _ = reference(state, CONFIG, torch.from_numpy(tokens), vectors)
-            np.testing.assert_allclose(said.scores[said.candidates], torch.sigmoid(logits), atol=1e-5)
-            assert (said.scores[~said.candidates] == 0).all()
+            np.testing.assert_allclose(selection.scores[selection.candidates], torch.sigmoid(logits), atol=1e-5)
+            assert (selection.scores[~selection.candidates] == 0).all()
 
 
 def test_ask_answers_with_an_imported_run(
@@ -161,10 +163,10 @@ def test_another_trackers_masks_are_scored_like_the_same_masks_of_flow(work: Pat
         rows = {f"{k:03d}": [rle | {"counts": rle["counts"].decode()} for rle in masks.row(k)] for k in range(masks.shape[0])}
         (tmp_path / f"{video}.json").write_text(json.dumps(rows))
     assert not import_masks(tmp_path, "mevis", work / "data", "valid_u", tmp_path / "masks.zarr").failed
-    made = import_sola(work / "epoch_3.pth", tmp_path / "run", [tmp_path / "flow.zarr"], texts)
-    own = SelectionCache(predict(made, [tmp_path / "flow.zarr"], texts, tmp_path / "a.zarr"))
+    imported = import_sola(work / "epoch_3.pth", tmp_path / "run", [tmp_path / "flow.zarr"], texts)
+    own = SelectionCache(predict(imported, [tmp_path / "flow.zarr"], texts, tmp_path / "a.zarr"))
     with pytest.warns(UserWarning, match="settings.masks = 'imported'"):
-        other = SelectionCache(predict(made, [tmp_path / "masks.zarr"], texts, tmp_path / "b.zarr"))
+        other = SelectionCache(predict(imported, [tmp_path / "masks.zarr"], texts, tmp_path / "b.zarr"))
     for video in VIDEOS:
         for a, b in zip(own.selections(video), other.selections(video), strict=True):
             assert len(a.scores) > 1 and np.array_equal(a.scores, b.scores)
@@ -240,7 +242,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line(
 
 def test_a_run_takes_the_tracks_that_sola_was_made_for(work: Path, tmp_path: Path) -> None:
     """Whether they were imported from its files or extracted here; `ask` gets a tracker that it can run."""
-    made = import_sola(work / "epoch_3.pth", tmp_path / "run", texts=[work / "valid_u-text.zarr"])
+    imported = import_sola(work / "epoch_3.pth", tmp_path / "run", texts=[work / "valid_u-text.zarr"])
     record = TrackCache(work / "valid_u-grid.zarr").read("a")
     known: list[tuple[str, dict[str, Any]]] = [("sam2-grid", {}), ("sam2-grid", {"prompt_every": "half"}), ("sam2-box", {})]
     paths = [work / "valid_u-grid.zarr", work / "valid_u-gdino.zarr"]
@@ -261,17 +263,17 @@ def test_a_run_takes_the_tracks_that_sola_was_made_for(work: Path, tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for path in paths:
-            check_tokens(made, path)
+            check_tokens(imported, path)
     fewer = tracker_class("sam2-grid").Settings(max_tracks=9).model_dump(mode="json")
     other = card.model_copy(update={"producer": "sam2-grid", "settings": fewer})
     write_record(CacheWriter(tmp_path / "other.zarr", other), record)
     with pytest.warns(UserWarning, match=r"settings.max_tracks = 9, .* was trained with 64"):
-        check_tokens(made, tmp_path / "other.zarr")
+        check_tokens(imported, tmp_path / "other.zarr")
     flow = card.model_copy(update={"producer": "flow"})
     write_record(CacheWriter(tmp_path / "flow.zarr", flow), record)
     with pytest.raises(InputError, match="tokens of tracker flow, .* was trained with sam2-box, sam2-grid, sam2-gt, sola"):
-        check_tokens(made, tmp_path / "flow.zarr")
-    first = run_cards(made)["tracks"]
+        check_tokens(imported, tmp_path / "flow.zarr")
+    first = run_cards(imported)["tracks"]
     assert not first.training_only and build(tracker_class(first.producer).Settings, first.settings, "ask")
 
 
@@ -290,10 +292,12 @@ def test_words_of_solas_encoder_are_the_default(work: Path, tmp_path: Path, monk
         overrides = {"checkpoint": str(directory)}
         extract_text("mevis", work / "data", "valid_u", "roberta", tmp_path / f"{name}.zarr", overrides=overrides)
     torch.save(released(CONFIG.model_copy(update={"word_channels": 32})), tmp_path / "epoch_1.pth")
-    made = import_sola(tmp_path / "epoch_1.pth", tmp_path / "run")
-    assert SelectionCache(predict(made, [work / "valid_u-grid.zarr"], [tmp_path / "same.zarr"], tmp_path / "s.zarr")).video_ids()
+    imported = import_sola(tmp_path / "epoch_1.pth", tmp_path / "run")
+    assert SelectionCache(
+        predict(imported, [work / "valid_u-grid.zarr"], [tmp_path / "same.zarr"], tmp_path / "s.zarr")
+    ).video_ids()
     with pytest.raises(InputError, match=r"other.zarr: words with settings.checkpoint"):
-        predict(made, [work / "valid_u-grid.zarr"], [tmp_path / "other.zarr"], tmp_path / "o.zarr")
+        predict(imported, [work / "valid_u-grid.zarr"], [tmp_path / "other.zarr"], tmp_path / "o.zarr")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no --text was given, .*text checkpoint .* cannot be loaded"):
         import_sola(tmp_path / "epoch_1.pth", tmp_path / "again")

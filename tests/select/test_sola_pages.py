@@ -44,7 +44,7 @@ def called(monkeypatch: pytest.MonkeyPatch, page: click.Command, *words: object,
 
 def write_plain(root: Path, videos: list[str]) -> Path:
     """A yellow and a cyan square, in the layout of `plain`."""
-    said = {}
+    expressions = {}
     for video in videos:
         for folder in ("videos", "masks"):
             (root / folder / video).mkdir(parents=True)
@@ -54,8 +54,8 @@ def write_plain(root: Path, videos: list[str]) -> Path:
                 frame[top : top + 12, left : left + 12], mask[top : top + 12, left : left + 12] = colour, number
             cv2.imwrite(str(root / "videos" / video / f"{t:05d}.jpg"), frame)
             cv2.imwrite(str(root / "masks" / video / f"{t:05d}.png"), mask)
-        said[video] = [{"text": "yellow moving right", "objects": [1]}, {"text": "cyan moving left", "objects": [2]}]
-    (root / "expressions.json").write_text(json.dumps(said))
+        expressions[video] = [{"text": "yellow moving right", "objects": [1]}, {"text": "cyan moving left", "objects": [2]}]
+    (root / "expressions.json").write_text(json.dumps(expressions))
     return root
 
 
@@ -83,8 +83,8 @@ def test_mevis_and_plain_train_together_from_their_own_layouts(tmp_path: Path) -
     sets = json.loads((out / "settings.json").read_text())["sets"]
     assert {name: row["drawn"] for name, row in sets.items()} == {"mevis/train": 2, "mevis/train-mirror": 2, "plain/all": 4}
     for name in ("mevis/valid_u", "plain/all"):
-        said = predict(out, [caches[name][0]], [caches[name][1]], tmp_path / f"{name.replace('/', '-')}-s.zarr")
-        scores = benchmark_selections(said, [caches[name][0]], {})
+        selections = predict(out, [caches[name][0]], [caches[name][1]], tmp_path / f"{name.replace('/', '-')}-s.zarr")
+        scores = benchmark_selections(selections, [caches[name][0]], {})
         assert (scores["dataset"], scores["split"]) == tuple(name.split("/"))
         assert 0 <= scores["jf"] <= 1 and len(scores["expressions"]) == {"mevis/valid_u": 3, "plain/all": 4}[name]
 
@@ -95,17 +95,17 @@ def test_mevis_and_plain_train_together_from_their_own_layouts(tmp_path: Path) -
 def write_youtube(root: Path) -> Path:
     """Two videos to train on and two held out, with the squares of `write_plain`, and one of valid, in ReferFormer's layout."""
     names = [f"y{i}" for i in range(200)]
-    fit, held = [n for n in names if not is_held_out(n)][:2], [n for n in names if is_held_out(n)][:2]
-    write_plain(root / "plain", [*fit, *held, "hidden"])
-    for split, videos in (("train", [*fit, *held]), ("valid", ["hidden"])):
+    fit, held_out = [n for n in names if not is_held_out(n)][:2], [n for n in names if is_held_out(n)][:2]
+    write_plain(root / "plain", [*fit, *held_out, "hidden"])
+    for split, videos in (("train", [*fit, *held_out]), ("valid", ["hidden"])):
         shown, listed, meta = split == "train", {}, {}
         for video in videos:
             shutil.copytree(root / "plain/videos" / video, root / split / "JPEGImages" / video)
             frames = [f"{t:05d}" for t in range(5)]
-            said = {
+            expressions = {
                 str(i): {"exp": text, **({"obj_id": str(i + 1)} if shown else {})} for i, text in enumerate(("yellow", "cyan"))
             }
-            listed[video] = {"frames": frames, "expressions": said}
+            listed[video] = {"frames": frames, "expressions": expressions}
             if shown:
                 (root / "train/Annotations" / video).mkdir(parents=True)
                 for name in frames:
@@ -129,8 +129,8 @@ def test_the_page_of_the_joint_table_goes_from_both_layouts_to_scores_and_zips(
         write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, SAID)))
     (tmp_path / "mevis/valid/mask_dict.json").unlink()
     listed = json.loads((tmp_path / "mevis/valid/meta_expressions.json").read_text())
-    for said in listed["videos"]["h0"]["expressions"].values():
-        del said["anno_id"]
+    for expression in listed["videos"]["h0"]["expressions"].values():
+        del expression["anno_id"]
     (tmp_path / "mevis/valid/meta_expressions.json").write_text(json.dumps(listed))
     given = ("--mevis", tmp_path / "mevis", "--youtube", write_youtube(tmp_path / "youtube"), "--out", tmp_path / "out")
     called(monkeypatch, sola_joint, *given, "--set", "weights.mevis=2")
@@ -139,8 +139,8 @@ def test_the_page_of_the_joint_table_goes_from_both_layouts_to_scores_and_zips(
     sets = json.loads((tmp_path / "out/run/settings.json").read_text())["sets"]
     assert sets["mevis/train"] == {"weight": 2, "items": 6, "drawn": 12}
     assert sets["ref-youtube-vos/fit"] == {"weight": 1, "items": 4, "drawn": 4}
-    held = TrackSource([tmp_path / "out/cache/ref-youtube-vos/held_out/flow.zarr"]).video_ids()
-    for name, videos in (("mevis", {"u0"}), ("ref-youtube-vos", set(held))):
+    video_ids = TrackSource([tmp_path / "out/cache/ref-youtube-vos/held_out/flow.zarr"]).video_ids()
+    for name, videos in (("mevis", {"u0"}), ("ref-youtube-vos", set(video_ids))):
         scores = json.loads((tmp_path / f"out/metrics/{name}.json").read_text())
         assert {key.split("/")[0] for key in scores["expressions"]} == videos and scores["dataset"] == name
         assert (tmp_path / f"out/report/{name}/index.html").exists()
@@ -164,8 +164,8 @@ def write_davis(root: Path) -> Path:
     for video in videos:
         shutil.copytree(root / "plain/videos" / video, root / "valid/JPEGImages" / video)
         shutil.copytree(root / "plain/masks" / video, root / "valid/Annotations" / video)
-        said = {str(i): {"exp": text, "obj_id": str(i + 1)} for i, text in enumerate(("yellow", "cyan"))}
-        listed[video] = {"frames": [f"{t:05d}" for t in range(5)], "expressions": said}
+        expressions = {str(i): {"exp": text, "obj_id": str(i + 1)} for i, text in enumerate(("yellow", "cyan"))}
+        listed[video] = {"frames": [f"{t:05d}" for t in range(5)], "expressions": expressions}
     path = root / "meta_expressions/valid/meta_expressions.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"videos": listed}))
@@ -196,5 +196,5 @@ def test_the_page_of_the_zero_shot_table_scores_what_it_has_not_seen(
     given = ("--mevis", tmp_path / "nowhere", "--run", tmp_path / "out/run", *roots, "--out", tmp_path / "again")
     called(monkeypatch, sola_zero_shot, *given)
     assert not (tmp_path / "again/run").exists() and not (tmp_path / "again/cache/mevis").exists()
-    for name, held in scores.items():
-        assert json.loads((tmp_path / f"again/metrics/{name}.json").read_text()) == held
+    for name, expected in scores.items():
+        assert json.loads((tmp_path / f"again/metrics/{name}.json").read_text()) == expected

@@ -104,8 +104,8 @@ def test_a_video_that_one_of_the_joined_caches_lacks_is_left_out_and_said(tmp_pa
             out=tmp_path / "run2",
         )
     with pytest.warns(UserWarning, match=says):
-        said = predict(out, [caches[0], other], [caches[1]], tmp_path / "s.zarr")
-    assert SelectionCache(said).video_ids() == ("v0", "v1")
+        selections = predict(out, [caches[0], other], [caches[1]], tmp_path / "s.zarr")
+    assert SelectionCache(selections).video_ids() == ("v0", "v1")
     shard, _ = write(tmp_path / "shard", "train", ["v8"])
     with pytest.raises(InputError, match="lacks video v0"):
         TrackSource([caches[0], shard])
@@ -171,7 +171,7 @@ def test_videos_that_failed_are_said_and_recorded(tmp_path: Path, caches: tuple[
     assert "run the extraction again" in training and "\n" not in training
     assert validation.startswith(f"validation: 1 video failed in extraction, left out; first {caches[2]}, video w9: ")
     missing = json.loads((out / "settings.json").read_text())["missing"]
-    assert {what: sorted(held) for what, held in missing.items()} == {"training": ["v8", "v9"], "validation": ["w9"]}
+    assert {what: sorted(videos) for what, videos in missing.items()} == {"training": ["v8", "v9"], "validation": ["w9"]}
     assert "truncated" in missing["training"]["v9"]
     with pytest.warns(UserWarning, match="training: 2 videos failed") as told:
         train([caches[0]], [caches[1]], settings=settings(epochs=1), out=tmp_path / "own")

@@ -41,15 +41,17 @@ def write(
         noise = np.random.default_rng(number).normal(0, 0.05, (TRACKS, FRAMES, 8))
         tokens = (noise + np.eye(TRACKS, 8)[:, None]).astype(np.float16)
         named = [("a",), ("b",), ("c",), ()]
-        said = tuple(Expression(video, str(i), f"number {i}", None if hidden else targets) for i, targets in enumerate(named))
+        expressions = tuple(
+            Expression(video, str(i), f"number {i}", None if hidden else targets) for i, targets in enumerate(named)
+        )
         zeros = np.zeros(TRACKS, np.int32)
-        found = TrackSet(tokens, np.ones((TRACKS, FRAMES), np.float16), masks, zeros - 1, ("flow",) * TRACKS, zeros,
-                         np.zeros((TRACKS, 4), np.float32))  # fmt: skip
+        track_set = TrackSet(tokens, np.ones((TRACKS, FRAMES), np.float16), masks, zeros - 1, ("flow",) * TRACKS, zeros,
+                             np.zeros((TRACKS, 4), np.float32))  # fmt: skip
         answers = (None, None) if hidden else (truth, count_overlap(masks, truth))
         names = tuple(f"{t:05d}" for t in range(FRAMES))
-        write_tracks(track_writer, TrackRecord(video, names, SIZE, said, found, *answers))
+        write_tracks(track_writer, TrackRecord(video, names, SIZE, expressions, track_set, *answers))
         words = tuple(Words(np.eye(4, 8)[i : i + 1].astype(np.float16), np.zeros((1, 2), np.int32), ("",)) for i in range(4))
-        write_text(text_writer, TextRecord(video, said, words))
+        write_text(text_writer, TextRecord(video, expressions, words))
     return tracks, text
 
 

@@ -85,10 +85,10 @@ def batch(
 
 def overlap(tracks: int, objects: int, t: int, seed: int) -> Overlap:
     """Counts of random boolean masks of 30 pixels."""
-    found, truth = np.random.default_rng(seed).random((2, max(tracks, objects), t, 30)) < 0.5
-    found, truth = found[:tracks].astype(np.int32), truth[:objects].astype(np.int32)
-    inter = np.einsum("ntp,atp->nat", found, truth).astype(np.int32)
-    return Overlap(inter, found.sum(-1, dtype=np.int32), truth.sum(-1, dtype=np.int32), np.ones(t, bool))
+    predicted, truth = np.random.default_rng(seed).random((2, max(tracks, objects), t, 30)) < 0.5
+    predicted, truth = predicted[:tracks].astype(np.int32), truth[:objects].astype(np.int32)
+    inter = np.einsum("ntp,atp->nat", predicted, truth).astype(np.int32)
+    return Overlap(inter, predicted.sum(-1, dtype=np.int32), truth.sum(-1, dtype=np.int32), np.ones(t, bool))
 
 
 def single(x: Batch, i: int) -> Batch:

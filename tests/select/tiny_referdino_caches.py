@@ -51,9 +51,11 @@ def write_caches(folder: Path, fewer: bool = True, videos: dict[str, tuple[int, 
     for number, (video, (frames, queries)) in enumerate(videos.items()):
         expressions = tuple(Expression(video, str(i), words, tuple(ids.split())) for i, (words, ids) in enumerate(SENTENCES))
         counts = [queries - (fewer and i == 1) for i in range(len(expressions))]
-        found, truth = _tracks(np.random.default_rng(number), frames, counts)
+        track_set, truth = _tracks(np.random.default_rng(number), frames, counts)
         names = tuple(f"{t:05d}" for t in range(frames))
-        write_tracks(tracks, TrackRecord(video, names, SIZE, expressions, found, truth, count_overlap(found.masks, truth)))
+        write_tracks(
+            tracks, TrackRecord(video, names, SIZE, expressions, track_set, truth, count_overlap(track_set.masks, truth))
+        )
         words = tuple(Words(np.ones((1, 8), np.float16), np.array([[0, 3]], np.int32), ("NN1",)) for _ in expressions)
         write_text(text, TextRecord(video, expressions, words))
     return folder / "tracks.zarr", folder / "text.zarr"
@@ -87,5 +89,5 @@ def _tracks(rng: np.random.Generator, frames: int, counts: list[int]) -> tuple[T
     all_parts = {name: np.concatenate(values) for name, values in parts.items()}
     reference = rng.random((sum(counts), frames, 4)).astype(np.float32)
     features = {"reference": reference, "raw": all_parts["raw"], "words": all_parts["words"], "text": text}
-    found = TrackSet.from_masks(all_parts["tokens"], all_parts["masks"], prompt=all_parts["prompt"], features=features)
-    return found, GroundTruth(("0", "1"), RleMasks.from_dense(dense), np.arange(frames) < frames - 1)
+    track_set = TrackSet.from_masks(all_parts["tokens"], all_parts["masks"], prompt=all_parts["prompt"], features=features)
+    return track_set, GroundTruth(("0", "1"), RleMasks.from_dense(dense), np.arange(frames) < frames - 1)
