@@ -16,7 +16,7 @@ from rvos_cache.masks import RleMasks
 from rvos_select import cli as select_cli
 
 SIZE = (32, 48)
-SAID = {"0": ("the red square", [0]), "1": ("the blue square moving left", [1]), "2": ("a dog", [])}
+EXPRESSIONS = {"0": ("the red square", [0]), "1": ("the blue square moving left", [1]), "2": ("a dog", [])}
 ODD = {"0": ("the red square moves right and " * 84, [0]), "1": ("синий квадрат 蓝色方块 المربع الأزرق", [1])}
 Result = tuple[int, str]
 """Exit status, and stderr without progress lines."""

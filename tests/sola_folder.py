@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from odd_videos import SAID, SIZE, write_split
+from odd_videos import EXPRESSIONS, SIZE, write_split
 from pycocotools import mask as coco
 
 VIDEOS = {"a": 6, "b": 9}
-"""Video -> frames; its objects are 0 and 1 in a, 2 and 3 in b, and each has the expressions of SAID: red, blue, a dog."""
+"""Video -> frames; its objects are 0 and 1 in a, 2 and 3 in b, and each has the EXPRESSIONS of `odd_videos`: red, blue, a dog."""
 TRAIN = {"c": 5, "d": 7}
 """The same of the split train."""
 PROMPT_TYPES = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MASK", "gt": "GT MASK"}
@@ -20,7 +20,7 @@ PROMPT_TYPES = {"grid": "SAM2 AMG MASK", "gdino": "SAM2 AMG MASK", "gt": "GT MAS
 
 def write_data(root: Path, split: str = "valid_u") -> Path:
     """The videos under `root`, which is returned."""
-    write_split(root / split, {video: (frames, True, SAID) for video, frames in videos_of(split).items()})
+    write_split(root / split, {video: (frames, True, EXPRESSIONS) for video, frames in videos_of(split).items()})
     return root
 
 
@@ -73,7 +73,7 @@ def write_tracks(root: Path, kind: str, split: str = "valid_u", labels: bool = T
     """`sam2_tracks` under `root`, with the tracks of `kind`; returns the folder of the split."""
     base = root / "sam2_tracks" / f"{kind}_tracks" / "mevis" / split
     for number, video in enumerate(videos_of(split)):
-        for group in SAID if kind == "gdino" else ("",):
+        for group in EXPRESSIONS if kind == "gdino" else ("",):
             masklets, tokens = (base / name / video / group for name in ("sam2_masklets", "sam2_object_tokens"))
             masklets.mkdir(parents=True)
             tokens.mkdir(parents=True)

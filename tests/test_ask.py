@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import SAID, Result, call, write_split
+from odd_videos import EXPRESSIONS, Result, call, write_split
 from PIL import Image
 
 from rvos_cache.errors import InputError
@@ -44,7 +44,7 @@ def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained on two videos, t0 and t1."""
     out = tmp_path_factory.mktemp("work")
-    write_split(out / "data/train", dict.fromkeys(("t0", "t1"), (5, True, SAID)))
+    write_split(out / "data/train", dict.fromkeys(("t0", "t1"), (5, True, EXPRESSIONS)))
     location = ("--dataset", "mevis", "--root", out / "data", "--split", "train")
     with pytest.MonkeyPatch.context() as patch:
         assert call(patch, None, "extract", *location, "--out", out / "c.zarr")[0] == 0

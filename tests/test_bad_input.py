@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import ODD, SAID, Result, call, write_split
+from odd_videos import EXPRESSIONS, ODD, Result, call, write_split
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -41,9 +41,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, tracks and words of both splits, a trained run, selections and masks. In valid_u the video `empty` cannot be
     extracted, `flat` has no tracks, `one` has one frame, and `odd` has a sentence of 504 words and one in three scripts."""
     out = tmp_path_factory.mktemp("made")
-    write_split(out / "data/train", dict.fromkeys(("t0", "t1"), (5, True, SAID)))
-    empty = {**SAID, "3": (" \n ", [0])}
-    odd = {"odd": (5, True, ODD), "one": (1, True, SAID), "flat": (4, False, SAID), "empty": (3, True, empty)}
+    write_split(out / "data/train", dict.fromkeys(("t0", "t1"), (5, True, EXPRESSIONS)))
+    empty = {**EXPRESSIONS, "3": (" \n ", [0])}
+    odd = {"odd": (5, True, ODD), "one": (1, True, EXPRESSIONS), "flat": (4, False, EXPRESSIONS), "empty": (3, True, empty)}
     write_split(out / "data/valid_u", odd)
     with pytest.MonkeyPatch.context() as patch:
         for split in ("train", "valid_u"):

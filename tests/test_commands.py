@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from odd_videos import SAID, SIZE, call, write_split
+from odd_videos import EXPRESSIONS, SIZE, call, write_split
 from PIL import Image
 from rich.filesize import decimal
 
@@ -48,8 +48,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("commands")
     with pytest.MonkeyPatch.context() as patch:
         assert call(patch, None, "shapes", "--out", out / "data", "--videos", 2, "--seed", 4)[0] == 0
-        write_split(out / "small/train", dict.fromkeys(("t0", "t1"), (5, True, SAID)))
-        write_split(out / "small/valid_u", {"v0": (4, True, SAID)})
+        write_split(out / "small/train", dict.fromkeys(("t0", "t1"), (5, True, EXPRESSIONS)))
+        write_split(out / "small/valid_u", {"v0": (4, True, EXPRESSIONS)})
         split = ["--dataset", "mevis", "--root", out / "small", "--split", "train"]
         assert call(patch, None, "extract", *split, "--out", out / "train.zarr")[0] == 0
     return out
@@ -99,7 +99,7 @@ def test_extract_all_writes_tracks_and_words_of_every_split(work: Path, run: Run
         assert TrackCache(tmp_path / "caches" / split / "flow.zarr").video_ids() == videos
         text = TextCache(tmp_path / "caches" / split / "text-hashed.zarr")
         assert text.video_ids() == videos
-        assert [e.text for e in text.expressions(videos[0])] == [sentence for sentence, _ in SAID.values()]
+        assert [e.text for e in text.expressions(videos[0])] == [sentence for sentence, _ in EXPRESSIONS.values()]
 
 
 def test_plan_counts_the_split_and_writes_nothing(work: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,9 @@ def test_words_alone_on_a_cache_of_flow(work: Path, tmp_path: Path) -> None:
 def test_images_and_odd_sentences(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T = 1, one word, no verb, no word at all, more pieces than BEiT-3 reads; trained on and predicted."""
     sentences = ("box", "the left one", "?!", "the box that is running " * 30, "running")
-    monkeypatch.setattr(test_refcoco, "SAID", [(n, k, text) for (n, k, _), text in zip(test_refcoco.SAID, sentences)])
+    monkeypatch.setattr(
+        test_refcoco, "EXPRESSIONS", [(n, k, text) for (n, k, _), text in zip(test_refcoco.EXPRESSIONS, sentences)]
+    )
     test_refcoco.write_refcoco(tmp_path / "data")
     words = ["--tracker", "dvis", "--set", f"checkpoint={work / 'dvis'}", *sets(TRACKER)]
     words += ["--encoder", "beit3", "--text-set", f"checkpoint={work / 'beit3'}"]

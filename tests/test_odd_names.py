@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_videos import SAID, Result, call, write_split
+from odd_videos import EXPRESSIONS, Result, call, write_split
 from PIL import Image
 
 from rvos_cache.cli import cli as cache_cli
@@ -58,7 +58,7 @@ def program(*arguments: object, encoding: str = "utf-8") -> tuple[int, str, str]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A split and a run trained on it."""
     out = tmp_path_factory.mktemp("named")
-    write_split(out / "data/train", dict.fromkeys(("t0", "t1"), (4, True, SAID)))
+    write_split(out / "data/train", dict.fromkeys(("t0", "t1"), (4, True, EXPRESSIONS)))
     split = ("--dataset", "mevis", "--root", out / "data", "--split", "train")
     with pytest.MonkeyPatch.context() as patch:
         assert call(patch, None, "extract", *split, "--out", out / "c.zarr")[0] == 0
@@ -112,7 +112,7 @@ def test_a_video_whose_name_is_no_text_stops_no_other(tmp_path: Path) -> None:
 
 
 def test_a_track_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
-    write_split(tmp_path / "d/train", {"v": (1, True, SAID)})
+    write_split(tmp_path / "d/train", {"v": (1, True, EXPRESSIONS)})
     (tmp_path / "tracks/v" / BYTES).mkdir(parents=True)
     Image.new("L", (48, 32)).save(tmp_path / "tracks/v" / BYTES / "00000.png")
     split = ("--dataset", "mevis", "--root", tmp_path / "d", "--split", "train")
@@ -123,7 +123,7 @@ def test_a_track_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("encoding", "shown"), [("utf-8", r"蓝caf\udce9"), ("ascii", "蓝caf?"), ("latin-1", r"\u84ddcaf\udce9")])
 def test_what_the_terminal_cannot_show_is_escaped(tmp_path: Path, encoding: str, shown: str) -> None:
     """Faults go to stdout, whose own treatment of such letters is an exception."""
-    write_split(tmp_path / f"蓝{BYTES}/train", {"v": (1, True, SAID)})
+    write_split(tmp_path / f"蓝{BYTES}/train", {"v": (1, True, EXPRESSIONS)})
     (tmp_path / f"蓝{BYTES}/train/JPEGImages/v/00000.jpg").write_bytes(b"x")
     root = tmp_path / f"蓝{BYTES}"
     code, stdout, stderr = program("check", "--dataset", "mevis", "--root", root, "--split", "train", encoding=encoding)

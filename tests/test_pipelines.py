@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 from pipelines.sola_mevis import sola_mevis
 from pipelines.sola_shapes import demo
@@ -45,9 +45,9 @@ def test_the_demo_on_a_few_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_sola_mevis_on_a_tiny_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    write_split(tmp_path / "mevis/train", dict.fromkeys(("t0", "t1"), (5, True, SAID)))
-    write_split(tmp_path / "mevis/valid_u", {"v0": (4, True, SAID)})
-    write_split(tmp_path / "mevis/valid", {"h0": (4, True, SAID)})
+    write_split(tmp_path / "mevis/train", dict.fromkeys(("t0", "t1"), (5, True, EXPRESSIONS)))
+    write_split(tmp_path / "mevis/valid_u", {"v0": (4, True, EXPRESSIONS)})
+    write_split(tmp_path / "mevis/valid", {"h0": (4, True, EXPRESSIONS)})
     (tmp_path / "mevis/valid/mask_dict.json").unlink()
     small = ["epochs=1", "config.width=16", "config.heads=2", "config.layers=1", "config.negatives=2"]
     sets = [word for value in small for word in ("--set", value)]
@@ -65,6 +65,6 @@ def test_sola_mevis_on_a_tiny_split(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         *sets,
     )
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert 0 <= metrics["jf"] <= 1 and len(metrics["expressions"]) == len(SAID)
+    assert 0 <= metrics["jf"] <= 1 and len(metrics["expressions"]) == len(EXPRESSIONS)
     assert (tmp_path / "out/mevis_valid.zip").is_file() and (tmp_path / "out/report/index.html").is_file()
     assert "the paper: mevis/valid J&F" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 from pipelines.__main__ import pipelines, show_record, verdict
 from pipelines.rows import results
@@ -79,10 +79,10 @@ def test_options_that_name_nothing_end_before_anything_runs(words: tuple[object,
 
 
 def test_what_is_missing_is_named_with_its_place_and_option(tmp_path: Path) -> None:
-    write_split(tmp_path / "train", {"t0": (2, True, SAID)})
+    write_split(tmp_path / "train", {"t0": (2, True, EXPRESSIONS)})
     with pytest.raises(InputError, match=r"needs mevis/valid_u, expected at .*; get it: https.*; or give --root mevis=FOLDER"):
         call("run", ROW, "--root", f"mevis={tmp_path}")
-    write_split(tmp_path / "valid_u", {"u0": (2, True, SAID)})
+    write_split(tmp_path / "valid_u", {"u0": (2, True, EXPRESSIONS)})
     with pytest.raises(
         InputError,
         match=r"needs sam2, expected at /nowhere/x; get it: https://huggingface.co/facebook.* or give --weights sam2=PLACE",

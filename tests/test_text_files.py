@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 from rvos_cache.datasets import open_dataset
 from rvos_cache.datasets.a2d_sentences import _csv
@@ -25,7 +25,7 @@ SCORES = {"j": 0.5, "f": 0.5, "jf": 0.5, "expressions": {f"{SENTENCE}/0": {"j": 
 
 
 def of_mevis(path: Path) -> object:
-    write_split(path.parent / "train", {"v": (1, True, SAID)})
+    write_split(path.parent / "train", {"v": (1, True, EXPRESSIONS)})
     (path.parent / "train/meta_expressions.json").write_bytes(path.read_bytes())
     return [e.text for e in open_dataset("mevis", path.parent, "train").expressions("v")]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import SAID, Result, call, write_split
+from odd_videos import EXPRESSIONS, Result, call, write_split
 from scipy import ndimage, stats
 
 from rvos_cache.corruptions import CORRUPTIONS, corrupt_video, impulse_noise, motion_blur, parse_corruption
@@ -214,7 +214,7 @@ def test_another_name_or_severity_is_one_line(corruption: str) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corrupt")
     (folder / "train").mkdir()
-    write_split(folder / "train", dict.fromkeys(("a", "b"), (5, True, SAID)))
+    write_split(folder / "train", dict.fromkeys(("a", "b"), (5, True, EXPRESSIONS)))
     return folder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from odd_videos import SAID, call, write_split
+from odd_videos import EXPRESSIONS, call, write_split
 
 from rvos_cache.errors import InputError
 from rvos_cache.exchange.relabel import relabel
@@ -122,7 +122,7 @@ def test_answers_have_one_digest_in_any_order_of_objects_and_sentences(pixels: n
 @pytest.fixture
 def split(tmp_path: Path) -> tuple[Path, Path]:
     """Two videos in MeViS's layout, and the path of a cache of them."""
-    write_split(tmp_path / "data/train", dict.fromkeys(("t0", "t1"), (3, True, SAID)))
+    write_split(tmp_path / "data/train", dict.fromkeys(("t0", "t1"), (3, True, EXPRESSIONS)))
     return tmp_path / "data", tmp_path / "c.zarr"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import SAID, Result, call
+from odd_videos import EXPRESSIONS, Result, call
 from pycocotools import mask as coco
 from sola_folder import PROMPT_TYPES, VIDEOS, ratios, tokens_of, tracks_of, truth, write_data, write_tracks
 from test_dataset_contract import SAMPLES
@@ -51,7 +51,7 @@ def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def track_keys(video: str, kind: str) -> list[tuple[str, int]]:
     """Expression ("" for none) and anno_id of each track, in the order that SOLA's loader takes: by file name."""
-    groups = list(SAID) if kind == "gdino" else [""]
+    groups = list(EXPRESSIONS) if kind == "gdino" else [""]
     return [(group, anno_id) for group in groups for anno_id in sorted(tracks_of(video, group))]
 
 
@@ -70,7 +70,7 @@ def test_masks_tokens_and_counts_are_those_of_the_files(work: Path, kind: str) -
         assert np.array_equal(tracks.tokens, np.stack([tokens_of(video, *key) for key in keys]))
         assert np.array_equal(tracks.presence, dense.any((2, 3)))
         assert set(tracks.origin) == {{"grid": "grid", "gdino": "box", "gt": "gt"}[kind]}
-        assert tracks.prompt.tolist() == [list(SAID).index(group) if group else VIDEO for group, _ in keys]
+        assert tracks.prompt.tolist() == [list(EXPRESSIONS).index(group) if group else VIDEO for group, _ in keys]
         assert overlap is not None
         assert np.array_equal(overlap.inter, (dense[:, None] & truth(video)).sum((3, 4)))
         assert np.array_equal(overlap.area, dense.sum((2, 3)))
@@ -80,7 +80,7 @@ def test_tracks_of_a_sentence_are_candidates_of_no_other(work: Path) -> None:
     source = TrackSource([work / "grid.zarr", work / "gdino.zarr"])
     info = source.info("a")
     shared, per_expression = len(tracks_of("a")), len(tracks_of("a", "0"))
-    allowed = {e: np.flatnonzero(candidates(info, e)).tolist() for e in SAID}
+    allowed = {e: np.flatnonzero(candidates(info, e)).tolist() for e in EXPRESSIONS}
     all_shared = list(range(shared))
     assert allowed["0"] == all_shared + list(range(shared, shared + per_expression))
     assert allowed["1"] == all_shared + list(range(shared + per_expression, shared + 2 * per_expression))
@@ -182,7 +182,7 @@ def test_tracks_from_elsewhere_are_read_as_solas_loader_reads_them(work: Path, t
         (base,) = export_sola(tmp_path / "c.zarr", tmp_path)
     assert base == tmp_path / "sam2_tracks/gdino_tracks/mevis/valid_u"
     for number, video in enumerate(VIDEOS):
-        for group in SAID:
+        for group in EXPRESSIONS:
             for index, (path, anno_id) in enumerate(
                 zip(sorted((base / "sam2_masklets" / video / group).iterdir()), sorted(tracks_of(video, group)), strict=True)
             ):

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import SAID, Result, call
+from odd_videos import EXPRESSIONS as VIDEO_EXPRESSIONS
+from odd_videos import Result, call
 from sola_folder import VIDEOS, write_data, write_tracks
 
 from rvos_cache.errors import InputError
@@ -111,7 +112,7 @@ EXPRESSIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an expression that was not tracked": (lambda a: shutil.rmtree(a / "2"), "expression 2 was never tracked"),
     "tracks of the video": (lambda a: shutil.copy(a / "0/00007.json", a / "00007.json"), "belongs to no expression"),
     "tracks of the video alone": (
-        lambda a: [(a / "00007.json").write_text("{}"), *(shutil.rmtree(a / e) for e in SAID)],
+        lambda a: [(a / "00007.json").write_text("{}"), *(shutil.rmtree(a / e) for e in VIDEO_EXPRESSIONS)],
         "read with --tracks grid",
     ),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 from PIL import Image
 from tiny_clip import write_hub_clip, write_tiny_clip
 
@@ -43,7 +43,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Moving shapes, and `flow` tracks of the three videos of train."""
     out = tmp_path_factory.mktemp("data")
-    write_split(out / "shapes/train", dict.fromkeys(("t0", "t1", "t2"), (5, True, SAID)))
+    write_split(out / "shapes/train", dict.fromkeys(("t0", "t1", "t2"), (5, True, EXPRESSIONS)))
     extract("mevis", out / "shapes", "train", "flow", out / "flow.zarr")
     return out
 

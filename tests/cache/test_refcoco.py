@@ -27,7 +27,7 @@ NAME = "COCO_train2014_{:012d}"
 ONE, TWO = NAME.format(1), NAME.format(2)
 BOXES = {11: (4, 6, 20, 12), 12: (30, 20, 16, 14), 21: (10, 5, 24, 30)}
 """Object -> x, y, width, height; 11 and 12 are in the first image."""
-SAID = [(1, 11, "the left box"), (1, 11, "a flat box"), (2, 21, "the box"), (1, 12, "right box"), (2, 21, "Box")]
+EXPRESSIONS = [(1, 11, "the left box"), (1, 11, "a flat box"), (2, 21, "the box"), (1, 12, "right box"), (2, 21, "Box")]
 """Image, object, sentence; the sentences of an object are not consecutive."""
 
 
@@ -59,7 +59,7 @@ def write_refcoco(root: Path, name: str = "refcoco", splits: tuple[str, ...] = (
                 frame[pixels(number)] = (250, 20 * (number % 10), 120 * image)
         Image.fromarray(frame).save(root / "train2014" / f"{NAME.format(image)}.jpg", quality=95)
     images, annotations = [], []
-    for n, (image, number, text) in enumerate(SAID, 1):
+    for n, (image, number, text) in enumerate(EXPRESSIONS, 1):
         of = {"file_name": f"{NAME.format(image)}.jpg", "height": SIZE[0], "width": SIZE[1], "original_id": image}
         images.append(of | {"id": n, "caption": text, "dataset_name": name})
         box = {"bbox": list(BOXES[number]), "segmentation": segmentation(number), "area": 1.0, "iscrowd": 0, "category_id": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 from PIL import Image
 
 import rvos_cache as rc
@@ -39,7 +39,7 @@ def extract(root: Path, out: Path) -> None:
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data with its caches, a run, and its selections; other: the same videos with other sentences and answers."""
     out = tmp_path_factory.mktemp("identity")
-    for name, sentences in (("data", SAID), ("other", OTHER)):
+    for name, sentences in (("data", EXPRESSIONS), ("other", OTHER)):
         write_split(out / name / "train", dict.fromkeys(("t0", "t1", "t2"), (4, True, sentences)))
         write_split(out / name / "valid_u", dict.fromkeys(("v0", "v1"), (4, True, sentences)))
     extract(out / "data", out / "cache")
@@ -85,7 +85,7 @@ def test_words_of_other_sentences_are_refused(work: Path) -> None:
 
 def test_words_of_another_split_may_not_add_sentences(work: Path) -> None:
     """Sentences that were added to a split since its extraction may select all its tracks."""
-    added = {**SAID, "7": ("another one", [0])}
+    added = {**EXPRESSIONS, "7": ("another one", [0])}
     for split in ("valid_u", "elsewhere"):
         write_split(work / "added" / split, dict.fromkeys(("v0", "v1"), (4, True, added)))
         rc.extract_text("mevis", work / "added", split, "hashed", work / f"{split}.zarr")
@@ -114,7 +114,7 @@ def test_selections_are_not_continued_with_other_words(work: Path) -> None:
     shutil.rmtree(work / WORDS / "videos/v0")
     changed = words.caches[0].folder("v1").attributes
     assert changed["video"] == "v1"
-    added = {**SAID, "7": ("another one", [0])}
+    added = {**EXPRESSIONS, "7": ("another one", [0])}
     shutil.rmtree(work / "data/valid_u")
     write_split(work / "data/valid_u", dict.fromkeys(("v0", "v1"), (4, True, added)))
     shutil.rmtree(work / WORDS)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 from safetensors.torch import load_file
 from tiny_clip import write_hub_clip, write_tiny_clip
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ SIZES = {"short_side": 64}
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """shapes; `flow` tracks of valid_u, pooled and with words by a ConvNeXt's CLIP (clip, c) and by a CLIPModel (hub, h)."""
     out = tmp_path_factory.mktemp("zero-shot")
-    write_split(out / f"shapes/{SPLIT}", dict.fromkeys(("v0", "v1"), (5, True, SAID)))
+    write_split(out / f"shapes/{SPLIT}", dict.fromkeys(("v0", "v1"), (5, True, EXPRESSIONS)))
     write_tiny_clip(out / "clip")
     write_hub_clip(out / "hub", load_tokenizer(str(out / "clip")))
     extract("mevis", out / "shapes", SPLIT, "flow", out / "flow.zarr")

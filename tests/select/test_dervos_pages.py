@@ -44,7 +44,7 @@ from rvos_select.selectors.dervos.config import DervosConfig
 from rvos_select.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 PAGES = PAPER.parents[1]
 ROWS = all_rows()
@@ -236,7 +236,7 @@ def test_settings_that_do_not_fit_are_refused_before_the_extraction(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("train", "valid_u"):
-        write_split(tmp_path / "data" / split, {f"{split}0": (4, True, SAID)})
+        write_split(tmp_path / "data" / split, {f"{split}0": (4, True, EXPRESSIONS)})
     dvis, beit3 = tiny_dvis.write_checkpoint(tmp_path / "dvis"), write_tiny_beit3(tmp_path / "beit3")
     own = [*words_of("--tracker-set", tiny_dvis.SMALL), *words_of("--frames-set", {"square": 64}), *words_of("--set", SMALL)]
     given = ["--root", tmp_path / "data", "--dvis", dvis, "--beit3", beit3, "--out", tmp_path / "out"]
@@ -252,7 +252,7 @@ def test_from_frames_to_scores_and_zip(
 ) -> None:
     root = tmp_path / "data"
     for split, videos in (("train", ("t0",)), ("valid_u", ("u0",)), ("valid", ("v0",))):
-        write_split(root / split, dict.fromkeys(videos, (5, True, SAID)))
+        write_split(root / split, dict.fromkeys(videos, (5, True, EXPRESSIONS)))
     hide(root / "valid")
     dvis, beit3 = tiny_dvis.write_checkpoint(tmp_path / "dvis"), write_tiny_beit3(tmp_path / "beit3")
     given = ["--root", root, "--dvis", dvis, "--beit3", beit3, "--out", tmp_path / "out"]
@@ -267,9 +267,9 @@ def test_from_frames_to_scores_and_zip(
     settings = json.loads((row / "run/settings.json").read_text())
     config = settings["resolved"]["config"]
     assert (config["mgis"], config["side"], config["resample"], config["map_channels"]) == (False, 64, "bicubic", 32)
-    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
+    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(EXPRESSIONS)
     names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
-    assert len([name for name in names if name.endswith(".png")]) == 5 * len(SAID)
+    assert len([name for name in names if name.endswith(".png")]) == 5 * len(EXPRESSIONS)
     first = (row / "run/last/model.safetensors").stat().st_mtime_ns
     run_page(monkeypatch, dervos_mevis, *given, "--row", "table_5.cfma")
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == first
@@ -283,7 +283,7 @@ def test_from_frames_to_scores_and_zip(
 def test_the_row_of_vita(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "data"
     for split in ("train", "valid_u"):
-        write_split(root / split, {f"{split}0": (4, True, SAID)})
+        write_split(root / split, {f"{split}0": (4, True, EXPRESSIONS)})
     vita, beit3 = tiny_vita.write_checkpoint(tmp_path / "vita"), write_tiny_beit3(tmp_path / "beit3")
     monkeypatch.setattr(tiny_dvis, "SMALL", {**tiny_vita.SMALL, "max_tracks": 4, "pool": 4})
     given = ["--root", root, "--vita", vita, "--beit3", beit3, "--out", tmp_path / "out"]
@@ -304,11 +304,11 @@ def test_rows_of_other_models(
 ) -> None:
     root = tmp_path / "data"
     for split in ("train", "valid_u"):
-        write_split(root / split, {f"{split}0": (4, True, SAID)})
+        write_split(root / split, {f"{split}0": (4, True, EXPRESSIONS)})
     (tmp_path / "words").mkdir()
     checkpoints = {
         "dvis": tiny_dvis.write_checkpoint(tmp_path / "dvis"), "beit3": write_tiny_beit3(tmp_path / "beit3"),
-        "bert": tiny_roberta(tmp_path / "words", list(SAID)),
+        "bert": tiny_roberta(tmp_path / "words", list(EXPRESSIONS)),
     }  # fmt: skip
     if row.endswith("mask2former"):
         checkpoints["mask2former"] = checkpoints.pop("dvis")

@@ -29,7 +29,7 @@ from rvos_select.selectors.dmvs.config import DmvsConfig
 from rvos_select.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 PAPER = Path(page.__file__).parent / "papers/dmvs.toml"
 ROWS = {name: row for name, row in read_paper(PAPER).rows() if not row.reason and "table_2" not in name}
@@ -74,7 +74,7 @@ def test_from_frames_to_scores_and_zip(
 ) -> None:
     root = tmp_path / "data"
     for split, videos in (("train", ("t0",)), ("valid_u", ("u0",)), ("valid", ("v0",))):
-        write_split(root / split, dict.fromkeys(videos, (5, True, SAID)))
+        write_split(root / split, dict.fromkeys(videos, (5, True, EXPRESSIONS)))
     hide(root / "valid")
     vita = write_checkpoint(tmp_path / "vita")
     tracker = [word for k, v in {**SMALL, "max_tracks": 4}.items() for word in ("--tracker-set", f"{k}={v}")]
@@ -92,9 +92,9 @@ def test_from_frames_to_scores_and_zip(
     row = tmp_path / "out/table_5.text"
     settings = json.loads((row / "run/settings.json").read_text())
     assert settings["resolved"]["config"]["init"] == "text" and settings["settings"]["optim"]["decay_all"] is False
-    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
+    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(EXPRESSIONS)
     names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
-    assert len([name for name in names if name.endswith(".png")]) == 5 * len(SAID)
+    assert len([name for name in names if name.endswith(".png")]) == 5 * len(EXPRESSIONS)
     first = {path: path.stat().st_mtime_ns for path in (row / "run").rglob("*") if path.is_file()}
     page.dmvs_mevis(standalone_mode=False)
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == first[row / "run/last/model.safetensors"]

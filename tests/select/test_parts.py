@@ -12,7 +12,7 @@ import davis_fixtures as davis
 import numpy as np
 import pytest
 from chain import EXPRESSIONS, NAMES, SIZE, WEIGHTS, write_cache, write_run, write_split
-from odd_videos import SAID
+from odd_videos import EXPRESSIONS as VIDEO_EXPRESSIONS
 from odd_videos import SIZE as VIDEO_SIZE
 from odd_videos import write_split as write_videos
 from test_dataset_contract import SAMPLES
@@ -219,7 +219,7 @@ def test_a_selector_that_follows_tokens_from_training_to_ask(tmp_path: Path, mon
     """The README's example with every command: where tracks keep their tokens, its queries keep their tracks."""
     shutil.copy(Path(__file__).parents[1] / "examples/follow_selector.py", tmp_path)
     monkeypatch.chdir(tmp_path)
-    write_videos(tmp_path / "data/train", dict.fromkeys(("t0", "t1"), (5, True, SAID)))
+    write_videos(tmp_path / "data/train", dict.fromkeys(("t0", "t1"), (5, True, VIDEO_EXPRESSIONS)))
     rc.extract("mevis", "data", "train", "flow", "c.zarr")
     rc.extract_text("mevis", "data", "train", "hashed", "t.zarr")
     name = "follow_selector:FollowSelector"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 from queries_tracker import CHANNELS, QUERIES, TEXT, RawOrder, length, texts_of, vectors
 
 import rvos_cache as rc
@@ -30,7 +30,11 @@ from rvos_select.selectors import SelectorConfig
 
 TRACKER, SELECTOR = "queries_tracker:QueriesTracker", "queries_tracker:QueriesSelector"
 REQUIRES = ("features.reference", "features.raw", "features.words", "frames.text")
-VIDEOS = {"t0": (5, True, SAID), "t1": (3, True, {"0": SAID["1"]}), "t2": (4, True, {k: SAID[k] for k in ("2", "0")})}
+VIDEOS = {
+    "t0": (5, True, EXPRESSIONS),
+    "t1": (3, True, {"0": EXPRESSIONS["1"]}),
+    "t2": (4, True, {k: EXPRESSIONS[k] for k in ("2", "0")}),
+}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from rvos_select.exchange.import_referdino import import_referdino
 from rvos_select.runs.checkpoint import load_selector
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 ROWS = all_rows()
 
@@ -89,7 +89,7 @@ def test_a_row_tunes_its_upstream_first(
 ) -> None:
     root, out = tmp_path / "data", tmp_path / "out"
     for split in ("train", "valid_u"):
-        write_split(root / split, {split: (3, True, SAID)})
+        write_split(root / split, {split: (3, True, EXPRESSIONS)})
     tuning = [word for name, value in TUNING.items() for word in ("--tune-set", f"{name}={value}")]
     words = ("--root", root, "--out", out, "--row", row, *tuning, "--tracker-set", "short_side=32")
     words = (*words, "--upstream", tiny_grounding_dino(tmp_path / "tiny"))
@@ -120,7 +120,7 @@ def test_grounded_sam2_selects_every_track(
     words = (*words, *[word for pair in ("box_threshold=0", "stability=0", "same_iou=1") for word in ("--tracker-set", pair)])
     root, out = tmp_path / "data", tmp_path / "out"
     for split in ("train", "valid_u"):
-        write_split(root / split, {split: (3, True, SAID)})
+        write_split(root / split, {split: (3, True, EXPRESSIONS)})
     row = ("--row", "table_2.grounded_sam2_t")
     called(monkeypatch, referdino_mevis.referdino_mevis, "--root", root, "--out", out, *row, *words)
     assert "the paper: mevis/valid J&F 37.4, J 31.0, F 43.7" in capsys.readouterr().out

@@ -36,7 +36,7 @@ from rvos_select.selectors.referdino import ReferDinoConfig
 from rvos_select.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 PAGES = PAPER.parents[1]
 ROWS = all_rows()
@@ -307,7 +307,7 @@ def test_an_imported_run_without_its_upstream_is_one_line(tmp_path: Path, monkey
 
 def test_a_wrong_checkpoint_names_the_page_s_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "valid_u"):
-        write_split(tmp_path / "data" / split, {split: (3, True, SAID)})
+        write_split(tmp_path / "data" / split, {split: (3, True, EXPRESSIONS)})
     words = ("--root", tmp_path / "data", "--out", tmp_path / "out", "--upstream", tmp_path / "gone")
     for way in ("cached", "tune"):
         with pytest.raises(InputError, match="GroundingDINO checkpoint .* --upstream FOLDER") as fault:
@@ -345,7 +345,7 @@ def test_from_frames_to_scores_and_zip(
 ) -> None:
     root, upstream = tmp_path / "data", tiny_grounding_dino(tmp_path / "tiny")
     for split, videos in (("train", ("t0",)), ("valid_u", ("u0",)), ("valid", ("v0",))):
-        write_split(root / split, dict.fromkeys(videos, (4, True, SAID)))
+        write_split(root / split, dict.fromkeys(videos, (4, True, EXPRESSIONS)))
     hide(root / "valid")
     page, out = referdino_mevis.referdino_mevis, tmp_path / "out"
     words = ("--root", root, "--out", out, "--upstream", upstream, *TRACKER, *words_of(SMALL))
@@ -359,10 +359,10 @@ def test_from_frames_to_scores_and_zip(
     assert "the paper," not in page_text and "words of hashed" not in page_text
     record = json.loads((row / "run/settings.json").read_text())
     assert record["resolved"]["config"]["token_channels"] == 64 and record["resolved"]["config"]["tracker"] == "cached"
-    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
+    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(EXPRESSIONS)
     assert read_card(out / "cache/tiny/valid/gdino-queries.zarr").settings["masks"] == "box"
     names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
-    assert len([name for name in names if name.endswith(".png")]) == 4 * len(SAID)
+    assert len([name for name in names if name.endswith(".png")]) == 4 * len(EXPRESSIONS)
     # What training would refuse is refused before another upstream's tracks are extracted.
     other = tiny_grounding_dino(tmp_path / "other", seed=1)
     for change, reason in (
@@ -407,7 +407,7 @@ def test_a_row_that_is_tuned_further_goes_on(
     """An upstream of more steps has caches, selections and masks of its own; metrics and zip are those of the last."""
     root, out, upstream = tmp_path / "data", tmp_path / "out", tiny_grounding_dino(tmp_path / "tiny")
     for split in ("train", "valid_u", "valid"):
-        write_split(root / split, {split: (4, True, SAID)})
+        write_split(root / split, {split: (4, True, EXPRESSIONS)})
     hide(root / "valid")
     words = ("--root", root, "--out", out, "--upstream", upstream, "--tracker-set", "short_side=32")
     zips = []
@@ -427,7 +427,7 @@ def test_released_weights_predict_without_training(
 ) -> None:
     root, run, out = tmp_path / "data", tmp_path / "run", tmp_path / "out"
     for split in ("train", "valid_u"):
-        write_split(root / split, {split: (3, True, SAID)})
+        write_split(root / split, {split: (3, True, EXPRESSIONS)})
     import_referdino(shared_released(), str(shared_grounding()), run)
     words = ("--root", root, "--out", out, "--imported", run, "--tracker-set", "short_side=32", "--tracker-set", "keep_ratio=0.4")
     with pytest.warns(UserWarning, match=r"tracks with settings.keep_ratio = 0.4"):
@@ -440,7 +440,7 @@ def test_released_weights_predict_without_training(
     assert "<td>the paper, mevis/valid</td><td>49.3</td><td>44.7</td><td>53.9</td>" in (row / "report/index.html").read_text(
         "utf-8"
     )
-    assert not (row / "run").exists() and len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
+    assert not (row / "run").exists() and len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(EXPRESSIONS)
 
 
 OPEN = (

@@ -34,10 +34,10 @@ from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
 from rvos_select.training.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 CONFIG = {"hidden": 24, "temporal_layers": 1}
-SENTENCES = {**SAID, "3": ("the red square and the blue square", [0, 1])}
+SENTENCES = {**EXPRESSIONS, "3": ("the red square and the blue square", [0, 1])}
 
 
 class Work:

@@ -24,7 +24,7 @@ from tiny_clip import write_tiny_clip
 from pipelines.__main__ import pipelines
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 DMVS = {
     "epochs": 1, "batch_size": 2, "clip.frames": 3, "config.width": tiny_vita.CHANNELS, "config.hidden": 16, "config.layers": 1,
@@ -41,7 +41,7 @@ def call(*words: object) -> str:
 @pytest.fixture
 def mevis(tmp_path: Path) -> Path:
     for split in ("train", "valid_u", "valid"):
-        write_split(tmp_path / "data" / split, {f"{split}0": (4, True, SAID)})
+        write_split(tmp_path / "data" / split, {f"{split}0": (4, True, EXPRESSIONS)})
     hide(tmp_path / "data/valid")
     return tmp_path / "data"
 
@@ -65,7 +65,7 @@ def check(tmp_path: Path, row: str, given: list[str], small: Mapping[str, Any]) 
 def test_a_row_of_dmvs(tmp_path: Path, mevis: Path) -> None:
     vita = tiny_vita.write_checkpoint(tmp_path / "vita")
     (tmp_path / "roberta").mkdir()
-    tiny_roberta(tmp_path / "roberta", list(SAID))
+    tiny_roberta(tmp_path / "roberta", list(EXPRESSIONS))
     trackers = {f"vita.{name}": value for name, value in {**tiny_vita.SMALL, "max_tracks": 4}.items()}
     given = options(tmp_path, mevis, {"vita": vita, "roberta_base": tmp_path / "roberta"}, trackers)
     check(tmp_path, "dmvs.table_1.val_u", given, DMVS)

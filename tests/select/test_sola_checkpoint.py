@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from odd_videos import SAID, SIZE, Result, call
+from odd_videos import EXPRESSIONS, SIZE, Result, call
 from sola_folder import VIDEOS, write_data, write_tracks
 from test_sola import reference, released
 from torch import Tensor
@@ -95,7 +95,9 @@ def test_imported_tracks_are_trained_on_and_scored(work: Path, tmp_path: Path, c
     for name, scored in {"a": (*where, "--predictions", tmp_path / "png"), "b": (*selections, "--top1")}.items():
         assert run(capsys, "evaluate", *scored, "--json", tmp_path / name) == (0, "")
         tables.append(json.loads((tmp_path / name).read_text()))
-    assert tables[0]["jf"] == tables[1]["jf"] and set(tables[0]["expressions"]) == {f"{v}/{e}" for v in VIDEOS for e in SAID}
+    assert tables[0]["jf"] == tables[1]["jf"] and set(tables[0]["expressions"]) == {
+        f"{v}/{e}" for v in VIDEOS for e in EXPRESSIONS
+    }
     assert 0.05 < tables[0]["jf"] < 1
     record = run_settings(tmp_path / "run")
     assert record["resolved"]["label_iou"] == 0.7
@@ -279,7 +281,7 @@ def test_a_run_takes_the_tracks_that_sola_was_made_for(work: Path, tmp_path: Pat
 
 def test_words_of_solas_encoder_are_the_default(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a tiny RoBERTa in its place, loaded for the digest that tells its words from another's."""
-    folder = tiny_roberta(tmp_path, [text for text, _ in SAID.values()])
+    folder = tiny_roberta(tmp_path, [text for text, _ in EXPRESSIONS.values()])
 
     other = tmp_path / "other"
     other.mkdir()

@@ -25,7 +25,7 @@ from rvos_select.inference.predict import predict
 from rvos_select.training.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 SMALL = [
     "epochs=1", "optim.lr=1e-3", "config.width=16", "config.heads=2", "config.layers=1", "config.negatives=2",
@@ -61,7 +61,7 @@ def write_plain(root: Path, videos: list[str]) -> Path:
 
 def test_mevis_and_plain_train_together_from_their_own_layouts(tmp_path: Path) -> None:
     for split, videos in (("train", ("t0", "t1")), ("valid_u", ("u0",))):
-        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, SAID)))
+        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, EXPRESSIONS)))
     roots = {"mevis": tmp_path / "mevis", "plain": write_plain(tmp_path / "plain", ["p0", "p1"])}
     caches: dict[str, tuple[Path, Path]] = {}
     for dataset, split in (("mevis", "train"), ("mevis", "valid_u"), ("plain", "all"), ("mevis", "train-mirror")):
@@ -126,7 +126,7 @@ def test_the_page_of_the_joint_table_goes_from_both_layouts_to_scores_and_zips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split, videos in (("train", ("t0", "t1")), ("valid_u", ("u0",)), ("valid", ("h0",))):
-        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, SAID)))
+        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, EXPRESSIONS)))
     (tmp_path / "mevis/valid/mask_dict.json").unlink()
     listed = json.loads((tmp_path / "mevis/valid/meta_expressions.json").read_text())
     for expression in listed["videos"]["h0"]["expressions"].values():
@@ -177,7 +177,7 @@ def test_the_page_of_the_zero_shot_table_scores_what_it_has_not_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split, videos in (("train", ("t0", "t1")), ("valid_u", ("u0",))):
-        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, SAID)))
+        write_split(tmp_path / "mevis" / split, dict.fromkeys(videos, (5, True, EXPRESSIONS)))
     roots = ("--youtube", write_youtube(tmp_path / "youtube"), "--davis", write_davis(tmp_path / "davis"))
     called(monkeypatch, sola_zero_shot, "--mevis", tmp_path / "mevis", *roots, "--out", tmp_path / "out")
     told = capsys.readouterr().out

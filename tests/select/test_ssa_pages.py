@@ -27,7 +27,7 @@ from rvos_select.selectors.ssa.config import SsaConfig
 from rvos_select.training.settings import TrainSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 PAGES = Path(ssa_mevis.__file__).parent
 PAPER = PAGES / "papers/ssa.toml"
@@ -147,7 +147,7 @@ def test_from_frames_to_scores_and_zip(
 ) -> None:
     root = tmp_path / "data"
     for split, videos in (("train", ("t0",)), ("valid_u", ("u0",)), ("valid", ("v0",))):
-        write_split(root / split, dict.fromkeys(videos, (4, True, SAID)))
+        write_split(root / split, dict.fromkeys(videos, (4, True, EXPRESSIONS)))
     hide(root / "valid")
     words = ["page", "--root", root, "--youtube", write_youtube(tmp_path / "yt"), "--out", tmp_path / "out"]
     words += ["--clip", write_tiny_clip(tmp_path / "clip"), "--row", "table_1.joint_val", "--tracker-set", "short_side=32"]
@@ -159,9 +159,9 @@ def test_from_frames_to_scores_and_zip(
     record = json.loads((row / "run/settings.json").read_text())
     assert set(record["sets"]) == {"mevis/train", "ref-youtube-vos/train"}
     assert record["settings"]["optim"]["rates"] == {"adapters": 0.1}
-    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(SAID)
+    assert len(json.loads((row / "metrics.json").read_text())["expressions"]) == len(EXPRESSIONS)
     names = zipfile.ZipFile(row / "mevis_valid.zip").namelist()
-    assert len([name for name in names if name.endswith(".png")]) == 4 * len(SAID)
+    assert len([name for name in names if name.endswith(".png")]) == 4 * len(EXPRESSIONS)
     written = (row / "run/last/model.safetensors").stat().st_mtime_ns
     ssa_mevis.ssa_mevis(standalone_mode=False)
     assert (row / "run/last/model.safetensors").stat().st_mtime_ns == written

@@ -26,7 +26,7 @@ from tiny_beit3 import write_tiny_beit3
 from tiny_clip import write_tiny_clip
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from odd_videos import SAID, write_split
+from odd_videos import EXPRESSIONS, write_split
 
 DMVS = {
     "epochs": 1, "batch_size": 4, "clip.frames": 2, "config.width": tiny_vita.CHANNELS, "config.hidden": 16, "config.layers": 1,
@@ -62,7 +62,7 @@ OF_SYSTEM: dict[tuple[str, str], dict[str, Any]] = {
 def write_datasets(folder: Path) -> Path:
     """Every dataset of needs.toml under its name, one or two videos in each split."""
     for split in ("train", "valid_u", "valid"):
-        write_split(folder / "mevis" / split, {f"{split}{i}": (4, True, SAID) for i in range(2)})
+        write_split(folder / "mevis" / split, {f"{split}{i}": (4, True, EXPRESSIONS) for i in range(2)})
     hide(folder / "mevis/valid")
     write_youtube(folder / "ref-youtube-vos")
     write_davis(folder / "ref-davis17")
@@ -80,7 +80,7 @@ def write_weights(folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True)
     for name in ("roberta", "bert"):
         (folder / name).mkdir()
-        tiny_roberta(folder / name, [text for text, _ in SAID.values()])
+        tiny_roberta(folder / name, [text for text, _ in EXPRESSIONS.values()])
     dvis, vita, clip = (folder / name for name in ("dvis", "vita", "clip"))
     tiny_dvis.write_checkpoint(dvis)
     tiny_vita.write_checkpoint(vita)
