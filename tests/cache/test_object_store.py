@@ -22,7 +22,6 @@ from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_text
 from rvos_cache.store import CacheWriter, Card, TrackCache, content_digest, leftovers, open_backend, read_card, verify
 from rvos_cache.store.object_backend import ObjectBackend
-from rvos_cache.store.object_backend import ObjectBackend
 from rvos_cache.store.staging import HOST, VIDEO_LIFETIME
 from rvos_select.data.caches import TrackSource
 from rvos_select.data.texts import TextSource, find_text, texts_of
