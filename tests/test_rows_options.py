@@ -19,7 +19,7 @@ from pipelines.rows.needs import Places, needs_of
 from pipelines.rows.papers import TrackerChoice, all_papers, find_row
 from pipelines.rows.published import keys_of, titles_of
 from pipelines.rows.rates import Rates
-from pipelines.rows.results import Made, Score, add_scores, definition_of, read_record, read_server
+from pipelines.rows.results import Output, Score, add_scores, definition_of, read_record, read_server
 from pipelines.rows.runner import naming_weights
 from pipelines.rows.steps import steps_of
 from rvos_cache.errors import InputError
@@ -291,7 +291,7 @@ def test_a_server_s_score_is_of_the_zip_that_was_made(tmp_path: Path) -> None:
     for seed in (0, 1):
         (tmp_path / f"{seed}.zip").write_bytes(b"")
         own = {"definition": definition_of(paper, row), "changes": ("epochs=13",), "date": "2026-01-01", "commit": "abc"}
-        zips.append(Made(split="mevis/valid", seed=seed, source=str(tmp_path / f"{seed}.zip"), **own))
+        zips.append(Output(split="mevis/valid", seed=seed, source=str(tmp_path / f"{seed}.zip"), **own))
     add_scores(HIDDEN, places, [], zips)
     state = board(places, HIDDEN)["state"]
     # With settings that are not the row's.

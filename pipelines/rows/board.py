@@ -12,7 +12,7 @@ from pipelines.rows.needs import Need, Places, needs_of
 from pipelines.rows.papers import Paper, Row
 from pipelines.rows.published import keys_of, titles_of
 from pipelines.rows.rates import Rates, device_name, read_rates
-from pipelines.rows.results import Made, Record, Score, definition_of, mean_and_deviation, read_record
+from pipelines.rows.results import Output, Record, Score, definition_of, mean_and_deviation, read_record
 from pipelines.rows.steps import is_scored_by_server
 
 Entry = dict[str, Any]
@@ -33,7 +33,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
     table = paper.tables[name.split(".")[1]]
     for split, published in row.paper.items():
         scores = record.of(split)
-        ran: list[Made] = [*scores, *record.zips(split)]
+        ran: list[Output] = [*scores, *record.zips(split)]
         yield {
             "row": name,
             "system": paper.system,
@@ -58,7 +58,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
         }
 
 
-def _roots(ran: Sequence[Made]) -> dict[str, str]:
+def _roots(ran: Sequence[Output]) -> dict[str, str]:
     """Dataset -> the folder that a row was run with."""
     roots: dict[str, str] = {}
     for line in (command for score in ran for command in score.commands):

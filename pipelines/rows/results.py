@@ -26,8 +26,8 @@ ROUNDING = 0.2
 """Largest difference, in percent, between J&F and the mean of J and F that are rounded."""
 
 
-class Made(Settings):
-    """What a row made for one split with one seed, and with what."""
+class Output(Settings):
+    """The output of a row for one split and one seed, and how it was made."""
 
     split: str
     seed: int
@@ -47,7 +47,7 @@ class Made(Settings):
         return self.changes, self.definition
 
 
-class Score(Made):
+class Score(Output):
     """What one seed gave on one split."""
 
     values: dict[str, float]
@@ -63,14 +63,14 @@ class Record(Settings):
 
     row: str
     scores: tuple[Score, ...] = ()
-    packed: tuple[Made, ...] = ()
+    packed: tuple[Output, ...] = ()
     """Zips for a server."""
 
     def of(self, split: str) -> list[Score]:
         """The scores of a split, by seed."""
         return sorted((score for score in self.scores if score.split == split), key=lambda score: score.seed)
 
-    def zips(self, split: str) -> list[Made]:
+    def zips(self, split: str) -> list[Output]:
         """The zips of a split that a server has not scored, by seed."""
         scored = {score.seed for score in self.of(split)}
         return sorted((zipped for zipped in self.packed if zipped.split == split and zipped.seed not in scored), key=_seed)
@@ -92,7 +92,7 @@ def read_record(name: str, places: Places) -> Record:
         raise InputError(f"{path}: not JSON ({error}); remove it and run the row again") from error
 
 
-def add_scores(name: str, places: Places, scores: Sequence[Score] = (), packed: Sequence[Made] = ()) -> Record:
+def add_scores(name: str, places: Places, scores: Sequence[Score] = (), packed: Sequence[Output] = ()) -> Record:
     """The row's record with `scores` and the zips `packed`.
 
     They replace those of the same split that have the same seed or other settings: a mean over seeds is of one set of settings.
@@ -106,13 +106,13 @@ def add_scores(name: str, places: Places, scores: Sequence[Score] = (), packed: 
     return record
 
 
-def _replaces(new: Made, old: Made, zips: bool = False) -> bool:
+def _replaces(new: Output, old: Output, zips: bool = False) -> bool:
     """zips: whether both are zips; a zip replaces no score with its own settings, which is the server's."""
     same_seed = new.seed == old.seed and (zips or isinstance(new, Score))
     return new.split == old.split and (same_seed or (old.definition != "" and new.settings != old.settings))
 
 
-def _seed(entry: Made) -> int:
+def _seed(entry: Output) -> int:
     return entry.seed
 
 
@@ -126,13 +126,13 @@ def definition_of(paper: Paper, row: Row) -> str:
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def zips_of(steps: Sequence[Step], seed: int, changes: tuple[str, ...], definition: str) -> Iterator[Made]:
+def zips_of(steps: Sequence[Step], seed: int, changes: tuple[str, ...], definition: str) -> Iterator[Output]:
     """The zips that the steps of a row wrote; arguments as of `scores_of`."""
     origin: dict[str, Any] = {"changes": changes, "definition": definition, "date": today(), "commit": commit()}
     commands = tuple(step.line() for step in steps)
     for step in steps:
         if step.makes == "zip":
-            yield Made(split=step.split, seed=seed, source=str(step.output), commands=commands, **origin)
+            yield Output(split=step.split, seed=seed, source=str(step.output), commands=commands, **origin)
 
 
 def scores_of(steps: Sequence[Step], seed: int, changes: tuple[str, ...] = (), definition: str = "") -> Iterator[Score]:
