@@ -33,7 +33,7 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
     table = paper.tables[name.split(".")[1]]
     for split, published in row.paper.items():
         scores = record.of(split)
-        ran: list[Output] = [*scores, *record.zips(split)]
+        outputs: list[Output] = [*scores, *record.zips(split)]
         yield {
             "row": name,
             "system": paper.system,
@@ -48,8 +48,8 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
             "oracle": scores[0].oracle if scores else None,
             "date": scores[-1].date if scores else None,
             "commit": scores[-1].commit if scores else None,
-            "changes": list(ran[0].changes) if ran else [],
-            "roots": _roots(ran),
+            "changes": list(outputs[0].changes) if outputs else [],
+            "roots": _roots(outputs),
             "needs": [need.__dict__ for need in needs],
             "hours": cost.hours,
             "gigabytes": cost.gigabytes,
@@ -58,10 +58,10 @@ def _entries_of(paper: Paper, name: str, row: Row, places: Places, rates: Rates)
         }
 
 
-def _roots(ran: Sequence[Output]) -> dict[str, str]:
+def _roots(outputs: Sequence[Output]) -> dict[str, str]:
     """Dataset -> the folder that a row was run with."""
     roots: dict[str, str] = {}
-    for line in (command for score in ran for command in score.commands):
+    for line in (command for output in outputs for command in output.commands):
         words = shlex.split(line)
         given = dict(zip(words, words[1:]))
         if "--dataset" in given and "--root" in given:
