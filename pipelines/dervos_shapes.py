@@ -55,7 +55,7 @@ BASELINE = {"selector": "mean-cosine", "config": {}, "batch": "video", "optim": 
 @click.option(
     "--track-videos", default=1200, show_default=True, help="Of its tracker and its refiner: others than --dvis-videos."
 )
-@click.option("--track-steps", default=3400, show_default=True, help="Of its tracker; its refiner has 2.5 times as many.")
+@click.option("--track-steps", default=3400, show_default=True, help="Of its tracker; its refiner has 1.75 times as many.")
 @click.option("--beit3", type=click.Path(path_type=Path), help="A folder of pipelines.beit3_shapes.  [default: train one]")
 @click.option("--beit3-videos", default=600, show_default=True)
 @click.option("--beit3-steps", default=1500, show_default=True)

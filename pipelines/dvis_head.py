@@ -42,9 +42,9 @@ LAYERS, HIDDEN = 2, 256
 CLIPS, REFINER_CLIPS, CLIP = 4, 5, 24
 """Clips of a step of the tracker and of the refiner; their successive frames, as many as the shortest video has: where a video is much
 longer than a clip, the tracker drifts away from its objects."""
-RATE, REFINER_RATE = 5e-4, 2e-3
-"""Learning rates of the tracker and of the refiner."""
-REFINER = 2.5
+RATE, REFINER_RATE = 5e-4, 1e-3
+"""Learning rates of the tracker and of the refiner, which at 2e-3 loses the changes of places again in some thousand steps."""
+REFINER = 1.75
 """Steps of the refiner, as a share of those of the tracker."""
 STRIDE = 2
 """Masks are compared in every so many cells of both axes, from a random first one."""

@@ -26,7 +26,7 @@ from rvos_cache.trackers.mask2former.segmenter import Segmenter
 @click.option("--videos", default=500, show_default=True, help="Of the segmenter.")
 @click.option("--steps", default=3000, show_default=True, help="Of the segmenter.")
 @click.option("--track-videos", default=1200, show_default=True, help="Of the tracker and the refiner: others than --videos.")
-@click.option("--track-steps", default=3400, show_default=True, help="Of the tracker; the refiner has 2.5 times as many.")
+@click.option("--track-steps", default=3400, show_default=True, help="Of the tracker; the refiner has 1.75 times as many.")
 @click.option("--seed", default=11, show_default=True, help="Of videos and weights; other videos than the demo's.")
 def dvis_shapes(out: Path, videos: int, steps: int, track_videos: int, track_steps: int, seed: int) -> None:
     """Train and write the checkpoint that `--tracker dvis --set checkpoint=OUT` takes."""
