@@ -79,7 +79,7 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_tensors.py": "anything_else_is_refused_in_one_line where_tensors_are_looked_for_is_told",
         "select/test_import_tuned.py": "an_upstream_that_is_older_than_its_tuning_is_told what_a_tuning_has_reached_is_told "
         "weights_that_nobody_trained_are_told what_is_no_tuned_folder_is_refused",
-        "select/test_referdino_pages.py": "an_imported_run_that_is_not_the_row_s_is_refused "
+        "select/test_referdino_imported_rows.py": "an_imported_run_that_is_not_the_row_s_is_refused "
         "an_imported_run_without_its_upstream_is_one_line",
         "cache/test_beit3_convert.py": "each_missing_tensor_is_named each_wrong_shape_is_an_error code_in_a_checkpoint_is_not_run "
         "an_unknown_tensor_is_named_and_no_folder_is_left tokens_of_another_model_are_refused a_folder_that_is_none_is_one_line "
@@ -160,13 +160,13 @@ KINDS: dict[str, dict[str, str]] = {
         "cache/test_import_sola_faults.py": "a_bad_video_is_one_line_and_stops_no_other a_folder_that_is_no_sam2_tracks",
     },
     "disks that are full or read-only": {
-        "test_bad_input.py": "a_path_that_cannot_be_written a_full_disk_keeps_what_was_finished scores_on_a_full_device "
+        "test_cut_short.py": "a_path_that_cannot_be_written a_full_disk_keeps_what_was_finished scores_on_a_full_device "
         "a_full_disk_while_masks_are_written",
         "select/test_train.py": "a_full_disk_is_one_line_and_loses_nothing a_full_disk_under_the_curves_is_one_line",
         "cache/test_spool.py": "a_full_disk_names_the_folder_of_the_temporary_file",
     },
     "Ctrl-C and killed processes": {
-        "test_bad_input.py": "ctrl_c_leaves_a_resumable_state",
+        "test_cut_short.py": "ctrl_c_leaves_a_resumable_state",
         "test_interrupts.py": "every_command_is_named_with_what_goes_on training_goes_on_with_the_printed_command "
         "shapes_in_many_processes_stop_at_once a_process_never_gets_ctrl_c an_interrupt_that_python_drops_is_raised_again",
         "cache/test_faults.py": "kills_at_random_times a_kill_before_any_write_leaves_no_part_of_a_video",

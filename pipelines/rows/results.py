@@ -112,8 +112,8 @@ def _replaces(new: Output, old: Output, zips: bool = False) -> bool:
     return new.split == old.split and (same_seed or (old.definition != "" and new.settings != old.settings))
 
 
-def _seed(entry: Output) -> int:
-    return entry.seed
+def _seed(output: Output) -> int:
+    return output.seed
 
 
 def definition_of(paper: Paper, row: Row) -> str:

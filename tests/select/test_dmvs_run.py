@@ -11,39 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dmvs_work import MODULE, VITA, Work
 from safetensors.torch import load_file, save_file
-from tiny_vita import CHANNELS, SIZES, SMALL, mask2former, vita_head, write_checkpoint
+from tiny_vita import CHANNELS, mask2former, vita_head
 
 from rvos_cache.contracts.checks import CheckSkipped
-from rvos_cache.datasets import open_dataset
 from rvos_cache.errors import InputError
-from rvos_cache.extraction import extract, extract_text
-from rvos_cache.masks import RleMasks
+from rvos_cache.extraction import extract
 from rvos_cache.media.mask_png import read_mask_png
-from rvos_cache.overlap import count_overlap
-from rvos_cache.shapes import write_shapes
-from rvos_cache.store import (
-    CacheWriter,
-    Card,
-    SelectionCache,
-    TextRecord,
-    TrackCache,
-    TrackRecord,
-    read_card,
-    write_text,
-    write_tracks,
-)
-from rvos_cache.text.hashed import HashedEncoder, HashedSettings
+from rvos_cache.store import SelectionCache, TrackCache, read_card
 from rvos_cache.trackers.vita.basis import Basis
-from rvos_cache.types import TrackSet
 from rvos_select.contracts import SELECTOR_CHECKS, SelectorCase
 from rvos_select.data.batch import Batch
 from rvos_select.data.cards import CacheCards
 from rvos_select.data.one_object import names_one_object
 from rvos_select.evaluation import evaluate_pngs, evaluate_selections
-from rvos_select.evaluation.oracle import oracle
 from rvos_select.evaluation.scope import Scope
-from rvos_select.inference.predict import predict
 from rvos_select.merging.merge import merge
 from rvos_select.merging.policy import PolicyOptions, resolve_policy
 from rvos_select.reporting import report
@@ -58,44 +41,8 @@ pytestmark = [
     pytest.mark.usefixtures("file_on_cpu"),  # masks are compared to the last pixel, and scores to the last bit
 ]
 
-MODULE = {"width": CHANNELS, "hidden": 32, "layers": 2, "points": 60, "motion_queries": 5, "dropout": 0.0}
 SHOWN = {"mask_init": "vita"}
 """A mask head of random weights gives masks that are all empty: the tiny VITA's mask features are nearly one vector."""
-VITA = {**SMALL, "max_tracks": 6, "frames_per_pass": 40}
-
-
-class Work:
-    """Moving shapes, a checkpoint, and caches of it under one folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.checkpoint = root, root / "vita"
-        write_shapes(root / "data", 3, 3)
-        write_checkpoint(self.checkpoint)
-        for split in ("train", "valid_u"):
-            extract_text("mevis", root / "data", split, "hashed", self.text(split))
-
-    def text(self, split: str) -> Path:
-        return self.root / split / "text-hashed.zarr"
-
-    def tracks(self, split: str, name: str = "exact", **settings: Any) -> Path:
-        """The cache of a split, extracted unless it is there; one video of it."""
-        out = self.root / split / f"{name}.zarr"
-        if not out.exists():
-            given = {"checkpoint": str(self.checkpoint), **VITA, "profile": name, **settings}
-            extract("mevis", self.root / "data", split, "vita", out, limit=1, overrides=given)
-        return out
-
-    def train(self, out: Path, name: str = "exact", resume: bool = False, selector: str = "dmvs", **values: Any) -> Path:
-        config = values.pop("config", {})
-        base = {"batch": "clip", "batch_size": 4, "epochs": 2, "clip": {"frames": 4}, "optim": {"lr": 1e-5}}
-        own = MODULE if selector == "dmvs" else {"width": 16, "heads": 4}
-        settings = TrainSettings.model_validate({**base, **values, "selector": selector, "config": {**own, **config}})
-        splits = [([self.tracks(split, name)], [self.text(split)]) for split in ("train", "valid_u")]
-        (tracks, texts), (valid_tracks, valid_texts) = splits
-        return train(tracks, texts, valid_tracks=valid_tracks, valid_texts=valid_texts, settings=settings, out=out, resume=resume)
-
-    def predict(self, run: Path, out: Path, name: str = "exact") -> Path:
-        return predict(run, [self.tracks("valid_u", name)], [self.text("valid_u")], out)
 
 
 @pytest.fixture(scope="module")
@@ -364,65 +311,6 @@ def test_caches_that_do_not_fit_are_one_line(work: Work, tmp_path: Path, recwarn
         work.checkpoint.rename(other)
         kept.rename(work.checkpoint)
     assert not any("\n" in str(fault.value) for fault in faults)
-
-
-def write_near_perfect(work: Work, folder: Path) -> tuple[Path, Path]:
-    """Four sentences of each of two videos. Tracks: each object moved by a pixel, and each where it is not; random queries."""
-    source = open_dataset("mevis", work.root / "data", "train")
-    specs = {
-        "q_f": ("T", 5, CHANNELS), "q_v": (SIZES.video_queries, CHANNELS), "logits": (SIZES.video_queries, 4), "query": ("N",),
-    }  # fmt: skip
-    declared = [
-        {"name": n, "dims": list(d), "dtype": "int32" if n == "query" else "float32", "by_frame": False} for n, d in specs.items()
-    ]
-    shared = {"dataset": "mevis", "split": "train"}
-    card = Card(kind="tracks", producer="vita", channels=CHANNELS, label_iou=0.5, feature_specs=declared, **shared)
-    encoder = HashedEncoder(HashedSettings())
-    tracks, text = folder / "t.zarr", folder / "text.zarr"
-    track_writer = CacheWriter(tracks, card)
-    text_writer = CacheWriter(text, Card(kind="text", producer="hashed", channels=encoder.channels, **shared))
-    for number, video in enumerate(map(source.video, source.video_ids()[:2])):
-        rng, truth = np.random.default_rng(number), source.ground_truth(video.video_id)
-        pixels = truth.masks.dense()
-        pixels = np.concatenate([np.roll(pixels, 1, 3), np.roll(pixels, 24, 2)])
-        n, frames = pixels.shape[:2]
-        masks, zeros = RleMasks.from_dense(pixels), np.zeros(n, np.int32)
-        arrays = {
-            name: rng.normal(size=[{"T": frames, "N": n}.get(d, d) for d in dims]).astype(np.float32)
-            for name, dims in specs.items()
-        }
-        arrays["query"] = rng.choice(SIZES.video_queries, n, replace=n > SIZES.video_queries).astype(np.int32)
-        track_set = TrackSet(
-            rng.normal(size=(n, frames, CHANNELS)).astype(np.float16), np.ones((n, frames), np.float16), masks, zeros - 1,
-            ("query",) * n, zeros, np.zeros((n, 4), np.float32), arrays,
-        )  # fmt: skip
-        expressions = source.expressions(video.video_id)[:4]
-        counts = count_overlap(masks, truth)
-        write_tracks(
-            track_writer, TrackRecord(video.video_id, video.frame_names, video.size, expressions, track_set, truth, counts)
-        )
-        write_text(text_writer, TextRecord(video.video_id, expressions, tuple(encoder.encode([e.text for e in expressions]))))
-    return tracks, text
-
-
-@pytest.mark.slow
-def test_eight_expressions_are_learnt_to_the_oracle(work: Work, tmp_path: Path) -> None:
-    """Acceptance test 9, with frozen masks."""
-    tracks, text = write_near_perfect(work, tmp_path)
-    settings = TrainSettings.model_validate(
-        {
-            "selector": "dmvs", "batch": "clip", "batch_size": 8, "epochs": 60, "clip": {"frames": 6}, "valid_expressions": 0,
-            "optim": {"lr": 2e-3, "schedule": "constant"},
-            "config": {**MODULE, "masks": "frozen", "motion_queries": 20},
-        }
-    )  # fmt: skip
-    with pytest.warns(UserWarning, match="flatter"):
-        run = train([tracks], [text], settings=settings, valid_tracks=[tracks], valid_texts=[text], out=tmp_path / "run")
-    selections = predict(run, [tracks], [text], tmp_path / "s.zarr")
-    ours, ceiling = evaluate_selections(selections, [tracks])["jf"], oracle([tracks])["jf"]
-    assert len(evaluate_selections(selections, [tracks])["expressions"]) == 8
-    assert ceiling > 0.7
-    assert ours >= 0.95 * ceiling
 
 
 @pytest.fixture(scope="module", params=["drawn", "frozen"])

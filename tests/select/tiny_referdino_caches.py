@@ -13,6 +13,9 @@ from rvos_cache.overlap import count_overlap
 from rvos_cache.store import CacheWriter, Card, TextRecord, TrackRecord, write_text, write_tracks
 from rvos_cache.trackers.referdino import align
 from rvos_cache.types import Expression, FeatureSpec, GroundTruth, TrackSet, Words
+from rvos_select.data.caches import TrackSource
+from rvos_select.data.samples import VideoSample, load_video
+from rvos_select.data.texts import TextSource
 from rvos_select.selectors.referdino import ReferDino, ReferDinoConfig
 
 CHANNELS, SIZE = 16, (24, 32)
@@ -27,6 +30,7 @@ VIDEOS = {"a": (6, 4), "b": (9, 5), "c": (5, 3)}
 """Video -> frames and queries of an expression."""
 SENTENCES = (("the dog running left", "0"), ("two cats", "0 1"), ("a black cat that sits down", "1"), ("no bird", ""))
 ALPHA = 0.1
+PARTS = ("features.reference", "features.words", "features.raw", "frames.text", "overlap", "boxes", "truth")
 
 
 def referdino(seed: int = 3, **values: Any) -> ReferDino:
@@ -59,6 +63,13 @@ def write_caches(folder: Path, fewer: bool = True, videos: dict[str, tuple[int, 
         words = tuple(Words(np.ones((1, 8), np.float16), np.array([[0, 3]], np.int32), ("NN1",)) for _ in expressions)
         write_text(text, TextRecord(video, expressions, words))
     return folder / "tracks.zarr", folder / "text.zarr"
+
+
+def load_samples(caches: tuple[Path, Path]) -> list[VideoSample]:
+    """Every video of the caches that `write_caches` wrote, with all that ReferDINO reads."""
+    tracks, texts = TrackSource([caches[0]]), TextSource([caches[1]])
+    thresholds = {caches[0].as_posix(): 0.5}
+    return [load_video(tracks, texts, v, thresholds=thresholds, requires=PARTS) for v in tracks.video_ids()]
 
 
 def _tracks(rng: np.random.Generator, frames: int, counts: list[int]) -> tuple[TrackSet, GroundTruth]:
