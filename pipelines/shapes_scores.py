@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from rvos_cache.settings import build
 from rvos_cache.system.files import write_json
 from rvos_cache.system.progress import print_line
+from rvos_cache.system.text_files import read_text
 from rvos_select.cli.tables import show_scores
 from rvos_select.evaluation import evaluate_selections
 from rvos_select.evaluation.oracle import oracle
@@ -38,6 +41,38 @@ def show_kinds(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, f
     for name, row in scores.items():
         out[name] = {kind: float(row["kinds"][kind]["jf"]) for kind in kinds}
         table.add_row(name, *(f"{100 * value:.1f}" for value in out[name].values()))
+    Console().print(table)
+    return out
+
+
+def claims_of(split: Path) -> dict[str, str]:
+    """ "<video>/<expression>" -> what its sentence says, as `rvos_cache.shapes.language.PHRASES` names it, or "then" for every pair of
+    directions; of the sentences of moving shapes in the folder `split` that need motion alone."""
+    videos = json.loads(read_text(split / "meta_expressions.json"))["videos"]
+    return {
+        f"{video}/{number}": "then" if " then " in sentence["claim"] else sentence["claim"]
+        for video, values in videos.items()
+        for number, sentence in values["expressions"].items()
+        if sentence["kind"] == "motion"
+    }
+
+
+def show_claims(scores: Mapping[str, Mapping[str, Any]], claims: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Print J&F in percent by what a sentence says, the commonest first; return title -> claim -> J&F, in fractions of 1.
+
+    claims: as from `claims_of`.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("motion alone", "count", *scores)
+    table.columns[0].no_wrap = True
+    out: dict[str, dict[str, float]] = {name: {} for name in scores}
+    for claim, count in Counter(claims.values()).most_common():
+        for name, row in scores.items():
+            values = [row["expressions"][key] for key, own in claims.items() if own == claim]
+            out[name][claim] = sum(value["j"] + value["f"] for value in values) / (2 * count)
+        table.add_row(claim, str(count), *(f"{100 * own[claim]:.1f}" for own in out.values()))
     Console().print(table)
     return out
 
@@ -74,7 +109,8 @@ def score(
     out: Path,
     titles: Mapping[str, str] = {},
 ) -> tuple[dict[str, Any], Path]:
-    """Print the scores of all selections and of the oracle, and write `out`/metrics.json and the report of the run `main`.
+    """Print the scores of all selections and of the oracle, in all, by what a sentence needs and by what it says; and write
+    `out`/metrics.json and the report of the run `main`.
 
     titles: name of selections, or "oracle" -> what tables call it, by default its name.
     Returns name -> kind of a sentence -> J&F, in fractions of 1, and the page of the report.
@@ -86,5 +122,6 @@ def score(
     show_scores(titled, None, scores[main])
     kinds = dict(zip(scores, show_kinds(titled).values()))
     totals = {name: {key: row[key] for key in ("j", "f", "jf")} for name, row in scores.items()}
-    write_json(out / "metrics.json", {**totals, "kinds": kinds})
+    claims = dict(zip(scores, show_claims(titled, claims_of(root / VALID)).values()))
+    write_json(out / "metrics.json", {**totals, "kinds": kinds, "claims": claims})
     return kinds, index

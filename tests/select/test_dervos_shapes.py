@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import beit3_shapes, dvis_head, dvis_segmenter, dvis_shapes
+from pipelines import beit3_shapes, dvis_head, dvis_segmenter, dvis_shapes, shapes_scores
 from pipelines import dervos_shapes as dervos_page
 from pipelines.clip_shapes import Frame
 from pipelines.dervos_shapes import ROWS, dervos_shapes
@@ -204,6 +204,19 @@ def test_tracks_that_are_missing_are_advised_on_by_the_page_s_options(tmp_path: 
         dervos_shapes(standalone_mode=False)
 
 
+def test_scores_by_what_a_sentence_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    claims = {"0": "right", "1": "right", "2": "up then left", "3": "left then up", "4": "looks"}
+    sentences = {key: {"claim": own, "kind": "static" if own == "looks" else "motion"} for key, own in claims.items()}
+    (tmp_path / "meta_expressions.json").write_text(json.dumps({"videos": {"v": {"expressions": sentences}}}))
+    expected = {"v/0": "right", "v/1": "right", "v/2": "then", "v/3": "then"}
+    assert shapes_scores.claims_of(tmp_path) == expected
+    values = (0.1, 0.3), (0.5, 0.7), (0.2, 0.2), (0.8, 1.0), (1.0, 1.0)
+    row = {"expressions": {f"v/{key}": {"j": j, "f": f} for key, (j, f) in enumerate(values)}}
+    assert shapes_scores.show_claims({"own": row}, expected) == {"own": pytest.approx({"right": 0.4, "then": 0.55})}
+    printed = capsys.readouterr().out
+    assert "40.0" in printed and "55.0" in printed and "looks" not in printed
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_from_frames_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +231,7 @@ def test_from_frames_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "motion alone" in printed and "the object of a static sentence" in printed
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     names = {*ROWS, "mean_cosine", "all_tracks", "oracle"}
-    assert metrics.keys() == names | {"kinds"} and metrics["kinds"].keys() == names
+    assert metrics.keys() == names | {"kinds", "claims"} and metrics["kinds"].keys() == metrics["claims"].keys() == names
     segmenter, head = load_dvis(str(tmp_path / "out/dvis"))
     assert segmenter.model.config.num_queries == FRAME_QUERIES and all(p.isfinite().all() for p in head.parameters())
     card = read_card(tmp_path / "out/cache/valid_u/text-beit3.zarr")

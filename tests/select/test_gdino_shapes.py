@@ -236,7 +236,7 @@ def test_the_page_by_what_a_sentence_needs(
     assert "where looks suffice: " in printed and "% of the oracle" in printed
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     names = {"referdino", "no_enhancer", "mean_cosine", "all_tracks", "oracle"}
-    assert metrics.keys() == names | {"kinds"} and metrics["kinds"].keys() == names
+    assert metrics.keys() == names | {"kinds", "claims"} and metrics["kinds"].keys() == metrics["claims"].keys() == names
     assert metrics["kinds"]["oracle"]["none"] == 1 and all(0 <= metrics[name]["jf"] <= 1 for name in names)
     card = read_card(tmp_path / "out/cache/valid_u/gdino-queries.zarr")
     assert card.settings["masks"] == "head" and card.settings["keep_ratio"] == page.KEEP

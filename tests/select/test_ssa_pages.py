@@ -204,7 +204,7 @@ def test_the_shapes_page_by_what_a_sentence_needs(
     assert "appearance" in printed and "motion" in printed and "no target" in printed
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     names = {"ssa", "mean_cosine", "clip-zero-shot", "clip-zero-shot-several", "all_tracks", "oracle"}
-    assert metrics.keys() == names | {"kinds"} and metrics["kinds"].keys() == names
+    assert metrics.keys() == names | {"kinds", "claims"} and metrics["kinds"].keys() == metrics["claims"].keys() == names
     assert metrics["oracle"]["jf"] == max(metrics[name]["jf"] for name in names)
     card = read_card(tmp_path / "out/cache/valid_u/flow-clip.zarr")
     assert card.extra["clip"]["widths"] == list(WIDTHS) and card.extra["clip"]["short_side"] == SHORT
