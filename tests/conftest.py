@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,6 +15,14 @@ import torch
 
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
+
+
+@pytest.fixture
+def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs a command as its program does; returns its status and its stderr without progress lines."""
+    from odd_videos import call
+
+    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 @pytest.fixture

@@ -34,12 +34,6 @@ BEST = PolicyOptions(top1=True)
 RED, BLUE = "the red square", "the blue square moving left"
 
 
-@pytest.fixture
-def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs a command as its program does; returns its status and its stderr without progress lines."""
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained on two videos, t0 and t1."""

@@ -24,12 +24,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "cache"))
 
 
-@pytest.fixture
-def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs a command as its program does; returns its status and its stderr without progress lines."""
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chain(tmp_path_factory.mktemp("made"))

@@ -14,18 +14,12 @@ from pathlib import Path
 
 import pytest
 from odd_chain import HASHED, SPLIT, TEXT, VALID, write_chain
-from odd_videos import Result, call
+from odd_videos import Result
 
 from rvos_cache.store import TrackCache, content_digest, verify
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "cache"))
-
-
-@pytest.fixture
-def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs a command as its program does; returns its status and its stderr without progress lines."""
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 @pytest.fixture(scope="module")

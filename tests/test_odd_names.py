@@ -33,11 +33,6 @@ BYTES = os.fsdecode(b"caf\xe9")
 """A file name in Latin-1, as archives from elsewhere have."""
 
 
-@pytest.fixture
-def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
-
-
 def program(*arguments: object, encoding: str = "utf-8") -> tuple[int, str, str]:
     """Status, stdout and stderr without progress lines, of a command in a process of its own.
 

@@ -4,42 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_sam2
 from released_referdino import SMALL, shared_upstream
+from tiny_gdino_queries import SCENE, TEXTS, expressions, make_tracker, scene
 
-from rvos_cache.contracts.scene import make_scene
 from rvos_cache.extraction.budget import check_budget
 from rvos_cache.extraction.work import TrackWork
-from rvos_cache.settings import build
 from rvos_cache.trackers.planned import VideoSize
-from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
-from rvos_cache.trackers.referdino.tracker import GdinoQueries
-from rvos_cache.types import Expression, Video
-
-TEXTS = ("the red square", "a dog moving left, and the bird", "a bird? the blue dog")
-SCENE = "rvos_cache.contracts.scene:SceneDataset"
 
 
 @pytest.fixture(autouse=True, scope="module")
 def cpu() -> Iterator[None]:
     with tiny_sam2.without_gpu():
         yield
-
-
-def expressions(*texts: str) -> list[Expression]:
-    return [Expression("v", str(i), text, ()) for i, text in enumerate(texts)]
-
-
-def make_tracker(**settings: Any) -> GdinoQueries:
-    values = {"checkpoint": shared_upstream(), "masks": "head", **SMALL, **settings}
-    return GdinoQueries(build(GdinoQueriesSettings, values, "gdino-queries"))
-
-
-def scene(frames: int) -> Video:
-    return make_scene(frames, True, (41, 63))[0]
 
 
 @pytest.mark.parametrize(

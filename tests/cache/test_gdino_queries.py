@@ -14,9 +14,9 @@ import pytest
 import tiny_sam2
 import torch
 from released_referdino import SMALL, live, shared_grounding, shared_upstream
+from tiny_gdino_queries import SCENE, TEXTS, expressions, make_tracker, scene
 from torch import Tensor
 
-from rvos_cache.contracts.scene import make_scene
 from rvos_cache.errors import InputError
 from rvos_cache.extraction import extract, extract_video
 from rvos_cache.masks import RleMasks
@@ -26,15 +26,12 @@ from rvos_cache.trackers import open_tracker
 from rvos_cache.trackers.referdino import align, frame_maps, tracker
 from rvos_cache.trackers.referdino.drawing import filled_boxes, pixel_boxes
 from rvos_cache.trackers.referdino.frame_maps import resized_size
-from rvos_cache.trackers.referdino.settings import GdinoQueriesSettings
 from rvos_cache.trackers.referdino.tracker import GdinoQueries
 from rvos_cache.trackers.sam2.settings import GridSettings
 from rvos_cache.trackers.sam2.transformers_backend import TransformersSession
-from rvos_cache.types import Expression, TrackSet, Video
+from rvos_cache.types import TrackSet
 
-TEXTS = ("the red square", "a dog moving left, and the bird", "a bird? the blue dog")
 SIZES = {"odd": (41, 63), "portrait": (63, 38), "wide": (20, 61)}
-SCENE = "rvos_cache.contracts.scene:SceneDataset"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,22 +41,9 @@ def cpu() -> Iterator[None]:
         yield
 
 
-def expressions(*texts: str) -> list[Expression]:
-    return [Expression("v", str(i), text, ()) for i, text in enumerate(texts)]
-
-
-def make_tracker(**settings: Any) -> GdinoQueries:
-    values = {"checkpoint": shared_upstream(), "masks": "head", **SMALL, **settings}
-    return GdinoQueries(build(GdinoQueriesSettings, values, "gdino-queries"))
-
-
 @cache
 def shared_tracker() -> GdinoQueries:
     return make_tracker()
-
-
-def scene(frames: int = 5, size: tuple[int, int] = SIZES["odd"]) -> Video:
-    return make_scene(frames, True, size)[0]
 
 
 @pytest.mark.parametrize(("frames", "size"), [(5, "odd"), (1, "odd"), (3, "portrait"), (2, "wide")])

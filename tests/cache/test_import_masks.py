@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import SIZE, Result, call
+from odd_videos import SIZE, Result
 from PIL import Image
 from sola_folder import VIDEOS, tracks_of, truth, write_data
 
@@ -36,11 +36,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (out / "json").mkdir(exist_ok=True)
         (out / "json" / f"{video}.json").write_text(json.dumps({n: rles(m) for n, m in sorted(named(video).items())}))
     return out
-
-
-@pytest.fixture
-def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    return lambda *words: call(monkeypatch, capsys, *words)
 
 
 def named(video: str) -> dict[str, np.ndarray]:

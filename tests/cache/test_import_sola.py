@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from odd_videos import EXPRESSIONS, Result, call
+from odd_videos import EXPRESSIONS, Result
 from pycocotools import mask as coco
 from sola_folder import PROMPT_TYPES, VIDEOS, ratios, tokens_of, tracks_of, truth, write_data, write_tracks
 from test_dataset_contract import SAMPLES
@@ -42,11 +42,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         report = import_sola(out / "sola", "mevis", out / "data", "valid_u", out / f"{kind}.zarr", tracks=kind).report
         assert sorted(report.done) == sorted(VIDEOS) and not report.failed
     return out
-
-
-@pytest.fixture
-def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    return lambda *words: call(monkeypatch, capsys, *words)
 
 
 def track_keys(video: str, kind: str) -> list[tuple[str, int]]:

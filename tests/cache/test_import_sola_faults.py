@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from odd_videos import EXPRESSIONS as VIDEO_EXPRESSIONS
-from odd_videos import Result, call
+from odd_videos import Result
 from sola_folder import VIDEOS, write_data, write_tracks
 
 from rvos_cache.errors import InputError
@@ -32,11 +32,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         report = import_sola(out / "sola", "mevis", out / "data", "valid_u", out / f"{kind}.zarr", tracks=kind).report
         assert sorted(report.done) == sorted(VIDEOS) and not report.failed
     return out
-
-
-@pytest.fixture
-def rvos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    return lambda *words: call(monkeypatch, capsys, *words)
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], object]:
